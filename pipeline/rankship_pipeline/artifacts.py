@@ -1,0 +1,119 @@
+"""One model into one file per format, from one graph, each beside the inputs and outputs that prove it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.errors import UnsupportedOp
+from rankship_pipeline.evaluate import predict
+from rankship_pipeline.export import EXPORTERS, check_factors, keep_stdout_clean, load_exporter
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.layers import count_parameters
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import Artifact, Format, RankPlan, TensorSpec, Variant
+from rankship_pipeline.stages import Model
+from rankship_pipeline.store import Entry, Store
+from rankship_pipeline.toolchain import hash_code, list_versions
+
+_RECORD = "artifact.json"
+
+
+def export_variant(
+    prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
+) -> list[Artifact]:
+    """Export one model to every format of the recipe; formats already in the store are read, not made again.
+
+    Each entry holds the file, `artifact.json`, the parity inputs `input.<i>.npy` and torch's outputs `expected.0.npy`.
+    """
+    samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in prepared.data.test_inputs)
+    graph: ExportedProgram | None = None
+    artifacts = []
+    for name in prepared.recipe.export.formats:
+        made_from: dict[str, object] = {
+            "model": model.entry.key,
+            "variant": variant,
+            "format": name,
+            "recipe": prepared.recipe_sha256,
+            "test": prepared.test_sha256,
+            "code": hash_code(),
+            "versions": list_versions(name),
+        }
+        entry = store.find("artifact", made_from)
+        if entry is None:
+            with steps.step(f"export {variant} to {name}"):
+                graph = graph or trace_graph(model.module, tuple(tensor[:1] for tensor in samples))
+                entry = _export(prepared, store, made_from, (variant, name), graph, (model.module, samples, plan))
+        artifacts.append(read_artifact(entry))
+    return artifacts
+
+
+def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
+    """The one graph that every format is made from, at batch size 1."""
+    try:
+        return torch.export.export(module, example)
+    except (RuntimeError, NotImplementedError) as failure:
+        raise UnsupportedOp(
+            f"torch.export cannot trace the model: {failure}",
+            hint="remove data-dependent control flow from its forward",
+        ) from failure
+
+
+def read_artifact(entry: Entry) -> Artifact:
+    """The record of an exported file; its `file` is relative to the store."""
+    return decode(Artifact, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+
+
+def find_proof(artifact: Artifact, root: Path) -> tuple[Path, list[Path], list[Path]]:
+    """The artifact's file, its parity inputs and torch's expected outputs in the store at `root`."""
+    path = root / artifact.file
+    return path, sorted(path.parent.glob("input.*.npy")), sorted(path.parent.glob("expected.*.npy"))
+
+
+def _export(
+    prepared: Prepared,
+    store: Store,
+    made_from: dict[str, object],
+    kind: tuple[Variant, Format],
+    graph: ExportedProgram,
+    source: tuple[nn.Module, tuple[Tensor, ...], RankPlan | None],
+) -> Entry:
+    (variant, name), (module, samples, plan) = kind, source
+    file = f"model.{EXPORTERS[name][1]}"
+
+    def make(target: Path) -> None:
+        with keep_stdout_clean():
+            exporter = load_exporter(name)
+            exporter.export_graph(graph, target / file)
+            operators = exporter.list_operators(target / file)
+        if plan is not None:
+            check_factors(plan, operators, where=f"{variant} {name}")
+        outputs = predict(module, samples)
+        for index, tensor in enumerate(samples):
+            np.save(target / f"input.{index}.npy", tensor.numpy())
+        np.save(target / "expected.0.npy", outputs.numpy())
+        artifact = Artifact(
+            variant=variant,
+            format=name,
+            file=f"{store.name('artifact', made_from)}/{file}",
+            size_bytes=(target / file).stat().st_size,
+            sha256=hash_file(target / file),
+            inputs=tuple(_describe(f"input.{index}", tensor) for index, tensor in enumerate(samples)),
+            outputs=(_describe("logits", outputs),),
+            parameters=count_parameters(module),
+            factored_layers=plan.factored if plan is not None else (),
+            recipe_sha256=prepared.recipe_sha256,
+            source_sha256=prepared.source_sha256,
+            toolchain=list_versions(name),
+        )
+        (target / _RECORD).write_text(encode(artifact))
+
+    return store.produce("artifact", made_from, make)
+
+
+def _describe(name: str, samples: Tensor) -> TensorSpec:
+    return TensorSpec(name=name, shape=(1, *samples.shape[1:]), dtype=str(samples.numpy().dtype))

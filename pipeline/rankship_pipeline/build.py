@@ -1,0 +1,89 @@
+"""The build: a recipe's stages in order, then one file per variant and format, kept in the store."""
+
+from pathlib import Path
+
+from rankship_pipeline.artifacts import export_variant
+from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import Comparison
+from rankship_pipeline.records import Alternative, Build
+from rankship_pipeline.stages import Stages
+from rankship_pipeline.store import Entry, Store
+from rankship_pipeline.toolchain import hash_code, list_versions
+
+_RECORD = "build.json"
+
+
+def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build, Entry]:
+    """Make everything the recipe asks for, or read what is finished; resumes at the first missing stage."""
+    made_from = _ingredients(prepared)
+    found = store.find("build", made_from)
+    if found is None:
+
+        def make(target: Path) -> None:
+            (target / _RECORD).write_text(encode(_make_build(prepared, store, steps)))
+
+        found = store.produce("build", made_from, make)
+    return read_build(found), found
+
+
+def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
+    """The finished build of a recipe; an InputError where there is none."""
+    found = store.find("build", _ingredients(prepared))
+    if found is None:
+        raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")
+    return read_build(found), found
+
+
+def read_build(entry: Entry) -> Build:
+    """The record of a finished build."""
+    return decode(Build, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+
+
+def _ingredients(prepared: Prepared) -> dict[str, object]:
+    formats = prepared.recipe.export.formats
+    return {
+        "recipe": prepared.recipe_sha256,
+        "sources": prepared.source_sha256,
+        "data": [prepared.calibration_sha256, prepared.test_sha256],
+        "code": hash_code(),
+        "versions": {name: list_versions(name) for name in formats},
+    }
+
+
+def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
+    recipe, stages = prepared.recipe, Stages(prepared, store, steps)
+    sources = [stages.evaluate(stages.load_source(source), "source", source.name) for source in recipe.models]
+    merged, _ = stages.merge(recipe.merge.method)
+    compressed, plan = stages.compress(
+        Comparison(
+            name=recipe.ranks.method,
+            merge=recipe.merge.method,
+            ranks=recipe.ranks.method,
+            whitening=recipe.factorise.whitening,
+        )
+    )
+    return Build(
+        recipe=recipe.name,
+        recipe_sha256=prepared.recipe_sha256,
+        plan=plan,
+        accuracies=(*sources, stages.evaluate(merged, "merged"), stages.evaluate(compressed, "compressed")),
+        alternatives=tuple(_evaluate_alternative(stages, comparison) for comparison in recipe.compare),
+        artifacts=(
+            *export_variant(prepared, store, steps, "dense", merged, None),
+            *export_variant(prepared, store, steps, "compressed", compressed, plan),
+        ),
+        dense_parameters=prepared.dense_parameters,
+        batchnorm_reestimated=tuple(
+            stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
+        ),
+    )
+
+
+def _evaluate_alternative(stages: Stages, comparison: Comparison) -> Alternative:
+    model, plan = stages.compress(comparison)
+    return Alternative(
+        method=comparison.name, plan=plan, accuracy=stages.evaluate(model, "alternative", comparison.name)
+    )

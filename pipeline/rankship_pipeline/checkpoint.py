@@ -1,0 +1,181 @@
+"""Trained models in: safetensors state dicts behind a factory, or Hugging Face folders. Never a pickle."""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rankship_pipeline.errors import BuildError, InputError, MergeMismatch
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.recipe import Recipe, Source
+
+State = dict[str, Tensor]
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
+
+
+def load_function(reference: str, folder: Path) -> Callable[..., Any]:
+    """Import `function` from "file.py:function", the file beside the recipe."""
+    file, _, name = reference.partition(":")
+    path = folder / file
+    if not path.is_file() or not name:
+        raise InputError(f"{reference!r}: no file {path}", hint='write "file.py:function", the file beside the recipe')
+    spec = importlib.util.spec_from_file_location(f"rankship_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        function: Callable[..., Any] = getattr(module, name)
+    except AttributeError:
+        raise InputError(f"{path} has no function {name!r}", hint="correct the name after the colon") from None
+    except ImportError as failure:
+        raise InputError(f"{path} cannot be imported: {failure}", hint="install what it imports") from failure
+    return function
+
+
+def make_model(source: Source, folder: Path, seed: int) -> nn.Module:
+    """Build the untrained module; one seed for all sources of a recipe gives all the same initialisation."""
+    torch.manual_seed(seed)
+    if source.huggingface is not None:
+        from rankship_pipeline.huggingface import make_wrapped
+
+        return make_wrapped(source, folder)
+    model = load_function(str(source.factory), folder)()
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{source.factory} returned a {type(model).__name__}", hint="a factory returns a torch.nn.Module"
+        )
+    return model.eval()
+
+
+def hash_source(source: Source, folder: Path) -> str:
+    """SHA-256 over every file that defines the model: code, weights, configuration."""
+    state = hashlib.sha256()
+    for path in _list_files(source, folder):
+        state.update(f"{path.name} {hash_file(path)}\n".encode())
+    return state.hexdigest()
+
+
+def _list_files(source: Source, folder: Path) -> list[Path]:
+    if source.huggingface is not None:
+        from rankship_pipeline.huggingface import list_files
+
+        return list_files(source, folder)
+    references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
+    files = [folder / name for name in dict.fromkeys(references)]
+    if source.weights is not None:
+        files.append(folder / source.weights)
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"model {source.name!r}: no file {path}", hint="correct the path, relative to the recipe")
+    return files
+
+
+def read_state(path: Path) -> State:
+    """Load a safetensors file whole; missing, pickled, damaged or non-finite content is an InputError."""
+    _refuse_unreadable(path)
+    state: State = load_file(path)
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}",
+            hint="export the checkpoint again from a training state that did not diverge",
+        )
+    return state
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, from its header alone."""
+    _refuse_unreadable(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _refuse_unreadable(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}", hint="correct the path; it is relative to the recipe")
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if start.startswith(_PICKLE_STARTS):
+        raise InputError(
+            f"{path} is a pickle (torch.save), which can run code when it is read",
+            hint="convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as failure:
+        raise InputError(f"{path} is not a whole safetensors file: {failure}", hint="copy or export it again") from None
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:
+    """Fill the module with a state dict; every missing, extra or misshapen tensor is listed in one InputError."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    complaints = list_differences(expected, found)
+    if complaints:
+        raise InputError(
+            f"{where} does not fit its factory's model:\n  " + "\n  ".join(complaints),
+            hint="point `factory` at the architecture that the checkpoint was saved from",
+        )
+    model.load_state_dict(dict(state))
+    return model.eval()
+
+
+def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Every way in which two sets of named shapes differ, one line each."""
+    lines = [f"{name}: missing" for name in sorted(left.keys() - right.keys())]
+    lines += [f"{name}: unexpected" for name in sorted(right.keys() - left.keys())]
+    lines += [
+        f"{name}: shape {list(right[name])} instead of {list(left[name])}"
+        for name in sorted(left.keys() & right.keys())
+        if left[name] != right[name]
+    ]
+    return lines
+
+
+def check_mergeable(recipe: Recipe, folder: Path) -> None:
+    """Compare all models' tensors by name and shape, without loading weights; raise MergeMismatch listing all."""
+    shapes = {source.name: _peek_shapes(source, folder, recipe.seed) for source in recipe.models}
+    (first, reference), *others = shapes.items()
+    complaints = [
+        f"{name} against {first}: {line}" for name, found in others for line in list_differences(reference, found)
+    ]
+    if complaints:
+        raise MergeMismatch(
+            "the models cannot be merged:\n  " + "\n  ".join(complaints),
+            hint="merge models of one architecture with the same number of classes",
+        )
+
+
+def _peek_shapes(source: Source, folder: Path, seed: int) -> dict[str, tuple[int, ...]]:
+    if source.weights is not None:
+        return read_shapes(folder / source.weights)
+    return {name: tuple(value.shape) for name, value in make_model(source, folder, seed).state_dict().items()}
+
+
+def train_or_load(source: Source, folder: Path, seed: int) -> State:
+    """The model's trained state, float32 on the CPU: loaded, or trained on the spot by the recipe's function."""
+    model = make_model(source, folder, seed)
+    if source.train is not None:
+        torch.manual_seed(seed)
+        load_function(source.train, folder)(model, seed)
+        broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+        if broken:
+            raise BuildError(
+                f"training {source.name!r} diverged: {broken[0]} is not finite", hint="lower its step size"
+            )
+        return {name: value.contiguous() for name, value in model.state_dict().items()}
+    if source.weights is not None:
+        state = read_state(folder / source.weights)
+        return dict(load_into(model, state, where=os.fspath(folder / source.weights)).state_dict())
+    from rankship_pipeline.huggingface import load_wrapped_state
+
+    return load_wrapped_state(source, folder)

@@ -1,0 +1,67 @@
+"""The `rankship` command: a literal table of verbs, each imported only when it is used."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from rankship_pipeline import __version__
+from rankship_pipeline.errors import RankshipError
+
+# verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("rankship_benchmarks.verbs:run", "build, verify, push, measure and report in one go"),
+    "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
+    "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
+    "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
+    "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
+    "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
+    "devices": ("rankship_targets.verbs:devices", "list the devices of the inventory"),
+    "doctor": ("rankship_targets.verbs:doctor", "say why a device would give bad numbers, and how to mend it"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; errors become one message on stderr and the exit status of their kind (see errors.py)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        sys.stdout.write(describe())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"rankship {__version__}\n")
+        return 0
+    try:
+        return find_verb(arguments[0])(arguments[1:])
+    except RankshipError as error:
+        hint = f"\n  → {error.hint}" if error.hint else ""
+        sys.stderr.write(f"{type(error).__name__}: {error}{hint}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is kept, the same command goes on from there\n")
+        return 130
+
+
+def find_verb(name: str) -> Callable[[list[str]], int]:
+    """Import a verb's function; an unknown verb is an InputError naming the nearest one."""
+    if name not in VERBS:
+        import difflib
+
+        from rankship_pipeline.errors import InputError
+
+        nearest = difflib.get_close_matches(name, VERBS, n=1)
+        guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise InputError(f"unknown verb {name!r}", hint=f"{guess}`rankship --help` lists all verbs")
+    module, function = VERBS[name][0].split(":")
+    verb: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return verb
+
+
+def describe() -> str:
+    """The text of `rankship --help`."""
+    lines = ["usage: rankship VERB ...", "", "Ship low-rank models to the edge and measure them there.", ""]
+    lines += [f"  {verb:9}{summary}" for verb, (_, summary) in VERBS.items()]
+    lines += ["", "`rankship VERB --help` says more. Exit status: 0 done, 2 input, 3 build or parity, 4 device,"]
+    return "\n".join([*lines, "5 a measurement that must not be used, 130 interrupted.", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Every error a user can meet, grouped by who must act.
+
+    RankshipError(message, *, hint)                                             exit 1
+    ├─ InputError         a recipe, suite, inventory, flag or checkpoint: the user fixes it     2
+    ├─ BuildError         the host could not make or verify the artifact                        3
+    │   ├─ BudgetInfeasible   the budget is below the smallest model the options allow
+    │   ├─ UnsupportedOp      an exporter met an operator it cannot lower
+    │   ├─ ParityFailed       an artifact does not compute what the torch model computes
+    │   └─ MergeMismatch      the models to merge differ in more than their values
+    ├─ TargetError        the device or the way to it                                           4
+    │   ├─ TransientTargetError   ConnectionLost, TargetTimeout, TargetBusy: a session may retry
+    │   └─ PersistentTargetError  AuthError, HostKeyChanged, CommandFailed, AgentMismatch, Lacks, NoSpace
+    └─ MeasurementError   a number exists and must not be used                                  5
+        └─ UnlikeConditions   two results were taken under conditions that must not be compared
+
+An error names the thing, the value, what was expected and, in `hint`, what to do.
+"""
+
+
+class RankshipError(Exception):
+    """Root of the tree; `hint` says what to do and `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(RankshipError):
+    """A file, flag or checkpoint given by the user is wrong."""
+
+    exit_code = 2
+
+
+class BuildError(RankshipError):
+    """The host could not make or verify an artifact."""
+
+    exit_code = 3
+
+
+class BudgetInfeasible(BuildError):
+    """No choice of ranks fits the budget; the message says the smallest that does."""
+
+
+class UnsupportedOp(BuildError):
+    """An exporter cannot lower the model."""
+
+
+class ParityFailed(BuildError):
+    """An artifact's outputs differ from the torch model's beyond the recipe's limits."""
+
+
+class MergeMismatch(BuildError):
+    """Models to merge differ in names or shapes; every difference is listed."""
+
+
+class TargetError(RankshipError):
+    """The device, or the way to it, failed."""
+
+    exit_code = 4
+
+
+class TransientTargetError(TargetError):
+    """The same call may succeed later; only a session retries, boundedly, and says so in the trial."""
+
+
+class ConnectionLost(TransientTargetError):
+    """The link to the device broke or never came up."""
+
+
+class TargetTimeout(TransientTargetError):
+    """The device did not answer within the call's limit."""
+
+
+class TargetBusy(TransientTargetError):
+    """Another run holds the device."""
+
+
+class PersistentTargetError(TargetError):
+    """Trying again cannot help."""
+
+
+class AuthError(PersistentTargetError):
+    """The device refused every credential offered."""
+
+
+class HostKeyChanged(PersistentTargetError):
+    """The device's host key is not the one pinned in the inventory."""
+
+
+class CommandFailed(PersistentTargetError):
+    """A command on the device ended with an error."""
+
+
+class AgentMismatch(PersistentTargetError):
+    """The agent on the device speaks another protocol than this host."""
+
+
+class Lacks(PersistentTargetError):
+    """The device lacks something that the work needs: a runtime, an interpreter, a tool."""
+
+
+class NoSpace(PersistentTargetError):
+    """The device's disk cannot hold what should be copied to it."""
+
+
+class MeasurementError(RankshipError):
+    """A number exists and must not be used."""
+
+    exit_code = 5
+
+
+class UnlikeConditions(MeasurementError):
+    """Two results were taken under conditions that must not be compared."""

@@ -1,0 +1,67 @@
+"""ONNX by torch's own exporter."""
+
+from math import prod
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch.export import ExportedProgram
+
+from rankship_pipeline.errors import UnsupportedOp
+from rankship_pipeline.export import Operator
+
+# The newest opset whose models every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
+OPSET = 20
+
+
+def export_graph(graph: ExportedProgram, path: Path) -> None:
+    """Write one file with its weights inside, checked, and without the stack traces that the exporter leaves in it."""
+    try:
+        program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as failure:
+        raise UnsupportedOp(
+            f"ONNX cannot express the model: {failure}", hint="see the operator named above"
+        ) from failure
+    if program is None:
+        raise UnsupportedOp("torch.onnx.export returned no program")
+    model = program.model_proto
+    strip_metadata(model)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Drop the host paths and stack traces in metadata_props: they bloat the file and tell the builder's paths."""
+    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for holder in (model.graph, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+    for initializer in model.graph.initializer:
+        initializer.ClearField("metadata_props")
+        initializer.ClearField("doc_string")
+    model.ClearField("metadata_props")
+
+
+def list_operators(path: Path) -> tuple[Operator, ...]:
+    """Conv, Gemm and MatMul nodes whose weight is a constant, also behind a Transpose."""
+    graph = onnx.load(path).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            shapes[node.output[0]] = numpy_helper.to_array(node.attribute[0].t).shape
+        elif node.op_type == "Transpose" and node.input[0] in shapes:
+            order = [value for attribute in node.attribute if attribute.name == "perm" for value in attribute.ints]
+            shape = shapes[node.input[0]]
+            shapes[node.output[0]] = tuple(shape[axis] for axis in (order or reversed(range(len(shape)))))
+    found = []
+    for node in graph.node:
+        if node.op_type not in {"Conv", "Gemm", "MatMul"} or len(shapes.get(node.input[1], ())) < 2:  # noqa: PLR2004
+            continue
+        shape = shapes[node.input[1]]
+        out_first = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+        rows = shape[0] if out_first else shape[-1]
+        found.append(Operator(kind=node.op_type, rows=rows, columns=prod(shape) // rows))
+    return tuple(found)

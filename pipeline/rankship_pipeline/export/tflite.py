@@ -1,0 +1,44 @@
+"""TFLite by LiteRT's converter; TensorFlow is not involved."""
+
+from math import prod
+from pathlib import Path
+
+import litert_torch
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from torch.export import ExportedProgram
+
+from rankship_pipeline.errors import UnsupportedOp
+from rankship_pipeline.export import Operator
+
+_WEIGHTED = {"CONV_2D", "FULLY_CONNECTED"}
+
+
+def export_graph(graph: ExportedProgram, path: Path) -> None:
+    """Write one flatbuffer; inputs are called args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
+    try:
+        litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
+    except (RuntimeError, NotImplementedError, ValueError) as failure:
+        raise UnsupportedOp(
+            f"TFLite cannot express the model: {failure}", hint="see the operator named above"
+        ) from failure
+
+
+def _example_inputs(graph: ExportedProgram) -> tuple[torch.Tensor, ...]:
+    if graph.example_inputs is None:
+        raise UnsupportedOp("the exported graph carries no example inputs")
+    return tuple(graph.example_inputs[0])
+
+
+def list_operators(path: Path) -> tuple[Operator, ...]:
+    """CONV_2D (OHWI) and FULLY_CONNECTED (out, in) operators; their second tensor is the weight."""
+    interpreter = Interpreter(model_path=str(path))
+    shapes = {
+        detail["index"]: tuple(int(side) for side in detail["shape"]) for detail in interpreter.get_tensor_details()
+    }
+    found = []
+    for operator in interpreter._get_ops_details():  # noqa: SLF001 - the interpreter offers no public list
+        if operator["op_name"] in _WEIGHTED:
+            rows, *rest = shapes[int(operator["inputs"][1])]
+            found.append(Operator(kind=operator["op_name"], rows=rows, columns=prod(rest)))
+    return tuple(found)

@@ -1,0 +1,121 @@
+"""Everything that can be wrong with a recipe, found in seconds, before any long work starts."""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rankship_pipeline.checkpoint import check_mergeable, hash_source, make_model, read_state
+from rankship_pipeline.codec import digest
+from rankship_pipeline.data import Data, Inputs, load_data
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.export import EXPORTERS
+from rankship_pipeline.layers import Layer, count_parameters, find_layers
+from rankship_pipeline.ranks import check_feasible, resolve_budget
+from rankship_pipeline.recipe import Recipe
+from rankship_pipeline.toolchain import RUNTIMES, find_version
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that passed: its data, its untrained model and layers, and hashes of all that goes in.
+
+    `fixed_parameters` lie outside the factorable layers. `budget_parameters` is 0 with ARP's fixed threshold.
+    """
+
+    recipe: Recipe
+    recipe_sha256: str
+    folder: Path
+    data: Data
+    calibration_sha256: dict[str, str]
+    test_sha256: str
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    source_sha256: dict[str, str]
+    dense_parameters: int
+    budget_parameters: int
+
+    @property
+    def fixed_parameters(self) -> int:
+        """Parameters that no choice of ranks changes."""
+        return self.dense_parameters - sum(layer.parameters for layer in self.layers)
+
+
+def prepare(recipe: Recipe, folder: Path) -> Prepared:
+    """Check toolchains, checkpoints, data, shapes and budget; raise the first problem as one clear error.
+
+    `folder` is the recipe's own, to which its paths are relative.
+    """
+    _check_toolchains(recipe)
+    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
+    for source in recipe.models:
+        if source.weights is not None:
+            read_state(folder / source.weights)
+    check_mergeable(recipe, folder)
+    data = load_data(recipe, folder)
+    model = make_model(recipe.models[0], folder, recipe.seed)
+    _check_forward(model, data, recipe)
+    layers = find_layers(model, recipe.ranks.exclude)
+    if not layers:
+        raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
+    dense = count_parameters(model)
+    budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense)
+    prepared = Prepared(
+        recipe=recipe,
+        recipe_sha256=digest(recipe),
+        folder=folder,
+        data=data,
+        calibration_sha256={name: _hash_tensors(inputs) for name, inputs in data.calibration.items()},
+        test_sha256=_hash_tensors((*data.test_inputs, data.test_labels)),
+        model=model,
+        layers=layers,
+        source_sha256=source_sha256,
+        dense_parameters=dense,
+        budget_parameters=budget,
+    )
+    if recipe.ranks.threshold is None:
+        check_feasible(layers, prepared.fixed_parameters, budget, recipe.ranks.step)
+    return prepared
+
+
+def _check_toolchains(recipe: Recipe) -> None:
+    for name in recipe.export.formats:
+        module, _, extra = EXPORTERS[name]
+        package = {"onnx": "onnxscript", "tflite": "litert_torch", "executorch": "executorch"}[name]
+        if importlib.util.find_spec(package) is None or not any(find_version(runtime) for runtime in RUNTIMES[name]):
+            raise InputError(
+                f"export.formats names {name}, whose toolchain is not installed ({module} needs {package})",
+                hint=f"pip install '{extra}', or leave {name} out",
+            )
+
+
+def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
+    samples = [(f"calibration of {name!r}", inputs) for name, inputs in data.calibration.items()]
+    for what, inputs in [*samples, ("test_inputs", data.test_inputs)]:
+        try:
+            with torch.inference_mode():
+                output = model(*(tensor[:2] for tensor in inputs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as failure:
+            raise InputError(
+                f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
+                hint=f"make {recipe.data.loader} return what the model's forward takes",
+            ) from failure
+    classes = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 2 else None  # noqa: PLR2004
+    if classes is None:
+        raise InputError("the model does not return logits of shape (batch, classes)", hint="wrap it in the factory")
+    low, high = int(data.test_labels.min()), int(data.test_labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
+        )
+
+
+def _hash_tensors(tensors: Inputs) -> str:
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()

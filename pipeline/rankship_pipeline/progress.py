@@ -1,0 +1,47 @@
+"""Progress of long work on stderr: a live line on a terminal, one line per finished step elsewhere."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Steps:
+    """Names each step while it runs and its wall time when it is done; keeps the times for the record."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Show `name` as running, then as done."""
+        with self._timed(name), self.console.status(name):
+            yield
+
+    @contextmanager
+    def track(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
+        """A bar over `total` parts; call what it gives with each part's name as the part begins."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
+            task, begun = progress.add_task(name, total=total), itertools.count()
+
+            def advance(part: str) -> None:
+                progress.update(task, description=part, completed=next(begun))
+
+            yield advance
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+        self.console.print(f"[green]✓[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
+
+    def note(self, text: str) -> None:
+        """One line that belongs to no step."""
+        self.console.print(f"[dim]·[/] {text}")

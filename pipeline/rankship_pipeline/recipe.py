@@ -1,0 +1,188 @@
+"""A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from rankship_pipeline.codec import decode
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.records import FORMATS, Format, record
+
+MergeMethod = Literal["average", "joint"]
+RankMethod = Literal["uniform", "arp", "knapsack"]
+Whitening = Literal["plain", "eigen"]
+GramSource = Literal["sources", "merged"]
+BatchNormMode = Literal["auto", "reestimate", "keep"]
+Task = Literal["sequence-classification", "image-classification"]
+
+
+@record
+class Source:
+    """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task`.
+
+    `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
+    seed)` trains it in place (its result is cached). `weights` is a safetensors state dict. `huggingface` is a
+    directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
+    """
+
+    name: str
+    factory: str | None = None
+    weights: str | None = None
+    train: str | None = None
+    huggingface: str | None = None
+    revision: str | None = None
+    task: Task | None = None
+    inputs: tuple[str, ...] = ()
+
+
+@record
+class DataChoice:
+    """`loader` is "file.py:function"; see data.py for what it returns."""
+
+    loader: str
+
+
+@record
+class MergeChoice:
+    """How the models become one; `off_diagonal` scales the Grams' off-diagonals as RegMean does (1 = not at all).
+
+    `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
+    re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
+    """
+
+    method: MergeMethod = "joint"
+    off_diagonal: float = 1.0
+    batchnorm: BatchNormMode = "auto"
+
+
+@record
+class Budget:
+    """Exactly one of: a share of the merged model's parameters, a count, or bytes of stored fp32 parameters."""
+
+    kept_parameters: float | None = None
+    parameters: int | None = None
+    size_bytes: int | None = None
+
+
+@record
+class RankChoice:
+    """How ranks are allocated; `step` is the hardware-friendly multiple, `threshold` ARP's fixed τ (then no budget).
+
+    `exclude` are shell-style patterns of layer names that stay dense.
+    """
+
+    method: RankMethod = "knapsack"
+    step: int = 8
+    threshold: float | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@record
+class FactoriseChoice:
+    """`whitening` of the SVD, by activations of the `sources` on their own data or of the `merged` model on all of it."""
+
+    whitening: Whitening = "eigen"
+    grams: GramSource = "merged"
+
+
+@record
+class Comparison:
+    """Another way to the same budget, evaluated on the host for the report and not exported."""
+
+    name: str
+    merge: MergeMethod
+    ranks: RankMethod
+    whitening: Whitening
+
+
+@record
+class ExportChoice:
+    """The formats to export."""
+
+    formats: tuple[Format, ...] = FORMATS
+
+
+@record
+class ParityChoice:
+    """What an artifact must reach against torch on `samples` test inputs (see records.Verified for the measures)."""
+
+    samples: int = 64
+    max_relative_error: float = 1e-4
+    min_cosine: float = 0.9999
+    min_top1_agreement: float = 1.0
+
+
+@record
+class Recipe:
+    """One run, from trained models to verified artifacts."""
+
+    name: str
+    models: tuple[Source, ...]
+    data: DataChoice
+    budget: Budget = Budget()
+    merge: MergeChoice = MergeChoice()
+    ranks: RankChoice = RankChoice()
+    factorise: FactoriseChoice = FactoriseChoice()
+    compare: tuple[Comparison, ...] = ()
+    export: ExportChoice = ExportChoice()
+    parity: ParityChoice = ParityChoice()
+    seed: int = 0
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; every mistake is an InputError that names the file and the key."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"no recipe at {path}", hint="give the path of a recipe.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
+    recipe = decode(Recipe, json.dumps(table, default=str), where=str(path))
+    complaints = [*_check_models(recipe), *_check_numbers(recipe)]
+    if complaints:
+        raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
+    return recipe
+
+
+def _check_models(recipe: Recipe) -> list[str]:
+    complaints = []
+    if not recipe.models:
+        complaints.append("no [[models]]: name at least one trained model")
+    names = [source.name for source in recipe.models]
+    complaints += [f"two models are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    for source in recipe.models:
+        if (source.factory is None) == (source.huggingface is None):
+            complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
+        elif source.factory is not None and (source.weights is None) == (source.train is None):
+            complaints.append(f"model {source.name!r} needs exactly one of `weights` and `train` beside its factory")
+        elif source.huggingface is not None and (source.task is None or not source.inputs):
+            complaints.append(f"model {source.name!r} needs `task` and `inputs` beside `huggingface`")
+    return complaints
+
+
+def _check_numbers(recipe: Recipe) -> list[str]:
+    budget, ranks, threshold = recipe.budget, recipe.ranks, recipe.ranks.threshold
+    given = [value for value in (budget.kept_parameters, budget.parameters, budget.size_bytes) if value is not None]
+    rules = [
+        (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
+        (
+            len(given) == (1 if threshold is None else 0),
+            "[budget] needs exactly one of kept_parameters, parameters, size_bytes (none with ranks.threshold)",
+        ),
+        (all(value > 0 for value in given), f"the budget must be above zero, got {given}"),
+        (
+            budget.kept_parameters is None or budget.kept_parameters <= 1,
+            f"budget.kept_parameters is the fraction kept, 0 to 1, got {budget.kept_parameters}",
+        ),
+        (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
+        (threshold is None or 0 < threshold <= 1, f"ranks.threshold must lie in (0, 1], got {threshold}"),
+        (threshold is None or not recipe.compare, "[[compare]] needs a [budget]; with ranks.threshold there is none"),
+        (
+            0 <= recipe.merge.off_diagonal <= 1,
+            f"merge.off_diagonal must lie in [0, 1], got {recipe.merge.off_diagonal}",
+        ),
+        (recipe.parity.samples >= 1, f"parity.samples must be at least 1, got {recipe.parity.samples}"),
+        (bool(recipe.export.formats), "export.formats is empty"),
+    ]
+    return [complaint for kept, complaint in rules if not kept]

@@ -1,0 +1,163 @@
+"""Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar, dataclass_transform
+
+Format = Literal["onnx", "tflite", "executorch"]
+Variant = Literal["dense", "compressed"]
+FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
+VARIANTS: tuple[Variant, ...] = ("dense", "compressed")
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass whose JSON form refuses unknown keys and loose types."""
+    cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]  # read by codec
+    return dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+
+@record
+class TensorSpec:
+    """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@record
+class Artifact:
+    """One exported file and everything that made it.
+
+    `parameters` counts every trainable parameter of the torch model (embeddings, norms, biases, heads);
+    `factored_layers` are the layers stored as two operators, by their torch names.
+    """
+
+    variant: Variant
+    format: Format
+    file: str
+    size_bytes: int
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    factored_layers: tuple[str, ...]
+    recipe_sha256: str
+    source_sha256: dict[str, str]
+    toolchain: dict[str, str]
+
+
+@record
+class Verified:
+    """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
+
+    `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples and outputs; `min_cosine` is the
+    worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees.
+    """
+
+    artifact_sha256: str
+    variant: Variant
+    format: Format
+    runtime: str
+    runtime_version: str
+    samples: int
+    max_relative_error: float
+    min_cosine: float
+    top1_agreement: float
+
+
+@record
+class LayerRank:
+    """The choice for one layer, seen as a matrix (`rows` out, `columns` in·kh·kw).
+
+    `rank` is None where the layer stays dense. `relative_error` is the predicted share of the layer's output
+    energy that the rank throws away (0 when dense). `interference` is the share of output energy that merging
+    itself costs, whatever the rank (None for one model or a merge without Grams).
+    """
+
+    name: str
+    rows: int
+    columns: int
+    rank: int | None
+    dense_parameters: int
+    chosen_parameters: int
+    relative_error: float
+    interference: float | None
+
+
+@record
+class RankPlan:
+    """Ranks for every layer that may be factored, and how exactly they meet the budget (all in parameters).
+
+    `fixed_parameters` are the parameters outside those layers; `gap` is budget minus total, never negative.
+    """
+
+    method: str
+    layers: tuple[LayerRank, ...]
+    fixed_parameters: int
+    total_parameters: int
+    budget_parameters: int
+    predicted_error: float
+
+    @property
+    def gap(self) -> int:
+        """Parameters of the budget left unspent."""
+        return self.budget_parameters - self.total_parameters
+
+    @property
+    def factored(self) -> tuple[str, ...]:
+        """Names of the layers stored as two operators."""
+        return tuple(layer.name for layer in self.layers if layer.rank is not None)
+
+
+@record
+class Accuracy:
+    """Share of `samples` test inputs classified correctly after `stage`, with its 95 % Wilson interval."""
+
+    stage: str
+    samples: int
+    correct: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """The share of correct answers."""
+        return self.correct / self.samples
+
+
+@record
+class Alternative:
+    """What another allocation method gives at the same budget, evaluated on the host, not exported."""
+
+    method: str
+    plan: RankPlan
+    accuracy: Accuracy
+
+
+@record
+class Build:
+    """Everything one recipe produced: six artifacts when three formats are asked for, and what they should give.
+
+    `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh.
+    """
+
+    recipe: str
+    recipe_sha256: str
+    artifacts: tuple[Artifact, ...]
+    plan: RankPlan
+    accuracies: tuple[Accuracy, ...]
+    alternatives: tuple[Alternative, ...]
+    dense_parameters: int
+    batchnorm_reestimated: tuple[str, ...] = ()
+
+
+@record
+class RunOutput:
+    """What a runtime computed: one .npy file per output of the artifact, in its order, samples stacked on axis 0."""
+
+    outputs: tuple[str, ...]
+    runtime: str
+    runtime_version: str

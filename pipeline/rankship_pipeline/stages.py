@@ -1,0 +1,194 @@
+"""A recipe's stages up to the compressed model, each kept in the store under the hash of all that went into it."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rankship_pipeline.batchnorm import settle_batchnorm
+from rankship_pipeline.calibrate import Grams, collect_grams
+from rankship_pipeline.checkpoint import State, load_into, train_or_load
+from rankship_pipeline.codec import decode, digest, encode
+from rankship_pipeline.compress import Analysis, analyse, compress
+from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
+from rankship_pipeline.merge import MERGES, measure_interference
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.rebuild import rebuild
+from rankship_pipeline.recipe import Comparison, Source
+from rankship_pipeline.records import Accuracy, RankPlan
+from rankship_pipeline.store import Entry, Store
+from rankship_pipeline.toolchain import hash_code, list_versions
+
+_STATE = "state.safetensors"
+_NORMS = "batchnorm_reestimated.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A torch module in evaluation mode and the store entry that holds its tensors."""
+
+    module: nn.Module
+    entry: Entry
+
+    @property
+    def batchnorm_reestimated(self) -> bool:
+        """Whether batch-norm statistics were taken afresh when this model was made."""
+        return bool(json.loads(self.entry.read(_NORMS).read_text()))
+
+
+@dataclass
+class Stages:
+    """The stages of one prepared recipe; each method makes its result or reads it from the store."""
+
+    prepared: Prepared
+    store: Store
+    steps: Steps
+    _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
+
+    def load_source(self, source: Source) -> Model:
+        """A trained model as the recipe names it."""
+        folder, seed = self.prepared.folder, self.prepared.recipe.seed
+        made_from = {"source": digest(source), "files": self.prepared.source_sha256[source.name], "seed": seed}
+
+        def make(target: Path) -> None:
+            save_file(train_or_load(source, folder, seed), target / _STATE)
+
+        entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")
+        return Model(self._fill(self.prepared.model, entry), entry)
+
+    def calibrate(self, model: Model, name: str | None) -> tuple[Grams, str]:
+        """Gram matrices of a model on one source's calibration data, or on all of it (None); with the entry's key."""
+        data = self.prepared.data
+        inputs = data.pool_calibration() if name is None else data.calibration[name]
+        hashes = self.prepared.calibration_sha256
+        made_from = {"model": model.entry.key, "data": hashes if name is None else hashes[name]}
+
+        def make(target: Path) -> None:
+            save_file(collect_grams(model.module, inputs, self.prepared.layers), target / "grams.safetensors")
+
+        entry = self._produce("grams", made_from, make, f"calibrate {name or 'the merged model'}")
+        return load_file(entry.read("grams.safetensors")), entry.key
+
+    def merge(self, method: str) -> tuple[Model, dict[str, float]]:
+        """The merged model, batch-norm re-estimated where the recipe says so, and each layer's interference."""
+        recipe = self.prepared.recipe
+        sources = self._load_sources()
+        grams, keys = self._calibrate_sources(sources)
+        made_from = {
+            "method": method,
+            "off_diagonal": recipe.merge.off_diagonal,
+            "batchnorm": recipe.merge.batchnorm,
+            "models": [source.entry.key for source in sources],
+            "grams": keys,
+        }
+
+        def make(target: Path) -> None:
+            states: list[State] = [source.module.state_dict() for source in sources]
+            state = MERGES[method](states, grams, self.prepared.layers, recipe.merge)
+            costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
+            module = load_into(copy.deepcopy(self.prepared.model), state, where=f"{method} merge")
+            self._settle_and_save(module, sources, target)
+            (target / "interference.json").write_text(json.dumps(costs))
+
+        entry = self._produce("merged", made_from, make, f"merge by {method}")
+        interference: dict[str, float] = json.loads(entry.read("interference.json").read_text())
+        return Model(self._fill(self.prepared.model, entry), entry), interference if len(sources) > 1 else {}
+
+    def compress(self, comparison: Comparison) -> tuple[Model, RankPlan]:
+        """The merged model compressed to the budget by one way of merging, whitening and allocating."""
+        recipe = self.prepared.recipe
+        choice = replace(recipe.ranks, method=comparison.ranks)
+        merged, interference = self.merge(comparison.merge)
+        grams, key = self._choose_grams(merged, comparison)
+        made_from = {
+            "merged": merged.entry.key,
+            "grams": key,
+            "ranks": digest(choice),
+            "whitening": comparison.whitening,
+            "budget": self.prepared.budget_parameters,
+            "batchnorm": recipe.merge.batchnorm,
+        }
+
+        def make(target: Path) -> None:
+            place = (merged.entry.key + key, comparison.whitening)
+            if place not in self._analyses:
+                self._analyses[place] = analyse(
+                    merged.module, self.prepared.layers, grams, comparison.whitening, interference
+                )
+            module, plan = compress(
+                self._analyses[place],
+                choice,
+                self.prepared.fixed_parameters,
+                self.prepared.budget_parameters,
+            )
+            self._settle_and_save(module, self._load_sources(), target)
+            (target / "plan.json").write_text(encode(plan))
+
+        entry = self._produce("compressed", made_from, make, f"compress: {comparison.name}")
+        plan = decode(RankPlan, entry.read("plan.json").read_bytes(), where=str(entry.folder))
+        return Model(self._fill(rebuild(self.prepared.model, plan), entry), entry), plan
+
+    def evaluate(self, model: Model, stage: str, source: str | None = None) -> Accuracy:
+        """Accuracy on the whole test set; `source` only makes the name of the stage."""
+        made_from = {"model": model.entry.key, "test": self.prepared.test_sha256, "stage": stage}
+        data = self.prepared.data
+
+        def make(target: Path) -> None:
+            name = stage if source is None else f"{stage}:{source}"
+            accuracy = measure_accuracy(model.module, data.test_inputs, data.test_labels, stage=name)
+            (target / "accuracy.json").write_text(encode(accuracy))
+
+        entry = self.store.produce("accuracy", self._stamp(made_from), make)
+        return decode(Accuracy, entry.read("accuracy.json").read_bytes(), where=str(entry.folder))
+
+    def _load_sources(self) -> list[Model]:
+        return [self.load_source(source) for source in self.prepared.recipe.models]
+
+    def _settle_and_save(self, module: nn.Module, sources: list[Model], target: Path) -> None:
+        """Settle batch-norm against what each source itself says on its own calibration data, and write the state."""
+        data, mode = self.prepared.data, self.prepared.recipe.merge.batchnorm
+        teachers = [
+            (inputs, predict(source.module, inputs))
+            for source, inputs in zip(sources, data.calibration.values(), strict=True)
+        ]
+
+        def distance(candidate: nn.Module) -> float:
+            return sum(measure_divergence(candidate, inputs, teacher) for inputs, teacher in teachers)
+
+        module, reestimated = settle_batchnorm(module, data.pool_calibration(), mode, distance)
+        save_file(module.state_dict(), target / _STATE)
+        (target / _NORMS).write_text(json.dumps(reestimated))
+
+    def _calibrate_sources(self, sources: list[Model]) -> tuple[list[Grams], list[str]]:
+        names = [source.name for source in self.prepared.recipe.models]
+        pairs = [self.calibrate(model, name) for model, name in zip(sources, names, strict=True)]
+        return [grams for grams, _ in pairs], [key for _, key in pairs]
+
+    def _choose_grams(self, merged: Model, comparison: Comparison) -> tuple[Grams, str]:
+        """The Grams that whiten: none for plain, the sum of the sources' own, or the merged model's."""
+        if comparison.whitening == "plain":
+            return {}, "none"
+        if self.prepared.recipe.factorise.grams == "merged":
+            return self.calibrate(merged, None)
+        grams, keys = self._calibrate_sources(self._load_sources())
+        return {name: torch.stack([one[name] for one in grams]).sum(0) for name in grams[0]}, "+".join(keys)
+
+    def _produce(self, kind: str, made_from: Mapping[str, object], make: Callable[[Path], None], title: str) -> Entry:
+        ingredients = self._stamp(made_from)
+        found = self.store.find(kind, ingredients)
+        if found is not None:
+            return found
+        with self.steps.step(title):
+            return self.store.produce(kind, ingredients, make)
+
+    def _stamp(self, made_from: Mapping[str, object]) -> dict[str, object]:
+        return {**made_from, "code": hash_code(), "versions": list_versions()}
+
+    def _fill(self, structure: nn.Module, entry: Entry) -> nn.Module:
+        return load_into(copy.deepcopy(structure), load_file(entry.read(_STATE)), where=str(entry.folder))

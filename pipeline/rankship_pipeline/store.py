@@ -1,0 +1,95 @@
+"""The artifact store: write-once folders addressed by the hash of everything that went into them."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankship_pipeline.codec import digest
+from rankship_pipeline.errors import BuildError, InputError
+from rankship_pipeline.files import hash_file, publish_folder
+
+MANIFEST = "manifest.json"
+_SHOWN = 20  # characters of a key in a folder's name: 80 bits, no accidental collision
+
+
+def default_root() -> Path:
+    """RANKSHIP_STORE, else rankship/store in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("RANKSHIP_STORE") or cache / "rankship" / "store")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished folder; its manifest holds the key's ingredients and every file's size and SHA-256."""
+
+    folder: Path
+    key: str
+    files: dict[str, str]
+
+    def read(self, name: str) -> Path:
+        """The path of one file, after checking that it still is what was written."""
+        path = self.folder / name
+        if name not in self.files:
+            raise BuildError(f"{self.folder} holds no {name}", hint=f"delete {self.folder}, it will be made again")
+        if not path.is_file() or hash_file(path) != self.files[name]:
+            raise BuildError(
+                f"{path} was changed or cut short after it was written",
+                hint=f"delete {self.folder}, it will be made again",
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of entries `<kind>-<key>`; entries appear whole, in one rename, and are never changed."""
+
+    root: Path
+
+    def find(self, kind: str, ingredients: Mapping[str, object]) -> Entry | None:
+        """The entry made from these ingredients, if it is finished."""
+        folder = self.root / self.name(kind, ingredients)
+        return self.open(folder) if folder.is_dir() else None
+
+    def name(self, kind: str, ingredients: Mapping[str, object]) -> str:
+        """The folder's name for these ingredients."""
+        return f"{kind}-{digest(dict(ingredients))[:_SHOWN]}"
+
+    def produce(self, kind: str, ingredients: Mapping[str, object], make: Callable[[Path], None]) -> Entry:
+        """Return the finished entry, or let `make` fill a private folder and publish it.
+
+        A process killed inside `make` leaves only a hidden temporary folder that nothing reads.
+        """
+        found = self.find(kind, ingredients)
+        if found is not None:
+            return found
+        key, folder = digest(dict(ingredients)), self.root / self.name(kind, ingredients)
+        with publish_folder(folder) as temporary:
+            make(temporary)
+            files = {
+                path.relative_to(temporary).as_posix(): hash_file(path)
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {"kind": kind, "key": key, "ingredients": dict(ingredients), "files": files}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        return self.open(folder)
+
+    def open(self, folder: Path) -> Entry:
+        """Read an entry's manifest."""
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            return Entry(folder=folder, key=manifest["key"], files=manifest["files"])
+        except (OSError, ValueError, KeyError):
+            raise BuildError(
+                f"{folder} has no readable manifest", hint=f"delete {folder}, it will be made again"
+            ) from None
+
+    def match(self, kind: str, prefix: str) -> Entry:
+        """The one entry of a kind whose key starts with `prefix`."""
+        folders = sorted(self.root.glob(f"{kind}-{prefix}*")) if prefix.isalnum() else []
+        if len(folders) != 1:
+            found = f"{len(folders)} entries match" if folders else "no entry matches"
+            raise InputError(f"{found} {kind} {prefix!r} in {self.root}", hint="give a recipe, or more of the hash")
+        return self.open(folders[0])

@@ -1,0 +1,29 @@
+"""People's units: the only place where stored integers become text."""
+
+_MEGABYTE = 1_000_000
+_TEN_MS = 10_000_000  # nanoseconds
+
+
+def show_bytes(value: int) -> str:
+    """Bytes in kB (1000 bytes) below 1 MB, else MB."""
+    return f"{value / 1e3:,.1f} kB" if value < _MEGABYTE else f"{value / 1e6:,.2f} MB"
+
+
+def show_ns(value: float) -> str:
+    """Nanoseconds as µs below 10 ms, else ms."""
+    return f"{value / 1e3:,.1f} µs" if value < _TEN_MS else f"{value / 1e6:,.2f} ms"
+
+
+def show_count(value: int) -> str:
+    """A count with thousands separators."""
+    return f"{value:,}"
+
+
+def show_percent(share: float, digits: int = 1) -> str:
+    """A share of one as per cent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def show_celsius(value_mc: int) -> str:
+    """Millidegrees as °C."""
+    return f"{value_mc / 1000:.1f} °C"

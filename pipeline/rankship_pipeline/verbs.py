@@ -1,0 +1,72 @@
+"""The pipeline's own verbs: `build` and `show`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankship_pipeline.preflight import Prepared
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.records import Build
+    from rankship_pipeline.store import Entry, Store
+
+
+def build(argv: list[str]) -> int:
+    """`rankship build RECIPE`: models in, exported artifacts out; prints the build's hash on stdout."""
+    parser = argparse.ArgumentParser(prog="rankship build", description="Build a recipe's artifacts; resumes.")
+    parser.add_argument("recipe", type=Path)
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_pipeline.build import build_recipe
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.summary import print_build
+
+    steps, store = Steps(), Store(arguments.store)
+    made, entry = build_recipe(prepare_recipe(arguments.recipe, steps), store, steps)
+    print_build(made, entry)
+    return 0
+
+
+def show(argv: list[str]) -> int:
+    """`rankship show BUILD`: what is known of a finished build, by its recipe or its hash."""
+    parser = argparse.ArgumentParser(prog="rankship show", description="Print ranks, sizes and accuracy of a build.")
+    parser.add_argument("build", help="a recipe.toml, or the first letters of a build's hash")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.summary import print_build
+
+    print_build(*find_by_name(arguments.build, Store(arguments.store)))
+    return 0
+
+
+def add_store_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag `--store`, common to every verb that reads or makes builds."""
+    from rankship_pipeline.store import default_root
+
+    parser.add_argument("--store", type=Path, default=default_root(), help="artifact store (default: %(default)s)")
+
+
+def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
+    """Read a recipe and check everything that can be checked before long work."""
+    from rankship_pipeline.recipe import read_recipe
+
+    recipe = read_recipe(path)  # before torch is imported: a typing mistake is told at once
+    with steps.step("check the recipe, its models and its data"):
+        from rankship_pipeline.preflight import prepare
+
+        return prepare(recipe, path.resolve().parent)
+
+
+def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
+    """A finished build by the path of its recipe or by a prefix of its hash."""
+    from rankship_pipeline.build import find_build, read_build
+    from rankship_pipeline.progress import Steps
+
+    if name.endswith(".toml"):
+        return find_build(prepare_recipe(Path(name), Steps()), store)
+    entry = store.match("build", name)
+    return read_build(entry), entry
