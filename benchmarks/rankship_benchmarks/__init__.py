@@ -1,0 +1,1 @@
+"""Measuring stage of Rankship: trials, statistics and the report."""

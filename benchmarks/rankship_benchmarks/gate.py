@@ -1,0 +1,58 @@
+"""The parity gate over a whole build: proofs are kept in the store, changed files are found every time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankship_pipeline.artifacts import find_proof
+from rankship_pipeline.codec import decode, digest, encode
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import ParityChoice
+from rankship_pipeline.records import Artifact, Build, Verified
+from rankship_pipeline.store import Store
+from rankship_pipeline.toolchain import RUNTIMES, find_version, hash_code
+from rankship_pipeline.verify import Runner, refuse_changed, verify_artifact
+
+_RECORD = "verified.json"
+
+
+def verify_build(
+    build: Build, store: Store, runner: Runner, runner_sha256: str, limits: ParityChoice, steps: Steps, *, fresh: bool
+) -> tuple[Verified, ...]:
+    """Prove every artifact, in the build's order; the first that fails raises ParityFailed.
+
+    A proof made earlier by the same runner, runtime and limits is taken from the store unless `fresh`, after hashing
+    the file again.
+    """
+    verified = []
+    for artifact in build.artifacts:
+        made_from: dict[str, object] = {
+            "artifact": artifact.sha256,
+            "file": artifact.file,
+            "limits": digest(limits),
+            "runtime": [find_version(name) for name in RUNTIMES[artifact.format]],
+            "runner": runner_sha256,
+            "code": hash_code(),
+        }
+        path, inputs, expected = find_proof(artifact, store.root)
+        refuse_changed(artifact, path)
+        entry = None if fresh else store.find("verified", made_from)
+        if entry is None:
+            with steps.step(f"verify {artifact.variant} {artifact.format}"):
+                proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
+            _keep(store, made_from, proof)
+        else:
+            proof = decode(Verified, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+        verified.append(proof)
+    return tuple(verified)
+
+
+def _keep(store: Store, made_from: dict[str, object], proof: Verified) -> None:
+    def make(target: Path) -> None:
+        (target / _RECORD).write_text(encode(proof))
+
+    store.produce("verified", made_from, make)
+
+
+def find_inputs(artifacts: Sequence[Artifact], root: Path) -> list[Path]:
+    """The parity inputs, which serve as inputs of the measurement too."""
+    return find_proof(artifacts[0], root)[1]

@@ -1,0 +1,93 @@
+"""Numbers with their uncertainty: rounds, not inferences, are the unit of independence.
+
+Each trial gives one median; the median over rounds is the result. Intervals and bounds are order statistics, exact
+for any distribution (David & Nagaraja, Order Statistics, §7.1), so nothing here assumes that timings are normal.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, comb, floor, log2
+from statistics import median
+
+from rankship_pipeline.records import record
+from rankship_targets.trial import Trial
+
+CONFIDENCE = 0.95
+
+
+@record
+class Estimate:
+    """A median over `rounds`; `low` and `high` are None where so few rounds allow no interval of `confidence`."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    rounds: int
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Give the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`."""
+    count, outside = len(values), (1 - confidence) / 2
+    rank, below = 0, 0.5**count  # `below` is P(the rank-th smallest value, counted from 0, lies above the median)
+    while below <= outside:
+        rank += 1
+        below += comb(count, rank) / 2**count
+    if rank == 0:
+        return None
+    ordered = sorted(values)
+    return ordered[rank - 1], ordered[count - rank]
+
+
+def count_needed(confidence: float = CONFIDENCE) -> int:
+    """Count the fewest values that allow a median's interval: 6 at 95 %."""
+    return ceil(log2(2 / (1 - confidence)))
+
+
+def estimate_median(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Take the median of one value per round, with its interval."""
+    low, high = median_interval(values, confidence) or (None, None)
+    return Estimate(value=median(values), low=low, high=high, confidence=confidence, rounds=len(values))
+
+
+def median_by_round(trials: Iterable[Trial]) -> dict[int, float]:
+    """Map each round to its median inference in ns, in the rounds' order."""
+    return {trial.round: median(trial.samples_ns) for trial in sorted(trials, key=lambda trial: trial.round)}
+
+
+def estimate_ratio(
+    numerator: Mapping[int, float], denominator: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """Take the median of per-round ratios, each round paired with itself so that drift cancels; None without a pair."""
+    ratios = [numerator[number] / denominator[number] for number in numerator if number in denominator]
+    return estimate_median(ratios, confidence) if ratios else None
+
+
+def percentile_bound(samples: Sequence[int], share: float, confidence: float = CONFIDENCE) -> int | None:
+    """Find the smallest sample that is at or above the `share` quantile with `confidence`; None where none can be.
+
+    95 % needs 29 samples for p90, 299 for p99 and 2,995 for p99.9. Samples are taken as exchangeable, so this is a
+    statement about one trial.
+    """
+    from scipy.stats import binom
+
+    rank = int(binom.ppf(confidence, len(samples), share))
+    return sorted(samples)[rank] if rank < len(samples) else None
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Divide the interquartile range by the median."""
+    return (_quantile(values, 0.75) - _quantile(values, 0.25)) / median(values)
+
+
+def relative_drift(samples: Sequence[int]) -> float:
+    """Tell how much slower (above 0) or faster a trial's second half was than its first, by their medians."""
+    half = len(samples) // 2
+    return median(samples[half:]) / median(samples[:half]) - 1 if half else 0.0
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Interpolate linearly between order statistics."""
+    ordered, place = sorted(values), share * (len(values) - 1)
+    low = floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

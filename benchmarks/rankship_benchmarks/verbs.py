@@ -1,0 +1,152 @@
+"""The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.verbs import add_store_flag
+
+if TYPE_CHECKING:
+    from rankship_benchmarks.suite import Suite
+    from rankship_pipeline.preflight import Prepared
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.records import Build, Verified
+    from rankship_pipeline.store import Store
+    from rankship_targets.device import Device
+
+
+def run(argv: list[str]) -> int:
+    """`rankship run RECIPE --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
+    parser = argparse.ArgumentParser(
+        prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
+    )
+    parser.add_argument("recipe", type=Path)
+    _add_measuring_flags(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.suite import Suite
+    from rankship_pipeline.build import build_recipe
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    devices = _find_devices(arguments)
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(arguments.recipe, steps)
+    build, _ = build_recipe(prepared, store, steps)
+    verified = _verify(build, prepared, store, steps, fresh=False)
+    suite = Suite(recipe=prepared.recipe.name)
+    _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
+    return 0
+
+
+def verify(argv: list[str]) -> int:
+    """`rankship verify RECIPE`: run every artifact again in its own runtime and compare with torch."""
+    parser = argparse.ArgumentParser(
+        prog="rankship verify", description="Prove that every artifact computes what torch computes; exit 3 if not."
+    )
+    parser.add_argument("recipe", type=Path)
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.table import print_parity
+    from rankship_pipeline.build import find_build
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(arguments.recipe, steps)
+    build, _ = find_build(prepared, store)
+    print_parity(_verify(build, prepared, store, steps, fresh=True), Console(highlight=False))
+    return 0
+
+
+def bench(argv: list[str]) -> int:
+    """`rankship bench SUITE --on DEVICE[,DEVICE]`: measure a finished build as a suite says."""
+    parser = argparse.ArgumentParser(
+        prog="rankship bench", description="Measure a built recipe on devices; an interrupted run goes on."
+    )
+    parser.add_argument("suite", type=Path)
+    _add_measuring_flags(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.suite import read_suite
+    from rankship_pipeline.build import find_build
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    suite, recipe = read_suite(arguments.suite)
+    devices = _find_devices(arguments)
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+    build, _ = find_build(prepared, store)
+    verified = _verify(build, prepared, store, steps, fresh=False)
+    _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """`rankship report RUN`: the table and the page of one run's bundle, finished or not."""
+    parser = argparse.ArgumentParser(prog="rankship report", description="Draw a run's table and page.")
+    parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
+    parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
+    arguments = parser.parse_args(argv)
+    _report(arguments.run, arguments.to)
+    return 0
+
+
+def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
+    parser.add_argument("--devices", type=Path, default=None, help="inventory (default: see `rankship devices`)")
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
+    add_store_flag(parser)
+
+
+def _find_devices(arguments: argparse.Namespace) -> "list[Device]":
+    from rankship_targets.device import find_device
+
+    return [find_device(name.strip(), arguments.devices) for name in arguments.on.split(",")]
+
+
+def _verify(
+    build: "Build", prepared: "Prepared", store: "Store", steps: "Steps", *, fresh: bool
+) -> "tuple[Verified, ...]":
+    from rankship_benchmarks.gate import verify_build
+    from rankship_pipeline.files import hash_file
+    from rankship_targets.runner import HostRunner
+    from rankship_targets.session import AGENT
+
+    limits = prepared.recipe.parity
+    return verify_build(build, store, HostRunner(), hash_file(AGENT), limits, steps, fresh=fresh)
+
+
+def _measure_everywhere(
+    build: "Build",
+    verified: "tuple[Verified, ...]",
+    store: "Store",
+    devices: "list[Device]",
+    suite: "Suite",
+    results: Path,
+    steps: "Steps",
+) -> None:
+    from rankship_benchmarks.measure import measure_build
+
+    for device in devices:
+        _report(measure_build(build, verified, store.root, device, suite, results, steps), None)
+
+
+def _report(folder: Path, page: Path | None) -> None:
+    from rich.console import Console
+
+    from rankship_benchmarks.report import write_report
+    from rankship_benchmarks.results import open_bundle
+    from rankship_benchmarks.summary import summarise
+    from rankship_benchmarks.table import print_summary
+
+    console = Console(highlight=False)
+    print_summary(summarise(open_bundle(folder)), console)
+    console.print(f"report: {write_report(folder, page)}", soft_wrap=True)
