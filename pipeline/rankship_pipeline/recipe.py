@@ -80,7 +80,7 @@ class RankChoice:
 
 @record
 class FactoriseChoice:
-    """`whitening` of the SVD, by activations of the `sources` on their own data or of the `merged` model on all of it."""
+    """`whitening` of the SVD, by activations of the `sources` on their own data, or of the `merged` model."""
 
     whitening: Whitening = "eigen"
     grams: GramSource = "merged"

@@ -1,12 +1,15 @@
 """People's units: the only place where stored integers become text."""
 
 _MEGABYTE = 1_000_000
+_GIGABYTE = 1_000_000_000
 _TEN_MS = 10_000_000  # nanoseconds
 
 
 def show_bytes(value: int) -> str:
-    """Bytes in kB (1000 bytes) below 1 MB, else MB."""
-    return f"{value / 1e3:,.1f} kB" if value < _MEGABYTE else f"{value / 1e6:,.2f} MB"
+    """Bytes in kB (1000 bytes) below 1 MB, MB below 1 GB, else GB."""
+    if value < _MEGABYTE:
+        return f"{value / 1e3:,.1f} kB"
+    return f"{value / 1e6:,.2f} MB" if value < _GIGABYTE else f"{value / 1e9:,.1f} GB"
 
 
 def show_ns(value: float) -> str:
