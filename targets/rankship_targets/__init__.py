@@ -1,0 +1,1 @@
+"""Device stage of Rankship: transports, the target-side agent and measuring sessions."""

@@ -1,0 +1,131 @@
+"""Devices and the inventory that names them; nothing here talks to one."""
+
+import difflib
+import json
+import os
+import stat
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from rankship_pipeline.codec import decode
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.records import record
+
+THIS_MACHINE = "this-machine"
+
+
+@record
+class Device:
+    """One board, phone or machine and the way to it.
+
+    `host_key` is the pinned public key, "ssh-ed25519 AAAA…"; `key_file` the private key on this host (None: the SSH
+    agent and the usual files are asked). `python` and `workdir` are paths on the device; a relative `workdir` starts
+    at the login folder. `label` is free text for tables.
+    """
+
+    name: str
+    transport: Literal["local", "ssh"]
+    host: str | None = None
+    port: int = 22
+    user: str | None = None
+    host_key: str | None = None
+    key_file: str | None = None
+    python: str = "python3"
+    workdir: str = ".cache/rankship/device"
+    label: str = ""
+
+
+def find_device(name: str, inventory: Path | None = None) -> Device:
+    """Look a device up by its name; an unknown one is an InputError with the nearest name and all known ones."""
+    devices = load_inventory(inventory)
+    if name in devices:
+        return devices[name]
+    nearest = difflib.get_close_matches(name, devices, n=1)
+    guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+    known = ", ".join(sorted(devices))
+    hint = f"{guess}known devices: {known}; add others to {inventory or inventory_path()}"
+    raise InputError(f"unknown device {name!r}", hint=hint)
+
+
+def load_inventory(path: Path | None = None) -> dict[str, Device]:
+    """Read every device by name, this machine first; a missing file is an error only where `path` names it."""
+    devices = {THIS_MACHINE: describe_this_machine()}
+    source = path or inventory_path()
+    if path is None and "RANKSHIP_DEVICES" not in os.environ and not source.exists():
+        return devices
+    for name, table in _read_tables(source).items():
+        if name in devices:
+            raise InputError(f"{source}: {name!r} is built in", hint="give your device another name")
+        devices[name] = _decode_device(name, table, source)
+    return devices
+
+
+def inventory_path() -> Path:
+    """Where the inventory is when no flag says: $RANKSHIP_DEVICES, else devices.toml in the user's configuration."""
+    named = os.environ.get("RANKSHIP_DEVICES")
+    return Path(named) if named else _user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "devices.toml"
+
+
+def describe_this_machine() -> Device:
+    """Make the built-in local device, run by the interpreter that runs us."""
+    workdir = _user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "device"
+    return Device(
+        name=THIS_MACHINE, transport="local", python=sys.executable, workdir=str(workdir), label="the host itself"
+    )
+
+
+def _user_folder(variable: str, fallback: str) -> Path:
+    """Find an XDG folder; the specification says that relative values count as unset."""
+    named = Path(os.environ.get(variable, ""))
+    return named if named.is_absolute() else Path.home() / fallback
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        hint = "name an existing file with --inventory or RANKSHIP_DEVICES"
+        raise InputError(f"cannot read the inventory {path}: {failure}", hint=hint) from None
+    if mode & stat.S_IWOTH:
+        message = f"the inventory {path} is writable by everyone, so its pinned host keys prove nothing"
+        raise InputError(message, hint=f"chmod o-w {path}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise InputError(f"{path}: {failure}", hint="correct the TOML at the place named") from None
+
+
+def _decode_device(name: str, table: object, source: Path) -> Device:
+    where = f"{source}: [{name}]"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} is no table", hint=f"write [{name}] and its keys below")
+    if "name" in table:
+        raise InputError(f"{where}: unknown key 'name'", hint="the table's heading is the name")
+    text = json.dumps({**table, "name": name}, default=str)
+    device = decode(Device, text, where=where)
+    _check(device, where)
+    return device
+
+
+def _check(device: Device, where: str) -> None:
+    if not device.workdir or device.workdir.startswith(("~", "-")):
+        message = f"{where}: workdir {device.workdir!r} must be absolute or start at the login folder"
+        raise InputError(message, hint='leave "~/" out: relative paths start there')
+    if device.transport == "local":
+        return
+    for key in ("host", "user"):
+        if not getattr(device, key):
+            raise InputError(f"{where}: an ssh device needs {key!r}", hint=f'add {key} = "…"')
+    if not device.host_key:
+        hint = (
+            f"run `ssh-keyscan -t ed25519 {device.host}`, compare its fingerprint with the one the board itself shows "
+            "(`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its console), then add "
+            'host_key = "ssh-ed25519 AAAA…"'
+        )
+        raise InputError(f"{where}: an ssh device needs its host key pinned", hint=hint)
+    if len(device.host_key.split()) not in {2, 3}:
+        message = f"{where}: host_key is not of the form 'ssh-ed25519 AAAA…'"
+        raise InputError(message, hint="copy the type and the key from the board's ssh_host_ed25519_key.pub")

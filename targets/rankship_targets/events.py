@@ -1,0 +1,136 @@
+"""What the agent may say, one record per event; `read_event` is the only way from a line to a record."""
+
+import json
+from typing import Any, Literal
+
+from rankship_pipeline.codec import decode
+from rankship_pipeline.errors import AgentMismatch, InputError
+from rankship_pipeline.records import Format, record
+from rankship_targets.trial import DeviceState, RuntimeReading
+
+PROTOCOL = 1
+_SHOWN_CHARACTERS = 120
+_HINT = "the agent on the device and this host must come from one release: reconnect, it is copied anew"
+
+
+@record
+class Hello:
+    """The agent's first word."""
+
+    event: Literal["hello"]
+    protocol: int
+
+
+@record
+class Probe:
+    """A device as its agent finds it; a runtime is (name, version), None where no runtime for the format is there."""
+
+    event: Literal["probe"]
+    python: str
+    machine: str
+    kernel: str
+    cpu_count: int
+    cpu_model: str | None
+    memory_bytes: int | None
+    free_bytes: int
+    runtimes: dict[Format, tuple[str, str] | None]
+    numpy: str | None
+    psutil: str | None
+    state: DeviceState
+
+
+@record
+class State:
+    """The device's condition before or after the timed loop."""
+
+    event: Literal["state"]
+    when: Literal["before", "after"]
+    state: DeviceState
+
+
+@record
+class Opened:
+    """The runtime is imported; `rss_bytes` is the process's resident memory at that moment."""
+
+    event: Literal["opened"]
+    runtime: RuntimeReading
+    rss_bytes: int | None
+
+
+@record
+class Loaded:
+    """The artifact is loaded."""
+
+    event: Literal["loaded"]
+    load_ns: int
+
+
+@record
+class Warmed:
+    """The warm-up is over, steadily or because its budget was spent."""
+
+    event: Literal["warmed"]
+    ns: tuple[int, ...]
+    steady: bool
+    peak_rss_bytes: int | None
+
+
+@record
+class Samples:
+    """Every timed inference in order."""
+
+    event: Literal["samples"]
+    ns: tuple[int, ...]
+
+
+@record
+class Done:
+    """The request was carried out; `outputs` counts the files that infer wrote."""
+
+    event: Literal["done"]
+    outputs: int = 0
+
+
+@record
+class Failure:
+    """The request was not carried out; `kind` says who must act."""
+
+    event: Literal["error"]
+    kind: Literal["lacks_runtime", "bad_artifact", "bad_request", "bad_input", "failed"]
+    message: str
+
+
+Event = Hello | Probe | State | Opened | Loaded | Warmed | Samples | Done | Failure
+_RECORDS: dict[str, type[Event]] = {
+    "hello": Hello,
+    "probe": Probe,
+    "state": State,
+    "opened": Opened,
+    "loaded": Loaded,
+    "warmed": Warmed,
+    "samples": Samples,
+    "done": Done,
+    "error": Failure,
+}
+
+
+def read_event(line: str) -> Event:
+    """Parse one line of the protocol; anything else is AgentMismatch showing the line."""
+    try:
+        thing: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no JSON", hint=_HINT) from None
+    name = thing.get("event") if isinstance(thing, dict) else None
+    if not isinstance(name, str) or name not in _RECORDS:
+        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no event", hint=_HINT)
+    if name == "hello" and thing.get("protocol") != PROTOCOL:
+        message = f"the agent speaks protocol {_shorten(str(thing.get('protocol')))}, this host speaks {PROTOCOL}"
+        raise AgentMismatch(message, hint=_HINT)
+    try:
+        return decode(_RECORDS[name], line, where=f"the agent's event {name!r}")
+    except (InputError, ValueError, RecursionError) as failure:
+        raise AgentMismatch(f"{failure}: {_shorten(line)}", hint=_HINT) from None
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

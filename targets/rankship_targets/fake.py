@@ -1,0 +1,163 @@
+"""A device in memory: files, folders and a table of commands, for every test that needs no real one."""
+
+import hashlib
+import posixpath
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rankship_pipeline.errors import CommandFailed, InputError, NoSpace, TargetError, TargetTimeout
+from rankship_targets.transport import NOT_FOUND, Completed, explain_failure, split_lines
+
+Handler = Callable[["FakeTransport", Sequence[str]], Completed]
+
+
+class FakeTransport:
+    """Behaves like a small Linux device; `handlers` add commands or replace the built-in ones.
+
+    `files` and `folders` hold normalised paths. Time never passes: `sleep N` times out at once where N exceeds the
+    limit.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler] | None = None, *, capacity_bytes: int = 1 << 30) -> None:
+        self.files: dict[str, bytes] = {}
+        self.folders: set[str] = {".", "/"}
+        self.calls: list[tuple[str, ...]] = []
+        self._handlers = {**COMMANDS, **(handlers or {})}
+        self._capacity_bytes = capacity_bytes
+        self._failures: list[TargetError] = []
+
+    def fail_next(self, *failures: TargetError) -> None:
+        """Raise these, one per call, instead of answering the next calls."""
+        self._failures.extend(failures)
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        """Answer from the table of commands."""
+        self._meet_failure(*argv)
+        if argv[0] == "sleep" and float(argv[1]) > timeout_s:
+            raise TargetTimeout(f"sleep did not end within {timeout_s:g} s", hint="it was ended")
+        if argv[0] not in self._handlers:
+            return Completed(code=NOT_FOUND, stdout="", stderr=f"{argv[0]}: not found\n")
+        return self._handlers[argv[0]](self, list(argv))
+
+    def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
+        """Give the answer's lines, then its failure."""
+        done = self.run(argv, timeout_s=timeout_s)
+        yield from split_lines([done.stdout.encode()])
+        if done.code != 0:
+            raise explain_failure(argv, done.code, done.stderr)
+
+    def send(self, local: Path, remote: str) -> None:
+        """Keep the file's content under its remote name."""
+        self._meet_failure("send", remote)
+        if not local.is_file():
+            raise InputError(f"cannot read {local}: no such file", hint="the file to copy must exist")
+        content, place = local.read_bytes(), posixpath.normpath(remote)
+        if (posixpath.dirname(place) or ".") not in self.folders:
+            raise CommandFailed(f"copying {local.name} to {remote}: no such folder", hint="make the folder first")
+        if len(content) > self._room_bytes():
+            raise NoSpace(f"copying {local.name} to {remote}: no space left", hint="free space on the device")
+        self.files[place] = content
+
+    def fetch(self, remote: str, local: Path) -> None:
+        """Write a kept file."""
+        self._meet_failure("fetch", remote)
+        if posixpath.normpath(remote) not in self.files:
+            raise CommandFailed(f"fetching {remote}: no such file", hint="check that the path exists")
+        local.write_bytes(self.files[posixpath.normpath(remote)])
+
+    def free_bytes(self, folder: str) -> int:
+        """Give the capacity less everything kept."""
+        self._meet_failure("free_bytes", folder)
+        if posixpath.normpath(folder) not in self.folders:
+            raise CommandFailed(f"free space of {folder}: no such folder", hint="make the folder first")
+        return self._room_bytes()
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _room_bytes(self) -> int:
+        return self._capacity_bytes - sum(map(len, self.files.values()))
+
+    def _meet_failure(self, *call: str) -> None:
+        self.calls.append(call)
+        if self._failures:
+            raise self._failures.pop(0)
+
+
+def _paths(argv: Sequence[str]) -> list[str]:
+    """Find the operands of a command written as `name -options -- paths`, normalised."""
+    operands = argv[argv.index("--") + 1 :] if "--" in argv else argv[1:]
+    return [posixpath.normpath(path) for path in operands]
+
+
+def _say(text: str) -> Completed:
+    return Completed(code=0, stdout=text, stderr="")
+
+
+def _miss(name: str, path: str) -> Completed:
+    return Completed(code=1, stdout="", stderr=f"{name}: {path}: No such file or directory\n")
+
+
+def _cat(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    (path,) = _paths(argv)
+    return _say(device.files[path].decode(errors="replace")) if path in device.files else _miss("cat", path)
+
+
+def _hash(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    (path,) = _paths(argv)
+    if path not in device.files:
+        return _miss("sha256sum", path)
+    return _say(f"{hashlib.sha256(device.files[path]).hexdigest()}  {path}\n")
+
+
+def _mkdir(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    (path,) = _paths(argv)
+    if "-p" in argv:
+        while path not in device.folders:
+            device.folders.add(path)
+            path = posixpath.dirname(path) or "."
+        return _say("")
+    if path in device.folders or path in device.files:
+        return Completed(code=1, stdout="", stderr=f"mkdir: {path}: File exists\n")
+    device.folders.add(path)
+    return _say("")
+
+
+def _move(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    source, target = _paths(argv)
+    if source not in device.files:
+        return _miss("mv", source)
+    device.files[target] = device.files.pop(source)
+    return _say("")
+
+
+def _remove(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    for path in _paths(argv):
+        for known in [name for name in device.files if name == path or name.startswith(path + "/")]:
+            del device.files[known]
+        device.folders = {name for name in device.folders if name != path and not name.startswith(path + "/")}
+    return _say("")
+
+
+# What copy_verified and the contract suite use; anything else is registered by the test that needs it.
+COMMANDS: dict[str, Handler] = {
+    "true": lambda _, __: _say(""),
+    "false": lambda _, __: Completed(code=1, stdout="", stderr=""),
+    "printf": lambda _, argv: _say("".join(argv[2:])),  # knows the format %s only
+    "cat": _cat,
+    "sha256sum": _hash,
+    "mkdir": _mkdir,
+    "mv": _move,
+    "rm": _remove,
+    "sleep": lambda _, __: _say(""),
+}

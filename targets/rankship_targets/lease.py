@@ -1,0 +1,131 @@
+"""One folder on the device that says who measures there: `mkdir` is atomic, so only one host gets it.
+
+The folder holds one file named after its owner's token. Taking a dead owner's place is removing that very file:
+of all who try, one succeeds, and nobody can remove a newer owner's by mistake.
+"""
+
+import os
+import secrets
+import socket
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.errors import InputError, TargetBusy
+from rankship_pipeline.records import record
+from rankship_targets.device import Device
+from rankship_targets.transport import STEP_TIMEOUT_S, Transport, run_checked
+
+STALE_S = 30 * 60
+
+
+@record
+class Owner:
+    """Who holds a device; `namespace` tells apart containers that share a host name."""
+
+    token: str
+    host: str
+    namespace: str
+    pid: int
+    since_utc: str
+
+
+def describe_owner() -> Owner:
+    """Describe this process as an owner, with a token of its own."""
+    return Owner(
+        token=secrets.token_hex(8),
+        host=socket.gethostname(),
+        namespace=_namespace(),
+        pid=os.getpid(),
+        since_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+@record
+class Lease:
+    """The right to measure on a device; `stale_s` is how long one that nobody renews is respected."""
+
+    device: Device
+    folder: str
+    owner: Owner
+    stale_s: int = STALE_S
+
+    def take(self, transport: Transport) -> None:
+        """Take the device, also from an owner who died or went silent, or raise TargetBusy."""
+        if not _succeeds(transport, "mkdir", "--", self.folder):
+            token = _read_token(transport, self.folder)
+            if token == self.owner.token:
+                return
+            owner = _read_owner(transport, self.folder, token)
+            dead = _died_here(owner) or _age_s(transport, self.folder) >= self.stale_s
+            if not dead or not self._remove(transport, token):
+                raise self._busy(owner)
+        with TemporaryDirectory() as folder:
+            note = Path(folder) / "owner.json"
+            note.write_text(encode(self.owner), encoding="utf-8")
+            transport.send(note, self._note(self.owner.token))
+
+    def renew(self, transport: Transport) -> None:
+        """Put staleness off; TargetBusy where somebody took the device meanwhile."""
+        token = _read_token(transport, self.folder)
+        if token != self.owner.token:
+            raise self._busy(_read_owner(transport, self.folder, token))
+        run_checked(transport, ["touch", "--", self.folder])
+
+    def release(self, transport: Transport) -> None:
+        """Give the device back, unless it is no longer ours."""
+        if _succeeds(transport, "rm", "--", self._note(self.owner.token)):
+            _succeeds(transport, "rmdir", "--", self.folder)
+
+    def _remove(self, transport: Transport, token: str | None) -> bool:
+        if token is not None:
+            return _succeeds(transport, "rm", "--", self._note(token))
+        return _succeeds(transport, "rmdir", "--", self.folder) and _succeeds(transport, "mkdir", "--", self.folder)
+
+    def _note(self, token: str) -> str:
+        return f"{self.folder}/{token}.json"
+
+    def _busy(self, owner: Owner | None) -> TargetBusy:
+        who = f"{owner.host}, process {owner.pid}, since {owner.since_utc}" if owner else "somebody unnamed"
+        hint = f"wait for it to end; if nothing runs there any more, remove {self.folder} on the device"
+        return TargetBusy(f"{self.device.name} is held by {who}", hint=hint)
+
+
+def _succeeds(transport: Transport, *argv: str) -> bool:
+    return transport.run(argv, timeout_s=STEP_TIMEOUT_S).code == 0
+
+
+def _read_token(transport: Transport, folder: str) -> str | None:
+    """Read the owner's token; None where there is none (yet)."""
+    done = transport.run(["ls", "--", folder], timeout_s=STEP_TIMEOUT_S)
+    names = [name.removesuffix(".json") for name in done.stdout.split() if name.endswith(".json")]
+    return names[0] if len(names) == 1 else None
+
+
+def _read_owner(transport: Transport, folder: str, token: str | None) -> Owner | None:
+    """Read who the owner is; None where the file is gone or not whole."""
+    done = transport.run(["cat", "--", f"{folder}/{token}.json"], timeout_s=STEP_TIMEOUT_S)
+    with suppress(InputError):
+        return decode(Owner, done.stdout, where=folder) if done.code == 0 else None
+    return None
+
+
+def _died_here(owner: Owner | None) -> bool:
+    if owner is None or (owner.host, owner.namespace) != (socket.gethostname(), _namespace()):
+        return False
+    return not Path("/proc", str(owner.pid)).exists()
+
+
+def _age_s(transport: Transport, folder: str) -> int:
+    """Tell how long ago the lease was renewed, by the device's own clock; 0 where it is gone this moment."""
+    done = transport.run(["stat", "-c", "%Y", "--", folder], timeout_s=STEP_TIMEOUT_S)
+    return int(run_checked(transport, ["date", "+%s"])) - int(done.stdout) if done.code == 0 else 0
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""

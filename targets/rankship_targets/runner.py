@@ -1,0 +1,58 @@
+"""Runtimes for the parity gate: the agent in a fresh process, here or on a device."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankship_pipeline.errors import CommandFailed
+from rankship_pipeline.records import Format, RunOutput
+from rankship_targets.client import call_agent, pick
+from rankship_targets.device import Device, describe_this_machine
+from rankship_targets.events import Done, Opened
+from rankship_targets.local import LocalTransport
+from rankship_targets.session import AGENT, INFER_TIMEOUT_S, Session
+from rankship_targets.trial import RuntimeReading
+
+
+class HostRunner:
+    """Runs artifacts on this machine."""
+
+    def __init__(self, threads: int = 1, device: Device | None = None) -> None:
+        self._threads = threads
+        self._device = device or describe_this_machine()
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - the seam's word
+        """Run every sample; `into` gets one .npy file per output."""
+        request = {
+            "command": "infer",
+            "format": format,
+            "artifact": str(artifact.resolve()),
+            "inputs": [str(path.resolve()) for path in inputs],
+            "output": str(into.resolve() / "output"),
+            "threads": self._threads,
+        }
+        with LocalTransport() as transport:
+            events = list(call_agent(transport, self._device, str(AGENT), request, timeout_s=INFER_TIMEOUT_S))
+        count = pick(events, Done, self._device).outputs
+        files = [into / f"output.{position}.npy" for position in range(count)]
+        return _describe(files, pick(events, Opened, self._device).runtime)
+
+
+class DeviceRunner:
+    """Runs artifacts, proven or not, on a device that a session holds."""
+
+    def __init__(self, session: Session, threads: int = 1) -> None:
+        self._session = session
+        self._threads = threads
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as above
+        """Copy what is needed, run every sample there, and bring the outputs into `into`."""
+        remote = self._session.push_file(artifact)
+        remotes = [self._session.push_file(path) for path in inputs]
+        files, reading = self._session.infer(format, remote, remotes, into, self._threads)
+        return _describe(files, reading)
+
+
+def _describe(files: Sequence[Path], reading: RuntimeReading) -> RunOutput:
+    if not files:
+        raise CommandFailed("the artifact gave no output", hint="export a model that returns at least one tensor")
+    return RunOutput(outputs=tuple(map(str, files)), runtime=reading.name, runtime_version=reading.version)

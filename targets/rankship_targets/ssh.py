@@ -1,0 +1,173 @@
+"""A device over SSH: the host key pinned in the inventory, commands over channels, files over SFTP."""
+
+import logging
+import socket
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import paramiko
+
+from rankship_pipeline.errors import (
+    AuthError,
+    CommandFailed,
+    ConnectionLost,
+    InputError,
+    NoSpace,
+    TargetTimeout,
+)
+from rankship_targets.device import Device
+from rankship_targets.ssh_command import SshCommand, start_channel
+from rankship_targets.ssh_key import PinnedKey, name_host, refuse_key
+from rankship_targets.transport import STEP_TIMEOUT_S, Completed, explain_failure, run_checked, split_lines
+
+CONNECT_TIMEOUT_S = 15.0
+KEEPALIVE_S = 15
+# A link that swallows packets would hang SFTP for ever; the kernel drops it after this long without an answer.
+SILENCE_LIMIT_MS = 30_000
+
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
+
+
+def open_ssh(device: Device) -> "SshTransport":
+    """Connect to a device; AuthError, HostKeyChanged, ConnectionLost and TargetTimeout say why not."""
+    return SshTransport(device)
+
+
+class SshTransport:
+    """One authenticated connection; relative paths start at the login folder."""
+
+    def __init__(self, device: Device) -> None:
+        self._where = f"{device.name} ({device.user}@{device.host}:{device.port})"
+        self._client = paramiko.SSHClient()  # it knows no host but ours: no known_hosts file is read
+        try:
+            self._connect(device)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        """Run a command to its end."""
+        with self._explaining(argv[0], timeout_s), SshCommand(self._link(), argv, timeout_s) as command:
+            stdout = b"".join(command.chunks())
+            return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())
+
+    def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
+        """Give stdout line by line while the command runs."""
+        with self._explaining(argv[0], timeout_s), SshCommand(self._link(), argv, timeout_s) as command:
+            yield from split_lines(command.chunks())
+            if command.code() != 0:
+                raise explain_failure(argv, command.code(), command.stderr())
+
+    def send(self, local: Path, remote: str) -> None:
+        """Copy a file over SFTP."""
+        if not local.is_file():
+            raise InputError(f"cannot read {local}: no such file", hint="the file to copy must exist")
+        try:
+            with self._sftp(f"copying {local.name} to {remote}") as sftp:
+                sftp.put(str(local), remote)
+        except CommandFailed as failure:
+            self._suspect_full_disk(remote, failure)
+            raise
+
+    def fetch(self, remote: str, local: Path) -> None:
+        """Copy a file from the device over SFTP."""
+        try:
+            with self._sftp(f"fetching {remote}") as sftp:
+                sftp.get(remote, str(local))
+        except BaseException:
+            local.unlink(missing_ok=True)
+            raise
+
+    def free_bytes(self, folder: str) -> int:
+        """Bytes that the login user may still write below `folder`."""
+        blocks, block_bytes = run_checked(self, ["stat", "-f", "-c", "%a %S", "--", folder]).split()
+        return int(blocks) * int(block_bytes)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connect(self, device: Device) -> None:
+        host = device.host or ""
+        pinned = PinnedKey(self._where, device.host_key or "")
+        self._client.get_host_keys().add(name_host(host, device.port), pinned.key.get_name(), pinned.key)
+        self._client.set_missing_host_key_policy(pinned)
+        key_file = Path(device.key_file).expanduser() if device.key_file else None
+        if key_file and not key_file.is_file():
+            raise InputError(f"{self._where}: no key file {key_file}", hint="correct key_file in the inventory")
+        with self._explaining("connecting", CONNECT_TIMEOUT_S):
+            connection = socket.create_connection((host, device.port), CONNECT_TIMEOUT_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT_MS)
+            self._client.connect(
+                host,
+                port=device.port,
+                username=device.user,
+                key_filename=str(key_file) if key_file else None,
+                allow_agent=key_file is None,
+                look_for_keys=key_file is None,
+                timeout=CONNECT_TIMEOUT_S,
+                banner_timeout=CONNECT_TIMEOUT_S,
+                auth_timeout=CONNECT_TIMEOUT_S,
+                sock=connection,
+            )
+            self._link().set_keepalive(KEEPALIVE_S)
+
+    def _link(self) -> paramiko.Transport:
+        link = self._client.get_transport()
+        if link is None or not link.is_active():
+            raise ConnectionLost(f"{self._where}: the connection is gone", hint="see whether the device is up")
+        return link
+
+    @contextmanager
+    def _sftp(self, what: str) -> Iterator[paramiko.SFTPClient]:
+        with self._explaining(what, STEP_TIMEOUT_S), closing(self._open_sftp()) as sftp:
+            yield sftp
+
+    def _open_sftp(self) -> paramiko.SFTPClient:
+        channel = start_channel(self._link(), lambda channel: channel.invoke_subsystem("sftp"), STEP_TIMEOUT_S)
+        channel.settimeout(STEP_TIMEOUT_S)
+        return paramiko.SFTPClient(channel)
+
+    @contextmanager
+    def _explaining(self, what: str, timeout_s: float) -> Iterator[None]:
+        """Turn the library's and the system's errors into ours."""
+        try:
+            yield
+        except paramiko.BadHostKeyException as failure:
+            raise refuse_key(self._where, failure.expected_key, failure.key) from None
+        except paramiko.AuthenticationException as failure:
+            hint = "check user and key_file; the public key must stand in ~/.ssh/authorized_keys on the device"
+            raise AuthError(f"{self._where} refused the login: {failure}", hint=hint) from None
+        except TimeoutError:
+            message = f"{self._where}: {what} did not end within {timeout_s:g} s"
+            raise TargetTimeout(message, hint="see whether the device is overloaded or the network slow") from None
+        except (paramiko.SSHException, EOFError, ConnectionError, socket.gaierror) as failure:
+            raise self._lost(what, failure) from None
+        except OSError as failure:
+            link = self._client.get_transport()
+            if link is None or not link.is_active():
+                raise self._lost(what, failure) from None
+            message = f"{self._where}: {what}: {failure.strerror or failure}"
+            raise CommandFailed(message, hint="check that the path exists and may be written") from None
+
+    def _lost(self, what: str, failure: BaseException) -> ConnectionLost:
+        message = f"{self._where}: connection lost while {what}: {str(failure) or type(failure).__name__}"
+        return ConnectionLost(message, hint="see whether the device is up and sshd listens on that port")
+
+    def _suspect_full_disk(self, remote: str, failure: CommandFailed) -> None:
+        """SFTP has no word for a full disk: call it so where next to nothing is free."""
+        folder = remote.rpartition("/")[0] or "."
+        done = self.run(["stat", "-f", "-c", "%a", "--", folder], timeout_s=STEP_TIMEOUT_S)
+        if done.code == 0 and int(done.stdout) == 0:
+            raise NoSpace(str(failure), hint="free space on the device or choose another workdir") from None

@@ -1,0 +1,112 @@
+"""Fixtures shared by all tests: a real OpenSSH server on the loopback, with keys and configuration of its own.
+
+Its sessions have an empty home, so that nobody's dot files slow or colour the tests.
+"""
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rankship_targets.device import Device
+
+SSHD = Path("/usr/sbin/sshd")
+CONFIGURATION = """
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/user_key.pub
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+MaxStartups 100
+SetEnv HOME={folder}
+Subsystem sftp internal-sftp
+"""
+
+
+@dataclass(frozen=True)
+class SshServer:
+    """A running server and the inventory entry that reaches it."""
+
+    process: subprocess.Popen[bytes]
+    device: Device
+
+    def stop(self) -> None:
+        """End the listener and every session, as a power cut would."""
+        listener = psutil.Process(self.process.pid)
+        for process in [*listener.children(recursive=True), listener]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+StartSshd = Callable[[], SshServer]
+
+
+@pytest.fixture(scope="session")
+def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
+    if not SSHD.exists() or not shutil.which("ssh-keygen"):
+        pytest.skip("no OpenSSH server here: apt-get install openssh-server openssh-client")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # the server's privilege separation insists on it
+    servers: list[SshServer] = []
+
+    def start() -> SshServer:
+        servers.append(_start(tmp_path_factory.mktemp("sshd")))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def ssh_server(start_sshd: StartSshd) -> SshServer:
+    """Give the one server that tests share; whoever must break a server starts another."""
+    return start_sshd()
+
+
+def _start(folder: Path) -> SshServer:
+    for key in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    (folder / "sshd_config").write_text(CONFIGURATION.format(port=port, folder=folder))
+    with (folder / "log").open("wb") as log:
+        command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    _await_banner(process, port, folder / "log")
+    device = Device(
+        name="loopback",
+        transport="ssh",
+        host="127.0.0.1",
+        port=port,
+        user=getpass.getuser(),
+        host_key=(folder / "host_key.pub").read_text().strip(),
+        key_file=str(folder / "user_key"),
+    )
+    return SshServer(process=process, device=device)
+
+
+def _await_banner(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
+            if connection.recv(4) == b"SSH-":
+                return
+        time.sleep(0.05)
+    pytest.fail(f"sshd did not start: {log.read_text()}")

@@ -1,0 +1,379 @@
+"""One suite for every transport: what holds for one holds for all."""
+
+import hashlib
+import posixpath
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from rankship_pipeline.errors import (
+    CommandFailed,
+    InputError,
+    Lacks,
+    NoSpace,
+    TargetError,
+    TargetTimeout,
+)
+from rankship_targets.fake import FakeTransport
+from rankship_targets.local import LocalTransport
+from rankship_targets.ssh import open_ssh
+from rankship_targets.transport import Completed, Transport, copy_verified, hash_remote
+
+NASTY_NAMES = [
+    "plain",
+    "two words",
+    "-rf",
+    "--help",
+    'it\'s "quoted"',
+    "line\nbreak",
+    "back\\slash",
+    "$HOME `id` $(id) ; & | > *?[a]",
+    "größe-模型-🚀",
+    "trailing space ",
+]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A transport under test and a folder on its device that the test may fill."""
+
+    transport: Transport
+    folder: str
+    kind: str
+
+    def place(self, name: str) -> str:
+        return posixpath.join(self.folder, name)
+
+
+@pytest.fixture(params=["local", "ssh", "fake"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    folder = tmp_path / "device"
+    folder.mkdir()
+    if request.param == "fake":
+        fake = FakeTransport({"sh": _answer_script})
+        fake.folders.add("/device")
+        yield Bench(fake, "/device", "fake")
+        return
+    opener = (
+        LocalTransport if request.param == "local" else lambda: open_ssh(request.getfixturevalue("ssh_server").device)
+    )
+    with opener() as transport:
+        yield Bench(transport, str(folder), request.param)
+
+
+def _answer_script(_: FakeTransport, argv: Sequence[str]) -> Completed:
+    """Say what `sh -c` would say to the scripts used below."""
+    answers = {
+        "exit 7": Completed(code=7, stdout="", stderr=""),
+        "echo out; echo err >&2": Completed(code=0, stdout="out\n", stderr="err\n"),
+        "cat; echo end": Completed(code=0, stdout="end\n", stderr=""),
+        "kill -TERM $$": Completed(code=143, stdout="", stderr=""),
+        "echo one; echo two; echo why >&2; exit 3": Completed(code=3, stdout="one\ntwo\n", stderr="why\n"),
+        "printf 'a\\n\\nb'": Completed(code=0, stdout="a\n\nb", stderr=""),
+        FLOOD: Completed(code=0, stdout="o" * FLOOD_BYTES, stderr="e" * FLOOD_BYTES),
+    }
+    return answers[argv[2]]
+
+
+FLOOD_BYTES = 5_000_000
+FLOOD = f"head -c {FLOOD_BYTES} /dev/zero | tr '\\0' e >&2 & head -c {FLOOD_BYTES} /dev/zero | tr '\\0' o; wait"
+
+
+def run(bench: Bench, *argv: str, timeout_s: float = 30) -> Completed:
+    return bench.transport.run(argv, timeout_s=timeout_s)
+
+
+def write(folder: Path, content: bytes = b"content", name: str = "file") -> tuple[Path, str]:
+    path = folder / name
+    path.write_bytes(content)
+    return path, hashlib.sha256(content).hexdigest()
+
+
+# Commands
+
+
+def test_success_and_failure_come_back_as_codes(bench: Bench) -> None:
+    assert run(bench, "true").code == 0
+    assert run(bench, "false").code == 1
+    assert run(bench, "sh", "-c", "exit 7").code == 7
+
+
+def test_unknown_program_is_code_127(bench: Bench) -> None:
+    done = run(bench, "no-such-program-anywhere")
+    assert done.code == 127
+    assert "no-such-program-anywhere" in done.stderr
+
+
+def test_death_by_signal_is_128_and_the_signal(bench: Bench) -> None:
+    assert run(bench, "sh", "-c", "kill -TERM $$").code == 143
+
+
+def test_outputs_stay_apart(bench: Bench) -> None:
+    done = run(bench, "sh", "-c", "echo out; echo err >&2")
+    assert (done.code, done.stdout, done.stderr) == (0, "out\n", "err\n")
+
+
+def test_stdin_is_empty(bench: Bench) -> None:
+    assert run(bench, "sh", "-c", "cat; echo end").stdout == "end\n"
+
+
+def test_megabytes_on_both_outputs_do_not_block(bench: Bench) -> None:
+    done = run(bench, "sh", "-c", FLOOD, timeout_s=60)
+    assert (done.code, len(done.stdout), len(done.stderr)) == (0, FLOOD_BYTES, FLOOD_BYTES)
+
+
+@pytest.mark.parametrize("text", NASTY_NAMES)
+def test_arguments_arrive_unchanged(bench: Bench, text: str) -> None:
+    assert run(bench, "printf", "%s", text).stdout == text
+
+
+def test_stream_gives_lines(bench: Bench) -> None:
+    assert list(bench.transport.stream(["sh", "-c", "printf 'a\\n\\nb'"], timeout_s=30)) == ["a", "", "b"]
+    assert list(bench.transport.stream(["true"], timeout_s=30)) == []
+
+
+def test_stream_says_why_a_command_failed_after_its_lines(bench: Bench) -> None:
+    lines = bench.transport.stream(["sh", "-c", "echo one; echo two; echo why >&2; exit 3"], timeout_s=30)
+    assert [next(lines), next(lines)] == ["one", "two"]
+    with pytest.raises(CommandFailed, match="status 3: why"):
+        next(lines)
+
+
+def test_stream_of_an_unknown_program_fails(bench: Bench) -> None:
+    with pytest.raises(CommandFailed, match="127"):
+        list(bench.transport.stream(["no-such-program-anywhere"], timeout_s=30))
+
+
+def test_slow_command_times_out(bench: Bench) -> None:
+    with pytest.raises(TargetTimeout, match="sleep"):
+        run(bench, "sleep", "600", timeout_s=1)
+    with pytest.raises(TargetTimeout, match="sleep"):
+        list(bench.transport.stream(["sleep", "600"], timeout_s=1))
+    assert run(bench, "true").code == 0
+
+
+def test_timed_out_command_is_ended_with_its_children(bench: Bench) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake has no processes")
+    script = 'echo $$ > "$1"; sleep 600 & echo $! >> "$1"; wait'
+    with pytest.raises(TargetTimeout):
+        run(bench, "sh", "-c", script, "sh", bench.place("pids"), timeout_s=2)
+    assert_gone(bench)
+
+
+def test_left_stream_ends_its_command(bench: Bench) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake has no processes")
+    script = 'echo $$ > "$1"; echo ready; sleep 600 & echo $! >> "$1"; wait'
+    lines = bench.transport.stream(["sh", "-c", script, "sh", bench.place("pids")], timeout_s=30)
+    assert next(lines) == "ready"
+    time.sleep(0.2)  # let the shell write its child's number
+    lines.close()
+    assert_gone(bench)
+
+
+def assert_gone(bench: Bench) -> None:
+    pids = Path(bench.place("pids")).read_text().split()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(_is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {pids}"
+        time.sleep(0.05)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", NASTY_NAMES)
+def test_file_travels_there_and_back(bench: Bench, tmp_path: Path, name: str) -> None:
+    content = bytes(range(256)) * 100
+    path, sha256 = write(tmp_path, content)
+    assert copy_verified(bench.transport, path, bench.place(name), sha256)
+    assert not copy_verified(bench.transport, path, bench.place(name), sha256)
+    assert hash_remote(bench.transport, bench.place(name)) == sha256
+    bench.transport.fetch(bench.place(name), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def test_empty_and_large_files_travel(bench: Bench, tmp_path: Path) -> None:
+    for size in (0, 3_000_001):
+        path, sha256 = write(tmp_path, b"x" * size)
+        assert copy_verified(bench.transport, path, bench.place(f"f{size}"), sha256)
+        bench.transport.fetch(bench.place(f"f{size}"), tmp_path / "back")
+        assert (tmp_path / "back").stat().st_size == size
+
+
+def test_copy_makes_the_folders_above(bench: Bench, tmp_path: Path) -> None:
+    path, sha256 = write(tmp_path)
+    assert copy_verified(bench.transport, path, bench.place("a b/-c/d"), sha256)
+    assert run(bench, "cat", "--", bench.place("a b/-c/d")).stdout == "content"
+
+
+def test_copy_replaces_other_content(bench: Bench, tmp_path: Path) -> None:
+    for content in (b"old", b"new and longer"):
+        path, sha256 = write(tmp_path, content)
+        assert copy_verified(bench.transport, path, bench.place("file"), sha256)
+    assert run(bench, "cat", "--", bench.place("file")).stdout == "new and longer"
+
+
+def test_fetching_what_is_not_there_fails_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="absent"):
+        bench.transport.fetch(bench.place("absent"), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    assert hash_remote(bench.transport, bench.place("absent")) is None
+
+
+def test_sending_what_is_not_there_is_the_callers_mistake(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent"):
+        bench.transport.send(tmp_path / "absent", bench.place("file"))
+    with pytest.raises(InputError, match="absent"):
+        copy_verified(bench.transport, tmp_path / "absent", bench.place("file"), "0" * 64)
+
+
+def test_sending_into_an_absent_folder_fails(bench: Bench, tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    with pytest.raises(CommandFailed, match="absent"):
+        bench.transport.send(path, bench.place("absent/file"))
+
+
+def test_free_space_is_told_and_an_absent_folder_fails(bench: Bench) -> None:
+    assert bench.transport.free_bytes(bench.folder) > 0
+    with pytest.raises(CommandFailed):
+        bench.transport.free_bytes(bench.place("absent"))
+
+
+# A copy that goes wrong
+
+
+@dataclass
+class Faulty:
+    """A transport that damages what it sends, or has hardly any room, and otherwise passes everything on."""
+
+    inner: Transport
+    damage: bytes | None = None
+    room_bytes: int | None = None
+    broken: TargetError | None = None
+    lacks_sha256sum: bool = False
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        if self.broken and argv[0] == "mv":
+            raise self.broken
+        if self.lacks_sha256sum and argv[0] == "sha256sum":
+            return Completed(code=127, stdout="", stderr="")
+        return self.inner.run(argv, timeout_s=timeout_s)
+
+    def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
+        return self.inner.stream(argv, timeout_s=timeout_s)
+
+    def send(self, local: Path, remote: str) -> None:
+        if self.damage is not None:
+            local = local.with_name("damaged")
+            local.write_bytes(self.damage)
+        self.inner.send(local, remote)
+
+    def fetch(self, remote: str, local: Path) -> None:
+        self.inner.fetch(remote, local)
+
+    def free_bytes(self, folder: str) -> int:
+        return self.inner.free_bytes(folder) if self.room_bytes is None else self.room_bytes
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def assert_old_and_nothing_else(bench: Bench) -> None:
+    assert run(bench, "cat", "--", bench.place("file")).stdout == "old"
+    if isinstance(bench.transport, FakeTransport):
+        assert list(bench.transport.files) == ["/device/file"]
+    else:
+        assert [path.name for path in Path(bench.folder).iterdir()] == ["file"]
+
+
+@pytest.fixture
+def new_file(bench: Bench, tmp_path: Path) -> tuple[Path, str]:
+    old, sha256 = write(tmp_path, b"old", "old")
+    copy_verified(bench.transport, old, bench.place("file"), sha256)
+    return write(tmp_path, b"new")
+
+
+def test_damage_on_the_way_is_found_and_the_old_file_stays(bench: Bench, new_file: tuple[Path, str]) -> None:
+    with pytest.raises(CommandFailed, match="arrived at"):
+        copy_verified(Faulty(bench.transport, damage=b"neu"), new_file[0], bench.place("file"), new_file[1])
+    assert_old_and_nothing_else(bench)
+
+
+def test_too_little_room_is_found_before_copying(bench: Bench, new_file: tuple[Path, str]) -> None:
+    with pytest.raises(NoSpace, match=r"0\.0 kB free, file needs 0\.0 kB"):
+        copy_verified(Faulty(bench.transport, room_bytes=2), new_file[0], bench.place("file"), new_file[1])
+    assert_old_and_nothing_else(bench)
+
+
+def test_failing_last_step_leaves_no_part(bench: Bench, new_file: tuple[Path, str]) -> None:
+    broken = CommandFailed("mv broke")
+    with pytest.raises(CommandFailed, match="mv broke"):
+        copy_verified(Faulty(bench.transport, broken=broken), new_file[0], bench.place("file"), new_file[1])
+    assert_old_and_nothing_else(bench)
+
+
+def test_device_without_sha256sum_lacks_something(bench: Bench, new_file: tuple[Path, str]) -> None:
+    with pytest.raises(Lacks, match="sha256sum"):
+        copy_verified(Faulty(bench.transport, lacks_sha256sum=True), new_file[0], bench.place("file"), new_file[1])
+
+
+# What only one of them can show
+
+
+def test_full_disk_while_copying_is_no_space(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, b"x" * 100_000)
+    with LocalTransport() as transport, pytest.raises(NoSpace, match="No space left"):
+        transport.send(path, "/dev/full")
+    with FakeTransport(capacity_bytes=10) as fake, pytest.raises(NoSpace):
+        fake.send(path, "file")
+
+
+def test_fake_fails_on_demand() -> None:
+    with FakeTransport() as fake:
+        fake.fail_next(CommandFailed("first"), NoSpace("second"))
+        with pytest.raises(CommandFailed, match="first"):
+            fake.run(["true"], timeout_s=1)
+        with pytest.raises(NoSpace, match="second"):
+            fake.free_bytes(".")
+        assert fake.run(["true"], timeout_s=1).code == 0
+
+
+def test_relative_paths_start_at_the_home_folder(tmp_path: Path) -> None:
+    path, sha256 = write(tmp_path)
+    with LocalTransport(home=tmp_path) as transport:
+        assert copy_verified(transport, path, "a/b", sha256)
+        assert transport.run([sys.executable, "-c", "print(open('a/b').read())"], timeout_s=30).stdout == "content\n"
+
+
+def test_program_that_may_not_run_is_code_126(tmp_path: Path) -> None:
+    with LocalTransport() as transport:
+        assert transport.run([str(tmp_path)], timeout_s=30).code == 126
+
+
+def test_completed_is_a_frozen_record() -> None:
+    done = Completed(code=0, stdout="", stderr="")
+    assert replace(done, code=1).code == 1

@@ -1,0 +1,225 @@
+"""What can go wrong on the way to a device over SSH, against a real server."""
+
+import select
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Self
+
+import pytest
+
+from rankship_pipeline.errors import (
+    AuthError,
+    CommandFailed,
+    ConnectionLost,
+    HostKeyChanged,
+    InputError,
+    TargetTimeout,
+)
+from rankship_targets import ssh
+from rankship_targets.device import Device
+from rankship_targets.ssh import open_ssh
+
+
+def make_key(folder: Path, kind: str = "ed25519") -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", folder / kind], check=True)
+    return folder / kind
+
+
+def fingerprint(public: Path) -> str:
+    done = subprocess.run(["ssh-keygen", "-lf", public], check=True, capture_output=True, text=True)
+    return done.stdout.split()[1]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Device:
+    found: Device = request.getfixturevalue("ssh_server").device
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
+def test_another_host_key_is_refused_with_both_fingerprints(device: Device, tmp_path: Path, kind: str) -> None:
+    public = make_key(tmp_path, kind).with_suffix(".pub")
+    with pytest.raises(HostKeyChanged) as caught:
+        open_ssh(replace(device, host_key=public.read_text()))
+    assert fingerprint(public) in str(caught.value)
+    (tmp_path / "true.pub").write_text(device.host_key or "")
+    assert fingerprint(tmp_path / "true.pub") in str(caught.value)
+
+
+def test_host_key_that_is_none_is_refused(device: Device) -> None:
+    for text in ("", "ssh-ed25519", "ssh-ed25519 ****", "ssh-ed25519 AAAA-replace-me", "nonsense AAAA"):
+        with pytest.raises(InputError, match="host_key"):
+            open_ssh(replace(device, host_key=text))
+
+
+def test_unknown_user_key_is_refused(device: Device, tmp_path: Path) -> None:
+    with pytest.raises(AuthError, match="refused the login"):
+        open_ssh(replace(device, key_file=str(make_key(tmp_path))))
+
+
+def test_absent_key_file_is_named(device: Device, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no key file"):
+        open_ssh(replace(device, key_file=str(tmp_path / "absent")))
+
+
+def test_refused_port_is_a_lost_connection(device: Device) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    with pytest.raises(ConnectionLost, match="refused"):
+        open_ssh(replace(device, port=port))
+
+
+def test_unknown_host_is_a_lost_connection(device: Device) -> None:
+    with pytest.raises(ConnectionLost):
+        open_ssh(replace(device, host="no-such-host.invalid"))
+
+
+def test_silent_server_times_out(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises((TargetTimeout, ConnectionLost)):
+        open_ssh(replace(device, port=int(server.getsockname()[1])))
+
+
+def test_server_that_is_no_ssh_server_is_a_lost_connection(device: Device) -> None:
+    def answer(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=answer, args=(server,))
+        thread.start()
+        with pytest.raises(ConnectionLost):
+            open_ssh(replace(device, port=int(server.getsockname()[1])))
+        thread.join()
+
+
+def test_server_that_dies_is_a_lost_connection(start_sshd: Callable[[], Any], tmp_path: Path) -> None:
+    server = start_sshd()
+    with open_ssh(server.device) as transport:
+        lines = transport.stream(["sh", "-c", "echo ready; sleep 600"], timeout_s=60)
+        assert next(lines) == "ready"
+        server.stop()
+        with pytest.raises(ConnectionLost):
+            next(lines)
+        (tmp_path / "file").write_bytes(b"content")
+        with pytest.raises(ConnectionLost):
+            transport.send(tmp_path / "file", str(tmp_path / "there"))
+        with pytest.raises(ConnectionLost):
+            transport.run(["true"], timeout_s=5)
+        with pytest.raises(ConnectionLost):
+            transport.fetch("there", tmp_path / "back")
+
+
+def test_server_that_dies_while_copying_is_a_lost_connection(start_sshd: Callable[[], Any], tmp_path: Path) -> None:
+    server = start_sshd()
+    (tmp_path / "file").write_bytes(b"x" * 50_000_000)
+    with open_ssh(server.device) as transport:
+        killer = Thread(target=server.stop)
+        killer.start()
+        with pytest.raises(ConnectionLost):
+            copy_for_long(transport, tmp_path / "file")
+        killer.join()
+
+
+class StallingProxy:
+    """Passes bytes on to a server until it is told to swallow nothing more: a cable that is out, seen from a host."""
+
+    def __init__(self, port: int) -> None:
+        self.stalled = Event()
+        self.stall_after_bytes: int | None = None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.upstream = socket.create_connection(("127.0.0.1", port))
+        self.thread = Thread(target=self._pass_on)
+        self.ended = Event()
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.upstream.close()
+        self.server.close()
+
+    def _pass_on(self) -> None:
+        client, _ = self.server.accept()
+        with client:
+            while not self.ended.is_set():
+                if self.stalled.wait(0.05):
+                    continue
+                for ready in select.select([client, self.upstream], [], [], 0.05)[0]:
+                    other = self.upstream if ready is client else client
+                    data = ready.recv(1 << 16)
+                    other.sendall(data)
+                    if self.stall_after_bytes is not None:
+                        self.stall_after_bytes -= len(data)
+                        if self.stall_after_bytes < 0:
+                            self.stalled.set()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda transport, _: transport.run(["true"], timeout_s=0.5),
+        lambda transport, _: next(transport.stream(["true"], timeout_s=0.5)),
+        lambda transport, path: transport.send(path, f"{path}.copy"),
+        lambda transport, path: transport.fetch(f"{path}", path.with_name("back")),
+    ],
+)
+def test_link_that_swallows_everything_does_not_hang(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[ssh.SshTransport, Path], None]
+) -> None:
+    monkeypatch.setattr(ssh, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh, "STEP_TIMEOUT_S", 1.0)
+    (tmp_path / "file").write_bytes(b"x" * 50_000_000)
+    with StallingProxy(device.port) as proxy:
+        port = int(proxy.server.getsockname()[1])
+        with open_ssh(replace(device, port=port)) as transport:
+            assert transport.run(["true"], timeout_s=30).code == 0
+            proxy.stalled.set()
+            with pytest.raises((ConnectionLost, TargetTimeout)):
+                act(transport, tmp_path / "file")
+
+
+def test_link_that_swallows_everything_while_copying_does_not_hang(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "SILENCE_LIMIT_MS", 1000)
+    (tmp_path / "file").write_bytes(b"x" * 100_000_000)
+    with StallingProxy(device.port) as proxy:
+        port = int(proxy.server.getsockname()[1])
+        with open_ssh(replace(device, port=port)) as transport:
+            proxy.stall_after_bytes = 5_000_000
+            with pytest.raises((ConnectionLost, TargetTimeout)):
+                transport.send(tmp_path / "file", str(tmp_path / "there"))
+
+
+def copy_for_long(transport: ssh.SshTransport, path: Path) -> None:
+    for _ in range(100):
+        transport.send(path, f"{path}.copy")
+
+
+def test_closed_connection_says_so(device: Device) -> None:
+    transport = open_ssh(device)
+    transport.close()
+    transport.close()
+    with pytest.raises(ConnectionLost):
+        transport.run(["true"], timeout_s=5)
+
+
+def test_noisy_login_shell_is_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankship_targets.ssh_command._WRAPPER", "echo Welcome!")
+    with open_ssh(device) as transport, pytest.raises(CommandFailed, match="Welcome"):
+        transport.run(["true"], timeout_s=30)
+
+
+def test_no_error_shows_a_private_key(device: Device, tmp_path: Path) -> None:
+    secret = make_key(tmp_path)
+    with pytest.raises(AuthError) as caught:
+        open_ssh(replace(device, key_file=str(secret)))
+    assert secret.read_text().splitlines()[1] not in f"{caught.value} {caught.value.hint}"

@@ -1,0 +1,324 @@
+"""The agent as the device runs it: a file, a request, lines of JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from rankship_targets import agent
+from rankship_targets.session import AGENT
+
+WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Make a 4→3 matrix product in a file whose name does not say its format."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], WEIGHTS.ravel().tolist())
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Neg", ["y"], ["z"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 3]),
+        ],
+        [weights],
+    )
+    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save(made, tmp_path / "model")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+    return tmp_path / "model"
+
+
+def call(
+    request: object, *, root: Path | None = None, path: Path | None = None
+) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
+    environment = dict(os.environ)
+    environment |= {"RANKSHIP_AGENT_ROOT": str(root)} if root else {}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
+    text = request if isinstance(request, str) else json.dumps(request)
+    done = subprocess.run(
+        [sys.executable, AGENT, text], capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()], done
+
+
+def ask_infer(model: Path, **changes: object) -> dict[str, object]:
+    request: dict[str, object] = {"command": "infer", "format": "onnx", "artifact": str(model), "threads": 1}
+    return {**request, "inputs": [str(model.parent / "x.npy")], "output": str(model.parent / "out"), **changes}
+
+
+def ask_measure(model: Path, **changes: object) -> dict[str, object]:
+    request = {key: value for key, value in ask_infer(model).items() if key != "output"}
+    return {**request, "command": "measure", "min_samples": 20, "min_duration_ms": 5, "max_warmup_ms": 2000, **changes}
+
+
+def find(events: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (event,) = [event for event in events if event["event"] == name]
+    return event
+
+
+def test_infer_computes_every_sample_and_output(model: Path) -> None:
+    events, done = call(ask_infer(model))
+    assert done.returncode == 0, done.stderr
+    assert [event["event"] for event in events] == ["hello", "opened", "done"]
+    assert events[-1]["outputs"] == 2
+    assert events[1]["runtime"]["name"] == "onnxruntime"
+    expected = np.load(model.parent / "x.npy") @ WEIGHTS
+    np.testing.assert_allclose(np.load(model.parent / "out.0.npy"), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.load(model.parent / "out.1.npy"), -expected, rtol=1e-5)
+
+
+def test_measure_keeps_every_sample_and_its_conditions(model: Path) -> None:
+    events, done = call(ask_measure(model))
+    assert done.returncode == 0, done.stderr
+    samples, warmed = find(events, "samples")["ns"], find(events, "warmed")
+    assert len(samples) >= 20
+    assert sum(samples) > 0
+    assert len(warmed["ns"]) >= agent.WINDOW_SAMPLES
+    assert min(samples + warmed["ns"]) > 0
+    assert find(events, "loaded")["load_ns"] > 0
+    assert 0 < find(events, "opened")["rss_bytes"] <= warmed["peak_rss_bytes"]
+    assert [event["when"] for event in events if event["event"] == "state"] == ["before", "after"]
+
+
+def test_peak_memory_is_not_the_parents(model: Path) -> None:
+    ballast = np.ones(60_000_000)  # 480 MB here, which ru_maxrss of a child would show
+    events, _ = call(ask_measure(model))
+    assert find(events, "warmed")["peak_rss_bytes"] < ballast.nbytes
+
+
+def test_spent_warm_up_budget_is_told(model: Path) -> None:
+    events, _ = call(ask_measure(model, max_warmup_ms=0))
+    assert find(events, "warmed")["steady"] is False
+
+
+@pytest.mark.parametrize(
+    ("medians", "steady"),
+    [
+        ([], False),
+        ([10, 10], False),
+        ([10, 10, 10], True),
+        ([90, 10, 10.1, 10.2], True),
+        ([10.3, 10.2, 10.0], False),
+        ([10, 10, 11], False),
+        ([10.1, 10.05, 10], True),
+    ],
+)
+def test_steadiness_needs_three_close_windows_that_do_not_fall(medians: list[float], steady: bool) -> None:  # noqa: FBT001
+    assert medians == [] or agent.is_steady(medians) is steady
+
+
+@pytest.mark.parametrize(
+    ("request_text", "kind"),
+    [
+        ("", "bad_request"),
+        ("[]", "bad_request"),
+        ("nonsense", "bad_request"),
+        ('{"command": "dance"}', "bad_request"),
+        ('{"command": "infer"}', "bad_request"),
+        ('{"command": ["probe"]}', "bad_request"),
+        ('{"command": "probe", "workdir": 3}', "bad_request"),
+        ('{"command": "probe", "workdir": ".", "extra": 1}', "bad_request"),
+        ('{"command": "probe", "workdir": "/no/such/folder"}', "failed"),
+    ],
+)
+def test_wrong_requests_are_events(request_text: str, kind: str) -> None:
+    events, done = call(request_text)
+    assert (events[0]["event"], events[-1]["event"], events[-1]["kind"]) == ("hello", "error", kind)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("command", [ask_infer, ask_measure])
+def test_truncated_absent_and_empty_artifacts_are_bad(model: Path, command: Callable[..., dict[str, object]]) -> None:
+    (model.parent / "cut").write_bytes(model.read_bytes()[:60])
+    (model.parent / "empty").write_bytes(b"")
+    for name in ("cut", "empty", "absent"):
+        events, done = call(command(model, artifact=str(model.parent / name)))
+        assert (events[-1]["event"], events[-1]["kind"]) == ("error", "bad_artifact"), events
+        assert name in events[-1]["message"]
+        assert done.returncode == 1
+
+
+def test_wrong_inputs_are_bad(model: Path) -> None:
+    folder = model.parent
+    (folder / "text.npy").write_text("no array")
+    np.save(folder / "three.npy", np.ones((3, 4), np.float32))
+    np.save(folder / "none.npy", np.ones((0, 4), np.float32))
+    np.save(folder / "objects.npy", np.array([object()]), allow_pickle=True)
+    for inputs in (["absent"], ["text"], ["objects"], ["none"], ["x", "three"], ["x", "x"], []):
+        events, _ = call(ask_infer(model, inputs=[f"{folder}/{name}.npy" for name in inputs]))
+        assert (events[-1]["event"], events[-1]["kind"]) == ("error", "bad_input"), (inputs, events)
+
+
+def test_wrong_shape_is_the_runtimes_own_failure(model: Path) -> None:
+    np.save(model.parent / "x.npy", np.ones((5, 9), np.float32))
+    events, _ = call(ask_infer(model))
+    assert events[-1]["kind"] == "failed"
+    assert "INVALID_ARGUMENT" in events[-1]["message"]
+
+
+def test_runtime_that_is_not_installed_is_lacking(model: Path) -> None:
+    request = json.dumps(ask_infer(model))
+    isolated = subprocess.run(
+        [sys.executable, "-S", "-I", AGENT, request], capture_output=True, text=True, check=False, timeout=60
+    )
+    last = json.loads(isolated.stdout.splitlines()[-1])
+    assert (last["event"], last["kind"]) == ("error", "lacks_runtime")
+    assert "onnx" in last["message"]
+
+
+def test_runtime_that_cannot_be_imported_is_lacking(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/onnxruntime.py").write_text("raise ImportError('libfoo.so is missing')")
+    events, _ = call(ask_infer(model), path=tmp_path / "site")
+    assert events[-1]["kind"] == "lacks_runtime"
+    assert "libfoo.so" in events[-1]["message"]
+
+
+def test_runtime_that_prints_does_not_reach_the_protocol(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    noise = "import os\nprint('noise from python')\nos.write(1, b'noise from C\\n')\nraise SystemError('broken')\n"
+    (tmp_path / "site/onnxruntime.py").write_text(noise)
+    events, done = call(ask_infer(model), path=tmp_path / "site")
+    assert [event["event"] for event in events] == ["hello", "error"]
+    assert "noise from python" in done.stderr
+    assert "noise from C" in done.stderr
+
+
+def test_probe_reads_a_pretended_board(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    events, done = call({"command": "probe", "workdir": str(tmp_path)}, root=tmp_path)
+    assert done.returncode == 0, done.stderr
+    probe = find(events, "probe")
+    assert probe["cpu_model"] == "Raspberry Pi 4 Model B Rev 1.4"
+    assert probe["memory_bytes"] == 3_884_312 * 1024
+    assert probe["free_bytes"] > 0
+    assert probe["runtimes"]["onnx"][0] == "onnxruntime"
+    assert probe["state"] == {
+        "governor": "ondemand",
+        "frequency_khz": [600_000, 1_500_000, 700_000],
+        "temperature_mc": 48_212,
+        "load_1m_milli": 520,
+        "available_memory_bytes": 3_000_000 * 1024,
+    }
+
+
+def test_probe_of_a_board_that_tells_nothing_says_none(tmp_path: Path) -> None:
+    events, _ = call({"command": "probe", "workdir": str(tmp_path)}, root=tmp_path / "empty")
+    assert set(find(events, "probe")["state"].values()) == {None}
+
+
+def write_board(root: Path) -> None:
+    files = {
+        "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+        "proc/meminfo": "MemTotal:        3884312 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\n",
+        "proc/loadavg": "0.52 0.58 0.59 1/300 999\n",
+        "sys/class/thermal/thermal_zone0/temp": "48212\n",
+        "sys/class/thermal/thermal_zone1/temp": "31000\n",
+        "sys/class/thermal/thermal_zone2/temp": "N/A\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "600000\n",
+        "sys/devices/system/cpu/cpu2/cpufreq/scaling_cur_freq": "1500000\n",
+        "sys/devices/system/cpu/cpu10/cpufreq/scaling_cur_freq": "700000\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
+        "sys/devices/system/cpu/cpu2/cpufreq/scaling_governor": "ondemand\n",
+    }
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_agent_ends_when_nobody_listens(model: Path) -> None:
+    request = json.dumps(ask_measure(model, min_duration_ms=600_000))
+    process = subprocess.Popen([sys.executable, AGENT, request], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with process:
+        assert process.stdout is not None
+        while b'"loaded"' not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(timeout=30) == agent.EXIT_UNHEARD
+
+
+def test_tensors_are_sorted_by_the_position_in_their_names() -> None:
+    names = ["serving_default_args_10:0", "serving_default_args_2:0", "serving_default_args_0:0"]
+    assert [spec["name"] for spec in agent.sort_by_position([{"name": name} for name in names])] == names[::-1]
+    named = [{"name": "b"}, {"name": "a"}]
+    assert agent.sort_by_position(named) == named
+
+
+def test_agent_imports_nothing_but_the_standard_library() -> None:
+    bare = [sys.executable, "-S", "-I", str(AGENT), '{"command": "probe", "workdir": "."}']
+    done = subprocess.run(bare, capture_output=True, text=True, check=True, timeout=60)
+    last = json.loads(done.stdout.splitlines()[-2])
+    assert last["runtimes"] == {"onnx": None, "tflite": None, "executorch": None}
+    assert (last["numpy"], last["psutil"]) == (None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tflite", "executorch"])
+def test_other_runtimes_take_two_inputs_and_give_two_outputs_in_order(tmp_path: Path, kind: str) -> None:
+    script = tmp_path / "export.py"
+    script.write_text(EXPORT)
+    subprocess.run([sys.executable, script, kind, tmp_path / "model"], check=True, capture_output=True, timeout=300)
+    np.save(tmp_path / "x.npy", np.full((2, 4), 0.5, np.float32))
+    np.save(tmp_path / "ids.npy", np.array([[1, 2], [3, 4]], np.int64))
+    inputs = [str(tmp_path / "x.npy"), str(tmp_path / "ids.npy")]
+    events, done = call(ask_infer(tmp_path / "model", format=kind, inputs=inputs))
+    assert done.returncode == 0, events
+    for position, expected in enumerate(("y", "z")):
+        got = np.load(tmp_path / f"out.{position}.npy")
+        np.testing.assert_allclose(got, np.load(tmp_path / f"{expected}.npy"), rtol=1e-5)
+    events, done = call(ask_measure(tmp_path / "model", format=kind, inputs=inputs))
+    assert len(find(events, "samples")["ns"]) >= 20
+    (tmp_path / "cut").write_bytes((tmp_path / "model").read_bytes()[:500])
+    events, _ = call(ask_infer(tmp_path / "model", format=kind, inputs=inputs, artifact=str(tmp_path / "cut")))
+    assert events[-1]["kind"] == "bad_artifact"
+
+
+EXPORT = """
+import sys, pathlib, numpy, torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.l, self.k = torch.nn.Embedding(7, 3), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+    def forward(self, x, ids):
+        y = self.l(x) + self.e(ids).mean(1)
+        return y, self.k(y)
+kind, path = sys.argv[1], pathlib.Path(sys.argv[2])
+model, x, ids = Model().eval(), torch.full((2, 4), 0.5), torch.tensor([[1, 2], [3, 4]])
+for name, value in zip("yz", model(x, ids)):
+    numpy.save(path.with_name(name + ".npy"), value.detach().numpy())
+one = (x[:1], ids[:1])
+if kind == "tflite":
+    import litert_torch
+    litert_torch.convert(model, one).export(str(path.with_suffix(".tflite")))
+    path.with_suffix(".tflite").rename(path)
+else:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    edge = to_edge_transform_and_lower(torch.export.export(model, one), partitioner=[XnnpackPartitioner()])
+    path.write_bytes(edge.to_executorch().buffer)
+"""
+
+
+def test_hung_up_before_the_first_word_is_an_end(model: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen([sys.executable, AGENT, json.dumps(ask_infer(model))], stdout=writing, stderr=-3)
+    os.close(writing)
+    deadline = time.monotonic() + 30
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.returncode != 0
