@@ -1,0 +1,148 @@
+import dataclasses
+import re
+import runpy
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankship_benchmarks import charts
+from rankship_benchmarks.report import render_report, write_report
+from rankship_benchmarks.results import Bundle, append_trial, create_bundle, finish_bundle, writing
+from rankship_benchmarks.summary import summarise
+
+# The realistic run is made where the summary's tests are.
+SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_benchmarks_summary.py")))
+make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Outline(HTMLParser):
+    """Collects tags and ids, and fails on an element that is closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read_outline(page: str) -> Outline:
+    outline = Outline()
+    outline.feed(page)
+    assert not outline.open
+    return outline
+
+
+def test_the_page_is_one_small_file_that_needs_nothing_else(tmp_path: Path) -> None:
+    bundle = make_bundle(rounds=20, layers=20, samples=1000)
+    create_bundle(tmp_path / "run", bundle.header)
+    with writing(tmp_path / "run"):
+        for trial in bundle.trials:
+            append_trial(tmp_path / "run", trial)
+        finish_bundle(tmp_path / "run")
+    path = write_report(tmp_path / "run")
+    assert path == tmp_path / "run" / "report.html"
+    page = path.read_text()
+    assert path.stat().st_size < 2_000_000
+    addresses = set(re.findall(r'[\w:]*="https?:[^"]*"|https?:[^\s"<]*', page))
+    assert {address.split("=")[0] for address in addresses} <= {"xmlns", "xmlns:xlink"}
+    assert not re.search(r"@import|url\((?!#)|\bsrc=", page)
+    assert str(tmp_path) not in page
+    elsewhere = tmp_path / "site" / "index.html"
+    assert write_report(tmp_path / "run", elsewhere).read_text() == page
+
+
+def test_the_page_is_well_formed_and_the_same_each_time() -> None:
+    bundle = make_bundle()
+    page = render_report(bundle)
+    outline = read_outline(page)
+    assert "script" not in outline.tags
+    assert len(outline.ids) == len(set(outline.ids))
+    assert page == render_report(bundle)
+
+
+def test_the_verdict_comes_first_and_everything_asked_for_is_there() -> None:
+    page = render_report(make_bundle())
+    assert page.index("2.5\u00d7 fewer parameters") < page.index("compressed is not faster in executorch")
+    assert page.index("compressed is not faster in executorch") < page.index("<h2>Results")
+    for word in ("[0.45, 0.47]", "uniform", "stage2.block1.conv2", "3.1e-07", "onnxruntime 1.31.0", "No energy figure"):
+        assert word in page
+    bundle = make_bundle()
+    for sha256 in (bundle.header.recipe_sha256, bundle.trials[0].agent_sha256, bundle.header.build_sha256):
+        assert sha256 in page
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "</style><img src=x onerror=y>", 'a"b&c', "$\\alpha$"])
+def test_names_are_shown_and_never_obeyed(text: str) -> None:
+    bundle = make_bundle(recipe=text)
+    layers = (dataclasses.replace(bundle.header.build.plan.layers[0], name=text), *bundle.header.build.plan.layers[1:])
+    plan = dataclasses.replace(bundle.header.build.plan, layers=layers, method=text)
+    build = dataclasses.replace(bundle.header.build, plan=plan)
+    header = dataclasses.replace(bundle.header, build=build, conditions={text: text})
+    outline = read_outline(render_report(dataclasses.replace(bundle, header=header)))
+    assert not {"script", "img"} & outline.tags
+
+
+def test_folders_of_the_host_stay_out_of_the_page() -> None:
+    bundle = make_bundle()
+    artifacts = tuple(
+        dataclasses.replace(one, source_sha256={"/home/me/models/a.safetensors": "0" * 64})
+        for one in bundle.header.build.artifacts
+    )
+    build = dataclasses.replace(bundle.header.build, artifacts=artifacts)
+    header = dataclasses.replace(bundle.header, build=build, conditions={"python": "/opt/me/bin/python3"})
+    page = render_report(dataclasses.replace(bundle, header=header))
+    assert "a.safetensors" in page
+    assert "/home/me" not in page
+    assert "/opt/me" not in page
+
+
+def test_a_run_with_little_in_it_still_has_a_page() -> None:
+    bundle = make_bundle(rounds=1, samples=3)
+    build = dataclasses.replace(bundle.header.build, alternatives=(), accuracies=())
+    header = dataclasses.replace(bundle.header, build=build, verified=())
+    trials = tuple(one for one in bundle.trials if (one.variant, one.format) == ("dense", "tflite"))
+    page = render_report(dataclasses.replace(bundle, header=header, trials=trials, finished=False))
+    read_outline(page)
+    assert "unfinished" in page
+    assert "not proven" in page
+
+
+def test_charts_keep_their_text_as_text() -> None:
+    summary = summarise(make_bundle())
+    assert "compressed: calibrated" in charts.draw_accuracy_against_size(summary)
+    assert "median latency (µs), 95 % interval" in charts.draw_accuracy_against_latency(summary)
+    assert "57 of 128" in charts.draw_ranks(summary.header.build.plan)
+    assert "output energy lost (%), predicted" in charts.draw_errors(summary.header.build.plan)
+    assert "compressed: 8 rounds" in charts.draw_latencies(make_bundle().trials, "tflite")
+
+
+def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
+    bundle = make_bundle()
+    slow = tuple(
+        dataclasses.replace(one, samples_ns=tuple(100 * time for time in one.samples_ns))
+        if one.format == "tflite"
+        else one
+        for one in bundle.trials
+    )
+    drawing = charts.draw_accuracy_against_latency(summarise(dataclasses.replace(bundle, trials=slow)))
+    assert "median latency (ms)" in drawing
+    assert "mathdefault" not in drawing
