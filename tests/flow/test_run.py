@@ -1,0 +1,125 @@
+"""The whole main job as a user starts it: in a process of its own, with its own store, cache and results."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rankship_benchmarks.results import open_bundle
+from rankship_pipeline.store import MANIFEST, Store
+
+pytestmark = pytest.mark.slow
+ROUNDS, CASES = 6, 4  # what `run` measures by default; two formats, dense and compressed
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "rankship_pipeline.cli", *map(str, arguments)]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config")}
+
+
+def _shrink(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx", "tflite"]\n')
+
+
+def _run_command(recipe: Path, folder: Path) -> list[str]:
+    return _command("run", recipe, "--on", "this-machine", "--store", folder / "store", "--results", folder / "results")
+
+
+def _check_store(root: Path) -> int:
+    """Read every published folder in full; gives how many there are."""
+    folders = [path for path in root.glob("*") if not path.name.startswith(".")]
+    for folder in folders:
+        entry = Store(root).open(folder)
+        for name in entry.files:
+            entry.read(name)
+        assert (folder / MANIFEST).is_file()
+    return len(folders)
+
+
+def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: Path, tmp_path: Path) -> None:
+    _shrink(recipe)
+    moments = random.Random(20261123)  # noqa: S311 - not for secrets
+    entries = trials = 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            _run_command(recipe, tmp_path),
+            env=_environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(moments.uniform(2, 12))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        found = _check_store(tmp_path / "store") if (tmp_path / "store").exists() else 0
+        kept = [len(open_bundle(folder).trials) for folder in (tmp_path / "results").glob("[!.]*")]
+        assert found >= entries
+        assert len(kept) <= 1
+        assert sum(kept) >= trials
+        entries, trials = found, sum(kept)
+    done = subprocess.run(
+        _run_command(recipe, tmp_path), env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "results").glob("[!.]*")
+    bundle = open_bundle(folder)
+    cases = Counter((trial.round, trial.variant, trial.format) for trial in bundle.trials)
+    assert bundle.finished
+    assert len(cases) == ROUNDS * CASES
+    assert set(cases.values()) == {1}
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert "vs dense" in done.stdout
+    assert "No energy figure" in done.stdout
+
+
+def test_verify_finds_a_file_changed_after_the_build_and_names_it(recipe: Path, tmp_path: Path) -> None:
+    _shrink(recipe)
+    store, environment = tmp_path / "store", _environment(tmp_path)
+    built = subprocess.run(
+        _command("build", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    shown = subprocess.run(
+        _command("show", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "tiny" in shown.stdout
+    victim = next(path for path in store.glob("artifact-*/model.tflite"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    checked = subprocess.run(
+        _command("verify", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 3
+    assert "tflite (model.tflite) is not the file that was built" in checked.stderr
+    ran = subprocess.run(_run_command(recipe, tmp_path), env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 3
+    assert not list((tmp_path / "cache").rglob("artifacts/*")), "nothing unverified may be pushed"
+
+
+def test_build_records_say_what_made_them(recipe: Path, tmp_path: Path) -> None:
+    _shrink(recipe)
+    done = subprocess.run(
+        _command("build", recipe, "--store", tmp_path / "store"),
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("artifact-*/artifact.json")]
+    assert len(records) == CASES
+    for record in records:
+        assert set(record["source_sha256"]) == {"a", "b"}
+        assert record["toolchain"]["torch"].startswith("2.")
+        assert record["inputs"] == [{"name": "input.0", "shape": [1, 1, 8, 8], "dtype": "float32"}]
+        assert record["outputs"][0]["shape"] == [1, 3]
+        assert bool(record["factored_layers"]) == (record["variant"] == "compressed")
