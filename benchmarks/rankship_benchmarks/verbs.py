@@ -24,6 +24,7 @@ def run(argv: list[str]) -> int:
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
+    from rankship_benchmarks.ready import check_ready
     from rankship_benchmarks.suite import Suite
     from rankship_pipeline.build import build_recipe
     from rankship_pipeline.progress import Steps
@@ -33,6 +34,7 @@ def run(argv: list[str]) -> int:
     devices = _find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(arguments.recipe, steps)
+    check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps)
     verified = _verify(build, prepared, store, steps, fresh=False)
     suite = Suite(recipe=prepared.recipe.name)
@@ -73,6 +75,7 @@ def bench(argv: list[str]) -> int:
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
+    from rankship_benchmarks.ready import check_ready
     from rankship_benchmarks.suite import read_suite
     from rankship_pipeline.build import find_build
     from rankship_pipeline.progress import Steps
@@ -84,6 +87,7 @@ def bench(argv: list[str]) -> int:
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(recipe, steps)
     build, _ = find_build(prepared, store)
+    check_ready(devices, prepared.recipe.export.formats, steps)
     verified = _verify(build, prepared, store, steps, fresh=False)
     _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
     return 0

@@ -117,16 +117,20 @@ def _refuse_unreadable(path: Path) -> None:
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:
     """Fill the module with a state dict; every missing, extra or misshapen tensor is listed in one InputError."""
+    check_fits(model, {name: tuple(value.shape) for name, value in state.items()}, where=where)
+    model.load_state_dict(dict(state))
+    return model.eval()
+
+
+def check_fits(model: nn.Module, found: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Raise one InputError listing every tensor that is missing, unexpected or of another shape."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
     complaints = list_differences(expected, found)
     if complaints:
         raise InputError(
             f"{where} does not fit its factory's model:\n  " + "\n  ".join(complaints),
             hint="point `factory` at the architecture that the checkpoint was saved from",
         )
-    model.load_state_dict(dict(state))
-    return model.eval()
 
 
 def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rankship_pipeline.checkpoint import check_mergeable, hash_source, make_model, read_state
+from rankship_pipeline.checkpoint import check_fits, check_mergeable, hash_source, make_model, read_shapes, read_state
 from rankship_pipeline.codec import digest
 from rankship_pipeline.data import Data, Inputs, load_data
 from rankship_pipeline.errors import InputError
@@ -51,10 +51,12 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """
     _check_toolchains(recipe)
     source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
+    check_mergeable(recipe, folder)
     for source in recipe.models:
         if source.weights is not None:
-            read_state(folder / source.weights)
-    check_mergeable(recipe, folder)
+            path = folder / source.weights
+            check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
+            read_state(path)
     data = load_data(recipe, folder)
     model = make_model(recipe.models[0], folder, recipe.seed)
     _check_forward(model, data, recipe)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.export import EXPORTERS, Exporter, Operator, check_factors, keep_stdout_clean
 from rankship_pipeline.records import LayerRank, RankPlan
-from torch import Tensor, nn
 
-MODULES = {**{name: module for name, (module, _, _) in EXPORTERS.items()}, "fake": "rankship_pipeline.export.fake"}
+MODULES: dict[str, str] = {str(name): module for name, (module, _, _) in EXPORTERS.items()}
+MODULES["fake"] = "rankship_pipeline.export.fake"
 
 
 class Net(nn.Module):
@@ -61,7 +63,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("exported") / f"model.{request.param}"
     with keep_stdout_clean():
-        exporter: Exporter = importlib.import_module(MODULES[request.param])  # type: ignore[assignment]  # a module is one
+        exporter: Exporter = importlib.import_module(MODULES[request.param])
         exporter.export_graph(torch.export.export(Net().eval(), (torch.zeros(1, 3, 16, 16),)), path)
     return exporter, path
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from rankship_pipeline.artifacts import find_proof
 from rankship_pipeline.build import build_recipe, choose
 from rankship_pipeline.errors import BuildError, ParityFailed
@@ -22,7 +24,6 @@ from rankship_pipeline.verify import verify_artifact
 from rankship_targets.device import describe_this_machine
 from rankship_targets.runner import HostRunner
 from rankship_targets.session import open_session
-from torch import nn
 
 pytestmark = pytest.mark.slow
 FACTORED = "3"  # the second convolution: in the tiny recipe it always becomes two operators

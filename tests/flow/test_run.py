@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from rankship_benchmarks.results import open_bundle
 from rankship_pipeline.store import MANIFEST, Store
 

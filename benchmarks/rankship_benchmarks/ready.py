@@ -1,0 +1,26 @@
+"""Devices are asked before any long work: whether they are there, let us in, and can run what will be pushed."""
+
+from collections.abc import Iterable, Sequence
+
+from rankship_pipeline.errors import Lacks
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import Format
+from rankship_targets.device import Device
+from rankship_targets.session import open_session
+
+# format → what to install on the device, as it is called on the package index
+_PACKAGES: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "executorch": "executorch"}
+
+
+def check_ready(devices: Iterable[Device], formats: Sequence[Format], steps: Steps) -> None:
+    """Open a session on each device and probe it; Lacks names every runtime that is missing there."""
+    for device in devices:
+        with steps.step(f"ask {device.name} whether it is ready"), open_session(device) as session:
+            probe = session.probe()
+        missing = [name for name in formats if probe.runtimes.get(name) is None]
+        if missing:
+            install = f"{device.python} -m pip install {' '.join(_PACKAGES[name] for name in missing)}"
+            raise Lacks(
+                f"{device.name} has no runtime for {', '.join(missing)}",
+                hint=f"run on the device: {install}; or leave the format out of the recipe",
+            )

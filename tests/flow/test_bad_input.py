@@ -1,0 +1,142 @@
+"""Every kind of wrong input gives one clear error, by its exit status, before any long work starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rankship_pipeline.cli import main
+
+Spoil = Callable[[Path], None]
+
+
+def _change_recipe(old: str, new: str) -> Spoil:
+    def spoil(recipe: Path) -> None:
+        text = recipe.read_text()
+        assert old in text
+        recipe.write_text(text.replace(old, new, 1))
+
+    return spoil
+
+
+def _change_model(old: str, new: str) -> Spoil:
+    def spoil(recipe: Path) -> None:
+        file = recipe.with_name("model.py")
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return spoil
+
+
+def _read(recipe: Path, name: str) -> dict[str, torch.Tensor]:
+    """A copy: what load_file gives is a view of the file, which is about to be written over."""
+    return {key: value.clone() for key, value in load_file(recipe.with_name(f"{name}.safetensors")).items()}
+
+
+def _pickle_weights(recipe: Path) -> None:
+    torch.save(_read(recipe, "a"), recipe.with_name("a.safetensors"))
+
+
+def _truncate_weights(recipe: Path) -> None:
+    file = recipe.with_name("a.safetensors")
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def _poison_weights(recipe: Path) -> None:
+    state = _read(recipe, "b")
+    state["3.weight"][0, 0, 0, 0] = torch.nan
+    save_file(state, recipe.with_name("b.safetensors"))
+
+
+def _change_classes(recipe: Path) -> None:
+    state = _read(recipe, "b")
+    state["6.weight"], state["6.bias"] = torch.zeros(4, 256), torch.zeros(4)
+    del state["3.bias"]
+    save_file(state, recipe.with_name("b.safetensors"))
+
+
+CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
+    "missing checkpoint": (_change_recipe("a.safetensors", "c.safetensors"), 2, ("c.safetensors", "relative")),
+    "pickle": (_pickle_weights, 2, ("a.safetensors is a pickle", "safetensors.torch.save_file")),
+    "truncated checkpoint": (_truncate_weights, 2, ("a.safetensors is not a whole safetensors file",)),
+    "NaN weights": (_poison_weights, 2, ("b.safetensors holds NaN", "3.weight")),
+    "models that differ": (
+        _change_classes,
+        3,
+        ("3.bias: missing", "6.weight: shape [4, 256] instead of [3, 256]", "6.bias: shape [4] instead of [3]"),
+    ),
+    "checkpoint of another architecture": (
+        _change_model("nn.Conv2d(8, 16, 3, 2, 1)", "nn.Conv2d(8, 16, 5, 2, 2)"),
+        2,
+        ("3.weight: shape [16, 8, 3, 3] instead of [16, 8, 5, 5]",),
+    ),
+    "impossible budget": (
+        _change_recipe("kept_parameters = 0.5", "kept_parameters = 0.01"),
+        3,
+        ("the smallest model at rank step 2 has", "kept_parameters ="),
+    ),
+    "unknown key": (_change_recipe("kept_parameters", "keep_parameters"), 2, ("did you mean 'kept_parameters'",)),
+    "unknown method": (_change_recipe('ranks = "arp"', 'ranks = "arq"'), 2, ("compare.0.ranks", "'arp'")),
+    "empty calibration": (_change_model('"a": x[:32]', '"a": x[:0]'), 2, ("calibration of 'a' is empty",)),
+    "calibration for another model": (_change_model('"a": x[:32]', '"z": x[:32]'), 2, ("['b', 'z']", "['a', 'b']")),
+    "data of another shape": (
+        _change_model("torch.randn(96, 1, 8, 8", "torch.randn(96, 3, 8, 8"),
+        2,
+        ("[32, 3, 8, 8]",),
+    ),
+    "labels beyond the classes": (_change_model("% 3", "% 7"), 2, ("test_labels run from 0 to 6", "3 classes")),
+    "missing factory": (_change_recipe('"model.py:make"', '"model.py:build"'), 2, ("has no function 'build'",)),
+    "not TOML": (_change_recipe("[data]", "[data"), 2, ("is not valid TOML",)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_one_clear_error_and_nothing_is_built(
+    case: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, status, words = CASES[case]
+    spoil(recipe)
+    assert main(["build", str(recipe), "--store", str(tmp_path / "store")]) == status
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert "→" in error, "an error says what to do"
+    assert "Traceback" not in error
+    assert not (tmp_path / "store").exists(), "long work began"
+
+
+def test_an_unknown_device_is_refused_before_anything_is_built(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(recipe), "--on", "this-machin", "--store", str(tmp_path / "store")]
+    assert main(arguments) == 2
+    assert "did you mean 'this-machine'" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_verify_and_bench_say_what_to_do_where_nothing_is_built(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(recipe), "--store", str(tmp_path / "store")]) == 2
+    assert "rankship build" in capsys.readouterr().err
+    suite = tmp_path / "suite.toml"
+    suite.write_text(f'recipe = "{recipe}"\nrounds = 1\n')
+    assert main(["bench", str(suite), "--on", "this-machine", "--store", str(tmp_path / "store")]) == 2
+    assert "rankship build" in capsys.readouterr().err
+
+
+def test_a_suite_with_a_wrong_number_or_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = tmp_path / "suite.toml"
+    suite.write_text('recipe = "x.toml"\nrounds = 0\n')
+    assert main(["bench", str(suite), "--on", "this-machine"]) == 2
+    assert "rounds must be at least 1, got 0" in capsys.readouterr().err
+    suite.write_text('recipe = "x.toml"\nround = 3\n')
+    assert main(["bench", str(suite), "--on", "this-machine"]) == 2
+    assert "did you mean 'rounds'" in capsys.readouterr().err
+
+
+def test_an_unknown_build_hash_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "abc123", "--store", str(tmp_path)]) == 2
+    assert "no entry matches build 'abc123'" in capsys.readouterr().err
