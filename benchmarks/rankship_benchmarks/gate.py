@@ -8,9 +8,10 @@ from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, Verified
+from rankship_pipeline.runner import Runner
 from rankship_pipeline.store import Store
 from rankship_pipeline.toolchain import RUNTIMES, find_version, hash_code
-from rankship_pipeline.verify import Runner, refuse_changed, verify_artifact
+from rankship_pipeline.verify import refuse_changed, verify_artifact
 
 _RECORD = "verified.json"
 
@@ -33,7 +34,7 @@ def verify_build(
             "runner": runner_sha256,
             "code": hash_code(),
         }
-        path, inputs, expected = find_proof(artifact, store.root)
+        path, inputs, expected = find_proof(artifact, store)
         refuse_changed(artifact, path)
         entry = None if fresh else store.find("verified", made_from)
         if entry is None:
@@ -48,11 +49,11 @@ def verify_build(
 
 def _keep(store: Store, made_from: dict[str, object], proof: Verified) -> None:
     def make(target: Path) -> None:
-        (target / _RECORD).write_text(encode(proof))
+        (target / _RECORD).write_text(encode(proof), encoding="utf-8")
 
     store.produce("verified", made_from, make)
 
 
-def find_inputs(artifacts: Sequence[Artifact], root: Path) -> list[Path]:
+def find_inputs(artifacts: Sequence[Artifact], store: Store) -> list[Path]:
     """The parity inputs, which serve as inputs of the measurement too."""
-    return find_proof(artifacts[0], root)[1]
+    return find_proof(artifacts[0], store)[1]

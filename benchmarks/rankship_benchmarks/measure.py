@@ -19,38 +19,48 @@ from rankship_benchmarks.results import (
 from rankship_benchmarks.suite import Suite
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import digest
-from rankship_pipeline.files import hash_file
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact, Build, Verified
+from rankship_pipeline.store import Store
+from rankship_pipeline.units import show_bytes
 from rankship_targets.device import Device
-from rankship_targets.session import AGENT, MeasureRequest, Session, open_session
+from rankship_targets.session import MeasureRequest, Session, open_session
 
 
 def measure_build(
-    build: Build, verified: Sequence[Verified], root: Path, device: Device, suite: Suite, results: Path, steps: Steps
+    build: Build, verified: Sequence[Verified], store: Store, device: Device, suite: Suite, results: Path, steps: Steps
 ) -> Path:
     """Push what is verified, time it in fresh processes round by round, and return the finished bundle's folder.
 
-    An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial.
+    An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the
+    device still answers the probe as it did; else a new bundle is begun.
     """
-    suite_sha256 = digest({"suite": digest(suite), "agent": hash_file(AGENT), "code": __version__})
-    build_sha256 = digest(build)
-    folder = find_unfinished(results, suite_sha256, build_sha256, device.name)
     with open_session(device) as session:
+        header = _describe(build, verified, device, suite, session)
+        folder = _find_or_create(header, results, steps)
         with steps.step(f"push to {device.name}"):
             remote = {
-                proof.artifact_sha256: session.push(root / artifact.file, proof)
+                proof.artifact_sha256: session.push(store.root / artifact.file, proof)
                 for artifact, proof in zip(build.artifacts, verified, strict=True)
             }
-            inputs = tuple(session.push_file(path) for path in find_inputs(build.artifacts, root))
-        if folder is None:
-            folder = results / _name_run(build, device)
-            create_bundle(folder, _describe(folder.name, build, verified, device, suite, suite_sha256, session))
-        else:
-            steps.note(f"continuing {folder.name}")
+            inputs = tuple(session.push_file(path) for path in find_inputs(build.artifacts, store))
         with writing(folder):
             _run_rounds(folder, build, remote, inputs, suite, session, steps)
             finish_bundle(folder)
+    return folder
+
+
+def _find_or_create(header: Header, results: Path, steps: Steps) -> Path:
+    folder = find_unfinished(results, header.suite_sha256, header.build_sha256, header.device)
+    if folder is not None:
+        before = open_bundle(folder).header.conditions
+        changed = [name for name, value in header.conditions.items() if before.get(name) != value]
+        if not changed:
+            steps.note(f"continuing {folder.name}")
+            return folder
+        steps.note(f"{folder.name} stays unfinished: {', '.join(changed)} changed since; a new run begins")
+    folder = results / header.run_id
+    create_bundle(folder, header)
     return folder
 
 
@@ -93,39 +103,19 @@ def _run_rounds(
                         min_samples=suite.min_samples,
                         min_duration_ms=suite.min_duration_ms,
                         max_warmup_ms=suite.max_warmup_ms,
+                        timeout_s=suite.timeout_s,
                     )
                 ),
             )
 
 
-def _name_run(build: Build, device: Device) -> str:
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{build.recipe}-{device.name}-{now}-{secrets.token_hex(2)}"
-
-
-def _describe(
-    run_id: str,
-    build: Build,
-    verified: Sequence[Verified],
-    device: Device,
-    suite: Suite,
-    suite_sha256: str,
-    session: Session,
-) -> Header:
-    probe = session.probe()
-    conditions = {
-        "device python": probe.python,
-        "device machine": probe.machine,
-        "device kernel": probe.kernel,
-        "device": probe.cpu_model or "model unknown",
-        "device cores": str(probe.cpu_count),
-        "host": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "timed loop": f"at least {suite.min_samples} inferences and {suite.min_duration_ms} ms, one fresh process each",
-    }
+def _describe(build: Build, verified: Sequence[Verified], device: Device, suite: Suite, session: Session) -> Header:
+    probe, now = session.probe(), datetime.now(UTC)
+    runtimes = {f"{name} runtime": " ".join(found) for name, found in probe.runtimes.items() if found is not None}
     return Header(
-        run_id=run_id,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        suite_sha256=suite_sha256,
+        run_id=f"{build.recipe}-{device.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}",
+        created_utc=now.isoformat(timespec="seconds"),
+        suite_sha256=digest({"suite": digest(suite), "agent": session.agent_sha256, "code": __version__}),
         recipe=build.recipe,
         recipe_sha256=build.recipe_sha256,
         build_sha256=digest(build),
@@ -133,6 +123,16 @@ def _describe(
         build=build,
         verified=tuple(verified),
         rounds=suite.rounds,
-        conditions=conditions,
+        conditions={
+            "device": probe.cpu_model or "model unknown",
+            "device cores": str(probe.cpu_count),
+            "device memory": show_bytes(probe.memory_bytes) if probe.memory_bytes else "unknown",
+            "device machine": probe.machine,
+            "device kernel": probe.kernel,
+            "device python": probe.python,
+            **runtimes,
+            "host": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
+        },
         rankship_version=__version__,
     )

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 from rankship_pipeline.errors import Lacks
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Format
+from rankship_targets.client import PACKAGES
 from rankship_targets.device import Device
 from rankship_targets.session import open_session
-
-# format → what to install on the device, as it is called on the package index
-_PACKAGES: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "executorch": "executorch"}
 
 
 def check_ready(devices: Iterable[Device], formats: Sequence[Format], steps: Steps) -> None:
@@ -18,9 +16,11 @@ def check_ready(devices: Iterable[Device], formats: Sequence[Format], steps: Ste
         with steps.step(f"ask {device.name} whether it is ready"), open_session(device) as session:
             probe = session.probe()
         missing = [name for name in formats if probe.runtimes.get(name) is None]
+        if not missing and probe.numpy is None:
+            raise Lacks(f"{device.name} has no numpy", hint=f"on the device: {device.python} -m pip install numpy")
         if missing:
-            install = f"{device.python} -m pip install {' '.join(_PACKAGES[name] for name in missing)}"
+            install = "; ".join(f"{device.python} -m pip install {PACKAGES[name]}" for name in missing)
             raise Lacks(
                 f"{device.name} has no runtime for {', '.join(missing)}",
-                hint=f"run on the device: {install}; or leave the format out of the recipe",
+                hint=f"on the device: {install}; or leave the format out of the recipe",
             )

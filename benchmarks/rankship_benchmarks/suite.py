@@ -14,7 +14,8 @@ class Suite:
     """Every artifact of `recipe` (a path beside the suite), timed in `rounds` interleaved rounds of fresh processes.
 
     A trial's timed loop ends when `min_samples` and `min_duration_ms` are both reached; its warm-up ends when steady,
-    at the latest after `max_warmup_ms`. Six rounds are the fewest that give a 95 % interval of the median.
+    at the latest after `max_warmup_ms`; one that is not done after `timeout_s` is an error. Six rounds are the fewest
+    that give a 95 % interval of the median.
     """
 
     recipe: str
@@ -23,18 +24,19 @@ class Suite:
     min_samples: int = 200
     min_duration_ms: int = 300
     max_warmup_ms: int = 1500
+    timeout_s: int = 900
 
 
 def read_suite(path: Path) -> tuple[Suite, Path]:
     """A suite and the path of its recipe."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no suite at {path}", hint="give the path of a suite.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
         raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
     suite = decode(Suite, json.dumps(table, default=str), where=str(path))
-    for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms"):
+    for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
         if getattr(suite, name) < 1:
             raise InputError(f"{path}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")
     return suite, path.resolve().parent / suite.recipe

@@ -5,25 +5,18 @@ from collections.abc import Callable, Iterable
 from rankship_benchmarks.results import Bundle, Header
 from rankship_benchmarks.stats import (
     Estimate,
-    count_needed,
     estimate_median,
     estimate_ratio,
     median_by_round,
     percentile_bound,
-    relative_drift,
-    relative_spread,
 )
+from rankship_benchmarks.trust import list_cautions, name_rounds
 from rankship_pipeline.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.records import FORMATS, Accuracy, Artifact, Build, Format, LayerRank, Variant, Verified, record
-from rankship_targets.trial import DeviceState, RuntimeReading, Trial
+from rankship_targets.trial import RuntimeReading, Trial
 
 NO_ENERGY = "no energy source on this device"
 
-# What must be exceeded before a caution is printed.
-_FREQUENCY_MOVE = 0.10
-_ROUND_SPREAD = 0.05
-_TRIAL_DRIFT = 0.05
-_FOREIGN_LOAD_MILLI = 500
 # What makes a factored layer a suspect when the compressed model is not faster.
 _NEAR_BREAK_EVEN = 0.6
 _NARROW_ROWS = 32
@@ -95,7 +88,7 @@ def summarise(bundle: Bundle) -> Summary:
         header=bundle.header,
         finished=bundle.finished,
         results=results,
-        cautions=tuple(_distrust(bundle, groups, results)),
+        cautions=tuple(list_cautions(bundle, groups)),
         slower_notes=tuple(_explain_slower(bundle.header.build, results)),
         energy_note=NO_ENERGY,
         threads=trials[0].threads,
@@ -138,7 +131,7 @@ def _refuse_mixed(run_id: str, what: str, trials: Iterable[Trial], read: Callabl
     for trial in trials:
         rounds.setdefault(read(trial), set()).add(trial.round)
     if len(rounds) > 1:
-        seen = "; ".join(f"{value} in {_name_rounds(numbers)}" for value, numbers in rounds.items())
+        seen = "; ".join(f"{value} in {name_rounds(numbers)}" for value, numbers in rounds.items())
         raise UnlikeConditions(f"run {run_id}: the {what} differs between trials: {seen}", hint=_UNLIKE)
 
 
@@ -206,80 +199,6 @@ def _bound(trials: list[Trial], share: float) -> Estimate | None:
     return estimate_median(known) if len(known) == len(bounds) else None
 
 
-def _distrust(
-    bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]], results: tuple[Result, ...]
-) -> Iterable[str]:
-    """Every caution that the data itself gives cause for, gravest first."""
-    if not bundle.finished:
-        yield f"The run is unfinished: {len(bundle.trials)} trials so far."
-    for one in results:
-        if one.parity is None:
-            yield f"{one.variant} {one.format} was timed without a proof of parity."
-    yield from _distrust_rounds(groups)
-    yield from _distrust_device(bundle.trials)
-    retries = sum(trial.retries for trial in bundle.trials)
-    if retries:
-        yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured anew."
-
-
-def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
-    """Cautions about the timings: warm-up, number of rounds, spread between rounds, drift inside a trial."""
-    counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
-    if counts:
-        where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
-        few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
-        yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
-    for (variant, format_), trials in groups.items():
-        name = f"{variant} {format_}"
-        cold = {trial.round for trial in trials if not trial.warmed_up}
-        if cold:
-            share = f"{len(cold)} of {len(trials)} rounds ({_name_rounds(cold)})"
-            yield f"Warm-up: {name} never reached a steady state in {share}."
-        spread = relative_spread(list(median_by_round(trials).values()))
-        if spread > _ROUND_SPREAD:
-            yield f"Spread: the rounds of {name} differ by {spread:.0%} (interquartile range over median)."
-        drifts = {trial.round: relative_drift(trial.samples_ns) for trial in trials}
-        drifted = {number: drift for number, drift in drifts.items() if abs(drift) > _TRIAL_DRIFT}
-        if drifted:
-            worst = max(drifted.values(), key=abs)
-            yield f"Drift: {name} changed speed inside {_name_rounds(drifted)} (second half {worst:+.0%} at worst)."
-
-
-def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about the device: governor, frequency, temperature, work that is not ours."""
-    states = [state for trial in trials for state in (trial.before, trial.after)]
-    governors = {state.governor for state in states}
-    others = sorted(governor for governor in governors if governor not in {None, "performance"})
-    if others:
-        yield f"Governor: {', '.join(others)}, not performance; the clock may follow the load."
-    if None in governors:
-        yield "Governor unknown: the device does not tell, so frequency scaling cannot be excluded."
-    moves = [move for trial in trials if (move := _frequency_move(trial.before, trial.after)) is not None]
-    moved = [move for move in moves if move > _FREQUENCY_MOVE]
-    if moved:
-        yield f"Frequency: moved by up to {max(moved):.0%} between the start and end of {len(moved)} trials."
-    if len(moves) < len(trials):
-        yield "Frequency unknown: the device does not tell its clock, so a change of speed would go unseen."
-    if any(state.temperature_mc is None for state in states):
-        yield "Temperature unknown: the device does not tell, so throttling cannot be excluded."
-    limit = 1000 * trials[0].threads + _FOREIGN_LOAD_MILLI
-    loads = [load for trial in trials if (load := trial.before.load_1m_milli) is not None]
-    high = [load for load in loads if load > limit]
-    if high:
-        yield (
-            f"Other work: before {len(high)} of {len(trials)} trials the device's 1-minute load was above "
-            f"{limit / 1000:.1f} (highest {max(high) / 1000:.1f}), more than this run's own threads explain."
-        )
-
-
-def _frequency_move(before: DeviceState, after: DeviceState) -> float | None:
-    """Find the largest relative change of any core's clock; None where it is not told."""
-    if not before.frequency_khz or not after.frequency_khz:
-        return None
-    pairs = zip(before.frequency_khz, after.frequency_khz, strict=False)
-    return max(abs(late - early) / max(early, 1) for early, late in pairs)
-
-
 def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
     """One sentence for every format in which compression is not shown to be faster, with the layers to suspect."""
     suspects = ", ".join(filter(None, map(_suspect, build.plan.layers)))
@@ -310,18 +229,3 @@ def _suspect(layer: LayerRank) -> str:
     if layer.rows <= _NARROW_ROWS:
         reasons.append(f"only {layer.rows} rows")
     return f"{layer.name} ({', '.join(reasons)})" if reasons else ""
-
-
-def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:
-    return ", ".join(f"{variant} {format_}" for variant, format_ in groups)
-
-
-def _name_rounds(numbers: Iterable[int]) -> str:
-    """`round 3`, or `rounds 1, 2, 5`; only the first eight are listed."""
-    ordered, most = sorted(numbers), 8
-    listed = ", ".join(map(str, ordered[:most])) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
-    return f"round {listed}" if len(ordered) == 1 else f"rounds {listed}"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"

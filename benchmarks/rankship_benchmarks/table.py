@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rankship_benchmarks.stats import Estimate
 from rankship_benchmarks.summary import TIMES, Result, Summary, find_accuracy
 from rankship_pipeline.records import Accuracy, Verified
+from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count, show_percent
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def print_summary(summary: Summary, console: "Console") -> None:
 
 def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     """Print every artifact's agreement with torch."""
-    table = _start("artifact", "runtime", "samples", "relative max error", "cosine", "top-1 agreement")
+    table = start_table("artifact", "runtime", "samples", "relative max error", "cosine", "top-1 agreement")
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
         numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
@@ -109,7 +110,7 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
 
 def _tabulate_results(results: Iterable[Result]) -> "Table":
     headings = ("size\nparameters", "accuracy\n[95 %]", "latency\n[95 %]", "vs dense\n[95 %]", "peak RSS\n(its own)")
-    table = _start("format\nmodel", *headings)
+    table = start_table("format\nmodel", *headings)
     for one in results:
         accuracy, ratio = one.accuracy, one.ratio
         table.add_row(
@@ -125,7 +126,7 @@ def _tabulate_results(results: Iterable[Result]) -> "Table":
 
 
 def _tabulate_accuracies(title: str, accuracies: Iterable[Accuracy]) -> "Table":
-    table = _start(title, "accuracy", "95 % interval", "correct")
+    table = start_table(title, "accuracy", "95 % interval", "correct")
     for one in accuracies:
         share = f"{show_count(one.correct)} of {show_count(one.samples)}"
         table.add_row(_plain(one.stage), show_percent(one.value), show_accuracy_interval(one), share)
@@ -134,7 +135,7 @@ def _tabulate_accuracies(title: str, accuracies: Iterable[Accuracy]) -> "Table":
 
 def _tabulate_alternatives(summary: Summary) -> "Table":
     build = summary.header.build
-    table = _start("ranks chosen by", "parameters", "accuracy", "95 % interval")
+    table = start_table("ranks chosen by", "parameters", "accuracy", "95 % interval")
     chosen = find_accuracy(build, "compressed")
     rows = [(f"{build.plan.method} (this build)", build.plan.total_parameters, chosen)]
     rows += [(one.method, one.plan.total_parameters, one.accuracy) for one in build.alternatives]
@@ -143,18 +144,6 @@ def _tabulate_alternatives(summary: Summary) -> "Table":
         table.add_row(
             _plain(method), show_count(parameters), value, show_accuracy_interval(accuracy) if accuracy else UNKNOWN
         )
-    return table
-
-
-def _start(first: str, *others: str) -> "Table":
-    """Begin a table: names on the left, numbers on the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

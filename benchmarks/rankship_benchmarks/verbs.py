@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankship_pipeline.files import ensure_writable
 from rankship_pipeline.verbs import add_store_flag
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def run(argv: list[str]) -> int:
     devices = _find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(arguments.recipe, steps)
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps)
     verified = _verify(build, prepared, store, steps, fresh=False)
@@ -87,6 +90,8 @@ def bench(argv: list[str]) -> int:
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(recipe, steps)
     build, _ = find_build(prepared, store)
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
     check_ready(devices, prepared.recipe.export.formats, steps)
     verified = _verify(build, prepared, store, steps, fresh=False)
     _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
@@ -105,7 +110,7 @@ def report(argv: list[str]) -> int:
 
 def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
-    parser.add_argument("--devices", type=Path, default=None, help="inventory (default: see `rankship devices`)")
+    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
     parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
     add_store_flag(parser)
 
@@ -113,7 +118,7 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
 def _find_devices(arguments: argparse.Namespace) -> "list[Device]":
     from rankship_targets.device import find_device
 
-    return [find_device(name.strip(), arguments.devices) for name in arguments.on.split(",")]
+    return [find_device(name.strip(), arguments.inventory) for name in arguments.on.split(",")]
 
 
 def _verify(
@@ -140,7 +145,7 @@ def _measure_everywhere(
     from rankship_benchmarks.measure import measure_build
 
     for device in devices:
-        _report(measure_build(build, verified, store.root, device, suite, results, steps), None)
+        _report(measure_build(build, verified, store, device, suite, results, steps), None)
 
 
 def _report(folder: Path, page: Path | None) -> None:
@@ -153,4 +158,4 @@ def _report(folder: Path, page: Path | None) -> None:
 
     console = Console(highlight=False)
     print_summary(summarise(open_bundle(folder)), console)
-    console.print(f"report: {write_report(folder, page)}", soft_wrap=True)
+    console.print(f"report: {write_report(folder, page)}", soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import UnsupportedOp
 from rankship_pipeline.evaluate import predict
 from rankship_pipeline.export import EXPORTERS, check_factors, keep_stdout_clean, load_exporter
+from rankship_pipeline.export.graph import list_graph_operators
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.layers import count_parameters
 from rankship_pipeline.preflight import Prepared
@@ -35,7 +36,7 @@ def export_variant(
     artifacts = []
     for name in prepared.recipe.export.formats:
         made_from: dict[str, object] = {
-            "model": model.entry.key,
+            "model": model.entry.content,
             "variant": variant,
             "format": name,
             "recipe": prepared.recipe_sha256,
@@ -56,9 +57,9 @@ def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgr
     """The one graph that every format is made from, at batch size 1."""
     try:
         return torch.export.export(module, example)
-    except (RuntimeError, NotImplementedError) as failure:
+    except Exception as failure:  # torch.export raises whatever the model's own code and its tracer do
         raise UnsupportedOp(
-            f"torch.export cannot trace the model: {failure}",
+            f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
             hint="remove data-dependent control flow from its forward",
         ) from failure
 
@@ -68,10 +69,12 @@ def read_artifact(entry: Entry) -> Artifact:
     return decode(Artifact, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
 
 
-def find_proof(artifact: Artifact, root: Path) -> tuple[Path, list[Path], list[Path]]:
-    """The artifact's file, its parity inputs and torch's expected outputs in the store at `root`."""
-    path = root / artifact.file
-    return path, sorted(path.parent.glob("input.*.npy")), sorted(path.parent.glob("expected.*.npy"))
+def find_proof(artifact: Artifact, store: Store) -> tuple[Path, list[Path], list[Path]]:
+    """The artifact's file, its parity inputs and torch's expected outputs; the arrays are known to be unchanged."""
+    path = store.root / artifact.file
+    entry = store.open(path.parent)
+    inputs = [entry.read(f"input.{index}.npy") for index in range(len(artifact.inputs))]
+    return path, inputs, [entry.read("expected.0.npy")]
 
 
 def _export(
@@ -91,7 +94,7 @@ def _export(
             exporter.export_graph(graph, target / file)
             operators = exporter.list_operators(target / file)
         if plan is not None:
-            check_factors(plan, operators, where=f"{variant} {name}")
+            check_factors(plan, list_graph_operators(graph), operators, where=f"{variant} {name}")
         outputs = predict(module, samples)
         for index, tensor in enumerate(samples):
             np.save(target / f"input.{index}.npy", tensor.numpy())
@@ -105,12 +108,12 @@ def _export(
             inputs=tuple(_describe(f"input.{index}", tensor) for index, tensor in enumerate(samples)),
             outputs=(_describe("logits", outputs),),
             parameters=count_parameters(module),
-            factored_layers=plan.factored if plan is not None else (),
+            factored_layers=tuple(plan.ranks) if plan is not None else (),
             recipe_sha256=prepared.recipe_sha256,
             source_sha256=prepared.source_sha256,
             toolchain=list_versions(name),
         )
-        (target / _RECORD).write_text(encode(artifact))
+        (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
 
     return store.produce("artifact", made_from, make)
 

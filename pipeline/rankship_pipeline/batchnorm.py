@@ -32,11 +32,16 @@ def settle_batchnorm(
 
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, inputs: Inputs) -> None:
-    """Replace every running mean and variance by the average over the calibration batches, in place, without labels."""
+    """Replace every running mean and variance by the average over the calibration batches, in place, without labels.
+
+    A single sample is too few: then everything stays as it was.
+    """
+    batches = [batch for batch in split(inputs) if len(batch[0]) > 1]  # a batch of one has no variance
+    if not batches:
+        return
     with _averaging(model):
-        for batch in split(inputs):
-            if len(batch[0]) > 1:  # a batch of one has no variance
-                model(*batch)
+        for batch in batches:
+            model(*batch)
 
 
 @contextmanager

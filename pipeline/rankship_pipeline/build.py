@@ -17,13 +17,20 @@ _RECORD = "build.json"
 
 
 def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build, Entry]:
-    """Make everything the recipe asks for, or read what is finished; resumes at the first missing stage."""
+    """Make everything the recipe asks for, or read what is finished; resumes at the first missing stage.
+
+    A finished build of which a user deleted an artifact is made again.
+    """
     made_from = _ingredients(prepared)
     found = store.find("build", made_from)
+    if found is not None and not _is_whole(read_build(found), store):
+        steps.note("artifacts of the finished build are gone; making them again")
+        store.discard(found)
+        found = None
     if found is None:
 
         def make(target: Path) -> None:
-            (target / _RECORD).write_text(encode(_make_build(prepared, store, steps)))
+            (target / _RECORD).write_text(encode(_make_build(prepared, store, steps)), encoding="utf-8")
 
         found = store.produce("build", made_from, make)
     return read_build(found), found
@@ -40,6 +47,10 @@ def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
 def read_build(entry: Entry) -> Build:
     """The record of a finished build."""
     return decode(Build, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+
+
+def _is_whole(build: Build, store: Store) -> bool:
+    return all((store.root / artifact.file).is_file() for artifact in build.artifacts)
 
 
 def _ingredients(prepared: Prepared) -> dict[str, object]:

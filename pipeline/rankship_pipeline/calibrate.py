@@ -34,16 +34,17 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 
 
 def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
-    """Cut samples into batches."""
-    return list(zip(*(torch.split(tensor, size) for tensor in inputs), strict=True))
+    """Cut samples into the fewest batches of at most `size`, as even as can be: averages over batches are then fair."""
+    count = -(-len(inputs[0]) // size)
+    return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
 
 
 def _watch(module: nn.Linear | nn.Conv2d, gram: Tensor) -> RemovableHandle:
-    def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        X = as_rows(module, args[0]).to(torch.float64)  # (positions, columns)
+    def add(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        X = as_rows(module, args[0] if args else named["input"]).to(torch.float64)  # (positions, columns)
         gram.addmm_(X.T, X)
 
-    return module.register_forward_pre_hook(add)
+    return module.register_forward_pre_hook(add, with_kwargs=True)
 
 
 def as_rows(module: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses with postponed annotations look themselves up there
     try:
         spec.loader.exec_module(module)
-        function: Callable[..., Any] = getattr(module, name)
-    except AttributeError:
-        raise InputError(f"{path} has no function {name!r}", hint="correct the name after the colon") from None
     except ImportError as failure:
         raise InputError(f"{path} cannot be imported: {failure}", hint="install what it imports") from failure
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if function is None:
+        raise InputError(f"{path} has no function {name!r}", hint="correct the name after the colon")
     return function
 
 
@@ -101,17 +103,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _refuse_unreadable(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}", hint="correct the path; it is relative to the recipe")
-    with path.open("rb") as stream:
-        start = stream.read(8)
-    if start.startswith(_PICKLE_STARTS):
-        raise InputError(
-            f"{path} is a pickle (torch.save), which can run code when it is read",
-            hint="convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
-        )
     try:
         with safe_open(path, framework="pt"):
-            pass
+            return
     except (SafetensorError, OSError) as failure:
+        with path.open("rb") as stream:  # asked only now: a whole safetensors file may begin with any byte
+            start = stream.read(8)
+        if start.startswith(_PICKLE_STARTS):
+            raise InputError(
+                f"{path} is a pickle (torch.save), which can run code when it is read",
+                hint="convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
+            ) from None
         raise InputError(f"{path} is not a whole safetensors file: {failure}", hint="copy or export it again") from None
 
 
@@ -145,18 +147,38 @@ def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tu
     return lines
 
 
+def copy_state(model: nn.Module) -> State:
+    """A model's tensors, each with storage of its own: safetensors refuses tied weights."""
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+
+
 def check_mergeable(recipe: Recipe, folder: Path) -> None:
-    """Compare all models' tensors by name and shape, without loading weights; raise MergeMismatch listing all."""
+    """Compare architectures, tensor names and shapes without loading weights; MergeMismatch lists all differences."""
+    architectures = {source.name: _describe_architecture(source, folder) for source in recipe.models}
     shapes = {source.name: _peek_shapes(source, folder, recipe.seed) for source in recipe.models}
     (first, reference), *others = shapes.items()
     complaints = [
         f"{name} against {first}: {line}" for name, found in others for line in list_differences(reference, found)
+    ]
+    complaints += [
+        f"{name} against {first}: {key} is {found.get(key)!r} instead of {architectures[first].get(key)!r}"
+        for name, found in architectures.items()
+        for key in sorted(found.keys() | architectures[first].keys())
+        if found.get(key) != architectures[first].get(key)
     ]
     if complaints:
         raise MergeMismatch(
             "the models cannot be merged:\n  " + "\n  ".join(complaints),
             hint="merge models of one architecture with the same number of classes",
         )
+
+
+def _describe_architecture(source: Source, folder: Path) -> dict[str, object]:
+    if source.huggingface is not None:
+        from rankship_pipeline.huggingface import describe_architecture
+
+        return describe_architecture(source, folder)
+    return {"factory": source.factory}
 
 
 def _peek_shapes(source: Source, folder: Path, seed: int) -> dict[str, tuple[int, ...]]:
@@ -176,10 +198,10 @@ def train_or_load(source: Source, folder: Path, seed: int) -> State:
             raise BuildError(
                 f"training {source.name!r} diverged: {broken[0]} is not finite", hint="lower its step size"
             )
-        return {name: value.contiguous() for name, value in model.state_dict().items()}
+        return copy_state(model)
     if source.weights is not None:
         state = read_state(folder / source.weights)
-        return dict(load_into(model, state, where=os.fspath(folder / source.weights)).state_dict())
+        return copy_state(load_into(model, state, where=os.fspath(folder / source.weights)))
     from rankship_pipeline.huggingface import load_wrapped_state
 
     return load_wrapped_state(source, folder)

@@ -1,5 +1,6 @@
 """The `rankship` command: a literal table of verbs, each imported only when it is used."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"\n  → {error.hint}" if error.hint else ""
         sys.stderr.write(f"{type(error).__name__}: {error}{hint}\n")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
+            raise  # anything else is a mistake in the program and keeps its traceback
+        sys.stderr.write(f"{error.strerror}: {error.filename}\n  → make room or give rights there, then run again\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was finished is kept, the same command goes on from there\n")
         return 130

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from rankship_pipeline.errors import InputError
@@ -14,10 +15,11 @@ _ADAPTERS: dict[type[Any], Any] = {}
 
 
 def _adapter(cls: type[Any]) -> Any:  # noqa: ANN401 - pydantic's TypeAdapter, imported late: `--help` must not pay for it
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
-    if cls not in _ADAPTERS:
-        _ADAPTERS[cls] = TypeAdapter(cls)
+    if cls not in _ADAPTERS:  # a record brings its own configuration; plain values must not turn NaN into null
+        config = None if is_dataclass(cls) else ConfigDict(ser_json_inf_nan="constants")
+        _ADAPTERS[cls] = TypeAdapter(cls, config=config)
     return _ADAPTERS[cls]
 
 

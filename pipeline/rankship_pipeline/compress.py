@@ -26,11 +26,14 @@ class Analysis:
 def analyse(
     model: nn.Module, layers: tuple[Layer, ...], grams: Grams, whitening: str, interference: dict[str, float]
 ) -> Analysis:
-    """Decompose every layer; `whitening` is a key of factorise.WHITENINGS, `interference` may be empty."""
+    """Decompose every layer; `whitening` is a key of factorise.WHITENINGS.
+
+    `grams` holds every layer unless the whitening is plain; `interference` may be empty.
+    """
     spectra, stats = {}, []
     for layer in layers:
         weight = as_matrix(get_layer(model, layer.name).weight)
-        spectrum = WHITENINGS[whitening](weight, grams.get(layer.name))
+        spectrum = WHITENINGS[whitening](weight, None if whitening == "plain" else grams[layer.name])
         plain = spectrum if whitening == "plain" else decompose_plain(weight, None)
         spectra[layer.name] = spectrum
         stats.append(
@@ -49,6 +52,6 @@ def compress(
 ) -> tuple[nn.Module, RankPlan]:
     """Allocate ranks and fill the factors; batch-norm statistics stay the merged model's."""
     plan = allocate(choice.method, analysis.stats, fixed_parameters, budget_parameters, choice)
-    model = rebuild(analysis.model, plan)
-    fill_factors(model, plan, analysis.spectra)
+    model = rebuild(analysis.model, plan.ranks)
+    fill_factors(model, plan.ranks, analysis.spectra)
     return model, plan

@@ -42,11 +42,11 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     if not isinstance(found, Mapping) or not {"calibration", "test_inputs", "test_labels"} <= found.keys():
         raise InputError(f"{where} must return calibration, test_inputs and test_labels", hint="see README, Recipes")
     names = {source.name for source in recipe.models}
-    if set(found["calibration"]) != names:
+    given = set(found["calibration"]) if isinstance(found["calibration"], Mapping) else set()
+    if given != names:
         raise InputError(
-            f"{where} gives calibration data for {sorted(found['calibration'])}, the recipe's models are"
-            f" {sorted(names)}",
-            hint="return one entry per model",
+            f"{where} gives calibration data for {sorted(given)}, the recipe's models are {sorted(names)}",
+            hint="return a mapping with one entry per model",
         )
     calibration = {
         source.name: _check(found["calibration"][source.name], f"{where}: calibration of {source.name!r}")
@@ -55,7 +55,7 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     data = Data(
         calibration=calibration,
         test_inputs=_check(found["test_inputs"], f"{where}: test_inputs"),
-        test_labels=torch.as_tensor(found["test_labels"], dtype=torch.int64),
+        test_labels=_check_labels(found["test_labels"], where),
     )
     if len(data.test_labels) != len(data.test_inputs[0]):
         raise InputError(
@@ -63,6 +63,16 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
             hint="return one label per test input",
         )
     return data
+
+
+def _check_labels(given: object, where: str) -> Tensor:
+    labels = torch.as_tensor(given)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise InputError(
+            f"{where}: test_labels are {labels.dtype} of shape {list(labels.shape)}",
+            hint="return one whole number per test input: the class",
+        )
+    return labels.to(torch.int64)
 
 
 def _check(given: Tensor | Inputs, what: str) -> Inputs:

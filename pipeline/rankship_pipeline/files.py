@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rankship_pipeline.errors import InputError
+
 _CHUNK = 1 << 20
 
 
@@ -32,6 +34,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def ensure_writable(folder: Path, flag: str) -> None:
+    """Make a folder if it is missing and prove that files can be made in it; InputError naming the flag otherwise."""
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as failure:
+        message = f"cannot write to {folder}: {failure.strerror}"
+        raise InputError(message, hint=f"name another folder with {flag}") from None
 
 
 @contextmanager

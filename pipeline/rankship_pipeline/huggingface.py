@@ -16,6 +16,17 @@ _AUTO_CLASSES = {
 }
 
 
+_NOT_SHAPING = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+    "architectures",
+}
+
+
 class LogitsOnly(nn.Module):
     """Call a transformers model with positional tensors, named by `inputs`, and return its logits (batch, classes)."""
 
@@ -65,6 +76,15 @@ def list_files(source: Source, folder: Path) -> list[Path]:
     return [snapshot / "config.json", *weights]
 
 
+def describe_architecture(source: Source, folder: Path) -> dict[str, object]:
+    """Everything in the configuration that shapes the computation; names, versions and labels left out."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(find_snapshot(source, folder)).to_dict()
+    shaping = {key: value for key, value in config.items() if key not in _NOT_SHAPING}
+    return {**shaping, "inputs": source.inputs, "task": source.task}
+
+
 def make_wrapped(source: Source, folder: Path) -> nn.Module:
     """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
     import transformers
@@ -76,15 +96,24 @@ def make_wrapped(source: Source, folder: Path) -> nn.Module:
 
 def load_wrapped_state(source: Source, folder: Path) -> dict[str, Tensor]:
     """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint."""
-    from rankship_pipeline.checkpoint import read_state
+    from rankship_pipeline.checkpoint import copy_state, read_state
 
     for path in list_files(source, folder)[1:]:
         read_state(path)
-    model = _auto_class(source).from_pretrained(
-        find_snapshot(source, folder), use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+    model, found = _auto_class(source).from_pretrained(
+        find_snapshot(source, folder),
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
     )
-    state: dict[str, Tensor] = LogitsOnly(model, source.inputs).eval().state_dict()
-    return {name: value.contiguous() for name, value in state.items()}
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would fill them at random
+        raise InputError(
+            f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",
+            hint=f"give a checkpoint that was trained for {source.task}",
+        )
+    return copy_state(LogitsOnly(model, source.inputs).eval())
 
 
 def _auto_class(source: Source) -> Any:  # noqa: ANN401 - transformers has no types

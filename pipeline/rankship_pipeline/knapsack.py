@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: one option per menu, least total error within a cost limit, proven optimal."""
+"""The multiple-choice knapsack: one option per menu, least total error within a cost limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Option:
 def solve_knapsack(menus: Sequence[Sequence[Option]], limit: int) -> list[int]:
     """Pick one option per menu minimising Σ error subject to Σ cost ≤ limit; returns each menu's chosen index.
 
-    Solved as a mixed-integer program by HiGHS with a zero optimality gap. Dominated options (dearer and no better)
-    are dropped first. Costs are divided by their common divisor, so the integer comparison is exact. Among equal
-    optima the cheaper is preferred. The caller has checked that the limit is feasible.
+    Solved as a mixed-integer program by HiGHS, to within its absolute gap of 1e-6 of the largest error. Dominated
+    options (dearer and no better) are dropped first. Costs are divided by their common divisor, so that the limit is
+    compared exactly. The caller has checked that the limit is feasible.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array

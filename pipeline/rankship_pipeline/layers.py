@@ -1,5 +1,6 @@
 """The layers that may be factored, each seen as one matrix: rows out, columns in·kh·kw."""
 
+from collections import Counter
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
@@ -30,9 +31,11 @@ class Layer:
 def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer, ...]:
     """List every layer that can become two operators, in the model's own order.
 
-    Left dense knowingly: grouped and transposed convolutions, weights shared between modules (tied), subclasses with
-    a forward of their own, and names matching a pattern in `exclude`.
+    Left dense knowingly: grouped and transposed convolutions, weights shared between modules (tied), modules under
+    two names, weights computed from others (pruned, normalised), subclasses with a forward of their own, and names
+    matching a pattern in `exclude`. A model that is itself one layer has no name to replace it under.
     """
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():  # noqa: SLF001 - parameters() hides sharing
@@ -41,8 +44,10 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer,
     return tuple(
         Layer(name=name, rows=module.weight.shape[0], columns=module.weight[0].numel())
         for name, module in model.named_modules()
-        if is_factorable(module)
-        and owners[id(module.weight)] == 1
+        if name
+        and is_factorable(module)
+        and names[id(module)] == 1
+        and owners.get(id(module.weight)) == 1
         and not any(fnmatchcase(name, pattern) for pattern in exclude)
     )
 

@@ -8,13 +8,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rankship_pipeline.checkpoint import check_fits, check_mergeable, hash_source, make_model, read_shapes, read_state
+from rankship_pipeline.checkpoint import (
+    check_fits,
+    check_mergeable,
+    hash_source,
+    load_function,
+    make_model,
+    read_shapes,
+    read_state,
+)
 from rankship_pipeline.codec import digest
 from rankship_pipeline.data import Data, Inputs, load_data
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
-from rankship_pipeline.ranks import check_feasible, resolve_budget
+from rankship_pipeline.ranks import check_feasible, find_step, resolve_budget
+from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import Recipe
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
@@ -51,6 +60,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """
     _check_toolchains(recipe)
     source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
+    for reference in [name for source in recipe.models for name in (source.factory, source.train) if name]:
+        load_function(reference, folder)  # a misspelt name must not wait for another model's training
     check_mergeable(recipe, folder)
     for source in recipe.models:
         if source.weights is not None:
@@ -63,6 +74,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     layers = find_layers(model, recipe.ranks.exclude)
     if not layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
+    _check_rebuilding(model, layers, data)
     dense = count_parameters(model)
     budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense)
     prepared = Prepared(
@@ -79,7 +91,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         budget_parameters=budget,
     )
     if recipe.ranks.threshold is None:
-        check_feasible(layers, prepared.fixed_parameters, budget, recipe.ranks.step)
+        for method in dict.fromkeys([recipe.ranks.method, *(comparison.ranks for comparison in recipe.compare)]):
+            check_feasible(layers, prepared.fixed_parameters, budget, find_step(method, recipe.ranks))
     return prepared
 
 
@@ -113,6 +126,28 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
         raise InputError(
             f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
         )
+
+
+def _check_rebuilding(model: nn.Module, layers: tuple[Layer, ...], data: Data) -> None:
+    """Run the model once with every layer factored: one that reaches into a layer's weight breaks here, by name."""
+    sample = tuple(tensor[:2] for tensor in data.test_inputs)
+    if _runs_factored(model, layers, sample):
+        return
+    broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
+    raise InputError(
+        f"the model does not run once these layers are two operators: {', '.join(broken) or 'all together'};"
+        " it reads their weights itself instead of calling them",
+        hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
+    )
+
+
+def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) -> bool:
+    try:
+        with torch.inference_mode():
+            rebuild(model, {layer.name: 1 for layer in layers})(*sample)
+    except (AttributeError, RuntimeError, TypeError, IndexError):
+        return False
+    return True
 
 
 def _hash_tensors(tensors: Inputs) -> str:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.markup import escape
+
 
 class Steps:
     """Names each step while it runs and its wall time when it is done; keeps the times for the record."""
@@ -18,7 +20,7 @@ class Steps:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show `name` as running, then as done."""
-        with self._timed(name), self.console.status(name):
+        with self._timed(name), self.console.status(escape(name)):
             yield
 
     @contextmanager
@@ -26,7 +28,8 @@ class Steps:
         """A bar over `total` parts; call what it gives with each part's name as the part begins."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        name_column = TextColumn("{task.description}", markup=False)
+        columns = (name_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
             task, begun = progress.add_task(name, total=total), itertools.count()
 
@@ -40,8 +43,8 @@ class Steps:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
-        self.console.print(f"[green]✓[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
+        self.console.print(f"[green]✓[/] {escape(name)} [dim]{self.seconds[name]:.1f} s[/]", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """One line that belongs to no step."""
-        self.console.print(f"[dim]·[/] {text}")
+        self.console.print(f"[dim]·[/] {escape(text)}", soft_wrap=True)

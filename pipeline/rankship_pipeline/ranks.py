@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 
 import numpy as np
@@ -43,10 +44,15 @@ Allocator = Callable[[Sequence[LayerStats], int, RankChoice], Ranks]
 def resolve_budget(budget: Budget, merged_parameters: int) -> int:
     """The budget as a number of parameters of the whole model; bytes count 4 per float32 parameter."""
     if budget.kept_parameters is not None:
-        return int(budget.kept_parameters * merged_parameters)
+        return int(Fraction(str(budget.kept_parameters)) * merged_parameters)  # 0.7 of 350 is 245, not 244.999…
     if budget.parameters is not None:
         return budget.parameters
     return int(budget.size_bytes or 0) // 4
+
+
+def find_step(method: str, choice: RankChoice) -> int:
+    """The rank step that a method keeps to: ARP's ranks are its own, down to 1."""
+    return 1 if method == "arp" else choice.step
 
 
 def check_feasible(layers: Sequence[Layer], fixed: int, budget: int, step: int) -> None:
@@ -69,7 +75,7 @@ def allocate(
     `fixed_parameters` are those outside the factorable layers. With ARP's fixed threshold the budget is what comes out.
     """
     if choice.threshold is None:
-        check_feasible([entry.layer for entry in stats], fixed_parameters, budget_parameters, choice.step)
+        check_feasible([entry.layer for entry in stats], fixed_parameters, budget_parameters, find_step(method, choice))
     ranks = ALLOCATORS[method](stats, budget_parameters - fixed_parameters, choice)
     layers = tuple(_describe(entry, ranks[entry.layer.name]) for entry in stats)
     total = fixed_parameters + sum(layer.chosen_parameters for layer in layers)
@@ -133,7 +139,7 @@ def allocate_arp(stats: Sequence[LayerStats], available: int, choice: RankChoice
 
 
 def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Ranks:
-    """Minimise the summed relative error exactly: a multiple-choice knapsack (METHODS §4), solved to optimality.
+    """Minimise the summed relative error: a multiple-choice knapsack (METHODS §4).
 
     Per layer: a multiple of the step that is cheaper than dense, or dense at its full cost with no error. What the
     solver's tolerance leaves unspent is spent at the end, so that the budget is met within one step.
@@ -175,7 +181,8 @@ def _floor_rank(stats: LayerStats, cost: float, step: int) -> int | None:
 
 
 def _threshold_rank(stats: LayerStats, threshold: float) -> int | None:
-    shares = np.cumsum(stats.plain) / max(float(stats.plain.sum()), 1e-300)
+    total = float(stats.plain.sum())
+    shares = np.cumsum(stats.plain) / total if total > 0 else np.ones(1)  # rank 1 already holds all of nothing
     rank = min(int(np.searchsorted(shares, threshold - 1e-12)) + 1, len(shares))
     return rank if stats.layer.count_factored(rank) < stats.layer.parameters else None
 

@@ -1,6 +1,7 @@
 """A model whose planned layers are two operators each."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +9,26 @@ from torch import Tensor, nn
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.factorise import Spectrum, truncate
 from rankship_pipeline.layers import get_layer
-from rankship_pipeline.records import RankPlan
 
 
-def rebuild(model: nn.Module, plan: RankPlan) -> nn.Module:
-    """A copy with the plan's structure: every factored layer becomes Sequential(first, second), weights unset.
+def rebuild(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """A copy in which every layer of `ranks` is Sequential(first, second) of that rank, weights unset.
 
     A linear layer becomes in→k→out; a convolution becomes k filters of the same kernel, stride and padding, then a
     1×1 convolution (channel SVD, METHODS §5). The bias belongs to the second. The same call restores the structure
     for a saved state dict.
     """
     factored = copy.deepcopy(model)
-    for layer in plan.layers:
-        if layer.rank is not None:
-            _replace(factored, layer.name, _split(get_layer(factored, layer.name), layer.rank))
+    for name, rank in ranks.items():
+        _replace(factored, name, _split(get_layer(factored, name), rank))
     return factored.eval()
 
 
-def fill_factors(model: nn.Module, plan: RankPlan, spectra: dict[str, Spectrum]) -> None:
-    """Write the truncated factors of every planned layer into a rebuilt model."""
-    for layer in plan.layers:
-        if layer.rank is None:
-            continue
-        first, second = model.get_submodule(layer.name).children()
-        A, B = truncate(spectra[layer.name], layer.rank)
+def fill_factors(model: nn.Module, ranks: Mapping[str, int], spectra: Mapping[str, Spectrum]) -> None:
+    """Write the truncated factors of every layer of `ranks` into a rebuilt model."""
+    for name, rank in ranks.items():
+        first, second = model.get_submodule(name).children()
+        A, B = truncate(spectra[name], rank)
         _assign(first, B)
         _assign(second, A)
 

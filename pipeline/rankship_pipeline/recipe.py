@@ -1,6 +1,7 @@
 """A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,12 @@ Task = Literal["sequence-classification", "image-classification"]
 
 @record
 class Source:
-    """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task`.
+    """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task` and `inputs`.
 
     `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
-    seed)` trains it in place (its result is cached). `weights` is a safetensors state dict. `huggingface` is a
-    directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
+    seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
+    not seen. `weights` is a safetensors state dict. `huggingface` is a directory or a hub id; `inputs` names the
+    forward arguments in the order in which the data loader gives them.
     """
 
     name: str
@@ -58,7 +60,10 @@ class MergeChoice:
 
 @record
 class Budget:
-    """Exactly one of: a share of the merged model's parameters, a count, or bytes of stored fp32 parameters."""
+    """Exactly one of: a share of the merged model's parameters, a count, or bytes of float32 parameters.
+
+    `size_bytes` counts 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported.
+    """
 
     kept_parameters: float | None = None
     parameters: int | None = None
@@ -83,7 +88,7 @@ class FactoriseChoice:
     """`whitening` of the SVD, by activations of the `sources` on their own data, or of the `merged` model."""
 
     whitening: Whitening = "eigen"
-    grams: GramSource = "merged"
+    grams: GramSource = "sources"
 
 
 @record
@@ -133,9 +138,11 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no recipe at {path}", hint="give the path of a recipe.toml") from None
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror}", hint="give the path of a recipe.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
         raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
     recipe = decode(Recipe, json.dumps(table, default=str), where=str(path))
@@ -151,7 +158,11 @@ def _check_models(recipe: Recipe) -> list[str]:
         complaints.append("no [[models]]: name at least one trained model")
     names = [source.name for source in recipe.models]
     complaints += [f"two models are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if not re.fullmatch(r"[\w][\w .-]*", recipe.name):
+        complaints.append(f"name {recipe.name!r} names folders: use letters, digits, '_', '-', '.' and spaces")
     for source in recipe.models:
+        if source.huggingface is not None and (source.weights or source.train):
+            complaints.append(f"model {source.name!r}: `weights` and `train` belong to a factory, not to `huggingface`")
         if (source.factory is None) == (source.huggingface is None):
             complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
         elif source.factory is not None and (source.weights is None) == (source.train is None):
@@ -183,6 +194,14 @@ def _check_numbers(recipe: Recipe) -> list[str]:
             f"merge.off_diagonal must lie in [0, 1], got {recipe.merge.off_diagonal}",
         ),
         (recipe.parity.samples >= 1, f"parity.samples must be at least 1, got {recipe.parity.samples}"),
+        *(
+            (low <= limit <= high, f"parity.{name} must lie in [{low}, {high}], got {limit}")
+            for name, limit, low, high in (
+                ("max_relative_error", recipe.parity.max_relative_error, 0, 0.5),
+                ("min_cosine", recipe.parity.min_cosine, 0.9, 1),
+                ("min_top1_agreement", recipe.parity.min_top1_agreement, 0.9, 1),
+            )
+        ),
         (bool(recipe.export.formats), "export.formats is empty"),
     ]
     return [complaint for kept, complaint in rules if not kept]

@@ -107,9 +107,9 @@ class RankPlan:
         return self.budget_parameters - self.total_parameters
 
     @property
-    def factored(self) -> tuple[str, ...]:
-        """Names of the layers stored as two operators."""
-        return tuple(layer.name for layer in self.layers if layer.rank is not None)
+    def ranks(self) -> dict[str, int]:
+        """The layers stored as two operators, each with its rank."""
+        return {layer.name: layer.rank for layer in self.layers if layer.rank is not None}
 
 
 @record

@@ -12,7 +12,7 @@ from torch import nn
 
 from rankship_pipeline.batchnorm import settle_batchnorm
 from rankship_pipeline.calibrate import Grams, collect_grams
-from rankship_pipeline.checkpoint import State, load_into, train_or_load
+from rankship_pipeline.checkpoint import State, copy_state, load_into, make_model, train_or_load
 from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.compress import Analysis, analyse, compress
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
@@ -39,7 +39,7 @@ class Model:
     @property
     def batchnorm_reestimated(self) -> bool:
         """Whether batch-norm statistics were taken afresh when this model was made."""
-        return bool(json.loads(self.entry.read(_NORMS).read_text()))
+        return bool(json.loads(self.entry.read(_NORMS).read_text(encoding="utf-8")))
 
 
 @dataclass
@@ -60,20 +60,24 @@ class Stages:
             save_file(train_or_load(source, folder, seed), target / _STATE)
 
         entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")
-        return Model(self._fill(self.prepared.model, entry), entry)
+        return Model(self._fill(make_model(source, folder, seed), entry), entry)
 
     def calibrate(self, model: Model, name: str | None) -> tuple[Grams, str]:
-        """Gram matrices of a model on one source's calibration data, or on all of it (None); with the entry's key."""
+        """Gram matrices of a model on one source's calibration data, or on all of it (None), and their content hash."""
         data = self.prepared.data
         inputs = data.pool_calibration() if name is None else data.calibration[name]
         hashes = self.prepared.calibration_sha256
-        made_from = {"model": model.entry.key, "data": hashes if name is None else hashes[name]}
+        made_from = {
+            "model": model.entry.content,
+            "data": hashes if name is None else hashes[name],
+            "layers": [layer.name for layer in self.prepared.layers],
+        }
 
         def make(target: Path) -> None:
             save_file(collect_grams(model.module, inputs, self.prepared.layers), target / "grams.safetensors")
 
         entry = self._produce("grams", made_from, make, f"calibrate {name or 'the merged model'}")
-        return load_file(entry.read("grams.safetensors")), entry.key
+        return load_file(entry.read("grams.safetensors")), entry.content
 
     def merge(self, method: str) -> tuple[Model, dict[str, float]]:
         """The merged model, batch-norm re-estimated where the recipe says so, and each layer's interference."""
@@ -84,8 +88,9 @@ class Stages:
             "method": method,
             "off_diagonal": recipe.merge.off_diagonal,
             "batchnorm": recipe.merge.batchnorm,
-            "models": [source.entry.key for source in sources],
+            "models": [source.entry.content for source in sources],
             "grams": keys,
+            "layers": [layer.name for layer in self.prepared.layers],
         }
 
         def make(target: Path) -> None:
@@ -94,10 +99,10 @@ class Stages:
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
             module = load_into(copy.deepcopy(self.prepared.model), state, where=f"{method} merge")
             self._settle_and_save(module, sources, target)
-            (target / "interference.json").write_text(json.dumps(costs))
+            (target / "interference.json").write_text(json.dumps(costs), encoding="utf-8")
 
         entry = self._produce("merged", made_from, make, f"merge by {method}")
-        interference: dict[str, float] = json.loads(entry.read("interference.json").read_text())
+        interference: dict[str, float] = json.loads(entry.read("interference.json").read_text(encoding="utf-8"))
         return Model(self._fill(self.prepared.model, entry), entry), interference if len(sources) > 1 else {}
 
     def compress(self, comparison: Comparison) -> tuple[Model, RankPlan]:
@@ -107,7 +112,7 @@ class Stages:
         merged, interference = self.merge(comparison.merge)
         grams, key = self._choose_grams(merged, comparison)
         made_from = {
-            "merged": merged.entry.key,
+            "merged": merged.entry.content,
             "grams": key,
             "ranks": digest(choice),
             "whitening": comparison.whitening,
@@ -116,7 +121,7 @@ class Stages:
         }
 
         def make(target: Path) -> None:
-            place = (merged.entry.key + key, comparison.whitening)
+            place = (merged.entry.content + key, comparison.whitening)
             if place not in self._analyses:
                 self._analyses[place] = analyse(
                     merged.module, self.prepared.layers, grams, comparison.whitening, interference
@@ -128,21 +133,21 @@ class Stages:
                 self.prepared.budget_parameters,
             )
             self._settle_and_save(module, self._load_sources(), target)
-            (target / "plan.json").write_text(encode(plan))
+            (target / "plan.json").write_text(encode(plan), encoding="utf-8")
 
         entry = self._produce("compressed", made_from, make, f"compress: {comparison.name}")
         plan = decode(RankPlan, entry.read("plan.json").read_bytes(), where=str(entry.folder))
-        return Model(self._fill(rebuild(self.prepared.model, plan), entry), entry), plan
+        return Model(self._fill(rebuild(self.prepared.model, plan.ranks), entry), entry), plan
 
     def evaluate(self, model: Model, stage: str, source: str | None = None) -> Accuracy:
         """Accuracy on the whole test set; `source` only makes the name of the stage."""
-        made_from = {"model": model.entry.key, "test": self.prepared.test_sha256, "stage": stage}
+        name = stage if source is None else f"{stage}:{source}"
+        made_from = {"model": model.entry.content, "test": self.prepared.test_sha256, "stage": name}
         data = self.prepared.data
 
         def make(target: Path) -> None:
-            name = stage if source is None else f"{stage}:{source}"
             accuracy = measure_accuracy(model.module, data.test_inputs, data.test_labels, stage=name)
-            (target / "accuracy.json").write_text(encode(accuracy))
+            (target / "accuracy.json").write_text(encode(accuracy), encoding="utf-8")
 
         entry = self.store.produce("accuracy", self._stamp(made_from), make)
         return decode(Accuracy, entry.read("accuracy.json").read_bytes(), where=str(entry.folder))
@@ -162,8 +167,8 @@ class Stages:
             return sum(measure_divergence(candidate, inputs, teacher) for inputs, teacher in teachers)
 
         module, reestimated = settle_batchnorm(module, data.pool_calibration(), mode, distance)
-        save_file(module.state_dict(), target / _STATE)
-        (target / _NORMS).write_text(json.dumps(reestimated))
+        save_file(copy_state(module), target / _STATE)
+        (target / _NORMS).write_text(json.dumps(reestimated), encoding="utf-8")
 
     def _calibrate_sources(self, sources: list[Model]) -> tuple[list[Grams], list[str]]:
         names = [source.name for source in self.prepared.recipe.models]

@@ -2,7 +2,11 @@
 
 import json
 import os
+import secrets
+import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from rankship_pipeline.errors import BuildError, InputError
 from rankship_pipeline.files import hash_file, publish_folder
 
 MANIFEST = "manifest.json"
+_DAY_S = 24 * 60 * 60
 _SHOWN = 20  # characters of a key in a folder's name: 80 bits, no accidental collision
 
 
@@ -27,6 +32,11 @@ class Entry:
     folder: Path
     key: str
     files: dict[str, str]
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over the files themselves: what later stages are made from, whatever made this one."""
+        return digest(self.files)
 
     def read(self, name: str) -> Path:
         """The path of one file, after checking that it still is what was written."""
@@ -73,23 +83,37 @@ class Store:
                 if path.is_file()
             }
             manifest = {"kind": kind, "key": key, "ingredients": dict(ingredients), "files": files}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         return self.open(folder)
+
+    def discard(self, entry: Entry) -> None:
+        """Take an entry away, in one rename first, so that nobody reads half of it."""
+        grave = self.root / f".{entry.folder.name}.{secrets.token_hex(4)}.tmp"
+        entry.folder.rename(grave)
+        shutil.rmtree(grave)
+
+    def sweep(self) -> None:
+        """Remove what killed builds left behind more than a day ago."""
+        for leftover in self.root.glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # its owner may finish, or another sweep take it, at any moment
+                if time.time() - leftover.stat().st_mtime > _DAY_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def open(self, folder: Path) -> Entry:
         """Read an entry's manifest."""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             return Entry(folder=folder, key=manifest["key"], files=manifest["files"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise BuildError(
                 f"{folder} has no readable manifest", hint=f"delete {folder}, it will be made again"
             ) from None
 
     def match(self, kind: str, prefix: str) -> Entry:
         """The one entry of a kind whose key starts with `prefix`."""
-        folders = sorted(self.root.glob(f"{kind}-{prefix}*")) if prefix.isalnum() else []
-        if len(folders) != 1:
-            found = f"{len(folders)} entries match" if folders else "no entry matches"
+        folders = sorted(self.root.glob(f"{kind}-{prefix[:_SHOWN]}*")) if prefix.isalnum() else []
+        entries = [entry for entry in map(self.open, folders) if entry.key.startswith(prefix)]
+        if len(entries) != 1:
+            found = f"{len(entries)} entries match" if entries else "no entry matches"
             raise InputError(f"{found} {kind} {prefix!r} in {self.root}", hint="give a recipe, or more of the hash")
-        return self.open(folders[0])
+        return entries[0]

@@ -1,10 +1,12 @@
 """A build in the terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rankship_pipeline.records import Build
 from rankship_pipeline.store import Entry
+from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count, show_percent
 
 
@@ -13,57 +15,46 @@ def print_build(build: Build, entry: Entry) -> None:
     console = Console(highlight=False)
     plan = build.plan
     console.print(
-        f"[bold]{build.recipe}[/]  build {entry.key[:12]}  {show_count(build.dense_parameters)} →"
+        f"[bold]{escape(build.recipe)}[/]  build {entry.key[:12]}  {show_count(build.dense_parameters)} →"
         f" {show_count(plan.total_parameters)} parameters ({build.dense_parameters / plan.total_parameters:.2f}× fewer;"
         f" budget {show_count(plan.budget_parameters)}, {plan.gap} unspent)"
     )
     console.print(_accuracies(build))
     console.print(_ranks(build))
     console.print(_files(build))
-    console.print(f"in {entry.folder.parent}")
+    console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
 
 
 def _accuracies(build: Build) -> Table:
-    table = Table(title="accuracy", title_justify="left")
-    for heading in ("stage", "parameters", "accuracy", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    table = start_table("accuracy after", "parameters", "accuracy", "95 % interval")
     rows = [
-        (a, build.plan.total_parameters if a.stage == "compressed" else build.dense_parameters)
+        (a.stage, build.plan.total_parameters if a.stage == "compressed" else build.dense_parameters, a)
         for a in build.accuracies
     ]
-    rows += [(alternative.accuracy, alternative.plan.total_parameters) for alternative in build.alternatives]
-    for accuracy, parameters in rows:
-        table.add_row(
-            accuracy.stage,
-            show_count(parameters),
-            show_percent(accuracy.value),
-            f"{show_percent(accuracy.low)} – {show_percent(accuracy.high)}",
-        )
+    rows += [(other.method, other.plan.total_parameters, other.accuracy) for other in build.alternatives]
+    for name, parameters, accuracy in rows:
+        interval = f"[{show_percent(accuracy.low)}, {show_percent(accuracy.high)}]"
+        table.add_row(escape(name), show_count(parameters), show_percent(accuracy.value), escape(interval))
     return table
 
 
 def _ranks(build: Build) -> Table:
-    table = Table(title="ranks", title_justify="left")
-    for heading in ("layer", "matrix", "rank", "parameters", "lost by rank", "lost by merging"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    table = start_table("layer", "matrix", "rank", "parameters", "lost by rank", "lost by merging")
     for layer in build.plan.layers:
+        dense = layer.rank is None
         table.add_row(
-            layer.name,
+            escape(layer.name),
             f"{layer.rows}×{layer.columns}",
-            "dense" if layer.rank is None else str(layer.rank),
-            f"{show_count(layer.dense_parameters)} → {show_count(layer.chosen_parameters)}"
-            if layer.rank
-            else show_count(layer.dense_parameters),
-            "–" if layer.rank is None else show_percent(layer.relative_error),
+            "dense" if dense else str(layer.rank),
+            show_count(layer.chosen_parameters),
+            "–" if dense else show_percent(layer.relative_error),
             "–" if layer.interference is None else show_percent(layer.interference),
         )
     return table
 
 
 def _files(build: Build) -> Table:
-    table = Table(title="files", title_justify="left")
-    for heading in ("variant", "format", "size", "file"):
-        table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
+    table = start_table("file", "variant", "format", "size")
     for artifact in build.artifacts:
-        table.add_row(artifact.variant, artifact.format, show_bytes(artifact.size_bytes), artifact.file)
+        table.add_row(artifact.file, artifact.variant, artifact.format, show_bytes(artifact.size_bytes))
     return table

@@ -18,13 +18,19 @@ def build(argv: list[str]) -> int:
     add_store_flag(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_pipeline.build import build_recipe
+    from rankship_pipeline.files import ensure_writable
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
-    from rankship_pipeline.summary import print_build
 
     steps, store = Steps(), Store(arguments.store)
-    made, entry = build_recipe(prepare_recipe(arguments.recipe, steps), store, steps)
+    prepared = prepare_recipe(arguments.recipe, steps)
+    ensure_writable(arguments.store, "--store")
+    store.sweep()
+
+    from rankship_pipeline.build import build_recipe  # after the recipe was read: this imports torch
+    from rankship_pipeline.summary import print_build
+
+    made, entry = build_recipe(prepared, store, steps)
     print_build(made, entry)
     return 0
 

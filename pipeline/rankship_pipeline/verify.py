@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +10,8 @@ from numpy.typing import NDArray
 from rankship_pipeline.errors import ParityFailed, TargetError
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.recipe import ParityChoice
-from rankship_pipeline.records import Artifact, Format, RunOutput, Verified
-
-Array = NDArray[np.float32]
-
-
-class Runner(Protocol):
-    """The seam to a runtime: runs every sample of the inputs through one artifact, one at a time."""
-
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
-        """Read .npy inputs (samples first), write one .npy per output into the folder, say which runtime it was."""
+from rankship_pipeline.records import Artifact, Verified
+from rankship_pipeline.runner import Array, Runner
 
 
 def verify_artifact(

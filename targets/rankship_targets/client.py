@@ -15,7 +15,7 @@ from rankship_targets.transport import Transport
 PACKAGES: dict[Format, str] = {
     "onnx": "onnxruntime numpy",
     "tflite": "ai-edge-litert numpy",
-    "executorch": "executorch torch numpy --extra-index-url https://download.pytorch.org/whl/cpu",
+    "executorch": "executorch torch numpy (torch from PyTorch's CPU index)",
 }
 _HINTS = {
     "bad_artifact": "build the artifact anew; if it fails again, the device's runtime may be too old for it",

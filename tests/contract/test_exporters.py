@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.export import EXPORTERS, Exporter, Operator, check_factors, keep_stdout_clean
+from rankship_pipeline.export.graph import list_graph_operators
 from rankship_pipeline.records import LayerRank, RankPlan
 
 MODULES: dict[str, str] = {str(name): module for name, (module, _, _) in EXPORTERS.items()}
@@ -74,29 +75,35 @@ def test_every_weighted_operator_is_read_back_as_its_matrix(exported: tuple[Expo
     assert found == Counter([(8, 27), (2, 72), (8, 2), (3, 8), (16, 3), (5, 16)])
 
 
-def test_factored_layers_pass_the_check(exported: tuple[Exporter, Path]) -> None:
+def make_operators(*shapes: tuple[int, int]) -> tuple[Operator, ...]:
+    return tuple(Operator(kind="any", rows=rows, columns=columns) for rows, columns in shapes)
+
+
+def test_the_graph_lists_the_same_operators_as_the_file(exported: tuple[Exporter, Path]) -> None:
     exporter, path = exported
-    check_factors(PLAN, exporter.list_operators(path), where="test")
+    graph = torch.export.export(Net().eval(), (torch.zeros(1, 3, 16, 16),))
+    check_factors(PLAN, list_graph_operators(graph), exporter.list_operators(path), where="test")
+
+
+EXPECTED = make_operators((8, 27), (2, 72), (8, 2), (3, 8), (16, 3), (5, 16))
 
 
 def test_a_factor_folded_back_is_named() -> None:
-    folded = tuple(Operator(kind="x", rows=r, columns=c) for r, c in ((8, 27), (8, 72), (3, 8), (16, 3), (5, 16)))
-    with pytest.raises(BuildError, match=r"pair: no operator of shape 2x72[\s\S]*1 undivided operators of shape 8x72"):
-        check_factors(PLAN, folded, where="test")
+    folded = make_operators((8, 27), (8, 72), (3, 8), (16, 3), (5, 16))
+    message = r"pair: 0 operators of shape 2x72, 1 expected[\s\S]*pair: undivided in the file, 8x72"
+    with pytest.raises(BuildError, match=message):
+        check_factors(PLAN, EXPECTED, folded, where="test")
+
+
+def test_a_dense_layer_of_the_same_shape_is_no_folded_factor() -> None:
+    """An excluded, tied or grouped layer may have the shape of a factored one; the graph knows of it."""
+    check_factors(PLAN, (*EXPECTED, *make_operators((8, 72))), (*EXPECTED, *make_operators((8, 72))), where="test")
 
 
 def test_the_check_counts_repeated_shapes() -> None:
-    one = tuple(Operator(kind="x", rows=r, columns=c) for r, c in ((2, 72), (8, 2)))
-    twice = RankPlan(
-        method="uniform",
-        layers=(PLAN.layers[1], PLAN.layers[1]),
-        fixed_parameters=0,
-        total_parameters=0,
-        budget_parameters=0,
-        predicted_error=0.0,
-    )
-    with pytest.raises(BuildError, match="no operator"):
-        check_factors(twice, one, where="test")
+    twice = make_operators((2, 72), (8, 2), (2, 72), (8, 2))
+    with pytest.raises(BuildError, match="1 operators of shape 2x72, 2 expected"):
+        check_factors(PLAN, twice, twice[:2], where="test")
 
 
 def test_files_tell_nothing_of_the_machine_that_made_them(exported: tuple[Exporter, Path]) -> None:

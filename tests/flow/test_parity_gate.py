@@ -37,7 +37,7 @@ def built(shared_recipe: Path, shared_store: Path) -> tuple[Build, Store, nn.Mod
     build, _ = build_recipe(prepared, store, Steps(quiet=True))
     stages = Stages(prepared, store, Steps(quiet=True))
     model, plan = stages.compress(choose(prepared.recipe))
-    assert FACTORED in plan.factored
+    assert FACTORED in plan.ranks
     return build, store, model.module
 
 
@@ -46,7 +46,7 @@ def _find(build: Build, name: Format) -> Artifact:
 
 
 def _verify(artifact: Artifact, path: Path, store: Store) -> Verified:
-    _, inputs, expected = find_proof(artifact, store.root)
+    _, inputs, expected = find_proof(artifact, store)
     return verify_artifact(artifact, path, inputs, expected, HostRunner(), ParityChoice())
 
 

@@ -98,7 +98,7 @@ def make_build(recipe: str = "digits-merge", layers: int = 12) -> Build:
             inputs=(TensorSpec(name="image", shape=(1, 1, 28, 28), dtype="float32"),),
             outputs=(TensorSpec(name="logits", shape=(1, 10), dtype="float32"),),
             parameters=parameters,
-            factored_layers=plan.factored if variant == "compressed" else (),
+            factored_layers=tuple(plan.ranks) if variant == "compressed" else (),
             recipe_sha256=digest(recipe),
             source_sha256={"digits_even": digest("even"), "digits_odd": digest("odd")},
             toolchain={"torch": "2.13.0", "onnx": "1.23.2"},

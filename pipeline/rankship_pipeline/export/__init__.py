@@ -59,29 +59,25 @@ def load_exporter(format_name: Format) -> Exporter:
         ) from failure
 
 
-def check_factors(plan: RankPlan, operators: tuple[Operator, ...], *, where: str) -> None:
+def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[Operator, ...], *, where: str) -> None:
     """Prove that every factored layer still is two operators in the file; BuildError lists those that are not.
 
-    Looks for both factors' shapes among the file's operators (as often as the plan has them), and that no operator
-    of the undivided shape is left over beyond the layers that stayed dense.
+    `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must be there as
+    often as in the graph, and no undivided shape of a factored layer more often.
     """
-    found = Counter((operator.rows, operator.columns) for operator in operators)
-    wanted: Counter[tuple[int, int]] = Counter()
+    wanted, present = (Counter((one.rows, one.columns) for one in side) for side in (expected, found))
     complaints = []
     for layer in plan.layers:
         if layer.rank is None:
-            wanted[layer.rows, layer.columns] += 1
             continue
-        for shape in ((layer.rank, layer.columns), (layer.rows, layer.rank)):
-            wanted[shape] += 1
-            if found[shape] < wanted[shape]:
-                complaints.append(f"{layer.name}: no operator of shape {shape[0]}x{shape[1]}")
-    factored_shapes = {(layer.rows, layer.columns) for layer in plan.layers if layer.rank is not None}
-    complaints += [
-        f"{found[shape]} undivided operators of shape {shape[0]}x{shape[1]}, {wanted[shape]} expected"
-        for shape in sorted(factored_shapes)
-        if found[shape] > wanted[shape]
-    ]
+        complaints += [
+            f"{layer.name}: {present[shape]} operators of shape {shape[0]}x{shape[1]}, {wanted[shape]} expected"
+            for shape in ((layer.rank, layer.columns), (layer.rows, layer.rank))
+            if present[shape] < wanted[shape]
+        ]
+        undivided = (layer.rows, layer.columns)
+        if present[undivided] > wanted[undivided]:
+            complaints.append(f"{layer.name}: undivided in the file, {undivided[0]}x{undivided[1]}")
     if complaints:
         raise BuildError(
             f"{where}: factored layers are not two operators any more:\n  " + "\n  ".join(complaints),

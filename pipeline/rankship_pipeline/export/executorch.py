@@ -27,9 +27,9 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Lower to XNNPACK wherever it can and write the .pte."""
     try:
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()
-    except (RuntimeError, NotImplementedError, ValueError) as failure:
+    except Exception as failure:  # a converter raises whatever its passes do
         raise UnsupportedOp(
-            f"ExecuTorch cannot express the model: {failure}", hint="see the operator above"
+            f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
         ) from failure
     path.write_bytes(program.buffer)
 

@@ -19,9 +19,9 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one file with its weights inside, checked, and without the stack traces that the exporter leaves in it."""
     try:
         program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
-    except torch.onnx.errors.OnnxExporterError as failure:
+    except Exception as failure:  # a converter raises whatever its passes do
         raise UnsupportedOp(
-            f"ONNX cannot express the model: {failure}", hint="see the operator named above"
+            f"ONNX cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
         ) from failure
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")

@@ -18,9 +18,9 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one flatbuffer; inputs are called args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
     try:
         litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
-    except (RuntimeError, NotImplementedError, ValueError) as failure:
+    except Exception as failure:  # a converter raises whatever its passes do
         raise UnsupportedOp(
-            f"TFLite cannot express the model: {failure}", hint="see the operator named above"
+            f"TFLite cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
         ) from failure
 
 

@@ -1,0 +1,68 @@
+"""One suite for every runner: same model, same samples, same answers, and the same errors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rankship_pipeline.errors import CommandFailed
+from rankship_pipeline.runner import FakeRunner, Runner
+from rankship_targets.device import describe_this_machine
+from rankship_targets.runner import DeviceRunner, HostRunner
+from rankship_targets.session import open_session
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+
+
+@pytest.fixture(params=["fake", "host", "device"])
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    if request.param == "fake":
+        yield FakeRunner(lambda x: x @ WEIGHT)
+    elif request.param == "host":
+        yield HostRunner()
+    else:
+        with open_session(describe_this_machine()) as session:
+            yield DeviceRunner(session)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "line",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(WEIGHT, "w")],
+    )
+    path = tmp_path / "a model.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return path
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    path = tmp_path / "samples.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32))
+    return path
+
+
+def test_every_sample_is_run_and_stacked_in_order(runner: Runner, model: Path, samples: Path, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    output = runner.run("onnx", model, [samples], into)
+    (file,) = output.outputs
+    np.testing.assert_allclose(np.load(file, allow_pickle=False), np.load(samples) @ WEIGHT, rtol=1e-5)
+    assert Path(file).parent == into
+    assert output.runtime
+    assert output.runtime_version
+
+
+def test_an_artifact_that_is_no_model_is_an_error(runner: Runner, samples: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"")
+    with pytest.raises(CommandFailed) as caught:
+        runner.run("onnx", broken, [samples], tmp_path)
+    assert caught.value.hint

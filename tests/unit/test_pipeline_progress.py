@@ -1,0 +1,55 @@
+import pytest
+
+from rankship_pipeline.progress import Steps
+
+
+@pytest.mark.parametrize("name", ["merge by joint", "merge " * 40])
+def test_a_finished_step_is_one_line_on_stderr(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with steps.step(name):
+        pass
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f"✓ {name}" in err
+    assert steps.seconds[name] >= 0
+
+
+def test_a_failed_step_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with pytest.raises(KeyboardInterrupt), steps.step("merge"):
+        raise KeyboardInterrupt
+    assert "✓" not in capsys.readouterr().err
+    assert steps.seconds == {}
+
+
+def test_tracked_parts_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with steps.track("measure", total=3) as advance:
+        for part in ("a", "b", "c"):
+            advance(part)
+    assert "✓ measure" in capsys.readouterr().err
+    assert list(steps.seconds) == ["measure"]
+
+
+def test_a_note_belongs_to_no_step(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    steps.note("the device is warm")
+    assert "· the device is warm" in capsys.readouterr().err
+    assert steps.seconds == {}
+
+
+def test_quiet_steps_say_nothing_and_keep_their_times(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps(quiet=True)
+    with steps.step("merge"):
+        steps.note("nothing")
+    assert capsys.readouterr() == ("", "")
+    assert list(steps.seconds) == ["merge"]
+
+
+@pytest.mark.parametrize("name", ["compress: [joint]", "path [/tmp/x]", "[red]alarm"])
+def test_brackets_in_a_name_are_shown_not_read_as_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with steps.step(name):
+        steps.note(name)
+    assert capsys.readouterr().err.count(name) == 2

@@ -1,0 +1,164 @@
+"""Caching between recipes that share a store: a result is read again only where nothing that shaped it changed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankship_pipeline.preflight import prepare
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import Comparison, read_recipe
+from rankship_pipeline.records import LayerRank
+from rankship_pipeline.stages import Model, Stages
+from rankship_pipeline.store import Store
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.tied = nn.Linear(12, 12)
+        self.tied_again = nn.Linear(12, 12)
+        self.tied_again.weight = self.tied.weight
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.tied_again(self.tied(self.norm(self.stem(x)))))
+
+def train(model, seed):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+
+def train_other(model, seed):
+    train(model, seed)
+    train(model, seed)
+
+def load():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    return {"calibration": {"a": x[:20], "b": x[10:30]}, "test_inputs": x, "test_labels": torch.arange(40) % 3}
+"""
+RECIPE = """
+name = "tiny"
+[[models]]
+name = "a"
+factory = "net.py:Net"
+train = "net.py:train"
+[[models]]
+name = "b"
+factory = "net.py:Net"
+train = "net.py:train_other"
+[data]
+loader = "net.py:load"
+[export]
+formats = ["onnx"]
+[budget]
+kept_parameters = 0.85
+[ranks]
+step = 1
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def make_stages(store: Store, extra: str = "") -> Stages:
+    folder = store.root.parent
+    (folder / "net.py").write_text(NET)
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE + extra)
+    return Stages(prepare(read_recipe(path), folder), store, Steps(quiet=True))
+
+
+def make_comparison(name: str = "one", **change: str) -> Comparison:
+    chosen = {"merge": "joint", "ranks": "knapsack", "whitening": "eigen", **change}
+    return Comparison(name=name, **chosen)  # type: ignore[arg-type]
+
+
+def count_entries(store: Store) -> int:
+    return len(list(store.root.iterdir()))
+
+
+def is_same(left: Model, right: Model) -> bool:
+    states = left.module.state_dict(), right.module.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_second_run_reads_everything_and_makes_nothing(store: Store) -> None:
+    first, plan = make_stages(store).compress(make_comparison())
+    made = count_entries(store)
+    stages = make_stages(store)
+    second, same_plan = stages.compress(make_comparison())
+    assert plan == same_plan
+    assert is_same(first, second)
+    assert count_entries(store) == made
+    assert stages.steps.seconds == {}
+
+
+def test_a_compressed_model_meets_its_budget_with_tied_weights_in_it(store: Store) -> None:
+    stages = make_stages(store)
+    compressed, plan = stages.compress(make_comparison())
+    assert sum(parameter.numel() for parameter in compressed.module.parameters()) == plan.total_parameters
+    assert plan.total_parameters <= stages.prepared.budget_parameters
+    assert [layer.name for layer in plan.layers] == ["stem", "head"]
+    assert compressed.module.get_submodule("tied").weight is compressed.module.get_submodule("tied_again").weight
+
+
+@pytest.mark.parametrize("method", ["average", "joint"])
+def test_grams_are_collected_anew_when_fewer_layers_are_excluded(store: Store, method: str) -> None:
+    make_stages(store, 'exclude = ["head"]').merge(method)
+    _, interference = make_stages(store).merge(method)
+    assert list(interference) == ["stem", "head"]
+
+
+def test_whitening_never_falls_back_to_plain_for_a_layer_that_another_recipe_excluded(store: Store) -> None:
+    def find_head(plan_layers: tuple[LayerRank, ...]) -> LayerRank:
+        return next(layer for layer in plan_layers if layer.name == "head")
+
+    make_stages(store, 'exclude = ["head"]').compress(make_comparison(merge="average"))
+    shared = make_stages(store).compress(make_comparison(merge="average"))[1]
+    fresh_store = Store(store.root.parent / "fresh")
+    alone = make_stages(fresh_store).compress(make_comparison(merge="average"))[1]
+    assert find_head(shared.layers) == find_head(alone.layers)
+
+
+def test_a_renamed_comparison_is_evaluated_under_its_new_name(store: Store) -> None:
+    stages = make_stages(store)
+    for name in ("one", "two"):
+        model, _ = stages.compress(make_comparison(name))
+        assert stages.evaluate(model, "alternative", name).stage == f"alternative:{name}"
+
+
+@pytest.mark.parametrize(
+    "change", ["[merge]\noff_diagonal = 0.5", "seed = 1", "[merge]\nbatchnorm = 'keep'", "[merge]\nmethod = 'average'"]
+)
+def test_what_shapes_a_merged_model_makes_another_one(store: Store, change: str) -> None:
+    key = make_stages(store).merge("joint")[0].entry.key
+    text = RECIPE
+    extra = change if change.startswith("[") else ""
+    top = "" if extra else change
+    folder = store.root.parent
+    (folder / "other.toml").write_text(top + "\n" + text + extra)
+    recipe = read_recipe(folder / "other.toml")
+    other = Stages(prepare(recipe, folder), store, Steps(quiet=True)).merge(recipe.merge.method)[0].entry.key
+    assert other != key
+
+
+def test_one_model_is_its_own_merge_and_has_no_interference(store: Store) -> None:
+    stages = make_stages(store)
+    single = RECIPE.replace(RECIPE[RECIPE.index('[[models]]\nname = "b"') : RECIPE.index("[data]")], "")
+    folder = store.root.parent
+    (folder / "net.py").write_text(NET.replace(', "b": x[10:30]', ""))
+    (folder / "single.toml").write_text(single + '\n[merge]\nbatchnorm = "keep"\n')
+    stages = Stages(prepare(read_recipe(folder / "single.toml"), folder), store, Steps(quiet=True))
+    source = stages.load_source(stages.prepared.recipe.models[0])
+    for method in ("average", "joint"):
+        merged, interference = stages.merge(method)
+        assert interference == {}
+        assert is_same(merged, source)
