@@ -25,23 +25,9 @@ def run(argv: list[str]) -> int:
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_benchmarks.ready import check_ready
     from rankship_benchmarks.suite import Suite
-    from rankship_pipeline.build import build_recipe
-    from rankship_pipeline.progress import Steps
-    from rankship_pipeline.store import Store
-    from rankship_pipeline.verbs import prepare_recipe
 
-    devices = _find_devices(arguments)
-    steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(arguments.recipe, steps)
-    ensure_writable(arguments.store, "--store")
-    ensure_writable(arguments.results, "--results")
-    check_ready(devices, prepared.recipe.export.formats, steps)
-    build, _ = build_recipe(prepared, store, steps)
-    verified = _verify(build, prepared, store, steps, fresh=False)
-    suite = Suite(recipe=prepared.recipe.name)
-    _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
+    _measure(arguments, arguments.recipe, Suite(recipe=arguments.recipe.name), make_missing=True)
     return 0
 
 
@@ -78,23 +64,10 @@ def bench(argv: list[str]) -> int:
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_benchmarks.ready import check_ready
     from rankship_benchmarks.suite import read_suite
-    from rankship_pipeline.build import find_build
-    from rankship_pipeline.progress import Steps
-    from rankship_pipeline.store import Store
-    from rankship_pipeline.verbs import prepare_recipe
 
     suite, recipe = read_suite(arguments.suite)
-    devices = _find_devices(arguments)
-    steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(recipe, steps)
-    build, _ = find_build(prepared, store)
-    ensure_writable(arguments.store, "--store")
-    ensure_writable(arguments.results, "--results")
-    check_ready(devices, prepared.recipe.export.formats, steps)
-    verified = _verify(build, prepared, store, steps, fresh=False)
-    _measure_everywhere(build, verified, store, devices, suite, arguments.results, steps)
+    _measure(arguments, recipe, suite, make_missing=False)
     return 0
 
 
@@ -133,19 +106,28 @@ def _verify(
     return verify_build(build, store, HostRunner(), hash_file(AGENT), limits, steps, fresh=fresh)
 
 
-def _measure_everywhere(
-    build: "Build",
-    verified: "tuple[Verified, ...]",
-    store: "Store",
-    devices: "list[Device]",
-    suite: "Suite",
-    results: Path,
-    steps: "Steps",
-) -> None:
+def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
+    """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
     from rankship_benchmarks.measure import measure_build
+    from rankship_benchmarks.ready import check_ready
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
 
+    devices = _find_devices(arguments)
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+
+    from rankship_pipeline.build import build_recipe, find_build  # after the recipe was read: this imports torch
+
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
+    store.sweep()
+    check_ready(devices, prepared.recipe.export.formats, steps)
+    build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
+    verified = _verify(build, prepared, store, steps, fresh=False)
     for device in devices:
-        _report(measure_build(build, verified, store, device, suite, results, steps), None)
+        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None)
 
 
 def _report(folder: Path, page: Path | None) -> None:

@@ -36,6 +36,8 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except ImportError as failure:
         raise InputError(f"{path} cannot be imported: {failure}", hint="install what it imports") from failure
+    except SyntaxError as failure:
+        raise InputError(f"{path} is not valid Python: {failure}", hint="correct the file") from failure
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:
         raise InputError(f"{path} has no function {name!r}", hint="correct the name after the colon")

@@ -32,7 +32,8 @@ def merge_joint(states: Sequence[State], grams: Sequence[Grams], layers: Sequenc
     """The closed form of merging and compressing together: W̄ = (Σ_t W_t G_t)(Σ_t G_t)⁻¹ (METHODS §3, RegMean).
 
     Truncating this W̄ under the summed Gram is the optimum of Σ_t ‖(W − W_t)X_tᵀ‖² over rank-k W. Written as the
-    average plus a correction, so that directions without data keep the average. Biases and norms are averaged.
+    average plus a correction damped by RIDGE, so that directions without data keep the average; it is the optimum up
+    to that damping. Biases and norms are averaged.
     """
     merged = merge_average(states, grams, layers, choice)
     for layer in layers:

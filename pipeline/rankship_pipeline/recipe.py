@@ -203,5 +203,6 @@ def _check_numbers(recipe: Recipe) -> list[str]:
             )
         ),
         (bool(recipe.export.formats), "export.formats is empty"),
+        (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]
     return [complaint for kept, complaint in rules if not kept]

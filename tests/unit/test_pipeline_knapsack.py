@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.knapsack import Option, solve_knapsack
 
-SOLVER = 1e-6  # HiGHS' absolute gap, relative to the largest error of one option
+SOLVER = 1e-9  # the absolute gap, relative to the largest error of one option
 
 menus = st.lists(
     st.lists(
