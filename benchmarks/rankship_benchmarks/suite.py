@@ -22,7 +22,7 @@ class Suite:
     rounds: int = 6
     threads: int = 1
     min_samples: int = 200
-    min_duration_ms: int = 300
+    min_duration_ms: int = 200
     max_warmup_ms: int = 1500
     timeout_s: int = 900
 

@@ -392,6 +392,7 @@ def main() -> None:
         print(json.dumps(event), file=protocol)
         for event in answer(sys.argv[1] if len(sys.argv) > 1 else ""):
             print(json.dumps(event), file=protocol)
+        sys.stdout.flush()  # what runtimes printed; _exit would lose it
         os._exit(EXIT_FAILED if event["event"] == "error" else 0)
 
 
