@@ -77,7 +77,10 @@ def report(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
     parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
     arguments = parser.parse_args(argv)
-    _report(arguments.run, arguments.to)
+
+    from rankship_pipeline.progress import Steps
+
+    _report(arguments.run, arguments.to, Steps())
     return 0
 
 
@@ -127,10 +130,10 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
     verified = _verify(build, prepared, store, steps, fresh=False)
     for device in devices:
-        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None)
+        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None, steps)
 
 
-def _report(folder: Path, page: Path | None) -> None:
+def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     from rich.console import Console
 
     from rankship_benchmarks.report import write_report
@@ -138,6 +141,9 @@ def _report(folder: Path, page: Path | None) -> None:
     from rankship_benchmarks.summary import summarise
     from rankship_benchmarks.table import print_summary
 
+    summary = summarise(open_bundle(folder))
+    with steps.step("draw the report"):
+        written = write_report(folder, page)
     console = Console(highlight=False)
-    print_summary(summarise(open_bundle(folder)), console)
-    console.print(f"report: {write_report(folder, page)}", soft_wrap=True, markup=False)
+    print_summary(summary, console)
+    console.print(f"report: {written}", soft_wrap=True, markup=False)
