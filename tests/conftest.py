@@ -53,7 +53,7 @@ class SshServer:
         self.process.wait()
 
 
-StartSshd = Callable[[], SshServer]
+StartSshd = Callable[..., SshServer]
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +64,8 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
         Path("/run/sshd").mkdir(exist_ok=True)  # the server's privilege separation insists on it
     servers: list[SshServer] = []
 
-    def start() -> SshServer:
-        servers.append(_start(tmp_path_factory.mktemp("sshd")))
+    def start(configuration: str = CONFIGURATION) -> SshServer:
+        servers.append(_start(tmp_path_factory.mktemp("sshd"), configuration))
         return servers[-1]
 
     yield start
@@ -75,17 +75,23 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
 
 
 @pytest.fixture(scope="session")
+def device_without_sftp(start_sshd: StartSshd) -> Device:
+    """A board whose SSH server runs commands and copies nothing, as small ones do."""
+    return start_sshd(CONFIGURATION.replace("Subsystem sftp internal-sftp", "")).device
+
+
+@pytest.fixture(scope="session")
 def ssh_server(start_sshd: StartSshd) -> SshServer:
     """Give the one server that tests share; whoever must break a server starts another."""
     return start_sshd()
 
 
-def _start(folder: Path) -> SshServer:
+def _start(folder: Path, configuration: str) -> SshServer:
     for key in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key], check=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
-    (folder / "sshd_config").write_text(CONFIGURATION.format(port=port, folder=folder))
+    (folder / "sshd_config").write_text(configuration.format(port=port, folder=folder))
     with (folder / "log").open("wb") as log:
         command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -102,7 +102,9 @@ def _draw_charts(summary: Summary) -> list[Chart]:
     drawn = [
         Chart(
             heading="Accuracy and size",
-            reading="Hollow: other ways to choose the ranks, evaluated on the host, not exported and so not timed.",
+            reading="Hollow: other ways to choose the ranks, evaluated on the host, not exported and so not timed."
+            if summary.header.build.alternatives
+            else "Up is better, left is smaller. The bars are 95 % intervals over test inputs.",
             svg=charts.draw_accuracy_against_size(summary),
         ),
         Chart(
@@ -164,7 +166,7 @@ def _list_provenance(summary: Summary) -> list[Fact]:
         Fact(name="rankship", value=header.rankship_version),
         Fact(name="recipe", value=f"{header.recipe} {header.recipe_sha256}", code=True),
         Fact(name="suite", value=header.suite_sha256, code=True),
-        Fact(name="build", value=header.build_sha256, code=True),
+        Fact(name="build record", value=header.build_sha256, code=True),
         Fact(name="agent", value=summary.agent_sha256, code=True),
     ]
     sources = _merge(one.source_sha256 for one in header.build.artifacts)

@@ -32,6 +32,8 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
         raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses with postponed annotations look themselves up there
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # modules beside the recipe can be imported
     try:
         spec.loader.exec_module(module)
     except ImportError as failure:
@@ -74,12 +76,21 @@ def _list_files(source: Source, folder: Path) -> list[Path]:
         return list_files(source, folder)
     references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
     files = [folder / name for name in dict.fromkeys(references)]
+    files += [path for path in _list_imported(folder) if path not in files]
     if source.weights is not None:
         files.append(folder / source.weights)
     for path in files:
         if not path.is_file():
             raise InputError(f"model {source.name!r}: no file {path}", hint="correct the path, relative to the recipe")
     return files
+
+
+def _list_imported(folder: Path) -> list[Path]:
+    """Files below the recipe's folder that its functions have imported so far; installed packages left out."""
+    modules = [module for name, module in list(sys.modules.items()) if not name.startswith("rankship_")]
+    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
+    mine = [path for path in files if path.is_relative_to(folder) and not {"site-packages", ".venv"} & set(path.parts)]
+    return sorted(path for path in mine if path.is_file())
 
 
 def read_state(path: Path) -> State:

@@ -52,6 +52,8 @@ def _explain(cls: type[Any], error: dict[str, Any]) -> str:
     if error["type"] not in {"unexpected_keyword_argument", "extra_forbidden"}:
         return f"{place}: {error['msg'].lower()} (got {_shorten(error['input'])})"
     nearest = difflib.get_close_matches(str(error["loc"][-1]), _keys(cls), n=1)
+    if nearest == [error["loc"][-1]]:
+        return f"unknown key {place!r}: {nearest[0]!r} belongs in another table of the file"
     return f"unknown key {place!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
 
 

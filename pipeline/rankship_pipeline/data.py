@@ -76,7 +76,8 @@ def _check_labels(given: object, where: str) -> Tensor:
 
 
 def _check(given: Tensor | Inputs, what: str) -> Inputs:
-    inputs = (given,) if isinstance(given, Tensor) else tuple(given)
+    given = given if isinstance(given, tuple | list) else (given,)
+    inputs = tuple(torch.as_tensor(tensor) for tensor in given)  # numpy arrays are welcome too
     if not inputs or any(len(tensor) == 0 for tensor in inputs):
         raise InputError(f"{what} is empty", hint="give at least one sample; some hundreds work well")
     if len({len(tensor) for tensor in inputs}) > 1:

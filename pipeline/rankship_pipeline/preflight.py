@@ -1,5 +1,6 @@
 """Everything that can be wrong with a recipe, found in seconds, before any long work starts."""
 
+import fnmatch
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     `folder` is the recipe's own, to which its paths are relative.
     """
     _check_toolchains(recipe)
-    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
     for reference in [name for source in recipe.models for name in (source.factory, source.train) if name]:
         load_function(reference, folder)  # a misspelt name must not wait for another model's training
+    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
     check_mergeable(recipe, folder)
     for source in recipe.models:
         if source.weights is not None:
@@ -72,6 +73,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     model = make_model(recipe.models[0], folder, recipe.seed)
     _check_forward(model, data, recipe)
     layers = find_layers(model, recipe.ranks.exclude)
+    _check_excluded(recipe.ranks.exclude, find_layers(model))
     if not layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
     _check_rebuilding(model, layers, data)
@@ -126,6 +128,16 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
         raise InputError(
             f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
         )
+
+
+def _check_excluded(patterns: tuple[str, ...], layers: tuple[Layer, ...]) -> None:
+    names = [layer.name for layer in layers]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"ranks.exclude: {pattern!r} matches no layer that could be factored",
+                hint=f"the layers are {', '.join(names)}",
+            )
 
 
 def _check_rebuilding(model: nn.Module, layers: tuple[Layer, ...], data: Data) -> None:

@@ -65,7 +65,11 @@ class Lease:
         with TemporaryDirectory() as folder:
             note = Path(folder) / "owner.json"
             note.write_text(encode(self.owner), encoding="utf-8")
-            transport.send(note, self._note(self.owner.token))
+            try:
+                transport.send(note, self._note(self.owner.token))
+            except BaseException:
+                _succeeds(transport, "rmdir", "--", self.folder)  # a lease without a name would lock everybody out
+                raise
 
     def renew(self, transport: Transport) -> None:
         """Put staleness off; TargetBusy where somebody took the device meanwhile."""

@@ -15,6 +15,7 @@ from rankship_pipeline.errors import (
     CommandFailed,
     ConnectionLost,
     InputError,
+    Lacks,
     NoSpace,
     TargetTimeout,
 )
@@ -135,7 +136,20 @@ class SshTransport:
             yield sftp
 
     def _open_sftp(self) -> paramiko.SFTPClient:
-        channel = start_channel(self._link(), lambda channel: channel.invoke_subsystem("sftp"), STEP_TIMEOUT_S)
+        link = self._link()
+
+        def ask(channel: paramiko.Channel) -> None:
+            try:
+                channel.invoke_subsystem("sftp")
+            except paramiko.SSHException:
+                if not link.is_active():
+                    raise
+                message = f"{self._where} offers no SFTP: its SSH server has no sftp subsystem"
+                raise Lacks(
+                    message, hint="enable `Subsystem sftp` in its sshd_config, or install openssh-server"
+                ) from None
+
+        channel = start_channel(link, ask, STEP_TIMEOUT_S)
         channel.settimeout(STEP_TIMEOUT_S)
         return paramiko.SFTPClient(channel)
 

@@ -17,10 +17,12 @@ from rankship_pipeline.errors import (
     ConnectionLost,
     HostKeyChanged,
     InputError,
+    Lacks,
     TargetTimeout,
 )
 from rankship_targets import ssh
 from rankship_targets.device import Device
+from rankship_targets.session import open_session
 from rankship_targets.ssh import open_ssh
 
 
@@ -223,3 +225,11 @@ def test_no_error_shows_a_private_key(device: Device, tmp_path: Path) -> None:
     with pytest.raises(AuthError) as caught:
         open_ssh(replace(device, key_file=str(secret)))
     assert secret.read_text().splitlines()[1] not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_server_without_sftp_is_named_and_leaves_no_lease(device_without_sftp: Device, tmp_path: Path) -> None:
+    board = replace(device_without_sftp, workdir=str(tmp_path / "board"))
+    for _ in range(2):  # the second try must not meet a lease of the first
+        with pytest.raises(Lacks, match="offers no SFTP"), open_session(board):
+            pass
+    assert not (tmp_path / "board" / "lease").exists()

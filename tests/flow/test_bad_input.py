@@ -1,5 +1,6 @@
 """Every kind of wrong input gives one clear error, by its exit status, before any long work starts."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rankship_pipeline.checkpoint import hash_source
 from rankship_pipeline.cli import main
+from rankship_pipeline.preflight import prepare
+from rankship_pipeline.recipe import read_recipe
 
 Spoil = Callable[[Path], None]
 
@@ -88,6 +92,16 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
     ),
     "labels beyond the classes": (_change_model("% 3", "% 7"), 2, ("test_labels run from 0 to 6", "3 classes")),
     "missing factory": (_change_recipe('"model.py:make"', '"model.py:build"'), 2, ("has no function 'build'",)),
+    "pattern that matches nothing": (
+        _change_recipe("step = 2", 'step = 2\nexclude = ["haed*"]'),
+        2,
+        ("'haed*' matches no layer", "the layers are 0, 3, 6"),
+    ),
+    "key in the wrong table": (
+        _change_recipe('name = "tiny"', 'name = "tiny"\nformats = ["onnx"]'),
+        2,
+        ("another table",),
+    ),
     "not TOML": (_change_recipe("[data]", "[data"), 2, ("is not valid TOML",)),
 }
 
@@ -140,3 +154,22 @@ def test_a_suite_with_a_wrong_number_or_key_is_refused(tmp_path: Path, capsys: p
 def test_an_unknown_build_hash_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "abc123", "--store", str(tmp_path)]) == 2
     assert "no entry matches build 'abc123'" in capsys.readouterr().err
+
+
+def test_an_edited_module_beside_the_recipe_is_another_source(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = read_recipe(recipe).models[0]
+    monkeypatch.setattr("sys.path", [*sys.path])
+    helper = recipe.with_name("blocks_of_this_test.py")
+    helper.write_text("WIDTH = 8\n")
+    model = recipe.with_name("model.py")
+    model.write_text("from blocks_of_this_test import WIDTH\n" + model.read_text())
+    prepare(read_recipe(recipe), recipe.parent)
+    before = hash_source(source, recipe.parent)
+    helper.write_text("WIDTH = 9\n")
+    assert hash_source(source, recipe.parent) != before
+
+
+def test_a_loader_may_give_numpy_arrays(recipe: Path) -> None:
+    model = recipe.with_name("model.py")
+    model.write_text(model.read_text().replace('"test_inputs": x[64:]', '"test_inputs": x[64:].numpy()'))
+    assert prepare(read_recipe(recipe), recipe.parent).data.test_inputs[0].shape == (32, 1, 8, 8)
