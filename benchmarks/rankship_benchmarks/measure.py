@@ -111,7 +111,8 @@ def _run_rounds(
 
 def _describe(build: Build, verified: Sequence[Verified], device: Device, suite: Suite, session: Session) -> Header:
     probe, now = session.probe(), datetime.now(UTC)
-    runtimes = {f"{name} runtime": " ".join(found) for name, found in probe.runtimes.items() if found is not None}
+    formats = {artifact.format for artifact in build.artifacts}
+    runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
     return Header(
         run_id=f"{build.recipe}-{device.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}",
         created_utc=now.isoformat(timespec="seconds"),
@@ -124,12 +125,12 @@ def _describe(build: Build, verified: Sequence[Verified], device: Device, suite:
         verified=tuple(verified),
         rounds=suite.rounds,
         conditions={
-            "device": probe.cpu_model or "model unknown",
-            "device cores": str(probe.cpu_count),
-            "device memory": show_bytes(probe.memory_bytes) if probe.memory_bytes else "unknown",
-            "device machine": probe.machine,
-            "device kernel": probe.kernel,
-            "device python": probe.python,
+            "processor": probe.cpu_model or "model unknown",
+            "cores": str(probe.cpu_count),
+            "memory": show_bytes(probe.memory_bytes) if probe.memory_bytes else "unknown",
+            "architecture": probe.machine,
+            "kernel": probe.kernel,
+            "python": probe.python,
             **runtimes,
             "host": f"{platform.system()} {platform.release()} {platform.machine()}",
             "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
