@@ -1,10 +1,8 @@
 """A suite: what to measure, how often and how long. One TOML file, or the defaults for one recipe."""
 
-import json
-import tomllib
 from pathlib import Path
 
-from rankship_pipeline.codec import decode
+from rankship_pipeline.codec import read_toml
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import record
 
@@ -29,13 +27,7 @@ class Suite:
 
 def read_suite(path: Path) -> tuple[Suite, Path]:
     """A suite and the path of its recipe."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no suite at {path}", hint="give the path of a suite.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
-        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
-    suite = decode(Suite, json.dumps(table, default=str), where=str(path))
+    suite = read_toml(Suite, path, "suite")
     for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
         if getattr(suite, name) < 1:
             raise InputError(f"{path}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")

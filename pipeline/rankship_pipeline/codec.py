@@ -3,7 +3,9 @@
 import difflib
 import hashlib
 import json
+import tomllib
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rankship_pipeline.errors import InputError
@@ -45,6 +47,19 @@ def decode(cls: type[T], text: str | bytes, *, where: str) -> T:
         message = f"{where}: " + "; ".join(lines)
         raise InputError(message, hint="correct the keys named above and run again") from None
     return result
+
+
+def read_toml(cls: type[T], path: Path, kind: str) -> T:
+    """Read one TOML file as a record; an unreadable or malformed file is an InputError naming it and its `kind`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no {kind} at {path}", hint=f"give the path of a {kind}.toml") from None
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror}", hint=f"give the path of a {kind}.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
+    return decode(cls, json.dumps(table, default=str), where=str(path))
 
 
 def _explain(cls: type[Any], error: dict[str, Any]) -> str:

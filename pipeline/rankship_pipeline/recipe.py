@@ -1,12 +1,10 @@
 """A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
 
-import json
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from rankship_pipeline.codec import decode
+from rankship_pipeline.codec import read_toml
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import FORMATS, Format, record
 
@@ -137,15 +135,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no recipe at {path}", hint="give the path of a recipe.toml") from None
-    except OSError as failure:
-        raise InputError(f"cannot read {path}: {failure.strerror}", hint="give the path of a recipe.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
-        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
-    recipe = decode(Recipe, json.dumps(table, default=str), where=str(path))
+    recipe = read_toml(Recipe, path, "recipe")
     complaints = [*_check_models(recipe), *_check_numbers(recipe)]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")

@@ -173,3 +173,8 @@ def test_a_loader_may_give_numpy_arrays(recipe: Path) -> None:
     model = recipe.with_name("model.py")
     model.write_text(model.read_text().replace('"test_inputs": x[64:]', '"test_inputs": x[64:].numpy()'))
     assert prepare(read_recipe(recipe), recipe.parent).data.test_inputs[0].shape == (32, 1, 8, 8)
+
+
+def test_a_folder_given_as_suite_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tmp_path), "--on", "this-machine"]) == 2
+    assert "give the path of a suite.toml" in capsys.readouterr().err
