@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
-_LOSS, _FAINT, _GREY, _INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
+_LOSS, FAINT, GREY, _INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
 _MARKERS: dict[Format, str] = {"onnx": "o", "tflite": "s", "executorch": "^"}
 # Text is laid out in the widest of these, so it has room in whichever the viewer has.
 _VIEWER_FONTS = "system-ui, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif"
@@ -29,7 +29,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": _INK,
     "axes.labelcolor": _INK,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "legend.handletextpad": 0.3,
     "legend.columnspacing": 1.4,
 }
-_ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "handlelength": 1.3}
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "handlelength": 1.3}
 _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
 _ROW_IN = 0.27
@@ -59,7 +59,7 @@ def draw_accuracy_against_size(summary: Summary) -> str:
         if found and found.accuracy:
             label = "dense" if variant == "dense" else f"compressed: {build.plan.method}"
             points.append((label, found.parameters, found.accuracy, _COLOURS[found.variant], True))
-    points += [(one.method, one.plan.total_parameters, one.accuracy, _GREY, False) for one in build.alternatives]
+    points += [(one.method, one.plan.total_parameters, one.accuracy, GREY, False) for one in build.alternatives]
 
     def draw(axes: "Axes") -> None:
         for _, parameters, accuracy, colour, solid in points:
@@ -72,7 +72,7 @@ def draw_accuracy_against_size(summary: Summary) -> str:
         _label_apart(axes, [(label, x / 1e3, 100 * accuracy.value) for label, x, accuracy, _, _ in points])
         axes.grid(visible=True)
 
-    return _draw("size", draw, height_in=_HEIGHT_IN + 0.75) if points else ""
+    return draw_svg("size", draw, height_in=_HEIGHT_IN + 0.75) if points else ""
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
@@ -109,7 +109,7 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
         axes.grid(visible=True)
         axes.legend(ncols=2, **_BELOW)
 
-    return _draw("latency", draw) if results else ""
+    return draw_svg("latency", draw) if results else ""
 
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
@@ -139,39 +139,41 @@ def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
         axes.set_xlabel(f"one inference ({unit})\n{beyond:,} of {count:,} lie beyond the axis")
         axes.set_ylabel("inferences at or below (%)")
         axes.grid(visible=True)
-        axes.legend(ncols=2, **_ABOVE)
+        axes.legend(ncols=2, **ABOVE)
 
-    return _draw(f"spread-{format_}", draw, width_in=4.0, height_in=3.6) if mine else ""
+    return draw_svg(f"spread-{format_}", draw, width_in=4.0, height_in=3.6) if mine else ""
 
 
 def draw_ranks(plan: RankPlan) -> str:
-    """Draw the kept rank of each layer before its full rank; layers that stay dense are hatched."""
+    """Draw the share of its parameters that each layer keeps, and how it is stored; dense layers are hatched."""
 
     def draw(axes: "Axes") -> None:
         from matplotlib.patches import Patch
 
-        full = [min(layer.rows, layer.columns) for layer in plan.layers]
-        axes.barh(range(len(full)), full, height=0.72, color=_FAINT)
-        for place, (layer, most) in enumerate(zip(plan.layers, full, strict=True)):
-            if layer.rank is None:
+        places = range(len(plan.layers))
+        axes.barh(places, 100, height=0.72, color=FAINT)
+        for place, layer in zip(places, plan.layers, strict=True):
+            kept = 100 * layer.chosen_parameters / layer.dense_parameters
+            if layer.factors is None:
                 axes.barh(
-                    place, most, height=0.72, facecolor="white", edgecolor=_COLOURS["dense"], hatch="////", lw=0.8
+                    place, kept, height=0.72, facecolor="white", edgecolor=_COLOURS["dense"], hatch="////", lw=0.8
                 )
             else:
-                axes.barh(place, layer.rank, height=0.72, color=_COLOURS["compressed"])
-            text = f"dense, {most}" if layer.rank is None else f"{layer.rank} of {most}"
-            axes.annotate(text, (most, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_xlim(0, 1.28 * max(full))
-        axes.set_xlabel("rank")
+                axes.barh(place, kept, height=0.72, color=_COLOURS["compressed"])
+            text = str(layer.factors or "dense")
+            axes.annotate(text, (100, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_xlim(0, 128)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("parameters kept (%)")
         handles = [
-            Patch(color=_COLOURS["compressed"], label="kept rank"),
-            Patch(color=_FAINT, label="full rank"),
+            Patch(color=_COLOURS["compressed"], label="kept"),
+            Patch(color=FAINT, label="dense size"),
             Patch(facecolor="white", edgecolor=_COLOURS["dense"], hatch="////", label="stays dense"),
         ]
-        axes.legend(handles=handles, ncols=3, **_ABOVE)
+        axes.legend(handles=handles, ncols=3, **ABOVE)
         _name_layers(axes, plan.layers)
 
-    return _draw("ranks", draw, height_in=_layers_height(plan)) if plan.layers else ""
+    return draw_svg("ranks", draw, height_in=_layers_height(plan)) if plan.layers else ""
 
 
 def draw_errors(plan: RankPlan) -> str:
@@ -180,8 +182,8 @@ def draw_errors(plan: RankPlan) -> str:
     def draw(axes: "Axes") -> None:
         errors = [100 * layer.relative_error for layer in plan.layers]
         axes.hlines(range(len(errors)), 0, errors, color=_LOSS, lw=1.6)
-        factored = [place for place, layer in enumerate(plan.layers) if layer.rank is not None]
-        dense = [place for place, layer in enumerate(plan.layers) if layer.rank is None]
+        factored = [place for place, layer in enumerate(plan.layers) if layer.factors is not None]
+        dense = [place for place, layer in enumerate(plan.layers) if layer.factors is None]
         axes.plot(
             [errors[place] for place in factored], factored, "o", ms=6.5, c=_LOSS, label="factored", clip_on=False
         )
@@ -190,13 +192,13 @@ def draw_errors(plan: RankPlan) -> str:
         most = max(*errors, 1e-9)
         axes.set_xlim(-0.015 * most, 1.08 * most)
         axes.set_xlabel("output energy lost (%), predicted")
-        axes.legend(ncols=2, **_ABOVE)
+        axes.legend(ncols=2, **ABOVE)
         _name_layers(axes, plan.layers)
 
-    return _draw("errors", draw, height_in=_layers_height(plan)) if plan.layers else ""
+    return draw_svg("errors", draw, height_in=_layers_height(plan)) if plan.layers else ""
 
 
-def _draw(
+def draw_svg(
     name: str, draw: Callable[["Axes"], None], *, width_in: float = _WIDTH_IN, height_in: float = _HEIGHT_IN
 ) -> str:
     """Run `draw` on one pair of axes and give the SVG, ready to stand inside an HTML page beside others."""
@@ -233,7 +235,7 @@ def _label_apart(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> No
             ha="right" if left else "left",
             va="center",
             fontsize=9.5,
-            arrowprops={"arrowstyle": "-", "color": _GREY, "lw": 0.7, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.7, "shrinkA": 1, "shrinkB": 4},
         )
 
 

@@ -114,7 +114,7 @@ def _draw_charts(summary: Summary) -> list[Chart]:
         ),
         Chart(
             heading="Rank kept in each layer",
-            reading="A factored layer runs as two operators with as many channels between them as its rank.",
+            reading="A factored layer runs as two or three smaller operators; the number is the width between them.",
             svg=charts.draw_ranks(plan),
         ),
         Chart(

@@ -220,12 +220,12 @@ def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
 
 def _suspect(layer: LayerRank) -> str:
     """Why a factored layer may cost time instead of saving it; empty where nothing speaks against it."""
-    if layer.rank is None:
+    if layer.factors is None:
         return ""
     kept = layer.chosen_parameters / layer.dense_parameters
     reasons = []
     if kept > _NEAR_BREAK_EVEN:
-        reasons.append(f"rank {layer.rank} keeps {kept:.0%} of its parameters")
+        reasons.append(f"{layer.factors} keeps {kept:.0%} of its parameters")
     if layer.rows <= _NARROW_ROWS:
         reasons.append(f"only {layer.rows} rows")
     return f"{layer.name} ({', '.join(reasons)})" if reasons else ""

@@ -108,7 +108,7 @@ def _export(
             inputs=tuple(_describe(f"input.{index}", tensor) for index, tensor in enumerate(samples)),
             outputs=(_describe("logits", outputs),),
             parameters=count_parameters(module),
-            factored_layers=tuple(plan.ranks) if plan is not None else (),
+            factored_layers=tuple(plan.factors) if plan is not None else (),
             recipe_sha256=prepared.recipe_sha256,
             source_sha256=prepared.source_sha256,
             toolchain=list_versions(name),

@@ -7,7 +7,7 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Comparison, Recipe
+from rankship_pipeline.recipe import Comparison, choose
 from rankship_pipeline.records import Alternative, Build
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Entry, Store
@@ -83,16 +83,6 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         batchnorm_reestimated=tuple(
             stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
         ),
-    )
-
-
-def choose(recipe: Recipe) -> Comparison:
-    """The recipe's own way of merging, whitening and allocating, in the form in which alternatives are given."""
-    return Comparison(
-        name=recipe.ranks.method,
-        merge=recipe.merge.method,
-        ranks=recipe.ranks.method,
-        whitening=recipe.factorise.whitening,
     )
 
 

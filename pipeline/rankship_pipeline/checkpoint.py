@@ -78,7 +78,7 @@ def _list_files(source: Source, folder: Path) -> list[Path]:
     files = [folder / name for name in dict.fromkeys(references)]
     files += [path for path in _list_imported(folder) if path not in files]
     if source.weights is not None:
-        files.append(folder / source.weights)
+        files.append(find_weights(source, folder))
     for path in files:
         if not path.is_file():
             raise InputError(f"model {source.name!r}: no file {path}", hint="correct the path, relative to the recipe")
@@ -160,6 +160,17 @@ def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tu
     return lines
 
 
+def find_weights(source: Source, folder: Path) -> Path:
+    """The path of a model's weights, beside the recipe or absolute; `$NAME` stands for an environment variable."""
+    path = os.path.expandvars(str(source.weights))
+    if "$" in path:
+        raise InputError(
+            f"model {source.name!r}: {source.weights} names an environment variable that is not set",
+            hint="set it to the folder that holds the weights, or give the path itself",
+        )
+    return folder / path
+
+
 def copy_state(model: nn.Module) -> State:
     """A model's tensors, each with storage of its own: safetensors refuses tied weights."""
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
@@ -196,7 +207,7 @@ def _describe_architecture(source: Source, folder: Path) -> dict[str, object]:
 
 def _peek_shapes(source: Source, folder: Path, seed: int) -> dict[str, tuple[int, ...]]:
     if source.weights is not None:
-        return read_shapes(folder / source.weights)
+        return read_shapes(find_weights(source, folder))
     return {name: tuple(value.shape) for name, value in make_model(source, folder, seed).state_dict().items()}
 
 
@@ -213,8 +224,8 @@ def train_or_load(source: Source, folder: Path, seed: int) -> State:
             )
         return copy_state(model)
     if source.weights is not None:
-        state = read_state(folder / source.weights)
-        return copy_state(load_into(model, state, where=os.fspath(folder / source.weights)))
+        state = read_state(find_weights(source, folder))
+        return copy_state(load_into(model, state, where=os.fspath(find_weights(source, folder))))
     from rankship_pipeline.huggingface import load_wrapped_state
 
     return load_wrapped_state(source, folder)

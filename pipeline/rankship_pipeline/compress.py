@@ -1,57 +1,66 @@
-"""From a merged model to a compressed one: analyse its layers once, then allocate and factorise as often as asked."""
+"""From a merged model to a compressed one: take its layers apart once, then allocate and fill as often as asked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from rankship_pipeline.calibrate import Grams
-from rankship_pipeline.factorise import WHITENINGS, Spectrum, decompose_plain
+from rankship_pipeline.factorise import Metric, decompose_plain
+from rankship_pipeline.forms import Decomposition, keep_efficient
 from rankship_pipeline.layers import Layer, as_matrix, get_layer
-from rankship_pipeline.ranks import LayerStats, allocate
+from rankship_pipeline.ranks import LayerStats
 from rankship_pipeline.rebuild import fill_factors, rebuild
 from rankship_pipeline.recipe import RankChoice
-from rankship_pipeline.records import RankPlan
+from rankship_pipeline.records import Factors
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A merged model with the spectrum and the statistics of every factorable layer."""
+    """A merged model with every factorable layer taken apart, in the model's order."""
 
     model: nn.Module
-    spectra: dict[str, Spectrum]
-    stats: tuple[LayerStats, ...]
+    layers: Mapping[str, Decomposition]
 
 
-def analyse(
-    model: nn.Module, layers: tuple[Layer, ...], grams: Grams, whitening: str, interference: dict[str, float]
-) -> Analysis:
-    """Decompose every layer; `whitening` is a key of factorise.WHITENINGS.
+def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
+    """Take every layer apart; `whitening` is a key of factorise.WHITENINGS, a layer without a metric is plain."""
+    return Analysis(
+        model=model,
+        layers={
+            layer.name: Decomposition(
+                layer=layer,
+                weight=as_matrix(get_layer(model, layer.name)),
+                metric=metrics.get(layer.name, Metric()),
+                whitening=whitening,
+            )
+            for layer in layers
+        },
+    )
 
-    `grams` holds every layer unless the whitening is plain; `interference` may be empty.
-    """
-    spectra, stats = {}, []
-    for layer in layers:
-        weight = as_matrix(get_layer(model, layer.name).weight)
-        spectrum = WHITENINGS[whitening](weight, None if whitening == "plain" else grams[layer.name])
-        plain = spectrum if whitening == "plain" else decompose_plain(weight, None)
-        spectra[layer.name] = spectrum
+
+def gather_stats(analysis: Analysis, choice: RankChoice, interference: Mapping[str, float]) -> tuple[LayerStats, ...]:
+    """What allocation needs, for ranks and forms as the choice has them; `interference` may be empty."""
+    stats = []
+    for name, layer in analysis.layers.items():
+        is_plain = layer.metric == Metric()
+        plain = layer.spectrum if is_plain else decompose_plain(layer.weight, None)
         stats.append(
             LayerStats(
-                layer=layer,
+                layer=layer.layer,
                 plain=np.asarray(plain.energy),
-                energy=np.asarray(spectrum.energy),
-                interference=interference.get(layer.name),
+                energy=np.asarray(layer.spectrum.energy),
+                candidates=keep_efficient(layer.list_candidates(choice.step, choice.forms)),
+                nats=None if layer.metric.curvature is None else layer.total / 2,
+                interference=interference.get(name),
             )
         )
-    return Analysis(model=model, spectra=spectra, stats=tuple(stats))
+    return tuple(stats)
 
 
-def compress(
-    analysis: Analysis, choice: RankChoice, fixed_parameters: int, budget_parameters: int
-) -> tuple[nn.Module, RankPlan]:
-    """Allocate ranks and fill the factors; batch-norm statistics stay the merged model's."""
-    plan = allocate(choice.method, analysis.stats, fixed_parameters, budget_parameters, choice)
-    model = rebuild(analysis.model, plan.ranks)
-    fill_factors(model, plan.ranks, analysis.spectra)
-    return model, plan
+def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:
+    """The model with every planned layer replaced by its best factors; batch-norm statistics stay as they were."""
+    model = rebuild(analysis.model, plan)
+    for name, factors in plan.items():
+        fill_factors(model.get_submodule(name), analysis.layers[name].make_weights(factors))
+    return model

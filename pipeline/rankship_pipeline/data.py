@@ -1,7 +1,8 @@
 """Calibration and test data of a recipe, checked before any long work starts."""
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,11 +17,19 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Data:
-    """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels` (samples,)."""
+    """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
+
+    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
+    """
 
     calibration: dict[str, Inputs]
     test_inputs: Inputs
     test_labels: Tensor
+    unlabelled: dict[str, Inputs] = field(default_factory=dict)
+
+    def list_unlabelled(self, name: str) -> Inputs:
+        """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
+        return self.unlabelled.get(name, self.calibration[name])
 
     def pool_calibration(self) -> Inputs:
         """All models' calibration samples, interleaved so that any prefix holds every model's share."""
@@ -34,11 +43,14 @@ class Data:
 def load_data(recipe: Recipe, folder: Path) -> Data:
     """Call the recipe's loader and check what it returns.
 
-    The loader takes nothing and returns a mapping with `calibration` (model name → tensor or tuple of tensors),
-    `test_inputs` (tensor or tuple) and `test_labels` (integers).
+    The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
+    tuple of tensors),
+    `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as `calibration`, may hold more
+    data for refinement.
     """
     where = f"data loader {recipe.data.loader!r}"
-    found = load_function(recipe.data.loader, folder)()
+    loader = load_function(recipe.data.loader, folder)
+    found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
     if not isinstance(found, Mapping) or not {"calibration", "test_inputs", "test_labels"} <= found.keys():
         raise InputError(f"{where} must return calibration, test_inputs and test_labels", hint="see README, Recipes")
     names = {source.name for source in recipe.models}
@@ -56,6 +68,10 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
         calibration=calibration,
         test_inputs=_check(found["test_inputs"], f"{where}: test_inputs"),
         test_labels=_check_labels(found["test_labels"], where),
+        unlabelled={
+            name: _check(inputs, f"{where}: unlabelled of {name!r}")
+            for name, inputs in found.get("unlabelled", {}).items()
+        },
     )
     if len(data.test_labels) != len(data.test_inputs[0]):
         raise InputError(
@@ -67,7 +83,7 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
 
 def _check_labels(given: object, where: str) -> Tensor:
     labels = torch.as_tensor(given)
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+    if labels.ndim not in {1, 2} or labels.is_floating_point() or labels.is_complex():
         raise InputError(
             f"{where}: test_labels are {labels.dtype} of shape {list(labels.shape)}",
             hint="return one whole number per test input: the class",

@@ -1,35 +1,56 @@
-"""How well a classifier does on the test inputs."""
+"""How well a model does on the test inputs, and how far it is from another."""
 
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 
-from rankship_pipeline.calibrate import split
+from rankship_pipeline.calibrate import find_mask, split
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.records import Accuracy
 
 _Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
+IGNORED = -100  # a label that counts for nothing, as torch's cross-entropy has it: padding, the last token
+
+
 @torch.inference_mode()
 def predict(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's outputs (samples, classes), batch by batch."""
+    """The model's outputs (samples, classes) or (samples, positions, classes), batch by batch."""
     return torch.cat([model(*batch) for batch in split(inputs)])
 
 
+@torch.inference_mode()
 def measure_divergence(model: nn.Module, inputs: Inputs, teacher: Tensor) -> float:
-    """Mean Kullback-Leibler divergence from the teacher's logits (samples, classes) to the model's, in nats."""
-    student = torch.log_softmax(predict(model, inputs), -1)
-    return float(kl_div(student, torch.log_softmax(teacher, -1), log_target=True, reduction="batchmean"))
+    """Mean Kullback-Leibler divergence from the teacher's logits to the model's, in nats per answer.
+
+    An answer is a sample, or a position of a language model that its attention mask does not hide.
+    """
+    total, answers = 0.0, 0
+    for *batch, expected in split((*inputs, teacher)):
+        student, wanted = torch.log_softmax(model(*batch), -1), torch.log_softmax(expected, -1)
+        mask = find_mask(model, tuple(batch))
+        if student.ndim > 2:  # noqa: PLR2004 - (samples, positions, classes)
+            student, wanted = (one[mask] if mask is not None else one.flatten(0, 1) for one in (student, wanted))
+        total += float(kl_div(student, wanted, log_target=True, reduction="sum"))
+        answers += len(student)
+    return total / answers
 
 
+@torch.inference_mode()
 def measure_accuracy(model: nn.Module, inputs: Inputs, labels: Tensor, *, stage: str) -> Accuracy:
-    """Top-1 accuracy on labelled test inputs."""
-    correct = int((predict(model, inputs).argmax(1) == labels).sum())
-    low, high = wilson_interval(correct, len(labels))
-    return Accuracy(stage=stage, samples=len(labels), correct=correct, low=low, high=high)
+    """Top-1 accuracy and cross-entropy on labels (samples,), or (samples, positions) with IGNORED where none counts."""
+    correct, answers, nats = 0, 0, 0.0
+    for batch in split((*inputs, labels)):
+        logits, wanted = model(*batch[:-1]).flatten(0, -2), batch[-1].flatten()
+        counted = wanted != IGNORED
+        correct += int((logits.argmax(-1)[counted] == wanted[counted]).sum())
+        answers += int(counted.sum())
+        nats += float(cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum"))
+    low, high = wilson_interval(correct, answers)
+    return Accuracy(stage=stage, samples=answers, correct=correct, low=low, high=high, cross_entropy=nats / answers)
 
 
 def wilson_interval(successes: int, trials: int, z: float = _Z95) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rankship_pipeline.calibrate import Grams
 from rankship_pipeline.checkpoint import State
-from rankship_pipeline.layers import Layer, as_matrix
+from rankship_pipeline.layers import Layer, matricise, shape_weight
 from rankship_pipeline.recipe import MergeChoice
 
 # Added to the Gram's diagonal as a share of its mean diagonal: directions no data excites keep the average weight.
@@ -38,15 +38,10 @@ def merge_joint(states: Sequence[State], grams: Sequence[Grams], layers: Sequenc
     merged = merge_average(states, grams, layers, choice)
     for layer in layers:
         key = f"{layer.name}.weight"
-        mean = as_matrix(merged[key])
+        mean = matricise(merged[key], layer)
         shrunk = [shrink_off_diagonal(gram[layer.name], choice.off_diagonal) for gram in grams]
-        total = torch.stack(shrunk).sum(0)
-        damped = total + torch.eye(layer.columns, dtype=total.dtype) * (RIDGE * total.diagonal().mean() + 1e-30)
-        pull = torch.stack(
-            [(as_matrix(state[key]) - mean) @ gram for state, gram in zip(states, shrunk, strict=True)]
-        ).sum(0)  # (rows, columns)
-        correction = torch.linalg.solve(damped, pull, left=False)
-        merged[key] = (mean + correction).reshape(merged[key].shape).to(merged[key].dtype)
+        changes = [matricise(state[key], layer) - mean for state in states]
+        merged[key] = shape_weight(mean + _solve(changes, shrunk), merged[key], layer)
     return merged
 
 
@@ -56,9 +51,24 @@ MERGES: dict[str, Merge] = {
 }
 
 
+def _solve(changes: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
+    """(Σ_t Δ_t G_t)(Σ_t G_t + damping)⁻¹ for Δ_t (rows, columns); token frequencies of embeddings are diagonal."""
+    total = torch.stack(list(grams)).sum(0)
+    pull = torch.stack([_apply(change, gram) for change, gram in zip(changes, grams, strict=True)]).sum(0)
+    if total.ndim == 1:
+        return pull / (total + RIDGE * total.mean() + 1e-30)
+    damped = total + torch.eye(len(total), dtype=total.dtype) * (RIDGE * total.diagonal().mean() + 1e-30)
+    correction: Tensor = torch.linalg.solve(damped, pull, left=False)
+    return correction
+
+
+def _apply(weight: Tensor, gram: Tensor) -> Tensor:
+    return weight * gram if gram.ndim == 1 else weight @ gram
+
+
 def shrink_off_diagonal(gram: Tensor, factor: float) -> Tensor:
     """Scale a Gram's off-diagonal elements (RegMean §3.2: 0.9 to 1 guards against over-fitting the calibration set)."""
-    return gram if factor == 1 else factor * gram + (1 - factor) * gram.diagonal().diag()
+    return gram if factor == 1 or gram.ndim == 1 else factor * gram + (1 - factor) * gram.diagonal().diag()
 
 
 def measure_interference(merged: State, states: Sequence[State], grams: Sequence[Grams], layer: Layer) -> float:
@@ -69,12 +79,12 @@ def measure_interference(merged: State, states: Sequence[State], grams: Sequence
     key = f"{layer.name}.weight"
     lost = kept = 0.0
     for state, gram in zip(states, grams, strict=True):
-        W = as_matrix(state[key])
-        lost += output_energy(as_matrix(merged[key]) - W, gram[layer.name])
+        W = matricise(state[key], layer)
+        lost += output_energy(matricise(merged[key], layer) - W, gram[layer.name])
         kept += output_energy(W, gram[layer.name])
     return lost / kept if kept else 0.0
 
 
 def output_energy(weight: Tensor, gram: Tensor) -> float:
     """‖W Xᵀ‖² = tr(W G Wᵀ) for a (rows, columns) matrix."""
-    return float(((weight @ gram) * weight).sum())
+    return float((_apply(weight, gram) * weight).sum())

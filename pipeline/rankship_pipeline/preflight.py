@@ -12,6 +12,7 @@ from torch import nn
 from rankship_pipeline.checkpoint import (
     check_fits,
     check_mergeable,
+    find_weights,
     hash_source,
     load_function,
     make_model,
@@ -21,11 +22,13 @@ from rankship_pipeline.checkpoint import (
 from rankship_pipeline.codec import digest
 from rankship_pipeline.data import Data, Inputs, load_data
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.evaluate import IGNORED
 from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
-from rankship_pipeline.ranks import check_feasible, find_step, resolve_budget
+from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Recipe
+from rankship_pipeline.recipe import Recipe, choose, rank_choice
+from rankship_pipeline.records import Factors
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
 
@@ -66,7 +69,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     check_mergeable(recipe, folder)
     for source in recipe.models:
         if source.weights is not None:
-            path = folder / source.weights
+            path = find_weights(source, folder)
             check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
             read_state(path)
     data = load_data(recipe, folder)
@@ -84,8 +87,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         recipe_sha256=digest(recipe),
         folder=folder,
         data=data,
-        calibration_sha256={name: _hash_tensors(inputs) for name, inputs in data.calibration.items()},
-        test_sha256=_hash_tensors((*data.test_inputs, data.test_labels)),
+        calibration_sha256={name: hash_tensors(inputs) for name, inputs in data.calibration.items()},
+        test_sha256=hash_tensors((*data.test_inputs, data.test_labels)),
         model=model,
         layers=layers,
         source_sha256=source_sha256,
@@ -93,8 +96,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         budget_parameters=budget,
     )
     if recipe.ranks.threshold is None:
-        for method in dict.fromkeys([recipe.ranks.method, *(comparison.ranks for comparison in recipe.compare)]):
-            check_feasible(layers, prepared.fixed_parameters, budget, find_step(method, recipe.ranks))
+        for way in (choose(recipe), *recipe.compare):
+            check_feasible(layers, prepared.fixed_parameters, budget, rank_choice(recipe, way))
     return prepared
 
 
@@ -120,10 +123,12 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
                 f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
                 hint=f"make {recipe.data.loader} return what the model's forward takes",
             ) from failure
-    classes = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 2 else None  # noqa: PLR2004
-    if classes is None:
-        raise InputError("the model does not return logits of shape (batch, classes)", hint="wrap it in the factory")
-    low, high = int(data.test_labels.min()), int(data.test_labels.max())
+    if not isinstance(output, torch.Tensor) or output.ndim != data.test_labels.ndim + 1:
+        wanted = "(batch, classes)" if data.test_labels.ndim == 1 else "(batch, positions, classes)"
+        raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
+    classes = output.shape[-1]
+    counted = data.test_labels[data.test_labels != IGNORED]
+    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (-1, -1)
     if low < 0 or high >= classes:
         raise InputError(
             f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
@@ -147,7 +152,7 @@ def _check_rebuilding(model: nn.Module, layers: tuple[Layer, ...], data: Data) -
         return
     broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
     raise InputError(
-        f"the model does not run once these layers are two operators: {', '.join(broken) or 'all together'};"
+        f"the model does not run once these layers are factored: {', '.join(broken) or 'all together'};"
         " it reads their weights itself instead of calling them",
         hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
     )
@@ -156,13 +161,14 @@ def _check_rebuilding(model: nn.Module, layers: tuple[Layer, ...], data: Data) -
 def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) -> bool:
     try:
         with torch.inference_mode():
-            rebuild(model, {layer.name: 1 for layer in layers})(*sample)
+            rebuild(model, {layer.name: Factors(rank=1) for layer in layers})(*sample)
     except (AttributeError, RuntimeError, TypeError, IndexError):
         return False
     return True
 
 
-def _hash_tensors(tensors: Inputs) -> str:
+def hash_tensors(tensors: Inputs) -> str:
+    """SHA-256 over types, shapes and values."""
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
-"""Rank allocation: which layer gets which rank, so that the whole model meets a parameter budget exactly."""
+"""Rank allocation: which layer is stored how, so that the whole model meets a parameter budget exactly."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
@@ -9,36 +9,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankship_pipeline.errors import BudgetInfeasible
+from rankship_pipeline.forms import Candidate, count_parameters, find_smallest, list_operators
 from rankship_pipeline.layers import Layer
 from rankship_pipeline.recipe import Budget, RankChoice
-from rankship_pipeline.records import LayerRank, RankPlan
+from rankship_pipeline.records import Factors, LayerRank, RankPlan
 
-Ranks = dict[str, int | None]
+Choices = dict[str, Factors | None]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured damage (nats) of one layer at some error shares, both ascending; see sensitivity.py."""
+
+    errors: tuple[float, ...]
+    damages: tuple[float, ...]
+
+    def read(self, error: float) -> float:
+        """Damage at an error share: log-linear between the measured points, proportional below the first."""
+        if error <= 0 or not self.errors:
+            return 0.0
+        if error <= self.errors[0]:
+            return self.damages[0] * error / self.errors[0]
+        logs = np.interp(np.log(error), np.log(self.errors), np.log(self.damages))
+        return float(np.exp(logs))
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What allocation knows of one layer: σ² of its weight (`plain`) and of the whitened weight (`energy`), falling."""
+    """What allocation knows of one layer.
+
+    `plain` are the σ² of its weight and `energy` those of the whitened weight, falling. `candidates` are all efficient
+    ways to store it for less than dense, by rising cost. `curve` is its measured damage where the sensitivity is one
+    that is measured. With a curvature in the metric `nats` is the divergence that losing all of it is predicted to
+    bring (see calibrate.collect_curvatures).
+    """
 
     layer: Layer
     plain: NDArray[np.float64]
     energy: NDArray[np.float64]
+    candidates: tuple[Candidate, ...]
+    curve: Curve | None = None
+    nats: float | None = None
     interference: float | None = None
 
-    def predict_error(self, rank: int | None) -> float:
-        """Share of the output energy lost at `rank`: Σ_{j>k} σ_j² / Σ σ_j²; 0 when dense."""
-        total = float(self.energy.sum())
-        if rank is None or total == 0:
+    def predict_error(self, factors: Factors | None) -> float:
+        """Share of the output energy lost: Σ_{j>k} σ_j² / Σ σ_j² for an SVD; 0 when dense."""
+        if factors is None:
             return 0.0
-        return float(self.energy[rank:].sum()) / total
+        known = [candidate.error for candidate in self.candidates if candidate.factors == factors]
+        if known:
+            return known[0]
+        total = float(self.energy.sum())
+        return float(self.energy[factors.rank :].sum()) / total if total else 0.0
+
+    def predict_damage(self, error: float, sensitivity: str) -> float:
+        """What an error share costs the model, in the sensitivity's own unit (see SENSITIVITIES in recipe.py)."""
+        if sensitivity == "kl" and self.curve is not None:
+            return self.curve.read(error)
+        if sensitivity == "gradient" and self.nats is not None:
+            return self.nats * error
+        return error
 
     def list_ranks(self, step: int) -> list[int]:
-        """Multiples of `step` that are cheaper than dense, ascending; empty where the layer can only stay dense."""
+        """Multiples of `step` at which an SVD is cheaper than dense, ascending; empty where there is none."""
         limit = min(self.layer.rows, self.layer.columns)
         return [k for k in range(step, limit + 1, step) if self.layer.count_factored(k) < self.layer.parameters]
 
 
-Allocator = Callable[[Sequence[LayerStats], int, RankChoice], Ranks]
+Allocator = Callable[[Sequence[LayerStats], int, RankChoice], Choices]
 
 
 def resolve_budget(budget: Budget, merged_parameters: int) -> int:
@@ -50,37 +88,47 @@ def resolve_budget(budget: Budget, merged_parameters: int) -> int:
     return int(budget.size_bytes or 0) // 4
 
 
-def find_step(method: str, choice: RankChoice) -> int:
-    """The rank step that a method keeps to: ARP's ranks are its own, down to 1."""
-    return 1 if method == "arp" else choice.step
+def keep_to_method(choice: RankChoice) -> RankChoice:
+    """The choice as its method can take it: ARP's ranks are its own, down to 1, and it knows matrices only."""
+    if choice.method == "arp":
+        return replace(choice, step=1, forms=("svd",))
+    return replace(choice, forms=("svd",)) if choice.method in {"ara", "ara-original"} else choice
 
 
-def check_feasible(layers: Sequence[Layer], fixed: int, budget: int, step: int) -> None:
+def check_feasible(layers: Sequence[Layer], fixed: int, budget: int, choice: RankChoice) -> None:
     """Raise BudgetInfeasible, naming the smallest budget that works, before any long work starts."""
-    smallest = fixed + sum(min(layer.parameters, layer.count_factored(step)) for layer in layers)
+    choice = keep_to_method(choice)
+    smallest = fixed + sum(find_smallest(layer, choice.step, choice.forms) for layer in layers)
     if budget < smallest:
         total = fixed + sum(layer.parameters for layer in layers)
         raise BudgetInfeasible(
-            f"the budget is {budget:,} parameters, the smallest model at rank step {step} has {smallest:,}"
+            f"the budget is {budget:,} parameters, the smallest model at rank step {choice.step} has {smallest:,}"
             f" ({smallest / total:.3f} of the dense {total:,}; {fixed:,} lie outside the factorable layers)",
             hint=f"raise the budget to kept_parameters = {ceil(smallest / total * 1000) / 1000}, or lower ranks.step",
         )
 
 
 def allocate(
-    method: str, stats: Sequence[LayerStats], fixed_parameters: int, budget_parameters: int, choice: RankChoice
+    stats: Sequence[LayerStats], fixed_parameters: int, budget_parameters: int, choice: RankChoice
 ) -> RankPlan:
-    """Choose a rank or dense for every layer; the plan's total never exceeds the budget.
+    """Choose factors or dense for every layer by `choice.method`; the plan's total never exceeds the budget.
 
     `fixed_parameters` are those outside the factorable layers. With ARP's fixed threshold the budget is what comes out.
     """
     if choice.threshold is None:
-        check_feasible([entry.layer for entry in stats], fixed_parameters, budget_parameters, find_step(method, choice))
-    ranks = ALLOCATORS[method](stats, budget_parameters - fixed_parameters, choice)
-    layers = tuple(_describe(entry, ranks[entry.layer.name]) for entry in stats)
+        check_feasible([entry.layer for entry in stats], fixed_parameters, budget_parameters, choice)
+    chosen = ALLOCATORS[choice.method](stats, budget_parameters - fixed_parameters, choice)
+    return describe_plan(stats, chosen, fixed_parameters, budget_parameters, choice)
+
+
+def describe_plan(
+    stats: Sequence[LayerStats], chosen: Choices, fixed_parameters: int, budget_parameters: int, choice: RankChoice
+) -> RankPlan:
+    """The record of a choice for every layer."""
+    layers = tuple(_describe(entry, chosen[entry.layer.name]) for entry in stats)
     total = fixed_parameters + sum(layer.chosen_parameters for layer in layers)
     return RankPlan(
-        method=method,
+        method=choice.method,
         layers=layers,
         fixed_parameters=fixed_parameters,
         total_parameters=total,
@@ -89,105 +137,134 @@ def allocate(
     )
 
 
-def _describe(stats: LayerStats, rank: int | None) -> LayerRank:
+def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
     layer = stats.layer
     return LayerRank(
         name=layer.name,
         rows=layer.rows,
         columns=layer.columns,
-        rank=rank,
+        factors=factors,
+        operators=list_operators(layer, factors),
         dense_parameters=layer.parameters,
-        chosen_parameters=_cost(layer, rank),
-        relative_error=stats.predict_error(rank),
+        chosen_parameters=count_parameters(layer, factors),
+        relative_error=stats.predict_error(factors),
         interference=stats.interference,
     )
 
 
-def _cost(layer: Layer, rank: int | None) -> int:
-    return layer.parameters if rank is None else layer.count_factored(rank)
+def total_cost(stats: Sequence[LayerStats], chosen: Choices) -> int:
+    """Parameters of the factorable layers under a choice."""
+    return sum(count_parameters(entry.layer, chosen[entry.layer.name]) for entry in stats)
 
 
-def total_cost(stats: Sequence[LayerStats], ranks: Ranks) -> int:
-    """Parameters of the factorable layers under a choice of ranks."""
-    return sum(_cost(entry.layer, ranks[entry.layer.name]) for entry in stats)
+def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankChoice) -> Choices:
+    """One share of its dense parameters for every layer, the largest share that fits; then spend the rest.
 
-
-def allocate_uniform(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Ranks:
-    """One share of the break-even rank mn/(m+n) for every layer, the largest share that fits; then spend the rest.
-
-    A layer whose share reaches its dense cost stays dense. The remainder goes, one step at a time, to the layers with
-    the smallest share, so that the budget is met within one step.
+    Each layer takes its best candidate within the share, and stays dense at a share of one. The remainder goes, one
+    candidate at a time, to the layers with the smallest share, so that the budget is met within one step.
     """
 
-    def choose(share: float) -> Ranks:
-        return {entry.layer.name: _floor_rank(entry, share * entry.layer.parameters, choice.step) for entry in stats}
+    def choose(share: float) -> Choices:
+        return {entry.layer.name: _choose_within(entry, share * entry.layer.parameters) for entry in stats}
 
-    return _spend_remainder(stats, _bisect(stats, choose, available), available, choice.step)
+    return spend_remainder(stats, _bisect(stats, choose, available), available)
 
 
-def allocate_arp(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Ranks:
+def allocate_arp(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
     """ARP's variance threshold on the merged weight (METHODS §1): k = min{k : Σ_{i≤k} σ_i² ≥ τ Σ σ_i²}.
 
     Factored only where k(m+n) < mn. τ is the recipe's, or the largest that meets the budget, by bisection. Ranks are
     ARP's own, not rounded to a step.
     """
 
-    def choose(threshold: float) -> Ranks:
+    def choose(threshold: float) -> Choices:
         return {entry.layer.name: _threshold_rank(entry, threshold) for entry in stats}
 
     return choose(choice.threshold) if choice.threshold is not None else _bisect(stats, choose, available)
 
 
-def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Ranks:
-    """Minimise the summed relative error: a multiple-choice knapsack (METHODS §4).
+def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
+    """Sensitivity-based truncation rank searching (ASVD, arXiv 2312.05821 §3.3): one bound on the damage of any layer.
 
-    Per layer: a multiple of the step that is cheaper than dense, or dense at its full cost with no error. What the
-    solver's tolerance leaves unspent is spent at the end, so that the budget is met within one step.
+    Every layer is measured alone at a grid of sizes; each then takes its cheapest candidate whose damage stays under
+    one common bound, the smallest bound that fits. ASVD reads perplexity, this the divergence from the dense model.
+    """
+    damages = {
+        entry.layer.name: [entry.predict_damage(one.error, choice.sensitivity) for one in entry.candidates]
+        for entry in stats
+    }
+
+    def choose(bound: float) -> Choices:
+        return {
+            entry.layer.name: next(
+                (
+                    one.factors
+                    for one, damage in zip(entry.candidates, damages[entry.layer.name], strict=True)
+                    if damage <= bound
+                ),
+                None,
+            )
+            for entry in stats
+        }
+
+    bounds = sorted({damage for row in damages.values() for damage in row}, reverse=True)
+    low, high = 0, len(bounds) - 1  # the largest bound costs least and fits: the caller has checked
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if total_cost(stats, choose(bounds[middle])) <= available else (low, middle - 1)
+    return spend_remainder(stats, choose(bounds[low]) if bounds else choose(0.0), available)
+
+
+def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
+    """Minimise the summed damage: a multiple-choice knapsack (METHODS §4).
+
+    Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage leave
+    parameters unspent; those are spent at the end, so that the budget is met within one step.
     """
     from rankship_pipeline.knapsack import Option, solve_knapsack
 
     menus = [
         [
             *(
-                Option(cost=entry.layer.count_factored(k), error=entry.predict_error(k))
-                for k in entry.list_ranks(choice.step)
+                Option(cost=one.parameters, error=entry.predict_damage(one.error, choice.sensitivity))
+                for one in entry.candidates
             ),
             Option(cost=entry.layer.parameters, error=0.0),
         ]
         for entry in stats
     ]
-    chosen = solve_knapsack(menus, available)
-    ranks = {
-        entry.layer.name: [*entry.list_ranks(choice.step), None][index]
-        for entry, index in zip(stats, chosen, strict=True)
+    picked = solve_knapsack(menus, available)
+    chosen = {
+        entry.layer.name: [*(one.factors for one in entry.candidates), None][index]
+        for entry, index in zip(stats, picked, strict=True)
     }
-    return _spend_remainder(stats, ranks, available, choice.step)
+    return spend_remainder(stats, chosen, available)
 
 
 ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate_uniform,
     "arp": allocate_arp,
+    "strs": allocate_strs,
     "knapsack": allocate_knapsack,
 }
 
 
-def _floor_rank(stats: LayerStats, cost: float, step: int) -> int | None:
-    """The largest listed rank that costs at most `cost`, at least the smallest; None once dense is affordable."""
-    ranks = stats.list_ranks(step)
-    if not ranks or cost >= stats.layer.parameters:
+def _choose_within(stats: LayerStats, cost: float) -> Factors | None:
+    """The best candidate that costs at most `cost`, at least the cheapest; None once dense is affordable."""
+    if not stats.candidates or cost >= stats.layer.parameters:
         return None
-    affordable = [k for k in ranks if stats.layer.count_factored(k) <= cost]
-    return affordable[-1] if affordable else ranks[0]
+    affordable = [one for one in stats.candidates if one.parameters <= cost]
+    return (affordable[-1] if affordable else stats.candidates[0]).factors
 
 
-def _threshold_rank(stats: LayerStats, threshold: float) -> int | None:
+def _threshold_rank(stats: LayerStats, threshold: float) -> Factors | None:
     total = float(stats.plain.sum())
     shares = np.cumsum(stats.plain) / total if total > 0 else np.ones(1)  # rank 1 already holds all of nothing
     rank = min(int(np.searchsorted(shares, threshold - 1e-12)) + 1, len(shares))
-    return rank if stats.layer.count_factored(rank) < stats.layer.parameters else None
+    return Factors(rank=rank) if stats.layer.count_factored(rank) < stats.layer.parameters else None
 
 
-def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Ranks], available: int) -> Ranks:
+def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], available: int) -> Choices:
     """The choice at the largest parameter in [0, 1] whose cost fits; costs must not fall as the parameter grows."""
     if total_cost(stats, choose(1.0)) <= available:
         return choose(1.0)
@@ -201,20 +278,23 @@ def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Ranks], avail
     return choose(low)
 
 
-def _spend_remainder(stats: Sequence[LayerStats], ranks: Ranks, available: int, step: int) -> Ranks:
-    """Raise the relatively smallest affordable layers step by step (dense after the last) while the budget lasts."""
-    ranks = dict(ranks)
+def spend_remainder(stats: Sequence[LayerStats], chosen: Choices, available: int) -> Choices:
+    """Raise the relatively smallest affordable layers one candidate at a time (dense after the last)."""
+    chosen = dict(chosen)
+    left = available - total_cost(stats, chosen)
     while True:
-        left = available - total_cost(stats, ranks)
         raises = []
         for entry in stats:
-            current = ranks[entry.layer.name]
-            larger = [k for k in entry.list_ranks(step) if current is not None and k > current]
-            following = larger[0] if larger else None
-            extra = _cost(entry.layer, following) - _cost(entry.layer, current)
-            if current is not None and extra <= left:
-                raises.append((_cost(entry.layer, current) / entry.layer.parameters, entry.layer.name, following))
+            current = chosen[entry.layer.name]
+            if current is None:
+                continue
+            cost = count_parameters(entry.layer, current)
+            larger = next((one for one in entry.candidates if one.parameters > cost), None)
+            extra = (larger.parameters if larger else entry.layer.parameters) - cost
+            if extra <= left:
+                raises.append((cost / entry.layer.parameters, entry.layer.name, larger, extra))
         if not raises:
-            return ranks
-        _, name, following = min(raises, key=lambda candidate: candidate[:2])
-        ranks[name] = following
+            return chosen
+        _, name, larger, extra = min(raises, key=lambda candidate: candidate[:2])
+        chosen[name] = larger.factors if larger else None
+        left -= extra

@@ -1,67 +1,83 @@
-"""A model whose planned layers are two operators each."""
+"""A model whose planned layers are chains of smaller operators."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.errors import BuildError
-from rankship_pipeline.factorise import Spectrum, truncate
-from rankship_pipeline.layers import get_layer
+from rankship_pipeline.layers import Factorable, get_layer
+from rankship_pipeline.records import Factors
 
 
-def rebuild(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """A copy in which every layer of `ranks` is Sequential(first, second) of that rank, weights unset.
+def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
+    """A copy in which every layer of `plan` is a Sequential of its form's operators, weights unset.
 
-    A linear layer becomes in→k→out; a convolution becomes k filters of the same kernel, stride and padding, then a
-    1×1 convolution (channel SVD, METHODS §5). The bias belongs to the second. The same call restores the structure
-    for a saved state dict.
+    Stride, padding and dilation go to the operators that hold the kernel; the bias belongs to the last one. The same
+    call restores the structure for a saved state dict.
     """
     factored = copy.deepcopy(model)
-    for name, rank in ranks.items():
-        _replace(factored, name, _split(get_layer(factored, name), rank))
+    for name, factors in plan.items():
+        parent, _, child = name.rpartition(".")
+        setattr(factored.get_submodule(parent), child, chain(get_layer(factored, name), factors))
     return factored.eval()
 
 
-def fill_factors(model: nn.Module, ranks: Mapping[str, int], spectra: Mapping[str, Spectrum]) -> None:
-    """Write the truncated factors of every layer of `ranks` into a rebuilt model."""
-    for name, rank in ranks.items():
-        first, second = model.get_submodule(name).children()
-        A, B = truncate(spectra[name], rank)
-        _assign(first, B)
-        _assign(second, A)
-
-
-def _split(module: nn.Linear | nn.Conv2d, rank: int) -> nn.Sequential:
-    has_bias = module.bias is not None
-    if isinstance(module, nn.Linear):
-        pair = nn.Sequential(
-            nn.Linear(module.in_features, rank, bias=False), nn.Linear(rank, module.out_features, bias=has_bias)
-        )
+def chain(module: Factorable, factors: Factors) -> nn.Sequential:
+    """The operators that take a layer's place (see forms.py), with its bias."""
+    if isinstance(module, nn.Embedding):
+        table = nn.Embedding(module.num_embeddings, factors.rank, module.padding_idx)
+        operators: list[nn.Module] = [table, nn.Linear(factors.rank, module.embedding_dim, bias=False)]
+    elif isinstance(module, nn.Linear):
+        operators = [
+            nn.Linear(module.in_features, factors.rank, bias=False),
+            nn.Linear(factors.rank, module.out_features, bias=module.bias is not None),
+        ]
     else:
-        first = nn.Conv2d(
-            module.in_channels,
-            rank,
-            module.kernel_size,  # type: ignore[arg-type]  # torch stores the pair as tuple[int, ...]
-            module.stride,  # type: ignore[arg-type]
-            module.padding,  # type: ignore[arg-type]
-            module.dilation,  # type: ignore[arg-type]
-            bias=False,
-        )
-        pair = nn.Sequential(first, nn.Conv2d(rank, module.out_channels, 1, bias=has_bias))
-    if module.bias is not None:
-        pair[1].bias = nn.Parameter(module.bias.detach().clone())
-    return pair
-
-
-def _replace(model: nn.Module, name: str, replacement: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, replacement)
+        operators = _chain_convolution(module, factors)
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        operators[-1].bias = nn.Parameter(bias.detach().clone())
+    return nn.Sequential(*operators)
 
 
 @torch.no_grad()
-def _assign(module: nn.Module, matrix: Tensor) -> None:
-    if not isinstance(module.weight, Tensor) or module.weight.numel() != matrix.numel():
-        raise BuildError(f"a factor of shape {tuple(matrix.shape)} does not fit {module}")
-    module.weight.copy_(matrix.reshape(module.weight.shape))
+def fill_factors(chained: nn.Module, weights: Sequence[Tensor]) -> None:
+    """Write a form's operator weights, as forms.Decomposition.make_weights gives them, into `chain`'s Sequential."""
+    for operator, weight in zip(chained.children(), weights, strict=True):
+        target = operator.weight
+        written = weight.T if isinstance(operator, nn.Embedding) else weight
+        if not isinstance(target, Tensor) or target.numel() != written.numel():
+            raise BuildError(f"a factor of shape {tuple(weight.shape)} does not fit {operator}")
+        target.copy_(written.reshape(target.shape))
+
+
+def _chain_convolution(module: nn.Conv2d, factors: Factors) -> list[nn.Module]:
+    has_bias = module.bias is not None
+    inputs, outputs, k = module.in_channels, module.out_channels, factors.rank
+    if factors.form == "spatial":
+        return [_cut(module, inputs, k, 0, bias=False), _cut(module, k, outputs, 1, bias=has_bias)]
+    last = nn.Conv2d(k, outputs, 1, bias=has_bias)
+    if factors.form == "svd":
+        return [_cut(module, inputs, k, None, bias=False), last]
+    inner = int(factors.input_rank or 0)
+    return [nn.Conv2d(inputs, inner, 1, bias=False), _cut(module, inner, k, None, bias=False), last]
+
+
+def _cut(module: nn.Conv2d, inputs: int, outputs: int, axis: int | None, *, bias: bool) -> nn.Conv2d:
+    """A convolution with the module's kernel, stride, padding and dilation along one axis, or along both (None)."""
+
+    def along(pair: Sequence[int], neutral: int) -> tuple[int, int]:
+        height, width = (int(value) if axis in {None, place} else neutral for place, value in enumerate(pair))
+        return height, width
+
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        along(module.kernel_size, 1),
+        along(module.stride, 1),
+        module.padding if isinstance(module.padding, str) else along(module.padding, 0),
+        along(module.dilation, 1),
+        bias=bias,
+    )

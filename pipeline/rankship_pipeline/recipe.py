@@ -1,16 +1,18 @@
 """A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from rankship_pipeline.codec import read_toml
 from rankship_pipeline.errors import InputError
-from rankship_pipeline.records import FORMATS, Format, record
+from rankship_pipeline.records import FORMATS, Form, Format, record
 
 MergeMethod = Literal["average", "joint"]
-RankMethod = Literal["uniform", "arp", "knapsack"]
-Whitening = Literal["plain", "eigen"]
+RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
+Whitening = Literal["plain", "cholesky", "eigen", "swift"]
+Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
@@ -22,8 +24,8 @@ class Source:
 
     `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
     seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
-    not seen. `weights` is a safetensors state dict. `huggingface` is a directory or a hub id; `inputs` names the
-    forward arguments in the order in which the data loader gives them.
+    not seen. `weights` is a safetensors state dict; `$NAME` in its path is an environment variable. `huggingface` is
+    a directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
     """
 
     name: str
@@ -72,31 +74,55 @@ class Budget:
 class RankChoice:
     """How ranks are allocated; `step` is the hardware-friendly multiple, `threshold` ARP's fixed τ (then no budget).
 
-    `exclude` are shell-style patterns of layer names that stay dense.
+    `sensitivity` says what an error in a layer counts: "relative", its share of the layer's output energy; "gradient",
+    its second-order effect on the model's predictions (needs factorise.curvature); "kl", its measured effect on
+    `probes` calibration samples, after which `passes` more rounds measure around the plan (knapsack only). `forms`
+    are offered to every method but ARP and ARA, which know matrices only; ARA trains for `steps`. `exclude` are
+    shell-style patterns of layer names that stay dense.
     """
 
     method: RankMethod = "knapsack"
     step: int = 8
     threshold: float | None = None
+    sensitivity: Sensitivity = "relative"
+    probes: int = 128
+    passes: int = 0
+    steps: int = 2560
+    forms: tuple[Form, ...] = ("svd", "spatial", "tucker")
     exclude: tuple[str, ...] = ()
 
 
 @record
 class FactoriseChoice:
-    """`whitening` of the SVD, by activations of the `sources` on their own data, or of the `merged` model."""
+    """How a layer's factors are found, all from unlabelled calibration data and without training.
+
+    `whitening` weighs inputs by the activations of the `sources` on their own data, or of the `merged` model;
+    `curvature` weighs outputs by what they move in the predictions; `reconstruct` refits every layer to what the
+    compressed layers before it produce.
+    """
 
     whitening: Whitening = "eigen"
     grams: GramSource = "sources"
+    curvature: bool = True
+    reconstruct: bool = False
 
 
 @record
 class Comparison:
-    """Another way to the same budget, evaluated on the host for the report and not exported."""
+    """Another way to the same budget, evaluated on the host for the report and not exported.
+
+    What is not given is the plain way, not the recipe's: a row shows its method and not our extras.
+    """
 
     name: str
     merge: MergeMethod
     ranks: RankMethod
     whitening: Whitening
+    sensitivity: Sensitivity = "relative"
+    passes: int = 0
+    forms: tuple[Form, ...] = ("svd",)
+    curvature: bool = False
+    reconstruct: bool = False
 
 
 @record
@@ -131,6 +157,27 @@ class Recipe:
     export: ExportChoice = ExportChoice()
     parity: ParityChoice = ParityChoice()
     seed: int = 0
+
+
+def choose(recipe: Recipe) -> Comparison:
+    """The recipe's own way of merging, whitening and allocating, in the form in which alternatives are given."""
+    ranks, factorise = recipe.ranks, recipe.factorise
+    return Comparison(
+        name=ranks.method,
+        merge=recipe.merge.method,
+        ranks=ranks.method,
+        whitening=factorise.whitening,
+        sensitivity=ranks.sensitivity,
+        passes=ranks.passes,
+        forms=ranks.forms,
+        curvature=factorise.curvature and factorise.whitening != "plain",
+        reconstruct=factorise.reconstruct,
+    )
+
+
+def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:
+    """How a way to the budget allocates ranks; the step and what stays dense are the recipe's for all."""
+    return replace(recipe.ranks, method=way.ranks, sensitivity=way.sensitivity, passes=way.passes, forms=way.forms)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -177,6 +224,14 @@ def _check_numbers(recipe: Recipe) -> list[str]:
             f"budget.kept_parameters is the fraction kept, 0 to 1, got {budget.kept_parameters}",
         ),
         (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
+        (ranks.probes >= 1, f"ranks.probes must be at least 1, got {ranks.probes}"),
+        (ranks.passes >= 0, f"ranks.passes must not be negative, got {ranks.passes}"),
+        (ranks.passes == 0 or ranks.sensitivity == "kl", 'ranks.passes measures around a plan: set sensitivity = "kl"'),
+        (bool(ranks.forms), "ranks.forms is empty"),
+        (
+            ranks.sensitivity != "gradient" or recipe.factorise.curvature,
+            'ranks.sensitivity = "gradient" needs factorise.curvature = true',
+        ),
         (threshold is None or 0 < threshold <= 1, f"ranks.threshold must lie in (0, 1], got {threshold}"),
         (threshold is None or not recipe.compare, "[[compare]] needs a [budget]; with ranks.threshold there is none"),
         (

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar, dataclass_transform
 
 Format = Literal["onnx", "tflite", "executorch"]
 Variant = Literal["dense", "compressed"]
+Form = Literal["svd", "spatial", "tucker"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")
 
@@ -32,7 +33,7 @@ class Artifact:
     """One exported file and everything that made it.
 
     `parameters` counts every trainable parameter of the torch model (embeddings, norms, biases, heads);
-    `factored_layers` are the layers stored as two operators, by their torch names.
+    `factored_layers` are the layers stored as chains of smaller operators, by their torch names.
     """
 
     variant: Variant
@@ -69,18 +70,37 @@ class Verified:
 
 
 @record
+class Factors:
+    """How a layer is stored as a chain of smaller operators (METHODS §5); see forms.py for what each form computes.
+
+    `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None elsewhere.
+    """
+
+    form: Form = "svd"
+    rank: int
+    input_rank: int | None = None
+
+    def __str__(self) -> str:
+        """The form and its widths, as tables show them: "svd 24", "spatial 40", "tucker 16→24"."""
+        widths = str(self.rank) if self.input_rank is None else f"{self.input_rank}→{self.rank}"
+        return f"{self.form} {widths}"
+
+
+@record
 class LayerRank:
     """The choice for one layer, seen as a matrix (`rows` out, `columns` in·kh·kw).
 
-    `rank` is None where the layer stays dense. `relative_error` is the predicted share of the layer's output
-    energy that the rank throws away (0 when dense). `interference` is the share of output energy that merging
-    itself costs, whatever the rank (None for one model or a merge without Grams).
+    `factors` is None where the layer stays dense. `operators` are the (rows, columns) of the linear or convolutional
+    operators it runs as, in order; an embedding's table is none. `relative_error` is the predicted share of the
+    layer's output energy that the factors throw away (0 when dense). `interference` is the share of output energy
+    that merging itself costs, whatever the rank (None for one model or a merge without Grams).
     """
 
     name: str
     rows: int
     columns: int
-    rank: int | None
+    factors: Factors | None
+    operators: tuple[tuple[int, int], ...]
     dense_parameters: int
     chosen_parameters: int
     relative_error: float
@@ -107,20 +127,25 @@ class RankPlan:
         return self.budget_parameters - self.total_parameters
 
     @property
-    def ranks(self) -> dict[str, int]:
-        """The layers stored as two operators, each with its rank."""
-        return {layer.name: layer.rank for layer in self.layers if layer.rank is not None}
+    def factors(self) -> dict[str, Factors]:
+        """The layers that are stored factored, and how."""
+        return {layer.name: layer.factors for layer in self.layers if layer.factors is not None}
 
 
 @record
 class Accuracy:
-    """Share of `samples` test inputs classified correctly after `stage`, with its 95 % Wilson interval."""
+    """Share of `samples` test answers that are right after `stage`, with its 95 % Wilson interval.
+
+    An answer is a test input's class, or a language model's next token. `cross_entropy` is the mean of −ln p(right
+    answer), in nats; its exponential is the perplexity.
+    """
 
     stage: str
     samples: int
     correct: int
     low: float
     high: float
+    cross_entropy: float | None = None
 
     @property
     def value(self) -> float:

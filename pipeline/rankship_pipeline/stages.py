@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,16 +11,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankship_pipeline.batchnorm import settle_batchnorm
-from rankship_pipeline.calibrate import Grams, collect_grams
+from rankship_pipeline.calibrate import Grams, collect_curvatures, collect_grams
 from rankship_pipeline.checkpoint import State, copy_state, load_into, make_model, train_or_load
 from rankship_pipeline.codec import decode, digest, encode
-from rankship_pipeline.compress import Analysis, analyse, compress
+from rankship_pipeline.compress import Analysis, analyse, fill
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
+from rankship_pipeline.factorise import Metric
 from rankship_pipeline.merge import MERGES, measure_interference
+from rankship_pipeline.plan import make_plan
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Comparison, Source
+from rankship_pipeline.recipe import Comparison, Source, rank_choice
+from rankship_pipeline.reconstruct import reconstruct
 from rankship_pipeline.records import Accuracy, RankPlan
 from rankship_pipeline.store import Entry, Store
 from rankship_pipeline.toolchain import hash_code, list_versions
@@ -79,6 +82,23 @@ class Stages:
         entry = self._produce("grams", made_from, make, f"calibrate {name or 'the merged model'}")
         return load_file(entry.read("grams.safetensors")), entry.content
 
+    def weigh_outputs(self, model: Model) -> tuple[Grams, str]:
+        """Curvature at every layer's output, from a model's own predictions on all calibration data, and its hash."""
+        made_from = {
+            "model": model.entry.content,
+            "data": self.prepared.calibration_sha256,
+            "layers": [layer.name for layer in self.prepared.layers],
+            "seed": self.prepared.recipe.seed,
+        }
+
+        def make(target: Path) -> None:
+            inputs = self.prepared.data.pool_calibration()
+            found = collect_curvatures(model.module, inputs, self.prepared.layers, self.prepared.recipe.seed)
+            save_file(found, target / "curvatures.safetensors")
+
+        entry = self._produce("curvatures", made_from, make, "weigh outputs by what they move")
+        return load_file(entry.read("curvatures.safetensors")), entry.content
+
     def merge(self, method: str) -> tuple[Model, dict[str, float]]:
         """The merged model, batch-norm re-estimated where the recipe says so, and each layer's interference."""
         recipe = self.prepared.recipe
@@ -98,46 +118,56 @@ class Stages:
             state = MERGES[method](states, grams, self.prepared.layers, recipe.merge)
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
             module = load_into(copy.deepcopy(self.prepared.model), state, where=f"{method} merge")
-            self._settle_and_save(module, sources, target)
+            self._save(*self.settle(module), target)
             (target / "interference.json").write_text(json.dumps(costs), encoding="utf-8")
 
         entry = self._produce("merged", made_from, make, f"merge by {method}")
         interference: dict[str, float] = json.loads(entry.read("interference.json").read_text(encoding="utf-8"))
         return Model(self._fill(self.prepared.model, entry), entry), interference if len(sources) > 1 else {}
 
-    def compress(self, comparison: Comparison) -> tuple[Model, RankPlan]:
+    def compress(self, way: Comparison) -> tuple[Model, RankPlan]:
         """The merged model compressed to the budget by one way of merging, whitening and allocating."""
         recipe = self.prepared.recipe
-        choice = replace(recipe.ranks, method=comparison.ranks)
-        merged, interference = self.merge(comparison.merge)
-        grams, key = self._choose_grams(merged, comparison)
+        choice = rank_choice(recipe, way)
+        merged, interference = self.merge(way.merge)
+        metrics, key = self.choose_metrics(merged, way)
         made_from = {
             "merged": merged.entry.content,
-            "grams": key,
+            "metrics": key,
             "ranks": digest(choice),
-            "whitening": comparison.whitening,
+            "whitening": way.whitening,
+            "reconstruct": way.reconstruct,
             "budget": self.prepared.budget_parameters,
             "batchnorm": recipe.merge.batchnorm,
+            "data": self.prepared.calibration_sha256,
         }
 
         def make(target: Path) -> None:
-            place = (merged.entry.content + key, comparison.whitening)
-            if place not in self._analyses:
-                self._analyses[place] = analyse(
-                    merged.module, self.prepared.layers, grams, comparison.whitening, interference
-                )
-            module, plan = compress(
-                self._analyses[place],
-                choice,
-                self.prepared.fixed_parameters,
-                self.prepared.budget_parameters,
-            )
-            self._settle_and_save(module, self._load_sources(), target)
+            analysis = self._analyse(merged, metrics, key, way.whitening)
+            module, plan = self.make_compressed(analysis, way, interference)
+            self._save(*self.settle(module), target)
             (target / "plan.json").write_text(encode(plan), encoding="utf-8")
 
-        entry = self._produce("compressed", made_from, make, f"compress: {comparison.name}")
+        entry = self._produce("compressed", made_from, make, f"compress: {way.name}")
         plan = decode(RankPlan, entry.read("plan.json").read_bytes(), where=str(entry.folder))
-        return Model(self._fill(rebuild(self.prepared.model, plan.ranks), entry), entry), plan
+        return Model(self._fill(rebuild(self.prepared.model, plan.factors), entry), entry), plan
+
+    def make_compressed(
+        self, analysis: Analysis, way: Comparison, interference: dict[str, float]
+    ) -> tuple[nn.Module, RankPlan]:
+        """Allocate and fill, without the store; batch-norm statistics stay the merged model's."""
+        prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
+        choice = rank_choice(prepared.recipe, way)
+        plan = make_plan(analysis, choice, prepared.fixed_parameters, prepared.budget_parameters, inputs, interference)
+        if way.reconstruct:
+            return reconstruct(analysis, plan.factors, inputs), plan
+        return fill(analysis, plan.factors), plan
+
+    def _analyse(self, merged: Model, metrics: dict[str, Metric], key: str, whitening: str) -> Analysis:
+        place = (merged.entry.content + key, whitening)
+        if place not in self._analyses:
+            self._analyses[place] = analyse(merged.module, self.prepared.layers, metrics, whitening)
+        return self._analyses[place]
 
     def evaluate(self, model: Model, stage: str, source: str | None = None) -> Accuracy:
         """Accuracy on the whole test set; `source` only makes the name of the stage."""
@@ -155,18 +185,21 @@ class Stages:
     def _load_sources(self) -> list[Model]:
         return [self.load_source(source) for source in self.prepared.recipe.models]
 
-    def _settle_and_save(self, module: nn.Module, sources: list[Model], target: Path) -> None:
-        """Settle batch-norm against what each source itself says on its own calibration data, and write the state."""
+    def settle(self, module: nn.Module) -> tuple[nn.Module, bool]:
+        """Settle batch-norm against what each source itself says on its own calibration data."""
         data, mode = self.prepared.data, self.prepared.recipe.merge.batchnorm
         teachers = [
             (inputs, predict(source.module, inputs))
-            for source, inputs in zip(sources, data.calibration.values(), strict=True)
+            for source, inputs in zip(self._load_sources(), data.calibration.values(), strict=True)
         ]
 
         def distance(candidate: nn.Module) -> float:
             return sum(measure_divergence(candidate, inputs, teacher) for inputs, teacher in teachers)
 
-        module, reestimated = settle_batchnorm(module, data.pool_calibration(), mode, distance)
+        return settle_batchnorm(module, data.pool_calibration(), mode, distance)
+
+    @staticmethod
+    def _save(module: nn.Module, reestimated: bool, target: Path) -> None:  # noqa: FBT001 - as settle gives it
         save_file(copy_state(module), target / _STATE)
         (target / _NORMS).write_text(json.dumps(reestimated), encoding="utf-8")
 
@@ -175,14 +208,20 @@ class Stages:
         pairs = [self.calibrate(model, name) for model, name in zip(sources, names, strict=True)]
         return [grams for grams, _ in pairs], [key for _, key in pairs]
 
-    def _choose_grams(self, merged: Model, comparison: Comparison) -> tuple[Grams, str]:
-        """The Grams that whiten: none for plain, the sum of the sources' own, or the merged model's."""
-        if comparison.whitening == "plain":
+    def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
+        """What whitens each layer: none for plain; the sum of the sources' own Grams, or the merged model's."""
+        if way.whitening == "plain":
             return {}, "none"
         if self.prepared.recipe.factorise.grams == "merged":
-            return self.calibrate(merged, None)
-        grams, keys = self._calibrate_sources(self._load_sources())
-        return {name: torch.stack([one[name] for one in grams]).sum(0) for name in grams[0]}, "+".join(keys)
+            grams, key = self.calibrate(merged, None)
+        else:
+            each, keys = self._calibrate_sources(self._load_sources())
+            grams = {name: torch.stack([one[name] for one in each]).sum(0) for name in each[0]}
+            key = "+".join(keys)
+        if not way.curvature:
+            return {name: Metric(gram=gram) for name, gram in grams.items()}, key
+        curvatures, curved = self.weigh_outputs(merged)
+        return {name: Metric(gram=gram, curvature=curvatures[name]) for name, gram in grams.items()}, key + curved
 
     def _produce(self, kind: str, made_from: Mapping[str, object], make: Callable[[Path], None], title: str) -> Entry:
         ingredients = self._stamp(made_from)

@@ -39,13 +39,13 @@ def _accuracies(build: Build) -> Table:
 
 
 def _ranks(build: Build) -> Table:
-    table = start_table("layer", "matrix", "rank", "parameters", "lost by rank", "lost by merging")
+    table = start_table("layer", "matrix", "stored as", "parameters", "lost by rank", "lost by merging")
     for layer in build.plan.layers:
-        dense = layer.rank is None
+        dense = layer.factors is None
         table.add_row(
             escape(layer.name),
             f"{layer.rows}×{layer.columns}",
-            "dense" if dense else str(layer.rank),
+            str(layer.factors or "dense"),
             show_count(layer.chosen_parameters),
             "–" if dense else show_percent(layer.relative_error),
             "–" if layer.interference is None else show_percent(layer.interference),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.export import EXPORTERS, Exporter, Operator, check_factors, keep_stdout_clean
 from rankship_pipeline.export.graph import list_graph_operators
-from rankship_pipeline.records import LayerRank, RankPlan
+from rankship_pipeline.records import Factors, LayerRank, RankPlan
 
 MODULES: dict[str, str] = {str(name): module for name, (module, _, _) in EXPORTERS.items()}
 MODULES["fake"] = "rankship_pipeline.export.fake"
@@ -39,7 +39,8 @@ PLAN = RankPlan(
             name=name,
             rows=rows,
             columns=columns,
-            rank=rank,
+            factors=None if rank is None else Factors(rank=rank),
+            operators=((rows, columns),) if rank is None else ((rank, columns), (rows, rank)),
             dense_parameters=rows * columns,
             chosen_parameters=rows * columns if rank is None else rank * (rows + columns),
             relative_error=0.0,

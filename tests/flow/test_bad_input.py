@@ -91,6 +91,11 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
         ("[32, 3, 8, 8]",),
     ),
     "labels beyond the classes": (_change_model("% 3", "% 7"), 2, ("test_labels run from 0 to 6", "3 classes")),
+    "labels of another shape": (  # one column would compare every answer with every label
+        _change_model("torch.arange(32) % 3}", "torch.arange(32)[:, None] % 3}"),
+        2,
+        ("(batch, positions, classes)",),
+    ),
     "missing factory": (_change_recipe('"model.py:make"', '"model.py:build"'), 2, ("has no function 'build'",)),
     "pattern that matches nothing": (
         _change_recipe("step = 2", 'step = 2\nexclude = ["haed*"]'),

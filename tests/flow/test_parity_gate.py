@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from rankship_pipeline.artifacts import find_proof
-from rankship_pipeline.build import build_recipe, choose
+from rankship_pipeline.build import build_recipe
 from rankship_pipeline.errors import BuildError, ParityFailed
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import ParityChoice, read_recipe
+from rankship_pipeline.recipe import ParityChoice, choose, read_recipe
 from rankship_pipeline.records import FORMATS, Artifact, Build, Format, Verified
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
@@ -37,7 +37,7 @@ def built(shared_recipe: Path, shared_store: Path) -> tuple[Build, Store, nn.Mod
     build, _ = build_recipe(prepared, store, Steps(quiet=True))
     stages = Stages(prepared, store, Steps(quiet=True))
     model, plan = stages.compress(choose(prepared.recipe))
-    assert FACTORED in plan.ranks
+    assert FACTORED in plan.factors
     return build, store, model.module
 
 

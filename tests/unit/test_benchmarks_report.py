@@ -130,7 +130,7 @@ def test_charts_keep_their_text_as_text() -> None:
     summary = summarise(make_bundle())
     assert "compressed: calibrated" in charts.draw_accuracy_against_size(summary)
     assert "median latency (µs), 95 % interval" in charts.draw_accuracy_against_latency(summary)
-    assert "57 of 128" in charts.draw_ranks(summary.header.build.plan)
+    assert "svd 57" in charts.draw_ranks(summary.header.build.plan)
     assert "output energy lost (%), predicted" in charts.draw_errors(summary.header.build.plan)
     assert "compressed: 8 rounds" in charts.draw_latencies(make_bundle().trials, "tflite")
 

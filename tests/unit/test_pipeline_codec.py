@@ -1,6 +1,6 @@
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +15,8 @@ from rankship_pipeline.records import (
     Alternative,
     Artifact,
     Build,
+    Factors,
+    Form,
     LayerRank,
     RankPlan,
     TensorSpec,
@@ -61,12 +63,14 @@ verified = st.builds(
     min_cosine=numbers,
     top1_agreement=numbers,
 )
+factors = st.builds(Factors, form=st.sampled_from(get_args(Form)), rank=counts, input_rank=st.none() | counts)
 layers = st.builds(
     LayerRank,
     name=words,
     rows=counts,
     columns=counts,
-    rank=st.none() | counts,
+    factors=st.none() | factors,
+    operators=rows(st.tuples(counts, counts)),
     dense_parameters=counts,
     chosen_parameters=counts,
     relative_error=numbers,
@@ -81,7 +85,9 @@ plans = st.builds(
     budget_parameters=counts,
     predicted_error=numbers,
 )
-accuracies = st.builds(Accuracy, stage=words, samples=counts, correct=counts, low=numbers, high=numbers)
+accuracies = st.builds(
+    Accuracy, stage=words, samples=counts, correct=counts, low=numbers, high=numbers, cross_entropy=st.none() | numbers
+)
 builds = st.builds(
     Build,
     recipe=words,

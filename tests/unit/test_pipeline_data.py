@@ -48,7 +48,7 @@ def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> No
         ({"test_inputs": "torch.full((5, 2), torch.nan)"}, "test_inputs holds NaN or infinity"),
         ({"calibration": '{"a": torch.ones(2), "b": torch.tensor([1, torch.inf])}'}, "calibration of 'b' holds NaN"),
         ({"test_labels": "[0, 1]"}, "5 test inputs, 2 labels"),
-        ({"test_labels": "torch.ones(5, 1, dtype=torch.int64)"}, "test_labels"),  # would compare all with all
+        ({"test_labels": "torch.ones(5, 1, 1, dtype=torch.int64)"}, "test_labels"),
         ({"test_labels": "torch.eye(5)"}, "test_labels"),
         ({"test_labels": "[0.5, 1.0, 0.0, 1.0, 0.0]"}, "test_labels"),  # would be cut to whole numbers
     ],
@@ -56,6 +56,10 @@ def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> No
 def test_bad_data_are_refused_by_name(tmp_path: Path, change: dict[str, str], complaint: str) -> None:
     with pytest.raises(InputError, match=f"data loader 'load.py:load'.*{complaint}"):
         load(tmp_path, **change)
+
+
+def test_labels_may_be_the_next_tokens_of_a_language_model(tmp_path: Path) -> None:
+    assert load(tmp_path, test_labels="torch.full((5, 2), -100)").test_labels.shape == (5, 2)
 
 
 def test_any_prefix_of_the_pooled_calibration_holds_every_models_share() -> None:

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from scipy.stats import binomtest
-from torch import nn
+from torch import Tensor, nn
 
 from rankship_pipeline.calibrate import BATCH
-from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict, wilson_interval
+from rankship_pipeline.evaluate import IGNORED, measure_accuracy, measure_divergence, predict, wilson_interval
 
 
 @pytest.mark.parametrize("trials", [1, 2, 10, 597, 10_000])
@@ -33,6 +33,36 @@ def test_accuracy_counts_the_largest_logit() -> None:
     accuracy = measure_accuracy(nn.Identity(), (logits,), torch.tensor([1, 0, 0, 1]), stage="merged")
     assert (accuracy.stage, accuracy.samples, accuracy.correct, accuracy.value) == ("merged", 4, 2, 0.5)
     assert (accuracy.low, accuracy.high) == wilson_interval(2, 4)
+
+
+def test_a_language_model_is_judged_where_a_label_counts() -> None:
+    logits = torch.tensor([[[1.0, 2, 0], [3, 1, 0]], [[0, 1, 2], [5, 1, 1]]])
+    accuracy = measure_accuracy(nn.Identity(), (logits,), torch.tensor([[1, IGNORED], [0, 0]]), stage="merged")
+    assert (accuracy.samples, accuracy.correct) == (3, 2)
+    expected = -sum(
+        float(logits[place].log_softmax(-1)[label]) for place, label in (((0, 0), 1), ((1, 0), 0), ((1, 1), 0))
+    )
+    assert accuracy.cross_entropy == pytest.approx(expected / 3, rel=1e-6)
+
+
+class Masked(nn.Module):
+    """Gives its first input back; its second hides positions."""
+
+    inputs = ("logits", "attention_mask")
+
+    def forward(self, logits: Tensor, _mask: Tensor) -> Tensor:
+        return logits
+
+
+def test_divergence_is_a_mean_over_the_positions_that_are_not_hidden() -> None:
+    teacher, student = torch.randn(70, 3, 5), torch.randn(70, 3, 5)
+    mask = (torch.rand(70, 3) > 0.4).long()
+    found = measure_divergence(Masked(), (student, mask), teacher)
+    shown = mask.bool()
+    assert found == pytest.approx(measure_divergence(nn.Identity(), (student[shown],), teacher[shown]), rel=1e-5)
+    assert measure_divergence(nn.Identity(), (student,), teacher) == pytest.approx(
+        measure_divergence(nn.Identity(), (student.flatten(0, 1),), teacher.flatten(0, 1)), rel=1e-5
+    )
 
 
 def test_divergence_is_zero_from_itself_and_from_shifted_logits() -> None:

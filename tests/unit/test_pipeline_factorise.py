@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankship_pipeline.factorise import WHITENINGS, decompose_eigen, decompose_plain, truncate
+from rankship_pipeline.factorise import (
+    CURVATURE_RIDGE,
+    WHITENINGS,
+    Metric,
+    Spectrum,
+    balance,
+    damp,
+    decompose,
+    decompose_eigen,
+    decompose_plain,
+    truncate,
+)
 from rankship_pipeline.merge import output_energy
 
 sizes = st.integers(1, 9)
@@ -42,10 +53,11 @@ def test_whitening_is_never_worse_than_plain_on_the_data(seed: int, rows: int, c
     gram = X.T @ X
     for rank in range(1, min(rows, columns) + 1):
         losses = {}
-        for name, decompose in WHITENINGS.items():
-            A, B = truncate(decompose(W, gram), rank)
+        for name, whiten in WHITENINGS.items():
+            A, B = truncate(whiten(W, gram), rank)
             losses[name] = output_energy(W - A @ B, gram)
-        assert losses["eigen"] <= losses["plain"] * (1 + 1e-9) + 1e-9 * output_energy(W, gram)
+        for name in ("eigen", "cholesky", "swift"):
+            assert losses[name] <= losses["plain"] * (1 + 1e-9) + 1e-9 * output_energy(W, gram), name
 
 
 def test_whitening_is_truly_better_where_inputs_are_unequal() -> None:
@@ -100,7 +112,7 @@ def test_the_null_space_of_the_data_is_dropped() -> None:
     assert spectrum.right.abs().max() < 1e3  # no eigenvalue near zero was inverted
 
 
-@pytest.mark.parametrize("gram", [torch.zeros(3, 3, dtype=torch.float64), None])
+@pytest.mark.parametrize("gram", [torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), None])
 def test_without_data_whitening_is_plain(gram: Tensor | None) -> None:
     W, _ = draw(5, 4, 3, 1)
     torch.testing.assert_close(decompose_eigen(W, gram).sigma, decompose_plain(W, None).sigma)
@@ -108,8 +120,8 @@ def test_without_data_whitening_is_plain(gram: Tensor | None) -> None:
 
 def test_a_weight_of_zeros_has_finite_factors() -> None:
     _, X = draw(6, 1, 5, 20)
-    for decompose in WHITENINGS.values():
-        A, B = truncate(decompose(torch.zeros(4, 5, dtype=torch.float64), X.T @ X), 2)
+    for whiten in WHITENINGS.values():
+        A, B = truncate(whiten(torch.zeros(4, 5, dtype=torch.float64), X.T @ X), 2)
         assert A.isfinite().all()
         assert B.isfinite().all()
         assert not (A @ B).any()
@@ -124,3 +136,129 @@ def test_a_diagonal_case_worked_by_hand() -> None:
     torch.testing.assert_close(A @ B, torch.diag(torch.tensor([0.0, 0, 1]).double()))
     plain = truncate(decompose_plain(W, gram), 1)
     torch.testing.assert_close(plain[0] @ plain[1], torch.diag(torch.tensor([3.0, 0, 0]).double()))
+
+
+# --- the ways of whitening are one optimum -------------------------------------------------------------------------
+
+EQUAL = ("cholesky", "eigen", "swift")
+
+
+def draw_curvature(seed: int, rows: int, samples: int) -> Tensor:
+    random = np.random.default_rng(seed + 1)
+    Z = torch.tensor(random.normal(size=(samples, rows)) * 10.0 ** random.uniform(-1, 1, rows))
+    return Z.T @ Z / samples
+
+
+def weigh(change: Tensor, metric: Metric) -> float:
+    """tr(H·Δ·G·Δᵀ) with the damped curvature, straight from its definition."""
+    assert metric.gram is not None
+    G = metric.gram.diag() if metric.gram.ndim == 1 else metric.gram
+    H = torch.eye(len(change)).double()
+    if metric.curvature is not None:
+        H = metric.curvature + CURVATURE_RIDGE * metric.curvature.diagonal().mean() * H
+    return float(torch.trace(H @ change @ G @ change.T))
+
+
+def list_losses(W: Tensor, spectrum: Spectrum, metric: Metric) -> list[float]:
+    products = [truncate(spectrum, k) for k in range(1, min(W.shape) + 1)]
+    return [weigh(W - A @ B, metric) for A, B in products]
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@given(seed=seeds, rows=sizes, columns=sizes, samples=st.sampled_from([2, 5, 40]))
+def test_cholesky_eigen_and_swift_lose_the_same_at_every_rank(
+    seed: int, rows: int, columns: int, samples: int, *, curved: bool
+) -> None:
+    """Two or five samples leave the Gram without full rank: there Cholesky has to give way, and all must still work."""
+    W, X = draw(seed, rows, columns, samples)
+    metric = Metric(gram=X.T @ X, curvature=draw_curvature(seed, rows, 30) if curved else None)
+    whole = weigh(W, metric)
+    expected = list_losses(W, decompose(W, metric, "eigen"), metric)
+    for name in EQUAL:
+        losses = list_losses(W, decompose(W, metric, name), metric)
+        assert losses == pytest.approx(expected, rel=1e-5, abs=1e-8 * whole), name
+
+
+def test_cholesky_is_taken_where_it_exists_and_left_where_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    fallen: list[Tensor] = []
+
+    def watch(weight: Tensor, gram: Tensor) -> Spectrum:
+        fallen.append(gram)
+        return decompose_eigen(weight, gram)
+
+    monkeypatch.setattr("rankship_pipeline.factorise.decompose_eigen", watch)
+    W, X = draw(0, 5, 6, 40)
+    WHITENINGS["cholesky"](W, X.T @ X)
+    assert not fallen
+    for rows in (X[:3], X * torch.tensor([1, 1, 1, 1, 1, 0]), X * torch.tensor([1, 1, 1, 1, 1, 1e-9])):
+        fallen.clear()
+        spectrum = WHITENINGS["cholesky"](W, rows.T @ rows)
+        assert fallen
+        assert spectrum.right.abs().max() < 1e4
+
+
+@pytest.mark.parametrize("name", sorted(WHITENINGS))
+@pytest.mark.parametrize("blank", [False, True])
+def test_a_diagonal_gram_is_the_same_as_the_full_matrix(name: str, *, blank: bool) -> None:
+    W, X = draw(3, 5, 7, 30)
+    diagonal = X.square().sum(0)
+    diagonal[2] = 0 if blank else diagonal[2]
+    thin, full = WHITENINGS[name](W, diagonal), WHITENINGS[name](W, diagonal.diag())
+    torch.testing.assert_close(thin.sigma, full.sigma)
+    for rank in range(1, 6):
+        (A, B), (C, D) = truncate(thin, rank), truncate(full, rank)
+        torch.testing.assert_close(A @ B, C @ D, rtol=1e-6, atol=1e-8)
+
+
+@given(seeds, sizes, sizes, sizes, st.sampled_from([1, 30]))
+def test_with_a_curvature_the_loss_of_a_rank_is_again_the_tail(
+    seed: int, rows: int, columns: int, samples: int, moved: int
+) -> None:
+    """One moved direction leaves a curvature of rank 1, which its damping makes whole."""
+    W, X = draw(seed, rows, columns, samples)
+    metric = Metric(gram=X.T @ X, curvature=draw_curvature(seed, rows, moved))
+    spectrum = decompose(W, metric, "eigen")
+    tails = [float(spectrum.energy[k:].sum()) for k in range(1, min(W.shape) + 1)]
+    assert list_losses(W, spectrum, metric) == pytest.approx(tails, rel=1e-6, abs=1e-9 * weigh(W, metric))
+
+
+@given(seeds, st.integers(2, 7), st.integers(2, 7), st.floats(-4, 0))
+def test_no_change_of_the_factors_lowers_the_curved_loss(seed: int, rows: int, columns: int, exponent: float) -> None:
+    W, X = draw(seed, rows, columns, 30)
+    metric = Metric(gram=X.T @ X, curvature=draw_curvature(seed, rows, 30))
+    random = np.random.default_rng(seed)
+    for rank in range(1, min(rows, columns)):
+        A, B = truncate(decompose(W, metric, "eigen"), rank)
+        best = weigh(W - A @ B, metric)
+        for _ in range(4):
+            dA, dB = (torch.tensor(random.normal(size=one.shape)) * one.norm() * 10.0**exponent for one in (A, B))
+            assert weigh(W - (A + dA) @ (B + dB), metric) >= best - 1e-9 * weigh(W, metric)
+
+
+def test_rank_goes_where_outputs_move_the_predictions() -> None:
+    """The second output is the smaller one, and the one that matters."""
+    W, gram = torch.diag(torch.tensor([3.0, 1]).double()), torch.eye(2).double()
+    curvature = torch.diag(torch.tensor([1.0, 100]).double())
+    for name in EQUAL:
+        A, B = truncate(decompose(W, Metric(gram=gram, curvature=curvature), name), 1)
+        torch.testing.assert_close(A @ B, torch.diag(torch.tensor([0.0, 1]).double()), atol=1e-9, rtol=0)
+
+
+def test_damping_lifts_every_direction_and_nothing_at_all_is_the_identity() -> None:
+    curvature = torch.diag(torch.tensor([2.0, 0]).double())
+    torch.testing.assert_close(
+        damp(curvature), torch.diag(torch.tensor([2 + CURVATURE_RIDGE, CURVATURE_RIDGE])).double()
+    )
+    torch.testing.assert_close(damp(torch.zeros(3, 3).double()), torch.eye(3).double())
+
+
+@given(seeds, sizes, sizes, sizes)
+def test_balancing_keeps_the_product_and_evens_the_norms(seed: int, rows: int, rank: int, columns: int) -> None:
+    (A, B), random = draw(seed, rows, rank, columns), np.random.default_rng(seed)
+    B = B.T * torch.tensor(10.0 ** random.uniform(-6, 6, (rank, 1)))
+    A = A.clone()
+    A[:, 0] = 0  # a dead component stays as it is
+    left, right = balance(A, B)
+    torch.testing.assert_close(left @ right, A @ B)
+    torch.testing.assert_close(left.norm(dim=0)[1:], right.norm(dim=1)[1:])
+    assert torch.equal(right[0], B[0])

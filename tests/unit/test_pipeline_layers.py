@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from rankship_pipeline.layers import as_matrix, count_parameters, find_layers, get_layer
+from rankship_pipeline.layers import as_matrix, count_parameters, find_layers, get_layer, matricise, shape_weight
 
 
 class Aliased(nn.Module):
@@ -33,9 +35,11 @@ def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
     conv, linear = find_layers(net)
     assert (conv.name, conv.rows, conv.columns, conv.parameters) == ("0", 8, 18, 144)
     assert (linear.name, linear.rows, linear.columns, linear.parameters) == ("3", 5, 8, 40)
+    assert (conv.kind, conv.kernel, conv.channels) == ("convolution", (3, 2), 3)
+    assert (linear.kind, linear.kernel, linear.channels) == ("linear", (1, 1), 8)
     assert conv.count_factored(2) == 52
-    assert as_matrix(get_layer(net, "0").weight).shape == (8, 18)
-    assert as_matrix(get_layer(net, "0").weight).dtype == torch.float64
+    assert as_matrix(get_layer(net, "0")).shape == (8, 18)
+    assert as_matrix(get_layer(net, "0")).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,9 @@ def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.ConvTranspose2d(4, 4, 3),
         nn.Conv1d(4, 4, 3),
-        nn.Embedding(4, 4),
+        nn.Embedding(4, 4, max_norm=1.0),
+        nn.Embedding(4, 4, sparse=True),
+        nn.EmbeddingBag(4, 4),
         nn.BatchNorm2d(4),
         Curious(4, 4),
     ],
@@ -56,6 +62,24 @@ def test_what_cannot_become_two_operators_is_left_out(module: nn.Module) -> None
     assert find_layers(nn.Sequential(module)) == ()
     with pytest.raises(TypeError, match="not a layer that find_layers gave"):
         get_layer(nn.Sequential(module), "0")
+
+
+def test_an_embedding_is_the_matrix_that_its_one_hot_inputs_meet() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4))
+    (layer,) = find_layers(net)
+    assert (layer.rows, layer.columns, layer.kind, layer.parameters) == (4, 9, "embedding", 36)
+    one_hot = torch.eye(9, dtype=torch.float64)
+    torch.testing.assert_close(one_hot @ as_matrix(get_layer(net, "0")).T, net(torch.arange(9)).double())
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 8, (3, 2)), lambda: nn.Linear(4, 5), lambda: nn.Embedding(7, 3)])
+def test_a_matrix_goes_back_into_the_weight_that_it_was(make: Any) -> None:  # noqa: ANN401
+    net = nn.Sequential(make())
+    (layer,) = find_layers(net)
+    weight = net.state_dict()["0.weight"]
+    matrix = matricise(weight, layer)
+    assert matrix.shape == (layer.rows, layer.columns)
+    assert torch.equal(shape_weight(matrix, weight, layer), weight)
 
 
 def test_tied_weights_and_layers_with_two_names_are_left_out() -> None:

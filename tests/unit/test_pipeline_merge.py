@@ -184,6 +184,23 @@ def test_a_convolutions_weight_keeps_its_shape_and_type() -> None:
     torch.testing.assert_close(merged["c.weight"], (states[0]["c.weight"] + states[1]["c.weight"]) / 2)
 
 
+def test_an_embeddings_vectors_are_averaged_by_how_often_each_model_sees_the_token() -> None:
+    layer = Layer(name="e", rows=2, columns=3, kind="embedding")
+    tables = [torch.tensor([[0.0, 0], [1, 1], [2, 4]]), torch.tensor([[2.0, 2], [1, 1], [4, 0]])]
+    counts = [torch.tensor([3.0, 5, 0]).double(), torch.tensor([1.0, 0, 0]).double()]
+    states: list[State] = [{"e.weight": table} for table in tables]
+    grams: list[Grams] = [{"e": one} for one in counts]
+    merged = merge_joint(states, grams, [layer], CHOICE)
+    expected = torch.tensor([[0.5, 0.5], [1, 1], [3, 2]])  # a token that nobody sees keeps the average
+    torch.testing.assert_close(merged["e.weight"], expected, rtol=1e-4, atol=1e-4)
+    dense = Layer(name="e", rows=2, columns=3)
+    turned: list[State] = [{"e.weight": table.T} for table in tables]
+    full: list[Grams] = [{"e": one.diag()} for one in counts]
+    assert measure_interference(merged, states, grams, layer) == pytest.approx(
+        measure_interference({"e.weight": merged["e.weight"].T}, turned, full, dense)
+    )
+
+
 def test_tensors_outside_the_layers_are_averaged_and_integers_come_from_the_first() -> None:
     states: list[State] = [
         {"b": torch.tensor([1.0, 2.0]), "n": torch.tensor(5), "flags": torch.tensor([True, False])},

@@ -104,6 +104,14 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, "[budget]\nkept_parameters = nan"), "the budget must be above zero"),
         ((MODEL, DATA, "[budget]\nkept_parameters = 40.0"), "the fraction kept, 0 to 1, got 40"),
         ((MODEL, DATA, BUDGET, "[ranks]\nstep = 0"), "ranks.step must be at least 1, got 0"),
+        ((MODEL, DATA, BUDGET, "[ranks]\nprobes = 0"), "ranks.probes must be at least 1, got 0"),
+        ((MODEL, DATA, BUDGET, "[ranks]\npasses = -1"), "ranks.passes must not be negative, got -1"),
+        ((MODEL, DATA, BUDGET, "[ranks]\npasses = 1"), "set sensitivity = .kl"),
+        ((MODEL, DATA, BUDGET, "[ranks]\nforms = []"), "ranks.forms is empty"),
+        (
+            (MODEL, DATA, BUDGET, "[ranks]\nsensitivity = 'gradient'", "[factorise]\ncurvature = false"),
+            "needs factorise.curvature = true",
+        ),
         ((MODEL, DATA, "[ranks]\nmethod = 'arp'\nthreshold = 0.0"), "ranks.threshold must lie in \\(0, 1\\], got 0"),
         ((MODEL, DATA, "[ranks]\nmethod = 'arp'\nthreshold = 1.5"), "ranks.threshold must lie in \\(0, 1\\], got 1.5"),
         (

@@ -1,6 +1,7 @@
 """Caching between recipes that share a store: a result is read again only where nothing that shaped it changed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def make_stages(store: Store, extra: str = "") -> Stages:
     return Stages(prepare(read_recipe(path), folder), store, Steps(quiet=True))
 
 
-def make_comparison(name: str = "one", **change: str) -> Comparison:
+def make_comparison(name: str = "one", **change: Any) -> Comparison:
     chosen = {"merge": "joint", "ranks": "knapsack", "whitening": "eigen", **change}
     return Comparison(name=name, **chosen)  # type: ignore[arg-type]
 
@@ -108,6 +109,35 @@ def test_a_compressed_model_meets_its_budget_with_tied_weights_in_it(store: Stor
     assert plan.total_parameters <= stages.prepared.budget_parameters
     assert [layer.name for layer in plan.layers] == ["stem", "head"]
     assert compressed.module.get_submodule("tied").weight is compressed.module.get_submodule("tied_again").weight
+
+
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"curvature": True},
+    {"curvature": True, "sensitivity": "gradient"},
+    {"reconstruct": True},
+    {"sensitivity": "kl"},
+    {"sensitivity": "kl", "passes": 1},
+    {"ranks": "strs", "sensitivity": "kl"},
+    {"ranks": "uniform"},
+    {"whitening": "swift"},
+)
+
+
+def test_every_way_meets_the_budget_and_none_is_taken_for_another(store: Store) -> None:
+    stages = make_stages(store)
+    keys = set()
+    for change in WAYS:
+        model, plan = stages.compress(make_comparison(**change))
+        keys.add(model.entry.key)
+        assert sum(parameter.numel() for parameter in model.module.parameters()) == plan.total_parameters
+        assert plan.total_parameters <= stages.prepared.budget_parameters
+        assert plan.factors
+        assert model.module(stages.prepared.data.test_inputs[0]).isfinite().all()
+        again, same_plan = make_stages(store).compress(make_comparison(**change))
+        assert same_plan == plan
+        assert is_same(model, again)
+    assert len(keys) == len(WAYS)
 
 
 @pytest.mark.parametrize("method", ["average", "joint"])

@@ -60,7 +60,7 @@ def load_exporter(format_name: Format) -> Exporter:
 
 
 def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[Operator, ...], *, where: str) -> None:
-    """Prove that every factored layer still is two operators in the file; BuildError lists those that are not.
+    """Prove that every factored layer still is its chain of operators in the file; BuildError lists those that are not.
 
     `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must be there as
     often as in the graph, and no undivided shape of a factored layer more often.
@@ -68,11 +68,11 @@ def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[O
     wanted, present = (Counter((one.rows, one.columns) for one in side) for side in (expected, found))
     complaints = []
     for layer in plan.layers:
-        if layer.rank is None:
+        if layer.factors is None:
             continue
         complaints += [
             f"{layer.name}: {present[shape]} operators of shape {shape[0]}x{shape[1]}, {wanted[shape]} expected"
-            for shape in ((layer.rank, layer.columns), (layer.rows, layer.rank))
+            for shape in layer.operators
             if present[shape] < wanted[shape]
         ]
         undivided = (layer.rows, layer.columns)
@@ -80,7 +80,7 @@ def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[O
             complaints.append(f"{layer.name}: undivided in the file, {undivided[0]}x{undivided[1]}")
     if complaints:
         raise BuildError(
-            f"{where}: factored layers are not two operators any more:\n  " + "\n  ".join(complaints),
+            f"{where}: factored layers are not the operators they were any more:\n  " + "\n  ".join(complaints),
             hint="the exporter folded the factors back; try another version of it",
         )
 

@@ -1,0 +1,66 @@
+"""From a model taken apart to a rank plan: the one way through sensitivities, allocators and measuring again."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from rankship_pipeline import ara
+from rankship_pipeline.compress import Analysis, gather_stats
+from rankship_pipeline.data import Inputs
+from rankship_pipeline.ranks import Choices, LayerStats, allocate, check_feasible, describe_plan, keep_to_method
+from rankship_pipeline.recipe import RankChoice
+from rankship_pipeline.records import RankPlan
+from rankship_pipeline.sensitivity import improve, measure_curves
+
+
+def make_plan(
+    analysis: Analysis, choice: RankChoice, fixed: int, budget: int, inputs: Inputs, interference: Mapping[str, float]
+) -> RankPlan:
+    """Choose how every layer is stored; `inputs` are unlabelled calibration samples, `fixed` as in ranks.allocate.
+
+    Methods that measure take the first `choice.probes` of the inputs; ARA trains on all of them.
+    """
+    choice = keep_to_method(choice)
+    stats = gather_stats(analysis, choice, interference)
+    if choice.method in {"ara", "ara-original"}:
+        check_feasible([entry.layer for entry in stats], fixed, budget, choice)
+        chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs)
+        return describe_plan(stats, chosen, fixed, budget, choice)
+    probes = tuple(tensor[: choice.probes] for tensor in inputs)
+    if choice.sensitivity == "kl":
+        stats = measure_curves(analysis, stats, probes)
+    plan = allocate(stats, fixed, budget, choice)
+    if choice.passes == 0:
+        return plan
+    chosen = {layer.name: layer.factors for layer in plan.layers}
+    return describe_plan(stats, improve(analysis, stats, chosen, budget - fixed, choice, probes), fixed, budget, choice)
+
+
+def _train_ara(
+    analysis: Analysis, stats: tuple[LayerStats, ...], choice: RankChoice, available: int, inputs: Inputs
+) -> Choices:
+    """ARA on the next tokens of a language model's own calibration text, else on the dense model's predictions."""
+    settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
+    spectra = {entry.layer.name: analysis.layers[entry.layer.name].spectrum for entry in stats if _can_mask(entry)}
+    kept = available / sum(entry.layer.parameters for entry in stats)
+    task = (
+        ara.match_targets(inputs, inputs[0])
+        if _is_language_model(analysis.model, inputs)
+        else ara.match_outputs(analysis.model, inputs)
+    )
+    ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
+    every = {entry.layer.name: ratios.get(entry.layer.name, 1.0) for entry in stats}
+    return ara.finalise(every, stats, available, repaired=settings.repaired)
+
+
+def _can_mask(entry: LayerStats) -> bool:
+    """ARA masks linear layers and convolutions; an embedding stays dense under it."""
+    return entry.layer.kind != "embedding"
+
+
+@torch.inference_mode()
+def _is_language_model(model: nn.Module, inputs: Inputs) -> bool:
+    """Tokens in, logits for every position out."""
+    output = model(*(tensor[:1] for tensor in inputs))
+    return not inputs[0].is_floating_point() and output.ndim > 2  # noqa: PLR2004 - (samples, positions, classes)
