@@ -147,3 +147,29 @@ def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     console = Console(highlight=False)
     print_summary(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
+
+
+def study(argv: list[str]) -> int:
+    """`rankship study STUDY`: compute a table's missing cells and draw its page; an interrupted study goes on."""
+    parser = argparse.ArgumentParser(prog="rankship study", description="Compare ways to budgets on several models.")
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.study import read_study, run_study
+    from rankship_benchmarks.study_page import print_cells, write_page
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+
+    wanted = read_study(arguments.study)
+    ensure_writable(arguments.results, "--results")
+    ensure_writable(arguments.store, "--store")
+    folder = arguments.results / f"study-{wanted.name}"
+    cells = run_study(wanted, arguments.study.resolve().parent, folder, Store(arguments.store), Steps())
+    print_cells(cells, Console(highlight=False))
+    if cells:
+        Console(stderr=True).print(f"page: {write_page(wanted.name, cells, folder)}", soft_wrap=True, markup=False)
+    return 0

@@ -1,0 +1,272 @@
+"""A study: many ways to many budgets on several models, one cell each, kept as JSON lines as soon as it is there.
+
+    <results>/<study>/cells.jsonl
+
+Each cell is keyed by all that it depends on, so a study that was interrupted, or a changed one, computes what is
+missing. Models whose data is not there are skipped by name.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from rankship_pipeline import __version__
+from rankship_pipeline.codec import decode, digest, encode, read_toml
+from rankship_pipeline.compress import analyse
+from rankship_pipeline.data import load_data
+from rankship_pipeline.errors import BudgetInfeasible, InputError
+from rankship_pipeline.evaluate import measure_accuracy
+from rankship_pipeline.files import write_atomic
+from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import Budget, Comparison, read_recipe
+from rankship_pipeline.records import Accuracy, RankPlan, record
+from rankship_pipeline.refine import AUGMENTS, refine
+from rankship_pipeline.stages import Stages
+from rankship_pipeline.store import Store
+from rankship_pipeline.toolchain import hash_code, list_versions
+
+CELLS = "cells.jsonl"
+
+
+@record
+class Subject:
+    """A recipe's models at some budgets: shares `kept` of the whole model, or of its factorable layers `of` "layers".
+
+    `exclude` keeps more layers dense than the recipe does. `augment` is what refinement may do to the inputs.
+    """
+
+    recipe: str
+    kept: tuple[float, ...]
+    of: str = "model"
+    exclude: tuple[str, ...] = ()
+    augment: str = "none"
+
+
+@record
+class Row:
+    """One way to the budget; `refine_seconds` of label-free training come after it, reported as a row of its own."""
+
+    way: Comparison
+    ours: bool = False
+    refine_seconds: float = 0.0
+
+
+@record
+class Study:
+    """A table: subjects × budgets × rows × seeds; a seed draws another calibration subset."""
+
+    name: str
+    subjects: tuple[Subject, ...]
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0,)
+    threads: int = 1
+
+
+@record
+class Cell:
+    """What one way gave on one model at one budget, with the conditions it ran under.
+
+    `language` says that the model's answers are tokens, so that perplexity is its measure.
+
+    `seconds` covers taking apart, allocating, filling and refining; calibration, which rows share, is not in it.
+    `peak_bytes` is the process's highest resident memory meanwhile.
+    """
+
+    key: str
+    subject: str
+    kept: float
+    of: str
+    row: str
+    ours: bool
+    seed: int
+    plan: RankPlan
+    size_bytes: int
+    dense_parameters: int
+    language: bool
+    accuracy: Accuracy
+    dense: Accuracy
+    batchnorm_reestimated: bool
+    refine_seconds: float
+    seconds: float
+    peak_bytes: int
+    conditions: dict[str, str]
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file."""
+    study = read_toml(Study, path, "study")
+    for subject in study.subjects:
+        if subject.of not in {"model", "layers"} or subject.augment not in AUGMENTS:
+            raise InputError(
+                f"{path}: subject {subject.recipe}: of = {subject.of!r}, augment = {subject.augment!r}",
+                hint=f'of is "model" or "layers", augment one of {", ".join(AUGMENTS)}',
+            )
+    return study
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """All whole lines of a study's results; a torn last line is what an interruption left."""
+    path = folder / CELLS
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [decode(Cell, line, where=str(path)) for line in lines[:-1] if line]
+
+
+def run_study(study: Study, folder: Path, results: Path, store: Store, steps: Steps) -> list[Cell]:
+    """Compute every missing cell; `folder` is the study file's own."""
+    results.mkdir(parents=True, exist_ok=True)
+    _cut_torn_line(results / CELLS)
+    known = {cell.key: cell for cell in read_cells(results)}
+    torch.set_num_threads(study.threads)
+    cells = []
+    for subject in study.subjects:
+        try:
+            prepared = _prepare(subject, folder)
+        except InputError as missing:
+            steps.note(f"skipped {subject.recipe}: {missing}")
+            continue
+        for seed in study.seeds:
+            bench = _Bench(subject, _draw(prepared, seed), seed, store, steps)
+            for kept in subject.kept:
+                for row in study.rows:
+                    for seconds in dict.fromkeys((0.0, row.refine_seconds)):
+                        key = bench.make_key(kept, row, seconds)
+                        if key not in known:
+                            try:
+                                known[key] = bench.measure(key, kept, row, seconds)
+                            except BudgetInfeasible as refused:
+                                steps.note(f"no {row.way.name} at {kept:.3g}: {refused}")
+                                continue
+                            with (results / CELLS).open("ab") as stream:
+                                stream.write(encode(known[key]).encode() + b"\n")
+                        cells.append(known[key])
+    return cells
+
+
+@dataclass
+class _Bench:
+    """One model with one calibration subset, and everything rows share: the merged model and its accuracy."""
+
+    subject: Subject
+    prepared: Prepared
+    seed: int
+    store: Store
+    steps: Steps
+
+    def make_key(self, kept: float, row: Row, seconds: float) -> str:
+        """The hash of all that a cell's numbers depend on, our own code included."""
+        prepared = self.prepared
+        return digest(
+            {
+                "sources": prepared.source_sha256,
+                "data": [prepared.calibration_sha256, prepared.test_sha256],
+                "recipe": digest(prepared.recipe),
+                "subject": [kept, self.subject.of, self.subject.exclude, self.subject.augment],
+                "way": digest(row.way),
+                "seconds": seconds,
+                "seed": self.seed,
+                "code": hash_code(),
+            }
+        )
+
+    def measure(self, key: str, kept: float, row: Row, seconds: float) -> Cell:
+        """Compress one way, settle batch-norm as every row may, refine if asked, and test."""
+        prepared = replace(self.prepared, budget_parameters=self._find_budget(kept))
+        stages = Stages(prepared, self.store, self.steps)
+        merged, interference = stages.merge(row.way.merge)
+        dense = stages.evaluate(merged, "merged")
+        metrics, _ = stages.choose_metrics(merged, row.way)
+        title = f"{prepared.recipe.name} {kept:.3g} seed {self.seed}: {row.way.name}{' refined' if seconds else ''}"
+        with self.steps.step(title):
+            _reset_peak()
+            start = time.monotonic()
+            analysis = analyse(merged.module, prepared.layers, metrics, row.way.whitening)
+            module, plan = stages.make_compressed(analysis, row.way, interference)
+            module, reestimated = stages.settle(module)
+            if seconds:
+                teachers = [
+                    (stages.load_source(source).module, prepared.data.list_unlabelled(source.name))
+                    for source in prepared.recipe.models
+                ]
+                module = refine(module, teachers, seconds, self.seed, augment=AUGMENTS[self.subject.augment])
+            took, peak = time.monotonic() - start, _read_peak()
+            accuracy = measure_accuracy(module, prepared.data.test_inputs, prepared.data.test_labels, stage="test")
+        return Cell(
+            key=key,
+            subject=prepared.recipe.name,
+            kept=kept,
+            of=self.subject.of,
+            row=row.way.name,
+            ours=row.ours,
+            seed=self.seed,
+            plan=plan,
+            size_bytes=sum(tensor.nbytes for tensor in module.state_dict().values()),
+            dense_parameters=prepared.dense_parameters,
+            language=prepared.data.test_labels.ndim > 1,
+            accuracy=accuracy,
+            dense=dense,
+            batchnorm_reestimated=reestimated,
+            refine_seconds=seconds,
+            seconds=took,
+            peak_bytes=peak,
+            conditions=_describe_conditions(),
+        )
+
+    def _find_budget(self, kept: float) -> int:
+        if self.subject.of == "model":
+            return int(kept * self.prepared.dense_parameters)
+        fixed = self.prepared.fixed_parameters
+        return fixed + int(kept * (self.prepared.dense_parameters - fixed))
+
+
+def _prepare(subject: Subject, folder: Path) -> Prepared:
+    """The recipe checked, with what the subject keeps dense; its own budget is replaced cell by cell."""
+    path = folder / subject.recipe
+    recipe = read_recipe(path)
+    ranks = replace(recipe.ranks, exclude=(*recipe.ranks.exclude, *subject.exclude))
+    return prepare(replace(recipe, ranks=ranks, budget=Budget(kept_parameters=1.0)), path.resolve().parent)
+
+
+def _draw(prepared: Prepared, seed: int) -> Prepared:
+    """The same models with the calibration subset of another seed."""
+    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder)
+    hashes = {name: hash_tensors(inputs) for name, inputs in data.calibration.items()}
+    return replace(prepared, data=data, calibration_sha256=hashes)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a killed writer left of its last line, so that the next one starts clean."""
+    if path.is_file():
+        whole = path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            write_atomic(path, whole[:end])
+
+
+def _reset_peak() -> None:
+    """Set the kernel's high-water mark of resident memory back to what is resident now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _read_peak() -> int:
+    """VmHWM in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def _describe_conditions() -> dict[str, str]:
+    return {
+        "rankship": __version__,
+        "code": hash_code(),
+        "machine": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        **{f"version {name}": version for name, version in list_versions().items()},
+    }
