@@ -23,7 +23,7 @@ from rankship_pipeline.evaluate import measure_accuracy
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Comparison, read_recipe
+from rankship_pipeline.recipe import Budget, Comparison, check_way, read_recipe
 from rankship_pipeline.records import Accuracy, RankPlan, record
 from rankship_pipeline.refine import AUGMENTS, refine
 from rankship_pipeline.stages import Stages
@@ -106,6 +106,9 @@ def read_study(path: Path) -> Study:
                 f"{path}: subject {subject.recipe}: of = {subject.of!r}, augment = {subject.augment!r}",
                 hint=f'of is "model" or "layers", augment one of {", ".join(AUGMENTS)}',
             )
+    complaints = [one for row in study.rows for one in check_way(row.way, f"row {row.way.name!r}")]
+    if complaints:
+        raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the study and run again")
     return study
 
 

@@ -33,8 +33,8 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
         if layer.kind == "embedding":
             gram += torch.bincount(as_rows(module, x, mask), minlength=layer.columns)
         else:
-            X = as_rows(module, x, mask)  # (positions, columns)
-            gram += (X.T @ X).to(torch.float64)
+            X = as_rows(module, x, mask).to(torch.float64)  # (positions, columns)
+            gram.addmm_(X.T, X)  # summed in float32, a singular Gram would come out indefinite
 
     with watch_inputs(model, layers, add) as run:
         for batch in split(inputs):

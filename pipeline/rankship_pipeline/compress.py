@@ -51,11 +51,18 @@ def gather_stats(analysis: Analysis, choice: RankChoice, interference: Mapping[s
                 plain=np.asarray(plain.energy),
                 energy=np.asarray(layer.spectrum.energy),
                 candidates=keep_efficient(layer.list_candidates(choice.step, choice.forms)),
-                nats=None if layer.metric.curvature is None else layer.total / 2,
+                nats=_predict_nats(layer),
                 interference=interference.get(name),
             )
         )
     return tuple(stats)
+
+
+def _predict_nats(layer: Decomposition) -> float | None:
+    """The divergence that losing the layer is predicted to bring; 0 where the predictions do not depend on it."""
+    if layer.metric.curvature is None:
+        return None
+    return layer.total / 2 if bool(layer.metric.curvature.any()) else 0.0
 
 
 def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:

@@ -198,22 +198,21 @@ class Decomposition:
 
         A Cholesky factor is nested, so one factorisation gives the best fit's error for every shorter basis.
         """
-        seen, damped = self._see(basis)
-        L = torch.linalg.cholesky(damped)
+        seen, L = self._see(basis)
         held: Tensor = torch.linalg.solve_triangular(L, (self._left[0] @ self.weight @ seen.T).T, upper=False)
         return held.T
 
     def _fit(self, basis: Tensor) -> Tensor:
         """The best M (rows, b) for W ≈ M·basis on the inputs: W·G·Tᵀ(T·G·Tᵀ)⁻¹; the curvature does not change it."""
-        seen, damped = self._see(basis)
-        solution: Tensor = torch.linalg.solve(damped, seen @ self.weight.T)
-        return solution.T
+        seen, L = self._see(basis)
+        return torch.cholesky_solve(seen @ self.weight.T, L).T
 
     def _see(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """T·G (b, columns) and T·G·Tᵀ (b, b), damped so that inputs in a null space hold nothing."""
+        """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds nothing."""
         seen = basis @ self._gram
         inner = seen @ basis.T
-        return seen, inner + torch.eye(len(inner), dtype=inner.dtype) * (_DAMPING * inner.diagonal().mean() + 1e-300)
+        damping = _DAMPING * float(inner.diagonal().mean()) + 1e-300
+        return seen, torch.linalg.cholesky(inner + damping * torch.eye(len(inner), dtype=inner.dtype))
 
     def _project(self, basis: Tensor) -> Spectrum:
         """The spectrum of the best fit on a basis, under the metric that the basis' outputs have."""

@@ -183,7 +183,7 @@ def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
-    complaints = [*_check_models(recipe), *_check_numbers(recipe)]
+    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
     return recipe
@@ -209,6 +209,30 @@ def _check_models(recipe: Recipe) -> list[str]:
     return complaints
 
 
+def _check_ways(recipe: Recipe) -> list[str]:
+    """What the recipe's own way, and every [[compare]], cannot mean."""
+    ways = [("ranks", choose(recipe)), *((f"compare {way.name!r}", way) for way in recipe.compare)]
+    return [complaint for where, way in ways for complaint in check_way(way, where)]
+
+
+def check_way(way: Comparison, where: str) -> list[str]:
+    """Complaints about one way, each naming `where` it was written."""
+    rules = [
+        (bool(way.forms), "forms is empty"),
+        (way.passes >= 0, f"passes must not be negative, got {way.passes}"),
+        (
+            way.passes == 0 or (way.sensitivity == "kl" and way.ranks == "knapsack"),
+            'passes measure around a knapsack\'s plan: they need sensitivity = "kl" and the method "knapsack"',
+        ),
+        (
+            way.sensitivity != "gradient" or (way.curvature and way.whitening != "plain"),
+            'sensitivity = "gradient" needs curvature = true and a whitening other than "plain"',
+        ),
+        (not way.reconstruct or way.whitening != "plain", 'reconstruct needs a whitening other than "plain"'),
+    ]
+    return [f"{where}: {complaint}" for kept, complaint in rules if not kept]
+
+
 def _check_numbers(recipe: Recipe) -> list[str]:
     budget, ranks, threshold = recipe.budget, recipe.ranks, recipe.ranks.threshold
     given = [value for value in (budget.kept_parameters, budget.parameters, budget.size_bytes) if value is not None]
@@ -226,12 +250,6 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
         (ranks.probes >= 1, f"ranks.probes must be at least 1, got {ranks.probes}"),
         (ranks.passes >= 0, f"ranks.passes must not be negative, got {ranks.passes}"),
-        (ranks.passes == 0 or ranks.sensitivity == "kl", 'ranks.passes measures around a plan: set sensitivity = "kl"'),
-        (bool(ranks.forms), "ranks.forms is empty"),
-        (
-            ranks.sensitivity != "gradient" or recipe.factorise.curvature,
-            'ranks.sensitivity = "gradient" needs factorise.curvature = true',
-        ),
         (threshold is None or 0 < threshold <= 1, f"ranks.threshold must lie in (0, 1], got {threshold}"),
         (threshold is None or not recipe.compare, "[[compare]] needs a [budget]; with ranks.threshold there is none"),
         (

@@ -82,10 +82,11 @@ class _Crossed:
         self.positions = 0
 
     def add(self, X: Tensor, changed: Tensor) -> None:
-        self.gram += (changed.T @ changed).to(torch.float64)
-        self.cross += (X.T @ changed).to(torch.float64)
-        self.sum += X.sum(0).to(torch.float64)
-        self.changed_sum += changed.sum(0).to(torch.float64)
+        X, changed = X.to(torch.float64), changed.to(torch.float64)
+        self.gram.addmm_(changed.T, changed)
+        self.cross.addmm_(X.T, changed)
+        self.sum += X.sum(0)
+        self.changed_sum += changed.sum(0)
         self.positions += len(X)
 
     @property

@@ -452,8 +452,7 @@ def test_repaired_training_ends_at_the_target_size_where_guidance_takes_the_publ
     }
     task = ara.match_outputs(model, (x,))
     sizes = []
-    for choice in (ORIGINAL, REPAIRED):
-        choice = replace(FAST, repaired=choice.repaired)
+    for choice in (replace(FAST, repaired=False), FAST):
         ratios = train_ratios(model, spectra, task, 0.5, choice, 0, ignore_tick)
         sizes.append(sum(min(1, ratio) for ratio in ratios.values()) / 2)
     assert sizes[0] > 0.6
@@ -560,6 +559,30 @@ def test_only_logits_of_layers_that_a_rank_makes_cheaper_are_trained() -> None:
     assert train_ratios(model, {"2": spectra["2"]}, task, 0.5, FAST, 0, tick) == {"2": 1}
     assert train_ratios(model, spectra, task, 1.0, FAST, 0, tick) == {"0": 1, "2": 1}
     assert ticks == []
+
+
+class Mixed(nn.Module):
+    """Two layers of equal size, of which only one can be factored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square, self.row = nn.Linear(12, 12), nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.square(x) + self.row(x.repeat(1, 12))
+        return y
+
+
+def test_layers_that_stay_dense_count_for_the_size() -> None:
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(32, 12)
+    spectra = {
+        layer.name: decompose_plain(as_matrix(get_layer(model, layer.name)), None) for layer in find_layers(model)
+    }
+    choice = replace(FAST, guidance_weight=0.0)
+    ratios = train_ratios(model, spectra, ara.match_outputs(model, (x,)), 0.7, choice, 0, ignore_tick)
+    assert ratios["row"] == 1
+    assert ratios["square"] == pytest.approx(0.4, abs=0.05)
 
 
 @pytest.mark.parametrize("choice", [ORIGINAL, REPAIRED], ids=["original", "repaired"])

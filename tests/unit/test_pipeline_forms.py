@@ -183,6 +183,21 @@ def test_a_kernel_that_mostly_sees_padding_is_not_said_to_be_free(form: Form) ->
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-4, abs=1e-6), one.factors
 
 
+@pytest.mark.parametrize("samples", [2, 200])
+def test_inputs_that_hang_together_are_no_obstacle(samples: int) -> None:
+    """Thirty-two channels made of five: the Gram's null space holds float32 noise of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(32, 24, 3, padding=1)).eval()
+    (layer,) = find_layers(net)
+    mix = torch.randn(32, 5, generator=generator) * torch.logspace(-3, 2, 32)[:, None]
+    x = torch.einsum("co,nohw->nchw", mix, torch.randn(samples, 5, 6, 6, generator=generator) + 3)
+    gram = collect_grams(net, (x,), (layer,))["0"]
+    taken = Decomposition(layer, as_matrix(net[0]), Metric(gram=gram), "eigen")  # type: ignore[arg-type]
+    candidates = taken.list_candidates(8, FORMS)
+    for one in candidates[::3]:
+        assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-2, abs=1e-5), one.factors
+
+
 def test_without_data_every_form_is_judged_as_without_a_gram() -> None:
     blind = take_apart("3x3", Metric(gram=torch.zeros(45, 45).double())).list_candidates(2, FORMS)
     plain = take_apart("3x3", Metric()).list_candidates(2, FORMS)

@@ -77,9 +77,9 @@ def make_stages(store: Store, extra: str = "") -> Stages:
     return Stages(prepare(read_recipe(path), folder), store, Steps(quiet=True))
 
 
-def make_comparison(name: str = "one", **change: Any) -> Comparison:
+def make_comparison(name: str = "one", **change: Any) -> Comparison:  # noqa: ANN401
     chosen = {"merge": "joint", "ranks": "knapsack", "whitening": "eigen", **change}
-    return Comparison(name=name, **chosen)  # type: ignore[arg-type]
+    return Comparison(name=name, **chosen)
 
 
 def count_entries(store: Store) -> int:

@@ -242,7 +242,7 @@ def test_no_tested_sentence_is_cut(name: str, tested: int, width: int) -> None:
     assert ids.shape == (tested, width)
     assert int(mask.sum(1).max()) < width
     assert len(data["calibration"][name][0]) == 512
-    assert len(data["test_labels"].unique()) == find("minilm.py:TASKS")[name].classes
+    assert len(data["test_labels"].unique()) == {"sst2": 2, "clinc150": 150, "snips": 7}[name]
 
 
 def count_right(model: nn.Module, data: dict[str, Any]) -> int:
