@@ -42,21 +42,15 @@ def _train_ara(
 ) -> Choices:
     """ARA on the next tokens of a language model's own calibration text, else on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
-    spectra = {entry.layer.name: analysis.layers[entry.layer.name].spectrum for entry in stats if _can_mask(entry)}
+    spectra = {entry.layer.name: analysis.layers[entry.layer.name].spectrum for entry in stats}
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
-        ara.match_targets(inputs, inputs[0])
+        ara.match_next(analysis.model, inputs)
         if _is_language_model(analysis.model, inputs)
         else ara.match_outputs(analysis.model, inputs)
     )
     ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
-    every = {entry.layer.name: ratios.get(entry.layer.name, 1.0) for entry in stats}
-    return ara.finalise(every, stats, available, repaired=settings.repaired)
-
-
-def _can_mask(entry: LayerStats) -> bool:
-    """ARA masks linear layers and convolutions; an embedding stays dense under it."""
-    return entry.layer.kind != "embedding"
+    return ara.finalise(ratios, stats, available, repaired=settings.repaired)
 
 
 @torch.inference_mode()
