@@ -241,7 +241,7 @@ def test_guidance_fires_exactly_where_size_and_error_exceed_one(
     mask = with_ratio(mask, ratio)
     k = mask.count_kept()
     error = float(spectrum.energy[k:].sum() / spectrum.energy.sum()) ** 0.5
-    assume(abs(ratio + error - 1) > 1e-9)
+    assume(min(abs(ratio + error - 1), abs(ratio - 1)) > 1e-6)  # at the edges rounding decides
     guidance = ara.measure_guidance([mask])
     fires = ratio + error > 1
     assert float(guidance.detach()) == pytest.approx(max(0, 1 - ratio) if fires else 0, abs=1e-12)
