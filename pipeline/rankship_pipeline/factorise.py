@@ -117,20 +117,43 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     return Spectrum(U=U, sigma=sigma, right=torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 
 
-def decompose_swift(weight: Tensor, gram: Tensor | None) -> Spectrum:
-    """Swift-SVD: eigenvectors U of W·G·Wᵀ, factors U and Uᵀ·W: one (rows, rows) eigh and no inverse (METHODS §5).
+def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None) -> Spectrum:
+    """Swift-SVD: one symmetric eigen-decomposition on the smaller side of W·S, S·Sᵀ = G, and no inverse (METHODS §5).
 
-    Squares the condition number: components under about 1e-8 of the largest σ are noise, far below any that is kept.
-    Unlike the eigen form it leaves W untouched outside the inputs' span.
+    Wide: eigenvectors U of W·G·Wᵀ. Tall: eigenvectors V of SᵀWᵀWS, then U = W·S·V, normalised. Either way right =
+    diag(1/σ)·Uᵀ·W. Both square the condition number: energies are right to about 1e-16 of the largest (float32: 1e-7),
+    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not.
     """
-    gram = torch.ones(weight.shape[1], dtype=weight.dtype) if gram is None else gram
-    projected = weight * gram if gram.ndim == 1 else weight @ gram
-    values, Q = torch.linalg.eigh(projected @ weight.T)
-    count = min(weight.shape)
-    energy, U = values.flip(0)[:count].clamp_min(0), Q.flip(1)[:, :count]
-    sigma = energy.sqrt()
-    inverse = torch.where(sigma > 0, 1 / sigma.clamp_min(1e-300), 0)
-    return Spectrum(U=U, sigma=sigma, right=inverse[:, None] * (U.T @ weight))
+    gram = torch.ones(weight.shape[1], dtype=weight.dtype) if gram is None or not bool(gram.any()) else gram
+    if weight.shape[0] <= weight.shape[1]:
+        return decompose_outputs(weight, (weight * gram if gram.ndim == 1 else weight @ gram) @ weight.T, keep)
+    if gram.ndim == 1:
+        P = weight * gram.clamp_min(0).sqrt()
+    else:
+        S, failed = torch.linalg.cholesky_ex(gram.double())  # rank-deficient: by eigenvalues
+        P = weight @ (find_root(gram.double())[0] if int(failed) else S).to(weight.dtype)
+    energy, V = _sort_eigen(P.T @ P, keep)
+    U = P @ V
+    return _finish(weight, energy, U / U.norm(dim=0).clamp_min(torch.finfo(U.dtype).tiny))
+
+
+def decompose_outputs(weight: Tensor, outputs: Tensor, keep: int | None = None) -> Spectrum:
+    """Swift-SVD from the Gram of a layer's outputs without bias, W·G·Wᵀ (rows, rows): the inputs' is not needed."""
+    return _finish(weight, *_sort_eigen(outputs, keep))
+
+
+def _sort_eigen(matrix: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
+    """All eigenvalues of a symmetric positive matrix, falling, and the first `keep` eigenvectors."""
+    values, Q = torch.linalg.eigh(matrix)
+    return values.flip(0).clamp_min(0), Q[:, -min(keep or len(Q), len(Q)) :].flip(1)
+
+
+def _finish(weight: Tensor, energy: Tensor, U: Tensor) -> Spectrum:
+    floor = torch.finfo(energy.dtype).eps * len(energy) * energy[0]
+    sigma = torch.where(energy > floor, energy, 0).sqrt()
+    kept = sigma[: U.shape[1]]
+    U = U * (kept > 0)
+    return Spectrum(U=U, sigma=sigma, right=(U.T @ weight) / torch.where(kept > 0, kept, 1)[:, None])
 
 
 WHITENINGS: dict[str, Callable[[Tensor, Tensor | None], Spectrum]] = {

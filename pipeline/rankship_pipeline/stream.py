@@ -44,7 +44,7 @@ from rankship_pipeline.blocks import (
 from rankship_pipeline.calibrate import split
 from rankship_pipeline.codec import digest, encode
 from rankship_pipeline.errors import InputError
-from rankship_pipeline.factorise import WHITENINGS, Spectrum, find_root, truncate
+from rankship_pipeline.factorise import WHITENINGS, decompose_outputs, decompose_swift, truncate
 from rankship_pipeline.files import hash_file, publish_folder
 from rankship_pipeline.forms import Candidate, keep_efficient
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
@@ -306,45 +306,6 @@ def take_apart(weight: Array, gram: Array, choice: StreamChoice, keep: int, *, b
             break
     A, B = truncate(spectrum, keep)
     return spectrum.energy.double().numpy(), B.float().numpy(), A.float().numpy()
-
-
-def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None) -> Spectrum:
-    """Swift-SVD: one symmetric eigen-decomposition on the smaller side of W·S, S·Sᵀ = G, and no inverse (METHODS §5).
-
-    Wide: eigenvectors U of W·G·Wᵀ. Tall: eigenvectors V of SᵀWᵀWS, then U = W·S·V, normalised. Either way right =
-    diag(1/σ)·Uᵀ·W. Both square the condition number: energies are right to about 1e-16 of the largest (float32: 1e-7),
-    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not.
-    """
-    gram = torch.ones(weight.shape[1], dtype=weight.dtype) if gram is None or not bool(gram.any()) else gram
-    if weight.shape[0] <= weight.shape[1]:
-        return decompose_outputs(weight, (weight * gram if gram.ndim == 1 else weight @ gram) @ weight.T, keep)
-    if gram.ndim == 1:
-        P = weight * gram.clamp_min(0).sqrt()
-    else:
-        S, failed = torch.linalg.cholesky_ex(gram.double())  # rank-deficient: by eigenvalues
-        P = weight @ (find_root(gram.double())[0] if int(failed) else S).to(weight.dtype)
-    energy, V = _sort_eigen(P.T @ P, keep)
-    U = P @ V
-    return _finish(weight, energy, U / U.norm(dim=0).clamp_min(torch.finfo(U.dtype).tiny))
-
-
-def decompose_outputs(weight: Tensor, outputs: Tensor, keep: int | None = None) -> Spectrum:
-    """Swift-SVD from the Gram of a layer's outputs without bias, W·G·Wᵀ (rows, rows): the inputs' is not needed."""
-    return _finish(weight, *_sort_eigen(outputs, keep))
-
-
-def _sort_eigen(matrix: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
-    """All eigenvalues of a symmetric positive matrix, falling, and the first `keep` eigenvectors."""
-    values, Q = torch.linalg.eigh(matrix)
-    return values.flip(0).clamp_min(0), Q[:, -min(keep or len(Q), len(Q)) :].flip(1)
-
-
-def _finish(weight: Tensor, energy: Tensor, U: Tensor) -> Spectrum:
-    floor = torch.finfo(energy.dtype).eps * len(energy) * energy[0]
-    sigma = torch.where(energy > floor, energy, 0).sqrt()
-    kept = sigma[: U.shape[1]]
-    U = U * (kept > 0)
-    return Spectrum(U=U, sigma=sigma, right=(U.T @ weight) / torch.where(kept > 0, kept, 1)[:, None])
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from rankship_pipeline.blocks import INDEX, Checkpoint, Decoder, Grams, Group, f
 from rankship_pipeline.calibrate import collect_grams
 from rankship_pipeline.compress import analyse, fill
 from rankship_pipeline.errors import BudgetInfeasible, InputError
-from rankship_pipeline.factorise import Metric, decompose_eigen
+from rankship_pipeline.factorise import Metric, decompose_eigen, decompose_swift
 from rankship_pipeline.huggingface import LogitsOnly
 from rankship_pipeline.layers import count_parameters, find_layers
 from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import RankChoice
 from rankship_pipeline.records import RankPlan
-from rankship_pipeline.stream import StreamAnalysis, StreamChoice, analyse_stream, decompose_swift, take_apart
+from rankship_pipeline.stream import StreamAnalysis, StreamChoice, analyse_stream, take_apart
 
 transformers = pytest.importorskip("transformers")
 
