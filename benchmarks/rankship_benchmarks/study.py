@@ -49,11 +49,20 @@ class Subject:
 
 @record
 class Row:
-    """One way to the budget; `refine_seconds` of label-free training come after it, reported as a row of its own."""
+    """One way to the budget; `refine_cpu_seconds` of label-free training come after it, reported as a row of its own.
+
+    With `refine_at` only at these shares kept: training is dear.
+    """
 
     way: Comparison
     ours: bool = False
-    refine_seconds: float = 0.0
+    refine_cpu_seconds: float = 0.0
+    refine_at: tuple[float, ...] | None = None
+
+    def list_refinements(self, kept: float) -> tuple[float, ...]:
+        """The seconds of refinement to report at a budget: none, then the row's own."""
+        trained = self.refine_cpu_seconds if self.refine_at is None or kept in self.refine_at else 0.0
+        return (0.0, trained) if trained else (0.0,)
 
 
 @record
@@ -73,8 +82,8 @@ class Cell:
 
     `language` says that the model's answers are tokens, so that perplexity is its measure.
 
-    `seconds` covers taking apart, allocating, filling and refining; calibration, which rows share, is not in it.
-    `peak_bytes` is the process's highest resident memory meanwhile.
+    `seconds` of the wall and `cpu_seconds` of the processor cover taking apart, allocating, filling and refining;
+    calibration, which rows share, is not in them. `peak_bytes` is the process's highest resident memory meanwhile.
     """
 
     key: str
@@ -91,8 +100,9 @@ class Cell:
     accuracy: Accuracy
     dense: Accuracy
     batchnorm_reestimated: bool
-    refine_seconds: float
+    refine_cpu_seconds: float
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     conditions: dict[str, str]
 
@@ -138,7 +148,7 @@ def run_study(study: Study, folder: Path, results: Path, store: Store, steps: St
             bench = _Bench(subject, _draw(prepared, seed), seed, store, steps)
             for kept in subject.kept:
                 for row in study.rows:
-                    for seconds in dict.fromkeys((0.0, row.refine_seconds)):
+                    for seconds in row.list_refinements(kept):
                         key = bench.make_key(kept, row, seconds)
                         if key not in known:
                             try:
@@ -188,7 +198,7 @@ class _Bench:
         title = f"{prepared.recipe.name} {kept:.3g} seed {self.seed}: {row.way.name}{' refined' if seconds else ''}"
         with self.steps.step(title):
             _reset_peak()
-            start = time.monotonic()
+            start, begun = time.monotonic(), time.process_time()
             analysis = analyse(merged.module, prepared.layers, metrics, row.way.whitening)
             module, plan = stages.make_compressed(analysis, row.way, interference)
             module, reestimated = stages.settle(module)
@@ -197,8 +207,15 @@ class _Bench:
                     (stages.load_source(source).module, prepared.data.list_unlabelled(source.name))
                     for source in prepared.recipe.models
                 ]
-                module = refine(module, teachers, seconds, self.seed, augment=AUGMENTS[self.subject.augment])
-            took, peak = time.monotonic() - start, _read_peak()
+                module = refine(
+                    module,
+                    teachers,
+                    seconds,
+                    self.seed,
+                    augment=AUGMENTS[self.subject.augment],
+                    clock=time.process_time,
+                )
+            took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
             accuracy = measure_accuracy(module, prepared.data.test_inputs, prepared.data.test_labels, stage="test")
         return Cell(
             key=key,
@@ -215,8 +232,9 @@ class _Bench:
             accuracy=accuracy,
             dense=dense,
             batchnorm_reestimated=reestimated,
-            refine_seconds=seconds,
+            refine_cpu_seconds=seconds,
             seconds=took,
+            cpu_seconds=worked,
             peak_bytes=peak,
             conditions=_describe_conditions(),
         )

@@ -22,7 +22,7 @@ PAGE = "study.html"
 class Line:
     """One row of a table: all seeds of one way at one budget. Quality is in `unit`; `low`, `high` are its range.
 
-    Over one seed the range is the test set's own 95 % interval. `seconds` and `peak_bytes` are the largest seen.
+    Over one seed the range is the test set's own 95 % interval. `cpu_seconds` and `peak_bytes` are the largest seen.
     """
 
     subject: str
@@ -40,7 +40,7 @@ class Line:
     budget: int
     of_layers: float
     size_bytes: int
-    seconds: float
+    cpu_seconds: float
     peak_bytes: int
     cells: tuple[Cell, ...]
 
@@ -49,7 +49,7 @@ def summarise_cells(cells: Iterable[Cell]) -> list[Line]:
     """Group cells by model, budget and way, in the order in which they were asked for."""
     groups: dict[tuple[str, float, str, float], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.subject, cell.kept, cell.row, cell.refine_seconds), []).append(cell)
+        groups.setdefault((cell.subject, cell.kept, cell.row, cell.refine_cpu_seconds), []).append(cell)
     return [_summarise(group) for group in groups.values()]
 
 
@@ -63,9 +63,9 @@ def _summarise(group: Sequence[Cell]) -> Line:
     return Line(
         subject=first.subject,
         kept=first.kept,
-        name=first.row + (" + refined" if first.refine_seconds else ""),
+        name=first.row + (" + refined" if first.refine_cpu_seconds else ""),
         ours=first.ours,
-        refined=bool(first.refine_seconds),
+        refined=bool(first.refine_cpu_seconds),
         unit=_unit(first),
         quality=mean(values),
         low=interval[0],
@@ -77,7 +77,7 @@ def _summarise(group: Sequence[Cell]) -> Line:
         of_layers=sum(one.chosen_parameters for one in layers.layers)
         / sum(one.dense_parameters for one in layers.layers),
         size_bytes=first.size_bytes,
-        seconds=max(cell.seconds for cell in group),
+        cpu_seconds=max(cell.cpu_seconds for cell in group),
         peak_bytes=max(cell.peak_bytes for cell in group),
         cells=tuple(group),
     )
@@ -106,7 +106,7 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
             "range",
             "parameters",
             "unspent",
-            "seconds",
+            "CPU seconds",
         )
         for line in mine:
             table.add_row(
@@ -116,7 +116,7 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
                 f"{line.low:.2f}–{line.high:.2f}",
                 show_count(line.parameters),
                 show_count(line.budget - line.parameters),
-                f"{line.seconds:.0f}",
+                f"{line.cpu_seconds:.0f}",
             )
         console.print(table)
 

@@ -24,6 +24,7 @@ def refine(
     *,
     augment: Augment | None = None,
     peak: float = _PEAK_STEP,
+    clock: Callable[[], float] = time.monotonic,
     tick: Callable[[float], None] = lambda _share: None,
 ) -> nn.Module:
     """A copy of the student after at most `seconds` of training towards each teacher's logits on its own inputs.
@@ -31,7 +32,8 @@ def refine(
     The loss is the squared error of the logits over their variance, so that teachers of different scale weigh the
     same; Adam on a one-cycle schedule that runs by the clock, so a slower machine takes fewer steps and still ends at
     the bottom. Factors are balanced already (factorise.balance), which this needs. Batch-norm statistics follow the
-    data; dropout stays off. No labels are read.
+    data; dropout stays off. No labels are read. `clock` gives seconds: of the wall, or of the processor (time.process_time)
+    where other work shares the machine.
     """
     student = copy.deepcopy(student).eval()
     for module in student.modules():
@@ -40,10 +42,10 @@ def refine(
     generator = torch.Generator().manual_seed(seed)
     scales = [float(predict(teacher, inputs).var()) for teacher, inputs in teachers]
     optimizer = torch.optim.Adam(student.parameters(), lr=peak)
-    start = time.monotonic()
-    while (share := (time.monotonic() - start) / seconds) < 1:
+    start = clock()
+    while (share := (clock() - start) / seconds) < 1:
         for (teacher, inputs), scale in zip(teachers, scales, strict=True):
-            share = (time.monotonic() - start) / seconds
+            share = (clock() - start) / seconds
             picked = torch.randint(len(inputs[0]), (min(BATCH, len(inputs[0])),), generator=generator)
             batch = tuple(tensor[picked] for tensor in inputs)
             if augment is not None:
