@@ -102,11 +102,11 @@ def _verify(
 ) -> "tuple[Verified, ...]":
     from rankship_benchmarks.gate import verify_build
     from rankship_pipeline.files import hash_file
+    from rankship_targets.agent_file import find_agent
     from rankship_targets.runner import HostRunner
-    from rankship_targets.session import AGENT
 
     limits = prepared.recipe.parity
-    return verify_build(build, store, HostRunner(), hash_file(AGENT), limits, steps, fresh=fresh)
+    return verify_build(build, store, HostRunner(), hash_file(find_agent()), limits, steps, fresh=fresh)
 
 
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:

@@ -8,10 +8,17 @@
     │   ├─ ParityFailed       an artifact does not compute what the torch model computes
     │   └─ MergeMismatch      the models to merge differ in more than their values
     ├─ TargetError        the device or the way to it                                           4
-    │   ├─ TransientTargetError   ConnectionLost, TargetTimeout, TargetBusy: a session may retry
-    │   └─ PersistentTargetError  AuthError, HostKeyChanged, CommandFailed, AgentMismatch, Lacks, NoSpace
+    │   ├─ TransientTargetError   a session may try again, a bounded number of times
+    │   │   ├─ ConnectionLost     Unreachable, Rebooted
+    │   │   ├─ TargetTimeout, TargetBusy, AgentDied
+    │   └─ PersistentTargetError  trying again cannot help
+    │       ├─ AuthError          Unauthorised
+    │       ├─ Lacks              WrongSystem
+    │       └─ HostKeyChanged, AmbiguousDevice, CommandFailed, AgentMismatch, NoSpace, ReadOnly, Quarantined,
+    │          ManifestRefused
     └─ MeasurementError   a number exists and must not be used                                  5
-        └─ UnlikeConditions   two results were taken under conditions that must not be compared
+        ├─ UnlikeConditions   two results were taken under conditions that must not be compared
+        └─ Throttled, ClockJumped
 
 An error names the thing, the value, what was expected and, in `hint`, what to do.
 """
@@ -69,6 +76,14 @@ class ConnectionLost(TransientTargetError):
     """The link to the device broke or never came up."""
 
 
+class Unreachable(ConnectionLost):
+    """Nothing answers at the device's address, or no cable leads to it."""
+
+
+class Rebooted(ConnectionLost):
+    """The device came back with another boot: what ran there is gone, what was set there is undone."""
+
+
 class TargetTimeout(TransientTargetError):
     """The device did not answer within the call's limit."""
 
@@ -77,12 +92,20 @@ class TargetBusy(TransientTargetError):
     """Another run holds the device."""
 
 
+class AgentDied(TransientTargetError):
+    """The agent ended without a last word: it was killed, or the device ran out of memory."""
+
+
 class PersistentTargetError(TargetError):
     """Trying again cannot help."""
 
 
 class AuthError(PersistentTargetError):
     """The device refused every credential offered."""
+
+
+class Unauthorised(AuthError):
+    """The phone has not accepted this computer's debugging key."""
 
 
 class HostKeyChanged(PersistentTargetError):
@@ -101,8 +124,28 @@ class Lacks(PersistentTargetError):
     """The device lacks something that the work needs: a runtime, an interpreter, a tool."""
 
 
+class WrongSystem(Lacks):
+    """The device's processor or operating system cannot run what is built for it: wrong ABI, or 32 bits."""
+
+
+class AmbiguousDevice(PersistentTargetError):
+    """More than one device answers to one serial."""
+
+
 class NoSpace(PersistentTargetError):
     """The device's disk cannot hold what should be copied to it."""
+
+
+class ReadOnly(PersistentTargetError):
+    """The device's file system refuses every write."""
+
+
+class Quarantined(PersistentTargetError):
+    """The device failed too often in a row and is left alone until `rankship doctor` clears it."""
+
+
+class ManifestRefused(PersistentTargetError):
+    """An artifact's manifest is not signed by this project's key, or says something else than the file."""
 
 
 class MeasurementError(RankshipError):
@@ -113,3 +156,11 @@ class MeasurementError(RankshipError):
 
 class UnlikeConditions(MeasurementError):
     """Two results were taken under conditions that must not be compared."""
+
+
+class Throttled(MeasurementError):
+    """The device slowed itself down while it was measured."""
+
+
+class ClockJumped(MeasurementError):
+    """The device's clock was set while it was measured."""

@@ -25,15 +25,14 @@ def refine(
     augment: Augment | None = None,
     peak: float = _PEAK_STEP,
     clock: Callable[[], float] = time.monotonic,
-    tick: Callable[[float], None] = lambda _share: None,
 ) -> nn.Module:
     """A copy of the student after at most `seconds` of training towards each teacher's logits on its own inputs.
 
     The loss is the squared error of the logits over their variance, so that teachers of different scale weigh the
     same; Adam on a one-cycle schedule that runs by the clock, so a slower machine takes fewer steps and still ends at
     the bottom. Factors are balanced already (factorise.balance), which this needs. Batch-norm statistics follow the
-    data; dropout stays off. No labels are read. `clock` gives seconds: of the wall, or of the processor (time.process_time)
-    where other work shares the machine.
+    data; dropout stays off. No labels are read. `clock` gives seconds: of the wall, or of the processor
+    (time.process_time) where other work shares the machine.
     """
     student = copy.deepcopy(student).eval()
     for module in student.modules():
@@ -58,7 +57,6 @@ def refine(
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-        tick(share)
     return student.eval()
 
 

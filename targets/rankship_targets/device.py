@@ -20,20 +20,31 @@ THIS_MACHINE = "this-machine"
 class Device:
     """One board, phone or machine and the way to it.
 
-    `host_key` is the pinned public key, "ssh-ed25519 AAAA…"; `key_file` the private key on this host (None: the SSH
-    agent and the usual files are asked). `python` and `workdir` are paths on the device; a relative `workdir` starts
-    at the login folder. `label` is free text for tables.
+    Over ssh: `host_key` is the pinned public key, "ssh-ed25519 AAAA…"; `key_file` the private key on this host (None:
+    the SSH agent and the usual files are asked); `jump` names another ssh device of the inventory to go through. Over
+    adb: `serial` is what `adb devices` prints ("1A2B3C4D5E", "192.168.1.7:5555"), `fingerprint` the pinned build
+    (ro.build.fingerprint). `python` and `workdir` are paths on the device; a relative `workdir` starts at the login
+    folder. While measuring, a session runs on `cpus`, with the frequency `governor`, and waits until the device is
+    below `cool_below_mc` (thousandths of a degree Celsius); None leaves each as it is. `twin` says that the device is
+    an emulated stand-in, started when it is used. `label` is free text for tables.
     """
 
     name: str
-    transport: Literal["local", "ssh"]
+    transport: Literal["local", "ssh", "adb"]
     host: str | None = None
     port: int = 22
     user: str | None = None
     host_key: str | None = None
     key_file: str | None = None
+    jump: str | None = None
+    serial: str | None = None
+    fingerprint: str | None = None
     python: str = "python3"
     workdir: str = ".cache/rankship/device"
+    cpus: tuple[int, ...] | None = None
+    governor: str | None = None
+    cool_below_mc: int | None = None
+    twin: Literal["pi4", "pixel6"] | None = None
     label: str = ""
 
 
@@ -65,18 +76,18 @@ def load_inventory(path: Path | None = None) -> dict[str, Device]:
 def inventory_path() -> Path:
     """Where the inventory is when no flag says: $RANKSHIP_DEVICES, else devices.toml in the user's configuration."""
     named = os.environ.get("RANKSHIP_DEVICES")
-    return Path(named) if named else _user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "devices.toml"
+    return Path(named) if named else user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "devices.toml"
 
 
 def describe_this_machine() -> Device:
     """Make the built-in local device, run by the interpreter that runs us."""
-    workdir = _user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "device"
+    workdir = user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "device"
     return Device(
         name=THIS_MACHINE, transport="local", python=sys.executable, workdir=str(workdir), label="the host itself"
     )
 
 
-def _user_folder(variable: str, fallback: str) -> Path:
+def user_folder(variable: str, fallback: str) -> Path:
     """Find an XDG folder; the specification says that relative values count as unset."""
     named = Path(os.environ.get(variable, ""))
     return named if named.is_absolute() else Path.home() / fallback
@@ -114,6 +125,10 @@ def _check(device: Device, where: str) -> None:
     if not device.workdir or device.workdir.startswith(("~", "-")):
         message = f"{where}: workdir {device.workdir!r} must be absolute or start at the login folder"
         raise InputError(message, hint='leave "~/" out: relative paths start there')
+    if device.transport == "adb":
+        if not device.serial:
+            raise InputError(f"{where}: an adb device needs its serial", hint="copy it from `adb devices`")
+        return
     if device.transport == "local":
         return
     for key in ("host", "user"):

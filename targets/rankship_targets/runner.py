@@ -5,11 +5,12 @@ from pathlib import Path
 
 from rankship_pipeline.errors import CommandFailed
 from rankship_pipeline.records import Format, RunOutput
+from rankship_targets.agent_file import find_agent
 from rankship_targets.client import call_agent, pick
 from rankship_targets.device import Device, describe_this_machine
 from rankship_targets.events import Done, Opened
 from rankship_targets.local import LocalTransport
-from rankship_targets.session import AGENT, INFER_TIMEOUT_S, Session
+from rankship_targets.session import INFER_TIMEOUT_S, Session
 from rankship_targets.trial import RuntimeReading
 
 
@@ -31,7 +32,7 @@ class HostRunner:
             "threads": self._threads,
         }
         with LocalTransport() as transport:
-            events = list(call_agent(transport, self._device, str(AGENT), request, timeout_s=INFER_TIMEOUT_S))
+            events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
         count = pick(events, Done, self._device).outputs
         files = [into / f"output.{position}.npy" for position in range(count)]
         return _describe(files, pick(events, Opened, self._device).runtime)

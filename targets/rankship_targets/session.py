@@ -10,6 +10,7 @@ from pathlib import Path
 from rankship_pipeline.errors import BuildError, CommandFailed, Lacks, TargetError
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant, Verified, record
+from rankship_targets.agent_file import find_agent
 from rankship_targets.client import call_agent, pick
 from rankship_targets.device import Device
 from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, State, Warmed
@@ -28,7 +29,6 @@ from rankship_targets.transport import (
 )
 from rankship_targets.trial import RuntimeReading, Trial
 
-AGENT = Path(__file__).with_name("agent.py")
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
 OLDEST_PYTHON = [3, 9]
@@ -84,12 +84,12 @@ class Session:
 
     def __init__(self, device: Device, link: Link, lease: Lease, workdir: str) -> None:
         self.device = device
-        self.agent_sha256 = hash_file(AGENT)
+        self.agent_sha256 = hash_file(find_agent())
         self._link = link
         self._lease = lease
         self._workdir = workdir
         self._verified: dict[str, str] = {}
-        self._agent = self._copy(AGENT, self.agent_sha256, f"agents/{self.agent_sha256}.py")
+        self._agent = self._copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
 
     def probe(self) -> Probe:
         """Ask the agent what the device is and has."""

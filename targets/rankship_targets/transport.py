@@ -18,6 +18,7 @@ from rankship_targets.device import Device
 TRANSPORTS = {
     "local": "rankship_targets.local:open_local",
     "ssh": "rankship_targets.ssh:open_ssh",
+    "adb": "rankship_targets.adb:open_adb",
 }
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
@@ -72,7 +73,11 @@ class Transport(Protocol):
 
 
 def open_transport(device: Device) -> Transport:
-    """Connect to a device in the way its inventory entry says."""
+    """Connect to a device in the way its inventory entry says; an emulated one is started if it does not run yet."""
+    if device.twin is not None:
+        from rankship_targets.twin import ensure_running
+
+        device = ensure_running(device)
     module, function = TRANSPORTS[device.transport].split(":")
     opener: Callable[[Device], Transport] = getattr(importlib.import_module(module), function)
     return opener(device)

@@ -54,8 +54,10 @@ def test_each_verb_explains_itself_without_torch(verb: str) -> None:
 
 
 def test_the_agent_imports_nothing_of_ours() -> None:
-    agent = (ROOT / "targets/rankship_targets/agent.py").read_text()
-    assert re.findall(r"^\s*(?:import|from) rankship\w*", agent, re.MULTILINE) == []
+    rooms = list((ROOT / "targets/rankship_targets/agent").glob("*.py"))
+    assert rooms
+    for room in rooms:
+        assert re.findall(r"^\s*(?:import|from) rankship\w*", room.read_text(), re.MULTILINE) == []
 
 
 def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     assert tops == {Path(package).name for package in PACKAGES}
     assert "rankship_benchmarks/report.html.j2" in names
     assert {f"{top}/py.typed" for top in tops} <= names
-    assert "rankship_targets/agent.py" in names
+    assert "rankship_targets/agent/main.py" in names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 

@@ -14,8 +14,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rankship_targets import agent
-from rankship_targets.session import AGENT
+from rankship_targets.agent import main, runtimes, timing
+from rankship_targets.agent_file import find_agent, pack_agent
+
+AGENT = find_agent()
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -85,7 +87,7 @@ def test_measure_keeps_every_sample_and_its_conditions(model: Path) -> None:
     samples, warmed = find(events, "samples")["ns"], find(events, "warmed")
     assert len(samples) >= 20
     assert sum(samples) > 0
-    assert len(warmed["ns"]) >= agent.WINDOW_SAMPLES
+    assert len(warmed["ns"]) >= timing.WINDOW_SAMPLES
     assert min(samples + warmed["ns"]) > 0
     assert find(events, "loaded")["load_ns"] > 0
     assert 0 < find(events, "opened")["rss_bytes"] <= warmed["peak_rss_bytes"]
@@ -116,7 +118,7 @@ def test_spent_warm_up_budget_is_told(model: Path) -> None:
     ],
 )
 def test_steadiness_needs_three_close_windows_that_do_not_fall(medians: list[float], steady: bool) -> None:  # noqa: FBT001
-    assert medians == [] or agent.is_steady(medians) is steady
+    assert medians == [] or timing.is_steady(medians) is steady
 
 
 @pytest.mark.parametrize(
@@ -247,14 +249,14 @@ def test_agent_ends_when_nobody_listens(model: Path) -> None:
         while b'"loaded"' not in process.stdout.readline():
             assert process.poll() is None
         process.stdout.close()
-        assert process.wait(timeout=30) == agent.EXIT_UNHEARD
+        assert process.wait(timeout=30) == main.EXIT_UNHEARD
 
 
 def test_tensors_are_sorted_by_the_position_in_their_names() -> None:
     names = ["serving_default_args_10:0", "serving_default_args_2:0", "serving_default_args_0:0"]
-    assert [spec["name"] for spec in agent.sort_by_position([{"name": name} for name in names])] == names[::-1]
+    assert [spec["name"] for spec in runtimes.sort_by_position([{"name": name} for name in names])] == names[::-1]
     named = [{"name": "b"}, {"name": "a"}]
-    assert agent.sort_by_position(named) == named
+    assert runtimes.sort_by_position(named) == named
 
 
 def test_agent_imports_nothing_but_the_standard_library() -> None:
@@ -322,3 +324,14 @@ def test_hung_up_before_the_first_word_is_an_end(model: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert process.returncode != 0
+
+
+def test_the_packed_agent_is_the_same_every_time() -> None:
+    assert pack_agent() == pack_agent() == AGENT.read_bytes()
+
+
+def test_a_damaged_packed_agent_is_written_anew() -> None:
+    whole = AGENT.read_bytes()
+    AGENT.write_bytes(b"damaged")
+    find_agent.cache_clear()
+    assert find_agent().read_bytes() == whole

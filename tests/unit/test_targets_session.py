@@ -25,11 +25,12 @@ from rankship_pipeline.errors import (
 )
 from rankship_pipeline.records import Verified
 from rankship_targets import link
+from rankship_targets.agent_file import find_agent
 from rankship_targets.device import Device
 from rankship_targets.doctor import examine
 from rankship_targets.lease import Owner, describe_owner
 from rankship_targets.runner import DeviceRunner, HostRunner
-from rankship_targets.session import AGENT, MeasureRequest, open_session
+from rankship_targets.session import MeasureRequest, open_session
 from rankship_targets.transport import Transport, open_transport
 from rankship_targets.verbs import doctor
 
@@ -116,7 +117,7 @@ def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tm
     assert trial.load_ns > 0
     assert trial.device == device.name
     assert trial.retries == 0
-    assert trial.agent_sha256 == hashlib.sha256(AGENT.read_bytes()).hexdigest()
+    assert trial.agent_sha256 == hashlib.sha256(find_agent().read_bytes()).hexdigest()
     assert trial.peak_rss_bytes is not None
     assert trial.runtime_rss_bytes is not None
     workdir = Path(device.workdir)
@@ -167,7 +168,7 @@ def test_relative_workdir_starts_at_the_login_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     with open_session(replace(local, workdir="dev ice")) as session:
-        assert session.push_file(AGENT).startswith(str(tmp_path / "home/dev ice/files/"))
+        assert session.push_file(find_agent()).startswith(str(tmp_path / "home/dev ice/files/"))
 
 
 @pytest.mark.parametrize("python", ["no-such-python", "/dev/null"])

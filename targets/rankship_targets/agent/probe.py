@@ -1,0 +1,31 @@
+"""The command `probe`: what the device is and has, without importing any runtime."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from .protocol import Event, Request
+from .runtimes import RUNTIMES, find_runtime, find_version
+from .system import SYSTEM, read_kilobytes, read_state, read_text
+
+
+def probe(request: Request) -> Iterator[Event]:
+    """Describe the device without importing any runtime."""
+    disk = os.statvfs(request["workdir"])
+    model = re.search(r"^model name\s*:\s*(.+)$", read_text("/proc/cpuinfo"), re.MULTILINE)
+    found = {name: find_runtime(name) for name in RUNTIMES}
+    yield {
+        "event": "probe",
+        **SYSTEM,
+        "cpu_count": os.cpu_count() or 1,
+        "cpu_model": read_text("/proc/device-tree/model") or (model.group(1) if model else None),
+        "memory_bytes": read_kilobytes("/proc/meminfo", "MemTotal"),
+        "free_bytes": disk.f_bavail * disk.f_frsize,
+        "runtimes": {name: runtime[:2] if runtime else None for name, runtime in found.items()},
+        "numpy": find_version("numpy"),
+        "psutil": find_version("psutil"),
+        "state": read_state(),
+    }
+    yield {"event": "done"}

@@ -1,0 +1,153 @@
+"""Every runtime that the agent can drive: what it needs, how a file is loaded, how one sample is run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from .protocol import Event, Fault, Request
+from .system import SYSTEM
+
+Arrays = list[Any]  # of numpy
+
+
+class Loaded(NamedTuple):
+    """A model ready to run; only `infer` is timed, between the runtime's own forms of inputs and outputs."""
+
+    prepare: Callable[[Arrays], Any]  # one sample of each input
+    infer: Callable[[Any], Any]
+    unpack: Callable[[Any], Arrays]
+
+
+Loader = Callable[[str, int], Loaded]
+Opener = Callable[[], Loader]
+
+
+def open_onnxruntime() -> Loader:
+    """ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    def load(path: str, threads: int) -> Loaded:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [spec.name for spec in session.get_inputs()]
+        return Loaded(lambda arrays: dict(pair(names, arrays)), lambda feed: session.run(None, feed), list)
+
+    return load
+
+
+def open_litert(module: str) -> Loader:
+    """Any interpreter with TensorFlow Lite's Python interface; int64 inputs become int32, as exporters narrow them."""
+    interpreter_class = importlib.import_module(module).Interpreter
+
+    def load(path: str, threads: int) -> Loaded:
+        interpreter = interpreter_class(model_path=path, num_threads=threads)
+        interpreter.allocate_tensors()
+        inputs = sort_by_position(interpreter.get_input_details())
+        outputs = [detail["index"] for detail in sort_by_position(interpreter.get_output_details())]
+
+        def prepare(arrays: Arrays) -> list[tuple[int, Any]]:
+            return [(spec["index"], x.astype(spec["dtype"], casting="same_kind")) for spec, x in pair(inputs, arrays)]
+
+        def infer(feed: list[tuple[int, Any]]) -> Arrays:
+            for index, array in feed:
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in outputs]
+
+        return Loaded(prepare, infer, list)
+
+    return load
+
+
+def open_executorch() -> Loader:
+    """ExecuTorch's binding itself: `executorch.runtime` would import the exporter and take four times as long.
+
+    Delegates are set up at the first inference, not while loading.
+    """
+    import torch
+    from executorch.extension.pybindings import _C as binding  # noqa: N811 - a module
+
+    def load(path: str, threads: int) -> Loaded:
+        torch.set_num_threads(threads)
+        binding._unsafe_reset_threadpool(threads)  # noqa: SLF001 - there is no other way
+        module = binding._load_for_executorch(path)  # noqa: SLF001 - as above
+        inputs = range(module.method_meta("forward").num_inputs())  # a damaged file shows here first
+        return Loaded(
+            lambda arrays: [torch.from_numpy(array) for _, array in pair(inputs, arrays)],
+            lambda feed: module.run_method("forward", feed),
+            lambda outputs: [tensor.numpy() for tensor in outputs],
+        )
+
+    return load
+
+
+# format → what may run it, best first: the distributions it needs (the first names it), and its opener.
+RUNTIMES: dict[str, list[tuple[tuple[str, ...], Opener]]] = {
+    "onnx": [(("onnxruntime",), open_onnxruntime)],
+    "tflite": [
+        (("ai-edge-litert",), lambda: open_litert("ai_edge_litert.interpreter")),
+        (("tflite-runtime",), lambda: open_litert("tflite_runtime.interpreter")),
+        (("tensorflow",), lambda: open_litert("tensorflow.lite")),
+    ],
+    "executorch": [(("executorch", "torch"), open_executorch)],
+}
+
+
+def find_runtime(artifact_format: str) -> tuple[str, str, Opener] | None:
+    """Find name, version and opener of the best installed runtime, importing none."""
+    for distributions, opener in RUNTIMES[artifact_format]:
+        if all(find_version(name) for name in distributions):
+            return distributions[0], str(find_version(distributions[0])), opener
+    return None
+
+
+def find_version(distribution: str) -> str | None:
+    """Read an installed distribution's version from its metadata."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
+    """Import the format's runtime; also tells how it reads on this device."""
+    found = find_runtime(artifact_format)
+    if found is None:
+        raise Fault("lacks_runtime", f"no runtime for {artifact_format} is installed")
+    name, version, opener = found
+    try:
+        importlib.import_module("numpy")
+        loader = opener()
+    except ImportError as failure:
+        raise Fault("lacks_runtime", f"{name} {version} cannot be imported: {failure}") from failure
+    return loader, {"name": name, "version": version, **SYSTEM}
+
+
+def load_artifact(loader: Loader, request: Request) -> Loaded:
+    """Load the artifact; whatever the runtime says against it is bad_artifact."""
+    try:
+        return loader(request["artifact"], request["threads"])
+    except Exception as failure:
+        raise Fault("bad_artifact", f"{request['artifact']}: {type(failure).__name__}: {failure}") from failure
+
+
+def pair(things: Any, arrays: Arrays) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - whatever has a length
+    """Join the model's inputs with the arrays, which must be as many."""
+    if len(things) != len(arrays):
+        raise Fault("bad_input", f"the model takes {len(things)} inputs, {len(arrays)} were given")
+    return zip(things, arrays)  # noqa: B905 - Python 3.9 knows no strict
+
+
+def sort_by_position(details: list[Any]) -> list[Any]:
+    """Sort tensors as the torch model had them: exporters write the position into names (args_1, output_0, :2)."""
+
+    def position(detail: Event) -> int:
+        found = re.search(r"(?:args_|output_|:)(\d+)", detail["name"])
+        return int(found.group(1)) if found else len(details)
+
+    return sorted(details, key=position)

@@ -1,0 +1,97 @@
+"""The commands `infer` and `measure`: both share all loading code, so what was verified is what is measured."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .protocol import Event, Fault, Request
+from .runtimes import Arrays, Loaded, load_artifact, open_runtime
+from .system import OWN_STATUS, read_kilobytes, read_state
+
+WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # one look at the warm-up lasts until both are reached
+# Of the last windows' medians: how many count, largest over smallest, first over last where they fall.
+STEADY_WINDOWS, STEADY_SPREAD, STEADY_TREND = 3, 1.05, 1.02
+
+
+def infer(request: Request) -> Iterator[Event]:
+    """Run every sample once and keep the outputs, stacked on axis 0, in one .npy file per output."""
+    loader, reading = open_runtime(request["format"])
+    yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
+    model = load_artifact(loader, request)
+    import numpy as np
+
+    rows = [
+        [np.array(output) for output in model.unpack(model.infer(model.prepare(sample)))]
+        for sample in load_samples(request["inputs"])
+    ]
+    for position, outputs in enumerate(zip(*rows)):  # noqa: B905 - as above
+        np.save(f"{request['output']}.{position}.npy", np.concatenate(outputs), allow_pickle=False)
+    yield {"event": "done", "outputs": len(rows[0])}
+
+
+def measure(request: Request) -> Iterator[Event]:
+    """Time single inferences of the first sample, keeping every one."""
+    yield {"event": "state", "when": "before", "state": read_state()}
+    loader, reading = open_runtime(request["format"])
+    yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
+    started = time.perf_counter_ns()
+    model = load_artifact(loader, request)
+    yield {"event": "loaded", "load_ns": time.perf_counter_ns() - started}
+    feed = model.prepare(next(load_samples(request["inputs"])))
+    gc.collect()
+    gc.disable()
+    warmup, steady = warm_up(model, feed, request["max_warmup_ms"] * 1_000_000)
+    peak = read_kilobytes(OWN_STATUS, "VmHWM")  # more work in between would cool the caches
+    taken = time_inferences(model, feed, request["min_samples"], request["min_duration_ms"] * 1_000_000)
+    yield {"event": "state", "when": "after", "state": read_state()}
+    yield {"event": "warmed", "ns": warmup, "steady": steady, "peak_rss_bytes": peak}
+    yield {"event": "samples", "ns": taken}
+    yield {"event": "done"}
+
+
+def load_samples(paths: list[str]) -> Iterator[Arrays]:
+    """Copy one sample of every input after the other, batch dimension kept; all inputs must hold as many."""
+    import numpy as np
+
+    try:
+        arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        (count,) = {len(array) for array in arrays} - {0}
+    except Exception as failure:
+        raise Fault("bad_input", f"{paths} must be .npy files of as many samples each: {failure}") from failure
+    for row in range(count):
+        yield [array[row : row + 1].copy() for array in arrays]
+
+
+def time_inferences(model: Loaded, feed: Any, min_samples: int, min_duration_ns: int) -> list[int]:  # noqa: ANN401
+    """Time single inferences until there are enough of them and enough time has passed."""
+    clock, run, taken = time.perf_counter_ns, model.infer, []
+    end = clock() + min_duration_ns
+    while True:
+        before = clock()
+        run(feed)
+        after = clock()
+        taken.append(after - before)
+        if after >= end and len(taken) >= min_samples:
+            return taken
+
+
+def warm_up(model: Loaded, feed: Any, budget_ns: int) -> tuple[list[int], bool]:  # noqa: ANN401
+    """Run until the time per inference is steady; False where it was not when the budget was spent."""
+    taken, medians, end = list[int](), list[float](), time.perf_counter_ns() + budget_ns
+    while True:
+        window = time_inferences(model, feed, WINDOW_SAMPLES, WINDOW_NS)
+        taken += window
+        medians.append(statistics.median(window))
+        if is_steady(medians) or time.perf_counter_ns() >= end:
+            return taken, is_steady(medians)
+
+
+def is_steady(medians: list[float]) -> bool:
+    """Tell whether the last three windows lie close together and are not still falling."""
+    last = medians[-STEADY_WINDOWS:]
+    falling = last == sorted(last, reverse=True) and last[0] > last[-1] * STEADY_TREND
+    return len(last) == STEADY_WINDOWS and max(last) <= min(last) * STEADY_SPREAD and not falling
