@@ -205,7 +205,7 @@ def main() -> None:
         "blocks": blocks,
         "write": {"wall_seconds": written - allocated, "peak_bytes": write_peak},
         "allocate_seconds": allocated - analysed,
-        "plan": {"budget": plan.budget_parameters, "total": plan.total_parameters, "factored": len(plan.factors)},
+        "plan": {"budget": plan.budget_cost, "total": plan.total_parameters, "factored": len(plan.factors)},
         "take_apart": apart,
         "eigh": eigh,
         "lapack": lapack,

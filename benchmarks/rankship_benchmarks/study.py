@@ -190,7 +190,7 @@ class _Bench:
 
     def measure(self, key: str, kept: float, row: Row, seconds: float) -> Cell:
         """Compress one way, settle batch-norm as every row may, refine if asked, and test."""
-        prepared = replace(self.prepared, budget_parameters=self._find_budget(kept))
+        prepared = replace(self.prepared, budget=self._find_budget(kept))
         stages = Stages(prepared, self.store, self.steps)
         merged, interference = stages.merge(row.way.merge)
         dense = stages.evaluate(merged, "merged")

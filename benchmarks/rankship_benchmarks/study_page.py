@@ -73,7 +73,7 @@ def _summarise(group: Sequence[Cell]) -> Line:
         dense=mean(_read_quality(cell, cell.dense) for cell in group),
         seeds=len(group),
         parameters=max(cell.plan.total_parameters for cell in group),
-        budget=first.plan.budget_parameters,
+        budget=first.plan.budget_cost,
         of_layers=sum(one.chosen_parameters for one in layers.layers)
         / sum(one.dense_parameters for one in layers.layers),
         size_bytes=first.size_bytes,

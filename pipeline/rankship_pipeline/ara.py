@@ -338,7 +338,7 @@ def _scale(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set[
     """Outside `dense` the largest candidate within scale·R·P parameters, at least the smallest."""
     chosen: Choices = {}
     for entry in stats:
-        fitting = bisect_right(entry.candidates, scale * _ask(ratios, entry), key=lambda one: one.parameters)
+        fitting = bisect_right(entry.candidates, scale * _ask(ratios, entry), key=lambda one: one.cost)
         name = entry.layer.name
         chosen[name] = None if name in dense else entry.candidates[max(0, fitting - 1)].factors
     return chosen

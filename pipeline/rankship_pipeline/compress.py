@@ -1,13 +1,14 @@
 """From a merged model to a compressed one: take its layers apart once, then allocate and fill as often as asked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
+from rankship_pipeline.costs import Ask
 from rankship_pipeline.factorise import Metric, decompose_plain
-from rankship_pipeline.forms import Decomposition, keep_efficient
+from rankship_pipeline.forms import Candidate, Decomposition, count_parameters, keep_efficient
 from rankship_pipeline.layers import Layer, as_matrix, get_layer
 from rankship_pipeline.ranks import LayerStats
 from rankship_pipeline.rebuild import fill_factors, rebuild
@@ -39,8 +40,13 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
     )
 
 
-def gather_stats(analysis: Analysis, choice: RankChoice, interference: Mapping[str, float]) -> tuple[LayerStats, ...]:
-    """What allocation needs, for ranks and forms as the choice has them; `interference` may be empty."""
+def gather_stats(
+    analysis: Analysis, choice: RankChoice, interference: Mapping[str, float], ask: Ask = count_parameters
+) -> tuple[LayerStats, ...]:
+    """What allocation needs, for ranks and forms as the choice has them; `interference` may be empty.
+
+    Only what costs less than dense, as `ask` has it, is offered.
+    """
     stats = []
     for name, layer in analysis.layers.items():
         is_plain = layer.metric == Metric()
@@ -50,12 +56,22 @@ def gather_stats(analysis: Analysis, choice: RankChoice, interference: Mapping[s
                 layer=layer.layer,
                 plain=np.asarray(plain.energy),
                 energy=np.asarray(layer.spectrum.energy),
-                candidates=keep_efficient(layer.list_candidates(choice.step, choice.forms)),
+                candidates=keep_efficient(_price(layer, choice, ask)),
                 nats=_predict_nats(layer),
                 interference=interference.get(name),
+                ask=ask,
             )
         )
     return tuple(stats)
+
+
+def _price(layer: Decomposition, choice: RankChoice, ask: Ask) -> list[Candidate]:
+    dense = ask(layer.layer, None) or 0
+    return [
+        replace(one, cost=cost)
+        for one in layer.list_candidates(choice.step, choice.forms)
+        if (cost := ask(layer.layer, one.factors)) is not None and cost < dense
+    ]
 
 
 def _predict_nats(layer: Decomposition) -> float | None:

@@ -28,10 +28,13 @@ _DAMPING = 1e-10
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to store a layer: what it costs in parameters, and the share of the layer's output energy it loses."""
+    """One way to store a layer: what it costs, and the share of the layer's output energy it loses.
+
+    The cost is in parameters until somebody prices it otherwise (see compress.gather_stats).
+    """
 
     factors: Factors
-    parameters: int
+    cost: int
     error: float
 
 
@@ -85,7 +88,7 @@ class Decomposition:
         """Every offer cheaper than dense whose ranks are multiples of `step`."""
         offers = {"svd": self._offer_svd, "spatial": self._offer_spatial, "tucker": self._offer_tucker}
         candidates = [candidate for form in forms for candidate in offers[form](step)]
-        return [candidate for candidate in candidates if candidate.parameters < self.layer.parameters]
+        return [candidate for candidate in candidates if candidate.cost < self.layer.parameters]
 
     def make_weights(self, factors: Factors) -> tuple[Tensor, ...]:
         """The operators' weights in the order in which they run, float64, norms balanced between neighbours.
@@ -225,8 +228,8 @@ def decompose_eigen_right(matrix: Tensor, gram: Tensor) -> Tensor:
     return decompose(matrix, Metric(gram=gram), "eigen").right
 
 
-def find_smallest(layer: Layer, step: int, forms: Sequence[Form]) -> int:
-    """The fewest parameters that any form, or dense, stores the layer in."""
+def list_smallest(layer: Layer, step: int, forms: Sequence[Form]) -> list[Factors | None]:
+    """The lowest rank of every form that the layer can take, and dense (None)."""
     height, width = layer.kernel
     outer, inner = _grid(layer.rows, step), _grid(layer.channels, step)
     offers: dict[Form, Factors | None] = {
@@ -238,7 +241,7 @@ def find_smallest(layer: Layer, step: int, forms: Sequence[Form]) -> int:
         if max(height, width) > 1 and outer and inner
         else None,
     }
-    return min([layer.parameters, *(count_parameters(layer, offers[form]) for form in forms)])
+    return [None, *(offers[form] for form in forms)]
 
 
 def compose(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
@@ -254,7 +257,7 @@ def compose(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
 def keep_efficient(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Only candidates that no cheaper or equally cheap one beats, in order of cost."""
     kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: (one.parameters, one.error)):
+    for candidate in sorted(candidates, key=lambda one: (one.cost, one.error)):
         if not kept or candidate.error < kept[-1].error:
             kept.append(candidate)
     return tuple(kept)

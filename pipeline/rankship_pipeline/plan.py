@@ -7,6 +7,7 @@ from torch import nn
 
 from rankship_pipeline import ara
 from rankship_pipeline.compress import Analysis, gather_stats
+from rankship_pipeline.costs import Price, price_parameters
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.ranks import Choices, LayerStats, allocate, check_feasible, describe_plan, keep_to_method
 from rankship_pipeline.recipe import RankChoice
@@ -15,26 +16,34 @@ from rankship_pipeline.sensitivity import improve, measure_curves
 
 
 def make_plan(
-    analysis: Analysis, choice: RankChoice, fixed: int, budget: int, inputs: Inputs, interference: Mapping[str, float]
+    analysis: Analysis,
+    choice: RankChoice,
+    fixed: int,
+    budget: int,
+    inputs: Inputs,
+    interference: Mapping[str, float],
+    price: Price | None = None,
 ) -> RankPlan:
-    """Choose how every layer is stored; `inputs` are unlabelled calibration samples, `fixed` as in ranks.allocate.
+    """Choose how every layer is stored; `inputs` are unlabelled calibration samples, the rest as in ranks.allocate.
 
     Methods that measure take the first `choice.probes` of the inputs; ARA trains on all of them.
     """
     choice = keep_to_method(choice)
-    stats = gather_stats(analysis, choice, interference)
+    price = price or price_parameters(fixed)
+    stats = gather_stats(analysis, choice, interference, price.ask)
     if choice.method in {"ara", "ara-original"}:
-        check_feasible([entry.layer for entry in stats], fixed, budget, choice)
+        check_feasible([entry.layer for entry in stats], price, budget, choice)
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs)
-        return describe_plan(stats, chosen, fixed, budget, choice)
+        return describe_plan(stats, chosen, fixed, budget, choice, price)
     probes = tuple(tensor[: choice.probes] for tensor in inputs)
     if choice.sensitivity == "kl":
         stats = measure_curves(analysis, stats, probes)
-    plan = allocate(stats, fixed, budget, choice)
+    plan = allocate(stats, fixed, budget, choice, price)
     if choice.passes == 0:
         return plan
     chosen = {layer.name: layer.factors for layer in plan.layers}
-    return describe_plan(stats, improve(analysis, stats, chosen, budget - fixed, choice, probes), fixed, budget, choice)
+    better = improve(analysis, stats, chosen, budget - price.fixed, choice, probes)
+    return describe_plan(stats, better, fixed, budget, choice, price)
 
 
 def _train_ara(

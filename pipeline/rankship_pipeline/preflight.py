@@ -20,10 +20,12 @@ from rankship_pipeline.checkpoint import (
     read_state,
 )
 from rankship_pipeline.codec import digest
+from rankship_pipeline.costs import Price, price_flops, price_parameters, price_table, read_table
 from rankship_pipeline.data import Data, Inputs, load_data
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.evaluate import IGNORED
 from rankship_pipeline.export import EXPORTERS
+from rankship_pipeline.files import hash_file
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
@@ -36,7 +38,8 @@ from rankship_pipeline.toolchain import RUNTIMES, find_version
 class Prepared:
     """A recipe that passed: its data, its untrained model and layers, and hashes of all that goes in.
 
-    `fixed_parameters` lie outside the factorable layers. `budget_parameters` is 0 with ARP's fixed threshold.
+    `fixed_parameters` lie outside the factorable layers. `budget` is in the unit of `price`; 0 with ARP's fixed
+    threshold.
     """
 
     recipe: Recipe
@@ -49,7 +52,8 @@ class Prepared:
     layers: tuple[Layer, ...]
     source_sha256: dict[str, str]
     dense_parameters: int
-    budget_parameters: int
+    price: Price
+    budget: int
 
     @property
     def fixed_parameters(self) -> int:
@@ -81,7 +85,11 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
     _check_rebuilding(model, layers, data)
     dense = count_parameters(model)
-    budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense)
+    price = _find_price(recipe, folder, model, layers, data)
+    dense_cost = price.fixed + sum(price.ask(layer, None) or 0 for layer in layers)
+    budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense_cost)
+    if recipe.budget.costs is not None:  # artifacts carry what made them
+        source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -93,12 +101,24 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         layers=layers,
         source_sha256=source_sha256,
         dense_parameters=dense,
-        budget_parameters=budget,
+        price=price,
+        budget=budget,
     )
     if recipe.ranks.threshold is None:
         for way in (choose(recipe), *recipe.compare):
-            check_feasible(layers, prepared.fixed_parameters, budget, rank_choice(recipe, way))
+            check_feasible(layers, price, budget, rank_choice(recipe, way))
     return prepared
+
+
+def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[Layer, ...], data: Data) -> Price:
+    """What the budget counts."""
+    unit = recipe.budget.unit
+    if unit == "flops":
+        return price_flops(model, layers, data.test_inputs)
+    if recipe.budget.costs is not None:
+        path = folder / recipe.budget.costs
+        return price_table(read_table(path, unit), layers, str(path))
+    return price_parameters(count_parameters(model) - sum(layer.parameters for layer in layers))
 
 
 def _check_toolchains(recipe: Recipe) -> None:

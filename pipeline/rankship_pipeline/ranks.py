@@ -1,4 +1,4 @@
-"""Rank allocation: which layer is stored how, so that the whole model meets a parameter budget exactly."""
+"""Rank allocation: which layer is stored how, so that the whole model meets a budget exactly."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,9 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from rankship_pipeline.costs import Ask, Price, price_parameters
 from rankship_pipeline.errors import BudgetInfeasible
-from rankship_pipeline.forms import Candidate, count_parameters, find_smallest, list_operators
+from rankship_pipeline.forms import Candidate, count_parameters, list_operators
 from rankship_pipeline.layers import Layer
 from rankship_pipeline.recipe import Budget, RankChoice
 from rankship_pipeline.records import Factors, LayerRank, RankPlan
@@ -39,9 +40,9 @@ class LayerStats:
     """What allocation knows of one layer.
 
     `plain` are the σ² of its weight and `energy` those of the whitened weight, falling. `candidates` are all efficient
-    ways to store it for less than dense, by rising cost. `curve` is its measured damage where the sensitivity is one
-    that is measured. With a curvature in the metric `nats` is the divergence that losing all of it is predicted to
-    bring (see calibrate.collect_curvatures).
+    ways to store it for less than dense, by rising cost; `ask` is what their costs come from. `curve` is its measured
+    damage where the sensitivity is one that is measured. With a curvature in the metric `nats` is the divergence that
+    losing all of it is predicted to bring (see calibrate.collect_curvatures).
     """
 
     layer: Layer
@@ -51,6 +52,20 @@ class LayerStats:
     curve: Curve | None = None
     nats: float | None = None
     interference: float | None = None
+    ask: Ask = count_parameters
+
+    @property
+    def dense_cost(self) -> int:
+        """What the layer costs as it is."""
+        return self.find_cost(None)
+
+    def find_cost(self, factors: Factors | None) -> int:
+        """What the layer costs stored so."""
+        cost = self.ask(self.layer, factors)
+        if cost is None:
+            message = f"{self.layer.name} is not on offer as {factors}"
+            raise KeyError(message)
+        return cost
 
     def predict_error(self, factors: Factors | None) -> float:
         """Share of the output energy lost: Σ_{j>k} σ_j² / Σ σ_j² for an SVD; 0 when dense."""
@@ -79,13 +94,13 @@ class LayerStats:
 Allocator = Callable[[Sequence[LayerStats], int, RankChoice], Choices]
 
 
-def resolve_budget(budget: Budget, merged_parameters: int) -> int:
-    """The budget as a number of parameters of the whole model; bytes count 4 per float32 parameter."""
-    if budget.kept_parameters is not None:
-        return int(Fraction(str(budget.kept_parameters)) * merged_parameters)  # 0.7 of 350 is 245, not 244.999…
-    if budget.parameters is not None:
-        return budget.parameters
-    return int(budget.size_bytes or 0) // 4
+def resolve_budget(budget: Budget, dense: int) -> int:
+    """The budget of the whole model in its unit; `dense` is what the dense model costs, for budgets that are shares."""
+    ((key, value),) = budget.amounts.items()
+    if key.startswith("kept_"):
+        return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
+    scales = {"size_bytes": Fraction(1, 4), "latency_us": Fraction(1000)}  # float32 parameters; nanoseconds
+    return int(int(value) * scales.get(key, 1))
 
 
 def keep_to_method(choice: RankChoice) -> RankChoice:
@@ -95,44 +110,56 @@ def keep_to_method(choice: RankChoice) -> RankChoice:
     return replace(choice, forms=("svd",)) if choice.method in {"ara", "ara-original"} else choice
 
 
-def check_feasible(layers: Sequence[Layer], fixed: int, budget: int, choice: RankChoice) -> None:
+def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: RankChoice) -> None:
     """Raise BudgetInfeasible, naming the smallest budget that works, before any long work starts."""
     choice = keep_to_method(choice)
-    smallest = fixed + sum(find_smallest(layer, choice.step, choice.forms) for layer in layers)
+    smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
     if budget < smallest:
-        total = fixed + sum(layer.parameters for layer in layers)
+        total = price.fixed + sum(price.ask(layer, None) or 0 for layer in layers)
+        share = ceil(smallest / total * 1000) / 1000
+        by_share = price.unit in {"parameters", "flops"}
+        asked = f"kept_{price.unit} = {share}" if by_share else f"{smallest:,} {price.unit}"
         raise BudgetInfeasible(
-            f"the budget is {budget:,} parameters, the smallest model at rank step {choice.step} has {smallest:,}"
-            f" ({smallest / total:.3f} of the dense {total:,}; {fixed:,} lie outside the factorable layers)",
-            hint=f"raise the budget to kept_parameters = {ceil(smallest / total * 1000) / 1000}, or lower ranks.step",
+            f"the budget is {budget:,} {price.unit}, the smallest model at rank step {choice.step} has {smallest:,}"
+            f" ({smallest / total:.3f} of the dense {total:,}; {price.fixed:,} lie outside the factorable layers)",
+            hint=f"raise the budget to {asked}, or lower ranks.step",
         )
 
 
 def allocate(
-    stats: Sequence[LayerStats], fixed_parameters: int, budget_parameters: int, choice: RankChoice
+    stats: Sequence[LayerStats], fixed_parameters: int, budget: int, choice: RankChoice, price: Price | None = None
 ) -> RankPlan:
-    """Choose factors or dense for every layer by `choice.method`; the plan's total never exceeds the budget.
+    """Choose factors or dense for every layer by `choice.method`; the plan's cost never exceeds the budget.
 
-    `fixed_parameters` are those outside the factorable layers. With ARP's fixed threshold the budget is what comes out.
+    `fixed_parameters` are those outside the factorable layers. The budget is in the unit of the `price` that the
+    `stats` were made with; None: parameters. With ARP's fixed threshold the budget is what comes out.
     """
+    price = price or price_parameters(fixed_parameters)
     if choice.threshold is None:
-        check_feasible([entry.layer for entry in stats], fixed_parameters, budget_parameters, choice)
-    chosen = ALLOCATORS[choice.method](stats, budget_parameters - fixed_parameters, choice)
-    return describe_plan(stats, chosen, fixed_parameters, budget_parameters, choice)
+        check_feasible([entry.layer for entry in stats], price, budget, choice)
+    chosen = ALLOCATORS[choice.method](stats, budget - price.fixed, choice)
+    return describe_plan(stats, chosen, fixed_parameters, budget, choice, price)
 
 
 def describe_plan(
-    stats: Sequence[LayerStats], chosen: Choices, fixed_parameters: int, budget_parameters: int, choice: RankChoice
+    stats: Sequence[LayerStats],
+    chosen: Choices,
+    fixed_parameters: int,
+    budget: int,
+    choice: RankChoice,
+    price: Price,
 ) -> RankPlan:
     """The record of a choice for every layer."""
     layers = tuple(_describe(entry, chosen[entry.layer.name]) for entry in stats)
-    total = fixed_parameters + sum(layer.chosen_parameters for layer in layers)
+    total = price.fixed + total_cost(stats, chosen)
     return RankPlan(
         method=choice.method,
         layers=layers,
         fixed_parameters=fixed_parameters,
-        total_parameters=total,
-        budget_parameters=budget_parameters if choice.threshold is None else total,
+        total_parameters=fixed_parameters + sum(layer.chosen_parameters for layer in layers),
+        unit=price.unit,
+        total_cost=total,
+        budget_cost=budget if choice.threshold is None else total,
         predicted_error=sum(layer.relative_error for layer in layers),
     )
 
@@ -153,19 +180,19 @@ def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
 
 
 def total_cost(stats: Sequence[LayerStats], chosen: Choices) -> int:
-    """Parameters of the factorable layers under a choice."""
-    return sum(count_parameters(entry.layer, chosen[entry.layer.name]) for entry in stats)
+    """What the factorable layers cost under a choice."""
+    return sum(entry.find_cost(chosen[entry.layer.name]) for entry in stats)
 
 
 def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankChoice) -> Choices:
-    """One share of its dense parameters for every layer, the largest share that fits; then spend the rest.
+    """One share of its dense cost for every layer, the largest share that fits; then spend the rest.
 
     Each layer takes its best candidate within the share, and stays dense at a share of one. The remainder goes, one
     candidate at a time, to the layers with the smallest share, so that the budget is met within one step.
     """
 
     def choose(share: float) -> Choices:
-        return {entry.layer.name: _choose_within(entry, share * entry.layer.parameters) for entry in stats}
+        return {entry.layer.name: _choose_within(entry, share * entry.dense_cost) for entry in stats}
 
     return spend_remainder(stats, _bisect(stats, choose, available), available)
 
@@ -219,17 +246,17 @@ def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankC
     """Minimise the summed damage: a multiple-choice knapsack (METHODS §4).
 
     Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage leave
-    parameters unspent; those are spent at the end, so that the budget is met within one step.
+    some of the budget; that is spent at the end, so that the budget is met within one step.
     """
     from rankship_pipeline.knapsack import Option, solve_knapsack
 
     menus = [
         [
             *(
-                Option(cost=one.parameters, error=entry.predict_damage(one.error, choice.sensitivity))
+                Option(cost=one.cost, error=entry.predict_damage(one.error, choice.sensitivity))
                 for one in entry.candidates
             ),
-            Option(cost=entry.layer.parameters, error=0.0),
+            Option(cost=entry.dense_cost, error=0.0),
         ]
         for entry in stats
     ]
@@ -251,9 +278,9 @@ ALLOCATORS: dict[str, Allocator] = {
 
 def _choose_within(stats: LayerStats, cost: float) -> Factors | None:
     """The best candidate that costs at most `cost`, at least the cheapest; None once dense is affordable."""
-    if not stats.candidates or cost >= stats.layer.parameters:
+    if not stats.candidates or cost >= stats.dense_cost:
         return None
-    affordable = [one for one in stats.candidates if one.parameters <= cost]
+    affordable = [one for one in stats.candidates if one.cost <= cost]
     return (affordable[-1] if affordable else stats.candidates[0]).factors
 
 
@@ -288,11 +315,11 @@ def spend_remainder(stats: Sequence[LayerStats], chosen: Choices, available: int
             current = chosen[entry.layer.name]
             if current is None:
                 continue
-            cost = count_parameters(entry.layer, current)
-            larger = next((one for one in entry.candidates if one.parameters > cost), None)
-            extra = (larger.parameters if larger else entry.layer.parameters) - cost
+            cost = entry.find_cost(current)
+            larger = next((one for one in entry.candidates if one.cost > cost), None)
+            extra = (larger.cost if larger else entry.dense_cost) - cost
             if extra <= left:
-                raises.append((cost / entry.layer.parameters, entry.layer.name, larger, extra))
+                raises.append((cost / entry.dense_cost, entry.layer.name, larger, extra))
         if not raises:
             return chosen
         _, name, larger, extra = min(raises, key=lambda candidate: candidate[:2])

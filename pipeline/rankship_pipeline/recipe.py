@@ -7,7 +7,7 @@ from typing import Literal
 
 from rankship_pipeline.codec import read_toml
 from rankship_pipeline.errors import InputError
-from rankship_pipeline.records import FORMATS, Form, Format, record
+from rankship_pipeline.records import FORMATS, CostUnit, Form, Format, record
 
 MergeMethod = Literal["average", "joint"]
 RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
@@ -16,6 +16,9 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
+
+_AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
+PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
 @record
@@ -60,14 +63,35 @@ class MergeChoice:
 
 @record
 class Budget:
-    """Exactly one of: a share of the merged model's parameters, a count, or bytes of float32 parameters.
+    """Exactly one of: size (a share of the merged model's parameters, a count, or bytes), operations, time or energy.
 
     `size_bytes` counts 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported.
+    Operations, time and energy are those of one sample. The last two need `costs`, a table measured on a device (see
+    records.CostTable), relative to the recipe.
     """
 
     kept_parameters: float | None = None
     parameters: int | None = None
     size_bytes: int | None = None
+    kept_flops: float | None = None
+    flops: int | None = None
+    latency_us: int | None = None
+    energy_uj: int | None = None
+    costs: str | None = None
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """What is given, by its key; a valid budget holds exactly one."""
+        return {key: value for key in _AMOUNTS if (value := getattr(self, key)) is not None}
+
+    @property
+    def unit(self) -> CostUnit:
+        """What the budget is counted in."""
+        if self.latency_us is not None:
+            return "ns"
+        if self.energy_uj is not None:
+            return "uj"
+        return "parameters" if self.flops is None and self.kept_flops is None else "flops"
 
 
 @record
@@ -212,7 +236,15 @@ def _check_models(recipe: Recipe) -> list[str]:
 def _check_ways(recipe: Recipe) -> list[str]:
     """What the recipe's own way, and every [[compare]], cannot mean."""
     ways = [("ranks", choose(recipe)), *((f"compare {way.name!r}", way) for way in recipe.compare)]
-    return [complaint for where, way in ways for complaint in check_way(way, where)]
+    complaints = [complaint for where, way in ways for complaint in check_way(way, where)]
+    if recipe.budget.unit != "parameters":
+        complaints += [
+            f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
+            f" {', '.join(PRICED_METHODS)}"
+            for where, way in ways
+            if way.ranks not in PRICED_METHODS
+        ]
+    return complaints
 
 
 def check_way(way: Comparison, where: str) -> list[str]:
@@ -235,17 +267,23 @@ def check_way(way: Comparison, where: str) -> list[str]:
 
 def _check_numbers(recipe: Recipe) -> list[str]:
     budget, ranks, threshold = recipe.budget, recipe.ranks, recipe.ranks.threshold
-    given = [value for value in (budget.kept_parameters, budget.parameters, budget.size_bytes) if value is not None]
+    given = budget.amounts
+    measured = budget.unit in {"ns", "uj"}
     rules = [
         (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
         (
             len(given) == (1 if threshold is None else 0),
-            "[budget] needs exactly one of kept_parameters, parameters, size_bytes (none with ranks.threshold)",
+            f"[budget] needs exactly one of {', '.join(_AMOUNTS)} (none with ranks.threshold)",
         ),
-        (all(value > 0 for value in given), f"the budget must be above zero, got {given}"),
+        (all(value > 0 for value in given.values()), f"the budget must be above zero, got {list(given.values())}"),
+        *(
+            (share <= 1, f"budget.{key} is the fraction kept, 0 to 1, got {share}")
+            for key, share in given.items()
+            if key.startswith("kept_")
+        ),
         (
-            budget.kept_parameters is None or budget.kept_parameters <= 1,
-            f"budget.kept_parameters is the fraction kept, 0 to 1, got {budget.kept_parameters}",
+            measured == (budget.costs is not None),
+            "budget.costs, a table measured on the device, belongs to latency_us and energy_uj, and they need it",
         ),
         (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
         (ranks.probes >= 1, f"ranks.probes must be at least 1, got {ranks.probes}"),

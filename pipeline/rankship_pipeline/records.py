@@ -6,6 +6,7 @@ from typing import Literal, TypeVar, dataclass_transform
 Format = Literal["onnx", "tflite", "executorch"]
 Variant = Literal["dense", "compressed"]
 Form = Literal["svd", "spatial", "tucker"]
+CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")
 
@@ -87,6 +88,29 @@ class Factors:
 
 
 @record
+class LayerCost:
+    """What one layer costs stored in one way (None: dense), in its table's unit."""
+
+    factors: Factors | None
+    cost: int
+
+
+@record
+class CostTable:
+    """Costs of single layers measured on a device, by layer name: dense, and the ranks worth offering (METHODS §4, §9).
+
+    `fixed` is what the rest of the model costs there. `device`, `runtime` and `threads` say where it was taken.
+    """
+
+    unit: CostUnit
+    device: str
+    runtime: str
+    threads: int
+    fixed: int
+    layers: dict[str, tuple[LayerCost, ...]]
+
+
+@record
 class LayerRank:
     """The choice for one layer, seen as a matrix (`rows` out, `columns` in·kh·kw).
 
@@ -109,22 +133,25 @@ class LayerRank:
 
 @record
 class RankPlan:
-    """Ranks for every layer that may be factored, and how exactly they meet the budget (all in parameters).
+    """Ranks for every layer that may be factored, and how exactly they meet the budget.
 
-    `fixed_parameters` are the parameters outside those layers; `gap` is budget minus total, never negative.
+    `fixed_parameters` are the parameters outside those layers. `total_cost` and `budget_cost` are in `unit`; `gap` is
+    budget minus total, never negative.
     """
 
     method: str
     layers: tuple[LayerRank, ...]
     fixed_parameters: int
     total_parameters: int
-    budget_parameters: int
+    unit: CostUnit
+    total_cost: int
+    budget_cost: int
     predicted_error: float
 
     @property
     def gap(self) -> int:
-        """Parameters of the budget left unspent."""
-        return self.budget_parameters - self.total_parameters
+        """What is left of the budget, in its unit."""
+        return self.budget_cost - self.total_cost
 
     @property
     def factors(self) -> dict[str, Factors]:

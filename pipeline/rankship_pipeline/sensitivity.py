@@ -34,7 +34,7 @@ def measure_curves(
     for entry in stats:
         with _restoring(model, entry.layer.name):
             points = []
-            for candidate in _pick_probes(entry.candidates, entry.layer.parameters):
+            for candidate in _pick_probes(entry.candidates, entry.dense_cost):
                 _write(model, analysis, entry.layer.name, candidate)
                 points.append((candidate.error, measure_divergence(model, inputs, teacher)))
         measured.append(replace(entry, curve=_draw_curve(points)))
@@ -68,7 +68,7 @@ def improve(
                 _write(model, analysis, name, None)
                 base = measure_divergence(model, inputs, teacher)
                 points = []
-                for candidate in _pick_probes(entry.candidates, entry.layer.parameters):
+                for candidate in _pick_probes(entry.candidates, entry.dense_cost):
                     _write(model, analysis, name, candidate)
                     points.append((candidate.error, measure_divergence(model, inputs, teacher) - base))
             around.append(replace(entry, curve=_draw_curve(points)))
@@ -86,7 +86,7 @@ def _pick_probes(candidates: Sequence[Candidate], dense: int) -> list[Candidate]
         return []
 
     def find_nearest(size: float) -> Candidate:
-        return min(candidates, key=lambda one: abs(one.parameters - size))
+        return min(candidates, key=lambda one: abs(one.cost - size))
 
     picked = {find_nearest(share * dense) for share in PROBED_SHARES}
     return sorted(picked, key=lambda one: one.error)

@@ -137,8 +137,9 @@ class Stages:
             "ranks": digest(choice),
             "whitening": way.whitening,
             "reconstruct": way.reconstruct,
-            "budget": self.prepared.budget_parameters,
+            "budget": [self.prepared.budget, self.prepared.price.unit],
             "batchnorm": recipe.merge.batchnorm,
+            "sources": self.prepared.source_sha256,  # a table of costs among them
             "data": self.prepared.calibration_sha256,
         }
 
@@ -158,7 +159,9 @@ class Stages:
         """Allocate and fill, without the store; batch-norm statistics stay the merged model's."""
         prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
         choice = rank_choice(prepared.recipe, way)
-        plan = make_plan(analysis, choice, prepared.fixed_parameters, prepared.budget_parameters, inputs, interference)
+        plan = make_plan(
+            analysis, choice, prepared.fixed_parameters, prepared.budget, inputs, interference, prepared.price
+        )
         if way.reconstruct:
             return reconstruct(analysis, plan.factors, inputs), plan
         return fill(analysis, plan.factors), plan

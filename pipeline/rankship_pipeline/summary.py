@@ -17,7 +17,7 @@ def print_build(build: Build, entry: Entry) -> None:
     console.print(
         f"[bold]{escape(build.recipe)}[/]  build {entry.key[:12]}  {show_count(build.dense_parameters)} →"
         f" {show_count(plan.total_parameters)} parameters ({build.dense_parameters / plan.total_parameters:.2f}× fewer;"
-        f" budget {show_count(plan.budget_parameters)}, {plan.gap} unspent)"
+        f" budget {show_count(plan.budget_cost)} {plan.unit}, {show_count(plan.gap)} unspent)"
     )
     console.print(_accuracies(build))
     console.print(_ranks(build))

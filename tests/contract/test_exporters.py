@@ -55,7 +55,9 @@ PLAN = RankPlan(
     ),
     fixed_parameters=0,
     total_parameters=0,
-    budget_parameters=0,
+    unit="parameters",
+    total_cost=0,
+    budget_cost=0,
     predicted_error=0.0,
 )
 

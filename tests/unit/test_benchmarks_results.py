@@ -25,7 +25,14 @@ UNTOLD = DeviceState(
     governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
 )
 PLAN = RankPlan(
-    method="uniform", layers=(), fixed_parameters=1, total_parameters=1, budget_parameters=1, predicted_error=0.0
+    method="uniform",
+    layers=(),
+    fixed_parameters=1,
+    total_parameters=1,
+    unit="parameters",
+    total_cost=1,
+    budget_cost=1,
+    predicted_error=0.0,
 )
 BUILD = Build(
     recipe="Grüße",

@@ -81,7 +81,9 @@ def make_plan(method: str, layers: int = 12, kept: float = 0.3) -> RankPlan:
         layers=tuple(chosen),
         fixed_parameters=9_800,
         total_parameters=total,
-        budget_parameters=total + 37,
+        unit="parameters",
+        total_cost=total,
+        budget_cost=total + 37,
         predicted_error=0.031,
     )
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rankship_pipeline.compress import Analysis, analyse, fill, gather_stats
+from rankship_pipeline.costs import price_parameters
 from rankship_pipeline.errors import BudgetInfeasible
 from rankship_pipeline.factorise import Metric
-from rankship_pipeline.forms import Candidate, count_parameters, find_smallest, keep_efficient
+from rankship_pipeline.forms import Candidate, count_parameters, keep_efficient
 from rankship_pipeline.layers import Layer, find_layers
 from rankship_pipeline.layers import count_parameters as count_all
 from rankship_pipeline.ranks import Curve, LayerStats, allocate, keep_to_method
@@ -79,7 +80,7 @@ def find_raises(stats: tuple[LayerStats, ...], plan: RankPlan) -> list[int]:
     raises = []
     for entry, chosen in zip(stats, plan.layers, strict=True):
         if chosen.factors is not None:
-            sizes = [one.parameters for one in entry.candidates] + [entry.layer.parameters]
+            sizes = [one.cost for one in entry.candidates] + [entry.layer.parameters]
             raises.append(min(size for size in sizes if size > chosen.chosen_parameters) - chosen.chosen_parameters)
     return raises
 
@@ -90,7 +91,7 @@ def test_the_budget_is_met_within_one_candidate_whatever_is_on_offer(
     menus: Menus, choice: RankChoice, share: float, fixed: int
 ) -> None:
     stats = menus[choice.step, choice.forms]
-    smallest = sum(find_smallest(entry.layer, choice.step, choice.forms) for entry in stats)
+    smallest = sum(price_parameters(0).find_least(entry.layer, choice.step, choice.forms) for entry in stats)
     dense = sum(entry.layer.parameters for entry in stats)
     budget = fixed + smallest + int(share * (dense - smallest))
     plan = allocate(stats, fixed, budget, choice)
@@ -150,7 +151,7 @@ def test_strs_holds_every_layer_to_the_smallest_common_bound_that_fits(
     stats: tuple[LayerStats, ...], share: float, sensitivity: Sensitivity
 ) -> None:
     damages = [
-        [(one.parameters, entry.predict_damage(one.error, sensitivity)) for one in entry.candidates] for entry in stats
+        [(one.cost, entry.predict_damage(one.error, sensitivity)) for one in entry.candidates] for entry in stats
     ]
 
     def spend(bound: float) -> int:
@@ -161,7 +162,7 @@ def test_strs_holds_every_layer_to_the_smallest_common_bound_that_fits(
         return sum(cheapest)
 
     dense = sum(entry.layer.parameters for entry in stats)
-    least = sum(min([one.parameters for one in entry.candidates], default=entry.layer.parameters) for entry in stats)
+    least = sum(min([one.cost for one in entry.candidates], default=entry.layer.parameters) for entry in stats)
     budget = least + int(share * (dense - least))
     bounds = [damage for row in damages for _, damage in row]
     bound = min((one for one in bounds if spend(one) <= budget), default=0.0)

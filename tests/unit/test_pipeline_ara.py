@@ -620,7 +620,7 @@ def nets(draw: st.DrawFn) -> tuple[tuple[LayerStats, ...], dict[str, float], int
 
 
 def find_cheapest(stats: tuple[LayerStats, ...]) -> int:
-    return sum(min([one.parameters for one in entry.candidates], default=entry.layer.parameters) for entry in stats)
+    return sum(min([one.cost for one in entry.candidates], default=entry.layer.parameters) for entry in stats)
 
 
 @given(net=nets(), share=st.floats(0, 1.1))

@@ -82,7 +82,9 @@ plans = st.builds(
     layers=rows(layers),
     fixed_parameters=counts,
     total_parameters=counts,
-    budget_parameters=counts,
+    unit=st.sampled_from(["parameters", "flops", "ns", "uj"]),
+    total_cost=counts,
+    budget_cost=counts,
     predicted_error=numbers,
 )
 accuracies = st.builds(

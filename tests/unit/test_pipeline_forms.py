@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rankship_pipeline.calibrate import collect_grams
+from rankship_pipeline.costs import price_parameters
 from rankship_pipeline.factorise import CURVATURE_RIDGE, Metric
 from rankship_pipeline.forms import (
     Candidate,
     Decomposition,
     compose,
     count_parameters,
-    find_smallest,
     keep_efficient,
     list_operators,
 )
@@ -26,6 +26,7 @@ from rankship_pipeline.rebuild import chain, fill_factors
 from rankship_pipeline.records import Factors, Form
 
 FORMS: tuple[Form, ...] = ("svd", "spatial", "tucker")
+PRICE = price_parameters(0)
 MODULES: dict[str, Callable[[], Factorable]] = {
     "3x3": lambda: nn.Conv2d(5, 7, 3),
     "3x3 strided": lambda: nn.Conv2d(5, 7, 3, stride=2, padding=1, bias=False),
@@ -153,7 +154,7 @@ def test_a_candidates_error_is_what_its_weights_lose(name: str, whitening: str) 
         {"tucker"} if max(layer.kernel) > 1 else set()
     )
     for one in candidates[:: max(1, len(candidates) // 25)]:
-        assert one.parameters == count_parameters(layer, one.factors) < layer.parameters
+        assert one.cost == count_parameters(layer, one.factors) < layer.parameters
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-6, abs=1e-9), one.factors
 
 
@@ -262,7 +263,7 @@ offered = st.sampled_from([("svd",), ("svd", "spatial"), ("svd", "tucker"), FORM
 def list_prices(layer: Layer, step: int, forms: tuple[Form, ...]) -> list[int]:
     weight = torch.ones(layer.rows, layer.columns, dtype=torch.float64)
     candidates = Decomposition(layer, weight, Metric(), "plain").list_candidates(step, forms)
-    return [one.parameters for one in candidates]
+    return [one.cost for one in candidates]
 
 
 @settings(max_examples=60)
@@ -270,16 +271,16 @@ def list_prices(layer: Layer, step: int, forms: tuple[Form, ...]) -> list[int]:
 def test_the_smallest_is_the_cheapest_that_is_offered_or_dense(
     layer: Layer, step: int, forms: tuple[Form, ...]
 ) -> None:
-    assert find_smallest(layer, step, forms) == min([layer.parameters, *list_prices(layer, step, forms)])
+    assert PRICE.find_least(layer, step, forms) == min([layer.parameters, *list_prices(layer, step, forms)])
 
 
 def test_a_step_wider_than_the_layer_is_not_counted() -> None:
     layer = describe("l", nn.Conv2d(64, 4, 3))
-    assert find_smallest(layer, 8, FORMS) == min([layer.parameters, *list_prices(layer, 8, FORMS)])
+    assert PRICE.find_least(layer, 8, FORMS) == min([layer.parameters, *list_prices(layer, 8, FORMS)])
 
 
 def test_a_layer_that_no_form_fits_is_at_least_dense() -> None:
-    assert find_smallest(describe("l", nn.Linear(4, 5)), 1, ("spatial", "tucker")) == 20
+    assert PRICE.find_least(describe("l", nn.Linear(4, 5)), 1, ("spatial", "tucker")) == 20
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.2, 0.5, 1.0])), max_size=12))
@@ -287,6 +288,6 @@ def test_what_is_kept_is_exactly_what_nothing_beats(drawn: list[tuple[int, float
     candidates = [Candidate(Factors(rank=place), cost, error) for place, (cost, error) in enumerate(drawn)]
     kept = keep_efficient(candidates)
     assert set(kept) <= set(candidates)
-    assert all(a.parameters < b.parameters and a.error > b.error for a, b in pairwise(kept))
+    assert all(a.cost < b.cost and a.error > b.error for a, b in pairwise(kept))
     for one in candidates:
-        assert any(other.parameters <= one.parameters and other.error <= one.error for other in kept)
+        assert any(other.cost <= one.cost and other.error <= one.error for other in kept)

@@ -33,7 +33,7 @@ def test_every_method_of_the_recipe_gives_a_plan(method: RankMethod, analysis: A
     choice = RankChoice(method=method, step=1, steps=5, probes=8, sensitivity="kl")
     plan = make_plan(analysis, choice, fixed, budget, INPUTS, {})
     assert plan.method == method
-    assert plan.budget_parameters == budget
+    assert plan.budget_cost == budget
     if method != "ara-original":  # as published it may miss its budget
         assert plan.total_parameters <= budget
 

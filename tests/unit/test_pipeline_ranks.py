@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from rankship_pipeline.costs import price_parameters
 from rankship_pipeline.errors import BudgetInfeasible
 from rankship_pipeline.forms import Candidate, keep_efficient
 from rankship_pipeline.layers import Layer
@@ -86,7 +87,7 @@ def list_raises(stats: tuple[LayerStats, ...], plan: RankPlan, step: int) -> lis
     raises = []
     for entry, chosen in zip(offer(stats, step), plan.layers, strict=True):
         if chosen.factors is not None:
-            larger = [one.parameters for one in entry.candidates if one.parameters > chosen.chosen_parameters]
+            larger = [one.cost for one in entry.candidates if one.cost > chosen.chosen_parameters]
             raises.append((larger[0] if larger else entry.layer.parameters) - chosen.chosen_parameters)
     return raises
 
@@ -106,7 +107,7 @@ def test_no_plan_is_above_its_budget_and_every_sum_is_right(
         for layer, rank in zip(plan.layers, list_ranks(plan), strict=True)
     ]
     assert [layer.chosen_parameters for layer in plan.layers] == costs
-    assert plan.total_parameters == FIXED + sum(costs) <= budget == plan.budget_parameters
+    assert plan.total_parameters == FIXED + sum(costs) <= budget == plan.budget_cost
     assert plan.gap == budget - plan.total_parameters >= 0
     assert plan.predicted_error == sum(layer.relative_error for layer in plan.layers)
     assert [layer.name for layer in plan.layers] == [entry.layer.name for entry in stats]
@@ -131,7 +132,7 @@ def test_any_larger_threshold_would_take_arp_above_the_budget(stats: tuple[Layer
     ]
     threshold = min(reached, default=1.0) + 1e-9  # at which the next layer takes its next rank
     assume(threshold <= 1)
-    assert plan_arp(stats, threshold).total_parameters > plan.budget_parameters
+    assert plan_arp(stats, threshold).total_parameters > plan.budget_cost
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -226,9 +227,9 @@ def test_every_unit_of_the_budget_is_resolved() -> None:
 
 
 def test_a_model_without_layers_is_feasible_as_it_is() -> None:
-    check_feasible([], 10, 10, RankChoice())
+    check_feasible([], price_parameters(10), 10, RankChoice())
     with pytest.raises(BudgetInfeasible):
-        check_feasible([], 10, 9, RankChoice())
+        check_feasible([], price_parameters(10), 9, RankChoice())
 
 
 # --- errors --------------------------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ def test_arp_with_a_fixed_threshold_is_the_papers_rule(stats: tuple[LayerStats, 
         gaps = np.abs(np.cumsum(entry.plain) - threshold * entry.plain.sum())
         assume(not entry.plain.any() or gaps.min() > 1e-9 * entry.plain.sum())  # rounding decides such a tie
         assert rank == follow_arp(entry.plain.tolist(), entry.layer.rows, entry.layer.columns, threshold)
-    assert plan.budget_parameters == plan.total_parameters
+    assert plan.budget_cost == plan.total_parameters
     assert plan.gap == 0
 
 

@@ -66,7 +66,9 @@ def make_plan(model: nn.Module, factors: dict[str, Factors]) -> RankPlan:
         ),
         fixed_parameters=fixed,
         total_parameters=fixed + sum(chosen.values()),
-        budget_parameters=fixed + sum(chosen.values()),
+        unit="parameters",
+        total_cost=fixed + sum(chosen.values()),
+        budget_cost=fixed + sum(chosen.values()),
         predicted_error=0.0,
     )
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from rankship_pipeline.codec import encode
+from rankship_pipeline.files import hash_file
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import Comparison, read_recipe
-from rankship_pipeline.records import LayerRank
+from rankship_pipeline.records import CostTable, Factors, LayerCost, LayerRank
 from rankship_pipeline.stages import Model, Stages
 from rankship_pipeline.store import Store
 
@@ -69,11 +71,11 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def make_stages(store: Store, extra: str = "") -> Stages:
+def make_stages(store: Store, extra: str = "", budget: str = "kept_parameters = 0.85") -> Stages:
     folder = store.root.parent
     (folder / "net.py").write_text(NET)
     path = folder / "recipe.toml"
-    path.write_text(RECIPE + extra)
+    path.write_text(RECIPE.replace("kept_parameters = 0.85", budget) + extra)
     return Stages(prepare(read_recipe(path), folder), store, Steps(quiet=True))
 
 
@@ -106,7 +108,7 @@ def test_a_compressed_model_meets_its_budget_with_tied_weights_in_it(store: Stor
     stages = make_stages(store)
     compressed, plan = stages.compress(make_comparison())
     assert sum(parameter.numel() for parameter in compressed.module.parameters()) == plan.total_parameters
-    assert plan.total_parameters <= stages.prepared.budget_parameters
+    assert plan.total_parameters <= stages.prepared.budget
     assert [layer.name for layer in plan.layers] == ["stem", "head"]
     assert compressed.module.get_submodule("tied").weight is compressed.module.get_submodule("tied_again").weight
 
@@ -131,7 +133,7 @@ def test_every_way_meets_the_budget_and_none_is_taken_for_another(store: Store) 
         model, plan = stages.compress(make_comparison(**change))
         keys.add(model.entry.key)
         assert sum(parameter.numel() for parameter in model.module.parameters()) == plan.total_parameters
-        assert plan.total_parameters <= stages.prepared.budget_parameters
+        assert plan.total_parameters <= stages.prepared.budget
         assert plan.factors
         assert model.module(stages.prepared.data.test_inputs[0]).isfinite().all()
         again, same_plan = make_stages(store).compress(make_comparison(**change))
@@ -192,3 +194,29 @@ def test_one_model_is_its_own_merge_and_has_no_interference(store: Store) -> Non
         merged, interference = stages.merge(method)
         assert interference == {}
         assert is_same(merged, source)
+
+
+def test_a_budget_of_operations_is_met_in_operations(store: Store) -> None:
+    _, plan = make_stages(store, budget="kept_flops = 0.8").compress(make_comparison())
+    dense = 2 * (6 * 12 + 12 * 12 + 12 * 12 + 12 * 3)  # the tied matrix runs twice and is stored once
+    assert (plan.unit, plan.budget_cost) == ("flops", int(0.8 * dense))
+    assert plan.total_cost == dense - sum(2 * (one.dense_parameters - one.chosen_parameters) for one in plan.layers)
+    assert plan.total_cost <= plan.budget_cost
+
+
+def test_a_budget_of_time_takes_a_table_and_another_table_makes_another_model(store: Store) -> None:
+    table = store.root.parent / "costs.json"
+    keys = []
+    for cost in (400, 500):
+        options = (LayerCost(factors=None, cost=900), LayerCost(factors=Factors(rank=2), cost=cost))
+        dense = (LayerCost(factors=None, cost=100),)
+        layers = {"stem": options, "head": dense}
+        written = CostTable(unit="ns", device="pi4", runtime="onnxruntime", threads=1, fixed=50, layers=layers)
+        table.write_text(encode(written))
+        stages = make_stages(store, budget='latency_us = 1\ncosts = "costs.json"')
+        model, plan = stages.compress(make_comparison())
+        assert (plan.unit, plan.total_cost, plan.budget_cost) == ("ns", 150 + cost, 1000)
+        assert plan.factors == {"stem": Factors(rank=2)}
+        assert stages.prepared.source_sha256["costs costs.json"] == hash_file(table)
+        keys.append(model.entry.key)
+    assert keys[0] != keys[1]
