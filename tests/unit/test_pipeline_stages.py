@@ -197,9 +197,9 @@ def test_one_model_is_its_own_merge_and_has_no_interference(store: Store) -> Non
 
 
 def test_a_budget_of_operations_is_met_in_operations(store: Store) -> None:
-    _, plan = make_stages(store, budget="kept_flops = 0.8").compress(make_comparison())
+    _, plan = make_stages(store, budget="kept_flops = 0.9").compress(make_comparison())
     dense = 2 * (6 * 12 + 12 * 12 + 12 * 12 + 12 * 3)  # the tied matrix runs twice and is stored once
-    assert (plan.unit, plan.budget_cost) == ("flops", int(0.8 * dense))
+    assert (plan.unit, plan.budget_cost) == ("flops", int(0.9 * dense))
     assert plan.total_cost == dense - sum(2 * (one.dense_parameters - one.chosen_parameters) for one in plan.layers)
     assert plan.total_cost <= plan.budget_cost
 
