@@ -1,6 +1,7 @@
 """A study's table in the terminal and its page: quality against size, what each layer keeps, every number's spread."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from math import exp
 from pathlib import Path
@@ -10,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from rankship_benchmarks.study import Cell
+from rankship_pipeline.codec import encode
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Accuracy, record
 from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count
 
-PAGE = "study.html"
+PAGE, SUMMARY = "study.html", "summary.json"
 
 
 @record
@@ -119,6 +121,23 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
                 f"{line.cpu_seconds:.0f}",
             )
         console.print(table)
+
+
+@record
+class Summary:
+    """A study's table as it is kept and compared: every line without its cells, and the conditions they share."""
+
+    name: str
+    lines: tuple[Line, ...]
+    conditions: dict[str, str]
+
+
+def write_summary(name: str, cells: Sequence[Cell], folder: Path) -> Path:
+    """Write the table as JSON beside the cells; returns its path."""
+    lines = tuple(replace(line, cells=()) for line in summarise_cells(cells))
+    path = folder / SUMMARY
+    write_atomic(path, encode(Summary(name=name, lines=lines, conditions=_join_conditions(cells))).encode() + b"\n")
+    return path
 
 
 def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:

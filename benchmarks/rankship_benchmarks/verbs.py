@@ -160,7 +160,7 @@ def study(argv: list[str]) -> int:
     from rich.console import Console
 
     from rankship_benchmarks.study import read_study, run_study
-    from rankship_benchmarks.study_page import print_cells, write_page
+    from rankship_benchmarks.study_page import print_cells, write_page, write_summary
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
 
@@ -171,5 +171,6 @@ def study(argv: list[str]) -> int:
     cells = run_study(wanted, arguments.study.resolve().parent, folder, Store(arguments.store), Steps())
     print_cells(cells, Console(highlight=False))
     if cells:
+        write_summary(wanted.name, cells, folder)
         Console(stderr=True).print(f"page: {write_page(wanted.name, cells, folder)}", soft_wrap=True, markup=False)
     return 0

@@ -4,16 +4,13 @@ The names of the tensors are those of akamaster/pytorch_resnet_cifar10; images l
 """
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
+from evaluation_data import find_data
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-
-from rankship_pipeline.errors import InputError
 
 CALIBRATION_IMAGES = 1000  # of 5,000 training images, chosen by the seed
 STRIPS = 5  # of 1,000 images each, in one part
@@ -124,7 +121,7 @@ def _make_stage(channels_in: int, channels_out: int, stride: int, blocks: int) -
 def _load(name: str, seed: int) -> dict[str, object]:
     images = load_unlabelled()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:CALIBRATION_IMAGES]
-    labels = json.loads(_find_data("cifar10/test_A.json").read_text(encoding="utf-8"))["labels"]
+    labels = json.loads(find_data("cifar10/test_A.json").read_text(encoding="utf-8"))["labels"]
     return {
         "calibration": {name: images[chosen]},
         "unlabelled": {name: images},
@@ -137,23 +134,8 @@ def _read_images(part: str) -> Tensor:
     """Normalised images of a part, stored as PNG strips: one image under the other."""
     strips = []
     for number in range(STRIPS):
-        with Image.open(_find_data(f"cifar10/{part}_{number:02}.png")) as strip:
+        with Image.open(find_data(f"cifar10/{part}_{number:02}.png")) as strip:
             strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
     images = torch.from_numpy(np.concatenate(strips)).permute(0, 3, 1, 2).to(torch.float32) / 255
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     return ((images - mean) / deviation).contiguous()
-
-
-def _find_data(path: str) -> Path:
-    """A file of the evaluation data; an InputError names the variable and the file where it is missing."""
-    folder = os.environ.get("RANKSHIP_DATA")
-    if not folder:
-        raise InputError(
-            f"RANKSHIP_DATA is not set, {path} is needed", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    found = Path(folder) / path
-    if not found.is_file():
-        raise InputError(
-            f"RANKSHIP_DATA={folder} has no {path}", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    return found

@@ -6,10 +6,10 @@ last 58 are held out for choosing the recipe, the 950 between are for training a
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from evaluation_data import find_data
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,7 +39,7 @@ def stories260k() -> nn.Module:
     import transformers
 
     config = transformers.LlamaConfig.from_pretrained(
-        _find_data("stories260k/config.json").parent, attn_implementation="sdpa"
+        find_data("stories260k/config.json").parent, attn_implementation="sdpa"
     )
     model = _make(config)
     if model.get_submodule("model.lm_head").weight is not model.get_submodule("model.model.embed_tokens").weight:
@@ -69,7 +69,7 @@ def stories2m() -> nn.Module:
 
 def train_stories260k(module: nn.Module, _seed: int) -> None:
     """Load the published weights in place; nothing is random."""
-    state = load_file(_find_data("stories260k/model.safetensors"))
+    state = load_file(find_data("stories260k/model.safetensors"))
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     module.get_submodule("model").load_state_dict(state)
 
@@ -168,22 +168,7 @@ def _read_stories() -> tuple[list[int], ...]:
     """Every story's tokens, in the file's order, without a token that marks the beginning."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(os.fspath(_find_data("stories260k/tokenizer.json")))
-    text = _find_data("tinystories/stories.txt").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.from_file(os.fspath(find_data("stories260k/tokenizer.json")))
+    text = find_data("tinystories/stories.txt").read_text(encoding="utf-8")
     stories = [story.strip() for story in text.split("<|endoftext|>")]
     return tuple(encoded.ids for encoded in tokenizer.encode_batch([story for story in stories if story]))
-
-
-def _find_data(path: str) -> Path:
-    """A file of the evaluation data; an InputError names the variable and the file where it is missing."""
-    folder = os.environ.get("RANKSHIP_DATA")
-    if not folder:
-        raise InputError(
-            f"RANKSHIP_DATA is not set, {path} is needed", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    found = Path(folder) / path
-    if not found.is_file():
-        raise InputError(
-            f"RANKSHIP_DATA={folder} has no {path}", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    return found

