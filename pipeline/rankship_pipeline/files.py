@@ -22,12 +22,17 @@ def hash_file(path: Path) -> str:
     return state.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step; a reader sees the old content or the new, never a part."""
+def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Replace `path` by `data` in one step; a reader sees the old content or the new, never a part.
+
+    `mode` are the file's rights (0o600), set before anything is in it; None: the user's usual ones.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

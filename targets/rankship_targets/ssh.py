@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import paramiko
 
@@ -17,23 +17,32 @@ from rankship_pipeline.errors import (
     InputError,
     Lacks,
     NoSpace,
+    ReadOnly,
     TargetTimeout,
+    Unreachable,
 )
 from rankship_targets.device import Device
 from rankship_targets.ssh_command import SshCommand, start_channel
-from rankship_targets.ssh_key import PinnedKey, name_host, refuse_key
-from rankship_targets.transport import STEP_TIMEOUT_S, Completed, explain_failure, run_checked, split_lines
+from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
+from rankship_targets.ssh_route import Tunnel, dial, dig
+from rankship_targets.transport import (
+    READ_ONLY_HINT,
+    READ_ONLY_WORDS,
+    STEP_TIMEOUT_S,
+    Completed,
+    explain_failure,
+    run_checked,
+    split_lines,
+)
 
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15
-# A link that swallows packets would hang SFTP for ever; the kernel drops it after this long without an answer.
-SILENCE_LIMIT_MS = 30_000
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
 
 
 def open_ssh(device: Device) -> "SshTransport":
-    """Connect to a device; AuthError, HostKeyChanged, ConnectionLost and TargetTimeout say why not."""
+    """Connect to a device; AuthError, HostKeyChanged and Unreachable say why not."""
     return SshTransport(device)
 
 
@@ -41,12 +50,13 @@ class SshTransport:
     """One authenticated connection; relative paths start at the login folder."""
 
     def __init__(self, device: Device) -> None:
-        self._where = f"{device.name} ({device.user}@{device.host}:{device.port})"
+        self._where = describe_address(device)
+        self._jump: SshTransport | None = None
         self._client = paramiko.SSHClient()  # it knows no host but ours: no known_hosts file is read
         try:
             self._connect(device)
         except BaseException:
-            self._client.close()
+            self.close()
             raise
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
@@ -70,7 +80,7 @@ class SshTransport:
             with self._sftp(f"copying {local.name} to {remote}") as sftp:
                 sftp.put(str(local), remote)
         except CommandFailed as failure:
-            self._suspect_full_disk(remote, failure)
+            self._suspect_disk(remote, failure)
             raise
 
     def fetch(self, remote: str, local: Path) -> None:
@@ -88,8 +98,14 @@ class SshTransport:
         return int(blocks) * int(block_bytes)
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection, and the one to the jump host."""
         self._client.close()
+        if self._jump is not None:
+            self._jump.close()
+
+    def open_tunnel(self, host: str, port: int) -> Tunnel:
+        """Reach another host's port from this device."""
+        return dig(self._where, self._link(), host, port, CONNECT_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -104,23 +120,20 @@ class SshTransport:
         pinned = PinnedKey(self._where, device.host_key or "")
         self._client.get_host_keys().add(name_host(host, device.port), pinned.key.get_name(), pinned.key)
         self._client.set_missing_host_key_policy(pinned)
-        key_file = Path(device.key_file).expanduser() if device.key_file else None
-        if key_file and not key_file.is_file():
-            raise InputError(f"{self._where}: no key file {key_file}", hint="correct key_file in the inventory")
-        with self._explaining("connecting", CONNECT_TIMEOUT_S):
-            connection = socket.create_connection((host, device.port), CONNECT_TIMEOUT_S)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT_MS)
+        key = read_private_key(self._where, Path(device.key_file)) if device.key_file else None
+        with self._connecting():
+            self._jump, way = open_way(device)
             self._client.connect(
                 host,
                 port=device.port,
                 username=device.user,
-                key_filename=str(key_file) if key_file else None,
-                allow_agent=key_file is None,
-                look_for_keys=key_file is None,
+                pkey=key,
+                allow_agent=key is None,
+                look_for_keys=key is None,
                 timeout=CONNECT_TIMEOUT_S,
                 banner_timeout=CONNECT_TIMEOUT_S,
                 auth_timeout=CONNECT_TIMEOUT_S,
-                sock=connection,
+                sock=way,
             )
             self._link().set_keepalive(KEEPALIVE_S)
 
@@ -154,6 +167,17 @@ class SshTransport:
         return paramiko.SFTPClient(channel)
 
     @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        """Call it unreachable, whatever ends a connection before it is one."""
+        try:
+            with self._explaining("connecting", CONNECT_TIMEOUT_S):
+                yield
+        except Unreachable:
+            raise
+        except (ConnectionLost, TargetTimeout) as failure:
+            raise Unreachable(str(failure), hint=failure.hint) from None
+
+    @contextmanager
     def _explaining(self, what: str, timeout_s: float) -> Iterator[None]:
         """Turn the library's and the system's errors into ours."""
         try:
@@ -161,12 +185,18 @@ class SshTransport:
         except paramiko.BadHostKeyException as failure:
             raise refuse_key(self._where, failure.expected_key, failure.key) from None
         except paramiko.AuthenticationException as failure:
+            if "timeout" in str(failure).lower():
+                message = f"{self._where}: the login did not end within {CONNECT_TIMEOUT_S:g} s"
+                raise TargetTimeout(message, hint="see whether the device is overloaded") from None
             hint = "check user and key_file; the public key must stand in ~/.ssh/authorized_keys on the device"
             raise AuthError(f"{self._where} refused the login: {failure}", hint=hint) from None
         except TimeoutError:
             message = f"{self._where}: {what} did not end within {timeout_s:g} s"
             raise TargetTimeout(message, hint="see whether the device is overloaded or the network slow") from None
-        except (paramiko.SSHException, EOFError, ConnectionError, socket.gaierror) as failure:
+        except (paramiko.SSHException, EOFError, ConnectionError) as failure:
+            if "No authentication methods" in str(failure):
+                message = f"{self._where} was offered no key: the SSH agent holds none and there is no usual file"
+                raise AuthError(message, hint="`ssh-add KEY`, or name key_file in the inventory") from None
             raise self._lost(what, failure) from None
         except OSError as failure:
             link = self._client.get_transport()
@@ -179,9 +209,35 @@ class SshTransport:
         message = f"{self._where}: connection lost while {what}: {str(failure) or type(failure).__name__}"
         return ConnectionLost(message, hint="see whether the device is up and sshd listens on that port")
 
-    def _suspect_full_disk(self, remote: str, failure: CommandFailed) -> None:
-        """SFTP has no word for a full disk: call it so where next to nothing is free."""
+    def _suspect_disk(self, remote: str, failure: CommandFailed) -> None:
+        """SFTP has no word for a full or a write-protected disk: look what the folder is like."""
         folder = remote.rpartition("/")[0] or "."
         done = self.run(["stat", "-f", "-c", "%a", "--", folder], timeout_s=STEP_TIMEOUT_S)
         if done.code == 0 and int(done.stdout) == 0:
             raise NoSpace(str(failure), hint="free space on the device or choose another workdir") from None
+        # Every write to such a disk is refused, a superuser's too; where this one succeeds, only the folder's time moves.
+        done = self.run(["touch", "-c", "--", folder], timeout_s=STEP_TIMEOUT_S)
+        if done.code != 0 and READ_ONLY_WORDS in done.stderr:
+            raise ReadOnly(f"{failure}: {folder} is on a read-only file system", hint=READ_ONLY_HINT) from None
+
+
+def describe_address(device: Device) -> str:
+    """Write who answers where, as errors name it."""
+    through = f", through {device.via.name}" if device.via else ""
+    return f"{device.name} ({device.user}@{device.host}:{device.port}{through})"
+
+
+def open_way(device: Device) -> tuple[SshTransport | None, socket.socket | paramiko.Channel]:
+    """Open the stream to the device's SSH port, and the connection to the jump host that carries it, if there is one.
+
+    Whoever gets them closes both.
+    """
+    host, where = device.host or "", describe_address(device)
+    if device.via is None:
+        return None, dial(where, host, device.port, CONNECT_TIMEOUT_S)
+    jump = SshTransport(device.via)
+    try:
+        return jump, cast("paramiko.Channel", jump.open_tunnel(host, device.port))  # it has what the library uses
+    except BaseException:
+        jump.close()
+        raise

@@ -15,8 +15,9 @@ from rankship_pipeline.errors import CommandFailed
 _CHUNK = 1 << 16
 _KILL_TIMEOUT_S = 5.0
 # The shell first says its process group, so that another channel can end everything that the command started:
-# closing a channel ends nothing. It stays as parent, so that a signal's death comes back as 128+n.
-_WRAPPER = 'read -r a b c d group e < /proc/$$/stat; echo "$group"; "$@"; exit $?'
+# closing a channel ends nothing. It stays as parent, so that a signal's death comes back as 128+n. Messages are asked
+# for in English, because some are understood ("Read-only file system"); nothing else of the locale changes.
+_WRAPPER = 'export LC_MESSAGES=C; read -r a b c d group e < /proc/$$/stat; echo "$group"; "$@"; exit $?'
 
 
 def start_channel(

@@ -1,11 +1,12 @@
-"""The host key an inventory pins, and the refusal of any other."""
+"""The host key an inventory pins and the refusal of any other; the user's own key."""
 
 import base64
+from pathlib import Path
 
 import paramiko
 from paramiko.pkey import UnknownKeyType
 
-from rankship_pipeline.errors import HostKeyChanged, InputError
+from rankship_pipeline.errors import AuthError, HostKeyChanged, InputError
 
 SSH_PORT = 22
 
@@ -35,6 +36,22 @@ def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostK
         "console and correct host_key; otherwise something else answers at this address"
     )
     return HostKeyChanged(message, hint=hint)
+
+
+def read_private_key(where: str, path: Path) -> paramiko.PKey:
+    """Read the user's private key; its content is never part of a message."""
+    path = path.expanduser()
+    try:
+        return paramiko.PKey.from_path(path)
+    except OSError as failure:
+        message = f"{where}: no key file {path}: {failure.strerror}"
+        raise InputError(message, hint="correct key_file in the inventory") from None
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: the cryptography library's word for it
+        hint = f"`ssh-add {path}`, and leave key_file out of the inventory: then the SSH agent is asked"
+        raise AuthError(f"{where}: the key file {path} needs a passphrase", hint=hint) from None
+    except (ValueError, UnknownKeyType, paramiko.SSHException):
+        message = f"{where}: {path} holds no private key that can be read"
+        raise InputError(message, hint="name the private key, not the .pub file beside it") from None
 
 
 def name_host(host: str, port: int) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from rankship_pipeline.errors import CommandFailed, InputError, Lacks, NoSpace, TargetError
+from rankship_pipeline.errors import (
+    CommandFailed,
+    InputError,
+    Lacks,
+    NoSpace,
+    PersistentTargetError,
+    ReadOnly,
+    TargetError,
+)
 from rankship_pipeline.records import record
 from rankship_pipeline.units import show_bytes
 from rankship_targets.device import Device
@@ -22,6 +30,9 @@ TRANSPORTS = {
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
 _TAIL_CHARACTERS = 2000
+# What the C library says of EROFS and ENOSPC, on Linux and Android alike.
+READ_ONLY_WORDS, NO_SPACE_WORDS = "Read-only file system", "No space left on device"
+READ_ONLY_HINT = "choose another workdir, or `mount -o remount,rw` it; a worn SD card turns read-only by itself"
 
 
 @record
@@ -131,8 +142,13 @@ def run_checked(transport: Transport, argv: Sequence[str], *, timeout_s: float =
     return done.stdout
 
 
-def explain_failure(argv: Sequence[str], code: int, stderr: str) -> CommandFailed:
+def explain_failure(argv: Sequence[str], code: int, stderr: str) -> PersistentTargetError:
     """Make the error for a command that ended with `code`, with the end of what it said."""
+    last = (stderr.strip().splitlines() or [""])[-1]
+    if last.endswith(READ_ONLY_WORDS):
+        return ReadOnly(last, hint=READ_ONLY_HINT)
+    if last.endswith(NO_SPACE_WORDS):
+        return NoSpace(last, hint="free space on the device or choose another workdir in the inventory")
     said = stderr.strip()[-_TAIL_CHARACTERS:] or "(nothing on stderr)"
     cause = f"was ended by signal {code - 128}" if code > 128 else f"ended with status {code}"  # noqa: PLR2004 - shell's
     return CommandFailed(

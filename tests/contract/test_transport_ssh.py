@@ -20,7 +20,7 @@ from rankship_pipeline.errors import (
     Lacks,
     TargetTimeout,
 )
-from rankship_targets import ssh
+from rankship_targets import ssh, ssh_route
 from rankship_targets.device import Device
 from rankship_targets.session import open_session
 from rankship_targets.ssh import open_ssh
@@ -176,7 +176,7 @@ class StallingProxy:
 def test_link_that_swallows_everything_does_not_hang(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[ssh.SshTransport, Path], None]
 ) -> None:
-    monkeypatch.setattr(ssh, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
     monkeypatch.setattr(ssh, "STEP_TIMEOUT_S", 1.0)
     (tmp_path / "file").write_bytes(b"x" * 50_000_000)
     with StallingProxy(device.port) as proxy:
@@ -191,7 +191,7 @@ def test_link_that_swallows_everything_does_not_hang(
 def test_link_that_swallows_everything_while_copying_does_not_hang(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
     (tmp_path / "file").write_bytes(b"x" * 100_000_000)
     with StallingProxy(device.port) as proxy:
         port = int(proxy.server.getsockname()[1])

@@ -113,7 +113,7 @@ def test_shipped_example_is_read_and_its_placeholder_key_is_refused_later() -> N
 def test_every_transport_of_the_table_can_be_imported() -> None:
     with open_transport(find_device("this-machine")) as transport:
         assert transport.run(["true"], timeout_s=30).code == 0
-    assert set(TRANSPORTS) == {"local", "ssh"}
+    assert set(TRANSPORTS) == {"local", "ssh", "adb"}
 
 
 def test_devices_verb_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
