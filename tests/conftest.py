@@ -56,6 +56,14 @@ class SshServer:
 StartSshd = Callable[..., SshServer]
 
 
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's own configuration, signing key and quarantine away from every test."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(base / "configuration"))  # shared: what one test signs, all trust
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture(scope="session")
 def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
     if not SSHD.exists() or not shutil.which("ssh-keygen"):

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from rankship_pipeline.artifacts import find_proof
 from rankship_pipeline.codec import decode, digest, encode
+from rankship_pipeline.errors import ManifestRefused
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, Verified
 from rankship_pipeline.runner import Runner
-from rankship_pipeline.store import Store
+from rankship_pipeline.store import Entry, Store
 from rankship_pipeline.toolchain import RUNTIMES, find_version, hash_code
 from rankship_pipeline.verify import refuse_changed, verify_artifact
+from rankship_targets.manifest import read_manifest, sign_artifact
 
 _RECORD = "verified.json"
 
@@ -21,8 +23,8 @@ def verify_build(
 ) -> tuple[Verified, ...]:
     """Prove every artifact, in the build's order; the first that fails raises ParityFailed.
 
-    A proof made earlier by the same runner, runtime and limits is taken from the store unless `fresh`, after hashing
-    the file again.
+    A proof made earlier by the same runner, runtime and limits is taken from the store unless `fresh`, if this user
+    signed it for this very file; what passes is signed.
     """
     verified = []
     for artifact in build.artifacts:
@@ -36,15 +38,30 @@ def verify_build(
         }
         path, inputs, expected = find_proof(artifact, store)
         refuse_changed(artifact, path)
-        entry = None if fresh else store.find("verified", made_from)
-        if entry is None:
+        entry = store.find("verified", made_from)
+        proof = None if fresh or entry is None else _read_signed(entry, path)
+        if proof is None:
             with steps.step(f"verify {artifact.variant} {artifact.format}"):
                 proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
+            if entry is not None and _read_proof(entry) != proof:
+                store.discard(entry)
             _keep(store, made_from, proof)
-        else:
-            proof = decode(Verified, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+            sign_artifact(path, proof, artifact.recipe_sha256)
         verified.append(proof)
     return tuple(verified)
+
+
+def _read_signed(entry: Entry, artifact: Path) -> Verified | None:
+    """Read a kept proof; None where this user did not sign it."""
+    proof = _read_proof(entry)
+    try:
+        return proof if read_manifest(artifact).verified == proof else None
+    except ManifestRefused:
+        return None
+
+
+def _read_proof(entry: Entry) -> Verified:
+    return decode(Verified, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
 
 
 def _keep(store: Store, made_from: dict[str, object], proof: Verified) -> None:

@@ -24,6 +24,7 @@ from rankship_pipeline.records import Artifact, Build, Verified
 from rankship_pipeline.store import Store
 from rankship_pipeline.units import show_bytes
 from rankship_targets.device import Device
+from rankship_targets.quarantine import watching
 from rankship_targets.session import MeasureRequest, Session, open_session
 
 
@@ -35,7 +36,7 @@ def measure_build(
     An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the
     device still answers the probe as it did; else a new bundle is begun.
     """
-    with open_session(device) as session:
+    with watching(device), open_session(device) as session:
         header = _describe(build, verified, device, suite, session)
         folder = _find_or_create(header, results, steps)
         with steps.step(f"push to {device.name}"):

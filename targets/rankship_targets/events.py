@@ -23,7 +23,11 @@ class Hello:
 
 @record
 class Probe:
-    """A device as its agent finds it; a runtime is (name, version), None where no runtime for the format is there."""
+    """A device as its agent finds it; a runtime is (name, version), None where no runtime for the format is there.
+
+    `throttled` are the bits of a Raspberry Pi's `vcgencmd get_throttled`; `userland_bits` is the interpreter's word
+    size, whatever the kernel's; `clock_utc_ns` the device's own clock at that moment.
+    """
 
     event: Literal["probe"]
     python: str
@@ -37,6 +41,13 @@ class Probe:
     numpy: str | None
     psutil: str | None
     state: DeviceState
+    userland_bits: int | None = None
+    throttled: int | None = None
+    swap_used_bytes: int | None = None
+    cpus_online: tuple[int, ...] | None = None
+    battery_percent: int | None = None
+    battery_status: str | None = None
+    clock_utc_ns: int | None = None
 
 
 @record

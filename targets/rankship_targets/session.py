@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rankship_pipeline.errors import BuildError, CommandFailed, Lacks, TargetError
+from rankship_pipeline.errors import BuildError, CommandFailed, Lacks, ManifestRefused, TargetError
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant, Verified, record
 from rankship_targets.agent_file import find_agent
@@ -16,6 +16,8 @@ from rankship_targets.device import Device
 from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, State, Warmed
 from rankship_targets.lease import STALE_S, Lease, describe_owner
 from rankship_targets.link import Link
+from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
+from rankship_targets.manifest import check_pushed, manifest_path, read_manifest
 from rankship_targets.transport import (
     NOT_EXECUTABLE,
     NOT_FOUND,
@@ -97,12 +99,23 @@ class Session:
         return pick(self._link.call(lambda link: self._ask(link, request, STEP_TIMEOUT_S)), Probe, self.device)
 
     def push(self, artifact: Path, verified: Verified) -> str:
-        """Copy an artifact that was proven, and no other; gives its path on the device."""
+        """Copy an artifact that was proven and signed, and no other; gives its path on the device.
+
+        BuildError where it is not the file that was proven, ManifestRefused where this user did not sign that.
+        """
         sha256 = hash_file(artifact)
         if sha256 != verified.artifact_sha256:
             message = f"{artifact} has SHA-256 {sha256}, verified was {verified.artifact_sha256}: nothing was pushed"
             raise BuildError(message, hint="the file changed after `rankship verify`: build and verify again")
-        remote = self._copy(artifact, sha256, f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}")
+        manifest = read_manifest(artifact)
+        if manifest.verified != verified:
+            message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
+            raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
+        name = f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}"
+        remote = self._copy(artifact, sha256, name)
+        note = manifest_path(artifact)
+        self._copy(note, hash_file(note), name + MANIFEST_SUFFIX)
+        self._link.call(lambda transport: check_pushed(transport, remote, manifest))
         self._verified[remote] = sha256
         return remote
 

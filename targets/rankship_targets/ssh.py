@@ -215,7 +215,7 @@ class SshTransport:
         done = self.run(["stat", "-f", "-c", "%a", "--", folder], timeout_s=STEP_TIMEOUT_S)
         if done.code == 0 and int(done.stdout) == 0:
             raise NoSpace(str(failure), hint="free space on the device or choose another workdir") from None
-        # Every write to such a disk is refused, a superuser's too; where this one succeeds, only the folder's time moves.
+        # Every write there is refused, a superuser's too; where this one succeeds, only the folder's time moves.
         done = self.run(["touch", "-c", "--", folder], timeout_s=STEP_TIMEOUT_S)
         if done.code != 0 and READ_ONLY_WORDS in done.stderr:
             raise ReadOnly(f"{failure}: {folder} is on a read-only file system", hint=READ_ONLY_HINT) from None

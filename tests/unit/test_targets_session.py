@@ -29,6 +29,7 @@ from rankship_targets.agent_file import find_agent
 from rankship_targets.device import Device
 from rankship_targets.doctor import examine
 from rankship_targets.lease import Owner, describe_owner
+from rankship_targets.manifest import sign_artifact
 from rankship_targets.runner import DeviceRunner, HostRunner
 from rankship_targets.session import MeasureRequest, open_session
 from rankship_targets.transport import Transport, open_transport
@@ -73,7 +74,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def verify(path: Path) -> Verified:
-    return Verified(
+    proof = Verified(
         artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         variant="dense",
         format="onnx",
@@ -84,6 +85,8 @@ def verify(path: Path) -> Verified:
         min_cosine=1.0,
         top1_agreement=1.0,
     )
+    sign_artifact(path, proof, "0" * 64)
+    return proof
 
 
 def ask(artifact: str, model: Path, *inputs: str, **changes: Any) -> MeasureRequest:  # noqa: ANN401
@@ -351,14 +354,15 @@ def test_doctor_of_an_unreachable_device_fails_with_advice(
 def test_doctor_judges_what_the_probe_told(local: Device) -> None:
     with open_session(local) as session:
         probe = session.probe()
-    bare = replace(probe, runtimes={"onnx": None}, numpy=None, psutil=None, free_bytes=1)
+    bare = replace(probe, runtimes={"onnx": None}, numpy=None, psutil=None, free_bytes=1, swap_used_bytes=0)
     state = replace(probe.state, governor="ondemand", temperature_mc=81_000, load_1m_milli=9_000)
     verdicts = {check.name: check.verdict for check in examine(local, replace(bare, state=state, cpu_count=4))}
     assert {name for name, verdict in verdicts.items() if verdict == "fail"} == {
         *("onnx", "tflite", "executorch", "numpy", "temperature", "disk")
     }
     assert {name for name, verdict in verdicts.items() if verdict == "warn"} == {"governor", "load", "psutil"}
+    still = replace(probe, swap_used_bytes=0, throttled=None, battery_percent=None)
     calm = replace(probe.state, governor="performance", temperature_mc=40_000, load_1m_milli=100)
-    told = replace(probe, state=calm, free_bytes=10**10, psutil="7")
+    told = replace(still, state=calm, free_bytes=10**10, psutil="7")
     assert all(check.verdict == "ok" for check in examine(local, told) if check.name not in {"tflite", "executorch"})
     assert all(bool(check.advice) == (check.verdict != "ok") for check in examine(local, bare))

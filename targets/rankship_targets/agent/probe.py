@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from .health import read_health
 from .protocol import Event, Request
 from .runtimes import RUNTIMES, find_runtime, find_version
 from .system import SYSTEM, read_kilobytes, read_state, read_text
@@ -27,5 +28,6 @@ def probe(request: Request) -> Iterator[Event]:
         "numpy": find_version("numpy"),
         "psutil": find_version("psutil"),
         "state": read_state(),
+        **read_health(),
     }
     yield {"event": "done"}
