@@ -14,10 +14,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
     "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
     "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
+    "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),
     "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
     "study": ("rankship_benchmarks.verbs:study", "compare many ways to many budgets on several models"),
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
-    "devices": ("rankship_targets.verbs:devices", "list the devices of the inventory"),
+    "devices": ("rankship_targets.verbs:devices", "list, add and remove devices"),
     "doctor": ("rankship_targets.verbs:doctor", "say why a device would give bad numbers, and how to mend it"),
 }
 
