@@ -83,6 +83,12 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
 
 
 @pytest.fixture(scope="session")
+def sshd_configuration() -> str:
+    """What servers are started with, for tests that change a line of it."""
+    return CONFIGURATION
+
+
+@pytest.fixture(scope="session")
 def device_without_sftp(start_sshd: StartSshd) -> Device:
     """A board whose SSH server runs commands and copies nothing, as small ones do."""
     return start_sshd(CONFIGURATION.replace("Subsystem sftp internal-sftp", "")).device

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def _as_toml_reads(table: Mapping[str, Value]) -> dict[str, Any]:
 def _cut_table(text: str, name: str) -> str:
     """Leave out the table's lines, from its heading to the last line that is neither blank nor a comment."""
     lines = text.splitlines(keepends=True)
-    headings = [(number, _read_heading(line)) for number, line in enumerate(lines)]
+    headings = [(number, _read_heading(lines, number)) for number in range(len(lines))]
     starts = [number for number, heading in headings if heading == name]
     if not starts:
         return text
@@ -99,12 +99,13 @@ def _cut_table(text: str, name: str) -> str:
     return "".join(lines[: starts[0]] + lines[end:])
 
 
-def _read_heading(line: str) -> str | None:
-    """Read the name in a line such as `[pi4]  # mine`; None for every other line."""
-    if not line.lstrip().startswith("["):
+def _read_heading(lines: Sequence[str], number: int) -> str | None:
+    """Read the name in a line such as `[pi4]  # mine`; None for others, also inside a string of several lines."""
+    if not lines[number].lstrip().startswith("["):
         return None
     try:
-        tables = tomllib.loads(line)
+        tomllib.loads("".join(lines[:number]))
+        tables = tomllib.loads(lines[number])
     except tomllib.TOMLDecodeError:
         return None
     return next(iter(tables), None)

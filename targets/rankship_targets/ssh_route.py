@@ -9,6 +9,7 @@ from rankship_pipeline.errors import Unreachable
 
 # A link that swallows packets would hang SFTP for ever; the kernel drops it after this long without an answer.
 SILENCE_LIMIT_MS = 30_000
+_COPIED_BYTES = 1 << 16  # keepalives and requests never add up to this without an answer between
 _REFUSED_BY_POLICY = 1  # RFC 4254's "administratively prohibited"
 
 
@@ -52,27 +53,44 @@ def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: f
 
 
 class Tunnel:
-    """A channel as the socket of another connection; the library would write to a silent one for ever."""
+    """A channel as the socket of another connection, which ends when the far end falls silent.
+
+    No kernel watches that far end for us, and the library would wait for it for ever. Silent is who takes nothing for
+    too long, or answers nothing to so much that it can only be a copy, which is acknowledged piece by piece.
+    """
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
-        self._heard_s = time.monotonic()
+        self._unanswered_bytes = 0
+        self._silent_since_s: float | None = None
 
     def send(self, data: bytes) -> int:
-        """Send some of the data; EOFError where the far end took nothing for too long."""
+        """Send some of the data; EOFError where the far end fell silent."""
         try:
             sent = self._channel.send(data)
         except TimeoutError:
-            if (time.monotonic() - self._heard_s) * 1000 > SILENCE_LIMIT_MS:
-                self.close()
-                raise EOFError from None
+            self._grow_impatient()
             raise
-        self._heard_s = time.monotonic()
+        self._unanswered_bytes += sent
         return sent
 
     def recv(self, size: int) -> bytes:
-        """Receive what is there."""
-        return self._channel.recv(size)
+        """Receive what is there; EOFError where the far end fell silent."""
+        try:
+            received = self._channel.recv(size)
+        except TimeoutError:
+            if self._unanswered_bytes > _COPIED_BYTES:
+                self._grow_impatient()
+            raise
+        self._unanswered_bytes, self._silent_since_s = 0, None
+        return received
+
+    def _grow_impatient(self) -> None:
+        if self._silent_since_s is None:
+            self._silent_since_s = time.monotonic()
+        elif (time.monotonic() - self._silent_since_s) * 1000 > SILENCE_LIMIT_MS:
+            self.close()
+            raise EOFError
 
     def settimeout(self, timeout_s: float | None) -> None:
         """Limit each send and receive."""

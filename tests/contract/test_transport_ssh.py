@@ -18,12 +18,15 @@ from rankship_pipeline.errors import (
     HostKeyChanged,
     InputError,
     Lacks,
+    ReadOnly,
     TargetTimeout,
+    Unreachable,
 )
 from rankship_targets import ssh, ssh_route
 from rankship_targets.device import Device
 from rankship_targets.session import open_session
 from rankship_targets.ssh import open_ssh
+from rankship_targets.transport import copy_verified
 
 
 def make_key(folder: Path, kind: str = "ed25519") -> Path:
@@ -233,3 +236,131 @@ def test_a_server_without_sftp_is_named_and_leaves_no_lease(device_without_sftp:
         with pytest.raises(Lacks, match="offers no SFTP"), open_session(board):
             pass
     assert not (tmp_path / "board" / "lease").exists()
+
+
+# Through a jump host
+
+
+@pytest.fixture
+def gate(start_sshd: Callable[[], Any]) -> Device:
+    found: Device = replace(start_sshd().device, name="gate")
+    return found
+
+
+def test_commands_and_files_go_through_a_jump_host(device: Device, gate: Device, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 3_000_000)
+    with open_ssh(replace(device, jump="gate", via=gate)) as transport:
+        # the server sees the gate's connection as coming from the loopback, so its client port tells nothing
+        assert transport.run(["sh", "-c", "echo $SSH_CONNECTION"], timeout_s=30).stdout.split()[-1] == str(device.port)
+        transport.send(tmp_path / "file", str(tmp_path / "there"))
+        transport.fetch(str(tmp_path / "there"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+def test_both_keys_are_pinned_behind_a_jump_host(device: Device, gate: Device) -> None:
+    for wrong in (
+        replace(device, jump="gate", via=gate, host_key=gate.host_key),
+        replace(device, jump="gate", via=replace(gate, host_key=device.host_key)),
+    ):
+        with pytest.raises(HostKeyChanged):
+            open_ssh(wrong)
+
+
+def test_a_closed_connection_takes_the_one_to_the_jump_host_along(device: Device, gate: Device) -> None:
+    transport = open_ssh(replace(device, jump="gate", via=gate))
+    jump = transport._jump
+    assert jump is not None
+    transport.close()
+    with pytest.raises(ConnectionLost):
+        jump.run(["true"], timeout_s=5)
+
+
+def test_a_jump_host_that_cannot_get_there_is_unreachable(device: Device, gate: Device) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    with pytest.raises(Unreachable, match=r"gate .* cannot reach"):
+        open_ssh(replace(device, port=port, via=gate))
+    with pytest.raises(Unreachable, match="gate"):
+        open_ssh(replace(device, via=replace(gate, port=port)))
+
+
+def test_a_jump_host_that_forbids_forwarding_says_what_to_change(
+    device: Device, start_sshd: Callable[[str], Any], request: pytest.FixtureRequest
+) -> None:
+    configuration = request.getfixturevalue("sshd_configuration")
+    gate = start_sshd(configuration + "AllowTcpForwarding no\n").device
+    with pytest.raises(Unreachable) as caught:
+        open_ssh(replace(device, via=gate))
+    assert "AllowTcpForwarding" in caught.value.hint
+
+
+def test_a_device_behind_a_jump_host_that_falls_silent_does_not_hang(
+    device: Device, gate: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
+    (tmp_path / "file").write_bytes(b"x" * 100_000_000)
+    with StallingProxy(device.port) as proxy:
+        port = int(proxy.server.getsockname()[1])
+        with open_ssh(replace(device, port=port, via=gate)) as transport:
+            proxy.stall_after_bytes = 5_000_000
+            with pytest.raises((ConnectionLost, TargetTimeout)):
+                transport.send(tmp_path / "file", str(tmp_path / "there"))
+
+
+# Faults with names
+
+
+def test_what_never_became_a_connection_is_unreachable(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = int(silent.getsockname()[1])
+        for wrong in (
+            replace(device, host="no-such-host.invalid"),
+            replace(device, port=1),
+            replace(device, port=port),
+        ):
+            with pytest.raises(Unreachable) as caught:
+                open_ssh(wrong)
+            assert caught.value.hint
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".local", "..", "größe\udc80"])
+def test_hosts_that_no_name_could_be_are_unreachable(device: Device, host: str) -> None:
+    with pytest.raises(Unreachable):
+        open_ssh(replace(device, host=host))
+
+
+def test_a_key_file_with_a_passphrase_or_without_a_key_is_named(device: Device, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", tmp_path / "locked"], check=True)
+    with pytest.raises(AuthError, match="passphrase") as caught:
+        open_ssh(replace(device, key_file=str(tmp_path / "locked")))
+    assert "ssh-add" in caught.value.hint
+    (tmp_path / "text").write_text("no key")
+    for name in ("text", "locked.pub"):
+        with pytest.raises(InputError, match="no private key"):
+            open_ssh(replace(device, key_file=str(tmp_path / name)))
+
+
+def test_no_key_at_all_is_a_refused_login(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with pytest.raises(AuthError, match="no key"):
+        open_ssh(replace(device, key_file=None))
+
+
+def test_a_read_only_disk_is_named(device: Device, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("only a superuser may mount a disk here")
+    try:
+        (tmp_path / "file").write_bytes(b"content")
+        with open_ssh(device) as transport:
+            with pytest.raises(ReadOnly) as caught:
+                transport.send(tmp_path / "file", f"{disk}/file")
+            assert caught.value.hint
+            with pytest.raises(ReadOnly):
+                copy_verified(transport, tmp_path / "file", f"{disk}/folder/file", "0" * 64)
+    finally:
+        subprocess.run(["umount", disk], check=True)
