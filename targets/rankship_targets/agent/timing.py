@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from .programs import find_program, infer_with, measure_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, load_artifact, open_runtime
 from .system import OWN_STATUS, read_kilobytes, read_state
@@ -19,6 +20,10 @@ STEADY_WINDOWS, STEADY_SPREAD, STEADY_TREND = 3, 1.05, 1.02
 
 def infer(request: Request) -> Iterator[Event]:
     """Run every sample once and keep the outputs, stacked on axis 0, in one .npy file per output."""
+    program = find_program(request["format"])
+    if program is not None:
+        yield from infer_with(program, request)
+        return
     loader, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     model = load_artifact(loader, request)
@@ -35,6 +40,10 @@ def infer(request: Request) -> Iterator[Event]:
 
 def measure(request: Request) -> Iterator[Event]:
     """Time single inferences of the first sample, keeping every one."""
+    program = find_program(request["format"])
+    if program is not None:
+        yield from measure_with(program, request)
+        return
     yield {"event": "state", "when": "before", "state": read_state()}
     loader, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}

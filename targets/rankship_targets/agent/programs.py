@@ -1,0 +1,78 @@
+"""Runtimes that are programs of their own: no Python binding, the same requests and the very same events."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .protocol import Event, Fault, Request
+from .system import SYSTEM, read_state
+
+# format → the variable that names its program; a kit's launcher sets it.
+VARIABLES = {"executorch": "RANKSHIP_EXECUTORCH_RUNNER"}
+VERSION_TIMEOUT_S = 60
+
+
+class Program(NamedTuple):
+    """A program that can be started here: what it says that it is, and where it lies."""
+
+    name: str
+    version: str
+    path: str
+
+
+def find_program(artifact_format: str) -> Program | None:
+    """Find a format's program; None where no kit brought one, lacks_runtime where it cannot be started."""
+    path = os.environ.get(VARIABLES.get(artifact_format, ""))
+    if not path:
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603 - named by the kit that was installed here
+            [path, "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=VERSION_TIMEOUT_S, check=True
+        )
+        said = json.loads(done.stdout)
+        return Program(said["runtime"], said["version"], path)
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as failure:
+        raise Fault("lacks_runtime", f"{path} does not run here: {failure}") from failure
+
+
+def infer_with(program: Program, request: Request) -> Iterator[Event]:
+    """Have every sample run by the program, which writes the .npy files itself."""
+    yield from _follow(program, "infer", request, ["--output", request["output"]])
+
+
+def measure_with(program: Program, request: Request) -> Iterator[Event]:
+    """Have single inferences of the first sample timed by the program; its state is read around its timed loop."""
+    yield {"event": "state", "when": "before", "state": read_state()}
+    limits = [("min_samples", "--min-samples"), ("min_duration_ms", "--min-duration-ms")]
+    limits.append(("max_warmup_ms", "--max-warmup-ms"))
+    options = [word for name, flag in limits for word in (flag, str(request[name]))]
+    for event in _follow(program, "measure", request, options):
+        if event["event"] == "warmed":  # said when the timed loop has ended
+            yield {"event": "state", "when": "after", "state": read_state()}
+        yield event
+
+
+def _follow(program: Program, verb: str, request: Request, options: list[str]) -> Iterator[Event]:
+    """Run the program and pass its events on; it ends by itself when nobody reads them any more."""
+    threads = ["--threads", str(request["threads"])]
+    argv = [program.path, verb, *threads, *options, "--", request["artifact"], *request["inputs"]]
+    last, loaded = "", False
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:  # noqa: S603 - as above
+        for line in process.stdout or ():
+            event = json.loads(line)
+            last = event["event"]
+            loaded = loaded or last == "loaded"
+            if last == "error":
+                raise Fault(event["kind"], event["message"])
+            if last == "opened":
+                event["runtime"] = {"name": program.name, "version": program.version, **SYSTEM}
+            yield event
+    if last != "done":
+        code = process.returncode
+        cause = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        kind = "failed" if loaded or verb == "infer" else "bad_artifact"
+        raise Fault(kind, f"{program.path} {cause} and without a last word on {request['artifact']}")
