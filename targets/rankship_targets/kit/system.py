@@ -1,0 +1,116 @@
+"""What a kit is built for: the device's processor, C library and Python, as the device itself tells."""
+
+import json
+from typing import Literal
+
+from rankship_pipeline.errors import Lacks, WrongSystem
+from rankship_pipeline.records import record
+from rankship_targets.device import Device
+from rankship_targets.transport import STEP_TIMEOUT_S, Completed, Transport, run_checked
+
+Machine = Literal["aarch64", "x86_64"]
+OLDEST_GLIBC = (2, 28)  # what onnxruntime's wheels ask for
+_FALLBACK_PYTHON = "python3"
+_QUESTION = """
+import json, os, platform, struct, sys, sysconfig
+try:
+    libc = os.confstr("CS_GNU_LIBC_VERSION")
+except (ValueError, OSError, AttributeError):
+    libc = None
+print(json.dumps({
+    "machine": platform.machine(),
+    "bits": struct.calcsize("P") * 8,
+    "libc": libc,
+    "python": list(sys.version_info[:2]),
+    "implementation": sys.implementation.name + sys.abiflags,
+    "interpreter": sys.executable,
+}))
+"""
+
+
+@record
+class Board:
+    """A Linux device with glibc and a Python of its own; `python` and `glibc` are (major, minor)."""
+
+    machine: Machine
+    python: tuple[int, int]
+    glibc: tuple[int, int]
+
+    def __str__(self) -> str:
+        """The system as people write it."""
+        return f"{self.machine}, Python {_join(self.python)}, glibc {_join(self.glibc)}"
+
+
+@record
+class Phone:
+    """A 64-bit ARM Android device: it has neither glibc nor Python."""
+
+    machine: Literal["aarch64"] = "aarch64"
+
+    def __str__(self) -> str:
+        """The system as people write it."""
+        return "Android on 64-bit ARM"
+
+
+def ask_system(transport: Transport, device: Device) -> Board | Phone:
+    """Ask a device what a kit for it must fit; WrongSystem where none can."""
+    if device.transport == "adb":
+        return _ask_phone(transport, device)
+    return ask_board(transport, device)[0]
+
+
+def ask_board(transport: Transport, device: Device) -> tuple[Board, str]:
+    """Ask a board for its system, and which interpreter the answer is true of (the inventory's, else python3)."""
+    done = _run_python(transport, device.python)
+    if done.code != 0 and device.python != _FALLBACK_PYTHON:  # perhaps a kit's own that was deleted
+        done = _run_python(transport, _FALLBACK_PYTHON)
+    if done.code != 0:
+        message = f"{device.name} cannot start {device.python}: {done.stderr.strip()[-200:]}"
+        raise Lacks(message, hint="install Python 3.11 or newer there: `sudo apt install python3`")
+    answer = json.loads(done.stdout)
+    return judge_board(device.name, answer), answer["interpreter"]
+
+
+def judge_board(name: str, answer: dict[str, object]) -> Board:
+    """Turn a board's own answer into the system that a kit is built for, or say why none can be."""
+    machine, bits, libc = answer["machine"], answer["bits"], answer["libc"]
+    if bits != 64:  # noqa: PLR2004 - bits of a pointer
+        message = f"{name} runs a {bits}-bit Python on {machine}: no runtime is published for it"
+        raise WrongSystem(message, hint="write the 64-bit edition of its operating system onto the card")
+    if machine not in {"aarch64", "x86_64"}:
+        raise WrongSystem(f"{name} is a {machine}", hint="kits exist for 64-bit ARM (aarch64) and x86_64")
+    if not isinstance(libc, str) or not libc.startswith("glibc "):
+        hint = "the runtimes' wheels need glibc: use a Debian-like system (Raspberry Pi OS, Ubuntu)"
+        raise WrongSystem(f"{name} has no glibc (its C library says {libc!r})", hint=hint)
+    glibc = _parse_version(libc.removeprefix("glibc "))
+    if glibc < OLDEST_GLIBC:
+        hint = f"the runtimes' wheels need glibc {_join(OLDEST_GLIBC)}: update its operating system"
+        raise WrongSystem(f"{name} has glibc {_join(glibc)}", hint=hint)
+    if answer["implementation"] != "cpython":
+        message = f"{name}'s Python is {answer['implementation']}, not plain CPython"
+        raise WrongSystem(message, hint="name a plain CPython as `python` in the inventory")
+    python = answer["python"]
+    if not isinstance(python, list) or len(python) != 2:  # noqa: PLR2004 - major and minor
+        raise WrongSystem(f"{name} says its Python is {python!r}", hint="expected two numbers")
+    return Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(python[0], python[1]), glibc=glibc)
+
+
+def _run_python(transport: Transport, python: str) -> Completed:
+    return transport.run([python, "-c", _QUESTION], timeout_s=STEP_TIMEOUT_S)
+
+
+def _ask_phone(transport: Transport, device: Device) -> Phone:
+    abi = run_checked(transport, ["getprop", "ro.product.cpu.abi"]).strip()
+    if abi != "arm64-v8a":
+        message = f"{device.name} has the ABI {abi or 'unknown'}, kits for phones are built for arm64-v8a"
+        raise WrongSystem(message, hint="use a phone with 64-bit Android; emulators on x86 are no such phone")
+    return Phone()
+
+
+def _parse_version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _join(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

@@ -1,0 +1,89 @@
+"""Wheels for another machine's Python, resolved and downloaded here by pip, which reads the user's own configuration."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rankship_pipeline.errors import BuildError, WrongSystem
+from rankship_pipeline.records import Format
+from rankship_targets.kit.system import Board
+
+TIMEOUT_S = 1800
+# format → what runs it, and the series of releases that we know to work.
+RUNTIMES: dict[Format, dict[str, str]] = {"onnx": {"onnxruntime": "1.31"}, "tflite": {"ai-edge-litert": "2.3"}}
+EXECUTORCH = {"executorch": "1.5"}
+ALWAYS = {"numpy": "2", "psutil": "7"}
+_OLDEST_MANYLINUX = 17
+
+
+def download_wheels(board: Board, formats: Sequence[Format], into: Path) -> dict[Format, tuple[str, str]]:
+    """Download what runs these formats there, with all it depends on; gives each format's runtime and its version."""
+    wanted = {name: spec for known in formats for name, spec in RUNTIMES.get(known, {}).items()}
+    _download({**ALWAYS, **wanted}, [], board, into)
+    versions = {_name(path): path.name.split("-")[1] for path in into.glob("*.whl")}
+    return {known: (name, versions[name]) for known in formats for name in RUNTIMES.get(known, {})}
+
+
+def download_executorch(machine: str, into: Path) -> Path:
+    """Download ExecuTorch's wheel alone: its C++ libraries depend on nothing of Python's."""
+    board = Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(3, 11), glibc=(2, 36))
+    _download(EXECUTORCH, ["--no-deps"], board, into)
+    (wheel,) = into.glob("executorch-*.whl")
+    return wheel
+
+
+def list_platforms(board: Board) -> list[str]:
+    """Every wheel platform that the board's C library can run, the newest first."""
+    newest = board.glibc[1]
+    named = [f"manylinux_2_{minor}_{board.machine}" for minor in range(newest, _OLDEST_MANYLINUX - 1, -1)]
+    return [*named, f"manylinux2014_{board.machine}"]
+
+
+def _download(wanted: Mapping[str, str], options: Sequence[str], board: Board, into: Path) -> None:
+    """Download the versions that this host has itself, so that what was verified here runs there; else the newest."""
+    try:
+        _call_pip([f"{name}{_pin(name, series)}" for name, series in wanted.items()], options, board, into)
+    except WrongSystem:
+        _call_pip([f"{name}=={series}.*" for name, series in wanted.items()], options, board, into)
+
+
+def _pin(name: str, series: str) -> str:
+    try:
+        ours = version(name).partition("+")[0]
+    except PackageNotFoundError:
+        ours = ""
+    return f"=={ours}" if ours.startswith(f"{series}.") else f"=={series}.*"
+
+
+def _call_pip(wanted: Sequence[str], more: Sequence[str], board: Board, into: Path) -> None:
+    python = "".join(map(str, board.python))
+    target = ["--python-version", python, "--implementation", "cp"]
+    target += [word for abi in (f"cp{python}", "abi3", "none") for word in ("--abi", abi)]
+    target += [word for platform in list_platforms(board) for word in ("--platform", platform)]
+    options = ["--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest"]
+    argv = [sys.executable, "-m", "pip", "download", *options, str(into), *target, *more, *wanted]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        try:
+            done = subprocess.run(argv, stdout=said, stderr=said, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise BuildError(f"pip did not end within {TIMEOUT_S} s", hint="see whether the package index answers") from None
+        said.seek(0)
+        text = said.read()
+    if done.returncode != 0:
+        raise _explain(text, board)
+
+
+def _explain(text: str, board: Board) -> BuildError | WrongSystem:
+    errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR:")]
+    message = "; ".join(errors) or text.strip()[-500:]
+    if any("No matching distribution" in line for line in errors) and "Connection" not in text:
+        hint = "the runtimes are published for Python 3.11 and 3.13, for example: is another one on the device?"
+        return WrongSystem(f"no wheels for {board}: {message[:500]}", hint=hint)
+    return BuildError(f"pip could not download the wheels for {board}: {message}", hint="pip's own words are above")
+
+
+def _name(wheel: Path) -> str:
+    return wheel.name.split("-")[0].replace("_", "-").lower()
