@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
     "devices": ("rankship_targets.verbs:devices", "list, add and remove devices"),
     "doctor": ("rankship_targets.verbs:doctor", "say why a device would give bad numbers, and how to mend it"),
+    "kit": ("rankship_targets.kit_verbs:kit", "make the runtimes that a device needs, and install them there"),
 }
 
 

@@ -30,7 +30,7 @@ def find_program(artifact_format: str) -> Program | None:
     if not path:
         return None
     try:
-        done = subprocess.run(  # noqa: S603 - named by the kit that was installed here
+        done = subprocess.run(
             [path, "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=VERSION_TIMEOUT_S, check=True
         )
         said = json.loads(done.stdout)
@@ -61,7 +61,7 @@ def _follow(program: Program, verb: str, request: Request, options: list[str]) -
     threads = ["--threads", str(request["threads"])]
     argv = [program.path, verb, *threads, *options, "--", request["artifact"], *request["inputs"]]
     last, loaded = "", False
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:  # noqa: S603 - as above
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         for line in process.stdout or ():
             event = json.loads(line)
             last = event["event"]

@@ -18,7 +18,14 @@ from rankship_targets.kit.lock import KitFile, KitLock
 from rankship_targets.kit.system import Board, ask_board, ask_system
 from rankship_targets.kit.unpack import EXIT_UNFIT
 from rankship_targets.lease import Lease, describe_owner
-from rankship_targets.transport import STEP_TIMEOUT_S, Transport, copy_verified, explain_failure, hash_remote, run_checked
+from rankship_targets.transport import (
+    STEP_TIMEOUT_S,
+    Transport,
+    copy_verified,
+    explain_failure,
+    hash_remote,
+    run_checked,
+)
 
 UNPACK_TIMEOUT_S = 900.0
 _IMPORTS = {"onnx": "import onnxruntime", "tflite": "import ai_edge_litert.interpreter"}

@@ -67,9 +67,13 @@ def _call_pip(wanted: Sequence[str], more: Sequence[str], board: Board, into: Pa
     argv = [sys.executable, "-m", "pip", "download", *options, str(into), *target, *more, *wanted]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         try:
-            done = subprocess.run(argv, stdout=said, stderr=said, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False)
+            done = subprocess.run(
+                argv, stdout=said, stderr=said, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False
+            )
         except subprocess.TimeoutExpired:
-            raise BuildError(f"pip did not end within {TIMEOUT_S} s", hint="see whether the package index answers") from None
+            raise BuildError(
+                f"pip did not end within {TIMEOUT_S} s", hint="see whether the package index answers"
+            ) from None
         said.seek(0)
         text = said.read()
     if done.returncode != 0:

@@ -1,0 +1,71 @@
+"""Packages of another architecture from the host's own Debian mirror, unpacked into a folder; its dpkg is untouched."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankship_pipeline.errors import BuildError
+
+TIMEOUT_S = 900
+# Everything that apt writes goes below one private folder; where packages come from, and whose signatures are
+# trusted, is the host's configuration.
+_CONFIGURATION = """
+APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }};
+APT::Sandbox::User "{user}";
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+Debug::NoLocking "true";
+Dir::State "{folder}/state";
+Dir::State::status "{folder}/status";
+Dir::Cache "{folder}/cache";
+Dir::Log "{folder}/log";
+"""
+
+
+def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root: Path) -> dict[str, str]:
+    """Fetch packages and all that they depend on, unpack them into `root`; gives name → version of each."""
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            hint = "kits for phones are put together from Debian's packages: build them on a Debian host"
+            raise BuildError(f"no {program} here", hint=hint)
+    for folder in ("state/lists/partial", "cache/archives/partial", "log"):
+        (scratch / folder).mkdir(parents=True)
+    (scratch / "status").touch()
+    user = "root" if os.geteuid() == 0 else "_apt"
+    text = _CONFIGURATION.format(architecture=architecture, user=user, folder=scratch)
+    (scratch / "apt.conf").write_text(text, encoding="utf-8")
+    _call_apt(["update"], scratch, architecture)
+    _call_apt(["install", "--download-only", "--yes", "--", *names], scratch, architecture)
+    found = {}
+    for package in sorted((scratch / "cache" / "archives").glob("*.deb")):
+        done = subprocess.run(["dpkg-deb", "-x", str(package), str(root)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(f"{package.name} cannot be unpacked: {done.stderr.strip()}", hint="is the disk full?")
+        name, version, _ = package.name.split("_")
+        found[name] = version.replace("%3a", ":")
+    return found
+
+
+def _call_apt(words: Sequence[str], scratch: Path, architecture: str) -> None:
+    environment = {**os.environ, "APT_CONFIG": str(scratch / "apt.conf"), "LC_ALL": "C"}
+    argv = ["apt-get", "-q", *words]
+    try:
+        done = subprocess.run(
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        message = f"apt-get {words[0]} did not end within {TIMEOUT_S} s"
+        raise BuildError(message, hint="see whether the Debian mirror answers") from None
+    if done.returncode != 0:
+        message = f"apt-get {words[0]} for {architecture} failed: {done.stderr.strip()[-800:]}"
+        hint = "a Debian host's own mirror has arm64; others need a mirror of it in /etc/apt/sources.list.d"
+        raise BuildError(message, hint=hint)

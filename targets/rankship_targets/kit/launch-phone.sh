@@ -1,0 +1,7 @@
+#!/system/bin/sh
+# The bundled Python, through the bundled loader: nothing of the system's /lib or /usr is used.
+kit=$(cd "$(dirname "$0")" && pwd) || exit 126
+export PYTHONHOME="$kit/py" PYTHONPATH="$kit/py/library.zip:$kit/py/lib-dynload:$kit/site"
+export PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
+[ -x "$kit/executorch.sh" ] && export RANKSHIP_EXECUTORCH_RUNNER="$kit/executorch.sh"
+exec "$kit/lib/ld-linux-aarch64.so.1" --library-path "$kit/lib" "$kit/bin/python3" "$@"

@@ -1,0 +1,80 @@
+"""The verb `kit`: what it needs is imported when it runs."""
+
+import argparse
+from pathlib import Path
+
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.records import FORMATS, Format
+from rankship_targets.device import Device, find_device
+
+_EXPLANATION = """\
+build      ask DEVICE what it is and put a kit for it together on this host (needs a package index)
+install    copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)"""
+
+
+def kit(argv: list[str]) -> int:
+    """Build a device's kit, or install it."""
+    parser = argparse.ArgumentParser(
+        prog="rankship kit",
+        description="The runtimes that a device needs, made here and installed there.\n\n" + _EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    building, installing = verbs.add_parser("build"), verbs.add_parser("install")
+    building.add_argument("--formats", default=",".join(FORMATS), help="formats to run, with commas (default: all)")
+    for one in (building, installing):
+        one.add_argument("device", help="a name from `rankship devices`")
+        one.add_argument("--inventory", type=Path, help="inventory file (default: $RANKSHIP_DEVICES, else your own)")
+    arguments = parser.parse_args(argv)
+    device = find_device(arguments.device, arguments.inventory)
+    if arguments.verb == "build":
+        return _build(device, _parse_formats(arguments.formats))
+    return _install(device)
+
+
+def _build(device: Device, formats: list[Format]) -> int:
+    from rankship_pipeline.units import show_bytes
+    from rankship_targets.kit.build import build_kit
+    from rankship_targets.kit.system import ask_system
+    from rankship_targets.transport import open_transport
+
+    with open_transport(device) as transport:
+        system = ask_system(transport, device)
+    _say(f"{device.name} is {system}")
+    lock, folder = build_kit(system, device.name, formats, _say)
+    names = ", ".join(f"{name} {version}" for name, version in dict.fromkeys(lock.runtimes.values()))
+    size = show_bytes(sum(file.size_bytes for file in lock.files))
+    print(f"kit {lock.name} for {device.name}: {names}; {size} in {folder}")  # noqa: T201 - the verb's answer
+    print(f"install it with: rankship kit install {device.name}")  # noqa: T201 - as above
+    return 0
+
+
+def _install(device: Device) -> int:
+    from rankship_pipeline.units import show_bytes
+    from rankship_targets.kit.install import install_kit
+    from rankship_targets.kit.lock import find_kit
+    from rankship_targets.transport import open_transport
+
+    lock, folder = find_kit(device.name)
+    with open_transport(device) as transport:
+        done = install_kit(transport, device, lock, folder, _say)
+    news = "is there already, nothing was sent" if done.was_there else f"installed, {show_bytes(done.sent_bytes)} sent"
+    print(f"kit {lock.name} on {device.name}: {news}")  # noqa: T201 - the verb's answer
+    if device.python != done.python:
+        print(f'use it: in the inventory, under [{device.name}], write\n    python = "{done.python}"')  # noqa: T201 - as above
+    return 0
+
+
+def _parse_formats(text: str) -> list[Format]:
+    named = text.split(",")
+    unknown = sorted(set(named) - set(FORMATS))
+    if unknown:
+        raise InputError(f"--formats: unknown {', '.join(map(repr, unknown))}", hint=f"known: {', '.join(FORMATS)}")
+    return [known for known in FORMATS if known in named]
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, highlight=False).print(f"[dim]·[/] {escape(text)}", soft_wrap=True)
