@@ -17,7 +17,7 @@ from pathlib import Path
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.records import Format
 from rankship_targets.kit.compile import build_runner
-from rankship_targets.kit.debian import unpack_packages
+from rankship_targets.kit.debian import find_program, unpack_packages
 from rankship_targets.kit.lock import KitLock, describe_file
 from rankship_targets.kit.system import Board, Phone
 from rankship_targets.kit.wheels import download_executorch, download_wheels
@@ -152,7 +152,8 @@ def _follow(root: Path, path: Path) -> Path:
 
 
 def _list_needed(path: Path) -> Iterable[str]:
-    done = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=False)
+    argv = [find_program("readelf", "binutils"), "-d", str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return re.findall(r"\(NEEDED\).*\[(.+)\]", done.stdout)
 
 

@@ -58,7 +58,7 @@ def pack_runner(folder: Path, archive: Path) -> None:
 
 
 def _find_compiler(machine: Machine) -> str:
-    """This machine's own compiler for its own kind, else Debian's cross compiler; BuildError where it is missing."""
+    """Find the machine's own compiler for its own kind, else Debian's cross compiler; BuildError without either."""
     name = "g++" if platform.machine() == machine else f"{machine.replace('_', '-')}-linux-gnu-g++"
     found = shutil.which(name)
     if found:

@@ -27,10 +27,7 @@ Dir::Log "{folder}/log";
 
 def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root: Path) -> dict[str, str]:
     """Fetch packages and all that they depend on, unpack them into `root`; gives name → version of each."""
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            hint = "kits for phones are put together from Debian's packages: build them on a Debian host"
-            raise BuildError(f"no {program} here", hint=hint)
+    unpacker = find_program("dpkg-deb", "dpkg")
     for folder in ("state/lists/partial", "cache/archives/partial", "log"):
         (scratch / folder).mkdir(parents=True)
     (scratch / "status").touch()
@@ -41,7 +38,7 @@ def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root
     _call_apt(["install", "--download-only", "--yes", "--", *names], scratch, architecture)
     found = {}
     for package in sorted((scratch / "cache" / "archives").glob("*.deb")):
-        done = subprocess.run(["dpkg-deb", "-x", str(package), str(root)], capture_output=True, text=True, check=False)
+        done = subprocess.run([unpacker, "-x", str(package), str(root)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(f"{package.name} cannot be unpacked: {done.stderr.strip()}", hint="is the disk full?")
         name, version, _ = package.name.split("_")
@@ -49,9 +46,18 @@ def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root
     return found
 
 
+def find_program(name: str, package: str) -> str:
+    """Find a program of the host's; BuildError naming Debian's package where it is missing."""
+    found = shutil.which(name)
+    if found is None:
+        hint = f"kits for phones are put together on a Debian host: apt-get install {package}"
+        raise BuildError(f"no {name} here", hint=hint)
+    return found
+
+
 def _call_apt(words: Sequence[str], scratch: Path, architecture: str) -> None:
     environment = {**os.environ, "APT_CONFIG": str(scratch / "apt.conf"), "LC_ALL": "C"}
-    argv = ["apt-get", "-q", *words]
+    argv = [find_program("apt-get", "apt"), "-q", *words]
     try:
         done = subprocess.run(
             argv,

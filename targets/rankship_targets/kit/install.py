@@ -144,9 +144,7 @@ def _unpack_on_phone(transport: Transport, device: Device, lock: KitLock, home: 
     run_checked(transport, ["mkdir", "--", part])
     try:
         run_checked(transport, ["tar", "-x", "-f", archive, "-C", part], timeout_s=UNPACK_TIMEOUT_S)
-        done = transport.run(["sh", f"{part}/py.sh", "-c", write_check(lock)], timeout_s=UNPACK_TIMEOUT_S)
-        if done.code != 0:
-            raise _explain_unfit(device, lock, done.stderr)
+        _prove_on_phone(transport, device, lock, part)
         _write_lock(transport, lock, part)
         run_checked(transport, ["mv", "--", part, home])
     except BaseException:
@@ -154,6 +152,12 @@ def _unpack_on_phone(transport: Transport, device: Device, lock: KitLock, home: 
             transport.run(["rm", "-rf", "--", part], timeout_s=STEP_TIMEOUT_S)
         raise
     run_checked(transport, ["rm", "-rf", "--", archive.rpartition("/")[0]])  # it is as large as what it became
+
+
+def _prove_on_phone(transport: Transport, device: Device, lock: KitLock, part: str) -> None:
+    done = transport.run(["sh", f"{part}/py.sh", "-c", write_check(lock)], timeout_s=UNPACK_TIMEOUT_S)
+    if done.code != 0:
+        raise _explain_unfit(device, lock, done.stderr)
 
 
 def _write_lock(transport: Transport, lock: KitLock, part: str) -> None:

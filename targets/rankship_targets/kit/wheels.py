@@ -1,4 +1,4 @@
-"""Wheels for another machine's Python, resolved and downloaded here by pip, which reads the user's own configuration."""
+"""Wheels for another machine's Python, resolved and downloaded by pip, which reads the user's own configuration."""
 
 import subprocess
 import sys
