@@ -3,33 +3,40 @@
 import argparse
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.errors import InputError, UnlikeConditions
 from rankship_pipeline.records import FORMATS, Format
 from rankship_targets.device import Device, find_device
 
+BENCHMARK_TIMEOUT_S = 600.0
 _EXPLANATION = """\
 build      ask DEVICE what it is and put a kit for it together on this host (needs a package index)
-install    copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)"""
+install    copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)
+benchmark  run LiteRT's own benchmark_model, brought by you, on DEVICE: the way to its GPU and NNAPI delegates"""
 
 
 def kit(argv: list[str]) -> int:
-    """Build a device's kit, or install it."""
+    """Build a device's kit, install it, or drive a benchmark program of the user's own."""
     parser = argparse.ArgumentParser(
         prog="rankship kit",
         description="The runtimes that a device needs, made here and installed there.\n\n" + _EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    building, installing = verbs.add_parser("build"), verbs.add_parser("install")
+    building, installing, measuring = (verbs.add_parser(name) for name in ("build", "install", "benchmark"))
+    measuring.add_argument("--binary", required=True, help="path of benchmark_model on the device")
+    measuring.add_argument("--model", required=True, help="path of a .tflite on the device (`rankship deploy` says it)")
+    measuring.add_argument("--delegate", choices=("cpu", "gpu", "nnapi"), default="cpu")
+    measuring.add_argument("--threads", type=int, default=1, help="threads of what stays on the CPU (default: 1)")
+    measuring.add_argument("--runs", type=int, default=50, help="timed inferences at least (default: 50)")
     building.add_argument("--formats", default=",".join(FORMATS), help="formats to run, with commas (default: all)")
-    for one in (building, installing):
+    for one in (building, installing, measuring):
         one.add_argument("device", help="a name from `rankship devices`")
         one.add_argument("--inventory", type=Path, help="inventory file (default: $RANKSHIP_DEVICES, else your own)")
     arguments = parser.parse_args(argv)
     device = find_device(arguments.device, arguments.inventory)
     if arguments.verb == "build":
         return _build(device, _parse_formats(arguments.formats))
-    return _install(device)
+    return _install(device) if arguments.verb == "install" else _benchmark(device, arguments)
 
 
 def _build(device: Device, formats: list[Format]) -> int:
@@ -62,6 +69,33 @@ def _install(device: Device) -> int:
     print(f"kit {lock.name} on {device.name}: {news}")  # noqa: T201 - the verb's answer
     if device.python != done.python:
         print(f'use it: in the inventory, under [{device.name}], write\n    python = "{done.python}"')  # noqa: T201 - as above
+    return 0
+
+
+def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
+    from rankship_pipeline.units import show_ns
+    from rankship_targets.benchmark_model import run_benchmark
+    from rankship_targets.transport import open_transport
+
+    wanted = {"threads": arguments.threads, "runs": arguments.runs, "timeout_s": BENCHMARK_TIMEOUT_S}
+    with open_transport(device) as transport:
+        found = run_benchmark(transport, arguments.binary, arguments.model, arguments.delegate, **wanted)
+    deviation = "" if found.std_ns is None else f", standard deviation {show_ns(found.std_ns)}"
+    median = "" if found.median_ns is None else f", median {show_ns(found.median_ns)}"
+    share = (
+        f"the graph is {found.delegated} executed by the {found.delegate} delegate"
+        if found.delegated
+        else "it does not say who ran it"
+    )
+    print(  # noqa: T201 - the verb's answer
+        f"{found.count} inferences: mean {show_ns(found.mean_ns)}{median}{deviation}, "
+        f"from {show_ns(found.min_ns)} to {show_ns(found.max_ns)}; first {show_ns(found.first_ns)}, "
+        f"initialised in {show_ns(found.init_ns)}; {share}"
+    )
+    print("benchmark_model's own summary: it gives no samples, so no interval and no comparison")  # noqa: T201 - as above
+    if arguments.delegate != "cpu" and found.delegated in {None, "not"}:
+        message = f"nothing shows that the {arguments.delegate} delegate ran any of {arguments.model}"
+        raise UnlikeConditions(message, hint="these times are the CPU's: see what benchmark_model says on the device")
     return 0
 
 
