@@ -82,18 +82,15 @@ def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
         found = run_benchmark(transport, arguments.binary, arguments.model, arguments.delegate, **wanted)
     deviation = "" if found.std_ns is None else f", standard deviation {show_ns(found.std_ns)}"
     median = "" if found.median_ns is None else f", median {show_ns(found.median_ns)}"
-    share = (
-        f"the graph is {found.delegated} executed by the {found.delegate} delegate"
-        if found.delegated
-        else "it does not say who ran it"
-    )
+    shares = [f"{name} delegate: {share} applied" for name, share in found.delegated.items()]
+    share = ", ".join(shares) or "it does not say who ran it"
     print(  # noqa: T201 - the verb's answer
         f"{found.count} inferences: mean {show_ns(found.mean_ns)}{median}{deviation}, "
         f"from {show_ns(found.min_ns)} to {show_ns(found.max_ns)}; first {show_ns(found.first_ns)}, "
         f"initialised in {show_ns(found.init_ns)}; {share}"
     )
     print("benchmark_model's own summary: it gives no samples, so no interval and no comparison")  # noqa: T201 - as above
-    if arguments.delegate != "cpu" and found.delegated in {None, "not"}:
+    if arguments.delegate != "cpu" and found.delegated.get(arguments.delegate.upper(), "not") == "not":
         message = f"nothing shows that the {arguments.delegate} delegate ran any of {arguments.model}"
         raise UnlikeConditions(message, hint="these times are the CPU's: see what benchmark_model says on the device")
     return 0
