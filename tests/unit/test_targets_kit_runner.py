@@ -135,7 +135,17 @@ def test_damaged_programs_and_wrong_inputs_are_told_apart(runner: Path, model: P
 
 def test_a_trace_tells_every_operator_inside_the_delegate(runner: Path, model: Path, tmp_path: Path) -> None:
     inputs = [model.with_name("x.npy"), model.with_name("ids.npy")]
-    argv = [runner, "infer", "--etdump", tmp_path / "trace", "--output", tmp_path / "out", "--", model, *inputs]
+    argv: list[str | Path] = [
+        runner,
+        "infer",
+        "--etdump",
+        tmp_path / "trace",
+        "--output",
+        tmp_path / "out",
+        "--",
+        model,
+        *inputs,
+    ]
     subprocess.run(argv, check=True, capture_output=True, timeout=60)
     code = (
         "import sys; from executorch.devtools import Inspector; "
@@ -154,7 +164,7 @@ def test_wrong_words_are_refused_and_nothing_is_said_on_stdout(runner: Path, mod
 
 def test_it_ends_when_nobody_listens(runner: Path, model: Path) -> None:
     inputs = [model.with_name("x.npy"), model.with_name("ids.npy")]
-    argv = [runner, "measure", "--min-duration-ms", "600000", "--", model, *inputs]
+    argv: list[str | Path] = [runner, "measure", "--min-duration-ms", "600000", "--", model, *inputs]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         while b'"loaded"' not in process.stdout.readline():
