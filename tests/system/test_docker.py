@@ -268,8 +268,8 @@ def test_the_kit_image_compiles_for_the_board_and_fetches_its_wheels(images: Ima
     certificates = os.environ.get("PIP_CERT")  # of a network that has its own
     volumes = (f"{certificates}:/run/certificates:ro",) if certificates else ()
     setting = ("PIP_CERT=/run/certificates",) if certificates else ()
-    fetch = "python3 -m pip download --only-binary=:all: --no-deps --platform manylinux2014_aarch64".split()
-    fetched = images.run(kit, "env", *setting, *fetch, "psutil", volumes=volumes)
+    fetch = ("python3", "-m", "pip", "download", "--only-binary=:all:", "--no-deps", "psutil")
+    fetched = images.run(kit, "env", *setting, *fetch, "--platform", "manylinux2014_aarch64", volumes=volumes)
     assert fetched.returncode == 0, fetched.stderr
     assert "aarch64.whl" in images.run(kit, "ls").stdout
 
