@@ -1,0 +1,101 @@
+"""A room of namespaces in which the kernel runs aarch64 programs through qemu; nothing outside it changes.
+
+Since Linux 6.7 every user namespace may have a binfmt_misc of its own. On older kernels the room relies on what the
+machine itself has registered.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+from rankship_pipeline.errors import InputError
+
+INTERPRETER = Path("/usr/libexec/qemu-binfmt/aarch64-binfmt-P")
+PACKAGES = "qemu-user-static mmdebstrap arch-test"
+PIDS, MOUNTS, HOST_NAME = 0x2000_0000, 0x2_0000, 0x400_0000  # clone(2)'s CLONE_NEWPID, CLONE_NEWNS, CLONE_NEWUTS
+_USERS = 0x1000_0000  # CLONE_NEWUSER
+BIND, RECURSIVE, _PRIVATE = 0x1000, 0x4000, 1 << 18  # mount(2)'s
+_PARENT_DEATH_SIGNAL = 1  # prctl(2)'s PR_SET_PDEATHSIG
+_REGISTRY = Path("/proc/sys/fs/binfmt_misc")
+# The first 20 bytes of an aarch64 ELF program and which of their bits count; flags: open the interpreter now, so that
+# it works below every chroot (F), and keep argv[0] (P, O).
+_MAGIC = rb"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+_MASK = rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+_ENTRY = b":qemu-aarch64:M::" + _MAGIC + b":" + _MASK + b":" + os.fsencode(INTERPRETER) + b":OCPF"
+_IDS = "0 0 65536\n"  # the room's users are the machine's own
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check_machine() -> None:
+    """Say in one InputError what this machine lacks for a room."""
+    if os.geteuid() != 0:
+        raise InputError("only root can start the Raspberry Pi's stand-in", hint="run the command with sudo")
+    if not INTERPRETER.exists():
+        message = f"the Raspberry Pi's stand-in needs qemu-user: there is no {INTERPRETER}"
+        raise InputError(message, hint=f"apt-get install {PACKAGES}")
+
+
+def enter_room() -> None:
+    """Move this process, which must have one thread, into user and mount namespaces where aarch64 programs run."""
+    unshared_read, unshared_write = os.pipe()
+    mapped_read, mapped_write = os.pipe()
+    helper = os.fork()
+    if helper == 0:  # only who stays outside may map more than one user
+        _map_parent(unshared_read, mapped_write)
+    unshare(_USERS | MOUNTS)
+    os.write(unshared_write, b"x")
+    os.close(mapped_write)
+    mapped = os.read(mapped_read, 1)
+    os.waitpid(helper, 0)
+    if not mapped:
+        raise OSError("the machine refuses to map its users into a namespace")
+    for descriptor in (unshared_read, unshared_write, mapped_read):
+        os.close(descriptor)
+    os.setuid(0)
+    os.setgid(0)
+    mount("", Path("/"), "", flags=RECURSIVE | _PRIVATE)
+    _register()
+
+
+def unshare(flags: int) -> None:
+    """Give this process (its children, for PIDS) new namespaces."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: Path, kind: str, *, flags: int = 0, options: str = "") -> None:
+    """Mount a filesystem, as mount(2)."""
+    words = [os.fsencode(word) or None for word in (source, target, kind)]
+    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process as soon as its parent's thread ends."""
+    _check(_libc.prctl(_PARENT_DEATH_SIGNAL, 9), "prctl")
+
+
+def _map_parent(unshared: int, mapped: int) -> None:
+    os.read(unshared, 1)
+    try:
+        for name in ("uid_map", "gid_map"):
+            Path("/proc", str(os.getppid()), name).write_text(_IDS, encoding="ascii")
+        os.write(mapped, b"x")
+    finally:
+        os._exit(0)
+
+
+def _register() -> None:
+    """Register qemu in a binfmt_misc of our own; where the kernel has none to give, the machine's must do."""
+    try:
+        mount("binfmt_misc", _REGISTRY, "binfmt_misc")
+        (_REGISTRY / "register").write_bytes(_ENTRY)
+    except OSError as failure:
+        if not (_REGISTRY / "qemu-aarch64").exists():
+            message = f"{failure}; Linux {os.uname().release} may be older than 6.7, and no qemu-aarch64 is registered"
+            raise OSError(message) from None
+
+
+def _check(status: int, what: str) -> None:
+    if status != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

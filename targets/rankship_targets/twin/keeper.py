@@ -1,0 +1,161 @@
+"""The process that keeps an emulated Pi: it starts its sshd, starts it again after a reboot, and ends with the host.
+
+`python -m rankship_targets.twin.keeper '{…}'` is started by pi.py. Three processes stand above the Pi's own: the keeper
+in a room where aarch64 programs run, one guard per boot, and below it the Pi's first process, with which everything of
+that boot ends. Each dies with the one above, whatever ended that one.
+"""
+
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from rankship_pipeline.codec import decode
+from rankship_pipeline.records import record
+from rankship_targets.twin.binfmt import (
+    BIND,
+    HOST_NAME,
+    MOUNTS,
+    PIDS,
+    RECURSIVE,
+    die_with_parent,
+    enter_room,
+    mount,
+    unshare,
+)
+from rankship_targets.twin.board import renew_boot_id
+
+REBOOTED, ENDED = 10, 11  # a guard's exit status
+BOOT_PAUSE_S = 1.0  # nothing answers while a board starts
+DISK = "size=2g,mode=755"
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "ptmx": "pts/ptmx"}
+
+
+@record
+class Plan:
+    """What to keep: the unpacked `root` (never written to), `state` for this run's own files, and the first program.
+
+    `board` is where the board's files are seen inside.
+    """
+
+    host_pid: int
+    root: str
+    state: str
+    board: str
+    host_name: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def main() -> None:
+    """Keep the Pi that the JSON in argv describes until the host process ends or says so (SIGTERM)."""
+    plan = decode(Plan, sys.argv[1], where="the keeper's plan")
+    signal.signal(signal.SIGTERM, _leave)
+    host = os.pidfd_open(plan.host_pid)
+    if os.getppid() != plan.host_pid:  # it ended before we looked
+        return
+    state = Path(plan.state)
+    try:
+        enter_room()
+        _lay_out(plan, state)
+        while _boot(plan, host) == REBOOTED:
+            renew_boot_id(state / "board")
+            time.sleep(BOOT_PAUSE_S)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _lay_out(plan: Plan, state: Path) -> None:
+    """Put the Pi's disk together: the unpacked root below, what is written above it, in memory."""
+    disk, root = state / "disk", state / "root"
+    disk.mkdir()
+    root.mkdir()
+    mount("tmpfs", disk, "tmpfs", options=DISK)
+    (disk / "upper").mkdir()
+    (disk / "work").mkdir()
+    layers = f"lowerdir={plan.root},upperdir={disk}/upper,workdir={disk}/work,userxattr"
+    mount("overlay", root, "overlay", options=layers)
+    mount(str(state / "board"), root / plan.board[1:], "", flags=BIND)
+    dev = root / "dev"
+    mount("tmpfs", dev, "tmpfs", options="size=64m,mode=755")
+    for name in _DEVICES:
+        (dev / name).touch()
+        mount(f"/dev/{name}", dev / name, "", flags=BIND | RECURSIVE)
+    for name, target in _LINKS.items():
+        (dev / name).symlink_to(target)
+    (dev / "shm").mkdir(mode=0o1777)
+    (dev / "shm").chmod(0o1777)
+    (dev / "pts").mkdir()
+    mount("devpts", dev / "pts", "devpts", options="newinstance,ptmxmode=0666,mode=620")
+
+
+def _boot(plan: Plan, host: int) -> int:
+    """Start a guard and wait for it, or for the host's end; gives the guard's exit status."""
+    guard = os.fork()
+    if guard == 0:
+        _guard(plan)
+    ended = os.pidfd_open(guard)
+    poll = select.poll()
+    for descriptor in (host, ended):
+        poll.register(descriptor, select.POLLIN)
+    try:
+        happened = dict(poll.poll())
+    finally:
+        os.kill(guard, signal.SIGTERM)  # not reaped yet: the number is still its own
+        status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+        os.close(ended)
+    return ENDED if host in happened else status
+
+
+def _guard(plan: Plan) -> None:
+    """Run one boot in namespaces of its own and tell by the exit status how it ended."""
+    status = ENDED
+    try:
+        die_with_parent()
+        unshare(PIDS | MOUNTS | HOST_NAME)
+        first = os.fork()
+        if first == 0:
+            _become_first(plan)
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            os.kill(first, signal.SIGKILL)
+
+        signal.signal(signal.SIGTERM, end)
+        ended = os.waitpid(first, 0)[1]
+        # In a process namespace, reboot(2) ends the first process by SIGHUP, halting by SIGINT.
+        if os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGHUP:
+            status = REBOOTED
+    finally:
+        os._exit(status)
+
+
+def _become_first(plan: Plan) -> None:
+    try:
+        die_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        socket.sethostname(plan.host_name)
+        root = Path(plan.state) / "root"
+        mount("proc", root / "proc", "proc")
+        os.chroot(root)
+        os.chdir("/")
+        os.execve(plan.argv[0], plan.argv, plan.environment)
+    except OSError as failure:
+        print(f"the stand-in cannot start {plan.argv[0]}: {failure}", file=sys.stderr)  # noqa: T201 - its log
+    finally:
+        os._exit(127)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,145 @@
+"""The everyday stand-in for a Raspberry Pi 4: Debian's own arm64 programs, translated by qemu, behind a real sshd.
+
+It shows that code runs on a Cortex-A72 and that the way to it works. Its times, its temperature and its memory figures
+mean nothing; the system stand-in (machine.py) has true memory figures.
+"""
+
+import atexit
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankship_pipeline.codec import encode
+from rankship_pipeline.errors import InputError, Unreachable
+from rankship_targets.device import Device
+from rankship_targets.twin.banner import await_banner, find_free_port
+from rankship_targets.twin.binfmt import check_machine
+from rankship_targets.twin.board import KERNEL, write_board
+from rankship_targets.twin.cache import twins_folder
+from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, find_root, read_public_key
+from rankship_targets.twin.keeper import Plan
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+EMULATION = {"QEMU_CPU": "cortex-a72", "QEMU_LD_PREFIX": BOARD, "QEMU_UNAME": KERNEL, "PATH": PATH}
+_SSHD = ("/usr/sbin/sshd", "-D", "-e", "-o", "ListenAddress=127.0.0.1")
+_SETTINGS = {
+    "UsePAM": "no",
+    "PidFile": "none",
+    "PasswordAuthentication": "no",
+    "KbdInteractiveAuthentication": "no",
+    "PermitRootLogin": "prohibit-password",
+    "MaxStartups": "100",
+    "SetEnv": " ".join(f"{name}={value}" for name, value in EMULATION.items()),
+}
+
+
+@dataclass(frozen=True)
+class _Running:
+    keeper: subprocess.Popen[bytes]
+    state: Path
+    device: Device
+    owner_pid: int  # a forked child inherits this table and must end nothing
+
+
+_RUNNING: dict[str, _Running] = {}
+_STARTING = threading.Lock()
+
+
+def start_pi(device: Device) -> Device:
+    """Start a Pi of this name unless this process runs it already; it ends with this process, whatever ends that."""
+    with _STARTING:
+        running = _RUNNING.get(device.name)
+        if running is None or running.owner_pid != os.getpid() or running.keeper.poll() is not None:
+            running = _start(device)
+            _RUNNING[device.name] = running
+        return replace(
+            running.device,
+            **{name: getattr(device, name) for name in ("cpus", "governor", "cool_below_mc", "twin", "label")},
+        )
+
+
+def stop_pi(device: Device) -> None:
+    """End the Pi of this name, as if its plug were pulled; what was written to its disk is gone."""
+    with _STARTING:
+        running = _RUNNING.pop(device.name, None)
+        if running is not None and running.owner_pid == os.getpid():
+            _end(running)
+
+
+def overlay_folder(device: Device) -> Path:
+    """Find the board's files of a running Pi on this host (board.py names them): what is written here, it shows."""
+    return _find(device).state / "board"
+
+
+def log_file(device: Device) -> Path:
+    """Find what a running Pi's sshd and its keeper say."""
+    return _find(device).state / "log"
+
+
+def _find(device: Device) -> _Running:
+    if device.name not in _RUNNING:
+        raise InputError(f"this process runs no stand-in named {device.name!r}", hint="start it with start_pi")
+    return _RUNNING[device.name]
+
+
+def _start(device: Device) -> _Running:
+    check_machine()
+    made = find_root()
+    port = find_free_port()
+    state = twins_folder() / "running" / f"{device.name}-{os.getpid()}-{secrets.token_hex(4)}"
+    state.mkdir(parents=True)
+    write_board(state / "board")
+    plan = Plan(
+        host_pid=os.getpid(),
+        root=str(made / "root"),
+        state=str(state),
+        board=BOARD,
+        host_name="raspberrypi",
+        argv=(*_SSHD, "-p", str(port), *(word for pair in _SETTINGS.items() for word in ("-o", "=".join(pair)))),
+        environment=EMULATION,
+    )
+    argv = [sys.executable, "-m", "rankship_targets.twin.keeper", encode(plan)]
+    with (state / "log").open("wb") as log:
+        keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    reached = replace(
+        device,
+        transport="ssh",
+        host="127.0.0.1",
+        port=port,
+        user=USER,
+        host_key=read_public_key(made / "keys/host"),
+        key_file=str(made / "keys/user"),
+        python=PYTHON,
+    )
+    running = _Running(keeper=keeper, state=state, device=reached, owner_pid=os.getpid())
+    log_copy = state / "log"
+    if not await_banner(port, alive=lambda: keeper.poll() is None, timeout_s=START_TIMEOUT_S):
+        said = log_copy.read_text(errors="replace")[-1500:] if log_copy.exists() else "(its log is gone)"
+        _end(running)
+        message = f"the stand-in {device.name} did not start: {said.strip()}"
+        raise Unreachable(message, hint="it needs root and Linux 6.7 or newer, or a registered qemu-aarch64")
+    return running
+
+
+def _end(running: _Running) -> None:
+    """End the keeper, which takes everything of the Pi's with it."""
+    running.keeper.terminate()
+    try:
+        running.keeper.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        running.keeper.kill()
+        running.keeper.wait()
+    shutil.rmtree(running.state, ignore_errors=True)
+
+
+@atexit.register
+def _end_all() -> None:
+    for running in list(_RUNNING.values()):
+        if running.owner_pid == os.getpid():
+            _end(running)
