@@ -4,7 +4,9 @@ It holds a user `pi`, a virtual environment /opt/rankship whose Python has the r
 what the board says of itself. Both stand-ins for a Raspberry Pi 4 use it.
 """
 
+import compileall
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,11 +46,13 @@ case "$1" in
     *) echo 'error=1 error_msg="Command not registered"'; exit 1 ;;
 esac
 """
+_PERMITTED = "".join(f"{kind} sufficient pam_permit.so\n" for kind in ("auth", "account", "password", "session"))
 _TEXTS = {
     "etc/hostname": "raspberrypi\n",
     "etc/hosts": "127.0.0.1\tlocalhost raspberrypi\n",
     "etc/sudoers.d/pi": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
-    "etc/pam.d/sudo": "".join(f"{kind} sufficient pam_permit.so\n" for kind in ("auth", "account", "session")),
+    "etc/pam.d/sudo": _PERMITTED,
+    "etc/pam.d/other": _PERMITTED,
     "opt/rankship/pyvenv.cfg": "home = /usr/bin\ninclude-system-site-packages = false\n",
     "home/pi/.profile": f"PATH={PATH}\n",
     "usr/bin/vcgencmd": _VCGENCMD,
@@ -125,6 +129,7 @@ def _make(folder: Path) -> None:
     _make_keys(folder / "keys", root)
     tell("fetching the runtimes' wheels for arm64, once (about 10 s)")
     _install_wheels(root)
+    _compile(root)
     for name in ("home/pi", "home/pi/.profile", "home/pi/.ssh", "home/pi/.ssh/authorized_keys"):
         os.chown(root / name, USER_ID, USER_ID)
 
@@ -172,3 +177,15 @@ def _install_wheels(root: Path) -> None:
     argv += ["--implementation", "cp", "--python-version", _PYTHON_VERSION, "--no-compile"]
     argv += [word for abi in (tag, "abi3", "none") for word in ("--abi", abi)]
     run_tool([*argv, *(f"{name}=={version}" for name, version in WHEELS.items())], timeout_s=_PIP_S)
+
+
+def _compile(root: Path) -> None:
+    """Compile what starts of Python would compile anew each time: the user pi may not write beside the sources.
+
+    A host with another Python cannot; programs on its stand-in then start more slowly.
+    """
+    if f"{sys.version_info.major}.{sys.version_info.minor}" != _PYTHON_VERSION:
+        return
+    skipped = re.compile(r"/(tests?|idlelib|lib2to3|tkinter|pip|transformers|tools|quantization)/")
+    for folder in (f"usr/lib/python{_PYTHON_VERSION}", "opt/rankship/lib"):
+        compileall.compile_dir(root / folder, stripdir=root, rx=skipped, quiet=2)
