@@ -57,11 +57,7 @@ def write_board(folder: Path) -> None:
         TEMPERATURE: "48212\n",
         THROTTLED: "0\n",
         **{f"sys/devices/system/cpu/{name}": f"0-{CORES - 1}\n" for name in ("online", "possible", "present")},
-        **{
-            f"{CPUFREQ.format(core=core)}/{name}": f"{text}\n"
-            for core in cores
-            for name, text in _FREQUENCY.items()
-        },
+        **{f"{CPUFREQ.format(core=core)}/{name}": f"{text}\n" for core in cores for name, text in _FREQUENCY.items()},
     }
     for name, text in texts.items():
         path = folder / name

@@ -87,7 +87,9 @@ def run_tool(argv: Sequence[str | Path], *, timeout_s: float, environment: Mappi
     except FileNotFoundError:
         raise InputError(f"the stand-in needs {argv[0]}", hint=f"apt-get install {HOST_PACKAGES}") from None
     except subprocess.TimeoutExpired:
-        raise InputError(f"{argv[0]} did not end within {timeout_s:g} s", hint="try again; is the network slow?") from None
+        raise InputError(
+            f"{argv[0]} did not end within {timeout_s:g} s", hint="try again; is the network slow?"
+        ) from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-1500:]
         raise InputError(f"{argv[0]} ended with status {done.returncode}: {said}", hint="its own words are above")

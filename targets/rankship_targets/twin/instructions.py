@@ -1,0 +1,62 @@
+"""Instructions that a model costs, counted on a virtual Cortex-A72: repeatable, and no time of any board.
+
+There are no caches, no memory bandwidth and one instruction per step: right for telling whether a change made a model
+cheaper or dearer to compute, and silent on how long a Raspberry Pi takes.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.records import Verified, record
+from rankship_targets.session import MeasureRequest, open_session
+from rankship_targets.twin.machine import Machine
+
+SAMPLES = 15
+_WARM_UP_MS = 200  # of the machine's own clock
+
+
+@record
+class Instructions:
+    """What one artifact cost: `per_inference` is the median of `samples`, `loading` what opening the file took."""
+
+    artifact_sha256: str
+    runtime: str
+    runtime_version: str
+    loading: int
+    first_inference: int
+    per_inference: int
+    samples: tuple[int, ...]
+
+
+def count_instructions(
+    machine: Machine, artifact: Path, verified: Verified, inputs: Sequence[Path], *, samples: int = SAMPLES
+) -> Instructions:
+    """Count what a proven artifact costs per inference of the first sample, on one core, in a fresh process."""
+    if not machine.icount:
+        message = f"{machine.device.name} tells time, not instructions"
+        raise InputError(message, hint="boot(icount=True) gives a machine that counts")
+    with open_session(machine.device) as session:
+        request = MeasureRequest(
+            round=0,
+            variant=verified.variant,
+            format=verified.format,
+            artifact=session.push(artifact, verified),
+            artifact_sha256=verified.artifact_sha256,
+            inputs=tuple(session.push_file(path) for path in inputs),
+            threads=1,
+            min_samples=samples,
+            min_duration_ms=0,
+            max_warmup_ms=_WARM_UP_MS,
+        )
+        trial = session.measure(request)
+    return Instructions(
+        artifact_sha256=verified.artifact_sha256,
+        runtime=trial.runtime.name,
+        runtime_version=trial.runtime.version,
+        loading=trial.load_ns,
+        first_inference=trial.warmup_ns[0],
+        per_inference=round(statistics.median(trial.samples_ns)),
+        samples=trial.samples_ns,
+    )

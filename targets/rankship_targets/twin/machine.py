@@ -1,0 +1,111 @@
+"""The system stand-in for a Raspberry Pi 4: a virtual machine of four Cortex-A72 with a kernel of its own.
+
+It boots, reboots and counts its memory truly, and its network can be spoiled from inside (sch_netem is loaded). With
+`icount` it has one core whose clock moves one nanosecond per instruction: what it then times are instructions.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rankship_pipeline.errors import Unreachable
+from rankship_targets.device import Device
+from rankship_targets.twin.banner import await_banner, find_free_port
+from rankship_targets.twin.debian_root import PYTHON, USER, read_public_key
+from rankship_targets.twin.machine_files import QEMU, describe_machine, find_machine_files
+
+BOOT_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 20.0
+_CORES, _COUNTING_CORES = 4, 1
+_APPEND = "console=ttyAMA0 quiet mitigations=off audit=0 panic=5"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A booted machine; it ends with this process at the latest, and forgets what was written to its disk."""
+
+    device: Device
+    icount: bool
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def serial_log(self) -> Path:
+        """What the kernel and the first program say; gone after `stop`."""
+        return self.folder / "serial.log"
+
+    def await_answer(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
+        """Wait until the machine's SSH server speaks, as after a reboot; Unreachable with its last words otherwise."""
+        if not await_banner(self.device.port, alive=lambda: self.process.poll() is None, timeout_s=timeout_s):
+            logs = [path.read_text(errors="replace")[-1000:] for path in (self.serial_log, self.folder / "qemu.log")]
+            message = f"{self.device.name} did not answer within {timeout_s:g} s: {' '.join(logs).strip()}"
+            raise Unreachable(message, hint="the machine's own last words are above")
+
+    def stop(self) -> None:
+        """Pull the plug; stopping twice is allowed."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def boot(*, icount: bool = False, name: str = "system-pi") -> Machine:
+    """Boot a machine and wait until its SSH server speaks; `device` of what comes back reaches it."""
+    made = find_machine_files()
+    port = find_free_port()
+    folder = Path(tempfile.mkdtemp(prefix="rankship-machine-"))
+    argv = [
+        sys.executable,
+        "-m",
+        "rankship_targets.twin.warden",
+        str(os.getpid()),
+        *_command(made, folder, port, icount),
+    ]
+    with (folder / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    device = Device(
+        name=name,
+        transport="ssh",
+        host="127.0.0.1",
+        port=port,
+        user=USER,
+        host_key=read_public_key(made / "keys/host"),
+        key_file=str(made / "keys/user"),
+        python=PYTHON,
+    )
+    machine = Machine(device=device, icount=icount, process=process, folder=folder)
+    try:
+        machine.await_answer()
+    except BaseException:
+        machine.stop()
+        raise
+    return machine
+
+
+def _command(made: Path, folder: Path, port: int, icount: bool) -> list[str]:  # noqa: FBT001 - as boot says it
+    cores = _COUNTING_CORES if icount else _CORES
+    argv = [QEMU, "-M", "virt,gic-version=2", *describe_machine(cores), "-monitor", "none"]
+    argv += ["-accel", "tcg", "-icount", "shift=0"] if icount else ["-accel", "tcg,thread=multi"]
+    argv += ["-dtb", f"{made}/pi-{cores}.dtb", "-kernel", f"{made}/vmlinuz", "-initrd", f"{made}/initrd"]
+    argv += ["-append", _APPEND, "-serial", f"file:{folder}/serial.log"]
+    argv += ["-drive", f"file={made}/root.img,format=raw,if=none,id=disk,snapshot=on"]
+    argv += ["-device", "virtio-blk-pci,drive=disk"]
+    argv += ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"]
+    return [*argv, "-device", "virtio-net-pci,netdev=net,romfile="]  # no boot from the network

@@ -1,0 +1,108 @@
+"""What the system stand-in boots from: a Debian kernel for arm64, a first file system, a disk and device trees."""
+
+import shutil
+from pathlib import Path
+
+from rankship_pipeline.errors import InputError
+from rankship_targets.twin import board, cpio, debian_root
+from rankship_targets.twin.cache import find_or_make, tell
+from rankship_targets.twin.debian_root import find_root, run_tool, unpack_packages
+
+QEMU = "qemu-system-aarch64"
+PACKAGES = "qemu-system-arm device-tree-compiler e2fsprogs"
+CORE_COUNTS = (4, 1)
+DISK_BYTES = 2 << 30
+_KERNEL = "linux-image-cloud-arm64"
+# In the order in which they must be loaded; what the kernel has built in is in no file.
+_MODULES = (
+    "virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover "
+    "virtio_net crc16 libcrc32c crc32c_generic mbcache jbd2 ext4 sch_netem"
+).split()
+_INIT = """#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev; $b mount -t proc proc /proc; $b mount -t sysfs sys /sys
+for module in $($b cat /modules/order); do $b insmod /modules/$module.ko; done
+i=0; while [ ! -b /dev/vda ] && [ $i -lt 100 ]; do $b sleep 0.1; i=$((i+1)); done
+$b mount -t ext4 -o rw,noatime /dev/vda /new
+for folder in dev proc sys; do $b mount --move /$folder /new/$folder; done
+$b mkdir -p /new/run/board; $b cp -a /board/. /new/run/board/; $b cp -a /pi-init /new/run/pi-init
+exec $b switch_root /new /run/pi-init
+"""
+_PI_INIT = f"""#!/bin/sh
+export PATH={debian_root.PATH}
+mkdir -p /dev/pts /dev/shm /run/sshd
+mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /tmp; chmod 1777 /tmp /dev/shm
+ln -sf /proc/self/fd /dev/fd; hostname raspberrypi
+link=$(ls /sys/class/net | grep -v '^lo$' | head -1)
+ip link set lo up; ip link set "$link" up; ip addr add 10.0.2.15/24 dev "$link"; ip route add default via 10.0.2.2
+[ -d /sys/class/thermal ] && mount --bind /run/board/sys/class/thermal /sys/class/thermal
+/usr/sbin/sshd -D -e -o UsePAM=no -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o SetEnv=PATH=$PATH \
+    > /var/log/sshd.log 2>&1 &
+echo "the board is up after $(cut -d' ' -f1 /proc/uptime) s" > /dev/console
+while :; do sleep 1000 & wait; done
+"""
+
+
+def find_machine_files() -> Path:
+    """Give the folder with `vmlinuz`, `initrd`, `root.img`, and `pi-4.dtb`, `pi-1.dtb` for as many cores.
+
+    Its `keys` are those of the Debian root that the disk holds.
+    """
+    root = find_root()
+    made_of = "\n".join([root.name, *(Path(room).read_text() for room in (__file__, cpio.__file__, board.__file__))])
+    return find_or_make("machine", made_of, lambda folder: _make(folder, root))
+
+
+def describe_machine(cores: int) -> list[str]:
+    """Give qemu's arguments that make the machine itself, which its device tree must agree with."""
+    return ["-cpu", "cortex-a72", "-smp", str(cores), "-m", "2G", "-nodefaults", "-display", "none"]
+
+
+def _make(folder: Path, made: Path) -> None:
+    for tool in (QEMU, "fdtput", "mke2fs"):
+        if not shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"):
+            raise InputError(f"the system stand-in needs {tool}", hint=f"apt-get install {PACKAGES}")
+    tell("unpacking a kernel for arm64, once (about 30 s)")
+    kernel = folder / "kernel"
+    unpack_packages(kernel, [_KERNEL])
+    (image,) = (kernel / "boot").glob("vmlinuz-*")
+    shutil.copy(image, folder / "vmlinuz")
+    (folder / "initrd").write_bytes(_pack_initramfs(kernel, made / "root", folder / "board"))
+    shutil.rmtree(kernel)
+    tell("making the system stand-in's disk, once (a few seconds)")
+    disk = folder / "root.img"
+    with disk.open("wb") as stream:
+        stream.truncate(DISK_BYTES)
+    # Without a journal: the disk is a snapshot at every boot, so nothing ever has to be recovered on it.
+    run_tool(["/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", made / "root", disk], timeout_s=300)
+    for cores in CORE_COUNTS:
+        _write_tree(folder / f"pi-{cores}.dtb", cores)
+    shutil.copytree(made / "keys", folder / "keys")
+
+
+def _pack_initramfs(kernel: Path, root: Path, board_folder: Path) -> bytes:
+    board.write_board(board_folder)
+    found = {path.name.removesuffix(".ko"): path for path in kernel.rglob("*.ko")}
+    order = [name for name in _MODULES if name in found]
+    files = {
+        "init": (_INIT.encode(), 0o755),
+        "pi-init": (_PI_INIT.encode(), 0o755),
+        "bin/busybox": ((root / "bin/busybox").read_bytes(), 0o755),
+        "modules/order": ("\n".join(order).encode(), 0o644),
+        **{f"modules/{name}.ko": (found[name].read_bytes(), 0o644) for name in order},
+    }
+    inside = sorted(path for path in board_folder.rglob("*") if path.is_relative_to(board_folder / "sys"))
+    folders = ["bin", "dev", "proc", "sys", "modules", "new", "board"]
+    folders += [f"board/{path.relative_to(board_folder)}" for path in inside if path.is_dir()]
+    files |= {
+        f"board/{path.relative_to(board_folder)}": (path.read_bytes(), 0o644) for path in inside if path.is_file()
+    }
+    shutil.rmtree(board_folder)
+    return cpio.pack_initramfs(folders, files)
+
+
+def _write_tree(path: Path, cores: int) -> None:
+    """Let qemu write the device tree of its machine, and name it a Raspberry Pi 4."""
+    run_tool([QEMU, "-M", f"virt,gic-version=2,dumpdtb={path}", *describe_machine(cores)], timeout_s=60)
+    run_tool(["fdtput", "-t", "s", path, "/", "model", board.MODEL], timeout_s=60)
+    run_tool(["fdtput", "-t", "s", path, "/", "compatible", *board.COMPATIBLE, "linux,dummy-virt"], timeout_s=60)
