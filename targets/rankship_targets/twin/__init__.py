@@ -10,7 +10,10 @@ from rankship_pipeline.errors import InputError
 from rankship_targets.device import Device
 
 # twin → module:function that starts it (or finds it running in this process) and gives the device that reaches it.
-TWINS: dict[str, str] = {"pi4": "rankship_targets.twin.pi:start_pi"}
+TWINS: dict[str, str] = {
+    "pi4": "rankship_targets.twin.pi:start_pi",
+    "pixel6": "rankship_targets.twin.pixel:start_pixel",
+}
 
 
 def ensure_running(device: Device) -> Device:

@@ -1,0 +1,120 @@
+"""The emulated phone's processes: `python -m rankship_targets.twin.phone ROOT FOLDER SCREEN`.
+
+Prints {"port": of the phone, "server": port of an adb server of its own}, and ends when its stdin does: whoever
+started it may die in any way, and nothing is left behind.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import get_args
+
+from rankship_targets.twin.adbd import Adbd, Screen
+from rankship_targets.twin.namespace import (
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    bind,
+    enter_namespace,
+    fork,
+    mount,
+    run_reaping,
+)
+
+SHELL_USER = 2000
+SDCARD_BYTES = 8_000_000
+_GROUPS = (1004, 1007, 1011, 1015, 1028, 3001, 3002, 3003, 3006)
+_DEVICES = ("null", "zero", "random", "urandom", "full", "tty")
+_MS_BIND_ALL = 4096 | MS_REC
+_USB = Path("/dev/bus/usb")
+# What makes every program of the phone see its processor and its files.
+EMULATION = {
+    "QEMU_CPU": "cortex-a76",
+    "QEMU_LD_PREFIX": "/fakedev",
+    "QEMU_UNAME": "5.10.157-android13-4-rankship-twin",
+}
+
+
+def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
+    """Run the phone until stdin ends."""
+    phone, server = _listen(), _listen()
+    ports = {"port": phone.getsockname()[1], "server": server.getsockname()[1]}
+    server.close()  # the number is adb's own now
+
+    def init() -> int:
+        _set_up(root, folder)
+        fork(lambda: _serve_adb(adb, folder, ports["server"]))
+        daemon = fork(lambda: _serve_phone(phone, folder / "root", screen))
+        print(json.dumps(ports), flush=True)
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        return run_reaping(daemon)
+
+    return enter_namespace(init)
+
+
+def _listen() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _set_up(root: Path, folder: Path) -> None:
+    """Put the phone together: its system read-only, everything else from the folder of this run."""
+    place = folder / "root"
+    bind(root, place, read_only=True)
+    bind(folder / "data", place / "data")
+    bind(folder / "fakedev", place / "fakedev")
+    mount("proc", place / "proc", "proc")
+    mount("/sys", place / "sys", flags=_MS_BIND_ALL)
+    mount("tmpfs", place / "dev", "tmpfs", MS_NOSUID)
+    for name in _DEVICES:
+        (place / "dev" / name).touch()
+        bind(Path("/dev", name), place / "dev" / name)
+    card = f"size={SDCARD_BYTES},uid={SHELL_USER},gid={SHELL_USER},mode=770"
+    mount("tmpfs", place / "sdcard", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, card)
+    if _USB.is_dir():  # two adb servers that see one cable take it from each other
+        mount("tmpfs", _USB, "tmpfs")
+    socket.sethostname("oriole")
+
+
+def _serve_adb(adb: str, folder: Path, port: int) -> int:
+    """Become an adb server that knows nobody's keys and looks for no emulator."""
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
+    with (folder / "adb.log").open("wb") as log:
+        command = [adb, "-L", f"tcp:localhost:{port}", "nodaemon", "server"]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
+        ).returncode
+
+
+def _serve_phone(listener: socket.socket, place: Path, screen: Screen) -> int:
+    os.environ.update(EMULATION)
+    os.chroot(place)
+    os.chdir("/")
+    os.setgroups(_GROUPS)
+    os.setgid(SHELL_USER)
+    os.setuid(SHELL_USER)
+    asyncio.run(_serve(listener, Adbd(screen)))
+    return 0
+
+
+async def _serve(listener: socket.socket, phone: Adbd) -> None:
+    server = await asyncio.start_server(phone.serve, sock=listener)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if len(words) != 4 or words[2] not in get_args(Screen):  # noqa: PLR2004 - as the docstring says
+        sys.exit(__doc__)
+    sys.exit(main(Path(words[0]), Path(words[1]), words[2], words[3]))  # type: ignore[arg-type]  # checked above

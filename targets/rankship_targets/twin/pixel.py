@@ -1,0 +1,128 @@
+"""A stand-in for a Pixel 6: real aarch64 programs of an Android-like system, behind the real adb protocol."""
+
+import atexit
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from rankship_pipeline.errors import Lacks, TargetTimeout
+from rankship_pipeline.records import record
+from rankship_targets.adb_client import find_adb
+from rankship_targets.device import Device
+from rankship_targets.twin.adbd import Screen
+from rankship_targets.twin.android import ensure_root
+from rankship_targets.twin.android_files import list_condition_files
+from rankship_targets.twin.namespace import QEMU
+from rankship_targets.twin.phone import SHELL_USER
+
+START_TIMEOUT_S = 60.0
+_LOG_CHARACTERS = 2000
+
+
+def start_pixel(device: Device) -> Device:
+    """Start the phone, unless this process did so for a device of this name, and give the device that reaches it."""
+    with _turn:
+        phone = _running.get(device.name)
+        if phone is None or phone.process.poll() is not None:
+            phone = _running[device.name] = launch_phone()
+    return reach(phone, device)
+
+
+@record
+class Phone:
+    """A running stand-in; `folder` holds what the device can write (data/) and its condition (fakedev/)."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+    server_port: int
+
+    def stop(self) -> None:
+        """End the phone and its adb server as a cut cable would, and forget all that was written."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # the kernel ends the rest
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def launch_phone(screen: Screen = "open") -> Phone:
+    """Start a phone; it ends with this process."""
+    _check_machine()
+    root = ensure_root()
+    folder = Path(tempfile.mkdtemp(prefix="rankship-pixel6-"))
+    _furnish(folder)
+    command = [sys.executable, "-m", "rankship_targets.twin.phone", str(root), str(folder), screen, find_adb()]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    try:
+        ports = _await_ports(process, folder)
+    except BaseException:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    phone = Phone(process=process, folder=folder, port=ports["port"], server_port=ports["server"])
+    atexit.register(phone.stop)
+    return phone
+
+
+def reach(phone: Phone, device: Device) -> Device:
+    """Say how a device is reached that this phone plays: over the phone's own adb server."""
+    return replace(
+        device, transport="adb", serial=f"127.0.0.1:{phone.port}", host="127.0.0.1", port=phone.server_port, twin=None
+    )
+
+
+_turn = threading.Lock()
+_running: dict[str, Phone] = {}
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        message = "the Pixel's twin needs root: it mounts a system of its own and runs it as Android's shell user"
+        raise Lacks(message, hint="run it as root, in a container for example")
+    if not QEMU.exists():
+        raise Lacks(f"the Pixel's twin needs {QEMU}, which is missing", hint="apt-get install qemu-user-static")
+
+
+def _furnish(folder: Path) -> None:
+    """Make what belongs to one run: the device's writable folders and the files that tell its condition."""
+    for name in ("root", "data/local/tmp", "fakedev"):
+        (folder / name).mkdir(parents=True)
+    for name, text in list_condition_files().items():
+        file = folder / "fakedev" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    (folder / "data").chmod(0o771)
+    (folder / "data/local").chmod(0o751)
+    (folder / "data/local/tmp").chmod(0o771)
+    os.chown(folder / "data/local/tmp", SHELL_USER, SHELL_USER)
+
+
+def _await_ports(process: subprocess.Popen[bytes], folder: Path) -> dict[str, int]:
+    if process.stdout is None:  # it was opened as a pipe
+        raise AssertionError
+    ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+    if not ready:
+        message = f"the Pixel's twin did not start within {START_TIMEOUT_S:g} s"
+        raise TargetTimeout(message, hint="see whether the machine is overloaded")
+    line = process.stdout.readline()
+    if not line:
+        said = (folder / "log").read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
+        message = f"the Pixel's twin did not start: {said}"
+        raise Lacks(message, hint="it needs root, Linux 6.7 or newer, and user namespaces allowed")
+    ports: dict[str, int] = json.loads(line)
+    return ports
