@@ -25,7 +25,7 @@ _LOADER = "ld-linux-aarch64.so.1"
 # What names the hidden places takes exactly the room of what named the usual ones.
 _LOADER_PATHS = (b"/lib/ld-linux-aarch64.so.1\0", b"/system/lib64/standins/ld\0\0")
 _SEARCH_PATHS = (b"/lib/aarch64-linux-gnu/", b"/system/lib64/standins/")
-_FOLDERS = "system/bin system/etc vendor/bin product/bin apex data sdcard storage proc sys dev fakedev"
+_FOLDERS = "system/bin system/etc vendor/bin product/bin apex data sdcard storage proc sys dev condition"
 _LINKS = {"bin": "/system/bin", "etc": "/system/etc"}
 
 

@@ -33,7 +33,7 @@ fi
 """
 _DUMPSYS = """#!/system/bin/sh
 case $1 in
-  battery | thermalservice) cat "/fakedev/dumpsys/$1" ;;
+  battery | thermalservice) cat "/condition/dumpsys/$1" ;;
   *) echo "Can't find service: $1" >&2; exit 1 ;;
 esac
 """
@@ -77,9 +77,7 @@ Current temperatures from HAL:
 def list_condition_files() -> dict[str, str]:
     """Write the files that tell the device's condition; a test may change them while the device runs."""
     files = {
-        "proc/cpuinfo": "".join(
-            _CPUINFO.format(number=number, part=part) for number, (part, _) in enumerate(_CORES)
-        ),
+        "proc/cpuinfo": "".join(_CPUINFO.format(number=number, part=part) for number, (part, _) in enumerate(_CORES)),
         "sys/class/thermal/thermal_zone0/type": "BIG\n",
         "sys/class/thermal/thermal_zone0/temp": "41200\n",
         "dumpsys/battery": _BATTERY,
@@ -89,6 +87,8 @@ def list_condition_files() -> dict[str, str]:
     files |= {f"{processors}/{name}": "0-7\n" for name in ("online", "possible", "present")}
     for number, (_, khz) in enumerate(_CORES):
         folder = f"{processors}/cpu{number}/cpufreq"
-        files |= {f"{folder}/{name}": f"{khz}\n" for name in ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq")}
+        files |= {
+            f"{folder}/{name}": f"{khz}\n" for name in ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq")
+        }
         files |= {f"{folder}/scaling_min_freq": "300000\n", f"{folder}/scaling_governor": "sched_pixel\n"}
     return files

@@ -19,7 +19,6 @@ from rankship_targets.twin.namespace import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
-    MS_REC,
     bind,
     enter_namespace,
     fork,
@@ -31,14 +30,9 @@ SHELL_USER = 2000
 SDCARD_BYTES = 8_000_000
 _GROUPS = (1004, 1007, 1011, 1015, 1028, 3001, 3002, 3003, 3006)
 _DEVICES = ("null", "zero", "random", "urandom", "full", "tty")
-_MS_BIND_ALL = 4096 | MS_REC
 _USB = Path("/dev/bus/usb")
-# What makes every program of the phone see its processor and its files.
-EMULATION = {
-    "QEMU_CPU": "cortex-a76",
-    "QEMU_LD_PREFIX": "/fakedev",
-    "QEMU_UNAME": "5.10.157-android13-4-rankship-twin",
-}
+# What makes every program of the phone see its processor and its kernel.
+EMULATION = {"QEMU_CPU": "cortex-a76", "QEMU_UNAME": "5.10.157-android13-4-rankship-twin"}
 
 
 def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
@@ -73,9 +67,11 @@ def _set_up(root: Path, folder: Path) -> None:
     place = folder / "root"
     bind(root, place, read_only=True)
     bind(folder / "data", place / "data")
-    bind(folder / "fakedev", place / "fakedev")
+    condition = folder / "condition"
+    bind(condition, place / "condition", read_only=True)
+    bind(condition / "sys", place / "sys", read_only=True)
     mount("proc", place / "proc", "proc")
-    mount("/sys", place / "sys", flags=_MS_BIND_ALL)
+    bind(condition / "proc/cpuinfo", place / "proc/cpuinfo", read_only=True)
     mount("tmpfs", place / "dev", "tmpfs", MS_NOSUID)
     for name in _DEVICES:
         (place / "dev" / name).touch()

@@ -5,10 +5,13 @@ import json
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from rankship_targets.twin.phone import SHELL_USER
 
 START_TIMEOUT_S = 60.0
 _LOG_CHARACTERS = 2000
+_POLL_S = 0.05
 
 
 def start_pixel(device: Device) -> Device:
@@ -37,7 +41,7 @@ def start_pixel(device: Device) -> Device:
 
 @record
 class Phone:
-    """A running stand-in; `folder` holds what the device can write (data/) and its condition (fakedev/)."""
+    """A running stand-in; `folder` holds what the device can write (data/) and its condition (condition/)."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -69,6 +73,7 @@ def launch_phone(screen: Screen = "open") -> Phone:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     try:
         ports = _await_ports(process, folder)
+        _await_server(ports["server"], folder)
     except BaseException:
         process.kill()
         process.wait()
@@ -100,10 +105,10 @@ def _check_machine() -> None:
 
 def _furnish(folder: Path) -> None:
     """Make what belongs to one run: the device's writable folders and the files that tell its condition."""
-    for name in ("root", "data/local/tmp", "fakedev"):
+    for name in ("root", "data/local/tmp", "condition"):
         (folder / name).mkdir(parents=True)
     for name, text in list_condition_files().items():
-        file = folder / "fakedev" / name
+        file = folder / "condition" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     (folder / "data").chmod(0o771)
@@ -126,3 +131,13 @@ def _await_ports(process: subprocess.Popen[bytes], folder: Path) -> dict[str, in
         raise Lacks(message, hint="it needs root, Linux 6.7 or newer, and user namespaces allowed")
     ports: dict[str, int] = json.loads(line)
     return ports
+
+
+def _await_server(port: int, folder: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(_POLL_S)
+    said = (folder / "adb.log").read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
+    raise TargetTimeout(f"the twin's adb server did not start: {said}", hint="see whether the machine is overloaded")

@@ -1,0 +1,114 @@
+"""One command over adb: both outputs apart, its exit status beyond doubt, and a way to end it from outside."""
+
+import os
+import secrets
+import select
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Self
+
+from rankship_pipeline.errors import TargetError
+from rankship_targets.adb_client import AdbClient, explain
+from rankship_targets.transport import Completed
+
+HOME = "/data/local/tmp"
+_CHUNK = 1 << 16
+_KILL_TIMEOUT_S = 10.0
+_SIGNALLED = 128
+# The shell first says its number, which is also its process group's: adbd starts each shell in a session of its own.
+# It stays as parent and at last says the exit status: adb itself ends with 0 where the connection broke.
+_WRAPPER = 'cd {home} || exit; set -- {words}; echo $$; "$@"; set -- $?; echo "{mark} $1" >&2; exit $1'
+
+
+class AdbCommand:
+    """A running command with empty stdin; whoever leaves before its end takes its process group down.
+
+    Raises TimeoutError when `timeout_s` passes; what adb says of a broken connection comes as its TargetError.
+    """
+
+    def __init__(self, client: AdbClient, argv: Sequence[str], timeout_s: float) -> None:
+        self._client = client
+        self._name = argv[0]
+        self._deadline = time.monotonic() + timeout_s
+        self._mark = f"rankship-{secrets.token_hex(8)}"
+        self._group: int | None = None
+        self._done: Completed | None = None
+        script = _WRAPPER.format(home=HOME, words=shlex.join(argv), mark=self._mark)
+        self._stderr = TemporaryFile()  # noqa: SIM115 - closed on leaving
+        self._process = subprocess.Popen(
+            client.argv("shell", "-n", "-T", script),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._stderr.close()
+        if self._done is None and self._group is not None:
+            kill = f"kill -KILL -- -{self._group}; kill -KILL {self._group}"
+            with suppress(TargetError):
+                self._client.call("shell", "-n", "-T", kill, timeout_s=_KILL_TIMEOUT_S)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Stdout as it comes, until the command has ended."""
+        head = b""
+        while b"\n" not in head:
+            chunk = self._receive()
+            if not chunk:
+                break
+            head += chunk
+        line, found, rest = head.partition(b"\n")
+        if found and line.strip().isdigit():
+            self._group = int(line)
+            yield rest
+            while chunk := self._receive():
+                yield chunk
+        else:
+            rest = head
+        try:
+            code = self._process.wait(max(0.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+        self._done = self._judge(code, "" if self._group else rest.decode(errors="replace"))
+
+    def done(self) -> Completed:
+        """Give the exit status and stderr, once `chunks` is exhausted; `stdout` is empty."""
+        if self._done is None:
+            raise AssertionError
+        return self._done
+
+    def _receive(self) -> bytes:
+        if self._process.stdout is None:  # it was opened as a pipe
+            return b""
+        descriptor = self._process.stdout.fileno()
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, self._deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        return os.read(descriptor, _CHUNK)
+
+    def _judge(self, code: int, stdout: str) -> Completed:
+        """Tell the command's end from that of the connection."""
+        self._stderr.seek(0)
+        stderr = self._stderr.read().decode(errors="replace")
+        said, mark, status = stderr.rpartition(f"{self._mark} ")
+        if mark:
+            number, _, late = status.partition("\n")
+            return Completed(code=int(number), stdout="", stderr=said + late)
+        if self._group and code > _SIGNALLED:  # the shell itself was killed, and adbd told so
+            return Completed(code=code, stdout="", stderr=stderr)
+        raise explain(Completed(code=code, stdout=stdout, stderr=stderr), f"running {self._name}")
