@@ -18,8 +18,11 @@ import psutil
 import pytest
 
 from rankship_targets.device import Device
+from rankship_targets.twin.adbd import Screen
+from rankship_targets.twin.pixel import Phone, launch_phone, reach
 
 SSHD = Path("/usr/sbin/sshd")
+PHONE_NEEDS = {"adb": "adb", "qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap"}
 CONFIGURATION = """
 ListenAddress 127.0.0.1
 Port {port}
@@ -98,6 +101,31 @@ def device_without_sftp(start_sshd: StartSshd) -> Device:
 def ssh_server(start_sshd: StartSshd) -> SshServer:
     """Give the one server that tests share; whoever must break a server starts another."""
     return start_sshd()
+
+
+@pytest.fixture(scope="session")
+def start_phone() -> Iterator[Callable[..., Phone]]:
+    """Give what starts emulated phones; each ends with the tests."""
+    if os.geteuid() != 0:
+        pytest.skip("the emulated phone needs root")
+    for program, package in PHONE_NEEDS.items():
+        if not shutil.which(program):
+            pytest.skip(f"no {program} here: apt-get install {package}")
+    phones: list[Phone] = []
+
+    def start(screen: Screen = "open") -> Phone:
+        phones.append(launch_phone(screen))
+        return phones[-1]
+
+    yield start
+    for phone in phones:
+        phone.stop()
+
+
+@pytest.fixture(scope="session")
+def pixel(start_phone: Callable[..., Phone]) -> Device:
+    """Give the one emulated phone that tests share; whoever must break a phone starts another."""
+    return reach(start_phone(), Device(name="phone", transport="adb", serial="-"))
 
 
 def _start(folder: Path, configuration: str) -> SshServer:

@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+import secrets
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -20,10 +21,11 @@ from rankship_pipeline.errors import (
     TargetError,
     TargetTimeout,
 )
+from rankship_targets.adb import open_adb
 from rankship_targets.fake import FakeTransport
 from rankship_targets.local import LocalTransport
 from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import Completed, Transport, copy_verified, hash_remote
+from rankship_targets.transport import Completed, Transport, copy_verified, hash_remote, run_checked
 
 NASTY_NAMES = [
     "plain",
@@ -51,7 +53,7 @@ class Bench:
         return posixpath.join(self.folder, name)
 
 
-@pytest.fixture(params=["local", "ssh", "fake"])
+@pytest.fixture(params=["local", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     folder = tmp_path / "device"
     folder.mkdir()
@@ -59,6 +61,13 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         fake = FakeTransport({"sh": _answer_script})
         fake.folders.add("/device")
         yield Bench(fake, "/device", "fake")
+        return
+    if request.param == "adb":
+        with open_adb(request.getfixturevalue("pixel")) as transport:
+            inside = f"/data/local/tmp/{secrets.token_hex(4)}"
+            run_checked(transport, ["mkdir", "--", inside])
+            yield Bench(transport, inside, "adb")
+            run_checked(transport, ["rm", "-rf", "--", inside])
         return
     opener = (
         LocalTransport if request.param == "local" else lambda: open_ssh(request.getfixturevalue("ssh_server").device)
@@ -82,7 +91,7 @@ def _answer_script(_: FakeTransport, argv: Sequence[str]) -> Completed:
 
 
 FLOOD_BYTES = 5_000_000
-FLOOD = f"head -c {FLOOD_BYTES} /dev/zero | tr '\\0' e >&2 & head -c {FLOOD_BYTES} /dev/zero | tr '\\0' o; wait"
+FLOOD = f"head -c {FLOOD_BYTES} /dev/zero >&2 & head -c {FLOOD_BYTES} /dev/zero; wait"
 
 
 def run(bench: Bench, *argv: str, timeout_s: float = 30) -> Completed:
@@ -179,19 +188,17 @@ def test_left_stream_ends_its_command(bench: Bench) -> None:
 
 
 def assert_gone(bench: Bench) -> None:
-    pids = Path(bench.place("pids")).read_text().split()
+    pids = run(bench, "cat", "--", bench.place("pids")).stdout.split()
     assert len(pids) == 2
     deadline = time.monotonic() + 10
-    while any(_is_alive(pid) for pid in pids):
+    while any(_is_alive(bench, pid) for pid in pids):
         assert time.monotonic() < deadline, f"still running: {pids}"
         time.sleep(0.05)
 
 
-def _is_alive(pid: str) -> bool:
-    try:
-        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def _is_alive(bench: Bench, pid: str) -> bool:
+    done = run(bench, "cat", f"/proc/{pid}/stat")
+    return done.code == 0 and done.stdout.rpartition(")")[2].split()[0] != "Z"
 
 
 # Files
@@ -307,7 +314,7 @@ def assert_old_and_nothing_else(bench: Bench) -> None:
     if isinstance(bench.transport, FakeTransport):
         assert list(bench.transport.files) == ["/device/file"]
     else:
-        assert [path.name for path in Path(bench.folder).iterdir()] == ["file"]
+        assert run(bench, "ls", "-A", "--", bench.folder).stdout.split() == ["file"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 The daemon lives inside the device's root as the shell's user, so that the kernel says what may be read and written.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -73,16 +74,22 @@ def _list(folder: str, *, briefly: bool) -> bytes:
 
 
 async def _give(stream: Stream, path: str) -> None:
+    """Send a file's content."""
     try:
-        with Path(path).open("rb") as file:
-            while content := file.read(MAX_DATA_BYTES):
-                await stream.write(_HEAD.pack(b"DATA", len(content)) + content)
-    except ConnectionError:
-        raise
+        file = _open(path)
     except OSError as failure:
         await _fail(stream, f"failed to open file {path}: {failure.strerror}")
         return
+    with file:
+        while content := file.read(MAX_DATA_BYTES):
+            await stream.write(_HEAD.pack(b"DATA", len(content)) + content)
     await stream.write(_HEAD.pack(b"DONE", 0))
+
+
+def _open(path: str) -> BinaryIO:
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return Path(path).open("rb")
 
 
 async def _take(stream: Stream, argument: str) -> None:
@@ -101,17 +108,8 @@ async def _take(stream: Stream, argument: str) -> None:
             if file is not None:
                 file.write(content)
         except OSError as failure:
-            problem = f"write failed: {failure.strerror}"
-            file = None
-    try:
-        if file is not None:
-            file.close()
-            Path(path).chmod(stat.S_IMODE(mode) & 0o777 | (mode & 0o700) >> 3)
-            os.utime(path, (size, size))
-        elif stat.S_ISLNK(mode) and not problem:
-            Path(path).symlink_to(os.fsdecode(link.rstrip(b"\0")))
-    except OSError as failure:
-        problem = f"{failure.strerror}"
+            problem = problem or f"write failed: {failure.strerror}"
+    problem = problem or _finish(Path(path), mode, link if file is None else file, size)
     if problem:
         await _fail(stream, problem)
     else:
@@ -123,9 +121,23 @@ def _create(path: Path, mode: int) -> tuple[str, BinaryIO | None]:
     try:
         path.parent.mkdir(mode=0o775, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        return "", None if stat.S_ISLNK(mode) else path.open("wb", buffering=0)
+        return "", None if stat.S_ISLNK(mode) else path.open("wb")
     except OSError as failure:
         return f"couldn't create file: {failure.strerror}", None
+
+
+def _finish(path: Path, mode: int, content: BinaryIO | bytes, mtime_s: int) -> str:
+    """Make the link, or close the file and give it its rights and time; gives what went wrong."""
+    try:
+        if isinstance(content, bytes):
+            path.symlink_to(os.fsdecode(content.rstrip(b"\0")))
+        else:
+            content.close()
+            path.chmod(stat.S_IMODE(mode) & 0o777 | (mode & 0o700) >> 3)
+            os.utime(path, (mtime_s, mtime_s))
+    except OSError as failure:
+        return f"write failed: {failure.strerror}"
+    return ""
 
 
 async def _fail(stream: Stream, message: str) -> None:

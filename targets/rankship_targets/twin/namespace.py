@@ -1,6 +1,7 @@
 """A namespace of our own, in which the kernel runs aarch64 programs by emulation; nothing outside it changes.
 
-The kernel keeps binfmt_misc per user namespace since Linux 6.7, so that an emulator registered inside is unknown outside.
+The kernel keeps binfmt_misc per user namespace since Linux 6.7, so that an emulator registered
+inside is unknown outside.
 """
 
 import ctypes
@@ -62,7 +63,7 @@ def fork(job: Callable[[], int]) -> int:
 
 
 def mount(source: str, target: Path, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
-    """Call mount(2); OSError names the target."""
+    """Put a file system in its place with the system call of that name; OSError names the place."""
     words = [None if word is None else os.fsencode(word) for word in (source, str(target), kind)]
     if _libc.mount(*words, ctypes.c_ulong(flags), None if options is None else options.encode()) != 0:
         number = ctypes.get_errno()

@@ -45,7 +45,7 @@ def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
         _set_up(root, folder)
         fork(lambda: _serve_adb(adb, folder, ports["server"]))
         daemon = fork(lambda: _serve_phone(phone, folder / "root", screen))
-        print(json.dumps(ports), flush=True)
+        os.write(1, json.dumps(ports).encode() + b"\n")
         threading.Thread(target=_end_with_stdin, daemon=True).start()
         return run_reaping(daemon)
 
