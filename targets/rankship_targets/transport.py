@@ -26,6 +26,7 @@ from rankship_targets.device import Device
 TRANSPORTS = {
     "local": "rankship_targets.local:open_local",
     "ssh": "rankship_targets.ssh:open_ssh",
+    "adb": "rankship_targets.adb:open_adb",
 }
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
