@@ -3,10 +3,10 @@
 import logging
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 import paramiko
 
@@ -24,7 +24,7 @@ from rankship_pipeline.errors import (
 from rankship_targets.device import Device
 from rankship_targets.ssh_command import SshCommand, start_channel
 from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
-from rankship_targets.ssh_route import Tunnel, dial, dig
+from rankship_targets.ssh_route import dial, dig, watch
 from rankship_targets.transport import (
     READ_ONLY_HINT,
     READ_ONLY_WORDS,
@@ -99,11 +99,12 @@ class SshTransport:
 
     def close(self) -> None:
         """End the connection, and the one to the jump host."""
-        self._client.close()
+        with suppress(paramiko.SSHException, EOFError, OSError):  # where the jump host went first
+            self._client.close()
         if self._jump is not None:
             self._jump.close()
 
-    def open_tunnel(self, host: str, port: int) -> Tunnel:
+    def open_tunnel(self, host: str, port: int) -> paramiko.Channel:
         """Reach another host's port from this device."""
         return dig(self._where, self._link(), host, port, CONNECT_TIMEOUT_S)
 
@@ -136,6 +137,8 @@ class SshTransport:
                 sock=way,
             )
             self._link().set_keepalive(KEEPALIVE_S)
+            if self._jump is not None:
+                watch(self._link(), KEEPALIVE_S)
 
     def _link(self) -> paramiko.Transport:
         link = self._client.get_transport()
@@ -237,7 +240,7 @@ def open_way(device: Device) -> tuple[SshTransport | None, socket.socket | param
         return None, dial(where, host, device.port, CONNECT_TIMEOUT_S)
     jump = SshTransport(device.via)
     try:
-        return jump, cast("paramiko.Channel", jump.open_tunnel(host, device.port))  # it has what the library uses
+        return jump, jump.open_tunnel(host, device.port)
     except BaseException:
         jump.close()
         raise

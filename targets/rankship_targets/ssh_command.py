@@ -20,11 +20,17 @@ _KILL_TIMEOUT_S = 5.0
 _WRAPPER = 'export LC_MESSAGES=C; read -r a b c d group e < /proc/$$/stat; echo "$group"; "$@"; exit $?'
 
 
+def end_link(link: paramiko.Transport) -> None:
+    """Close a connection, also one through a jump host that is gone already."""
+    with suppress(paramiko.SSHException, EOFError, OSError):
+        link.close()
+
+
 def start_channel(
     link: paramiko.Transport, request: Callable[[paramiko.Channel], None], timeout_s: float
 ) -> paramiko.Channel:
     """Open a channel and make its one request; the library would wait for the answer for ever, so the link is cut."""
-    cut = Timer(timeout_s, link.close)
+    cut = Timer(timeout_s, end_link, (link,))
     cut.daemon = True
     cut.start()
     try:

@@ -2,14 +2,15 @@
 
 import socket
 import time
+from threading import Thread, Timer
 
 import paramiko
 
 from rankship_pipeline.errors import Unreachable
+from rankship_targets.ssh_command import end_link
 
 # A link that swallows packets would hang SFTP for ever; the kernel drops it after this long without an answer.
 SILENCE_LIMIT_MS = 30_000
-_COPIED_BYTES = 1 << 16  # keepalives and requests never add up to this without an answer between
 _REFUSED_BY_POLICY = 1  # RFC 4254's "administratively prohibited"
 
 
@@ -34,10 +35,10 @@ def dial(where: str, host: str, port: int, timeout_s: float) -> socket.socket:
     return connection
 
 
-def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: float) -> "Tunnel":
+def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: float) -> paramiko.Channel:
     """Open a channel to another host's port through the connection to a jump host."""
     try:
-        channel = link.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout_s)
+        return link.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout_s)
     except paramiko.ChannelException as failure:
         forbidden = failure.code == _REFUSED_BY_POLICY
         hint = (
@@ -49,58 +50,25 @@ def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: f
     except (paramiko.SSHException, EOFError, OSError) as failure:
         message = f"{where} did not answer when asked for {host}:{port}: {failure}"
         raise Unreachable(message, hint="see whether that host is overloaded or the network slow") from None
-    return Tunnel(channel)
 
 
-class Tunnel:
-    """A channel as the socket of another connection, which ends when the far end falls silent.
+def watch(link: paramiko.Transport, pause_s: float) -> None:
+    """End a connection through a jump host whose far end falls silent: no kernel watches that end for us.
 
-    No kernel watches that far end for us, and the library would wait for it for ever. Silent is who takes nothing for
-    too long, or answers nothing to so much that it can only be a copy, which is acknowledged piece by piece.
+    Every server answers a request that it does not know, if only to refuse it.
     """
 
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-        self._unanswered_bytes = 0
-        self._silent_since_s: float | None = None
+    def ask_again_and_again() -> None:
+        while link.is_active():
+            cut = Timer(SILENCE_LIMIT_MS / 1000, end_link, (link,))
+            cut.daemon = True
+            cut.start()
+            try:
+                link.global_request("keepalive@openssh.com", wait=True)
+            except (paramiko.SSHException, EOFError, OSError):
+                return
+            finally:
+                cut.cancel()
+            time.sleep(pause_s)
 
-    def send(self, data: bytes) -> int:
-        """Send some of the data; EOFError where the far end fell silent."""
-        try:
-            sent = self._channel.send(data)
-        except TimeoutError:
-            self._grow_impatient()
-            raise
-        self._unanswered_bytes += sent
-        return sent
-
-    def recv(self, size: int) -> bytes:
-        """Receive what is there; EOFError where the far end fell silent."""
-        try:
-            received = self._channel.recv(size)
-        except TimeoutError:
-            if self._unanswered_bytes > _COPIED_BYTES:
-                self._grow_impatient()
-            raise
-        self._unanswered_bytes, self._silent_since_s = 0, None
-        return received
-
-    def _grow_impatient(self) -> None:
-        if self._silent_since_s is None:
-            self._silent_since_s = time.monotonic()
-        elif (time.monotonic() - self._silent_since_s) * 1000 > SILENCE_LIMIT_MS:
-            self.close()
-            raise EOFError
-
-    def settimeout(self, timeout_s: float | None) -> None:
-        """Limit each send and receive."""
-        self._channel.settimeout(timeout_s)
-
-    def close(self) -> None:
-        """End the channel; the jump host's connection stays."""
-        self._channel.close()
-
-    @property
-    def _closed(self) -> bool:
-        """What the library asks its sockets."""
-        return self._channel.closed
+    Thread(target=ask_again_and_again, daemon=True).start()

@@ -275,6 +275,15 @@ def test_a_closed_connection_takes_the_one_to_the_jump_host_along(device: Device
         jump.run(["true"], timeout_s=5)
 
 
+def test_a_jump_host_that_dies_is_a_lost_connection(device: Device, start_sshd: Callable[[], Any]) -> None:
+    server = start_sshd()
+    with open_ssh(replace(device, via=server.device)) as transport:
+        assert transport.run(["true"], timeout_s=30).code == 0
+        server.stop()
+        with pytest.raises((ConnectionLost, TargetTimeout)):
+            transport.run(["true"], timeout_s=5)
+
+
 def test_a_jump_host_that_cannot_get_there_is_unreachable(device: Device, gate: Device) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
@@ -298,6 +307,7 @@ def test_a_device_behind_a_jump_host_that_falls_silent_does_not_hang(
     device: Device, gate: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh, "KEEPALIVE_S", 1)
     (tmp_path / "file").write_bytes(b"x" * 100_000_000)
     with StallingProxy(device.port) as proxy:
         port = int(proxy.server.getsockname()[1])

@@ -12,7 +12,7 @@ from rankship_benchmarks.deploy import write_snippet
 from rankship_pipeline.cli import main
 from rankship_pipeline.records import FORMATS
 from rankship_targets.device import Device
-from rankship_targets.inventory import add_device
+from rankship_targets.inventory import Value, add_device
 from rankship_targets.manifest import manifest_path
 
 
@@ -25,7 +25,7 @@ class Server(Protocol):
 @pytest.fixture
 def inventory(ssh_server: Server, tmp_path: Path) -> Path:
     board = ssh_server.device
-    table = {"transport": "ssh", "host": "127.0.0.1", "port": board.port, "user": board.user or ""}
+    table: dict[str, Value] = {"transport": "ssh", "host": "127.0.0.1", "port": board.port, "user": board.user or ""}
     table |= {"host_key": board.host_key or "", "key_file": board.key_file or ""}
     for name in ("one", "two"):
         workdir = str(tmp_path / f"it's {name}")
