@@ -18,7 +18,7 @@
     │          ManifestRefused
     └─ MeasurementError   a number exists and must not be used                                  5
         ├─ UnlikeConditions   two results were taken under conditions that must not be compared
-        └─ Throttled, ClockJumped
+        └─ Throttled, ClockJumped, TraceGap
 
 An error names the thing, the value, what was expected and, in `hint`, what to do.
 """
@@ -164,3 +164,7 @@ class Throttled(MeasurementError):
 
 class ClockJumped(MeasurementError):
     """The device's clock was set while it was measured."""
+
+
+class TraceGap(MeasurementError):
+    """A power trace does not cover the whole window, or what it holds there is no reading."""

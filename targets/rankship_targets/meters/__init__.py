@@ -1,0 +1,1 @@
+"""Meters: every source of a power trace, behind one Protocol."""

@@ -1,0 +1,143 @@
+"""From single readings to a trace: order, wraps, repeats, gaps; nothing that is no reading becomes a number."""
+
+from collections.abc import Iterable, Sequence
+from math import gcd
+
+from rankship_targets.trace import Channel, Gap, Offer, PowerTrace, Rail, Why
+
+Reading = tuple[int, int, int | None]  # position of the channel, time in ns, value in the channel's unit or None
+_LATE_FACTOR = 5  # a sample that comes this many periods after the last leaves a gap
+LARGEST = 2**63  # no meter counts further
+
+
+def build_trace(
+    offer: Offer,
+    readings: Iterable[Reading],
+    *,
+    period_ns: int | None,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+) -> PowerTrace:
+    """Sort readings into rails; `start_ns` and `end_ns` are when sampling began and ended, where that is known."""
+    sorted_out: list[list[tuple[int, int | None]]] = [[] for _ in offer.channels]
+    for position, at_ns, value in readings:
+        sorted_out[position].append((at_ns, value))
+    rails = [
+        build_rail(channel, rows, period_ns=period_ns, start_ns=start_ns, end_ns=end_ns)
+        for channel, rows in zip(offer.channels, sorted_out, strict=True)
+    ]
+    return PowerTrace(
+        meter=offer.name,
+        provenance=offer.provenance,
+        clock=offer.clock,
+        period_ns=period_ns,
+        rails=tuple(rails),
+        notes=offer.notes,
+    )
+
+
+def build_rail(
+    channel: Channel,
+    rows: Sequence[tuple[int, int | None]],
+    *,
+    period_ns: int | None,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+) -> Rail:
+    """Keep what is a reading, undo a counter's wraps and find every gap."""
+    times, values, gaps, skipped = list[int](), list[int](), list[Gap](), 0
+    missing_since: int | None = None  # a reading that was none came after the last sample
+    last_raw, offset = 0, 0
+    period = period_ns or _guess_period(rows)
+    allowed_ns = _LATE_FACTOR * max(period, channel.lag_ns)
+    for at_ns, value in rows:
+        if channel.stamped and times and at_ns == times[-1] and value == last_raw:
+            continue
+        if value is None or abs(value) > LARGEST or (times and at_ns <= times[-1]):
+            skipped += 1
+            missing_since = at_ns if missing_since is None else missing_since
+            continue
+        if channel.unit == "uJ":
+            if times and value < last_raw:
+                if _has_wrapped(channel, last_raw, value):
+                    offset += channel.wrap_uj or 0
+                else:
+                    offset += last_raw - value
+                    gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why="reset"))
+            last_raw, value = value, value + offset
+        else:
+            last_raw = value
+        if times and at_ns - times[-1] > allowed_ns:
+            gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why=_explain(channel, missing_since)))
+        times.append(at_ns)
+        values.append(value)
+        missing_since = None
+    gaps += _find_ends(channel, times, (start_ns, end_ns), allowed_ns, missing_since)
+    if channel.unit == "uJ" and channel.stall_ns is not None:
+        gaps += find_stalls(times, values, channel.stall_ns)
+    counter = channel.unit == "uJ"
+    step = _find_step(values)
+    return Rail(
+        name=channel.name,
+        at_ns=tuple(times),
+        power_uw=None if counter else tuple(values),
+        energy_uj=tuple(values) if counter else None,
+        resolution_uw=None if counter else channel.resolution_uw or step,
+        resolution_uj=channel.resolution_uj or step if counter else None,
+        lag_ns=channel.lag_ns,
+        gaps=tuple(sorted(gaps, key=lambda gap: gap.start_ns)),
+        skipped=skipped,
+    )
+
+
+def find_stalls(times: Sequence[int], values: Sequence[int], stall_ns: int) -> list[Gap]:
+    """Find every stretch in which a counter that must move did not."""
+    found, since = list[Gap](), 0
+    for i in range(1, len(values) + 1):
+        if i == len(values) or values[i] != values[since]:
+            if i - 1 > since and times[i - 1] - times[since] >= stall_ns:
+                found.append(Gap(start_ns=times[since], end_ns=times[i - 1], why="stalled"))
+            since = i
+    return found
+
+
+def _has_wrapped(channel: Channel, before: int, after: int) -> bool:
+    """Tell whether a counter that fell went through its end: only if it then rose by less than half its range."""
+    return channel.wrap_uj is not None and before <= channel.wrap_uj and 2 * (before - after) > channel.wrap_uj
+
+
+def _find_ends(
+    channel: Channel,
+    times: list[int],
+    span: tuple[int | None, int | None],
+    allowed_ns: int,
+    missing_since: int | None,
+) -> list[Gap]:
+    """Tell what is missing between the begin of sampling and the first sample, and after the last one."""
+    start_ns, end_ns = span
+    if not times:
+        whole = start_ns is not None and end_ns is not None and end_ns > start_ns
+        return [Gap(start_ns=start_ns or 0, end_ns=end_ns or 0, why="unreadable")] if whole else []
+    found = []
+    if start_ns is not None and times[0] - start_ns > allowed_ns:
+        found.append(Gap(start_ns=start_ns, end_ns=times[0], why="unreadable"))
+    if end_ns is not None and end_ns - times[-1] > allowed_ns:
+        found.append(Gap(start_ns=times[-1], end_ns=end_ns, why=_explain(channel, missing_since)))
+    return found
+
+
+def _explain(channel: Channel, missing_since: int | None) -> Why:
+    if missing_since is not None:
+        return "unreadable"
+    return "stalled" if channel.stamped else "missed"
+
+
+def _guess_period(rows: Sequence[tuple[int, int | None]]) -> int:
+    """Take the median time between rows where nobody said how often they should come."""
+    steps = sorted(after[0] - before[0] for before, after in zip(rows, rows[1:], strict=False) if after[0] > before[0])
+    return steps[len(steps) // 2] if steps else 0
+
+
+def _find_step(values: Sequence[int]) -> int | None:
+    """Find the step that all changes are multiples of; None where nothing changed."""
+    return gcd(*(after - before for before, after in zip(values, values[1:], strict=False))) or None
