@@ -6,6 +6,7 @@ from typing import Any, Literal
 from rankship_pipeline.codec import decode
 from rankship_pipeline.errors import AgentMismatch, InputError
 from rankship_pipeline.records import Format, record
+from rankship_targets.trace import Offer
 from rankship_targets.trial import DeviceState, RuntimeReading
 
 PROTOCOL = 1
@@ -95,6 +96,32 @@ class Samples:
 
 
 @record
+class Meters:
+    """Every meter the agent knows, usable or not."""
+
+    event: Literal["meters"]
+    meters: tuple[Offer, ...]
+
+
+@record
+class Metering:
+    """A meter is being read from now on, by the device's monotonic clock."""
+
+    event: Literal["metering"]
+    meter: Offer
+    start_ns: int
+
+
+@record
+class Readings:
+    """What was read since the last batch: position of the channel, time, value (None: no reading)."""
+
+    event: Literal["readings"]
+    rows: tuple[tuple[int, int, int | None], ...]
+    until_ns: int
+
+
+@record
 class Done:
     """The request was carried out; `outputs` counts the files that infer wrote."""
 
@@ -111,7 +138,7 @@ class Failure:
     message: str
 
 
-Event = Hello | Probe | State | Opened | Loaded | Warmed | Samples | Done | Failure
+Event = Hello | Probe | State | Opened | Loaded | Warmed | Samples | Meters | Metering | Readings | Done | Failure
 _RECORDS: dict[str, type[Event]] = {
     "hello": Hello,
     "probe": Probe,
@@ -120,6 +147,9 @@ _RECORDS: dict[str, type[Event]] = {
     "loaded": Loaded,
     "warmed": Warmed,
     "samples": Samples,
+    "meters": Meters,
+    "metering": Metering,
+    "readings": Readings,
     "done": Done,
     "error": Failure,
 }

@@ -1,5 +1,6 @@
 """Power traces: what a meter saw, rail by rail, with everything that limits what may be concluded from it."""
 
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -78,7 +79,7 @@ class Rail:
     @property
     def seen_period_ns(self) -> int | None:
         """The median time between samples; None with fewer than two."""
-        steps = [after - before for before, after in zip(self.at_ns, self.at_ns[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(self.at_ns)]
         return round(median(steps)) if steps else None
 
 

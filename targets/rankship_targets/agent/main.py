@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 
+from .meter import list_meters, sample_meter
 from .probe import probe
 from .protocol import PROTOCOL, Event, Fault, Request
 from .runtimes import RUNTIMES
@@ -23,9 +24,11 @@ Command = Callable[[Request], Iterator[Event]]
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "infer": (infer, "format artifact inputs output threads"),
+    "meters": (list_meters, "period_us"),
+    "meter": (sample_meter, "meter period_us duration_ms"),
     "measure": (measure, "format artifact inputs threads min_samples min_duration_ms max_warmup_ms"),
 }
-INTEGERS = {"threads", "min_samples", "min_duration_ms", "max_warmup_ms"}
+INTEGERS = {"threads", "min_samples", "min_duration_ms", "max_warmup_ms", "period_us", "duration_ms"}
 TYPES = {"inputs": list, **dict.fromkeys(INTEGERS, int)}  # others: str
 
 

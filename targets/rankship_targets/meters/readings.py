@@ -1,6 +1,7 @@
 """From single readings to a trace: order, wraps, repeats, gaps; nothing that is no reading becomes a number."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import gcd
 
 from rankship_targets.trace import Channel, Gap, Offer, PowerTrace, Rail, Why
@@ -64,13 +65,11 @@ def build_rail(
                 else:
                     offset += last_raw - value
                     gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why="reset"))
-            last_raw, value = value, value + offset
-        else:
-            last_raw = value
+        last_raw = value
         if times and at_ns - times[-1] > allowed_ns:
             gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why=_explain(channel, missing_since)))
         times.append(at_ns)
-        values.append(value)
+        values.append(value + offset)
         missing_since = None
     gaps += _find_ends(channel, times, (start_ns, end_ns), allowed_ns, missing_since)
     if channel.unit == "uJ" and channel.stall_ns is not None:
@@ -134,10 +133,10 @@ def _explain(channel: Channel, missing_since: int | None) -> Why:
 
 def _guess_period(rows: Sequence[tuple[int, int | None]]) -> int:
     """Take the median time between rows where nobody said how often they should come."""
-    steps = sorted(after[0] - before[0] for before, after in zip(rows, rows[1:], strict=False) if after[0] > before[0])
+    steps = sorted(after[0] - before[0] for before, after in pairwise(rows) if after[0] > before[0])
     return steps[len(steps) // 2] if steps else 0
 
 
 def _find_step(values: Sequence[int]) -> int | None:
     """Find the step that all changes are multiples of; None where nothing changed."""
-    return gcd(*(after - before for before, after in zip(values, values[1:], strict=False))) or None
+    return gcd(*(after - before for before, after in pairwise(values))) or None

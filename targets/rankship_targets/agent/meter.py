@@ -1,0 +1,50 @@
+"""The commands `meters` and `meter`: which gauges the device has, and one of them sampled for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from .gauges import Gauge, Reading, find_gauges
+from .protocol import Event, Fault, Request
+
+BATCH_NS = 200_000_000
+MIN_PERIOD_US, MAX_DURATION_MS = 100, 24 * 3600 * 1000
+
+
+def list_meters(request: Request) -> Iterator[Event]:
+    """Tell every known meter, with what it offers at this period or why it cannot be used."""
+    yield {"event": "meters", "meters": [gauge.offer for gauge in find_gauges(request["period_us"] * 1000)]}
+    yield {"event": "done"}
+
+
+def sample_meter(request: Request) -> Iterator[Event]:
+    """Read one meter every period until the duration is over; the readings come in batches."""
+    period_us, duration_ms = request["period_us"], request["duration_ms"]
+    if period_us < MIN_PERIOD_US or not 0 < duration_ms <= MAX_DURATION_MS:
+        raise Fault("bad_request", f"period {period_us} µs or duration {duration_ms} ms is out of range")
+    found = [gauge for gauge in find_gauges(period_us * 1000) if gauge.offer["name"] == request["meter"]]
+    if not found or found[0].offer["problem"]:
+        why = found[0].offer["problem"] if found else "the agent knows no such meter"
+        raise Fault("bad_request", f"meter {request['meter']}: {why}")
+    start_ns = time.monotonic_ns()
+    yield {"event": "metering", "meter": found[0].offer, "start_ns": start_ns}
+    yield from read_batches(found[0], start_ns, period_us * 1000, duration_ms * 1_000_000)
+    yield {"event": "done"}
+
+
+def read_batches(gauge: Gauge, start_ns: int, period_ns: int, duration_ns: int) -> Iterator[Event]:
+    """Read on a fixed beat; a beat that is missed is left out, never made up for."""
+    rows: list[Reading] = []
+    beat, batch_end_ns, end_ns = 0, start_ns + BATCH_NS, start_ns + duration_ns
+    while True:
+        rows += gauge.read()
+        now = time.monotonic_ns()
+        beat = max(beat + 1, (now - start_ns) // period_ns)
+        next_ns = start_ns + beat * period_ns
+        if now >= batch_end_ns or next_ns > end_ns:
+            yield {"event": "readings", "rows": rows, "until_ns": now}
+            rows, batch_end_ns = [], now + BATCH_NS
+        if next_ns > end_ns:
+            return
+        time.sleep(max(0, next_ns - time.monotonic_ns()) / 1e9)

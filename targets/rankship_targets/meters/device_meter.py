@@ -1,0 +1,141 @@
+"""Any meter that the agent reads on the device, streamed home while something else is measured there."""
+
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from typing import cast
+
+from rankship_pipeline.errors import InputError, Lacks, MeasurementError, RankshipError
+from rankship_targets.client import call_agent, pick
+from rankship_targets.events import Event, Metering, Meters, Readings
+from rankship_targets.meters.meter import MeterChoice, Reach
+from rankship_targets.meters.readings import Reading, build_trace
+from rankship_targets.trace import Offer, PowerTrace
+from rankship_targets.transport import STEP_TIMEOUT_S
+
+_BATCHES_AFTER = 2  # the first batch that arrives after `stop` may have been read before it
+_SLACK_S = 60.0
+
+
+class DeviceMeter:
+    """One of the agent's meters; the recording ends with `stop`, at the limit, or when the way to it breaks."""
+
+    def __init__(self, choice: MeterChoice, reach: Reach) -> None:
+        self._choice = choice
+        self._reach = reach
+        self._recording: _Recording | None = None
+
+    def probe(self) -> Offer:
+        """Ask the agent."""
+        device, request = self._reach.device, {"command": "meters", "period_us": self._choice.period_us}
+        with self._reach.connect(device) as transport:
+            events = list(call_agent(transport, device, self._reach.agent, request, timeout_s=STEP_TIMEOUT_S))
+        offers = {offer.name: offer for offer in pick(events, Meters, device).meters}
+        if self._choice.meter not in offers:
+            known = ", ".join(offers)
+            raise Lacks(f"the agent on {device.name} has no meter {self._choice.meter!r}", hint=f"it has {known}")
+        return offers[self._choice.meter]
+
+    def start(self) -> None:
+        """Begin to record, beside whatever else runs on the device."""
+        if self._recording is not None:
+            raise RuntimeError(f"meter {self._choice.meter} is recording already")
+        problem = self.probe().problem
+        if problem:
+            message = f"{self._reach.device.name}: meter {self._choice.meter}: {problem}"
+            raise Lacks(message, hint="choose another meter, or mend what the message says")
+        recording = _Recording(self._choice, self._reach)
+        recording.start()
+        self._recording = recording
+
+    def stop(self) -> PowerTrace:
+        """End the recording; gives every reading."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            raise RuntimeError(f"meter {self._choice.meter} is not recording")
+        return recording.finish()
+
+
+class _Recording(threading.Thread):
+    """The stream of one recording, read in a thread until it is enough."""
+
+    def __init__(self, choice: MeterChoice, reach: Reach) -> None:
+        super().__init__(name=f"meter {choice.meter}", daemon=True)
+        self._choice = choice
+        self._reach = reach
+        self._begun = threading.Event()
+        self._enough = threading.Event()
+        self._metering: Metering | None = None
+        self._rows: list[Reading] = []
+        self._until_ns: int | None = None
+        self._failure: Exception | None = None
+
+    def start(self) -> None:
+        """Start the thread and wait until readings are taken."""
+        super().start()
+        self._begun.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> PowerTrace:
+        """Wait for the last batches and make the trace."""
+        self._enough.set()
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+        if self._metering is None:
+            message = f"meter {self._choice.meter} never began"
+            raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
+        return build_trace(
+            self._metering.meter,
+            self._rows,
+            period_ns=self._choice.period_us * 1000,
+            start_ns=self._metering.start_ns,
+            end_ns=self._until_ns,
+        )
+
+    def run(self) -> None:
+        """Read the stream; whatever goes wrong is kept for `finish`."""
+        try:
+            with self._reach.connect(self._reach.device) as transport:
+                request = {
+                    "command": "meter",
+                    "meter": self._choice.meter,
+                    "period_us": self._choice.period_us,
+                    "duration_ms": self._choice.limit_ms,
+                }
+                timeout_s = self._choice.limit_ms / 1000 + _SLACK_S
+                events = call_agent(transport, self._reach.device, self._reach.agent, request, timeout_s=timeout_s)
+                with closing(cast("Generator[Event]", events)):
+                    self._take(cast("Generator[Event]", events))
+        except (RankshipError, OSError) as failure:
+            self._failure = failure
+        finally:
+            self._begun.set()
+
+    def _take(self, events: Generator[Event]) -> None:
+        after = 0
+        for event in events:
+            if isinstance(event, Metering):
+                self._metering = event
+                self._begun.set()
+            elif isinstance(event, Readings):
+                self._rows += self._check(event)
+                self._until_ns = event.until_ns
+                after += self._enough.is_set()
+                if after >= _BATCHES_AFTER:
+                    return
+
+    def _check(self, event: Readings) -> list[Reading]:
+        count = len(self._metering.meter.channels) if self._metering else 0
+        if any(not 0 <= position < count for position, _, _ in event.rows):
+            message = f"meter {self._choice.meter} sent a reading of a channel that it does not have"
+            raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
+        return list(event.rows)
+
+
+def open_device_meter(choice: MeterChoice, reach: Reach | None) -> DeviceMeter:
+    """Make one of the agent's meters."""
+    if reach is None:
+        raise InputError(f"meter {choice.meter} is read on a device", hint="name a device, or choose a meter of files")
+    return DeviceMeter(choice, reach)

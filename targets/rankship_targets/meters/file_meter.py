@@ -1,0 +1,116 @@
+"""Meters that record by themselves and leave a file: a phone's trace, a bench meter's table, an earlier recording."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.errors import InputError, RankshipError
+from rankship_pipeline.files import write_atomic
+from rankship_targets.meters.bench import parse_table
+from rankship_targets.meters.meter import MeterChoice, Reach, TableColumns, require_file
+from rankship_targets.meters.perfetto import parse_perfetto
+from rankship_targets.trace import Channel, Offer, PowerTrace, Provenance, Rail
+
+LARGEST_BYTES = 1 << 30
+
+
+class FileMeter:
+    """A meter whose recording is a file; it is read on `stop`, and whoever runs the meter starts it before `start`."""
+
+    def __init__(self, name: str, provenance: Provenance, path: Path, parse: Callable[[Path], PowerTrace]) -> None:
+        self._name = name
+        self._provenance = provenance
+        self._path = path
+        self._parse = parse
+
+    def probe(self) -> Offer:
+        """Read what lies there now; a meter that has not written yet has that as its problem."""
+        try:
+            trace = self._parse(self._path)
+        except RankshipError as failure:
+            return Offer(name=self._name, provenance=self._provenance, clock="meter", channels=(), problem=str(failure))
+        return Offer(
+            name=trace.meter,
+            provenance=trace.provenance,
+            clock=trace.clock,
+            channels=tuple(map(_describe, trace.rails)),
+            notes=trace.notes,
+        )
+
+    def start(self) -> None:
+        """The meter records by itself."""
+
+    def stop(self) -> PowerTrace:
+        """Read the recording."""
+        return self._parse(self._path)
+
+
+def open_file_meter(choice: MeterChoice, reach: Reach | None) -> FileMeter:  # noqa: ARG001 - every opener's arguments
+    """Make the meter whose file was named."""
+    path = require_file(choice)
+    if choice.meter == "replay":
+        return FileMeter("replay", "measured", path, replay_trace)
+    if choice.meter == "perfetto":
+        return FileMeter(
+            "perfetto", "counter", path, lambda path: parse_perfetto(read_recording(path), where=str(path))
+        )
+    columns = choice.columns
+    if columns is None:
+        raise InputError("meter bench needs to know its columns", hint="name at least `time`, `time_unit` and `power`")
+    return FileMeter("bench", "measured", path, lambda path: _read_table(path, columns))
+
+
+def read_recording(path: Path) -> bytes:
+    """Read a recording; an unreadable or very large one is an InputError."""
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            message = f"{path} has over {LARGEST_BYTES} bytes, which no recording of power needs"
+            raise InputError(message, hint="record less: only power, and only while measuring")
+        return path.read_bytes()
+    except OSError as failure:
+        message = f"cannot read the recording {path}: {failure.strerror}"
+        raise InputError(message, hint="name the file that the meter wrote") from None
+
+
+def write_trace(trace: PowerTrace, path: Path) -> None:
+    """Keep a trace as JSON, for `replay`."""
+    write_atomic(path, encode(trace).encode())
+
+
+def replay_trace(path: Path) -> PowerTrace:
+    """Read a trace kept earlier; its meter's name says that it is a replay, and its provenance stays."""
+    trace = decode(PowerTrace, read_recording(path), where=str(path))
+    for rail in trace.rails:
+        _check_rail(rail, path)
+    name = trace.meter if trace.meter.startswith("replay of ") else f"replay of {trace.meter}"
+    return PowerTrace(
+        meter=name,
+        provenance=trace.provenance,
+        clock=trace.clock,
+        period_ns=trace.period_ns,
+        rails=trace.rails,
+        notes=trace.notes,
+    )
+
+
+def _check_rail(rail: Rail, path: Path) -> None:
+    """Refuse a file in which a rail is none, whoever wrote it."""
+    kinds = [values for values in (rail.power_uw, rail.energy_uj) if values is not None]
+    rising = all(before < after for before, after in zip(rail.at_ns, rail.at_ns[1:], strict=False))
+    if len(kinds) != 1 or len(kinds[0]) != len(rail.at_ns) or not rising:
+        message = f"{path}: rail {rail.name} needs one value in one unit at each time, and times that rise"
+        raise InputError(message, hint="only files that were written as traces can be replayed")
+
+
+def _read_table(path: Path, columns: TableColumns) -> PowerTrace:
+    return parse_table(read_recording(path), columns, where=str(path))
+
+
+def _describe(rail: Rail) -> Channel:
+    return Channel(
+        name=rail.name,
+        unit=rail.unit,
+        resolution_uw=rail.resolution_uw,
+        resolution_uj=rail.resolution_uj,
+        lag_ns=rail.lag_ns,
+    )
