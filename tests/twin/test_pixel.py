@@ -1,0 +1,170 @@
+"""The emulated phone: what it must be like for tests over it to mean something, and that it leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rankship_pipeline.errors import Lacks, TargetBusy
+from rankship_targets.adb import AdbTransport, open_adb
+from rankship_targets.device import Device
+from rankship_targets.lease import Lease, describe_owner
+from rankship_targets.transport import copy_verified, hash_remote, open_transport, run_checked
+from rankship_targets.twin import android
+from rankship_targets.twin import pixel as pixel_room
+from rankship_targets.twin.pixel import Phone, start_pixel
+
+pytestmark = pytest.mark.twin
+PROGRAM = """
+import json, os, sys
+from rankship_targets.device import Device
+from rankship_targets.twin.pixel import launch_phone
+from rankship_targets.adb import open_adb
+from rankship_targets.twin.pixel import reach
+phone = launch_phone()
+with open_adb(reach(phone, Device(name="phone", transport="adb", serial="-"))) as transport:
+    assert transport.run(["true"], timeout_s=60).code == 0
+print(json.dumps([phone.process.pid, str(phone.folder)]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def transport(pixel: Device) -> AdbTransport:
+    return open_adb(pixel)
+
+
+def read(transport: AdbTransport, *argv: str) -> str:
+    return run_checked(transport, argv, timeout_s=60).strip()
+
+
+def test_it_runs_aarch64_programs_as_androids_shell_user(transport: AdbTransport) -> None:
+    assert read(transport, "uname", "-m") == "aarch64"
+    assert read(transport, "id", "-u") == "2000"
+    assert "android13" in read(transport, "uname", "-r")
+    assert read(transport, "getprop", "ro.product.model") == "Pixel 6"
+
+
+def test_it_has_the_processor_of_a_pixel_and_not_the_hosts(transport: AdbTransport) -> None:
+    text = read(transport, "cat", "/proc/cpuinfo")
+    assert text.count("CPU part") == 8
+    assert "asimddp" in text
+    assert "sve" not in text
+    assert read(transport, "cat", "/sys/devices/system/cpu/present") == "0-7"
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-gcc"), reason="no aarch64-linux-gnu-gcc")
+def test_a_program_that_needs_a_c_library_fails_as_on_a_phone(transport: AdbTransport, tmp_path: Path) -> None:
+    source = tmp_path / "hello.c"
+    source.write_text('#include <stdio.h>\nint main(void) { puts("hello"); return 3; }\n')
+    for name, flags in (("dynamic", []), ("static", ["-static"])):
+        command = ["aarch64-linux-gnu-gcc", *flags, "-o", str(tmp_path / name), str(source)]
+        subprocess.run(command, check=True)
+        transport.send(tmp_path / name, name)
+    done = transport.run(["./static"], timeout_s=60)
+    assert (done.code, done.stdout) == (3, "hello\n")
+    assert transport.run(["./dynamic"], timeout_s=60).code != 0
+    assert transport.run(["./dynamic"], timeout_s=60).stdout == ""
+
+
+def test_its_condition_may_change_while_it_runs(start_phone: Callable[..., Phone]) -> None:
+    phone = start_phone()
+    device = pixel_room.reach(phone, Device(name="phone", transport="adb", serial="-"))
+    with open_adb(device) as transport:
+        zone = "/sys/class/thermal/thermal_zone0/temp"
+        assert read(transport, "cat", zone) == "41200"
+        (phone.folder / "condition" / zone.removeprefix("/")).write_text("85000\n")
+        assert read(transport, "cat", zone) == "85000"
+
+
+def test_its_services_tell_the_battery_and_the_temperatures(transport: AdbTransport) -> None:
+    assert "level: 87" in read(transport, "dumpsys", "battery")
+    assert "Thermal Status: 0" in read(transport, "dumpsys", "thermalservice")
+    assert transport.run(["dumpsys", "absent"], timeout_s=60).code == 1
+
+
+def test_everything_that_a_session_calls_is_there(transport: AdbTransport, pixel: Device, tmp_path: Path) -> None:
+    """A lease is taken, renewed, read by another and given back; a file is copied and proven."""
+    folder = "session/lease"
+    run_checked(transport, ["mkdir", "-p", "--", "session"])
+    mine, other = (Lease(device=pixel, folder=folder, owner=describe_owner()) for _ in range(2))
+    mine.take(transport)
+    mine.renew(transport)
+    with pytest.raises(TargetBusy):
+        other.take(transport)
+    mine.release(transport)
+    other.take(transport)
+    other.release(transport)
+    assert transport.run(["ls", "--", folder], timeout_s=60).code != 0
+    (tmp_path / "file").write_bytes(b"content")
+    sha256 = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    assert copy_verified(transport, tmp_path / "file", "session/file", sha256)
+    assert hash_remote(transport, "session/file") == sha256
+
+
+# Starting and ending
+
+
+def test_a_device_that_is_a_twin_is_started_once(start_phone: Callable[..., Phone]) -> None:
+    del start_phone  # it skips where a phone cannot be started
+    device = Device(name="phone-on-demand", transport="adb", serial="-", twin="pixel6")
+    with open_transport(device) as transport:
+        assert transport.run(["getprop", "ro.product.device"], timeout_s=60).stdout == "oriole\n"
+    assert start_pixel(device) == start_pixel(device)
+    assert start_pixel(device).twin is None
+    assert start_pixel(replace(device, name="another")).serial != start_pixel(device).serial
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_nothing_is_left_when_its_process_ends(start_phone: Callable[..., Phone], end: str) -> None:
+    del start_phone  # as above
+    user = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with user:
+        if user.stdout is None or user.stdin is None:
+            raise AssertionError
+        pid, folder = json.loads(user.stdout.readline())
+        phone = psutil.Process(pid)
+        family = [phone, *phone.children(recursive=True)]
+        assert len(family) >= 4  # the keeper, the first process inside, the phone's daemon, the adb server
+        if end == "kill":
+            os.kill(user.pid, signal.SIGKILL)
+        else:
+            user.stdin.close()
+        user.wait(60)
+    deadline = time.monotonic() + 30
+    while [one for one in family if is_alive(one)]:
+        assert time.monotonic() < deadline, family
+        time.sleep(0.05)
+    assert (end == "kill") == Path(folder).exists()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Lacks, match="needs root"):
+        pixel_room.launch_phone()
+
+
+def test_a_machine_without_the_tools_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Lacks, match="mmdebstrap") as caught:
+        android.ensure_root()
+    assert "apt-get install mmdebstrap" in caught.value.hint
+    assert list((tmp_path / "rankship" / "twins").iterdir()) == []
