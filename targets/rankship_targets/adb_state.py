@@ -28,7 +28,7 @@ def await_ready(client: AdbClient, device: Device) -> None:
     over_tcp = is_address(device.serial or "")
     said = _connect(client, device) if over_tcp else ""
     start = time.monotonic()
-    reconnected = False
+    reconnected = "already connected" not in said  # a fresh connection needs no second
     while True:
         state = find_state(client, device)
         if state == READY:
@@ -37,8 +37,7 @@ def await_ready(client: AdbClient, device: Device) -> None:
         if over_tcp and state in _RECONNECT and not reconnected and waited > PATIENCE_S[state] / 2:
             # The server keeps a dead connection as "offline" and does not try again by itself.
             client.call("disconnect", device.serial or "")
-            said = _connect(client, device)
-            reconnected = True
+            said, reconnected = _connect(client, device), True
         patience_s = (_ABSENT_PATIENCE_S if over_tcp else 0.0) if state is None else PATIENCE_S.get(state, 0.0)
         if waited >= patience_s:
             raise explain_state(device, state, said)

@@ -30,7 +30,7 @@ from rankship_targets.adb import AdbTransport, open_adb, read_properties
 from rankship_targets.adb_client import AdbClient, find_adb, list_attached, open_client
 from rankship_targets.device import Device
 from rankship_targets.twin.android_files import PROPERTIES
-from rankship_targets.twin.phone import SDCARD_BYTES
+from rankship_targets.twin.phone import SDCARD_BYTES, SHELL_USER
 from rankship_targets.twin.pixel import Phone, reach
 
 pytestmark = pytest.mark.twin
@@ -48,9 +48,9 @@ def phone_apart(start_phone: StartPhone, pixel: Device) -> Iterator[tuple[Phone,
 
 def find_daemon(phone: Phone) -> psutil.Process:
     for process in psutil.Process(phone.process.pid).children(recursive=True):
-        if process.name() != "adb" and any(one.laddr.port == phone.port for one in process.net_connections()):
-            if process.uids().real == 2000:
-                return process
+        ports = [one.laddr.port for one in process.net_connections()]
+        if phone.port in ports and process.uids().real == SHELL_USER:
+            return process
     pytest.fail("the phone has no daemon")
 
 
@@ -74,10 +74,11 @@ def test_a_prompt_that_nobody_accepts_is_unauthorised(start_phone: StartPhone) -
     assert "Allow USB debugging?" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_phone_that_never_answers_is_offline(pixel: Device) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         device = replace(pixel, serial=f"127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(ConnectionLost, match="offline|connecting"):
+        with pytest.raises(ConnectionLost, match=r"offline|connecting"):
             open_adb(device)
 
 
@@ -89,7 +90,7 @@ def test_an_address_where_nothing_listens_is_unreachable(pixel: Device) -> None:
 
 
 def test_a_phone_without_its_cable_is_unreachable(pixel: Device) -> None:
-    with pytest.raises(Unreachable, match="1A2B3C4D5E.*no such device") as caught:
+    with pytest.raises(Unreachable, match=r"1A2B3C4D5E.*no such device") as caught:
         open_adb(replace(pixel, serial="1A2B3C4D5E"))
     assert "cable" in caught.value.hint
 
@@ -100,9 +101,9 @@ def test_a_device_without_a_serial_is_the_inventorys_mistake() -> None:
 
 
 def test_two_devices_with_one_serial_are_ambiguous(pixel: Device) -> None:
-    with serve_list("CLONE device model:Pixel_6\nCLONE device model:Pixel_6\n") as port:
-        with pytest.raises(AmbiguousDevice, match="2 attached devices have the serial CLONE"):
-            open_adb(replace(pixel, serial="CLONE", port=port))
+    twice = "CLONE device model:Pixel_6\n" * 2
+    with serve_list(twice) as port, pytest.raises(AmbiguousDevice, match="2 attached devices have the serial CLONE"):
+        open_adb(replace(pixel, serial="CLONE", port=port))
 
 
 def test_states_of_devices_are_told_as_adb_says_them(pixel: Device) -> None:
@@ -260,7 +261,7 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
 
 
 def test_a_full_card_is_no_space(pixel: Device, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(SDCARD_BYTES + 1))
+    (tmp_path / "file").write_bytes(bytes(SDCARD_BYTES + 1_000_000))
     transport = connect(pixel)
     with pytest.raises(NoSpace, match="No space left"):
         transport.send(tmp_path / "file", "/sdcard/file")
