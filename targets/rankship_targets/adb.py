@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Self
 
 from rankship_pipeline.errors import CommandFailed, InputError, TargetError, TargetTimeout
-from rankship_targets.adb_client import AdbClient, explain, is_explained, open_client, show_end
+from rankship_targets.adb_client import AdbClient, explain, is_explained, list_attached, open_client, show_end
 from rankship_targets.adb_command import HOME, AdbCommand
 from rankship_targets.adb_state import READY, await_ready, check_build, explain_state, find_state
 from rankship_targets.device import Device
 from rankship_targets.transport import STEP_TIMEOUT_S, Completed, explain_failure, run_checked, split_lines
 
+__all__ = ["AdbTransport", "list_attached", "open_adb", "read_properties"]
 SLOWEST_BYTES_PER_S = 500_000  # a poor wireless link; slower than this counts as hung
 
 

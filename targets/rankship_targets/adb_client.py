@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import NamedTuple
 
 from rankship_pipeline.errors import (
     AmbiguousDevice,
@@ -51,8 +52,7 @@ _FAULTS: tuple[tuple[str, type[TargetError], str], ...] = (
 )
 
 
-@record
-class Attached:
+class Attached(NamedTuple):
     """One line of `adb devices`: `state` is "device" where it may be used; `model` as the device says, or empty."""
 
     serial: str
