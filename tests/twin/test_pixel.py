@@ -114,8 +114,21 @@ def test_everything_that_a_session_calls_is_there(transport: AdbTransport, pixel
 # Starting and ending
 
 
-def test_a_device_that_is_a_twin_is_started_once(start_phone: Callable[..., Phone]) -> None:
+def test_what_is_written_lasts_where_a_storage_is_named(tmp_path: Path, start_phone: Callable[..., Phone]) -> None:
     del start_phone  # it skips where a phone cannot be started
+    for command in ("echo kept > file", "cat file"):
+        phone = pixel_room.launch_phone(storage=tmp_path / "storage")
+        with open_adb(pixel_room.reach(phone, Device(name="phone", transport="adb"))) as transport:
+            done = transport.run(["sh", "-c", command], timeout_s=60)
+        phone.stop()
+    assert (done.code, done.stdout) == (0, "kept\n")
+
+
+def test_a_device_that_is_a_twin_is_started_once(
+    start_phone: Callable[..., Phone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del start_phone  # as above
+    monkeypatch.setattr(pixel_room, "find_storage", lambda name: tmp_path / name)
     device = Device(name="phone-on-demand", transport="adb", serial="-", twin="pixel6")
     with open_transport(device) as transport:
         assert transport.run(["getprop", "ro.product.device"], timeout_s=60).stdout == "oriole\n"

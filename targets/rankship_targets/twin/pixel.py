@@ -14,11 +14,12 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from rankship_pipeline.errors import Lacks, TargetTimeout
 from rankship_pipeline.records import record
 from rankship_targets.adb_client import find_adb
-from rankship_targets.device import Device
+from rankship_targets.device import Device, user_folder
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import ensure_root
 from rankship_targets.twin.android_files import list_condition_files
@@ -35,7 +36,7 @@ def start_pixel(device: Device) -> Device:
     with _turn:
         phone = _running.get(device.name)
         if phone is None or phone.process.poll() is not None:
-            phone = _running[device.name] = launch_phone()
+            phone = _running[device.name] = launch_phone(storage=find_storage(device.name))
     return reach(phone, device)
 
 
@@ -49,7 +50,7 @@ class Phone:
     server_port: int
 
     def stop(self) -> None:
-        """End the phone and its adb server as a cut cable would, and forget all that was written."""
+        """End the phone and its adb server as a cut cable would, and forget what was written, unless it has a storage of its own."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -62,12 +63,12 @@ class Phone:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def launch_phone(screen: Screen = "open") -> Phone:
-    """Start a phone; it ends with this process."""
+def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
+    """Start a phone; it ends with this process. What is written to it lasts only where a `storage` is named."""
     _check_machine()
     root = ensure_root()
     folder = Path(tempfile.mkdtemp(prefix="rankship-pixel6-"))
-    _furnish(folder)
+    _furnish(folder, storage)
     command = [sys.executable, "-m", "rankship_targets.twin.phone", str(root), str(folder), screen, find_adb()]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
@@ -103,18 +104,27 @@ def _check_machine() -> None:
         raise Lacks(f"the Pixel's twin needs {QEMU}, which is missing", hint="apt-get install qemu-user-static")
 
 
-def _furnish(folder: Path) -> None:
+def find_storage(name: str) -> Path:
+    """Where a device of this name keeps its files between two processes that use it: its kit, artifacts, results."""
+    return user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "twins" / "storage" / quote(name, safe="")
+
+
+def _furnish(folder: Path, storage: Path | None) -> None:
     """Make what belongs to one run: the device's writable folders and the files that tell its condition."""
-    for name in ("root", "data/local/tmp", "condition"):
-        (folder / name).mkdir(parents=True)
+    data = folder / "data"
+    if storage is not None:
+        storage.mkdir(parents=True, exist_ok=True)
+        data.symlink_to(storage.resolve())
+    for place in (folder / "root", data / "local/tmp", folder / "condition"):
+        place.mkdir(parents=True, exist_ok=True)
     for name, text in list_condition_files().items():
         file = folder / "condition" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    (folder / "data").chmod(0o771)
-    (folder / "data/local").chmod(0o751)
-    (folder / "data/local/tmp").chmod(0o771)
-    os.chown(folder / "data/local/tmp", SHELL_USER, SHELL_USER)
+    data.chmod(0o771)
+    (data / "local").chmod(0o751)
+    (data / "local/tmp").chmod(0o771)
+    os.chown(data / "local/tmp", SHELL_USER, SHELL_USER)
 
 
 def _await_ports(process: subprocess.Popen[bytes], folder: Path) -> dict[str, int]:
