@@ -50,7 +50,7 @@ class Phone:
     server_port: int
 
     def stop(self) -> None:
-        """End the phone and its adb server as a cut cable would, and forget what was written, unless it has a storage of its own."""
+        """End the phone and its adb server as a cut cable would; what was written is forgotten without a storage."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
