@@ -6,6 +6,7 @@ machine itself has registered.
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 
 from rankship_pipeline.errors import InputError
@@ -31,8 +32,10 @@ def check_machine() -> None:
     """Say in one InputError what this machine lacks for a room."""
     if os.geteuid() != 0:
         raise InputError("only root can start the Raspberry Pi's stand-in", hint="run the command with sudo")
-    if not INTERPRETER.exists():
-        message = f"the Raspberry Pi's stand-in needs qemu-user: there is no {INTERPRETER}"
+    missing = [] if INTERPRETER.exists() else [str(INTERPRETER)]
+    missing += [name for name in ("mmdebstrap", "arch-test") if not shutil.which(name)]
+    if missing:
+        message = f"the Raspberry Pi's stand-in needs {' and '.join(missing)}"
         raise InputError(message, hint=f"apt-get install {PACKAGES}")
 
 
@@ -59,7 +62,7 @@ def enter_room() -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give this process (its children, for PIDS) new namespaces."""
+    """Put this process into new namespaces; PIDS holds for its children only."""
     _check(_libc.unshare(flags), "unshare")
 
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from rankship_pipeline.errors import InputError
 from rankship_targets.twin.binfmt import PACKAGES as HOST_PACKAGES
+from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import THROTTLED
 from rankship_targets.twin.cache import find_or_make, tell
 
@@ -31,10 +32,40 @@ WHEELS = {"ai-edge-litert": "2.3.0", "numpy": "2.4.6", "onnxruntime": "1.31.1", 
 _PYTHON_VERSION = "3.11"
 _GLIBC_MINORS = (34, 28, 27, 17)  # manylinux tags that Debian's glibc 2.36 satisfies, newest first
 _DEBIAN = (
-    "base-files base-passwd bash busybox-static coreutils dash debianutils diffutils findutils grep gzip hostname "
-    "iproute2 libc-bin libgomp1 libstdc++6 login mount ncurses-base openssh-server openssh-sftp-server passwd perl-base "
-    "procps python3 python3-pip python3-venv sed sudo tar util-linux zstd libnss-systemd-"
-).split()
+    "base-files",
+    "base-passwd",
+    "bash",
+    "busybox-static",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "iproute2",
+    "libc-bin",
+    "libgomp1",
+    "libstdc++6",
+    "login",
+    "mount",
+    "ncurses-base",
+    "openssh-server",
+    "openssh-sftp-server",
+    "passwd",
+    "perl-base",
+    "procps",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "sed",
+    "sudo",
+    "tar",
+    "util-linux",
+    "zstd",
+    "libnss-systemd-",
+)
 _SKIPPED = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _UNPACKING_S, _PIP_S = 1200, 900
 
@@ -98,8 +129,6 @@ def run_tool(argv: Sequence[str | Path], *, timeout_s: float, environment: Mappi
 
 def unpack_packages(root: Path, packages: Sequence[str]) -> None:
     """Fetch arm64 packages of the suite, with what they depend on, and unpack them; nothing of them is run."""
-    if not shutil.which("arch-test"):  # mmdebstrap asks it what the machine runs
-        raise InputError("the stand-in needs arch-test", hint=f"apt-get install {HOST_PACKAGES}")
     options = ["--quiet", "--mode=root", "--architectures=arm64", "--variant=extract", "--skip=check/qemu"]
     options += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _SKIPPED]
@@ -108,8 +137,7 @@ def unpack_packages(root: Path, packages: Sequence[str]) -> None:
 
 
 def _make(folder: Path) -> None:
-    if os.geteuid() != 0:
-        raise InputError("only root can unpack the Raspberry Pi's stand-in", hint="run the command with sudo")
+    check_machine()
     root = folder / "root"
     tell("unpacking Debian for arm64, once (about 30 s)")
     unpack_packages(root, _DEBIAN)

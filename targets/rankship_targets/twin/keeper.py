@@ -70,6 +70,8 @@ def main() -> None:
             time.sleep(BOOT_PAUSE_S)
     finally:
         shutil.rmtree(state, ignore_errors=True)
+        if os.getppid() != plan.host_pid:  # nobody is left to read why it ended
+            state.with_suffix(".log").unlink(missing_ok=True)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
@@ -149,7 +151,7 @@ def _become_first(plan: Plan) -> None:
         mount("proc", root / "proc", "proc")
         os.chroot(root)
         os.chdir("/")
-        os.execve(plan.argv[0], plan.argv, plan.environment)
+        os.execve(plan.argv[0], plan.argv, plan.environment)  # noqa: S606 - an argument list is what we want
     except OSError as failure:
         print(f"the stand-in cannot start {plan.argv[0]}: {failure}", file=sys.stderr)  # noqa: T201 - its log
     finally:

@@ -1,6 +1,8 @@
 """What the system stand-in boots from: a Debian kernel for arm64, a first file system, a disk and device trees."""
 
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from rankship_pipeline.errors import InputError
@@ -13,11 +15,9 @@ PACKAGES = "qemu-system-arm device-tree-compiler e2fsprogs"
 CORE_COUNTS = (4, 1)
 DISK_BYTES = 2 << 30
 _KERNEL = "linux-image-cloud-arm64"
-# In the order in which they must be loaded; what the kernel has built in is in no file.
-_MODULES = (
-    "virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover "
-    "virtio_net crc16 libcrc32c crc32c_generic mbcache jbd2 ext4 sch_netem"
-).split()
+# What the first file system must load, where the kernel has not built it in; what these need themselves is found.
+_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "sch_netem")
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _INIT = """#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev; $b mount -t proc proc /proc; $b mount -t sysfs sys /sys
@@ -36,8 +36,8 @@ ln -sf /proc/self/fd /dev/fd; hostname raspberrypi
 link=$(ls /sys/class/net | grep -v '^lo$' | head -1)
 ip link set lo up; ip link set "$link" up; ip addr add 10.0.2.15/24 dev "$link"; ip route add default via 10.0.2.2
 [ -d /sys/class/thermal ] && mount --bind /run/board/sys/class/thermal /sys/class/thermal
-/usr/sbin/sshd -D -e -o UsePAM=no -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o SetEnv=PATH=$PATH \
-    > /var/log/sshd.log 2>&1 &
+settings="-o UsePAM=no -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o SetEnv=PATH=$PATH"
+/usr/sbin/sshd -D -e $settings > /var/log/sshd.log 2>&1 &
 echo "the board is up after $(cut -d' ' -f1 /proc/uptime) s" > /dev/console
 while :; do sleep 1000 & wait; done
 """
@@ -83,7 +83,7 @@ def _make(folder: Path, made: Path) -> None:
 def _pack_initramfs(kernel: Path, root: Path, board_folder: Path) -> bytes:
     board.write_board(board_folder)
     found = {path.name.removesuffix(".ko"): path for path in kernel.rglob("*.ko")}
-    order = [name for name in _MODULES if name in found]
+    order = _order_modules(found)
     files = {
         "init": (_INIT.encode(), 0o755),
         "pi-init": (_PI_INIT.encode(), 0o755),
@@ -99,6 +99,23 @@ def _pack_initramfs(kernel: Path, root: Path, board_folder: Path) -> bytes:
     }
     shutil.rmtree(board_folder)
     return cpio.pack_initramfs(folders, files)
+
+
+def _order_modules(found: Mapping[str, Path]) -> list[str]:
+    """Sort the modules so that each comes after those that it names as its needs."""
+    order: list[str] = []
+
+    def add(name: str) -> None:
+        if name in order or name not in found:
+            return
+        named = _DEPENDS.search(found[name].read_bytes())
+        for need in filter(None, named.group(1).decode().split(",") if named else ()):
+            add(need)
+        order.append(name)
+
+    for name in _MODULES:
+        add(name)
+    return order
 
 
 def _write_tree(path: Path, cores: int) -> None:

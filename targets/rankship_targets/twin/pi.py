@@ -79,7 +79,7 @@ def overlay_folder(device: Device) -> Path:
 
 def log_file(device: Device) -> Path:
     """Find what a running Pi's sshd and its keeper say."""
-    return _find(device).state / "log"
+    return _find(device).state.with_suffix(".log")
 
 
 def _find(device: Device) -> _Running:
@@ -105,8 +105,9 @@ def _start(device: Device) -> _Running:
         environment=EMULATION,
     )
     argv = [sys.executable, "-m", "rankship_targets.twin.keeper", encode(plan)]
-    with (state / "log").open("wb") as log:
-        keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    log = state.with_suffix(".log")  # beside the folder, which the keeper removes
+    with log.open("wb") as stream:
+        keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
     reached = replace(
         device,
         transport="ssh",
@@ -118,9 +119,8 @@ def _start(device: Device) -> _Running:
         python=PYTHON,
     )
     running = _Running(keeper=keeper, state=state, device=reached, owner_pid=os.getpid())
-    log_copy = state / "log"
     if not await_banner(port, alive=lambda: keeper.poll() is None, timeout_s=START_TIMEOUT_S):
-        said = log_copy.read_text(errors="replace")[-1500:] if log_copy.exists() else "(its log is gone)"
+        said = log.read_text(errors="replace")[-1500:]
         _end(running)
         message = f"the stand-in {device.name} did not start: {said.strip()}"
         raise Unreachable(message, hint="it needs root and Linux 6.7 or newer, or a registered qemu-aarch64")
@@ -136,6 +136,7 @@ def _end(running: _Running) -> None:
         running.keeper.kill()
         running.keeper.wait()
     shutil.rmtree(running.state, ignore_errors=True)
+    running.state.with_suffix(".log").unlink(missing_ok=True)
 
 
 @atexit.register

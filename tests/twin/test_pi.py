@@ -1,0 +1,238 @@
+"""The everyday stand-in for a Raspberry Pi 4: the real transport to a real sshd, and aarch64 code behind it."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from rankship_pipeline.errors import ConnectionLost, InputError, TargetError, TargetTimeout
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.records import Format, Variant
+from rankship_targets.device import Device
+from rankship_targets.session import MeasureRequest, open_session
+from rankship_targets.ssh import open_ssh
+from rankship_targets.transport import Completed, Transport, copy_verified, open_transport, run_checked
+from rankship_targets.twin import binfmt, board
+from rankship_targets.twin.debian_root import WHEELS, find_root
+from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi
+
+pytestmark = pytest.mark.twin
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+BACK_S, GONE_S = 60.0, 30.0
+
+
+def run(transport: Transport, script: str) -> Completed:
+    return transport.run(["sh", "-c", script], timeout_s=60)
+
+
+def await_boot(device: Device, before: str) -> str:
+    """Wait until the board answers with another boot than `before`."""
+    end = time.monotonic() + BACK_S
+    while time.monotonic() < end:
+        with suppress(ConnectionLost, TargetTimeout), open_ssh(device) as transport:
+            boot_id = run_checked(transport, ["cat", f"/{board.BOOT_ID}"])
+            if boot_id != before:
+                return boot_id
+        time.sleep(0.2)
+    pytest.fail("the board did not come back")
+
+
+@pytest.fixture
+def own_pi(able_machine: None, request: pytest.FixtureRequest) -> Iterator[Device]:
+    """Give a Pi that the test may break."""
+    device = start_pi(Device(name=request.node.name[:40], transport="ssh"))
+    yield device
+    stop_pi(device)
+
+
+def test_it_looks_like_a_raspberry_pi_with_four_cores(pi4: Device) -> None:
+    with open_ssh(pi4) as transport:
+        assert run(transport, "id -un; uname -mr; hostname").stdout.split() == [
+            "pi",
+            board.KERNEL,
+            "aarch64",
+            "raspberrypi",
+        ]
+        assert run(transport, "tr -d '\\0' < /proc/device-tree/model").stdout == board.MODEL
+        assert run(transport, "grep -c 0xd08 /proc/cpuinfo").stdout == "4\n"
+        assert run(transport, "vcgencmd get_throttled; vcgencmd measure_temp").stdout == "throttled=0x0\ntemp=48.2'C\n"
+        assert run(transport, "sudo -n id -u").stdout == "0\n"
+
+
+def test_its_processor_has_no_dot_product(pi4: Device) -> None:
+    ask = "from numpy._core._multiarray_umath import __cpu_features__ as f; print(f['ASIMD'], f['ASIMDDP'])"
+    with open_ssh(pi4) as transport:
+        assert run_checked(transport, [pi4.python, "-c", ask]) == "True False\n"
+
+
+def test_files_are_copied_verified_and_only_once(pi4: Device, tmp_path: Path) -> None:
+    path = tmp_path / "größe 模型"
+    path.write_bytes(np.random.default_rng(0).bytes(3_000_000))
+    with open_ssh(pi4) as transport:
+        assert copy_verified(transport, path, "copied/a b/-c", hash_file(path))
+        assert not copy_verified(transport, path, "copied/a b/-c", hash_file(path))
+        transport.fetch("copied/a b/-c", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("onnx", "dense"), ("tflite", "compressed")])
+def test_a_session_probes_infers_and_measures(
+    kind: Format, variant: Variant, pi4: Device, models: dict, samples: Path, tmp_path: Path
+) -> None:
+    model = models[kind, variant]
+    with open_session(pi4) as session:
+        probe = session.probe()
+        assert (probe.machine, probe.cpu_count, probe.cpu_model) == ("aarch64", 4, board.MODEL)
+        assert probe.runtimes["onnx"] == ("onnxruntime", WHEELS["onnxruntime"])
+        assert probe.runtimes["tflite"] == ("ai-edge-litert", WHEELS["ai-edge-litert"])
+        artifact, remote = session.push(model.path, model.verified), session.push_file(samples)
+        (output,), reading = session.infer(kind, artifact, [remote], tmp_path)
+        np.testing.assert_allclose(np.load(output), model.compute(np.load(samples)), rtol=1e-4, atol=1e-5)
+        request = MeasureRequest(
+            round=0,
+            variant=variant,
+            format=kind,
+            artifact=artifact,
+            artifact_sha256=model.verified.artifact_sha256,
+            inputs=(remote,),
+            threads=1,
+            min_samples=5,
+            min_duration_ms=1,
+            max_warmup_ms=100,
+        )
+        trial = session.measure(request)
+    assert reading.machine == trial.runtime.machine == "aarch64"
+    assert len(trial.samples_ns) >= 5
+    assert (trial.before.temperature_mc, trial.before.frequency_khz) == (48_212, (1_500_000,) * 4)
+
+
+def test_what_a_test_writes_into_the_boards_files_is_what_the_agent_sees(own_pi: Device) -> None:
+    folder = overlay_folder(own_pi)
+    with open_session(own_pi) as session:
+        cool = session.probe().state
+        (folder / board.TEMPERATURE).write_text("82500\n")
+        for core in range(board.CORES):
+            (folder / board.CPUFREQ.format(core=core) / "scaling_cur_freq").write_text("600000\n")
+            (folder / board.CPUFREQ.format(core=core) / "scaling_governor").write_text("powersave\n")
+        hot = session.probe().state
+    assert (cool.temperature_mc, cool.governor, cool.frequency_khz) == (48_212, "ondemand", (1_500_000,) * 4)
+    assert (hot.temperature_mc, hot.governor, hot.frequency_khz) == (82_500, "powersave", (600_000,) * 4)
+
+
+def test_it_reboots_and_keeps_its_disk(own_pi: Device) -> None:
+    with open_ssh(own_pi) as transport:
+        before = run_checked(transport, ["cat", f"/{board.BOOT_ID}"])
+        run(transport, "echo kept > kept; sudo -n sh -c 'echo root > /usr/bin/of-root'")
+        with pytest.raises(TargetError):
+            transport.run(["sudo", "-n", "reboot"], timeout_s=20)
+    assert await_boot(own_pi, before) != before
+    with open_ssh(own_pi) as transport:
+        assert run_checked(transport, ["cat", "kept", "/usr/bin/of-root"]) == "kept\nroot\n"
+    assert not (find_root() / "root/usr/bin/of-root").exists(), "the cache is never written to"
+
+
+def test_two_of_them_have_disks_of_their_own(pi4: Device, own_pi: Device) -> None:
+    with open_ssh(own_pi) as one, open_ssh(pi4) as other:
+        run(one, "touch only-here")
+        assert run(one, "ls only-here").code == 0
+        assert run(other, "ls only-here").code != 0
+    assert own_pi.port != pi4.port
+
+
+def test_its_inventory_entry_starts_it_once(pi4: Device) -> None:
+    entry = Device(name="pi4", transport="ssh", twin="pi4", workdir="a workdir")
+    with open_transport(entry) as transport:
+        assert run(transport, "hostname").stdout == "raspberrypi\n"
+        assert (
+            run_checked(transport, ["python3", "-c", "import onnxruntime, sys; print(sys.prefix)"]) == "/opt/rankship\n"
+        )
+    assert start_pi(entry).port == pi4.port
+
+
+def test_it_outlives_the_thread_that_started_it(able_machine: None) -> None:
+    devices: list[Device] = []
+    thread = threading.Thread(target=lambda: devices.append(start_pi(Device(name="threaded", transport="ssh"))))
+    thread.start()
+    thread.join()
+    try:
+        with open_ssh(devices[0]) as transport:
+            assert run(transport, "true").code == 0
+    finally:
+        stop_pi(devices[0])
+
+
+HOST = """
+import json, sys, time
+from rankship_targets.device import Device
+from rankship_targets.twin import pi
+device = pi.start_pi(Device(name="brief", transport="ssh"))
+print(json.dumps([device.port, str(pi.overlay_folder(device).parent)]), flush=True)
+if sys.argv[1] == "wait":
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "kill -9", "kill -9 of its keeper"])
+def test_nothing_is_left_behind(able_machine: None, end: str) -> None:
+    argv = [sys.executable, "-c", HOST, "go" if end == "exit" else "wait"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        if end == "exit":
+            _, state = json.loads(host.stdout.read())
+            host.wait()
+            family: list[psutil.Process] = []
+        else:
+            port, state = json.loads(host.stdout.readline())
+            family = psutil.Process(host.pid).children(recursive=True)
+            assert len(family) >= 3
+            if end == "kill -9":
+                host.kill()
+            else:
+                family[0].kill()
+            _, alive = psutil.wait_procs(family, timeout=GONE_S)
+            assert alive == []
+            host.kill()
+            device = Device(
+                name="brief", transport="ssh", host="127.0.0.1", port=port, user="pi", host_key="ssh-ed25519 A"
+            )
+            with pytest.raises((ConnectionLost, InputError)):
+                open_ssh(device)
+    if end != "kill -9 of its keeper":  # who would clean up was ended; it left a few kilobytes
+        assert not Path(state).exists()
+
+
+def test_its_log_says_who_came(pi4: Device) -> None:
+    with open_ssh(pi4) as transport:
+        run(transport, "true")
+    assert "Accepted publickey for pi" in log_file(pi4).read_text()
+
+
+def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.MonkeyPatch, able_machine: None) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match="needs mmdebstrap and arch-test") as caught:
+        binfmt.check_machine()
+    assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
+
+
+def test_a_full_cache_needs_no_package_index(pi4: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert (find_root() / "root/usr/sbin/sshd").exists()
+
+
+def test_the_runtimes_are_those_that_are_tested_together() -> None:
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    assert {name: pins[name] for name in WHEELS} == WHEELS
+
+
+def test_who_was_never_started_is_named() -> None:
+    with pytest.raises(InputError, match="'nobody'"):
+        overlay_folder(Device(name="nobody", transport="ssh"))
