@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rankship_benchmarks.gate import find_inputs
+from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
 from rankship_benchmarks.results import (
     Header,
     append_trial,
@@ -23,6 +24,7 @@ from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact, Build, Verified
 from rankship_pipeline.store import Store
 from rankship_pipeline.units import show_bytes
+from rankship_targets.detached import make_ticket
 from rankship_targets.device import Device
 from rankship_targets.quarantine import watching
 from rankship_targets.session import MeasureRequest, Session, open_session
@@ -34,11 +36,12 @@ def measure_build(
     """Push what is verified, time it in fresh processes round by round, and return the finished bundle's folder.
 
     An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the
-    device still answers the probe as it did; else a new bundle is begun.
+    device still answers the probe as it did; else a new bundle is begun. A trial that was going on when this process
+    died is taken from the device, where it went on.
     """
-    with watching(device), open_session(device) as session:
+    with watching(device), open_session(device, tell=steps.note) as session:
         header = _describe(build, verified, device, suite, session)
-        folder = _find_or_create(header, results, steps)
+        folder = _find_or_create(header, results, session, steps)
         with steps.step(f"push to {device.name}"):
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof)
@@ -51,7 +54,7 @@ def measure_build(
     return folder
 
 
-def _find_or_create(header: Header, results: Path, steps: Steps) -> Path:
+def _find_or_create(header: Header, results: Path, session: Session, steps: Steps) -> Path:
     folder = find_unfinished(results, header.suite_sha256, header.build_sha256, header.device)
     if folder is not None:
         before = open_bundle(folder).header.conditions
@@ -60,9 +63,18 @@ def _find_or_create(header: Header, results: Path, steps: Steps) -> Path:
             steps.note(f"continuing {folder.name}")
             return folder
         steps.note(f"{folder.name} stays unfinished: {', '.join(changed)} changed since; a new run begins")
+        _forget_pending(folder, session)
     folder = results / header.run_id
     create_bundle(folder, header)
     return folder
+
+
+def _forget_pending(folder: Path, session: Session) -> None:
+    """End what a bundle's last writer left going on, if anything."""
+    pending = read_pending(folder)
+    if pending is not None:
+        session.forget(pending.ticket)
+        drop_pending(folder)
 
 
 def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[int, Artifact]]:
@@ -87,27 +99,32 @@ def _run_rounds(
         for number, artifact in plan_rounds(build.artifacts, suite.rounds)
         if (number, artifact.variant, artifact.format) not in done
     ]
+    pending = read_pending(folder)
+    if pending is not None and (pending.round, pending.variant, pending.format) in done:
+        _forget_pending(folder, session)  # the last writer died between the two
+        pending = None
     with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
             advance(f"round {number + 1}/{suite.rounds}: {artifact.variant} {artifact.format}")
-            append_trial(
-                folder,
-                session.measure(
-                    MeasureRequest(
-                        round=number,
-                        variant=artifact.variant,
-                        format=artifact.format,
-                        artifact=remote[artifact.sha256],
-                        artifact_sha256=artifact.sha256,
-                        inputs=inputs,
-                        threads=suite.threads,
-                        min_samples=suite.min_samples,
-                        min_duration_ms=suite.min_duration_ms,
-                        max_warmup_ms=suite.max_warmup_ms,
-                        timeout_s=suite.timeout_s,
-                    )
-                ),
+            name = (number, artifact.variant, artifact.format)
+            if pending is None or (pending.round, pending.variant, pending.format) != name:
+                pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
+                note_pending(folder, pending)
+            request = MeasureRequest(
+                round=number,
+                variant=artifact.variant,
+                format=artifact.format,
+                artifact=remote[artifact.sha256],
+                artifact_sha256=artifact.sha256,
+                inputs=inputs,
+                threads=suite.threads,
+                min_samples=suite.min_samples,
+                min_duration_ms=suite.min_duration_ms,
+                max_warmup_ms=suite.max_warmup_ms,
+                timeout_s=suite.timeout_s,
             )
+            append_trial(folder, session.measure(request, pending.ticket))
+            _forget_pending(folder, session)  # only now: until here the device has the only copy
 
 
 def _describe(build: Build, verified: Sequence[Verified], device: Device, suite: Suite, session: Session) -> Header:

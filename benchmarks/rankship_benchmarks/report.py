@@ -8,6 +8,7 @@ from pathlib import Path
 from rankship_benchmarks import charts, table
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
+from rankship_benchmarks.validity import keep_valid
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Artifact, record
 from rankship_pipeline.units import show_count, show_percent
@@ -132,7 +133,7 @@ def _draw_latencies(bundle: Bundle, summary: Summary) -> list[Chart]:
         Chart(
             heading=f"Every inference, {format_}",
             reading="One thin curve for each round, all samples; the ticks at 50 % are the rounds' medians.",
-            svg=charts.draw_latencies(bundle.trials, format_),
+            svg=charts.draw_latencies(keep_valid(bundle.trials), format_),
         )
         for format_ in summary.runtimes
     ]

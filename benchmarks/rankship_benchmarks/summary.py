@@ -11,6 +11,7 @@ from rankship_benchmarks.stats import (
     percentile_bound,
 )
 from rankship_benchmarks.trust import list_cautions, name_rounds
+from rankship_benchmarks.validity import keep_valid, refuse_trials
 from rankship_pipeline.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.records import FORMATS, Accuracy, Artifact, Build, Format, LayerRank, Variant, Verified, record
 from rankship_targets.trial import RuntimeReading, Trial
@@ -75,14 +76,20 @@ class Summary:
 
 
 def summarise(bundle: Bundle) -> Summary:
-    """Judge a run; refuses one without samples, and one whose trials were taken under unlike conditions."""
+    """Judge a run; refuses one without samples, and one whose trials were taken under unlike conditions.
+
+    Trials that must not count (see validity.py) enter no figure; the cautions name them.
+    """
     trials = bundle.trials
     empty = [f"round {one.round} of {one.variant} {one.format}" for one in trials if not one.samples_ns]
     if not trials or empty:
         what = f"no samples in {', '.join(empty)}" if empty else "no trial was taken"
         raise MeasurementError(f"run {bundle.header.run_id}: {what}", hint="measure first: `rankship bench`")
     refuse_unlike(bundle)
-    groups = group_trials(trials)
+    valid = keep_valid(trials)
+    groups = group_trials(valid)
+    if not groups:
+        raise refuse_trials(bundle.header.run_id, trials)
     results = tuple(_judge(bundle, groups, artifact) for artifact in _measured(bundle.header.build, groups))
     return Summary(
         header=bundle.header,
@@ -93,7 +100,7 @@ def summarise(bundle: Bundle) -> Summary:
         energy_note=NO_ENERGY,
         threads=trials[0].threads,
         agent_sha256=trials[0].agent_sha256,
-        runtimes={format_: runtime for format_ in FORMATS for runtime in _runtimes(trials, format_)[:1]},
+        runtimes={format_: runtime for format_ in FORMATS for runtime in _runtimes(valid, format_)[:1]},
     )
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from rankship_benchmarks.results import Bundle
 from rankship_benchmarks.stats import count_needed, median_by_round, relative_drift, relative_spread
+from rankship_benchmarks.validity import judge_trial
 from rankship_pipeline.records import Format, Variant
 from rankship_targets.trial import DeviceState, Trial
 
@@ -21,6 +22,7 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     """Every caution that the data itself gives cause for, gravest first."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
+    yield from _name_refused(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
     for (variant, format_), trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
@@ -31,6 +33,16 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     retries = sum(trial.retries for trial in bundle.trials)
     if retries:
         yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured anew."
+
+
+def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """One caution for each reason and artifact with trials that do not count."""
+    refused: dict[tuple[str, Variant, Format], set[int]] = {}
+    for trial in trials:
+        for reason in judge_trial(trial):
+            refused.setdefault((reason, trial.variant, trial.format), set()).add(trial.round)
+    for (reason, variant, format_), rounds in refused.items():
+        yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
 
 
 def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
@@ -75,7 +87,10 @@ def _idle_s(trial: Trial, following: Trial) -> float:
 
 
 def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about the device: governor, frequency, temperature, work that is not ours."""
+    """Cautions about the device: what could not be set, governor, frequency, temperature, work that is not ours."""
+    for phrase in dict.fromkeys(phrase for trial in trials for phrase in trial.conditions.unmet):
+        count = sum(phrase in trial.conditions.unmet for trial in trials)
+        yield f"Conditions: {phrase} ({count} of {len(trials)} trials)."
     states = [state for trial in trials for state in (trial.before, trial.after)]
     governors = {state.governor for state in states}
     others = sorted(governor for governor in governors if governor not in {None, "performance"})

@@ -5,10 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
 
-from rankship_pipeline.errors import AgentMismatch, CommandFailed, Lacks, PersistentTargetError
+from rankship_pipeline.errors import (
+    AgentDied,
+    AgentMismatch,
+    CommandFailed,
+    Lacks,
+    NoSpace,
+    ReadOnly,
+    Rebooted,
+    TargetBusy,
+    TargetError,
+)
 from rankship_pipeline.records import Format
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Failure, Hello, read_event
+from rankship_targets.events import Done, Event, Failure, FaultKind, Hello, read_event
 from rankship_targets.transport import Transport
 
 # What each format's runtime is installed with, into the device's own interpreter.
@@ -17,12 +27,25 @@ PACKAGES: dict[Format, str] = {
     "tflite": "ai-edge-litert numpy",
     "executorch": "executorch torch numpy (torch from PyTorch's CPU index)",
 }
-_HINTS = {
-    "bad_artifact": "build the artifact anew; if it fails again, the device's runtime may be too old for it",
-    "bad_input": "the inputs must be those that the artifact was exported with",
-    "bad_request": "the agent on the device and this host must come from one release",
-    "failed": "the message is the runtime's own; `rankship doctor` shows its version",
+# What the agent could not do → the error, and what to do.
+_FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
+    "lacks_runtime": (Lacks, "install it on the device: {install}"),
+    "bad_artifact": (
+        CommandFailed,
+        "build the artifact anew; if it fails again, the device's runtime may be too old for it",
+    ),
+    "bad_input": (CommandFailed, "the inputs must be those that the artifact was exported with"),
+    "bad_request": (CommandFailed, "the agent on the device and this host must come from one release"),
+    "failed": (CommandFailed, "the message is the runtime's own; `rankship doctor` shows its version"),
+    "no_space": (NoSpace, "free space on the device or choose another workdir in the inventory"),
+    "read_only": (ReadOnly, "choose a workdir that may be written; a card that turned read-only is wearing out"),
+    "busy": (TargetBusy, "only one run measures on a device at a time: wait for that one to end"),
+    "unknown_run": (CommandFailed, "somebody removed it on the device: measure again"),
+    "agent_died": (AgentDied, "{died}"),
+    "rebooted": (Rebooted, "see why it was restarted (power supply, watchdog), then run again"),
 }
+_DIED = "see whether the device ran out of memory (`dmesg` there says so), or who ended it"
+_KILLED = "was ended by signal 9:"  # the shell's 128 + 9, in the transports' words
 
 T = TypeVar("T")
 
@@ -33,26 +56,31 @@ def call_agent(
     """Give the events after the agent's greeting; ends normally only after `done`."""
     text = json.dumps(request, sort_keys=True)
     event: Event | None = None
-    with closing(transport.stream([device.python, agent, text], timeout_s=timeout_s)) as lines:
-        first = next(lines, "")
-        if not isinstance(read_event(first), Hello):
-            raise AgentMismatch(f"the agent on {device.name} began with {first[:80]!r}", hint="expected its greeting")
-        for line in lines:
-            event = read_event(line)
-            if isinstance(event, Failure):
-                raise explain_fault(event, device, request)
-            yield event
+    try:
+        with closing(transport.stream([device.python, agent, text], timeout_s=timeout_s)) as lines:
+            first = next(lines, "")
+            if not isinstance(read_event(first), Hello):
+                message = f"the agent on {device.name} began with {first[:80]!r}"
+                raise AgentMismatch(message, hint="expected its greeting")
+            for line in lines:
+                event = read_event(line)
+                if isinstance(event, Failure):
+                    raise explain_fault(event, device, request)
+                yield event
+    except CommandFailed as failure:
+        if _KILLED in str(failure):
+            raise AgentDied(f"the agent on {device.name}: {failure}", hint=_DIED) from None
+        raise
     if not isinstance(event, Done):
-        message = f"the agent on {device.name} ended without a last word"
-        raise CommandFailed(message, hint="see whether the device ran out of memory: `dmesg` there says so")
+        raise AgentDied(f"the agent on {device.name} ended without a last word", hint=_DIED)
 
 
-def explain_fault(fault: Failure, device: Device, request: Mapping[str, object]) -> PersistentTargetError:
+def explain_fault(fault: Failure, device: Device, request: Mapping[str, object]) -> TargetError:
     """Make the error for what the agent could not do."""
-    message = f"{device.name}: {fault.message}"
-    if fault.kind == "lacks_runtime":
-        return Lacks(message, hint=f"install it on the device: {install_command(device, str(request.get('format')))}")
-    return CommandFailed(message, hint=_HINTS[fault.kind])
+    kind, hint = _FAULTS[fault.kind]
+    wanted = request.get("request", request)  # a detached run's own request lies inside
+    named = str(wanted.get("format")) if isinstance(wanted, Mapping) else ""
+    return kind(f"{device.name}: {fault.message}", hint=hint.format(install=install_command(device, named), died=_DIED))
 
 
 def install_command(device: Device, artifact_format: str) -> str:

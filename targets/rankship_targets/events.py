@@ -9,9 +9,24 @@ from rankship_pipeline.records import Format, record
 from rankship_targets.trace import Offer
 from rankship_targets.trial import DeviceState, RuntimeReading
 
-PROTOCOL = 1
+PROTOCOL = 2
 _SHOWN_CHARACTERS = 120
 _HINT = "the agent on the device and this host must come from one release: reconnect, it is copied anew"
+
+
+FaultKind = Literal[
+    "lacks_runtime",
+    "bad_artifact",
+    "bad_request",
+    "bad_input",
+    "failed",
+    "no_space",
+    "read_only",
+    "busy",
+    "unknown_run",
+    "agent_died",
+    "rebooted",
+]
 
 
 @record
@@ -71,10 +86,46 @@ class Opened:
 
 @record
 class Loaded:
-    """The artifact is loaded."""
+    """The artifact is loaded; `rss_bytes` is the process's resident memory at that moment."""
 
     event: Literal["loaded"]
     load_ns: int
+    rss_bytes: int | None = None
+
+
+@record
+class Cooling:
+    """The device is still too warm to be measured."""
+
+    event: Literal["cooling"]
+    temperature_mc: int
+
+
+@record
+class Settled:
+    """The conditions are as wanted, but for what is `unmet`; `cpus` are the cores that the process may run on."""
+
+    event: Literal["settled"]
+    cpus: tuple[int, ...]
+    cooling_ms: int
+    unmet: tuple[str, ...]
+
+
+@record
+class Tuned:
+    """The frequency governor after it was set, and why not as wanted."""
+
+    event: Literal["tuned"]
+    governor: str | None
+    unmet: tuple[str, ...]
+
+
+@record
+class Spooled:
+    """A detached run goes on or is finished; `born` tells its beginning from that of another under the same name."""
+
+    event: Literal["spooled"]
+    born: str
 
 
 @record
@@ -134,17 +185,38 @@ class Failure:
     """The request was not carried out; `kind` says who must act."""
 
     event: Literal["error"]
-    kind: Literal["lacks_runtime", "bad_artifact", "bad_request", "bad_input", "failed"]
+    kind: FaultKind
     message: str
 
 
-Event = Hello | Probe | State | Opened | Loaded | Warmed | Samples | Meters | Metering | Readings | Done | Failure
+Event = (
+    Hello
+    | Probe
+    | State
+    | Opened
+    | Loaded
+    | Cooling
+    | Settled
+    | Tuned
+    | Spooled
+    | Warmed
+    | Samples
+    | Meters
+    | Metering
+    | Readings
+    | Done
+    | Failure
+)
 _RECORDS: dict[str, type[Event]] = {
     "hello": Hello,
     "probe": Probe,
     "state": State,
     "opened": Opened,
     "loaded": Loaded,
+    "cooling": Cooling,
+    "settled": Settled,
+    "tuned": Tuned,
+    "spooled": Spooled,
     "warmed": Warmed,
     "samples": Samples,
     "meters": Meters,

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from rankship_pipeline.errors import ConnectionLost, TargetTimeout
+from rankship_pipeline.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
 from rankship_targets.device import Device
 from rankship_targets.transport import Transport
 
 RETRIES = 2
 PAUSE_S = 0.5
+LONGEST_PAUSE_S = 8.0
+# How long a device may be away while a run goes on there without us: a cable is put back, a board boots.
+PATIENCE_S = 90.0
 
 T = TypeVar("T")
 
@@ -23,20 +26,39 @@ class Link:
         self._connect = connect
         self._transport: Transport | None = None
 
-    def call(self, step: Callable[[Transport], T], *, retry_timeouts: bool = True) -> T:
-        """Do one step, again over a new connection where the old one broke.
+    def call(self, step: Callable[[Transport], T], *, retry_timeouts: bool = True, patient: bool = False) -> T:
+        """Do one step, again over a new connection where the old one broke; a reboot ends it.
 
-        Long work must not be repeated after a timeout (`retry_timeouts=False`): its limit was generous already.
+        Long work must not be repeated after a timeout or its agent's death (`retry_timeouts=False`): its limit was
+        generous already. `patient` waits PATIENCE_S for a device that cannot be reached.
         """
-        transient = (ConnectionLost, TargetTimeout) if retry_timeouts else (ConnectionLost,)
+        transient = (ConnectionLost, TargetTimeout, AgentDied) if retry_timeouts else (ConnectionLost,)
         for _ in range(RETRIES):
             try:
                 return step(self._open())
+            except Rebooted:
+                raise
             except transient:
                 self.retries += 1
                 self.close()
                 time.sleep(PAUSE_S)
+            if patient:
+                self._await_return()
         return step(self._open())
+
+    def _await_return(self) -> None:
+        """Connect anew, trying until the patience is spent."""
+        deadline, pause_s = time.monotonic() + PATIENCE_S, PAUSE_S
+        while True:
+            try:
+                self._open()
+            except (ConnectionLost, TargetTimeout):
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return
+            pause_s = min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
+            time.sleep(pause_s)
 
     def close(self) -> None:
         """End the connection; the next call opens another."""

@@ -4,16 +4,24 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
-from rankship_pipeline.errors import BuildError, CommandFailed, Lacks, ManifestRefused, TargetError
+from rankship_pipeline.errors import (
+    AgentDied,
+    BuildError,
+    CommandFailed,
+    Lacks,
+    ManifestRefused,
+    PersistentTargetError,
+    TargetError,
+)
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant, Verified, record
 from rankship_targets.agent_file import find_agent
 from rankship_targets.client import call_agent, pick
+from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, State, Warmed
+from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
 from rankship_targets.lease import STALE_S, Lease, describe_owner
 from rankship_targets.link import Link
 from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
@@ -29,15 +37,17 @@ from rankship_targets.transport import (
     open_transport,
     run_checked,
 )
-from rankship_targets.trial import RuntimeReading, Trial
+from rankship_targets.trial import Conditions, RuntimeReading, Trial
 
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
+LONGEST_COOLING_S = 900.0
 OLDEST_PYTHON = [3, 9]
-# Makes the working folder and says where it is: from then on every path is absolute.
+# Makes the working folder and says where it is, so that from then on every path is absolute, and whether a session
+# that never ended left the frequency governor set.
 _GREETING = (
     "import json, os, sys; folder = os.path.abspath(sys.argv[1]); os.makedirs(folder, exist_ok=True); "
-    "print(json.dumps([list(sys.version_info[:2]), folder]))"
+    "print(json.dumps([list(sys.version_info[:2]), folder, os.path.exists(folder + '/governor.json')]))"
 )
 
 
@@ -62,18 +72,41 @@ class MeasureRequest:
     timeout_s: float = 900.0
 
 
+@record
+class LoadReading:
+    """What loading an artifact took; memory is the process's resident one with the runtime alone, and loaded."""
+
+    load_ns: int
+    runtime_rss_bytes: int | None
+    loaded_rss_bytes: int | None
+    runtime: RuntimeReading
+
+
+def stay_silent(_: str) -> None:
+    """Tell nobody."""
+
+
 @contextmanager
 def open_session(
-    device: Device, *, connect: Callable[[Device], Transport] = open_transport, lease_stale_s: int = STALE_S
+    device: Device,
+    *,
+    connect: Callable[[Device], Transport] = open_transport,
+    lease_stale_s: int = STALE_S,
+    tell: Callable[[str], None] = stay_silent,
 ) -> Iterator["Session"]:
-    """Connect, take the lease and put the agent in place; the lease is given back on every way out."""
+    """Connect, take the lease and put the agent in place; `tell` hears of long waits on the device.
+
+    What measuring sets on the device is restored, and the lease given back, on every way out.
+    """
     link = Link(device, connect)
     try:
-        workdir = link.call(lambda transport: _greet(transport, device))
+        workdir, left_tuned = link.call(lambda transport: _greet(transport, device))
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
         link.call(lease.take)
         try:
-            yield Session(device, link, lease, workdir)
+            session = Session(device, link, lease, workdir, tell)
+            with session.restoring(at_once=left_tuned and device.governor is None, at_end=left_tuned):
+                yield session
         finally:
             with suppress(TargetError):  # where the way to it is gone, the lease goes stale by itself
                 link.call(lease.release)
@@ -84,14 +117,30 @@ def open_session(
 class Session:
     """Everything that may be done with a device that is held; made by `open_session`."""
 
-    def __init__(self, device: Device, link: Link, lease: Lease, workdir: str) -> None:
+    def __init__(self, device: Device, link: Link, lease: Lease, workdir: str, tell: Callable[[str], None]) -> None:
         self.device = device
         self.agent_sha256 = hash_file(find_agent())
         self._link = link
         self._lease = lease
         self._workdir = workdir
         self._verified: dict[str, str] = {}
+        self._tuned = False
+        self._unmet: tuple[str, ...] = ()
         self._agent = self._copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
+        self._runs = DetachedRuns(device, link, self._agent, workdir, tell)
+
+    @contextmanager
+    def restoring(self, *, at_once: bool, at_end: bool) -> Iterator[None]:
+        """Restore the governor on the way out if it was set, or was left set by a session that never ended."""
+        if at_once:
+            self._link.call(self._restore)
+        self._tuned = at_end and not at_once
+        try:
+            yield
+        finally:
+            if self._tuned:
+                with suppress(TargetError):  # where the way to it is gone, the next session restores it
+                    self._link.call(self._restore)
 
     def probe(self) -> Probe:
         """Ask the agent what the device is and has."""
@@ -153,15 +202,53 @@ class Session:
 
         return self._link.call(step, retry_timeouts=False)
 
-    def measure(self, request: MeasureRequest) -> Trial:
-        """Time a pushed artifact in a fresh process; what was not pushed as verified is refused."""
+    def load(self, artifact_format: Format, artifact: str, threads: int = 1) -> LoadReading:
+        """Load an artifact in a fresh process and run nothing."""
+        request = {"command": "load", "format": artifact_format, "artifact": artifact, "threads": threads}
+        events = self._link.call(lambda link: self._ask(link, request, INFER_TIMEOUT_S), retry_timeouts=False)
+        opened, loaded = pick(events, Opened, self.device), pick(events, Loaded, self.device)
+        return LoadReading(
+            load_ns=loaded.load_ns,
+            runtime_rss_bytes=opened.rss_bytes,
+            loaded_rss_bytes=loaded.rss_bytes,
+            runtime=opened.runtime,
+        )
+
+    def measure(self, request: MeasureRequest, ticket: Ticket | None = None) -> Trial:
+        """Time a pushed artifact in a fresh process; what was not pushed as verified is refused.
+
+        The work goes on where the way to the device breaks, and is found again. With a `ticket` its result stays on
+        the device until `forget`, for another process to find should this one die; what fails is forgotten at once.
+        """
         if self._verified.get(request.artifact) != request.artifact_sha256:
             message = f"{request.artifact} was not pushed as verified in this session: nothing was measured"
             raise BuildError(message, hint="push(file, verified) gives the path to measure")
-        retries_before = self._link.retries
-        started = datetime.now(UTC).isoformat(timespec="milliseconds")
-        events = self._link.call(lambda transport: self._measure(transport, request), retry_timeouts=False)
+        retries_before, run = self._link.retries, ticket or make_ticket()
+        cooling_s = 0.0 if self.device.cool_below_mc is None else LONGEST_COOLING_S
+        try:
+            events = self._runs.carry_out(
+                run.run,
+                self._word(request),
+                request.timeout_s + cooling_s,
+                lambda transport: self._prepare(transport, request),
+            )
+        except BaseException as failure:
+            if ticket is None or isinstance(failure, PersistentTargetError | AgentDied):
+                with suppress(TargetError):
+                    self._runs.forget(run.run)
+            raise
+        trial = self._read_trial(request, run, events, self._link.retries - retries_before)
+        if ticket is None:
+            self._runs.forget(run.run)
+        return trial
+
+    def forget(self, ticket: Ticket) -> None:
+        """End a measurement if it goes on, and remove what it left on the device."""
+        self._runs.forget(ticket.run)
+
+    def _read_trial(self, request: MeasureRequest, ticket: Ticket, events: Sequence[Event], retries: int) -> Trial:
         opened, warmed = pick(events, Opened, self.device), pick(events, Warmed, self.device)
+        settled = pick(events, Settled, self.device)
         before, after = ([one for one in events if isinstance(one, State) and one.when == when] for when in _MOMENTS)
         return Trial(
             round=request.round,
@@ -169,7 +256,7 @@ class Session:
             format=request.format,
             artifact_sha256=request.artifact_sha256,
             device=self.device.name,
-            started_utc=started,
+            started_utc=ticket.started_utc,
             threads=request.threads,
             load_ns=pick(events, Loaded, self.device).load_ns,
             warmup_ns=warmed.ns,
@@ -181,16 +268,15 @@ class Session:
             before=pick(before, State, self.device).state,
             after=pick(after, State, self.device).state,
             agent_sha256=self.agent_sha256,
-            retries=self._link.retries - retries_before,
+            retries=retries,
+            conditions=Conditions(
+                cpus=settled.cpus, cooling_ms=settled.cooling_ms, unmet=(*self._unmet, *settled.unmet)
+            ),
         )
 
-    def _measure(self, transport: Transport, request: MeasureRequest) -> list[Event]:
-        self._lease.renew(transport)
-        found = hash_remote(transport, request.artifact)
-        if found != request.artifact_sha256:
-            message = f"{request.artifact} on {self.device.name} has SHA-256 {found}, not {request.artifact_sha256}"
-            raise CommandFailed(message, hint="something changed it after the push: push again")
-        call = {
+    def _word(self, request: MeasureRequest) -> dict[str, object]:
+        """Say a request as the agent takes it, with the conditions that the inventory asks for."""
+        return {
             "command": "measure",
             "format": request.format,
             "artifact": request.artifact,
@@ -199,8 +285,25 @@ class Session:
             "min_samples": request.min_samples,
             "min_duration_ms": request.min_duration_ms,
             "max_warmup_ms": request.max_warmup_ms,
+            "cpus": None if self.device.cpus is None else list(self.device.cpus),
+            "cool_below_mc": self.device.cool_below_mc,
+            "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         }
-        return self._ask(transport, call, request.timeout_s)
+
+    def _prepare(self, transport: Transport, request: MeasureRequest) -> None:
+        """See that the device is still ours, holds the very file, and runs under the governor that is wanted."""
+        self._lease.renew(transport)
+        found = hash_remote(transport, request.artifact)
+        if found != request.artifact_sha256:
+            message = f"{request.artifact} on {self.device.name} has SHA-256 {found}, not {request.artifact_sha256}"
+            raise CommandFailed(message, hint="something changed it after the push: push again")
+        if self.device.governor is not None:
+            self._tuned = True  # before the attempt: it may succeed although its answer is lost
+            tune = {"command": "tune", "workdir": self._workdir, "governor": self.device.governor}
+            self._unmet = pick(self._ask(transport, tune, STEP_TIMEOUT_S), Tuned, self.device).unmet
+
+    def _restore(self, transport: Transport) -> None:
+        self._ask(transport, {"command": "restore", "workdir": self._workdir}, STEP_TIMEOUT_S)
 
     def _ask(self, transport: Transport, request: Mapping[str, object], timeout_s: float) -> list[Event]:
         return list(call_agent(transport, self.device, self._agent, request, timeout_s=timeout_s))
@@ -214,8 +317,11 @@ class Session:
 _MOMENTS = ("before", "after")
 
 
-def _greet(transport: Transport, device: Device) -> str:
-    """Make the working folder; gives its absolute path. Lacks where there is no Python that can run the agent."""
+def _greet(transport: Transport, device: Device) -> tuple[str, bool]:
+    """Make the working folder; gives its absolute path, and whether a dead session left the governor set.
+
+    Lacks where there is no Python that can run the agent.
+    """
     argv = [device.python, "-c", _GREETING, device.workdir]
     done = transport.run(argv, timeout_s=STEP_TIMEOUT_S)
     hint = f"install Python 3.9 or newer there, or correct `python` in the inventory's [{device.name}]"
@@ -223,7 +329,7 @@ def _greet(transport: Transport, device: Device) -> str:
         raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
     if done.code != 0:
         raise explain_failure(argv, done.code, done.stderr)
-    version, workdir = json.loads(done.stdout)
+    version, workdir, left_tuned = json.loads(done.stdout)
     if version < OLDEST_PYTHON:
         raise Lacks(f"{device.name} has Python {version[0]}.{version[1]} as {device.python}", hint=hint)
-    return str(workdir)
+    return str(workdir), bool(left_tuned)

@@ -5,13 +5,39 @@ from rankship_pipeline.records import Format, Variant, record
 
 @record
 class DeviceState:
-    """A device's condition at one moment; None where the device does not tell."""
+    """A device's condition at one moment; None where the device does not tell.
+
+    `clock_offset_ns` is the wall clock less the monotonic one: it moves where the clock is set, and where the device
+    slept. `throttled_bits` are a Raspberry Pi firmware's (bits 0 to 3 now, 16 to 19 since boot), `throttle_count` the
+    events that x86 kernels count since boot, `cooling_steps` how far the kernel has turned the processors down now.
+    """
 
     governor: str | None
     frequency_khz: tuple[int, ...] | None
     temperature_mc: int | None
     load_1m_milli: int | None
     available_memory_bytes: int | None
+    boot_id: str | None = None
+    uptime_ms: int | None = None
+    clock_offset_ns: int | None = None
+    throttled_bits: int | None = None
+    throttle_count: int | None = None
+    cooling_steps: int | None = None
+    battery_percent: int | None = None
+    charging: bool | None = None
+
+
+@record
+class Conditions:
+    """What was settled on the device before a trial.
+
+    `cpus` are the cores that the process could run on, None where that is not known. `unmet` says, one phrase each,
+    what the inventory asks for and could not be had: "governor performance: Permission denied".
+    """
+
+    cpus: tuple[int, ...] | None = None
+    cooling_ms: int = 0
+    unmet: tuple[str, ...] = ()
 
 
 @record
@@ -53,3 +79,4 @@ class Trial:
     after: DeviceState
     agent_sha256: str
     retries: int
+    conditions: Conditions = Conditions()

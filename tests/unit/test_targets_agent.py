@@ -213,18 +213,42 @@ def test_probe_reads_a_pretended_board(tmp_path: Path) -> None:
         "temperature_mc": 48_212,
         "load_1m_milli": 520,
         "available_memory_bytes": 3_000_000 * 1024,
+        "boot_id": "6f1c",
+        "uptime_ms": 350_740,
+        "clock_offset_ns": probe["state"]["clock_offset_ns"],
+        "throttled_bits": 0x50005,
+        "throttle_count": None,
+        "cooling_steps": 2,
+        "battery_percent": 81,
+        "charging": False,
     }
+    assert abs(time.time_ns() - time.monotonic_ns() - probe["state"]["clock_offset_ns"]) < 10**9
 
 
 def test_probe_of_a_board_that_tells_nothing_says_none(tmp_path: Path) -> None:
     events, _ = call({"command": "probe", "workdir": str(tmp_path)}, root=tmp_path / "empty")
-    assert set(find(events, "probe")["state"].values()) == {None}
+    state = find(events, "probe")["state"]
+    assert state.pop("clock_offset_ns")
+    assert set(state.values()) == {None}
 
 
 def write_board(root: Path) -> None:
     files = {
         "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
         "proc/meminfo": "MemTotal:        3884312 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\n",
+        "proc/uptime": "350.74 1234.56\n",
+        "proc/sys/kernel/random/boot_id": "6f1c\n",
+        "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
+        "sys/class/thermal/cooling_device0/type": "thermal-cpufreq-0\n",
+        "sys/class/thermal/cooling_device0/cur_state": "2\n",
+        "sys/class/thermal/cooling_device1/type": "gpio-fan\n",
+        "sys/class/thermal/cooling_device1/cur_state": "1\n",
+        "sys/class/power_supply/mouse/type": "Battery\n",
+        "sys/class/power_supply/mouse/scope": "Device\n",
+        "sys/class/power_supply/mouse/capacity": "12\n",
+        "sys/class/power_supply/own/type": "Battery\n",
+        "sys/class/power_supply/own/capacity": "81\n",
+        "sys/class/power_supply/own/status": "Discharging\n",
         "proc/loadavg": "0.52 0.58 0.59 1/300 999\n",
         "sys/class/thermal/thermal_zone0/temp": "48212\n",
         "sys/class/thermal/thermal_zone1/temp": "31000\n",
@@ -312,6 +336,15 @@ else:
     edge = to_edge_transform_and_lower(torch.export.export(model, one), partitioner=[XnnpackPartitioner()])
     path.write_bytes(edge.to_executorch().buffer)
 """
+
+
+def test_load_tells_time_and_memory_without_an_inference(model: Path) -> None:
+    request = {key: value for key, value in ask_infer(model).items() if key not in {"inputs", "output"}}
+    events, done = call({**request, "command": "load"})
+    assert done.returncode == 0, events
+    assert [event["event"] for event in events] == ["hello", "opened", "loaded", "done"]
+    assert events[2]["load_ns"] > 0
+    assert events[2]["rss_bytes"] >= events[1]["rss_bytes"] > 0
 
 
 def test_hung_up_before_the_first_word_is_an_end(model: Path) -> None:

@@ -8,15 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_pipeline.errors import AgentMismatch, CommandFailed, Lacks
+from rankship_pipeline.errors import (
+    AgentDied,
+    AgentMismatch,
+    CommandFailed,
+    Lacks,
+    NoSpace,
+    ReadOnly,
+    Rebooted,
+    TargetBusy,
+    TargetError,
+)
 from rankship_targets.client import call_agent, pick
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Failure, Hello, Samples, Warmed, read_event
+from rankship_targets.events import _RECORDS, Done, Event, Failure, Hello, Samples, Warmed, read_event
 from rankship_targets.fake import FakeTransport
 from rankship_targets.transport import Completed
 
 DEVICE = Device(name="board", transport="local", python="python3")
-HELLO = '{"event": "hello", "protocol": 1}'
+HELLO = '{"event": "hello", "protocol": 2}'
 DONE = '{"event": "done"}'
 REQUEST = {"command": "infer", "format": "tflite"}
 
@@ -40,7 +50,7 @@ def test_events_come_as_records() -> None:
         pick(events, Warmed, DEVICE)
 
 
-@pytest.mark.parametrize("protocol", ["2", "null", '"1"', "1.5", "[]"])
+@pytest.mark.parametrize("protocol", ["1", "null", '"1"', "1.5", "[]"])
 def test_another_protocol_is_a_mismatch(protocol: str) -> None:
     with pytest.raises(AgentMismatch, match="protocol"):
         speak(f'{{"event": "hello", "protocol": {protocol}, "more": 1}}', DONE)
@@ -80,8 +90,31 @@ def test_native_crash_shows_the_end_of_stderr() -> None:
         speak(HELLO, code=134, stderr="x" * 9000 + " abort: kaboom\n")
 
 
+def test_killed_agent_has_died() -> None:
+    with pytest.raises(AgentDied, match="ended by signal 9"):
+        speak(HELLO, code=137)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("busy", TargetBusy),
+        ("agent_died", AgentDied),
+        ("rebooted", Rebooted),
+        ("no_space", NoSpace),
+        ("read_only", ReadOnly),
+        ("unknown_run", CommandFailed),
+    ],
+)
+def test_what_befell_a_run_has_an_error_of_its_own(kind: str, error: type[TargetError]) -> None:
+    with pytest.raises(error, match="board: why") as caught:
+        speak(HELLO, json.dumps({"event": "error", "kind": kind, "message": "why"}), code=1)
+    assert type(caught.value) is error
+    assert "{" not in caught.value.hint
+
+
 def test_end_without_a_last_word_is_a_failure() -> None:
-    with pytest.raises(CommandFailed, match="without a last word"):
+    with pytest.raises(AgentDied, match="without a last word"):
         speak(HELLO, '{"event": "loaded", "load_ns": 3}')
 
 
@@ -97,7 +130,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-names = st.sampled_from(["hello", "probe", "state", "opened", "loaded", "warmed", "samples", "done", "error"])
+names = st.sampled_from(sorted(_RECORDS))
 fields = st.sampled_from(
     ["event", "protocol", "ns", "state", "when", "runtime", "load_ns", "kind", "message", "steady"]
 )
@@ -134,4 +167,4 @@ def test_every_failure_survives_the_way(kind: str, message: str) -> None:
 
 
 def test_greeting_is_read() -> None:
-    assert read_event(HELLO) == Hello(event="hello", protocol=1)
+    assert read_event(HELLO) == Hello(event="hello", protocol=2)

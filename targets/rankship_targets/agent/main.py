@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -9,27 +10,46 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from .conditions import settle
+from .governor import restore, tune
 from .meter import list_meters, sample_meter
 from .probe import probe
 from .protocol import PROTOCOL, Event, Fault, Request
+from .runs import cancel, fetch
 from .runtimes import RUNTIMES
-from .timing import infer, measure
+from .spool import spool
+from .timing import infer, load, measure
 
 NOISE = {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 EXIT_FAILED, EXIT_UNHEARD = 1, 3
 
 Command = Callable[[Request], Iterator[Event]]
-# command → its function and what a request must hold.
+# command → its function and what a request holds; what ends in "?" may be absent or null.
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
+    "load": (load, "format artifact threads"),
     "infer": (infer, "format artifact inputs output threads"),
+    "measure": (
+        lambda request: settle(request, measure),
+        "format artifact inputs threads min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_cooling_ms?",
+    ),
     "meters": (list_meters, "period_us"),
     "meter": (sample_meter, "meter period_us duration_ms"),
-    "measure": (measure, "format artifact inputs threads min_samples min_duration_ms max_warmup_ms"),
+    "spool": (lambda request: spool(request, answer), "workdir run request"),
+    "fetch": (fetch, "workdir run offset"),
+    "cancel": (cancel, "workdir run"),
+    "tune": (tune, "workdir governor"),
+    "restore": (restore, "workdir"),
 }
-INTEGERS = {"threads", "min_samples", "min_duration_ms", "max_warmup_ms", "period_us", "duration_ms"}
-TYPES = {"inputs": list, **dict.fromkeys(INTEGERS, int)}  # others: str
+ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
+INTEGERS = {
+    *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
+    *("period_us", "duration_ms"),
+}
+TYPES: dict[str, type] = {"inputs": list, "cpus": list, "request": dict, **dict.fromkeys(INTEGERS, int)}  # others: str
+DISK_FAULTS = {errno.ENOSPC: "no_space", errno.EDQUOT: "no_space", errno.EROFS: "read_only"}
 
 
 def answer(text: str) -> Iterator[Event]:
@@ -41,7 +61,8 @@ def answer(text: str) -> Iterator[Event]:
         yield {"event": "error", "kind": fault.args[0], "message": fault.args[1]}
     except Exception as failure:  # noqa: BLE001 - the host must hear of everything
         traceback.print_exc()
-        yield {"event": "error", "kind": "failed", "message": f"{type(failure).__name__}: {failure}"}
+        kind = DISK_FAULTS.get(getattr(failure, "errno", None) or 0, "failed")
+        yield {"event": "error", "kind": kind, "message": f"{type(failure).__name__}: {failure}"}
 
 
 def parse_request(text: str) -> tuple[Command, Request]:
@@ -49,13 +70,24 @@ def parse_request(text: str) -> tuple[Command, Request]:
     try:
         request = json.loads(text)
         command, fields = COMMANDS[request["command"]]
-        wrong = [name for name in fields.split() if type(request.get(name)) is not TYPES.get(name, str)]
-        wrong += [name for name in request if name not in {*fields.split(), "command"}]
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        wrong = [field for field in fields.split() if not is_given(request, field)]
+        wrong += [name for name in request if name not in {*fields.replace("?", "").split(), "command"}]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise Fault("bad_request", f"no request: {type(failure).__name__}: {failure}") from failure
     if wrong or request.get("format", "onnx") not in RUNTIMES or request.get("threads", 1) < 1:
         raise Fault("bad_request", f"wrong in the request: {wrong or request}")
+    if request["command"] == "spool":
+        parse_request(json.dumps(request["request"]))
+        if request["request"]["command"] in ATTENDED:
+            raise Fault("bad_request", f"{request['request']['command']} cannot be run detached")
     return command, request
+
+
+def is_given(request: Request, field: str) -> bool:
+    """Tell whether a field has its type; an optional one may also be absent or null."""
+    name = field.rstrip("?")
+    value: Any = request.get(name)
+    return type(value) is TYPES.get(name, str) or (value is None and name != field)
 
 
 def end_when_unheard(descriptor: int) -> None:

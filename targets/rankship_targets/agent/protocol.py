@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 Event = dict[str, Any]
 Request = dict[str, Any]
 
 
 class Fault(Exception):
-    """A kind (lacks_runtime, bad_artifact, bad_request, bad_input, failed) and a message for the host."""
+    """A kind and a message for the host.
+
+    Kinds: lacks_runtime, bad_artifact, bad_request, bad_input, failed; no_space and read_only of the device's disk; of
+    detached runs busy, unknown_run, agent_died, rebooted.
+    """

@@ -10,6 +10,9 @@ import importlib
 import os
 import platform
 import re
+import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +21,8 @@ from .protocol import Event
 ROOT = os.environ.get("RANKSHIP_AGENT_ROOT", "")
 # VmHWM there is this process's own peak; getrusage's ru_maxrss starts at the parent's, which exec inherits.
 OWN_STATUS = "/proc/self/status"
+FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, hexadecimal
+FIRMWARE_TIMEOUT_S = 5
 SYSTEM = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
 
 
@@ -32,9 +37,13 @@ def read_text(path: str) -> str:
 
 def read_each(pattern: str) -> list[str]:
     """Read every readable file that matches, in order of the numbers in its name."""
+    return [text for text in map(read_text, find_paths(pattern)) if text]
+
+
+def find_paths(pattern: str) -> list[str]:
+    """Find the files that match, in order of the numbers in their names."""
     paths = [path[len(ROOT) :] for path in glob.glob(ROOT + pattern)]  # noqa: PTH207 - as above
-    texts = [read_text(path) for path in sorted(paths, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])]
-    return [text for text in texts if text]
+    return sorted(paths, key=lambda path: ([int(number) for number in re.findall(r"\d+", path)], path))
 
 
 def read_kilobytes(path: str, name: str) -> int | None:
@@ -51,22 +60,98 @@ def ask_psutil(question: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - whateve
         return None
 
 
-def read_state() -> Event:
-    """Read the device's condition now."""
+def read_boot_id() -> str:
+    """Read the name that the kernel gave to this boot; empty where it tells none."""
+    return read_text("/proc/sys/kernel/random/boot_id")
+
+
+def read_governor() -> str | None:
+    """Read the frequency governor, several joined by "+"."""
     governors = read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
-    clocks = [int(text) for text in read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    clocks = clocks or ask_psutil(lambda ps: [round(one.current * 1000) for one in ps.cpu_freq(percpu=True)])
+    return "+".join(sorted(set(governors))) or None
+
+
+def read_temperature() -> int | None:
+    """Read the hottest sensor, in thousandths of a degree Celsius."""
     zones = [int(text) for text in read_each("/sys/class/thermal/thermal_zone*/temp") if re.fullmatch(r"-?\d+", text)]
     sensors = (
         None if zones else ask_psutil(lambda ps: [one for part in ps.sensors_temperatures().values() for one in part])
     )
-    zones = zones or [round(one.current * 1000) for one in sensors or []]
-    load = read_text("/proc/loadavg").split(" ")[0]
+    return max(zones or [round(one.current * 1000) for one in sensors or []], default=None)
+
+
+def read_state() -> Event:
+    """Read the device's condition now."""
+    clocks = [int(text) for text in read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    clocks = clocks or ask_psutil(lambda ps: [round(one.current * 1000) for one in ps.cpu_freq(percpu=True)])
+    load, uptime = (read_text(path).split(" ")[0] for path in ("/proc/loadavg", "/proc/uptime"))
     return {
-        "governor": "+".join(sorted(set(governors))) or None,
+        "governor": read_governor(),
         "frequency_khz": clocks or None,
-        "temperature_mc": max(zones, default=None),
+        "temperature_mc": read_temperature(),
         "load_1m_milli": round(float(load) * 1000) if load else None,
         "available_memory_bytes": read_kilobytes("/proc/meminfo", "MemAvailable")
         or ask_psutil(lambda ps: ps.virtual_memory().available),
+        "boot_id": read_boot_id() or None,
+        "uptime_ms": round(float(uptime) * 1000) if uptime else None,
+        "clock_offset_ns": time.time_ns() - time.monotonic_ns(),
+        **read_throttling(),
+        **read_battery(),
     }
+
+
+def read_throttling() -> Event:
+    """Read how the device slows itself down; each figure is None where it is not told.
+
+    `throttled_bits` are the Raspberry Pi firmware's (0 to 3 now, 16 to 19 since boot), `throttle_count` the events that
+    x86 kernels count, `cooling_steps` how far the kernel has turned down the processors this moment.
+    """
+    counts = read_each("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    steps = [
+        read_text(name.replace("/type", "/cur_state"))
+        for name in find_named("/sys/class/thermal/cooling_device*/type", r"(?i).*(cpu|processor).*")
+    ]
+    return {
+        "throttled_bits": read_firmware(),
+        "throttle_count": add_up(counts),
+        "cooling_steps": add_up(steps),
+    }
+
+
+def read_firmware() -> int | None:
+    """Ask a Raspberry Pi's firmware for its flags, by file or by its own program."""
+    text = read_text(FIRMWARE)
+    program = None if text or ROOT else shutil.which("vcgencmd")
+    if program:
+        try:
+            command = [program, "get_throttled"]
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FIRMWARE_TIMEOUT_S, check=False
+            )
+            text = done.stdout.decode("ascii", "replace").strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text)
+    return int(found.group(1), 16) if found else None
+
+
+def read_battery() -> Event:
+    """Read the first battery that is the device's own; None where there is none."""
+    for name in find_named("/sys/class/power_supply/*/type", "Battery"):
+        folder = name[: -len("/type")]
+        percent, status = read_text(f"{folder}/capacity"), read_text(f"{folder}/status")
+        if read_text(f"{folder}/scope") != "Device" and re.fullmatch(r"\d{1,3}", percent):  # "Device": a mouse's
+            charging = {"Charging": True, "Full": True, "Discharging": False, "Not charging": False}.get(status)
+            return {"battery_percent": int(percent), "charging": charging}
+    return {"battery_percent": None, "charging": None}
+
+
+def find_named(pattern: str, content: str) -> list[str]:
+    """Find the files whose whole text matches."""
+    return [path for path in find_paths(pattern) if re.fullmatch(content, read_text(path))]
+
+
+def add_up(texts: list[str]) -> int | None:
+    """Add up what are whole numbers; None where none is."""
+    numbers = [int(text) for text in texts if re.fullmatch(r"\d+", text)]
+    return sum(numbers) if numbers else None

@@ -1,4 +1,4 @@
-"""The commands `infer` and `measure`: both share all loading code, so what was verified is what is measured."""
+"""The commands `load`, `infer` and `measure`: all share all loading code, so what was verified is what is measured."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from typing import Any
 
 from .programs import find_program, infer_with, measure_with
 from .protocol import Event, Fault, Request
-from .runtimes import Arrays, Loaded, load_artifact, open_runtime
+from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
 from .system import OWN_STATUS, read_kilobytes, read_state
 
 WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # one look at the warm-up lasts until both are reached
 # Of the last windows' medians: how many count, largest over smallest, first over last where they fall.
 STEADY_WINDOWS, STEADY_SPREAD, STEADY_TREND = 3, 1.05, 1.02
+
+
+def load(request: Request) -> Iterator[Event]:
+    """Load the artifact and say how long that took and how much memory is resident then, without an inference."""
+    loader, reading = open_runtime(request["format"])
+    yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
+    _, loaded = load_timed(loader, request)
+    yield loaded
+    yield {"event": "done"}
 
 
 def infer(request: Request) -> Iterator[Event]:
@@ -47,9 +56,8 @@ def measure(request: Request) -> Iterator[Event]:
     yield {"event": "state", "when": "before", "state": read_state()}
     loader, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
-    started = time.perf_counter_ns()
-    model = load_artifact(loader, request)
-    yield {"event": "loaded", "load_ns": time.perf_counter_ns() - started}
+    model, loaded = load_timed(loader, request)
+    yield loaded
     feed = model.prepare(next(load_samples(request["inputs"])))
     gc.collect()
     gc.disable()
@@ -60,6 +68,14 @@ def measure(request: Request) -> Iterator[Event]:
     yield {"event": "warmed", "ns": warmup, "steady": steady, "peak_rss_bytes": peak}
     yield {"event": "samples", "ns": taken}
     yield {"event": "done"}
+
+
+def load_timed(loader: Loader, request: Request) -> tuple[Loaded, Event]:
+    """Load the artifact, with the event that tells how long it took and the memory resident then."""
+    started = time.perf_counter_ns()
+    model = load_artifact(loader, request)
+    load_ns = time.perf_counter_ns() - started
+    return model, {"event": "loaded", "load_ns": load_ns, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
 
 
 def load_samples(paths: list[str]) -> Iterator[Arrays]:

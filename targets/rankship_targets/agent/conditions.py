@@ -1,0 +1,59 @@
+"""What is settled before anything is timed: the cores to run on, and that the device has cooled down."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+
+from .protocol import Event, Fault, Request
+from .system import read_temperature
+
+MOST_CORES = 1024
+LOOK_S, TELL_S = 1.0, 10.0  # how often the temperature is read, and told
+
+
+def settle(request: Request, carry_out: Callable[[Request], Iterator[Event]]) -> Iterator[Event]:
+    """Settle the conditions, say what could not be had, then carry out the request under them."""
+    unmet = bind_to(request.get("cpus"))
+    began = time.monotonic()
+    limit_mc = request.get("cool_below_mc")
+    if limit_mc is not None:
+        unmet += yield from cool_down(limit_mc, (request.get("max_cooling_ms") or 0) / 1000)
+    cooling_ms = round((time.monotonic() - began) * 1000)
+    cores = sorted(os.sched_getaffinity(0))
+    yield {"event": "settled", "cpus": cores, "cooling_ms": cooling_ms, "unmet": unmet}
+    yield from carry_out(request)
+
+
+def bind_to(cpus: list[int] | None) -> list[str]:
+    """Run on these cores only, with every thread that is started later; gives what of that could not be had."""
+    if cpus is None:
+        return []
+    if not cpus or not all(type(core) is int and 0 <= core < MOST_CORES for core in cpus):
+        raise Fault("bad_request", f"cpus must be core numbers, got {cpus}")
+    named = ", ".join(map(str, sorted(set(cpus))))
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as failure:
+        return [f"cores {named}: {failure.strerror}"]
+    absent = sorted(set(cpus) - os.sched_getaffinity(0))
+    return [f"cores {named}: the device does not have {', '.join(map(str, absent))}"] if absent else []
+
+
+def cool_down(limit_mc: int, patience_s: float) -> Generator[Event, None, list[str]]:
+    """Wait until the device is below a temperature, telling it meanwhile; gives why that was not reached."""
+    deadline, told = time.monotonic() + patience_s, 0.0
+    while True:
+        temperature = read_temperature()
+        if temperature is None:
+            return [f"below {limit_mc} m°C: the device tells no temperature"]
+        if temperature < limit_mc:
+            return []
+        now = time.monotonic()
+        if now >= deadline:
+            return [f"below {limit_mc} m°C: still {temperature} m°C after {patience_s:g} s"]
+        if not told or now - told >= TELL_S:
+            told = now
+            yield {"event": "cooling", "temperature_mc": temperature}
+        time.sleep(min(LOOK_S, max(0.0, deadline - now)))
