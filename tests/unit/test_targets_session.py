@@ -42,6 +42,7 @@ INPUT = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "PAUSE_S", 0.0)
+    monkeypatch.setattr(link, "PATIENCE_S", 0.5)
 
 
 @pytest.fixture
@@ -124,9 +125,22 @@ def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tm
     assert trial.peak_rss_bytes is not None
     assert trial.runtime_rss_bytes is not None
     workdir = Path(device.workdir)
-    assert sorted(path.name for path in workdir.iterdir()) == ["agents", "artifacts", "files", "outputs"]
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        *("agents", "artifacts", "files", "outputs", "run.lock", "runs")
+    ]
     assert not list((workdir / "outputs").iterdir())
+    assert not list((workdir / "runs").iterdir())
     assert (workdir / "artifacts" / trial.artifact_sha256 / "model.onnx").is_file()
+
+
+def test_loading_alone_tells_time_and_memory(local: Device, model: Path) -> None:
+    with open_session(local) as session:
+        reading = session.load("onnx", session.push(model, verify(model)))
+    assert reading.load_ns > 0
+    assert reading.runtime.name == "onnxruntime"
+    assert reading.runtime_rss_bytes is not None
+    assert reading.loaded_rss_bytes is not None
+    assert reading.loaded_rss_bytes >= reading.runtime_rss_bytes
 
 
 def test_second_session_copies_nothing(device: Device, model: Path) -> None:
@@ -182,7 +196,7 @@ def test_missing_python_is_lacking(device: Device, python: str) -> None:
 
 def test_old_python_is_lacking(local: Device, tmp_path: Path) -> None:
     old = tmp_path / "python"
-    old.write_text("#!/bin/sh\necho '[[3, 7], \"/tmp\"]'\n")
+    old.write_text("#!/bin/sh\necho '[[3, 7], \"/tmp\", false]'\n")
     old.chmod(0o755)
     with pytest.raises(Lacks, match=r"Python 3\.7"), open_session(replace(local, python=str(old))):
         pass
@@ -276,7 +290,7 @@ def test_retries_are_bounded(local: Device, model: Path) -> None:
 
 
 def test_long_work_is_not_repeated_after_a_timeout(local: Device, model: Path) -> None:
-    flaky = Flaky("measure", TargetTimeout("slow"), TargetTimeout("slow again"))
+    flaky = Flaky("fetch", TargetTimeout("slow"), TargetTimeout("slow again"))
     with pytest.raises(TargetTimeout, match=r"slow$"):
         measure(local, model, flaky)
 

@@ -26,7 +26,7 @@ MARK = "RANKSHIP_RUN"  # in the environment of every program that a run starts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # between two looks at a run that says nothing
 END_TIMEOUT_S = 20.0
-TAIL_BYTES = 2000
+READ_BYTES, SHOWN_CHARACTERS = 1 << 16, 2000  # of what a run printed at its end
 CRASH = "Fatal Python error"  # faulthandler's word for a signal that the program itself caused
 LAST = {"done", "error"}
 
@@ -128,13 +128,13 @@ def explain_end(folder: str, state: Event, run: str) -> Fault:
         return Fault("rebooted", f"the device was restarted during run {run}")
     try:
         with open(f"{folder}/{ERRORS}", "rb") as stream:  # noqa: PTH123 - as above
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - READ_BYTES))
             said = stream.read().decode("utf-8", "replace").strip()
     except OSError:
         said = ""
     if CRASH in said:
-        return Fault("failed", f"the runtime crashed: {said[said.index(CRASH) :]}")
-    words = f", having printed: {said}" if said else ""
+        return Fault("failed", f"the runtime crashed: {said[said.rindex(CRASH) :][:SHOWN_CHARACTERS]}")
+    words = f", having printed: {said[-SHOWN_CHARACTERS:]}" if said else ""
     return Fault("agent_died", f"process {state['pid']} of run {run} is gone without a last word{words}")
 
 

@@ -1,0 +1,163 @@
+"""Which trials count, and that no other enters a figure."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankship_benchmarks.results import Bundle, Header
+from rankship_benchmarks.summary import summarise
+from rankship_benchmarks.validity import judge_trial
+from rankship_pipeline.errors import ClockJumped, MeasurementError, Throttled
+from rankship_pipeline.records import Artifact, Build, RankPlan
+from rankship_targets.trial import Conditions, DeviceState, RuntimeReading, Trial
+
+CALM = DeviceState(
+    governor="performance",
+    frequency_khz=(1_500_000,),
+    temperature_mc=50_000,
+    load_1m_milli=100,
+    available_memory_bytes=10**9,
+    clock_offset_ns=10**18,
+    throttled_bits=0,
+    throttle_count=3,
+    cooling_steps=0,
+)
+TRIAL = Trial(
+    round=0,
+    variant="dense",
+    format="onnx",
+    artifact_sha256="a",
+    device="pi4",
+    started_utc="2025-01-01T00:00:00+00:00",
+    threads=1,
+    load_ns=10,
+    warmup_ns=(9, 8),
+    warmed_up=True,
+    samples_ns=(100, 100, 100),
+    peak_rss_bytes=None,
+    runtime_rss_bytes=None,
+    runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k"),
+    before=CALM,
+    after=CALM,
+    agent_sha256="g",
+    retries=0,
+)
+UNTOLD = DeviceState(
+    governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        ({}, {}, ()),
+        ({}, {"clock_offset_ns": 10**18 + 999_999_999}, ()),
+        ({}, {"clock_offset_ns": 10**18 + 1_000_000_001}, ("clock jumped",)),
+        ({}, {"clock_offset_ns": 10**18 - 1_000_000_001}, ("clock jumped",)),
+        ({"clock_offset_ns": None}, {}, ()),
+        ({}, {"throttled_bits": 0x10000}, ("throttled",)),
+        ({"throttled_bits": 0x50000}, {"throttled_bits": 0x50000}, ()),
+        ({"throttled_bits": 0x50000}, {"throttled_bits": 0xD0000}, ("throttled",)),
+        ({"throttled_bits": 0x50005}, {"throttled_bits": 0x50000}, ("throttled",)),
+        ({}, {"throttled_bits": 0x50004}, ("throttled",)),
+        ({"throttled_bits": None}, {"throttled_bits": 0x50000}, ()),
+        ({}, {"throttle_count": 4}, ("throttled",)),
+        ({"throttle_count": None}, {"throttle_count": 4}, ()),
+        ({"cooling_steps": 1}, {}, ("throttled",)),
+        ({}, {"governor": "ondemand"}, ("governor changed",)),
+        ({"governor": None}, {}, ()),
+        ({}, {"clock_offset_ns": 0, "throttle_count": 4}, ("throttled", "clock jumped")),
+    ],
+)
+def test_what_changed_under_a_trial_is_a_reason(
+    before: dict[str, int], after: dict[str, int], reasons: tuple[str, ...]
+) -> None:
+    assert judge_trial(replace(TRIAL, before=replace(CALM, **before), after=replace(CALM, **after))) == reasons
+
+
+def test_what_is_not_told_is_no_reason() -> None:
+    for before, after in ((UNTOLD, UNTOLD), (UNTOLD, CALM), (CALM, UNTOLD)):
+        assert judge_trial(replace(TRIAL, before=before, after=after)) == ()
+
+
+@given(st.from_type(Trial))
+def test_any_trial_is_judged(trial: Trial) -> None:
+    assert set(judge_trial(trial)) <= {"throttled", "clock jumped", "governor changed"}
+
+
+def make_bundle(*trials: Trial) -> Bundle:
+    artifact = Artifact(
+        variant="dense",
+        format="onnx",
+        file="m",
+        size_bytes=1,
+        sha256="a",
+        inputs=(),
+        outputs=(),
+        parameters=1,
+        factored_layers=(),
+        recipe_sha256="r",
+        source_sha256={},
+        toolchain={},
+    )
+    plan = RankPlan(
+        method="uniform", layers=(), fixed_parameters=1, total_parameters=1, budget_parameters=1, predicted_error=0.0
+    )
+    build = Build(
+        recipe="r",
+        recipe_sha256="r",
+        artifacts=(artifact,),
+        plan=plan,
+        accuracies=(),
+        alternatives=(),
+        dense_parameters=1,
+    )
+    header = Header(
+        run_id="one",
+        created_utc="2025-01-01T00:00:00+00:00",
+        suite_sha256="s",
+        recipe="r",
+        recipe_sha256="r",
+        build_sha256="b",
+        device="pi4",
+        build=build,
+        verified=(),
+        rounds=len(trials),
+        conditions={},
+        rankship_version="0",
+    )
+    return Bundle(header=header, trials=trials, finished=True)
+
+
+HOT = replace(CALM, throttled_bits=0x80008)
+BAD = replace(TRIAL, samples_ns=(900,) * 400, after=HOT)
+
+
+def test_an_invalid_trial_enters_no_figure_and_is_named() -> None:
+    bundle = make_bundle(TRIAL, replace(BAD, round=1), replace(TRIAL, round=2))
+    summary = summarise(bundle)
+    (result,) = summary.results
+    assert (result.latency_ns.value, result.latency_ns.rounds, result.most_samples) == (100, 2, 3)
+    assert "Not counted: round 1 of dense onnx: throttled while it was measured." in summary.cautions
+
+
+@pytest.mark.parametrize(
+    ("after", "error"),
+    [
+        (HOT, Throttled),
+        (replace(CALM, clock_offset_ns=0), ClockJumped),
+        (replace(CALM, governor="ondemand"), MeasurementError),
+    ],
+)
+def test_a_run_of_which_nothing_counts_is_refused(after: DeviceState, error: type[MeasurementError]) -> None:
+    with pytest.raises(error, match="run one: no trial counts") as caught:
+        summarise(make_bundle(*[replace(TRIAL, round=number, after=after) for number in range(2)]))
+    assert type(caught.value) is error
+
+
+def test_conditions_that_could_not_be_had_are_said() -> None:
+    unmet = Conditions(unmet=("governor performance: Permission denied",))
+    summary = summarise(make_bundle(replace(TRIAL, conditions=unmet), replace(TRIAL, round=1)))
+    assert "Conditions: governor performance: Permission denied (1 of 2 trials)." in summary.cautions
