@@ -1,6 +1,7 @@
 """Which trials count, and that no other enters a figure."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,7 +73,7 @@ UNTOLD = DeviceState(
     ],
 )
 def test_what_changed_under_a_trial_is_a_reason(
-    before: dict[str, int], after: dict[str, int], reasons: tuple[str, ...]
+    before: dict[str, Any], after: dict[str, Any], reasons: tuple[str, ...]
 ) -> None:
     assert judge_trial(replace(TRIAL, before=replace(CALM, **before), after=replace(CALM, **after))) == reasons
 
@@ -103,7 +104,14 @@ def make_bundle(*trials: Trial) -> Bundle:
         toolchain={},
     )
     plan = RankPlan(
-        method="uniform", layers=(), fixed_parameters=1, total_parameters=1, budget_parameters=1, predicted_error=0.0
+        method="uniform",
+        layers=(),
+        fixed_parameters=1,
+        total_parameters=1,
+        unit="parameters",
+        total_cost=1,
+        budget_cost=1,
+        predicted_error=0.0,
     )
     build = Build(
         recipe="r",

@@ -39,6 +39,11 @@ def find_program(artifact_format: str) -> Program | None:
         raise Fault("lacks_runtime", f"{path} does not run here: {failure}") from failure
 
 
+def load_with(program: Program, request: Request) -> Iterator[Event]:
+    """Have the artifact loaded by the program, without an inference."""
+    yield from _follow(program, "load", {**request, "inputs": []}, [])
+
+
 def infer_with(program: Program, request: Request) -> Iterator[Event]:
     """Have every sample run by the program, which writes the .npy files itself."""
     yield from _follow(program, "infer", request, ["--output", request["output"]])

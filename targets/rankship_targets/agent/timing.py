@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .programs import find_program, infer_with, measure_with
+from .programs import find_program, infer_with, load_with, measure_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
 from .system import OWN_STATUS, read_kilobytes, read_state
@@ -20,6 +20,10 @@ STEADY_WINDOWS, STEADY_SPREAD, STEADY_TREND = 3, 1.05, 1.02
 
 def load(request: Request) -> Iterator[Event]:
     """Load the artifact and say how long that took and how much memory is resident then, without an inference."""
+    program = find_program(request["format"])
+    if program is not None:
+        yield from load_with(program, request)
+        return
     loader, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     _, loaded = load_timed(loader, request)
