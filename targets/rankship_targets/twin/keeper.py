@@ -42,13 +42,16 @@ _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/se
 class Plan:
     """What to keep: the unpacked `root` (never written to), `state` for this run's own files, and the first program.
 
-    `board` is where the board's files are seen inside.
+    `board` is where the board's files are seen inside. `storage` is a folder of this host that outlives the Pi, seen at
+    `stored`; None: everything written is forgotten.
     """
 
     host_pid: int
     root: str
     state: str
     board: str
+    storage: str | None
+    stored: str
     host_name: str
     argv: tuple[str, ...]
     environment: dict[str, str]
@@ -89,6 +92,9 @@ def _lay_out(plan: Plan, state: Path) -> None:
     layers = f"lowerdir={plan.root},upperdir={disk}/upper,workdir={disk}/work,userxattr"
     mount("overlay", root, "overlay", options=layers)
     mount(str(state / "board"), root / plan.board[1:], "", flags=BIND)
+    if plan.storage is not None:
+        (root / plan.stored[1:]).mkdir(parents=True, exist_ok=True)
+        mount(plan.storage, root / plan.stored[1:], "", flags=BIND)
     dev = root / "dev"
     mount("tmpfs", dev, "tmpfs", options="size=64m,mode=755")
     for name in _DEVICES:

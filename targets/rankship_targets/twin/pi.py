@@ -21,7 +21,7 @@ from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import KERNEL, write_board
 from rankship_targets.twin.cache import twins_folder
-from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, find_root, read_public_key
+from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, USER_ID, find_root, read_public_key
 from rankship_targets.twin.keeper import Plan
 
 START_TIMEOUT_S = 60.0
@@ -52,7 +52,10 @@ _STARTING = threading.Lock()
 
 
 def start_pi(device: Device) -> Device:
-    """Start a Pi of this name unless this process runs it already; it ends with this process, whatever ends that."""
+    """Start a Pi of this name unless this process runs it already; it ends with this process, whatever ends that.
+
+    One of the inventory finds again what it stored below ~/.cache; others start afresh.
+    """
     with _STARTING:
         running = _RUNNING.get(device.name)
         if running is None or running.owner_pid != os.getpid() or running.keeper.poll() is not None:
@@ -100,6 +103,8 @@ def _start(device: Device) -> _Running:
         root=str(made / "root"),
         state=str(state),
         board=BOARD,
+        storage=str(_find_storage(device)) if device.twin is not None else None,
+        stored=f"/home/{USER}/.cache",
         host_name="raspberrypi",
         argv=(*_SSHD, "-p", str(port), *(word for pair in _SETTINGS.items() for word in ("-o", "=".join(pair)))),
         environment=EMULATION,
@@ -125,6 +130,14 @@ def _start(device: Device) -> _Running:
         message = f"the stand-in {device.name} did not start: {said.strip()}"
         raise Unreachable(message, hint="it needs root and Linux 6.7 or newer, or a registered qemu-aarch64")
     return running
+
+
+def _find_storage(device: Device) -> Path:
+    """What a Pi of the inventory keeps for its next start, as a board's card does: kits and what was pushed."""
+    folder = twins_folder() / "storage" / f"pi4-{device.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chown(folder, USER_ID, USER_ID)
+    return folder
 
 
 def _end(running: _Running) -> None:
