@@ -22,6 +22,7 @@ from .system import read_text
 Reading = list[Any]  # position of the channel, monotonic ns, value or None
 PI_IDLE_UW, PI_BUSY_UW, PI_MODEL = 2_286_000, 4_534_000, "Raspberry Pi 4"  # P = 2.286 + 4.534·u W, for a 4B rev 1.2
 TICKS_PER_S = 100  # of /proc/stat
+LONGEST_MEAN_PERIODS = 5  # a mean over more would hide a gap
 ODPM_STAMP_NS, ODPM_REFRESH_NS = 1_000_000, 32_000_000
 # hwmon chip → divisor of the current's step and its factor to the power's step, as the ina2xx driver computes them.
 INA_STEPS = {"ina219": (100, 20), "ina220": (100, 20), "ina226": (400, 25), "ina230": (400, 25), "ina231": (400, 25)}
@@ -37,11 +38,6 @@ class Gauge(NamedTuple):
 
     offer: dict[str, Any]
     read: Callable[[], list[Reading]]
-
-
-def find_gauges(period_ns: int) -> list[Gauge]:
-    """Look for every known gauge; one that is not there says so as its problem."""
-    return [find_hwmon(), find_odpm(), find_powerstats(), find_battery(), find_rapl(), find_model(period_ns)]
 
 
 def find_hwmon() -> Gauge:
@@ -239,8 +235,9 @@ def find_model(period_ns: int) -> Gauge:
         now = parse_stat(read_text("/proc/stat"))
         at_ns = time.monotonic_ns()
         if now is None:
+            last.clear()
             return [[0, at_ns, None]]
-        before = last[-1] if last else None
+        before = last[-1] if last and at_ns - last[-1][0] <= LONGEST_MEAN_PERIODS * period_ns else None
         if before and now[1] == before[2]:
             return []  # no tick has passed yet
         last[:] = [(at_ns, *now)]
@@ -267,6 +264,17 @@ def parse_stat(text: str) -> tuple[int, int] | None:
         return None
     ticks = [int(part) for part in found.group(1).split()][:8]
     return sum(ticks) - sum(ticks[3:5]), sum(ticks)
+
+
+# meter → how it is found, for a sampling period in ns; one that is not there says so as its problem.
+GAUGES: dict[str, Callable[[int], Gauge]] = {
+    "hwmon": lambda _: find_hwmon(),
+    "rails": lambda _: find_odpm(),
+    "powerstats": lambda _: find_powerstats(),
+    "battery": lambda _: find_battery(),
+    "rapl": lambda _: find_rapl(),
+    "model": find_model,
+}
 
 
 def make_simple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from .gauges import Gauge, Reading, find_gauges
+from .gauges import GAUGES, Gauge, Reading
 from .protocol import Event, Fault, Request
 
 BATCH_NS = 200_000_000
@@ -14,7 +14,7 @@ MIN_PERIOD_US, MAX_DURATION_MS = 100, 24 * 3600 * 1000
 
 def list_meters(request: Request) -> Iterator[Event]:
     """Tell every known meter, with what it offers at this period or why it cannot be used."""
-    yield {"event": "meters", "meters": [gauge.offer for gauge in find_gauges(request["period_us"] * 1000)]}
+    yield {"event": "meters", "meters": [find(request["period_us"] * 1000).offer for find in GAUGES.values()]}
     yield {"event": "done"}
 
 
@@ -23,13 +23,14 @@ def sample_meter(request: Request) -> Iterator[Event]:
     period_us, duration_ms = request["period_us"], request["duration_ms"]
     if period_us < MIN_PERIOD_US or not 0 < duration_ms <= MAX_DURATION_MS:
         raise Fault("bad_request", f"period {period_us} µs or duration {duration_ms} ms is out of range")
-    found = [gauge for gauge in find_gauges(period_us * 1000) if gauge.offer["name"] == request["meter"]]
-    if not found or found[0].offer["problem"]:
-        why = found[0].offer["problem"] if found else "the agent knows no such meter"
-        raise Fault("bad_request", f"meter {request['meter']}: {why}")
+    if request["meter"] not in GAUGES:
+        raise Fault("bad_request", f"no meter is called {request['meter']!r}")
+    gauge = GAUGES[request["meter"]](period_us * 1000)
+    if gauge.offer["problem"]:
+        raise Fault("bad_request", f"meter {request['meter']}: {gauge.offer['problem']}")
     start_ns = time.monotonic_ns()
-    yield {"event": "metering", "meter": found[0].offer, "start_ns": start_ns}
-    yield from read_batches(found[0], start_ns, period_us * 1000, duration_ms * 1_000_000)
+    yield {"event": "metering", "meter": gauge.offer, "start_ns": start_ns}
+    yield from read_batches(gauge, start_ns, period_us * 1000, duration_ms * 1_000_000)
     yield {"event": "done"}
 
 

@@ -1,5 +1,6 @@
 """Where a meter's own clock stands against the device's: found from a busy, idle, busy chirp by edge convolution."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.errors import MeasurementError, TraceGap
@@ -37,7 +38,7 @@ def align_by_chirp(rail: Rail, edges_ns: tuple[int, int, int, int]) -> Alignment
     """
     import numpy as np
 
-    steps_ns = [after - before for before, after in zip(edges_ns, edges_ns[1:], strict=False)]
+    steps_ns = [after - before for before, after in pairwise(edges_ns)]
     if min(steps_ns) <= 0:
         raise ValueError(f"the chirp's edges {edges_ns} do not rise")
     window_ns = min(steps_ns) / 2

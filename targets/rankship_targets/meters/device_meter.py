@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import cast
 
-from rankship_pipeline.errors import InputError, Lacks, MeasurementError, RankshipError
+from rankship_pipeline.errors import InputError, Lacks, MeasurementError, RankshipError, TargetTimeout
 from rankship_targets.client import call_agent, pick
 from rankship_targets.events import Event, Metering, Meters, Readings
 from rankship_targets.meters.meter import MeterChoice, Reach
@@ -80,7 +80,10 @@ class _Recording(threading.Thread):
     def finish(self) -> PowerTrace:
         """Wait for the last batches and make the trace."""
         self._enough.set()
-        self.join()
+        self.join(_SLACK_S)
+        if self.is_alive():
+            message = f"{self._reach.device.name}: meter {self._choice.meter} sent nothing for {_SLACK_S:g} s"
+            raise TargetTimeout(message, hint="see whether the device still answers")
         if self._failure is not None:
             raise self._failure
         if self._metering is None:

@@ -1,6 +1,7 @@
 """Meters that record by themselves and leave a file: a phone's trace, a bench meter's table, an earlier recording."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from rankship_pipeline.codec import decode, encode
@@ -96,7 +97,7 @@ def replay_trace(path: Path) -> PowerTrace:
 def _check_rail(rail: Rail, path: Path) -> None:
     """Refuse a file in which a rail is none, whoever wrote it."""
     kinds = [values for values in (rail.power_uw, rail.energy_uj) if values is not None]
-    rising = all(before < after for before, after in zip(rail.at_ns, rail.at_ns[1:], strict=False))
+    rising = all(before < after for before, after in pairwise(rail.at_ns))
     if len(kinds) != 1 or len(kinds[0]) != len(rail.at_ns) or not rising:
         message = f"{path}: rail {rail.name} needs one value in one unit at each time, and times that rise"
         raise InputError(message, hint="only files that were written as traces can be replayed")

@@ -48,7 +48,7 @@ def build_rail(
     """Keep what is a reading, undo a counter's wraps and find every gap."""
     times, values, gaps, skipped = list[int](), list[int](), list[Gap](), 0
     missing_since: int | None = None  # a reading that was none came after the last sample
-    last_raw, offset = 0, 0
+    last_raw, offset, counter = 0, 0, channel.unit == "uJ"
     period = period_ns or _guess_period(rows)
     allowed_ns = _LATE_FACTOR * max(period, channel.lag_ns)
     for at_ns, value in rows:
@@ -58,13 +58,12 @@ def build_rail(
             skipped += 1
             missing_since = at_ns if missing_since is None else missing_since
             continue
-        if channel.unit == "uJ":
-            if times and value < last_raw:
-                if _has_wrapped(channel, last_raw, value):
-                    offset += channel.wrap_uj or 0
-                else:
-                    offset += last_raw - value
-                    gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why="reset"))
+        if counter and times and value < last_raw:
+            if _has_wrapped(channel, last_raw, value):
+                offset += channel.wrap_uj or 0
+            else:
+                offset += last_raw - value
+                gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why="reset"))
         last_raw = value
         if times and at_ns - times[-1] > allowed_ns:
             gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why=_explain(channel, missing_since)))
@@ -72,10 +71,13 @@ def build_rail(
         values.append(value + offset)
         missing_since = None
     gaps += _find_ends(channel, times, (start_ns, end_ns), allowed_ns, missing_since)
-    if channel.unit == "uJ" and channel.stall_ns is not None:
+    step = _find_counter_step(values) if counter else _find_power_step(values)
+    if counter and channel.stall_ns is not None:
         gaps += find_stalls(times, values, channel.stall_ns)
-    counter = channel.unit == "uJ"
-    step = _find_step(values)
+    elif counter and (channel.resolution_uj or step) is None and len(times) > 1:
+        gaps.append(
+            Gap(start_ns=times[0], end_ns=times[-1], why="stalled")
+        )  # its step may be larger than all there was
     return Rail(
         name=channel.name,
         at_ns=tuple(times),
@@ -137,6 +139,11 @@ def _guess_period(rows: Sequence[tuple[int, int | None]]) -> int:
     return steps[len(steps) // 2] if steps else 0
 
 
-def _find_step(values: Sequence[int]) -> int | None:
+def _find_power_step(values: Sequence[int]) -> int | None:
     """Find the step that all changes are multiples of; None where nothing changed."""
     return gcd(*(after - before for before, after in pairwise(values))) or None
+
+
+def _find_counter_step(values: Sequence[int]) -> int | None:
+    """Find the smallest rise, which is one step or several; None where nothing rose."""
+    return min((after - before for before, after in pairwise(values) if after > before), default=None)
