@@ -26,18 +26,20 @@ from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact, Build, RankPlan, Verified
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
+from rankship_targets.manifest import sign_artifact
 
 folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
 model = folder / "store/tiny.onnx"
 sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
 artifact = Artifact(variant="dense", format="onnx", file="tiny.onnx", size_bytes=model.stat().st_size, sha256=sha256,
     inputs=(), outputs=(), parameters=1, factored_layers=(), recipe_sha256="r", source_sha256={}, toolchain={})
-plan = RankPlan(method="uniform", layers=(), fixed_parameters=1, total_parameters=1, budget_parameters=1,
-    predicted_error=0.0)
+plan = RankPlan(method="uniform", layers=(), fixed_parameters=1, total_parameters=1, unit="parameters",
+    total_cost=1, budget_cost=1, predicted_error=0.0)
 build = Build(recipe="tiny", recipe_sha256="r", artifacts=(artifact,), plan=plan, accuracies=(), alternatives=(),
     dense_parameters=1)
 proof = Verified(artifact_sha256=sha256, variant="dense", format="onnx", runtime="onnxruntime", runtime_version="1",
     samples=1, max_relative_error=0.0, min_cosine=1.0, top1_agreement=1.0)
+sign_artifact(model, proof, "r")
 device = Device(name="here", transport="local", python=str(folder / "python"), workdir=str(folder / "work"),
     cool_below_mc=50_000)
 suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1)

@@ -45,6 +45,7 @@ EXIT_CODES = {
     "UnlikeConditions": 5,
     "Throttled": 5,
     "ClockJumped": 5,
+    "TraceGap": 5,
 }
 
 

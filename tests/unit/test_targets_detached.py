@@ -25,6 +25,7 @@ from rankship_pipeline.records import Verified
 from rankship_targets import link, session
 from rankship_targets.detached import Ticket, make_ticket
 from rankship_targets.device import Device
+from rankship_targets.manifest import sign_artifact
 from rankship_targets.session import MeasureRequest, open_session
 from rankship_targets.trial import Trial
 
@@ -81,6 +82,7 @@ class Board:
             min_cosine=1.0,
             top1_agreement=1.0,
         )
+        sign_artifact(self.model, verified, "0" * 64)
         with open_session(self.device, tell=tell) as held:
             request = MeasureRequest(
                 round=0,

@@ -57,9 +57,9 @@ def test_a_measurement_has_the_same_events_in_the_same_order_as_one_in_process(t
     )
     events = call("measure", write_program(tmp_path, said), **LIMITS)
     names = [event["event"] for event in events]
-    assert names == ["hello", "state", "opened", "loaded", "state", "warmed", "samples", "done"]
-    assert (events[2]["runtime"]["name"], events[2]["runtime"]["version"]) == ("executorch", "9.8")
-    assert [events[1]["when"], events[4]["when"]] == ["before", "after"]
+    assert names == ["hello", "settled", "state", "opened", "loaded", "state", "warmed", "samples", "done"]
+    assert (events[3]["runtime"]["name"], events[3]["runtime"]["version"]) == ("executorch", "9.8")
+    assert [events[2]["when"], events[5]["when"]] == ["before", "after"]
     words = (tmp_path / "argv").read_text().splitlines()
     assert words[:3] == ["measure", "--threads", "3"]
     limits = ["--min-samples", "20", "--min-duration-ms", "5", "--max-warmup-ms", "9"]

@@ -16,6 +16,7 @@ PACKAGES = "qemu-user-static mmdebstrap arch-test"
 PIDS, MOUNTS, HOST_NAME = 0x2000_0000, 0x2_0000, 0x400_0000  # clone(2)'s CLONE_NEWPID, CLONE_NEWNS, CLONE_NEWUTS
 _USERS = 0x1000_0000  # CLONE_NEWUSER
 BIND, RECURSIVE, _PRIVATE = 0x1000, 0x4000, 1 << 18  # mount(2)'s
+_DETACH = 2  # umount2(2)'s MNT_DETACH
 _PARENT_DEATH_SIGNAL = 1  # prctl(2)'s PR_SET_PDEATHSIG
 _REGISTRY = Path("/proc/sys/fs/binfmt_misc")
 # The first 20 bytes of an aarch64 ELF program and which of their bits count; flags: open the interpreter now, so that
@@ -70,6 +71,11 @@ def mount(source: str, target: Path, kind: str, *, flags: int = 0, options: str 
     """Mount a filesystem, as mount(2)."""
     words = [os.fsencode(word) or None for word in (source, target, kind)]
     _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
+
+
+def unmount(target: Path) -> None:
+    """Take a mount, and all that lies on it, out of sight at once."""
+    _check(_libc.umount2(os.fsencode(target), _DETACH), f"unmount {target}")
 
 
 def die_with_parent() -> None:

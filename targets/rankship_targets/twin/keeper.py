@@ -27,6 +27,7 @@ from rankship_targets.twin.binfmt import (
     die_with_parent,
     enter_room,
     mount,
+    unmount,
     unshare,
 )
 from rankship_targets.twin.board import renew_boot_id
@@ -72,6 +73,9 @@ def main() -> None:
             renew_boot_id(state / "board")
             time.sleep(BOOT_PAUSE_S)
     finally:
+        for name in ("root", "disk"):
+            with suppress(OSError):  # it never came so far
+                unmount(state / name)
         shutil.rmtree(state, ignore_errors=True)
         if os.getppid() != plan.host_pid:  # nobody is left to read why it ended
             state.with_suffix(".log").unlink(missing_ok=True)

@@ -5,12 +5,14 @@ mean nothing; the system stand-in (machine.py) has true memory figures.
 """
 
 import atexit
+import fcntl
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +97,9 @@ def _start(device: Device) -> _Running:
     check_machine()
     made = find_root()
     port = find_free_port()
-    state = twins_folder() / "running" / f"{device.name}-{os.getpid()}-{secrets.token_hex(4)}"
+    folder = twins_folder() / "running"
+    _sweep(folder)
+    state = folder / f"{device.name}-{os.getpid()}-{secrets.token_hex(4)}"
     state.mkdir(parents=True)
     write_board(state / "board")
     plan = Plan(
@@ -112,6 +116,7 @@ def _start(device: Device) -> _Running:
     argv = [sys.executable, "-m", "rankship_targets.twin.keeper", encode(plan)]
     log = state.with_suffix(".log")  # beside the folder, which the keeper removes
     with log.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # the keeper inherits it: held as long as anything of this Pi runs
         keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
     reached = replace(
         device,
@@ -138,6 +143,15 @@ def _find_storage(device: Device) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     os.chown(folder, USER_ID, USER_ID)
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a keeper that was killed could not: a few kilobytes beside a log that nobody holds any more."""
+    for log in folder.glob("*.log"):
+        with suppress(OSError), log.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(log.with_suffix(""), ignore_errors=True)
+            log.unlink()
 
 
 def _end(running: _Running) -> None:
