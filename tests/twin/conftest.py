@@ -35,25 +35,25 @@ def able_machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def pi4(able_machine: None) -> Device:
+def pi4(able_machine: None) -> Device:  # noqa: ARG001 - it skips
     """Give the one everyday Pi that tests share; whoever must break a Pi starts another under its own name."""
     return start_pi(Device(name="pi4", transport="ssh"))
 
 
 @pytest.fixture(scope="session")
-def able_qemu(able_machine: None) -> None:
+def able_qemu(able_machine: None) -> None:  # noqa: ARG001 - it skips
     if not all(map(shutil.which, (QEMU, "fdtput", "mke2fs"))):
         pytest.skip(f"no {QEMU}, fdtput or mke2fs here: apt-get install {PACKAGES}")
 
 
 @pytest.fixture(scope="session")
-def system_pi(able_qemu: None) -> Iterator[Machine]:
+def system_pi(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
     with boot() as machine:
         yield machine
 
 
 @pytest.fixture(scope="session")
-def icount_machine(able_qemu: None) -> Iterator[Machine]:
+def icount_machine(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
     with boot(icount=True, name="counting-pi") as machine:
         yield machine
 

@@ -65,7 +65,8 @@ def test_a_maker_that_fails_leaves_nothing(cache: Path) -> None:
 
 
 def test_what_a_killed_maker_left_is_removed(cache: Path) -> None:
-    kill = "import os; from rankship_targets.twin.cache import find_or_make; find_or_make('a', 'b', lambda f: os.kill(os.getpid(), 9))"
+    kill = "import os; from rankship_targets.twin.cache import find_or_make as find; "
+    kill += "find('a', 'b', lambda _: os.kill(os.getpid(), 9))"
     assert subprocess.run([sys.executable, "-c", kill], check=False).returncode == -9
     assert len(list((cache / "rankship/twins").glob(".*.tmp"))) == 1
     find_or_make("a", "b", Maker())

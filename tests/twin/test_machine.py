@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -74,14 +75,16 @@ def test_it_reboots_when_told_over_ssh(system_pi: Machine) -> None:
     assert kept == "kept\n"
 
 
-def test_instructions_are_the_same_in_every_run(icount_machine: Machine, models: dict, samples: Path) -> None:
+def test_instructions_are_the_same_in_every_run(icount_machine: Machine, models: dict[Any, Any], samples: Path) -> None:
     model = models["onnx", "dense"]
     counts = [count_instructions(icount_machine, model.path, model.verified, [samples]).per_inference for _ in range(3)]
     assert max(counts) - min(counts) <= 0.001 * min(counts), counts
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
-def test_low_rank_costs_fewer_instructions(icount_machine: Machine, models: dict, samples: Path, kind: str) -> None:
+def test_low_rank_costs_fewer_instructions(
+    icount_machine: Machine, models: dict[Any, Any], samples: Path, kind: str
+) -> None:
     dense, compressed = (
         count_instructions(icount_machine, model.path, model.verified, [samples])
         for model in (models[kind, variant] for variant in ("dense", "compressed"))
@@ -90,7 +93,7 @@ def test_low_rank_costs_fewer_instructions(icount_machine: Machine, models: dict
     assert compressed.per_inference < dense.per_inference / 2
 
 
-def test_a_machine_that_tells_time_counts_nothing(system_pi: Machine, models: dict, samples: Path) -> None:
+def test_a_machine_that_tells_time_counts_nothing(system_pi: Machine, models: dict[Any, Any], samples: Path) -> None:
     model = models["onnx", "dense"]
     with pytest.raises(InputError, match="tells time"):
         count_instructions(system_pi, model.path, model.verified, [samples])
@@ -105,7 +108,8 @@ time.sleep(600)
 """
 
 
-def test_nothing_runs_on_after_kill_9_of_its_host(able_qemu: None) -> None:
+@pytest.mark.usefixtures("able_qemu")
+def test_nothing_runs_on_after_kill_9_of_its_host() -> None:
     with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
         warden = psutil.Process(json.loads(host.stdout.readline()))

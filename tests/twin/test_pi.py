@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -47,7 +48,7 @@ def await_boot(device: Device, before: str) -> str:
 
 
 @pytest.fixture
-def own_pi(able_machine: None, request: pytest.FixtureRequest) -> Iterator[Device]:
+def own_pi(able_machine: None, request: pytest.FixtureRequest) -> Iterator[Device]:  # noqa: ARG001 - it skips
     """Give a Pi that the test may break."""
     device = start_pi(Device(name=request.node.name[:40], transport="ssh"))
     yield device
@@ -86,7 +87,7 @@ def test_files_are_copied_verified_and_only_once(pi4: Device, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("kind", "variant"), [("onnx", "dense"), ("tflite", "compressed")])
 def test_a_session_probes_infers_and_measures(
-    kind: Format, variant: Variant, pi4: Device, models: dict, samples: Path, tmp_path: Path
+    kind: Format, variant: Variant, pi4: Device, models: dict[Any, Any], samples: Path, tmp_path: Path
 ) -> None:
     model = models[kind, variant]
     with open_session(pi4) as session:
@@ -158,7 +159,8 @@ def test_its_inventory_entry_starts_it_once(pi4: Device) -> None:
     assert start_pi(entry).port == pi4.port
 
 
-def test_it_outlives_the_thread_that_started_it(able_machine: None) -> None:
+@pytest.mark.usefixtures("able_machine")
+def test_it_outlives_the_thread_that_started_it() -> None:
     devices: list[Device] = []
     thread = threading.Thread(target=lambda: devices.append(start_pi(Device(name="threaded", transport="ssh"))))
     thread.start()
@@ -182,7 +184,8 @@ if sys.argv[1] == "wait":
 
 
 @pytest.mark.parametrize("end", ["exit", "kill -9", "kill -9 of its keeper"])
-def test_nothing_is_left_behind(able_machine: None, end: str) -> None:
+@pytest.mark.usefixtures("able_machine")
+def test_nothing_is_left_behind(end: str) -> None:
     argv = [sys.executable, "-c", HOST, "go" if end == "exit" else "wait"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
@@ -216,14 +219,16 @@ def test_its_log_says_who_came(pi4: Device) -> None:
     assert "Accepted publickey for pi" in log_file(pi4).read_text()
 
 
-def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.MonkeyPatch, able_machine: None) -> None:
+@pytest.mark.usefixtures("able_machine")
+def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="needs mmdebstrap and arch-test") as caught:
         binfmt.check_machine()
     assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
 
 
-def test_a_full_cache_needs_no_package_index(pi4: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("pi4")
+def test_a_full_cache_needs_no_package_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert (find_root() / "root/usr/sbin/sshd").exists()
 

@@ -68,7 +68,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: Path, kind: str, *, flags: int = 0, options: str = "") -> None:
-    """Mount a filesystem, as mount(2)."""
+    """Put a file system at a place."""
     words = [os.fsencode(word) or None for word in (source, target, kind)]
     _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
 
