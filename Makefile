@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine, as root or with sudo:
 #   make demo    the main job, end to end, with this machine as the device
-#   make test    every test that needs no hardware
+#   make test    every test that needs no hardware and no emulated device
+#   make test-twins    those on emulated devices, virtual machines and container images (root; qemu and Debian's arm64 packages)
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see README, Installing.
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ define need
 	fi
 endef
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-twins lint clean
 
 demo: $(INSTALLED)
 	@start=$$SECONDS; \
@@ -27,7 +28,17 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(call need,/usr/sbin/sshd,openssh-server,the SSH transport is tested against a real server on loopback)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not twin and not system"
+
+test-twins: $(INSTALLED)
+	$(call need,/usr/sbin/sshd,openssh-server openssh-client,emulated boards are reached over SSH)
+	$(call need,adb,adb,the emulated phone is reached by the real client)
+	$(call need,qemu-aarch64-static,qemu-user-static,emulated devices run arm64 programs)
+	$(call need,mmdebstrap,mmdebstrap arch-test,emulated devices are made of Debian's packages)
+	$(call need,qemu-system-aarch64,qemu-system-arm device-tree-compiler e2fsprogs,a whole board as a virtual machine)
+	$(call need,aarch64-linux-gnu-g++,g++-aarch64-linux-gnu binutils,the ExecuTorch runner is built for ARM)
+	$(call need,buildah,buildah zstd,the container images are really built)
+	$(BIN)/python -m pytest -m "twin or system"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
