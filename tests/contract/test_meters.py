@@ -215,7 +215,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 def answer_in_process(_: FakeTransport, argv: Sequence[str]) -> Completed:
-    events = [{"event": "hello", "protocol": main.PROTOCOL}, *main.answer(argv[2])]
+    events = [{"event": "hello", "protocol": PROTOCOL}, *main.answer(argv[2])]
     return Completed(code=0, stdout="".join(json.dumps(event) + "\n" for event in events), stderr="")
 
 
