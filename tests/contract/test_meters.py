@@ -16,6 +16,7 @@ import pytest
 
 from rankship_pipeline.errors import InputError, Lacks, TraceGap
 from rankship_targets.agent import gauges, main, meter, system
+from rankship_targets.agent.protocol import PROTOCOL
 from rankship_targets.device import Device
 from rankship_targets.fake import FakeTransport
 from rankship_targets.integrate import integrate
