@@ -324,7 +324,8 @@ def _greet(transport: Transport, device: Device) -> tuple[str, bool]:
     """
     argv = [device.python, "-c", _GREETING, device.workdir]
     done = transport.run(argv, timeout_s=STEP_TIMEOUT_S)
-    hint = f"install Python 3.9 or newer there, or correct `python` in the inventory's [{device.name}]"
+    kit = f"rankship kit build {device.name} && rankship kit install {device.name}"
+    hint = f"`{kit}` brings one; or correct `python` in the inventory's [{device.name}]"
     if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
         raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
     if done.code != 0:
