@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,8 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
         Path("/run/sshd").mkdir(exist_ok=True)  # the server's privilege separation insists on it
     servers: list[SshServer] = []
 
-    def start(configuration: str = CONFIGURATION) -> SshServer:
-        servers.append(_start(tmp_path_factory.mktemp("sshd"), configuration))
+    def start(configuration: str = CONFIGURATION, prefix: Sequence[str] = ()) -> SshServer:
+        servers.append(_start(tmp_path_factory.mktemp("sshd"), configuration, prefix))
         return servers[-1]
 
     yield start
@@ -128,14 +128,23 @@ def pixel(start_phone: Callable[..., Phone]) -> Device:
     return reach(start_phone(), Device(name="phone", transport="adb", serial="-"))
 
 
-def _start(folder: Path, configuration: str) -> SshServer:
+@pytest.fixture
+def sftp_program_server(start_sshd: StartSshd) -> SshServer:
+    """A server of its own whose copying is done by a program of its own, as on most boards."""
+    program = Path("/usr/lib/openssh/sftp-server")
+    if not program.exists():
+        pytest.skip(f"no {program} here: apt-get install openssh-sftp-server")
+    return start_sshd(CONFIGURATION.replace("internal-sftp", str(program)))
+
+
+def _start(folder: Path, configuration: str, prefix: Sequence[str]) -> SshServer:
     for key in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key], check=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     (folder / "sshd_config").write_text(configuration.format(port=port, folder=folder))
     with (folder / "log").open("wb") as log:
-        command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        command = [*prefix, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     _await_banner(process, port, folder / "log")
     device = Device(

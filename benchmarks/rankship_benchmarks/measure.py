@@ -42,12 +42,12 @@ def measure_build(
     with watching(device), open_session(device, tell=steps.note) as session:
         header = _describe(build, verified, device, suite, session)
         folder = _find_or_create(header, results, session, steps)
-        with steps.step(f"push to {device.name}"):
+        with steps.transfer(f"push to {device.name}") as told:
             remote = {
-                proof.artifact_sha256: session.push(store.root / artifact.file, proof)
+                proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
                 for artifact, proof in zip(build.artifacts, verified, strict=True)
             }
-            inputs = tuple(session.push_file(path) for path in find_inputs(build.artifacts, store))
+            inputs = tuple(session.push_file(path, told=told) for path in find_inputs(build.artifacts, store))
         with writing(folder):
             _run_rounds(folder, build, remote, inputs, suite, session, steps)
             finish_bundle(folder)

@@ -39,6 +39,20 @@ class Steps:
             yield advance
 
     @contextmanager
+    def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A step with a bar for each copy of which it hears (bytes so far, bytes in all)."""
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(name, total=None)
+
+            def tell(sent_bytes: int, total_bytes: int) -> None:
+                progress.update(task, completed=sent_bytes, total=total_bytes)
+
+            yield tell
+
+    @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         yield

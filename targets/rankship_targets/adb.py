@@ -2,7 +2,7 @@
 
 import posixpath
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from rankship_pipeline.errors import CommandFailed, InputError, TargetError, Tar
 from rankship_targets.adb_client import AdbClient, explain, is_explained, list_attached, open_client, show_end
 from rankship_targets.adb_command import HOME, AdbCommand
 from rankship_targets.adb_state import READY, await_ready, check_build, explain_state, find_state
+from rankship_targets.copying import send_pieces
 from rankship_targets.device import Device
 from rankship_targets.transport import STEP_TIMEOUT_S, Completed, explain_failure, run_checked, split_lines
 
@@ -52,10 +53,11 @@ class AdbTransport:
         if done.code != 0:
             raise explain_failure(argv, done.code, done.stderr)
 
-    def send(self, local: Path, remote: str) -> None:
-        """Copy a file with `adb push`."""
-        if not local.is_file():
-            raise InputError(f"cannot read {local}: no such file", hint="the file to copy must exist")
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        """Copy a file with `adb push`, in pieces that are joined on the phone: adb itself can append to nothing."""
+        send_pieces(self, self._push, local, remote, offset=offset, told=told)
+
+    def _push(self, local: Path, remote: str) -> None:
         path = posixpath.join(HOME, remote)
         folder = posixpath.dirname(path)
         # adb would make the folder, with rights that nobody asked for.

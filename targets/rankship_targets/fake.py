@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rankship_pipeline.errors import CommandFailed, InputError, NoSpace, TargetError, TargetTimeout
-from rankship_targets.transport import NOT_FOUND, Completed, explain_failure, split_lines
+from rankship_pipeline.errors import CommandFailed, NoSpace, TargetError, TargetTimeout
+from rankship_targets.copying import APPEND, LOOK, RENAME
+from rankship_targets.transport import NOT_FOUND, Completed, explain_failure, open_source, split_lines
 
 Handler = Callable[["FakeTransport", Sequence[str]], Completed]
 
@@ -48,17 +49,22 @@ class FakeTransport:
         if done.code != 0:
             raise explain_failure(argv, done.code, done.stderr)
 
-    def send(self, local: Path, remote: str) -> None:
-        """Keep the file's content under its remote name."""
-        self._meet_failure("send", remote)
-        if not local.is_file():
-            raise InputError(f"cannot read {local}: no such file", hint="the file to copy must exist")
-        content, place = local.read_bytes(), posixpath.normpath(remote)
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        """Keep the file's content under its remote name; a failure that was ordered comes halfway."""
+        with open_source(local) as source:
+            content, place = source.read(), posixpath.normpath(remote)
         if (posixpath.dirname(place) or ".") not in self.folders:
             raise CommandFailed(f"copying {local.name} to {remote}: no such folder", hint="make the folder first")
-        if len(content) > self._room_bytes():
+        if offset and place not in self.files:
+            raise CommandFailed(f"copying {local.name} to {remote}: no such file", hint="begin at its beginning")
+        rest = content[offset:]
+        self.files[place] = self.files.get(place, b"")[:offset] + rest[: len(rest) // 2]
+        self._meet_failure("send", remote)
+        if len(rest) - len(rest) // 2 > self._room_bytes():
             raise NoSpace(f"copying {local.name} to {remote}: no space left", hint="free space on the device")
-        self.files[place] = content
+        self.files[place] += rest[len(rest) // 2 :]
+        if told:
+            told(len(content))
 
     def fetch(self, remote: str, local: Path) -> None:
         """Write a kept file."""
@@ -114,23 +120,57 @@ def _cat(device: FakeTransport, argv: Sequence[str]) -> Completed:
 
 
 def _hash(device: FakeTransport, argv: Sequence[str]) -> Completed:
-    (path,) = _paths(argv)
-    if path not in device.files:
-        return _miss("sha256sum", path)
-    return _say(f"{hashlib.sha256(device.files[path]).hexdigest()}  {path}\n")
+    names = argv[argv.index("--") + 1 :]
+    found = {name: device.files.get(posixpath.normpath(name)) for name in names}
+    lines = [
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in found.items() if content is not None
+    ]
+    missed = [f"sha256sum: {name}: No such file or directory\n" for name, content in found.items() if content is None]
+    return Completed(code=1 if missed else 0, stdout="".join(lines), stderr="".join(missed))
 
 
 def _mkdir(device: FakeTransport, argv: Sequence[str]) -> Completed:
-    (path,) = _paths(argv)
-    if "-p" in argv:
-        while path not in device.folders:
-            device.folders.add(path)
-            path = posixpath.dirname(path) or "."
-        return _say("")
-    if path in device.folders or path in device.files:
-        return Completed(code=1, stdout="", stderr=f"mkdir: {path}: File exists\n")
-    device.folders.add(path)
+    for path in _paths(argv):
+        if "-p" not in argv and (path in device.folders or path in device.files):
+            return Completed(code=1, stdout="", stderr=f"mkdir: {path}: File exists\n")
+        folder = path
+        while folder not in device.folders:
+            device.folders.add(folder)
+            folder = (posixpath.dirname(folder) or ".") if "-p" in argv else "."
     return _say("")
+
+
+def _look(device: FakeTransport, names: Sequence[str]) -> Completed:
+    content = device.files.get(posixpath.normpath(names[0]))
+    if content is None:
+        return _miss("stat", names[0])
+    return _say(f"{len(content)}\n{hashlib.sha256(content).hexdigest()}  -\n")
+
+
+def _rename(device: FakeTransport, names: Sequence[str]) -> Completed:
+    for source, target in zip(names[::2], names[1::2], strict=True):
+        done = _move(device, ["mv", "--", source, target])
+        if done.code != 0:
+            return done
+    return _say("")
+
+
+def _append(device: FakeTransport, names: Sequence[str]) -> Completed:
+    source, target = map(posixpath.normpath, names)
+    device.files[target] += device.files.pop(source)
+    return _say("")
+
+
+# The scripts that copying runs, known by their text.
+_SCRIPTS: dict[str, Callable[[FakeTransport, Sequence[str]], Completed]] = {
+    LOOK: _look,
+    RENAME: _rename,
+    APPEND: _append,
+}
+
+
+def _run_script(device: FakeTransport, argv: Sequence[str]) -> Completed:
+    return _SCRIPTS[argv[2]](device, argv[4:])
 
 
 def _move(device: FakeTransport, argv: Sequence[str]) -> Completed:
@@ -149,7 +189,7 @@ def _remove(device: FakeTransport, argv: Sequence[str]) -> Completed:
     return _say("")
 
 
-# What copy_verified and the contract suite use; anything else is registered by the test that needs it.
+# What copying and the contract suite use; anything else is registered by the test that needs it.
 COMMANDS: dict[str, Handler] = {
     "true": lambda _, __: _say(""),
     "false": lambda _, __: Completed(code=1, stdout="", stderr=""),
@@ -158,6 +198,8 @@ COMMANDS: dict[str, Handler] = {
     "sha256sum": _hash,
     "mkdir": _mkdir,
     "mv": _move,
+    "sh": _run_script,
+    "find": lambda _, __: _say(""),  # nothing here ever grows old
     "rm": _remove,
     "sleep": lambda _, __: _say(""),
 }

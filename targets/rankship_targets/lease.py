@@ -16,7 +16,7 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError, TargetBusy
 from rankship_pipeline.records import record
 from rankship_targets.device import Device
-from rankship_targets.transport import STEP_TIMEOUT_S, Transport, run_checked
+from rankship_targets.transport import STEP_TIMEOUT_S, Transport, read_numbers, run_checked
 
 STALE_S = 30 * 60
 
@@ -125,7 +125,11 @@ def _died_here(owner: Owner | None) -> bool:
 def _age_s(transport: Transport, folder: str) -> int:
     """Tell how long ago the lease was renewed, by the device's own clock; 0 where it is gone this moment."""
     done = transport.run(["stat", "-c", "%Y", "--", folder], timeout_s=STEP_TIMEOUT_S)
-    return int(run_checked(transport, ["date", "+%s"])) - int(done.stdout) if done.code == 0 else 0
+    if done.code != 0:
+        return 0
+    (renewed,) = read_numbers(done.stdout, 1, f"when {folder} was changed")
+    (now,) = read_numbers(run_checked(transport, ["date", "+%s"]), 1, "the device's clock")
+    return now - renewed
 
 
 def _namespace() -> str:

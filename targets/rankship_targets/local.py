@@ -7,18 +7,27 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Self
 
-from rankship_pipeline.errors import CommandFailed, InputError, NoSpace, TargetTimeout
+from rankship_pipeline.errors import TargetTimeout
 from rankship_targets.device import Device
-from rankship_targets.transport import NOT_EXECUTABLE, NOT_FOUND, Completed, explain_failure, split_lines
+from rankship_targets.transport import (
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    Completed,
+    explain_failure,
+    name_refusal,
+    open_source,
+    split_lines,
+)
 
 _CHUNK = 1 << 16
+_COPIED_BYTES = 1 << 20
 
 
 def open_local(device: Device) -> "LocalTransport":  # noqa: ARG001 - every opener takes the device
@@ -54,12 +63,16 @@ class LocalTransport:
             if process.returncode != 0:
                 raise explain_failure(argv, _shell_code(process), _read_all(stderr))
 
-    def send(self, local: Path, remote: str) -> None:
-        """Copy a file to its place."""
-        if not local.is_file():
-            raise InputError(f"cannot read {local}: no such file", hint="the file to copy must exist")
-        with _copying(str(local), remote):
-            shutil.copyfile(local, self._home / remote)
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        """Copy a file, or what follows `offset` in it, to its place."""
+        with open_source(local) as source, _copying(str(local), remote):
+            source.seek(offset)
+            with (self._home / remote).open("r+b" if offset else "wb") as target:
+                target.seek(offset)
+                while chunk := source.read(_COPIED_BYTES):
+                    target.write(chunk)
+                    if told:
+                        told(source.tell())
 
     def fetch(self, remote: str, local: Path) -> None:
         """Copy a file from its place."""
@@ -155,6 +168,4 @@ def _copying(source: str, target: str) -> Iterator[None]:
         yield
     except OSError as failure:
         message = f"copying {source} to {target}: {failure.strerror}"
-        if failure.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise NoSpace(message, hint="free space there or choose another workdir") from None
-        raise CommandFailed(message, hint="check that both paths exist and may be read and written") from None
+        raise name_refusal(message, hint="check that both paths exist and may be read and written") from None

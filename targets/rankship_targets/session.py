@@ -19,6 +19,7 @@ from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant, Verified, record
 from rankship_targets.agent_file import find_agent
 from rankship_targets.client import call_agent, pick
+from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
 from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
@@ -31,7 +32,6 @@ from rankship_targets.transport import (
     NOT_FOUND,
     STEP_TIMEOUT_S,
     Transport,
-    copy_verified,
     explain_failure,
     hash_remote,
     open_transport,
@@ -127,6 +127,7 @@ class Session:
         self._tuned = False
         self._unmet: tuple[str, ...] = ()
         self._agent = self._copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
+        self._link.call(lambda transport: remove_old_parts(transport, workdir))
         self._runs = DetachedRuns(device, link, self._agent, workdir, tell)
 
     @contextmanager
@@ -147,7 +148,7 @@ class Session:
         request = {"command": "probe", "workdir": self._workdir}
         return pick(self._link.call(lambda link: self._ask(link, request, STEP_TIMEOUT_S)), Probe, self.device)
 
-    def push(self, artifact: Path, verified: Verified) -> str:
+    def push(self, artifact: Path, verified: Verified, *, told: Told | None = None) -> str:
         """Copy an artifact that was proven and signed, and no other; gives its path on the device.
 
         BuildError where it is not the file that was proven, ManifestRefused where this user did not sign that.
@@ -161,17 +162,17 @@ class Session:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
         name = f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}"
-        remote = self._copy(artifact, sha256, name)
+        remote = self._copy(artifact, sha256, name, told)
         note = manifest_path(artifact)
         self._copy(note, hash_file(note), name + MANIFEST_SUFFIX)
         self._link.call(lambda transport: check_pushed(transport, remote, manifest))
         self._verified[remote] = sha256
         return remote
 
-    def push_file(self, path: Path) -> str:
+    def push_file(self, path: Path, *, told: Told | None = None) -> str:
         """Copy any other file, named by its content; gives its path on the device."""
         sha256 = hash_file(path)
-        return self._copy(path, sha256, f"files/{sha256}{path.suffix}")
+        return self._copy(path, sha256, f"files/{sha256}{path.suffix}", told)
 
     def infer(
         self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1
@@ -308,9 +309,9 @@ class Session:
     def _ask(self, transport: Transport, request: Mapping[str, object], timeout_s: float) -> list[Event]:
         return list(call_agent(transport, self.device, self._agent, request, timeout_s=timeout_s))
 
-    def _copy(self, path: Path, sha256: str, name: str) -> str:
+    def _copy(self, path: Path, sha256: str, name: str, told: Told | None = None) -> str:
         remote = f"{self._workdir}/{name}"
-        self._link.call(lambda transport: copy_verified(transport, path, remote, sha256))
+        self._link.call(lambda transport: copy_verified(transport, path, remote, sha256, told=told))
         return remote
 
 
@@ -330,7 +331,17 @@ def _greet(transport: Transport, device: Device) -> tuple[str, bool]:
         raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
     if done.code != 0:
         raise explain_failure(argv, done.code, done.stderr)
-    version, workdir, left_tuned = json.loads(done.stdout)
+    version, workdir, left_tuned = _read_greeting(done.stdout, device)
     if version < OLDEST_PYTHON:
         raise Lacks(f"{device.name} has Python {version[0]}.{version[1]} as {device.python}", hint=hint)
-    return str(workdir), bool(left_tuned)
+    return workdir, left_tuned
+
+
+def _read_greeting(text: str, device: Device) -> tuple[list[int], str, bool]:
+    """Read the interpreter's version, the absolute working folder, and whether a dead session left something set."""
+    with suppress(ValueError, RecursionError):
+        match json.loads(text):
+            case [[int(major), int(minor)], str(folder), bool(left_tuned)] if folder.startswith("/"):
+                return [major, minor], folder, left_tuned
+    message = f"{device.python} on {device.name} said {text[:200]!r}, expected its version and folder"
+    raise CommandFailed(message, hint="what does `python` in the inventory start? It must print nothing of its own")

@@ -1,5 +1,6 @@
 """One command over one SSH channel: both outputs drained at once, and a way to end it from outside."""
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from rankship_pipeline.errors import CommandFailed
 
 _CHUNK = 1 << 16
 _KILL_TIMEOUT_S = 5.0
+_LONGEST_HEAD_BYTES = 4096
 # The shell first says its process group, so that another channel can end everything that the command started:
 # closing a channel ends nothing. It stays as parent, so that a signal's death comes back as 128+n. Messages are asked
 # for in English, because some are understood ("Read-only file system"); nothing else of the locale changes.
@@ -92,18 +94,14 @@ class SshCommand:
     def _read_group(self) -> bytes:
         """Read the shell's first line; gives the stdout that came after it."""
         head = b""
-        while b"\n" not in head:
+        while b"\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
             chunk = self._receive()
             if not chunk:
                 if self._link.is_active() and self._channel.eof_received:
                     raise CommandFailed("the login shell ran nothing", hint="the device needs a POSIX `sh`")
                 raise EOFError
             head += chunk
-        line, _, rest = head.partition(b"\n")
-        if not line.isdigit():
-            message = f"the login shell says {line[:80]!r} before any command runs"
-            raise CommandFailed(message, hint="keep ~/.bashrc silent for non-interactive shells on the device")
-        self._group = int(line)
+        self._group, rest = read_group(head)
         return rest
 
     def _receive(self) -> bytes:
@@ -132,3 +130,12 @@ class SshCommand:
             channel = start_channel(self._link, lambda channel: channel.exec_command(kill), _KILL_TIMEOUT_S)
             channel.status_event.wait(_KILL_TIMEOUT_S)
             channel.close()
+
+
+def read_group(head: bytes) -> tuple[int, bytes]:
+    """Split what a shell said first into its process group and what the command itself said."""
+    line, newline, rest = head.partition(b"\n")
+    if not newline or not re.fullmatch(rb"[1-9][0-9]{0,9}", line):
+        message = f"the login shell says {line[:80]!r} before any command runs"
+        raise CommandFailed(message, hint="keep ~/.bashrc silent for non-interactive shells on the device")
+    return int(line), rest

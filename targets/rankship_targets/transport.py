@@ -1,25 +1,15 @@
-"""What every way to a device can do, and the one way in which files are copied to it."""
+"""What every way to a device can do, and the few things that are asked of all of them alike."""
 
 import importlib
-import posixpath
-import secrets
+import re
+import shlex
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Protocol, Self, TypeVar
 
-from rankship_pipeline.errors import (
-    CommandFailed,
-    InputError,
-    Lacks,
-    NoSpace,
-    PersistentTargetError,
-    ReadOnly,
-    TargetError,
-)
+from rankship_pipeline.errors import CommandFailed, InputError, Lacks, NoSpace, PersistentTargetError, ReadOnly
 from rankship_pipeline.records import record
-from rankship_pipeline.units import show_bytes
 from rankship_targets.device import Device
 
 # transport → module:function that opens it; imported on use, so that a local run never loads an SSH library.
@@ -31,9 +21,12 @@ TRANSPORTS = {
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
 _TAIL_CHARACTERS = 2000
-# What the C library says of EROFS and ENOSPC, on Linux and Android alike.
-READ_ONLY_WORDS, NO_SPACE_WORDS = "Read-only file system", "No space left on device"
-READ_ONLY_HINT = "choose another workdir, or `mount -o remount,rw` it; a worn SD card turns read-only by itself"
+_BATCH_BYTES = 16_000  # of one command line: a shell takes 128 KiB as one word, an old adb far less
+_SHOWN_CHARACTERS = 200
+_FULL = ("No space left on device", "Disk quota exceeded")
+_READ_ONLY = "Read-only file system"
+
+T = TypeVar("T")
 
 
 @record
@@ -60,8 +53,12 @@ class Transport(Protocol):
         """Give stdout line by line while the command runs; leaving early ends the command."""
         ...
 
-    def send(self, local: Path, remote: str) -> None:
-        """Copy a file to the device, unverified."""
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        """Copy a file to the device, unverified; from `offset` on into what `remote` holds already, else anew.
+
+        `told` hears how many of the file's bytes, from its beginning, are on their way. What a broken link left
+        in `remote` is the file's beginning, or nothing.
+        """
         ...
 
     def fetch(self, remote: str, local: Path) -> None:
@@ -94,45 +91,70 @@ def open_transport(device: Device) -> Transport:
     return opener(device)
 
 
-def copy_verified(transport: Transport, local: Path, remote: str, sha256: str) -> bool:
-    """Make `remote` hold exactly the content with this hash; False where it already did.
-
-    A reader on the device sees the old file or the whole new one: the copy is checked under another name first.
-    """
-    if hash_remote(transport, remote) == sha256:
-        return False
-    size = _size(local)
-    folder = posixpath.dirname(remote) or "."
-    run_checked(transport, ["mkdir", "-p", "--", folder])
-    free = transport.free_bytes(folder)
-    if free < size:
-        message = f"{folder} has {show_bytes(free)} free, {local.name} needs {show_bytes(size)}"
-        raise NoSpace(message, hint="free space on the device or choose another workdir in the inventory")
-    part = f"{remote}.{secrets.token_hex(4)}.part"
-    try:
-        transport.send(local, part)
-        _check_arrived(hash_remote(transport, part), sha256, local, remote)
-        run_checked(transport, ["mv", "-f", "--", part, remote])
-    except BaseException:
-        with suppress(TargetError):
-            transport.run(["rm", "-f", "--", part], timeout_s=STEP_TIMEOUT_S)
-        raise
-    return True
-
-
-def _check_arrived(arrived: str | None, expected: str, local: Path, remote: str) -> None:
-    if arrived != expected:
-        message = f"{local.name} arrived at {remote} with SHA-256 {arrived}, expected {expected}"
-        raise CommandFailed(message, hint="the local file changed or the copy was damaged: copy again")
-
-
-def hash_remote(transport: Transport, remote: str) -> str | None:
+def hash_remote(transport: Transport, remote: str, *, timeout_s: float = STEP_TIMEOUT_S) -> str | None:
     """Compute the SHA-256 (hex) of a file on the device; None where there is no readable file."""
-    done = transport.run(["sha256sum", "--", remote], timeout_s=STEP_TIMEOUT_S)
+    return hash_many(transport, [remote], timeout_s=timeout_s).get(remote)
+
+
+def hash_many(transport: Transport, remotes: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) -> dict[str, str]:
+    """Compute the SHA-256 (hex) of every readable file among these, with as few commands as their names allow."""
+    # Tools differ in how they print a name with these: each is asked for alone, where the name need not be read.
+    odd = [remote for remote in remotes if set(remote) & set("\\\n\r")]
+    hashes = {remote: found for remote in odd for found in _hash_batch(transport, [remote], timeout_s).values()}
+    for batch in make_batches([remote for remote in remotes if remote not in odd]):
+        hashes |= _hash_batch(transport, batch, timeout_s)
+    return hashes
+
+
+def _hash_batch(transport: Transport, remotes: Sequence[str], timeout_s: float) -> dict[str, str]:
+    argv = ["sha256sum", "--", *remotes]
+    done = transport.run(argv, timeout_s=timeout_s)
     if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
         raise Lacks("the device lacks `sha256sum`", hint="install coreutils (or busybox, toybox) on the device")
-    # A leading backslash marks a name that sha256sum had to escape; the hash follows.
-    return done.stdout.removeprefix("\\").split(" ", 1)[0] if done.code == 0 else None
+    if done.code not in {0, 1}:  # 1: some of them are no readable files
+        raise explain_failure(argv, done.code, done.stderr)
+    hashes = read_hashes(done.stdout, remotes)
+    if hashes is None or (done.code == 0 and len(hashes) < len(set(remotes))):
+        message = f"sha256sum on the device said {done.stdout[-_SHOWN_CHARACTERS:]!r}"
+        raise CommandFailed(message, hint="expected one hash and name per line: what is `sha256sum` there?")
+    return hashes
+
+
+def read_hashes(text: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Read what sha256sum printed for these names; None where it is anything else."""
+    if len(names) == 1:  # the name is known, however it is printed; a backslash says that it is escaped
+        match = re.match(r"\\?([0-9a-f]{64}) [ *]", text)
+        return {names[0]: match[1]} if match else None if text else {}
+    hashes: dict[str, str] = {}
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.*)", line)
+        if not match or match[2] not in names:
+            return None
+        hashes[match[2]] = match[1]
+    return hashes
+
+
+def make_batches(items: Iterable[T], show: Callable[[T], str] = str) -> Iterator[list[T]]:
+    """Group what is to become words of a command, so that each command stays short enough for every shell."""
+    batch: list[T] = []
+    length = 0
+    for item in items:
+        size = len(shlex.quote(show(item)).encode()) + 1
+        if batch and length + size > _BATCH_BYTES:
+            yield batch
+            batch, length = [], 0
+        batch.append(item)
+        length += size
+    if batch:
+        yield batch
+
+
+def open_source(local: Path) -> BinaryIO:
+    """Open a file that is to be copied; whoever opens it closes it."""
+    try:
+        return local.open("rb")
+    except OSError as failure:
+        raise InputError(f"cannot read {local}: {failure.strerror}", hint="the file to copy must exist") from None
 
 
 def run_checked(transport: Transport, argv: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) -> str:
@@ -143,18 +165,31 @@ def run_checked(transport: Transport, argv: Sequence[str], *, timeout_s: float =
     return done.stdout
 
 
+def read_numbers(text: str, count: int, what: str) -> tuple[int, ...]:
+    """Read so many whole numbers between blanks, as a device's command prints them; anything else is CommandFailed."""
+    words = text.split()
+    if len(words) != count or not all(re.fullmatch(r"-?[0-9]{1,18}", word) for word in words):
+        message = f"{what}: the device said {text[:_SHOWN_CHARACTERS]!r}, expected {count} whole number(s)"
+        raise CommandFailed(message, hint="`rankship doctor` checks the device's tools")
+    return tuple(map(int, words))
+
+
 def explain_failure(argv: Sequence[str], code: int, stderr: str) -> PersistentTargetError:
     """Make the error for a command that ended with `code`, with the end of what it said."""
-    last = (stderr.strip().splitlines() or [""])[-1]
-    if last.endswith(READ_ONLY_WORDS):
-        return ReadOnly(last, hint=READ_ONLY_HINT)
-    if last.endswith(NO_SPACE_WORDS):
-        return NoSpace(last, hint="free space on the device or choose another workdir in the inventory")
     said = stderr.strip()[-_TAIL_CHARACTERS:] or "(nothing on stderr)"
     cause = f"was ended by signal {code - 128}" if code > 128 else f"ended with status {code}"  # noqa: PLR2004 - shell's
-    return CommandFailed(
+    return name_refusal(
         f"{argv[0]} {cause}: {said}", hint="the device's own words are above; `rankship doctor` checks it"
     )
+
+
+def name_refusal(message: str, *, hint: str) -> PersistentTargetError:
+    """Make the error for a device's refusal that its own words explain; `hint` is for what they leave open."""
+    if any(words in message for words in _FULL):
+        return NoSpace(message, hint="free space on the device or choose another workdir in the inventory")
+    if _READ_ONLY in message:
+        return ReadOnly(message, hint="`dmesg` on the device says why: often a worn SD card; remount it or replace it")
+    return CommandFailed(message, hint=hint)
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -166,10 +201,3 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
             yield line.decode(errors="replace")
     if rest:
         yield rest.decode(errors="replace")
-
-
-def _size(local: Path) -> int:
-    try:
-        return local.stat().st_size
-    except OSError as failure:
-        raise InputError(f"cannot read {local}: {failure.strerror}", hint="the file to copy must exist") from None

@@ -1,11 +1,12 @@
 """One suite for every transport: what holds for one holds for all."""
 
 import hashlib
+import os
 import posixpath
 import secrets
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +16,20 @@ import pytest
 
 from rankship_pipeline.errors import (
     CommandFailed,
+    ConnectionLost,
     InputError,
     Lacks,
     NoSpace,
     TargetError,
     TargetTimeout,
 )
+from rankship_targets import copying
 from rankship_targets.adb import open_adb
-from rankship_targets.fake import FakeTransport
+from rankship_targets.copying import copy_many, copy_verified, name_part, remove_old_parts, send_pieces
+from rankship_targets.fake import COMMANDS, FakeTransport
 from rankship_targets.local import LocalTransport
 from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import Completed, Transport, copy_verified, hash_remote, run_checked
+from rankship_targets.transport import Completed, Transport, hash_many, hash_remote, run_checked
 
 NASTY_NAMES = [
     "plain",
@@ -53,8 +57,19 @@ class Bench:
         return posixpath.join(self.folder, name)
 
 
-@pytest.fixture(params=["local", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+class PieceTransport(LocalTransport):
+    """Files only in pieces, as over a way that can append to none."""
+
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        send_pieces(self, super().send, local, remote, offset=offset, told=told)
+
+
+OPENERS: dict[str, Callable[[], Transport]] = {"local": LocalTransport, "pieces": PieceTransport}
+
+
+@pytest.fixture(params=["local", "pieces", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(copying, "PIECE_BYTES", 700_000)
     folder = tmp_path / "device"
     folder.mkdir()
     if request.param == "fake":
@@ -69,14 +84,12 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
             yield Bench(transport, inside, "adb")
             run_checked(transport, ["rm", "-rf", "--", inside])
         return
-    opener = (
-        LocalTransport if request.param == "local" else lambda: open_ssh(request.getfixturevalue("ssh_server").device)
-    )
+    opener = OPENERS.get(request.param, lambda: open_ssh(request.getfixturevalue("ssh_server").device))
     with opener() as transport:
         yield Bench(transport, str(folder), request.param)
 
 
-def _answer_script(_: FakeTransport, argv: Sequence[str]) -> Completed:
+def _answer_script(fake: FakeTransport, argv: Sequence[str]) -> Completed:
     """Say what `sh -c` would say to the scripts used below."""
     answers = {
         "exit 7": Completed(code=7, stdout="", stderr=""),
@@ -87,7 +100,7 @@ def _answer_script(_: FakeTransport, argv: Sequence[str]) -> Completed:
         "printf 'a\\n\\nb'": Completed(code=0, stdout="a\n\nb", stderr=""),
         FLOOD: Completed(code=0, stdout="o" * FLOOD_BYTES, stderr="e" * FLOOD_BYTES),
     }
-    return answers[argv[2]]
+    return answers[argv[2]] if argv[2] in answers else COMMANDS["sh"](fake, argv)
 
 
 FLOOD_BYTES = 5_000_000
@@ -262,21 +275,168 @@ def test_free_space_is_told_and_an_absent_folder_fails(bench: Bench) -> None:
         bench.transport.free_bytes(bench.place("absent"))
 
 
+def test_the_rest_of_a_file_is_appended_to_what_is_there(bench: Bench, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8000
+    path, sha256 = write(tmp_path, content[:999_999])
+    bench.transport.send(path, bench.place("file"))
+    path, sha256 = write(tmp_path, content)
+    heard: list[int] = []
+    bench.transport.send(path, bench.place("file"), offset=999_999, told=heard.append)
+    assert hash_remote(bench.transport, bench.place("file")) == sha256
+    assert heard == sorted(heard)
+    assert heard[-1] == len(content)
+    bench.transport.send(path, bench.place("file"), offset=len(content))
+    assert hash_remote(bench.transport, bench.place("file")) == sha256
+    write(tmp_path, content[:10])
+    bench.transport.send(path, bench.place("file"))
+    assert hash_remote(bench.transport, bench.place("file")) == hashlib.sha256(content[:10]).hexdigest()
+
+
+def test_appending_to_what_is_not_there_fails(bench: Bench, tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    with pytest.raises(CommandFailed, match="absent"):
+        bench.transport.send(path, bench.place("absent/file"), offset=3)
+
+
+def test_hashes_of_many_files_are_told_apart(bench: Bench, tmp_path: Path) -> None:
+    expected = {}
+    for name in NASTY_NAMES:
+        path, sha256 = write(tmp_path, name.encode())
+        bench.transport.send(path, bench.place(name))
+        expected[bench.place(name)] = sha256
+    absent = [bench.place("absent"), bench.place("ab\nsent"), bench.place("absent/below")]
+    assert hash_many(bench.transport, [*expected, *absent]) == expected
+
+
+def test_many_files_travel_and_only_what_changed_travels_again(bench: Bench, tmp_path: Path) -> None:
+    files = {}
+    for number, name in enumerate(NASTY_NAMES):
+        path, sha256 = write(tmp_path, name.encode() * 10, f"file{number}")
+        files[bench.place(f"kit/sub {number % 3}/{name}")] = (path, sha256)
+    assert copy_many(bench.transport, files) == tuple(files)
+    assert hash_many(bench.transport, list(files)) == {remote: sha256 for remote, (_, sha256) in files.items()}
+    assert copy_many(bench.transport, files) == ()
+    changed = bench.place("kit/sub 0/plain")
+    files[changed] = write(tmp_path, b"changed", "changed")
+    assert copy_many(bench.transport, files) == (changed,)
+    assert run(bench, "cat", "--", changed).stdout == "changed"
+
+
+LARGE = bytes(range(251)) * 12_000  # 3 MB
+
+
+def test_a_broken_copy_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) -> None:
+    path, sha256 = write(tmp_path, LARGE)
+    with pytest.raises(ConnectionLost):
+        copy_verified(Faulty(bench.transport, breaks_at=2_000_000), path, bench.place("file"), sha256)
+    assert hash_remote(bench.transport, bench.place("file")) is None
+    offsets: list[int] = []
+    heard: list[tuple[int, int]] = []
+    counting = Counting(bench.transport, offsets)
+    assert copy_verified(counting, path, bench.place("file"), sha256, told=lambda *state: heard.append(state))
+    assert offsets == [2_000_000]
+    assert heard[-1] == (len(LARGE), len(LARGE))
+    assert run(bench, "cat", "--", bench.place("file")).code == 0
+    assert hash_remote(bench.transport, bench.place("file")) == sha256
+    assert hash_remote(bench.transport, name_part(bench.place("file"), sha256)) is None
+
+
+@pytest.mark.parametrize("left", [b"x" * 2_000_000, LARGE + b"more", LARGE[:-1] + b"x", b""])
+def test_a_part_that_is_wrong_is_sent_anew(bench: Bench, tmp_path: Path, left: bytes) -> None:
+    path, sha256 = write(tmp_path, LARGE)
+    bench.transport.send(write(tmp_path, left, "left")[0], name_part(bench.place("file"), sha256))
+    offsets: list[int] = []
+    assert copy_verified(Counting(bench.transport, offsets), path, bench.place("file"), sha256)
+    assert offsets == [0]
+    assert hash_remote(bench.transport, bench.place("file")) == sha256
+
+
+def test_a_whole_part_needs_only_its_name(bench: Bench, tmp_path: Path) -> None:
+    path, sha256 = write(tmp_path, LARGE)
+    bench.transport.send(path, name_part(bench.place("file"), sha256))
+    offsets: list[int] = []
+    assert copy_verified(Counting(bench.transport, offsets), path, bench.place("file"), sha256)
+    assert offsets == [len(LARGE)]
+
+
+def test_a_folder_in_the_files_place_is_named_and_untouched(bench: Bench, tmp_path: Path) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake's mv knows no folders")
+    path, sha256 = write(tmp_path)
+    run(bench, "mkdir", "--", bench.place("file"))
+    with pytest.raises(CommandFailed, match="Is a directory"):
+        copy_verified(bench.transport, path, bench.place("file"), sha256)
+    assert list(Path(bench.folder).iterdir()) == [Path(bench.folder, "file")]
+    assert list(Path(bench.folder, "file").iterdir()) == []
+
+
+def test_only_old_parts_of_ours_are_removed(bench: Bench) -> None:
+    if bench.kind == "fake":
+        pytest.skip("nothing grows old in the fake")
+    folder = Path(bench.folder, "- a")
+    folder.mkdir()
+    part = name_part(str(folder / "model.onnx"), "0123456789abcdef" * 4)
+    old = [Path(part), Path(f"{part}.piece"), folder / "model.onnx", folder / "mine.part", folder / "x.0123.part"]
+    for path in old:
+        path.write_text("old")
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    fresh = Path(name_part(str(folder / "other"), "f" * 64))
+    fresh.write_text("fresh")
+    remove_old_parts(bench.transport, bench.folder)
+    assert set(folder.iterdir()) == {*old[2:], fresh}
+
+
 # A copy that goes wrong
 
 
 @dataclass
+class Counting:
+    """Notes from where each file is sent and passes everything on."""
+
+    inner: Transport
+    offsets: list[int]
+
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+        self.offsets.append(offset)
+        self.inner.send(local, remote, offset=offset, told=told)
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        return self.inner.run(argv, timeout_s=timeout_s)
+
+    def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
+        return self.inner.stream(argv, timeout_s=timeout_s)
+
+    def fetch(self, remote: str, local: Path) -> None:
+        self.inner.fetch(remote, local)
+
+    def free_bytes(self, folder: str) -> int:
+        return self.inner.free_bytes(folder)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass
 class Faulty:
-    """A transport that damages what it sends, or has hardly any room, and otherwise passes everything on."""
+    """A transport that damages what it sends, breaks or has hardly any room, and otherwise passes everything on."""
 
     inner: Transport
     damage: bytes | None = None
     room_bytes: int | None = None
     broken: TargetError | None = None
     lacks_sha256sum: bool = False
+    breaks_at: int | None = None
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
-        if self.broken and argv[0] == "mv":
+        if self.broken and "mv -f" in " ".join(argv):
             raise self.broken
         if self.lacks_sha256sum and argv[0] == "sha256sum":
             return Completed(code=127, stdout="", stderr="")
@@ -285,11 +445,17 @@ class Faulty:
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
         return self.inner.stream(argv, timeout_s=timeout_s)
 
-    def send(self, local: Path, remote: str) -> None:
+    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
         if self.damage is not None:
             local = local.with_name("damaged")
             local.write_bytes(self.damage)
-        self.inner.send(local, remote)
+        if self.breaks_at is not None:
+            content, limit = local.read_bytes(), self.breaks_at
+            local = local.with_name("shortened")
+            local.write_bytes(content[:limit])
+            self.inner.send(local, remote, offset=offset)
+            raise ConnectionLost("cable out")
+        self.inner.send(local, remote, offset=offset, told=told)
 
     def fetch(self, remote: str, local: Path) -> None:
         self.inner.fetch(remote, local)
@@ -325,7 +491,7 @@ def new_file(bench: Bench, tmp_path: Path) -> tuple[Path, str]:
 
 
 def test_damage_on_the_way_is_found_and_the_old_file_stays(bench: Bench, new_file: tuple[Path, str]) -> None:
-    with pytest.raises(CommandFailed, match="arrived at"):
+    with pytest.raises(CommandFailed, match="did not arrive at"):
         copy_verified(Faulty(bench.transport, damage=b"neu"), new_file[0], bench.place("file"), new_file[1])
     assert_old_and_nothing_else(bench)
 

@@ -1,5 +1,6 @@
 """What can go wrong on the way to a device over SSH, against a real server."""
 
+import os
 import select
 import socket
 import subprocess
@@ -22,11 +23,12 @@ from rankship_pipeline.errors import (
     TargetTimeout,
     Unreachable,
 )
+from rankship_pipeline.files import hash_file
 from rankship_targets import ssh, ssh_route
+from rankship_targets.copying import copy_verified, name_part
 from rankship_targets.device import Device
 from rankship_targets.session import open_session
 from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import copy_verified
 
 
 def make_key(folder: Path, kind: str = "ed25519") -> Path:
@@ -202,6 +204,27 @@ def test_link_that_swallows_everything_while_copying_does_not_hang(
             proxy.stall_after_bytes = 5_000_000
             with pytest.raises((ConnectionLost, TargetTimeout)):
                 transport.send(tmp_path / "file", str(tmp_path / "there"))
+
+
+def test_a_copy_that_stalled_goes_on_where_it_stopped(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
+    file, place = tmp_path / "file", str(tmp_path / "there")
+    file.write_bytes(os.urandom(40_000_000))
+    with StallingProxy(device.port) as proxy:
+        port = int(proxy.server.getsockname()[1])
+        with open_ssh(replace(device, port=port)) as transport:
+            proxy.stall_after_bytes = 15_000_000
+            with pytest.raises((ConnectionLost, TargetTimeout)):
+                copy_verified(transport, file, place, hash_file(file))
+    begun = Path(name_part(place, hash_file(file))).stat().st_size
+    assert begun > 1_000_000
+    heard: list[tuple[int, int]] = []
+    with open_ssh(device) as transport:
+        assert copy_verified(transport, file, place, hash_file(file), told=lambda *state: heard.append(state))
+    assert heard[0][0] > begun
+    assert hash_file(Path(place)) == hash_file(file)
 
 
 def copy_for_long(transport: ssh.SshTransport, path: Path) -> None:

@@ -17,10 +17,11 @@ import pytest
 from rankship_pipeline.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant
+from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
 from rankship_targets.session import MeasureRequest, open_session
 from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import Completed, Transport, copy_verified, open_transport, run_checked
+from rankship_targets.transport import Completed, Transport, open_transport, run_checked
 from rankship_targets.twin import binfmt, board
 from rankship_targets.twin.debian_root import WHEELS, find_root
 from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi

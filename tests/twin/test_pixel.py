@@ -16,9 +16,10 @@ import pytest
 
 from rankship_pipeline.errors import Lacks, TargetBusy
 from rankship_targets.adb import AdbTransport, open_adb
+from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
 from rankship_targets.lease import Lease, describe_owner
-from rankship_targets.transport import copy_verified, hash_remote, open_transport, run_checked
+from rankship_targets.transport import hash_remote, open_transport, run_checked
 from rankship_targets.twin import android
 from rankship_targets.twin import pixel as pixel_room
 from rankship_targets.twin.pixel import Phone, start_pixel

@@ -32,6 +32,16 @@ def test_tracked_parts_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert list(steps.seconds) == ["measure"]
 
 
+def test_a_transfer_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with steps.transfer("push to [pi]") as told:
+        for sent in (1, 2, 3, 3):
+            told(sent, 3)
+        told(1, 5)
+    assert "✓ push to [pi]" in capsys.readouterr().err
+    assert list(steps.seconds) == ["push to [pi]"]
+
+
 def test_a_note_belongs_to_no_step(capsys: pytest.CaptureFixture[str]) -> None:
     steps = Steps()
     steps.note("the device is warm")

@@ -14,7 +14,7 @@ import pytest
 
 from rankship_pipeline.errors import BuildError, CommandFailed, InputError, Lacks, NoSpace, TargetBusy, WrongSystem
 from rankship_targets.device import Device
-from rankship_targets.fake import FakeTransport
+from rankship_targets.fake import COMMANDS, FakeTransport
 from rankship_targets.kit import compile as compiling
 from rankship_targets.kit import install, wheels
 from rankship_targets.kit.install import Installed, install_kit
@@ -271,7 +271,9 @@ def test_a_phone_that_cannot_unpack_keeps_nothing_half(tmp_path: Path) -> None:
     (folder / "bundle.tar").write_bytes(b"tar")
     lock = KitLock(system=Phone(), runtimes={}, files=(describe_file(folder / "bundle.tar", 3),))
 
-    def shell(phone: FakeTransport, _: Sequence[str]) -> Completed:
+    def shell(phone: FakeTransport, argv: Sequence[str]) -> Completed:
+        if "pwd" not in argv[2]:  # what copying asks
+            return COMMANDS["sh"](phone, argv)
         phone.folders |= {"/data", "/data/w"}
         return Completed(code=0, stdout="/data/w\n", stderr="")
 

@@ -156,7 +156,7 @@ def test_what_is_changed_on_the_device_during_the_push_is_refused(
     sign_artifact(artifact, prove(artifact), RECIPE)
     copy = Session._copy
 
-    def meddle(session: Session, path: Path, sha256: str, name: str) -> str:
+    def meddle(session: Session, path: Path, sha256: str, name: str, *_: object) -> str:
         remote = copy(session, path, sha256, name)
         if name.endswith(".manifest.json"):
             Path(remote.removesuffix(".manifest.json")).write_bytes(b"others!")

@@ -12,6 +12,7 @@ from rankship_pipeline.errors import NoSpace, TargetError, WrongSystem
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import record
 from rankship_pipeline.units import show_bytes
+from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
 from rankship_targets.kit.build import RUNNER_ARCHIVE
 from rankship_targets.kit.lock import KitFile, KitLock
@@ -21,7 +22,6 @@ from rankship_targets.lease import Lease, describe_owner
 from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Transport,
-    copy_verified,
     explain_failure,
     hash_remote,
     run_checked,

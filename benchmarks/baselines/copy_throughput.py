@@ -1,0 +1,192 @@
+# ruff: noqa: INP001 - a script, no package
+"""How fast a file is copied to a device, beside the tools that everybody has: scp and sftp, or adb push.
+
+    python benchmarks/baselines/copy_throughput.py DEVICE --inventory devices.toml --out copy_throughput.json
+
+Sends the same random bytes in every way in turn, each connection opened before or within the way's own time as its
+tool does it; with no DEVICE it starts an OpenSSH server of its own on the loopback.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rankship_targets.device import Device, find_device
+from rankship_targets.transport import Transport, open_transport
+
+MEBI = 1 << 20
+SSHD = "/usr/sbin/sshd"
+CONFIGURATION = """
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+PermitRootLogin yes
+Subsystem sftp internal-sftp
+"""
+
+
+@contextmanager
+def start_server(folder: Path) -> Iterator[Device]:
+    """Run an SSH server for this user on a free port of the loopback."""
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)  # noqa: S607
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    configuration = folder / "sshd_config"
+    configuration.write_text(CONFIGURATION.format(port=port, folder=folder))
+    server = subprocess.Popen([SSHD, "-D", "-f", str(configuration)], stdin=subprocess.DEVNULL)
+    try:
+        await_banner(port)
+        yield Device(
+            name="loopback",
+            transport="ssh",
+            host="127.0.0.1",
+            port=port,
+            user=getpass.getuser(),
+            host_key=(folder / "host.pub").read_text().strip(),
+            key_file=str(folder / "user"),
+        )
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def await_banner(port: int) -> None:
+    """Wait until the server greets."""
+    for _ in range(100):
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            time.sleep(0.1)
+    sys.exit(f"{SSHD} does not answer on port {port}")
+
+
+def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[str, Callable[[], object]]:
+    """Every way to send the file; the project's own includes its connecting, as the tools' does."""
+
+    def send() -> None:
+        with open_transport(device) as transport:
+            transport.send(source, target)
+
+    def call(*argv: str) -> Callable[[], object]:
+        return lambda: subprocess.run(argv, check=True, capture_output=True)
+
+    if device.transport == "adb":
+        return {"rankship": send, "adb push": call("adb", "-s", str(device.serial), "push", str(source), target)}
+    known = folder / "known_hosts"
+    key = " ".join((device.host_key or "").split()[:2])
+    known.write_text(f"[{device.host}]:{device.port} {key}\n{device.host} {key}\n")
+    options = ["-q", "-P", str(device.port), "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes"]
+    if device.key_file:
+        options += ["-i", str(Path(device.key_file).expanduser())]
+    batch = folder / "batch"
+    batch.write_text(f'put "{source}" "{target}"\n')
+    login = f"{device.user}@{device.host}"
+    return {
+        "rankship": send,
+        "scp": call("scp", *options, str(source), f"{login}:{target}"),
+        "sftp": call("sftp", *options, "-b", str(batch), login),
+    }
+
+
+def measure(ways: dict[str, Callable[[], object]], runs: int, size_bytes: int) -> dict[str, dict[str, object]]:
+    """Time every way in turn, `runs` times, the first of each unrecorded."""
+    walls: dict[str, list[float]] = {name: [] for name in ways}
+    cpus: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(runs + 1):
+        for name, way in ways.items():
+            cpu, start = spend_cpu_s(), time.monotonic()
+            way()
+            wall = time.monotonic() - start
+            if run:
+                walls[name].append(wall)
+                cpus[name].append(spend_cpu_s() - cpu)
+                sys.stderr.write(f"{name:9} {size_bytes / wall / 1e6:7.1f} MB/s\n")
+    return {
+        name: {
+            "mb_per_s_median": size_bytes / statistics.median(seconds) / 1e6,
+            "mb_per_s_range": [size_bytes / max(seconds) / 1e6, size_bytes / min(seconds) / 1e6],
+            "client_cpu_s_median": statistics.median(cpus[name]),
+            "wall_s": seconds,
+        }
+        for name, seconds in walls.items()
+    }
+
+
+def spend_cpu_s() -> float:
+    """Tell the processor seconds of this process and of the children that ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def main() -> None:
+    """Measure and write the figures with their conditions."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("device", nargs="?", help="a device of the inventory; none: a server on the loopback")
+    parser.add_argument("--inventory", type=Path)
+    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "random"
+        source.write_bytes(os.urandom(chosen.mib * MEBI))
+        if chosen.device:
+            figures = compare(find_device(chosen.device, chosen.inventory), folder, source, chosen.runs)
+        else:
+            with start_server(folder) as device:
+                figures = compare(device, folder, source, chosen.runs)
+    report = {
+        "bytes": chosen.mib * MEBI,
+        "runs": chosen.runs,
+        "device": chosen.device or "loopback",
+        "host": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "ways": figures,
+    }
+    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def compare(device: Device, folder: Path, source: Path, runs: int) -> dict[str, dict[str, object]]:
+    """Measure every way that this host has, into a folder on the device that is removed afterwards."""
+    with open_transport(device) as transport:
+        place = make_folder(transport)
+        try:
+            ways = make_ways(device, folder, source, f"{place}/random")
+            found = {name: way for name, way in ways.items() if name == "rankship" or shutil.which(name.split()[0])}
+            return measure(found, runs, source.stat().st_size)
+        finally:
+            transport.run(["rm", "-rf", "--", place], timeout_s=60)
+
+
+def make_folder(transport: Transport) -> str:
+    """Make a folder of our own on the device."""
+    return transport.run(["mktemp", "-d"], timeout_s=60).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
