@@ -7,6 +7,7 @@ connection left under that name is the beginning of the next try, if its hash sa
 import hashlib
 import posixpath
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,7 @@ def send_pieces(
         piece, sent = Path(folder) / local.name, offset
         while (content := source.read(PIECE_BYTES)) or sent == 0:
             piece.write_bytes(content)
+            shutil.copymode(local, piece)  # a push may carry the rights along, as adb's does
             if sent == 0:
                 push(piece, remote)
             else:
