@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankship_benchmarks.verbs import find_devices
 from rankship_pipeline.errors import InputError, Lacks
 from rankship_pipeline.records import FORMATS, VARIANTS, Format, Variant, record
 from rankship_pipeline.verbs import add_store_flag, find_by_name
@@ -65,9 +66,8 @@ def deploy(argv: list[str]) -> int:
 
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
-    from rankship_targets.device import find_device
 
-    devices = [find_device(name.strip(), arguments.inventory) for name in arguments.on.split(",")]
+    devices = find_devices(arguments)
     chosen = find_deployables(arguments.build, arguments.variant, arguments.format, Store(arguments.store))
     steps, console = Steps(), Console(highlight=False)
     for device in devices:

@@ -91,7 +91,8 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
     add_store_flag(parser)
 
 
-def _find_devices(arguments: argparse.Namespace) -> "list[Device]":
+def find_devices(arguments: argparse.Namespace) -> "list[Device]":
+    """Every device that `--on` names."""
     from rankship_targets.device import find_device
 
     return [find_device(name.strip(), arguments.inventory) for name in arguments.on.split(",")]
@@ -117,7 +118,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
 
-    devices = _find_devices(arguments)
+    devices = find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(recipe, steps)
 

@@ -14,7 +14,14 @@ from rankship_targets.adb_command import HOME, AdbCommand
 from rankship_targets.adb_state import READY, await_ready, check_build, explain_state, find_state
 from rankship_targets.copying import send_pieces
 from rankship_targets.device import Device
-from rankship_targets.transport import STEP_TIMEOUT_S, Completed, explain_failure, run_checked, split_lines
+from rankship_targets.transport import (
+    STEP_TIMEOUT_S,
+    Completed,
+    explain_failure,
+    read_free_bytes,
+    run_checked,
+    split_lines,
+)
 
 __all__ = ["AdbTransport", "list_attached", "open_adb", "read_properties"]
 SLOWEST_BYTES_PER_S = 500_000  # a poor wireless link; slower than this counts as hung
@@ -85,8 +92,7 @@ class AdbTransport:
 
     def free_bytes(self, folder: str) -> int:
         """Bytes that the shell user may still write below `folder`."""
-        blocks, block_bytes = run_checked(self, ["stat", "-f", "-c", "%a %S", "--", folder]).split()
-        return int(blocks) * int(block_bytes)
+        return read_free_bytes(self, folder)
 
     def close(self) -> None:
         """There is nothing to end: each call was a connection of its own, and the server's is shared."""

@@ -30,8 +30,7 @@ from rankship_targets.transport import (
     explain_failure,
     name_refusal,
     open_source,
-    read_numbers,
-    run_checked,
+    read_free_bytes,
     split_lines,
 )
 
@@ -94,9 +93,7 @@ class SshTransport:
 
     def free_bytes(self, folder: str) -> int:
         """Bytes that the login user may still write below `folder`."""
-        said = run_checked(self, ["stat", "-f", "-c", "%a %S", "--", folder])
-        blocks, block_bytes = read_numbers(said, 2, f"free space of {folder}")
-        return blocks * block_bytes
+        return read_free_bytes(self, folder)
 
     def close(self) -> None:
         """End the connection, and the one to the jump host."""

@@ -174,6 +174,13 @@ def read_numbers(text: str, count: int, what: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def read_free_bytes(transport: Transport, folder: str) -> int:
+    """Ask the device's `stat` for the bytes that its user may still write below `folder`."""
+    said = run_checked(transport, ["stat", "-f", "-c", "%a %S", "--", folder])
+    blocks, block_bytes = read_numbers(said, 2, f"free space of {folder}")
+    return blocks * block_bytes
+
+
 def explain_failure(argv: Sequence[str], code: int, stderr: str) -> PersistentTargetError:
     """Make the error for a command that ended with `code`, with the end of what it said."""
     said = stderr.strip()[-_TAIL_CHARACTERS:] or "(nothing on stderr)"

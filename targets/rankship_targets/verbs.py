@@ -101,13 +101,10 @@ def _examine_way(device: "Device") -> "list[Check]":
     """What can be seen of a phone without asking it."""
     if device.transport != "adb" or device.twin is not None:
         return []
-    import importlib
-
+    from rankship_targets.adb import list_attached
     from rankship_targets.doctor import examine_attached
-    from rankship_targets.transport import TRANSPORTS
 
-    adb = importlib.import_module(TRANSPORTS["adb"].split(":")[0])
-    return [examine_attached(device, adb.list_attached())]
+    return [examine_attached(device, list_attached())]
 
 
 def _add(arguments: argparse.Namespace) -> None:

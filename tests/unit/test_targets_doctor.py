@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_targets.agent import health
+from rankship_targets.agent import health, system
 from rankship_targets.device import Device
 from rankship_targets.doctor import Check, decode_throttled, examine, examine_attached, examine_clock
 from rankship_targets.events import Probe
@@ -141,7 +141,7 @@ def test_throttled_bits_of_the_manual() -> None:
     ],
 )
 def test_the_firmwares_word_is_parsed(text: str, bits: int | None) -> None:
-    assert health.parse_throttled(text) == bits
+    assert system.parse_throttled(text) == bits
 
 
 DUMPSYS = """Current Battery Service state:
@@ -170,7 +170,7 @@ def test_the_kernels_list_of_processors_is_parsed(text: str, cpus: list[int] | N
 
 @given(st.text(max_size=80))
 def test_no_text_makes_the_parsers_fail(text: str) -> None:
-    bits, cpus, (percent, _) = health.parse_throttled(text), health.parse_cpus(text), health.parse_battery(text)
+    bits, cpus, (percent, _) = system.parse_throttled(text), health.parse_cpus(text), health.parse_battery(text)
     assert bits is None or bits >= 0
     assert cpus is None or all(number >= 0 for number in cpus)
     assert percent is None or 0 <= percent <= 999
@@ -188,8 +188,7 @@ def test_a_pretended_boards_files_are_read(tmp_path: Path, monkeypatch: pytest.M
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr("rankship_targets.agent.system.ROOT", str(tmp_path))
-    monkeypatch.setattr(health, "ROOT", str(tmp_path))
+    monkeypatch.setattr(system, "ROOT", str(tmp_path))
     told = health.read_health()
     assert told.pop("clock_utc_ns") > 0
     assert told == {
@@ -207,6 +206,6 @@ def test_a_program_that_hangs_or_fails_is_an_empty_answer(tmp_path: Path, monkey
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(health, "_ASK_TIMEOUT_S", 0.2)
-    assert [health.ask(name) for name in ("hangs", "fails", "noise", "absent")] == ["", "", "", ""]
-    assert health.ask(sys.executable, "-c", "print('said')") == "said\n"
+    monkeypatch.setattr(system, "ASK_TIMEOUT_S", 0.2)
+    assert [system.ask(name) for name in ("hangs", "fails", "noise", "absent")] == ["", "", "", ""]
+    assert system.ask(sys.executable, "-c", "print('said')") == "said\n"

@@ -22,7 +22,7 @@ ROOT = os.environ.get("RANKSHIP_AGENT_ROOT", "")
 # VmHWM there is this process's own peak; getrusage's ru_maxrss starts at the parent's, which exec inherits.
 OWN_STATUS = "/proc/self/status"
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, hexadecimal
-FIRMWARE_TIMEOUT_S = 5
+ASK_TIMEOUT_S = 5
 SYSTEM = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
 
 
@@ -120,19 +120,26 @@ def read_throttling() -> Event:
 
 def read_firmware() -> int | None:
     """Ask a Raspberry Pi's firmware for its flags, by file or by its own program."""
-    text = read_text(FIRMWARE)
-    program = None if text or ROOT else shutil.which("vcgencmd")
-    if program:
-        try:
-            command = [program, "get_throttled"]
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FIRMWARE_TIMEOUT_S, check=False
-            )
-            text = done.stdout.decode("ascii", "replace").strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
-    found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text)
+    return parse_throttled(read_text(FIRMWARE) or ask("vcgencmd", "get_throttled"))
+
+
+def parse_throttled(text: str) -> int | None:
+    """Parse "throttled=0x50005" of vcgencmd, or the bare "50005" of the kernel's file."""
+    found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text.strip())
     return int(found.group(1), 16) if found else None
+
+
+def ask(program: str, *arguments: str) -> str:
+    """Ask a program of the device's; empty where it is not there, fails, or the device is a pretended one."""
+    if ROOT or not shutil.which(program):
+        return ""
+    try:
+        done = subprocess.run(  # noqa: PLW1510 - a failure is an empty answer
+            [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ASK_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def read_battery() -> Event:

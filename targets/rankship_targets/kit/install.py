@@ -23,7 +23,7 @@ from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Transport,
     explain_failure,
-    hash_remote,
+    hash_many,
     run_checked,
 )
 
@@ -95,7 +95,8 @@ def _hold(transport: Transport, device: Device, workdir: str) -> Iterator[None]:
 
 def _copy(transport: Transport, lock: KitLock, folder: Path, workdir: str, say: Say) -> int:
     """Copy every file that is not there yet; gives the bytes sent."""
-    missing = [file for file in lock.files if hash_remote(transport, _place(workdir, file)) != file.sha256]
+    there = hash_many(transport, [_place(workdir, file) for file in lock.files])
+    missing = [file for file in lock.files if there.get(_place(workdir, file)) != file.sha256]
     needed = sum(file.size_bytes for file in missing) + sum(file.unpacked_bytes for file in lock.files)
     free = transport.free_bytes(workdir)
     if free < needed:

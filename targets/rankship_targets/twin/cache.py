@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from rankship_pipeline.files import write_atomic
 from rankship_targets.device import user_folder
@@ -20,6 +21,11 @@ _STAMP = "made.json"
 def twins_folder() -> Path:
     """Where everything about stand-ins lies; it may be deleted while none runs."""
     return user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "twins"
+
+
+def find_storage(name: str) -> Path:
+    """Where a device of this name keeps its files between two processes that use it: its kit, artifacts, results."""
+    return twins_folder() / "storage" / quote(name, safe="")
 
 
 def find_or_make(name: str, made_of: str, make: Callable[[Path], None]) -> Path:

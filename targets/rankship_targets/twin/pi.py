@@ -22,7 +22,7 @@ from rankship_targets.device import Device
 from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import KERNEL, write_board
-from rankship_targets.twin.cache import twins_folder
+from rankship_targets.twin.cache import find_storage, twins_folder
 from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, USER_ID, find_root, read_public_key
 from rankship_targets.twin.keeper import Plan
 
@@ -107,7 +107,7 @@ def _start(device: Device) -> _Running:
         root=str(made / "root"),
         state=str(state),
         board=BOARD,
-        storage=str(_find_storage(device)) if device.twin is not None else None,
+        storage=str(_make_storage(device)) if device.twin is not None else None,
         stored=f"/home/{USER}/.cache",
         host_name="raspberrypi",
         argv=(*_SSHD, "-p", str(port), *(word for pair in _SETTINGS.items() for word in ("-o", "=".join(pair)))),
@@ -137,9 +137,9 @@ def _start(device: Device) -> _Running:
     return running
 
 
-def _find_storage(device: Device) -> Path:
-    """What a Pi of the inventory keeps for its next start, as a board's card does: kits and what was pushed."""
-    folder = twins_folder() / "storage" / f"pi4-{device.name}"
+def _make_storage(device: Device) -> Path:
+    """Make what a Pi of the inventory finds again at its next start, as a board does on its card."""
+    folder = find_storage(device.name)
     folder.mkdir(parents=True, exist_ok=True)
     os.chown(folder, USER_ID, USER_ID)
     return folder

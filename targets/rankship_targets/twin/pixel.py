@@ -14,15 +14,15 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 from rankship_pipeline.errors import Lacks, TargetTimeout
 from rankship_pipeline.records import record
 from rankship_targets.adb_client import find_adb
-from rankship_targets.device import Device, user_folder
+from rankship_targets.device import Device
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import ensure_root
 from rankship_targets.twin.android_files import list_condition_files
+from rankship_targets.twin.cache import find_storage
 from rankship_targets.twin.namespace import QEMU
 from rankship_targets.twin.phone import SHELL_USER
 
@@ -102,11 +102,6 @@ def _check_machine() -> None:
         raise Lacks(message, hint="run it as root, in a container for example")
     if not QEMU.exists():
         raise Lacks(f"the Pixel's twin needs {QEMU}, which is missing", hint="apt-get install qemu-user-static")
-
-
-def find_storage(name: str) -> Path:
-    """Where a device of this name keeps its files between two processes that use it: its kit, artifacts, results."""
-    return user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "twins" / "storage" / quote(name, safe="")
 
 
 def _furnish(folder: Path, storage: Path | None) -> None:
