@@ -54,7 +54,14 @@ class Board:
         np.save(folder / "x.npy", np.ones((1, 4), np.float32))
 
     def cool(self) -> None:
+        """Let every run go on that waits for it, once it has said that it waits."""
+        runs = [folder.name for folder in (self.workdir / "runs").glob("*/")]
+        await_true(lambda: all(self.waits(run) or not lives(self.state(run)["pid"]) for run in runs))
         self.heat.write_text(COLD)
+
+    def waits(self, run: str) -> bool:
+        events = self.folder(run) / "events.jsonl"
+        return events.exists() and '"cooling"' in events.read_text()
 
     def ask(self, **request: object) -> list[dict[str, Any]]:
         """Have the agent answer, without its greeting."""
