@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rankship_benchmarks.device_gate import verify_on_device
 from rankship_benchmarks.gate import find_inputs
 from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
 from rankship_benchmarks.results import (
@@ -21,6 +22,7 @@ from rankship_benchmarks.suite import Suite
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import digest
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, Verified
 from rankship_pipeline.store import Store
 from rankship_pipeline.units import show_bytes
@@ -30,24 +32,34 @@ from rankship_targets.quarantine import watching
 from rankship_targets.session import MeasureRequest, Session, open_session
 
 
-def measure_build(
-    build: Build, verified: Sequence[Verified], store: Store, device: Device, suite: Suite, results: Path, steps: Steps
+def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits, where, how, and where to
+    build: Build,
+    verified: Sequence[Verified],
+    store: Store,
+    device: Device,
+    suite: Suite,
+    results: Path,
+    steps: Steps,
+    *,
+    limits: ParityChoice,
 ) -> Path:
-    """Push what is verified, time it in fresh processes round by round, and return the finished bundle's folder.
+    """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
-    An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the
-    device still answers the probe as it did; else a new bundle is begun. A trial that was going on when this process
-    died is taken from the device, where it went on.
+    Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
+    bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
+    answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
+    from the device, where it went on.
     """
     with watching(device), open_session(device, tell=steps.note) as session:
-        header = _describe(build, verified, device, suite, session)
-        folder = _find_or_create(header, results, session, steps)
         with steps.transfer(f"push to {device.name}") as told:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
                 for artifact, proof in zip(build.artifacts, verified, strict=True)
             }
             inputs = tuple(session.push_file(path, told=told) for path in find_inputs(build.artifacts, store))
+        on_device = verify_on_device(build, store, session, remote, limits, suite.threads, steps)
+        header = _describe(build, (tuple(verified), on_device), device, suite, session)
+        folder = _find_or_create(header, results, session, steps)
         with writing(folder):
             _run_rounds(folder, build, remote, inputs, suite, session, steps)
             finish_bundle(folder)
@@ -57,8 +69,10 @@ def measure_build(
 def _find_or_create(header: Header, results: Path, session: Session, steps: Steps) -> Path:
     folder = find_unfinished(results, header.suite_sha256, header.build_sha256, header.device)
     if folder is not None:
-        before = open_bundle(folder).header.conditions
+        begun = open_bundle(folder).header
+        before = begun.conditions
         changed = [name for name, value in header.conditions.items() if before.get(name) != value]
+        changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
         if not changed:
             steps.note(f"continuing {folder.name}")
             return folder
@@ -127,7 +141,14 @@ def _run_rounds(
             _forget_pending(folder, session)  # only now: until here the device has the only copy
 
 
-def _describe(build: Build, verified: Sequence[Verified], device: Device, suite: Suite, session: Session) -> Header:
+def _describe(
+    build: Build,
+    proofs: tuple[tuple[Verified, ...], tuple[Verified, ...]],
+    device: Device,
+    suite: Suite,
+    session: Session,
+) -> Header:
+    """Describe a run; `proofs` are the host's and the device's."""
     probe, now = session.probe(), datetime.now(UTC)
     formats = {artifact.format for artifact in build.artifacts}
     runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
@@ -140,7 +161,7 @@ def _describe(build: Build, verified: Sequence[Verified], device: Device, suite:
         build_sha256=digest(build),
         device=device.name,
         build=build,
-        verified=tuple(verified),
+        verified=proofs[0],
         rounds=suite.rounds,
         conditions={
             "processor": probe.cpu_model or "model unknown",
@@ -154,4 +175,5 @@ def _describe(build: Build, verified: Sequence[Verified], device: Device, suite:
             "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
         },
         rankship_version=__version__,
+        verified_on_device=proofs[1],
     )

@@ -29,7 +29,9 @@ class Header:
     """What a run measures and what made it; `conditions` are the host's words (kernel, CPU), shown as they are.
 
     `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
-    read where the build is gone. `rounds` is how many the suite asks for.
+    read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
+    runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
+    `rounds` is how many the suite asks for.
     """
 
     run_id: str
@@ -44,6 +46,7 @@ class Header:
     rounds: int
     conditions: dict[str, str]
     rankship_version: str
+    verified_on_device: tuple[Verified, ...] = ()
 
 
 @record

@@ -130,8 +130,10 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
     verified = _verify(build, prepared, store, steps, fresh=False)
+    limits = prepared.recipe.parity
     for device in devices:
-        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None, steps)
+        folder = measure_build(build, verified, store, device, suite, arguments.results, steps, limits=limits)
+        _report(folder, None, steps)
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
