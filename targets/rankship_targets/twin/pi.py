@@ -29,6 +29,8 @@ from rankship_targets.twin.keeper import Plan
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 EMULATION = {"QEMU_CPU": "cortex-a72", "QEMU_LD_PREFIX": BOARD, "QEMU_UNAME": KERNEL, "PATH": PATH}
+# What an inventory's entry says of a Pi that may run already.
+_OF_THE_ENTRY = ("workdir", "cpus", "governor", "cool_below_mc", "twin", "label")
 _SSHD = ("/usr/sbin/sshd", "-D", "-e", "-o", "ListenAddress=127.0.0.1")
 _SETTINGS = {
     "UsePAM": "no",
@@ -63,10 +65,10 @@ def start_pi(device: Device) -> Device:
         if running is None or running.owner_pid != os.getpid() or running.keeper.poll() is not None:
             running = _start(device)
             _RUNNING[device.name] = running
-        return replace(
-            running.device,
-            **{name: getattr(device, name) for name in ("cpus", "governor", "cool_below_mc", "twin", "label")},
-        )
+        kept = {name: getattr(device, name) for name in _OF_THE_ENTRY}
+        # A name without a folder is found on the Pi's PATH, where the root's own runtimes come first.
+        python = device.python if "/" in device.python else PYTHON
+        return replace(running.device, **kept, python=python)
 
 
 def stop_pi(device: Device) -> None:
@@ -126,7 +128,6 @@ def _start(device: Device) -> _Running:
         user=USER,
         host_key=read_public_key(made / "keys/host"),
         key_file=str(made / "keys/user"),
-        python=PYTHON,
     )
     running = _Running(keeper=keeper, state=state, device=reached, owner_pid=os.getpid())
     if not await_banner(port, alive=lambda: keeper.poll() is None, timeout_s=START_TIMEOUT_S):
