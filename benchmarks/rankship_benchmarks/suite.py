@@ -32,3 +32,12 @@ def read_suite(path: Path) -> tuple[Suite, Path]:
         if getattr(suite, name) < 1:
             raise InputError(f"{path}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")
     return suite, path.resolve().parent / suite.recipe
+
+
+def read_suite_of(recipe: Path, path: Path) -> Suite:
+    """A suite that is this recipe's; InputError where it names another."""
+    suite, named = read_suite(path)
+    if named.resolve() != recipe.resolve():
+        message = f"{path} is a suite of {named}, not of {recipe}"
+        raise InputError(message, hint="give the suite of this recipe, or that recipe")
+    return suite

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """`rankship run RECIPE --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
+    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
     parser = argparse.ArgumentParser(
         prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
     )
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_benchmarks.suite import Suite
+    from rankship_benchmarks.suite import Suite, read_suite_of
 
-    _measure(arguments, arguments.recipe, Suite(recipe=arguments.recipe.name), make_missing=True)
+    suite = Suite(recipe=arguments.recipe.name)
+    if arguments.suite is not None:
+        suite = read_suite_of(arguments.recipe, arguments.suite)
+    _measure(arguments, arguments.recipe, suite, make_missing=True)
     return 0
 
 
