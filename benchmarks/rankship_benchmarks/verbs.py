@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
+    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
     parser = argparse.ArgumentParser(
         prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
     )

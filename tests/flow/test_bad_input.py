@@ -171,7 +171,7 @@ def test_run_refuses_the_suite_of_another_recipe(
 
 
 @pytest.mark.parametrize(
-    "path", (Path(__file__).parents[2] / "benchmarks/suites").glob("*.toml"), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[2] / "benchmarks/suites").glob("*.toml")), ids=lambda path: path.name
 )
 def test_every_suite_that_comes_with_the_code_names_a_recipe_that_does(path: Path) -> None:
     suite, recipe = read_suite(path)
