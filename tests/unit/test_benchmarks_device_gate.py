@@ -178,11 +178,13 @@ def test_a_device_that_computes_something_else_is_named_and_nothing_is_timed(
 
 def test_a_damaged_or_missing_proof_is_made_again(built: Built, runs: list[str], tmp_path: Path) -> None:
     built.measure(tmp_path / "results")
-    for number, damage in enumerate((lambda path: path.write_text("{"), lambda path: path.unlink()), start=2):
-        (kept,) = Path(os.environ["XDG_STATE_HOME"]).glob("rankship/proofs/*.json")
-        damage(kept)
-        built.measure(tmp_path / "results")
-        assert len(runs) == number
+    (kept,) = Path(os.environ["XDG_STATE_HOME"]).glob("rankship/proofs/*.json")
+    kept.write_text("{")
+    built.measure(tmp_path / "results")
+    assert len(runs) == 2
+    kept.unlink()
+    built.measure(tmp_path / "results")
+    assert len(runs) == 3
 
 
 def test_looser_or_tighter_limits_are_asked_anew(built: Built, runs: list[str]) -> None:
