@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import Format, Variant, Verified
 from rankship_targets.device import Device
-from rankship_targets.twin.binfmt import check_machine
+from rankship_targets.twin.debian_root import find_root
 from rankship_targets.twin.machine import Machine, boot
-from rankship_targets.twin.machine_files import PACKAGES, QEMU
+from rankship_targets.twin.machine_files import PACKAGES, QEMU, TOOLS, find_machine_files
 from rankship_targets.twin.pi import start_pi
 
 Weights = NDArray[np.float32]
@@ -27,23 +26,23 @@ WIDTH, RANK = 256, 16
 
 
 @pytest.fixture(scope="session")
-def able_machine() -> None:
-    try:
-        check_machine()
-    except InputError as lack:
-        pytest.skip(f"{lack}: {lack.hint}")
+def able_pi(able_machine: None, make_or_skip: Callable[[Callable[[], Path]], Path]) -> None:  # noqa: ARG001 - it skips
+    """Make what the stand-ins for a Raspberry Pi are made of, or skip."""
+    make_or_skip(find_root)
 
 
 @pytest.fixture(scope="session")
-def pi4(able_machine: None) -> Device:  # noqa: ARG001 - it skips
+def pi4(able_pi: None) -> Device:  # noqa: ARG001 - it skips
     """Give the one everyday Pi that tests share; whoever must break a Pi starts another under its own name."""
     return start_pi(Device(name="pi4", transport="ssh"))
 
 
 @pytest.fixture(scope="session")
-def able_qemu(able_machine: None) -> None:  # noqa: ARG001 - it skips
-    if not all(map(shutil.which, (QEMU, "fdtput", "mke2fs"))):
-        pytest.skip(f"no {QEMU}, fdtput or mke2fs here: apt-get install {PACKAGES}")
+def able_qemu(able_pi: None, make_or_skip: Callable[[Callable[[], Path]], Path]) -> None:  # noqa: ARG001 - it skips
+    missing = [tool for tool in (QEMU, "fdtput", "mke2fs") if not shutil.which(tool, path=TOOLS)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here: apt-get install {PACKAGES}")
+    make_or_skip(find_machine_files)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def await_boot(device: Device, before: str) -> str:
 
 
 @pytest.fixture
-def own_pi(able_machine: None, request: pytest.FixtureRequest) -> Iterator[Device]:  # noqa: ARG001 - it skips
+def own_pi(able_pi: None, request: pytest.FixtureRequest) -> Iterator[Device]:  # noqa: ARG001 - it skips
     """Give a Pi that the test may break."""
     device = start_pi(Device(name=request.node.name[:40], transport="ssh"))
     yield device
@@ -160,7 +160,7 @@ def test_its_inventory_entry_starts_it_once(pi4: Device) -> None:
     assert start_pi(entry).port == pi4.port
 
 
-@pytest.mark.usefixtures("able_machine")
+@pytest.mark.usefixtures("able_pi")
 def test_it_outlives_the_thread_that_started_it() -> None:
     devices: list[Device] = []
     thread = threading.Thread(target=lambda: devices.append(start_pi(Device(name="threaded", transport="ssh"))))
@@ -185,7 +185,7 @@ if sys.argv[1] == "wait":
 
 
 @pytest.mark.parametrize("end", ["exit", "kill -9", "kill -9 of its keeper"])
-@pytest.mark.usefixtures("able_machine")
+@pytest.mark.usefixtures("able_pi")
 def test_nothing_is_left_behind(end: str) -> None:
     argv = [sys.executable, "-c", HOST, "go" if end == "exit" else "wait"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as host:
@@ -223,8 +223,8 @@ def test_its_log_says_who_came(pi4: Device) -> None:
 @pytest.mark.usefixtures("able_machine")
 def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InputError, match="needs mmdebstrap and arch-test") as caught:
-        binfmt.check_machine()
+    with pytest.raises(InputError, match="the stand-in needs mmdebstrap and arch-test") as caught:
+        binfmt.check_machine("the stand-in")
     assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankship_pipeline.errors import Lacks, TargetBusy
+from rankship_pipeline.errors import InputError, TargetBusy
 from rankship_targets.adb import AdbTransport, open_adb
 from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
@@ -171,14 +171,15 @@ def is_alive(process: psutil.Process) -> bool:
 
 def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Lacks, match="needs root"):
+    with pytest.raises(InputError, match="only root can start the Pixel's stand-in"):
         pixel_room.launch_phone()
 
 
+@pytest.mark.usefixtures("able_machine")
 def test_a_machine_without_the_tools_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Lacks, match="mmdebstrap") as caught:
-        android.ensure_root()
-    assert "apt-get install mmdebstrap" in caught.value.hint
-    assert list((tmp_path / "rankship" / "twins").iterdir()) == []
+    with pytest.raises(InputError, match="mmdebstrap") as caught:
+        android.find_root()
+    assert caught.value.hint.startswith("apt-get install ")
+    assert [path.suffix for path in (tmp_path / "rankship/twins").iterdir()] == [".lock"]

@@ -23,11 +23,20 @@ from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import KERNEL, write_board
 from rankship_targets.twin.cache import find_storage, twins_folder
-from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, USER_ID, find_root, read_public_key
+from rankship_targets.twin.debian_root import (
+    BOARD,
+    PATH,
+    PYTHON,
+    STAND_IN,
+    USER,
+    USER_ID,
+    find_root,
+    read_public_key,
+)
+from rankship_targets.twin.ending import end_process
 from rankship_targets.twin.keeper import Plan
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
 EMULATION = {"QEMU_CPU": "cortex-a72", "QEMU_LD_PREFIX": BOARD, "QEMU_UNAME": KERNEL, "PATH": PATH}
 # What an inventory's entry says of a Pi that may run already.
 _OF_THE_ENTRY = ("workdir", "cpus", "governor", "cool_below_mc", "twin", "label")
@@ -96,7 +105,7 @@ def _find(device: Device) -> _Running:
 
 
 def _start(device: Device) -> _Running:
-    check_machine()
+    check_machine(STAND_IN)
     made = find_root()
     port = find_free_port()
     folder = twins_folder() / "running"
@@ -157,12 +166,7 @@ def _sweep(folder: Path) -> None:
 
 def _end(running: _Running) -> None:
     """End the keeper, which takes everything of the Pi's with it."""
-    running.keeper.terminate()
-    try:
-        running.keeper.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        running.keeper.kill()
-        running.keeper.wait()
+    end_process(running.keeper)
     shutil.rmtree(running.state, ignore_errors=True)
     running.state.with_suffix(".log").unlink(missing_ok=True)
 
