@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rankship_pipeline.records import Format, Variant, Verified
 from rankship_targets.device import Device
+from rankship_targets.manifest import sign_artifact
 from rankship_targets.twin.debian_root import find_root
 from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import PACKAGES, QEMU, TOOLS, find_machine_files
@@ -83,8 +84,16 @@ def chains() -> dict[Variant, list[Weights]]:
     return {"dense": [draw(WIDTH, WIDTH) for _ in range(2)], "compressed": pairs}
 
 
+@pytest.fixture
+def models(model_files: dict[tuple[Format, Variant], Model]) -> dict[tuple[Format, Variant], Model]:
+    """Give every model, signed as proven by the key that this test's user has."""
+    for model in model_files.values():
+        sign_artifact(model.path, model.verified, recipe_sha256="none")
+    return model_files
+
+
 @pytest.fixture(scope="session")
-def models(
+def model_files(
     chains: dict[Variant, list[Weights]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[Format, Variant], Model]:
     folder = tmp_path_factory.mktemp("models")
