@@ -2,12 +2,14 @@
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from ai_edge_litert import schema_py_generated as tflite
 from flatbuffers import Builder
@@ -24,6 +26,7 @@ from rankship_targets.twin.pi import start_pi
 
 Weights = NDArray[np.float32]
 WIDTH, RANK = 256, 16
+GONE_S = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,25 @@ def system_pi(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
 def icount_machine(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
     with boot(icount=True, name="counting-pi") as machine:
         yield machine
+
+
+@pytest.fixture
+def await_gone() -> Callable[[list[psutil.Process]], None]:
+    """Wait until processes have ended, also those that nobody has reaped yet."""
+
+    def is_alive(process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def wait(family: list[psutil.Process]) -> None:
+        deadline = time.monotonic() + GONE_S
+        while alive := [one for one in family if is_alive(one)]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.05)
+
+    return wait
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +138,9 @@ def test_a_device_that_is_a_twin_is_started_once(
 
 
 @pytest.mark.parametrize("end", ["close", "kill"])
-def test_nothing_is_left_when_its_process_ends(start_phone: Callable[..., Phone], end: str) -> None:
+def test_nothing_is_left_when_its_process_ends(
+    start_phone: Callable[..., Phone], end: str, await_gone: Callable[[list[psutil.Process]], None]
+) -> None:
     del start_phone  # as above
     user = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with user:
@@ -154,19 +155,9 @@ def test_nothing_is_left_when_its_process_ends(start_phone: Callable[..., Phone]
         else:
             user.stdin.close()
         user.wait(60)
-    deadline = time.monotonic() + 30
-    while [one for one in family if is_alive(one)]:
-        assert time.monotonic() < deadline, family
-        time.sleep(0.05)
+    await_gone(family)
     assert (end == "kill") == Path(folder).exists()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
