@@ -23,7 +23,7 @@ from rankship_targets.twin.machine import Machine
 pytestmark = [pytest.mark.twin, pytest.mark.system, pytest.mark.slow]
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-BACK_S = 120.0
+BACK_S = 300.0
 MEGABYTE = 1 << 20
 
 

@@ -29,7 +29,7 @@ from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi
 pytestmark = pytest.mark.twin
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
-BACK_S, GONE_S = 60.0, 60.0
+BACK_S, GONE_S = 180.0, 60.0
 SOME_KEY = "ssh-ed25519 A"
 
 
