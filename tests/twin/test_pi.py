@@ -87,6 +87,15 @@ def test_files_are_copied_verified_and_only_once(pi4: Device, tmp_path: Path) ->
     assert (tmp_path / "back").read_bytes() == path.read_bytes()
 
 
+def test_a_command_that_is_given_up_ends_on_the_board(pi4: Device) -> None:
+    with open_ssh(pi4) as transport:
+        with pytest.raises(TargetTimeout):
+            transport.run(["sh", "-c", "sleep 4321 & sleep 4321"], timeout_s=8)
+        end = time.monotonic() + GONE_S
+        while run(transport, "pgrep -f '[s]leep 4321'").code == 0:
+            assert time.monotonic() < end
+
+
 @pytest.mark.parametrize(("kind", "variant"), [("onnx", "dense"), ("tflite", "compressed")])
 def test_a_session_probes_infers_and_measures(
     kind: Format, variant: Variant, pi4: Device, models: dict[Any, Any], samples: Path, tmp_path: Path
