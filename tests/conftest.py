@@ -123,7 +123,7 @@ def able_machine() -> None:
         pytest.skip(f"no emulated devices here: apt-get install {' '.join(missing)}")
     tried = subprocess.run([sys.executable, "-c", TRY_A_ROOM], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
-        pytest.skip(f"this machine refuses emulated devices a room: {_last_line(tried.stderr)}")
+        pytest.skip(f"this machine refuses emulated devices a room: {_last_words(tried.stderr)}")
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def make_or_skip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable
             for asked, command in commands.items():
                 tried = subprocess.run(command, capture_output=True, text=True, check=False)
                 if tried.returncode != 0:
-                    pytest.skip(f"no {asked} answers: {_last_line(tried.stderr)}")
+                    pytest.skip(f"no {asked} answers: {_last_words(tried.stderr)}")
             raise
 
     return make
@@ -178,8 +178,8 @@ def sftp_program_server(start_sshd: StartSshd) -> SshServer:
     return start_sshd(CONFIGURATION.replace("internal-sftp", str(program)))
 
 
-def _last_line(said: str) -> str:
-    return next((line for line in reversed(said.splitlines()) if line.strip()), "without a word")
+def _last_words(said: str) -> str:
+    return " ".join(line.strip() for line in said.splitlines()[-2:]) or "without a word"
 
 
 def _start(folder: Path, configuration: str, prefix: Sequence[str]) -> SshServer:
