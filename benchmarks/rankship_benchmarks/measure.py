@@ -10,6 +10,7 @@ from rankship_benchmarks.device_gate import verify_on_device
 from rankship_benchmarks.gate import find_inputs
 from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
 from rankship_benchmarks.results import (
+    STAND_IN,
     Header,
     append_trial,
     create_bundle,
@@ -171,6 +172,7 @@ def _describe(
             "kernel": probe.kernel,
             "python": probe.python,
             **runtimes,
+            **({} if device.twin is None else {STAND_IN: f"emulated, for a {device.twin}"}),
             "host": f"{platform.system()} {platform.release()} {platform.machine()}",
             "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
         },

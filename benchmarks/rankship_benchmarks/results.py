@@ -22,6 +22,7 @@ from rankship_targets.trial import Trial
 
 BUNDLE_FILE = "trials.jsonl"
 _LOCK_FILE = ".writing"
+STAND_IN = "stand-in"  # the condition that a device is emulated, and for what it stands
 
 
 @record

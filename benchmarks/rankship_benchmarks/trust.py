@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import pairwise
 
-from rankship_benchmarks.results import Bundle
+from rankship_benchmarks.results import STAND_IN, Bundle
 from rankship_benchmarks.stats import count_needed, median_by_round, relative_drift, relative_spread
 from rankship_benchmarks.validity import judge_trial
 from rankship_pipeline.records import Format, Variant
@@ -22,6 +22,8 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     """Every caution that the data itself gives cause for, gravest first."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
+    if STAND_IN in bundle.header.conditions:
+        yield f"A stand-in, {bundle.header.conditions[STAND_IN]}: its times, temperature and memory say nothing of one."
     yield from _name_refused(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
     for (variant, format_), trials in groups.items():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rankship_benchmarks.results import Bundle, Header
+from rankship_benchmarks.results import STAND_IN, Bundle, Header
 from rankship_benchmarks.summary import Summary, summarise
 from rankship_benchmarks.table import print_summary, state_headline
 from rankship_pipeline.codec import digest
@@ -223,6 +223,15 @@ def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
     assert compressed.energy_uj is None
     assert summary.energy_note
     assert summary.cautions == ()
+
+
+def test_an_emulated_devices_numbers_are_distrusted_first() -> None:
+    bundle = make_bundle()
+    conditions = {**bundle.header.conditions, STAND_IN: "emulated, for a pi4"}
+    (caution,) = summarise(
+        dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, conditions=conditions))
+    ).cautions
+    assert caution.startswith("A stand-in, emulated, for a pi4: its times")
 
 
 def test_ratio_is_paired_by_round_and_its_interval_holds_the_truth() -> None:
