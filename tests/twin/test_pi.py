@@ -232,6 +232,16 @@ def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.Monkey
     assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
 
 
+@pytest.mark.usefixtures("able_machine")
+def test_a_machine_that_refuses_a_room_says_so_and_nothing_waits() -> None:
+    enter = f"{sys.executable} -c 'from rankship_targets.twin.binfmt import enter_room; enter_room()'"
+    refusing = f"echo 0 > /proc/sys/user/max_user_namespaces; {enter}"  # only for what is inside
+    argv = ["unshare", "--user", "--map-root-user", "sh", "-c", refusing]
+    tried = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert tried.returncode != 0
+    assert "unshare" in tried.stderr.splitlines()[-1]
+
+
 @pytest.mark.usefixtures("pi4")
 def test_a_full_cache_needs_no_package_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")

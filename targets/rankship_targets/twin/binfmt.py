@@ -49,15 +49,19 @@ def enter_room() -> None:
     mapped_read, mapped_write = os.pipe()
     helper = os.fork()
     if helper == 0:  # only who stays outside may map more than one user
+        os.close(unshared_write)
         _map_parent(unshared_read, mapped_write)
-    unshare(_USERS | MOUNTS)
-    os.write(unshared_write, b"x")
     os.close(mapped_write)
-    mapped = os.read(mapped_read, 1)
-    os.waitpid(helper, 0)
+    try:
+        unshare(_USERS | MOUNTS)
+        os.write(unshared_write, b"x")
+    finally:
+        os.close(unshared_write)  # refused: the helper ends too
+        mapped = os.read(mapped_read, 1)
+        os.waitpid(helper, 0)
     if not mapped:
         raise OSError("the machine refuses to map its users into a namespace")
-    for descriptor in (unshared_read, unshared_write, mapped_read):
+    for descriptor in (unshared_read, mapped_read):
         os.close(descriptor)
     os.setuid(0)
     os.setgid(0)
@@ -95,8 +99,9 @@ def die_with_parent() -> None:
 
 
 def _map_parent(unshared: int, mapped: int) -> None:
-    os.read(unshared, 1)
     try:
+        if not os.read(unshared, 1):
+            return
         for name in ("uid_map", "gid_map"):
             Path("/proc", str(os.getppid()), name).write_text(_IDS, encoding="ascii")
         os.write(mapped, b"x")
