@@ -23,9 +23,9 @@ from rankship_pipeline.evaluate import measure_accuracy
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Comparison, check_way, read_recipe
+from rankship_pipeline.recipe import Augmentation, Budget, Comparison, RefineChoice, check_way, read_recipe
 from rankship_pipeline.records import Accuracy, RankPlan, record
-from rankship_pipeline.refine import AUGMENTS, refine
+from rankship_pipeline.refine import refine
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
 from rankship_pipeline.toolchain import hash_code, list_versions
@@ -44,7 +44,7 @@ class Subject:
     kept: tuple[float, ...]
     of: str = "model"
     exclude: tuple[str, ...] = ()
-    augment: str = "none"
+    augment: Augmentation = "none"
 
 
 @record
@@ -111,11 +111,8 @@ def read_study(path: Path) -> Study:
     """Read and check a study file."""
     study = read_toml(Study, path, "study")
     for subject in study.subjects:
-        if subject.of not in {"model", "layers"} or subject.augment not in AUGMENTS:
-            raise InputError(
-                f"{path}: subject {subject.recipe}: of = {subject.of!r}, augment = {subject.augment!r}",
-                hint=f'of is "model" or "layers", augment one of {", ".join(AUGMENTS)}',
-            )
+        if subject.of not in {"model", "layers"}:
+            raise InputError(f"{path}: subject {subject.recipe}: of = {subject.of!r}", hint='of is "model" or "layers"')
     complaints = [one for row in study.rows for one in check_way(row.way, f"row {row.way.name!r}")]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the study and run again")
@@ -207,14 +204,8 @@ class _Bench:
                     (stages.load_source(source).module, prepared.data.list_unlabelled(source.name))
                     for source in prepared.recipe.models
                 ]
-                module = refine(
-                    module,
-                    teachers,
-                    seconds,
-                    self.seed,
-                    augment=AUGMENTS[self.subject.augment],
-                    clock=time.process_time,
-                )
+                choice = RefineChoice(cpu_seconds=seconds, augment=self.subject.augment)
+                module, _ = refine(module, teachers, choice, self.seed)
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
             accuracy = measure_accuracy(module, prepared.data.test_inputs, prepared.data.test_labels, stage="test")
         return Cell(

@@ -202,7 +202,7 @@ def find_accuracy(build: Build, variant: Variant) -> Accuracy | None:
     """Find the accuracy of the torch model behind a variant; dense is the merged model, or the only source."""
     stages = {one.stage: one for one in build.accuracies}
     if variant == "compressed":
-        return stages.get("compressed")
+        return stages.get("refined") or stages.get("compressed")
     sources = [one for stage, one in stages.items() if stage.startswith("source:")]
     return stages.get("merged") or stages.get("dense") or (sources[0] if len(sources) == 1 else None)
 

@@ -7,6 +7,7 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.quality import refuse_lost
 from rankship_pipeline.recipe import Comparison, choose
 from rankship_pipeline.records import Alternative, Build
 from rankship_pipeline.stages import Stages
@@ -58,7 +59,7 @@ def _ingredients(prepared: Prepared) -> dict[str, object]:
     return {
         "recipe": prepared.recipe_sha256,
         "sources": prepared.source_sha256,
-        "data": [prepared.calibration_sha256, prepared.test_sha256],
+        "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},
     }
@@ -67,22 +68,36 @@ def _ingredients(prepared: Prepared) -> dict[str, object]:
 def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
     recipe, stages = prepared.recipe, Stages(prepared, store, steps)
     sources = [stages.evaluate(stages.load_source(source), "source", source.name) for source in recipe.models]
-    merged, _ = stages.merge(recipe.merge.method)
+    merged, interference = stages.merge(recipe.merge.method)
+    fidelities = stages.judge(merged, "merged")
+    refuse_lost(fidelities, recipe.quality, "max_merge_loss_points", interference)
     compressed, plan = stages.compress(choose(recipe))
+    fidelities += stages.judge(compressed, "compressed")
+    accuracies = [*sources, stages.evaluate(merged, "merged"), stages.evaluate(compressed, "compressed")]
+    final, refinement = compressed, None
+    if recipe.refine is not None:
+        final, refinement = stages.refine(compressed, plan, recipe.refine)
+        fidelities += stages.judge(final, "refined")
+        accuracies.append(stages.evaluate(final, "refined"))
+    costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
+    refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
     return Build(
         recipe=recipe.name,
         recipe_sha256=prepared.recipe_sha256,
         plan=plan,
-        accuracies=(*sources, stages.evaluate(merged, "merged"), stages.evaluate(compressed, "compressed")),
+        accuracies=tuple(accuracies),
         alternatives=tuple(_evaluate_alternative(stages, comparison) for comparison in recipe.compare),
         artifacts=(
             *export_variant(prepared, store, steps, "dense", merged, None),
-            *export_variant(prepared, store, steps, "compressed", compressed, plan),
+            *export_variant(prepared, store, steps, "compressed", final, plan),
         ),
         dense_parameters=prepared.dense_parameters,
         batchnorm_reestimated=tuple(
             stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
         ),
+        fidelities=fidelities,
+        mended=prepared.notes,
+        refinement=refinement,
     )
 
 

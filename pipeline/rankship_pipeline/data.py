@@ -20,12 +20,14 @@ class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
     Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
+    `tests` are inputs and labels of one model's own task, for the models whose loader gives them.
     """
 
     calibration: dict[str, Inputs]
     test_inputs: Inputs
     test_labels: Tensor
     unlabelled: dict[str, Inputs] = field(default_factory=dict)
+    tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
 
     def list_unlabelled(self, name: str) -> Inputs:
         """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
@@ -46,7 +48,7 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
     tuple of tensors),
     `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as `calibration`, may hold more
-    data for refinement.
+    data for refinement, `tests` (model name → inputs, labels) tell how well each model's own task is done.
     """
     where = f"data loader {recipe.data.loader!r}"
     loader = load_function(recipe.data.loader, folder)
@@ -64,6 +66,12 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
         source.name: _check(found["calibration"][source.name], f"{where}: calibration of {source.name!r}")
         for source in recipe.models
     }
+    for key in ("unlabelled", "tests"):
+        if not set(found.get(key, {})) <= names:
+            raise InputError(
+                f"{where} gives {key} for {sorted(found[key])}, the recipe's models are {sorted(names)}",
+                hint="name the recipe's models",
+            )
     data = Data(
         calibration=calibration,
         test_inputs=_check(found["test_inputs"], f"{where}: test_inputs"),
@@ -72,12 +80,19 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
             name: _check(inputs, f"{where}: unlabelled of {name!r}")
             for name, inputs in found.get("unlabelled", {}).items()
         },
+        tests={
+            name: (_check(inputs, f"{where}: tests of {name!r}"), _check_labels(labels, where))
+            for name, (inputs, labels) in found.get("tests", {}).items()
+        },
     )
-    if len(data.test_labels) != len(data.test_inputs[0]):
-        raise InputError(
-            f"{where}: {len(data.test_inputs[0])} test inputs, {len(data.test_labels)} labels",
-            hint="return one label per test input",
-        )
+    for what, inputs, labels in [
+        ("test inputs", data.test_inputs, data.test_labels),
+        *((f"test inputs of {name!r}", *pair) for name, pair in data.tests.items()),
+    ]:
+        if len(labels) != len(inputs[0]):
+            raise InputError(
+                f"{where}: {len(inputs[0])} {what}, {len(labels)} labels", hint="return one label per test input"
+            )
     return data
 
 

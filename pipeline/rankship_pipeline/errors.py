@@ -6,7 +6,8 @@
     │   ├─ BudgetInfeasible   the budget is below the smallest model the options allow
     │   ├─ UnsupportedOp      an exporter met an operator it cannot lower
     │   ├─ ParityFailed       an artifact does not compute what the torch model computes
-    │   └─ MergeMismatch      the models to merge differ in more than their values
+    │   ├─ MergeMismatch      the models to merge differ in more than their values
+    │   └─ QualityLost        the merged or compressed model lost more than the recipe allows
     ├─ TargetError        the device or the way to it                                           4
     │   ├─ TransientTargetError   a session may try again, a bounded number of times
     │   │   ├─ ConnectionLost     Unreachable, Rebooted
@@ -59,7 +60,11 @@ class ParityFailed(BuildError):
 
 
 class MergeMismatch(BuildError):
-    """Models to merge differ in names or shapes; every difference is listed."""
+    """Models to merge differ in more than their values; every difference is listed with what can be done about it."""
+
+
+class QualityLost(BuildError):
+    """A specialist lost more to merging or compressing than the recipe allows; the message says who lost what."""
 
 
 class TargetError(RankshipError):

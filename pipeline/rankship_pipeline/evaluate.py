@@ -1,5 +1,6 @@
 """How well a model does on the test inputs, and how far it is from another."""
 
+from collections.abc import Iterator
 from math import sqrt
 
 import torch
@@ -29,14 +30,33 @@ def measure_divergence(model: nn.Module, inputs: Inputs, teacher: Tensor) -> flo
     An answer is a sample, or a position of a language model that its attention mask does not hide.
     """
     total, answers = 0.0, 0
-    for *batch, expected in split((*inputs, teacher)):
-        student, wanted = torch.log_softmax(model(*batch), -1), torch.log_softmax(expected, -1)
-        mask = find_mask(model, tuple(batch))
-        if student.ndim > 2:  # noqa: PLR2004 - (samples, positions, classes)
-            student, wanted = (one[mask] if mask is not None else one.flatten(0, 1) for one in (student, wanted))
-        total += float(kl_div(student, wanted, log_target=True, reduction="sum"))
+    for student, wanted in _pair_answers(model, inputs, teacher):
+        logs = torch.log_softmax(student, -1), torch.log_softmax(wanted, -1)
+        total += float(kl_div(*logs, log_target=True, reduction="sum"))
         answers += len(student)
     return total / answers
+
+
+@torch.inference_mode()
+def measure_agreement(model: nn.Module, inputs: Inputs, teacher: Tensor) -> tuple[int, int]:
+    """Answers (as measure_divergence counts them) whose class is the teacher's, and all answers."""
+    agreed, answers = 0, 0
+    for student, wanted in _pair_answers(model, inputs, teacher):
+        agreed += int((student.argmax(-1) == wanted.argmax(-1)).sum())
+        answers += len(student)
+    return agreed, answers
+
+
+def _pair_answers(model: nn.Module, inputs: Inputs, teacher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The model's and the teacher's logits (answers, classes), batch by batch; hidden positions left out."""
+    for *batch, expected in split((*inputs, teacher)):
+        student, mask = model(*batch), find_mask(model, tuple(batch))
+        if student.ndim == 2:  # noqa: PLR2004 - (samples, classes), else (samples, positions, classes)
+            yield student, expected
+        elif mask is None:
+            yield student.flatten(0, 1), expected.flatten(0, 1)
+        else:
+            yield student[mask], expected[mask]
 
 
 @torch.inference_mode()

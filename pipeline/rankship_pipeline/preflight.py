@@ -48,6 +48,9 @@ class Prepared:
     data: Data
     calibration_sha256: dict[str, str]
     test_sha256: str
+    tests_sha256: dict[str, str]
+    unlabelled_sha256: dict[str, str]
+    notes: tuple[str, ...]
     model: nn.Module
     layers: tuple[Layer, ...]
     source_sha256: dict[str, str]
@@ -97,6 +100,11 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         data=data,
         calibration_sha256={name: hash_tensors(inputs) for name, inputs in data.calibration.items()},
         test_sha256=hash_tensors((*data.test_inputs, data.test_labels)),
+        tests_sha256={name: hash_tensors((*inputs, labels)) for name, (inputs, labels) in data.tests.items()},
+        unlabelled_sha256={}
+        if recipe.refine is None
+        else {name: hash_tensors(data.list_unlabelled(name)) for name in data.calibration},
+        notes=(),
         model=model,
         layers=layers,
         source_sha256=source_sha256,

@@ -39,6 +39,23 @@ class Steps:
             yield advance
 
     @contextmanager
+    def follow(self, name: str) -> Iterator[Callable[[float], None]]:
+        """A bar for work of which only the share that is done is known; call what it gives with that share."""
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        with (
+            self._timed(name),
+            Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress,
+        ):
+            task = progress.add_task(name, total=1.0)
+
+            def tell(share: float) -> None:
+                progress.update(task, completed=share)
+
+            yield tell
+
+    @contextmanager
     def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """A step with a bar for each copy of which it hears (bytes so far, bytes in all)."""
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

@@ -16,9 +16,21 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
+Augmentation = Literal["none", "flip-and-shift"]
 
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
+
+
+@record
+class Normalisation:
+    """What images went through before a model saw them: (pixel − mean) / std per channel, pixels in [0, 1].
+
+    One value serves all channels.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @record
@@ -29,6 +41,8 @@ class Source:
     seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
     not seen. `weights` is a safetensors state dict; `$NAME` in its path is an environment variable. `huggingface` is
     a directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
+    `normalise` is what its training images went through, `labels` are the names of its classes in its own order;
+    left out, both are read from a Hugging Face folder, and a factory's model is taken to be like the first.
     """
 
     name: str
@@ -39,13 +53,19 @@ class Source:
     revision: str | None = None
     task: Task | None = None
     inputs: tuple[str, ...] = ()
+    normalise: Normalisation | None = None
+    labels: tuple[str, ...] = ()
 
 
 @record
 class DataChoice:
-    """`loader` is "file.py:function"; see data.py for what it returns."""
+    """`loader` is "file.py:function"; see data.py for what it returns.
+
+    `normalise` is what the loader's images went through; models trained on others are folded to it (normalise.py).
+    """
 
     loader: str
+    normalise: Normalisation | None = None
 
 
 @record
@@ -167,6 +187,30 @@ class ParityChoice:
 
 
 @record
+class QualityChoice:
+    """How many points a specialist may lose: of test accuracy where the loader gives its `tests`, else of agreement.
+
+    `max_merge_loss_points` judges the merged model, `max_loss_points` what is exported after it. None: measured and
+    reported, never refused.
+    """
+
+    max_merge_loss_points: float | None = None
+    max_loss_points: float | None = None
+
+
+@record
+class RefineChoice:
+    """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
+
+    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs.
+    """
+
+    cpu_seconds: float | None = None
+    steps: int | None = None
+    augment: Augmentation = "none"
+
+
+@record
 class Recipe:
     """One run, from trained models to verified artifacts."""
 
@@ -180,6 +224,8 @@ class Recipe:
     compare: tuple[Comparison, ...] = ()
     export: ExportChoice = ExportChoice()
     parity: ParityChoice = ParityChoice()
+    quality: QualityChoice = QualityChoice()
+    refine: RefineChoice | None = None
     seed: int = 0
 
 
@@ -207,7 +253,7 @@ def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
-    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
+    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe), *_check_trust(recipe)]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
     return recipe
@@ -307,3 +353,28 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]
     return [complaint for kept, complaint in rules if not kept]
+
+
+def _check_trust(recipe: Recipe) -> list[str]:
+    """Complaints about normalisations, the quality gate and refinement."""
+    stated = [("data", recipe.data.normalise), *((f"model {one.name!r}", one.normalise) for one in recipe.models)]
+    complaints = [
+        f"{where}: normalise needs one positive std per mean, got mean {list(found.mean)} and std {list(found.std)}"
+        for where, found in stated
+        if found is not None and not (len(found.mean) == len(found.std) >= 1 and all(one > 0 for one in found.std))
+    ]
+    complaints += [
+        f"model {source.name!r}: two of its labels have one name"
+        for source in recipe.models
+        if len(set(source.labels)) < len(source.labels)
+    ]
+    complaints += [
+        f"quality.{key} must lie in [0, 100], got {points}"
+        for key in ("max_merge_loss_points", "max_loss_points")
+        if (points := getattr(recipe.quality, key)) is not None and not 0 <= points <= 100  # noqa: PLR2004
+    ]
+    if recipe.refine is not None:
+        amounts = [one for one in (recipe.refine.cpu_seconds, recipe.refine.steps) if one is not None]
+        if len(amounts) != 1 or amounts[0] <= 0:
+            complaints.append("[refine] needs exactly one of cpu_seconds and steps, above zero")
+    return complaints

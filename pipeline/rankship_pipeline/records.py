@@ -190,10 +190,44 @@ class Alternative:
 
 
 @record
+class Fidelity:
+    """How well a later `stage` does one specialist's own task.
+
+    `agreement` is the share of `answers` to the specialist's calibration inputs that both predict alike: no labels are
+    needed, but the merge was fitted on these inputs. `before` and `after` are the accuracies of the specialist and of
+    the stage on that task's own test data, None where the loader gives none.
+    """
+
+    stage: str
+    source: str
+    answers: int
+    agreement: float
+    before: Accuracy | None = None
+    after: Accuracy | None = None
+
+    @property
+    def lost_points(self) -> float:
+        """Points of accuracy lost where tests exist (negative: gained), else points of agreement."""
+        if self.before is not None and self.after is not None:
+            return 100 * (self.before.value - self.after.value)
+        return 100 * (1 - self.agreement)
+
+
+@record
+class Refinement:
+    """What label-free refinement took; `cpu_seconds` are of all threads, interruptions left out."""
+
+    steps: int
+    cpu_seconds: float
+    augment: str
+
+
+@record
 class Build:
     """Everything one recipe produced: six artifacts when three formats are asked for, and what they should give.
 
-    `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh.
+    `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
+    models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     """
 
     recipe: str
@@ -204,6 +238,9 @@ class Build:
     alternatives: tuple[Alternative, ...]
     dense_parameters: int
     batchnorm_reestimated: tuple[str, ...] = ()
+    fidelities: tuple[Fidelity, ...] = ()
+    mended: tuple[str, ...] = ()
+    refinement: Refinement | None = None
 
 
 @record

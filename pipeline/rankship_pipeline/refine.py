@@ -1,14 +1,22 @@
-"""Label-free refinement: a compressed model trained for a stated time to say what the dense models say."""
+"""Label-free refinement: a compressed model trained for a stated amount to say what the dense models say."""
 
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from rankship_pipeline.checkpoint import copy_state
 from rankship_pipeline.data import Inputs
+from rankship_pipeline.errors import BuildError
 from rankship_pipeline.evaluate import predict
+from rankship_pipeline.files import write_atomic
+from rankship_pipeline.recipe import Augmentation, RefineChoice
+from rankship_pipeline.records import Refinement
 
 BATCH = 128
 _PEAK_STEP = 3e-3  # Adam's step size at the top of the cycle (METHODS §1)
@@ -16,23 +24,32 @@ _PEAK_STEP = 3e-3  # Adam's step size at the top of the cycle (METHODS §1)
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """Where an unfinished refinement is kept, and how often; the same call goes on from there."""
+
+    file: Path
+    every_s: float = 60.0
+
+
 def refine(
     student: nn.Module,
     teachers: Sequence[tuple[nn.Module, Inputs]],
-    seconds: float,
+    choice: RefineChoice,
     seed: int,
     *,
-    augment: Augment | None = None,
-    peak: float = _PEAK_STEP,
-    clock: Callable[[], float] = time.monotonic,
-) -> nn.Module:
-    """A copy of the student after at most `seconds` of training towards each teacher's logits on its own inputs.
+    clock: Callable[[], float] = time.process_time,
+    saving: Saving | None = None,
+    tell: Callable[[float], None] = lambda _share: None,
+) -> tuple[nn.Module, Refinement]:
+    """A copy of the student trained towards each teacher's logits on its own inputs in turn, and what that took.
 
     The loss is the squared error of the logits over their variance, so that teachers of different scale weigh the
-    same; Adam on a one-cycle schedule that runs by the clock, so a slower machine takes fewer steps and still ends at
-    the bottom. Factors are balanced already (factorise.balance), which this needs. Batch-norm statistics follow the
-    data; dropout stays off. No labels are read. `clock` gives seconds: of the wall, or of the processor
-    (time.process_time) where other work shares the machine.
+    same; Adam on a one-cycle schedule over the choice's `steps`, or by the clock (seconds of the processor: other work
+    may share the machine), so that a slower machine takes fewer steps and still ends at the bottom. Factors are
+    balanced already (factorise.balance), which this needs. Batch-norm statistics follow the data; dropout stays off.
+    No labels are read. `steps` give the same bytes on every run, interrupted or not; `tell` hears the share that is
+    done before each step. BuildError where the loss is no longer finite.
     """
     student = copy.deepcopy(student).eval()
     for module in student.modules():
@@ -40,24 +57,69 @@ def refine(
             module.train()
     generator = torch.Generator().manual_seed(seed)
     scales = [float(predict(teacher, inputs).var()) for teacher, inputs in teachers]
-    optimizer = torch.optim.Adam(student.parameters(), lr=peak)
-    start = clock()
-    while (share := (clock() - start) / seconds) < 1:
-        for (teacher, inputs), scale in zip(teachers, scales, strict=True):
-            share = (clock() - start) / seconds
-            picked = torch.randint(len(inputs[0]), (min(BATCH, len(inputs[0])),), generator=generator)
-            batch = tuple(tensor[picked] for tensor in inputs)
-            if augment is not None:
-                batch = (augment(batch[0], generator), *batch[1:])
-            with torch.no_grad():
-                wanted = teacher(*batch)
-            for group in optimizer.param_groups:
-                group["lr"] = peak * _cycle(share)
-            loss = (student(*batch) - wanted).square().mean() / scale
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return student.eval()
+    optimizer = torch.optim.Adam(student.parameters(), lr=_PEAK_STEP)
+    augment = AUGMENTS[choice.augment]
+    done, spent = _go_on(saving, student, optimizer, generator)
+    start, kept = clock(), time.monotonic()
+    while (share := _measure_share(choice, done, spent + clock() - start)) < 1:
+        tell(share)
+        which = done % len(teachers)
+        teacher, inputs = teachers[which]
+        picked = torch.randint(len(inputs[0]), (min(BATCH, len(inputs[0])),), generator=generator)
+        batch = tuple(tensor[picked] for tensor in inputs)
+        if augment is not None:
+            batch = (augment(batch[0], generator), *batch[1:])
+        with torch.no_grad():
+            wanted = teacher(*batch)
+        for group in optimizer.param_groups:
+            group["lr"] = _PEAK_STEP * _cycle(share)
+        loss = (student(*batch) - wanted).square().mean() / scales[which]
+        if not loss.isfinite():
+            raise BuildError(f"refinement diverged at step {done}", hint="leave [refine] out, or allow a larger budget")
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        done += 1
+        if saving is not None and time.monotonic() - kept >= saving.every_s:
+            _keep(saving.file, student, optimizer, generator, (done, spent + clock() - start))
+            kept = time.monotonic()
+    return student.eval(), Refinement(steps=done, cpu_seconds=spent + clock() - start, augment=choice.augment)
+
+
+def _measure_share(choice: RefineChoice, done: int, spent: float) -> float:
+    """How much of what the choice allows is used up."""
+    return done / choice.steps if choice.steps is not None else spent / float(choice.cpu_seconds or 0)
+
+
+def _keep(
+    file: Path, student: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator, so_far: tuple[int, float]
+) -> None:
+    """Write everything that the next step depends on, in one rename."""
+    tensors = {f"model/{name}": value for name, value in copy_state(student).items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam/{index}/{name}": value.clone() for name, value in moments.items()}
+    tensors["generator"] = generator.get_state()
+    tensors["so_far"] = torch.tensor(so_far, dtype=torch.float64)
+    write_atomic(file, save(tensors))
+
+
+def _go_on(
+    saving: Saving | None, student: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> tuple[int, float]:
+    """Steps and seconds of an interrupted refinement, its state restored; none where nothing was kept."""
+    if saving is None or not saving.file.is_file():
+        return 0, 0.0
+    tensors = load(saving.file.read_bytes())  # bytes: the file is replaced while its tensors live
+    student.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("adam/"):
+            _, index, key = name.split("/")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    generator.set_state(tensors["generator"])
+    done, spent = tensors["so_far"].tolist()
+    return int(done), spent
 
 
 def flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,7 +136,7 @@ def flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(moved)
 
 
-AUGMENTS: dict[str, Augment | None] = {"none": None, "flip-and-shift": flip_and_shift}
+AUGMENTS: dict[Augmentation, Augment | None] = {"none": None, "flip-and-shift": flip_and_shift}
 
 
 def _cycle(share: float) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,12 @@ from rankship_pipeline.merge import MERGES, measure_interference
 from rankship_pipeline.plan import make_plan
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.quality import compare_with_source
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Comparison, Source, rank_choice
+from rankship_pipeline.recipe import Comparison, RefineChoice, Source, rank_choice
 from rankship_pipeline.reconstruct import reconstruct
-from rankship_pipeline.records import Accuracy, RankPlan
+from rankship_pipeline.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.refine import Saving, refine
 from rankship_pipeline.store import Entry, Store
 from rankship_pipeline.toolchain import hash_code, list_versions
 
@@ -184,6 +187,57 @@ class Stages:
 
         entry = self.store.produce("accuracy", self._stamp(made_from), make)
         return decode(Accuracy, entry.read("accuracy.json").read_bytes(), where=str(entry.folder))
+
+    def refine(self, compressed: Model, plan: RankPlan, choice: RefineChoice) -> tuple[Model, Refinement]:
+        """The compressed model after label-free refinement; one that was killed goes on from its last minute."""
+        prepared, sources = self.prepared, self._load_sources()
+        made_from = {
+            "compressed": compressed.entry.content,
+            "sources": [source.entry.content for source in sources],
+            "data": prepared.unlabelled_sha256,
+            "choice": digest(choice),
+            "seed": prepared.recipe.seed,
+        }
+        unfinished = self.store.keep_unfinished("refined", self._stamp(made_from))
+
+        def make(target: Path) -> None:
+            teachers = [
+                (source.module, prepared.data.list_unlabelled(name))
+                for source, name in zip(sources, prepared.data.calibration, strict=True)
+            ]
+            saving = Saving(unfinished / _STATE)
+            with self.steps.follow("refine without labels") as tell:
+                module, taken = refine(
+                    compressed.module, teachers, choice, prepared.recipe.seed, saving=saving, tell=tell
+                )
+            self._save(module, compressed.batchnorm_reestimated, target)
+            (target / "refinement.json").write_text(encode(taken), encoding="utf-8")
+
+        entry = self.store.produce("refined", self._stamp(made_from), make)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        taken = decode(Refinement, entry.read("refinement.json").read_bytes(), where=str(entry.folder))
+        return Model(self._fill(rebuild(prepared.model, plan.factors), entry), entry), taken
+
+    def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
+        """How well a stage's model does each specialist's own task."""
+        return tuple(self._compare(model, stage, source) for source in self.prepared.recipe.models)
+
+    def _compare(self, model: Model, stage: str, source: Source) -> Fidelity:
+        specialist, prepared = self.load_source(source), self.prepared
+        made_from = {
+            "model": model.entry.content,
+            "source": specialist.entry.content,
+            "name": source.name,
+            "stage": stage,
+            "data": [prepared.calibration_sha256[source.name], prepared.tests_sha256.get(source.name)],
+        }
+
+        def make(target: Path) -> None:
+            found = compare_with_source(model.module, specialist.module, source.name, prepared.data, stage)
+            (target / "fidelity.json").write_text(encode(found), encoding="utf-8")
+
+        entry = self.store.produce("fidelity", self._stamp(made_from), make)
+        return decode(Fidelity, entry.read("fidelity.json").read_bytes(), where=str(entry.folder))
 
     def _load_sources(self) -> list[Model]:
         return [self.load_source(source) for source in self.prepared.recipe.models]

@@ -86,6 +86,10 @@ class Store:
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         return self.open(folder)
 
+    def keep_unfinished(self, kind: str, ingredients: Mapping[str, object]) -> Path:
+        """A hidden folder for what lets `make` go on after a kill; `sweep` takes it a day after its last change."""
+        return self.root / f".{self.name(kind, ingredients)}.unfinished.tmp"
+
     def discard(self, entry: Entry) -> None:
         """Take an entry away, in one rename first, so that nobody reads half of it."""
         grave = self.root / f".{entry.folder.name}.{secrets.token_hex(4)}.tmp"

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rankship_pipeline.records import Build
+from rankship_pipeline.records import Build, Refinement
 from rankship_pipeline.store import Entry
 from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count, show_percent
@@ -19,7 +19,13 @@ def print_build(build: Build, entry: Entry) -> None:
         f" {show_count(plan.total_parameters)} parameters ({build.dense_parameters / plan.total_parameters:.2f}× fewer;"
         f" budget {show_count(plan.budget_cost)} {plan.unit}, {show_count(plan.gap)} unspent)"
     )
+    for line in build.mended:
+        console.print(f"mended: {line}", soft_wrap=True, markup=False)
     console.print(_accuracies(build))
+    if build.fidelities:
+        console.print(_fidelities(build))
+    if build.refinement is not None:
+        console.print(_describe_refinement(build.refinement), soft_wrap=True, markup=False)
     console.print(_ranks(build))
     console.print(_files(build))
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
@@ -28,7 +34,7 @@ def print_build(build: Build, entry: Entry) -> None:
 def _accuracies(build: Build) -> Table:
     table = start_table("accuracy after", "parameters", "accuracy", "95 % interval")
     rows = [
-        (a.stage, build.plan.total_parameters if a.stage == "compressed" else build.dense_parameters, a)
+        (a.stage, build.plan.total_parameters if a.stage in {"compressed", "refined"} else build.dense_parameters, a)
         for a in build.accuracies
     ]
     rows += [(other.method, other.plan.total_parameters, other.accuracy) for other in build.alternatives]
@@ -36,6 +42,23 @@ def _accuracies(build: Build) -> Table:
         interval = f"[{show_percent(accuracy.low)}, {show_percent(accuracy.high)}]"
         table.add_row(escape(name), show_count(parameters), show_percent(accuracy.value), escape(interval))
     return table
+
+
+def _fidelities(build: Build) -> Table:
+    """What every specialist keeps: its own test accuracy where known, and agreement on what calibrated the merge."""
+    table = start_table("specialist", "after", "own tests before", "own tests after", "agrees on calibration data")
+    for one in build.fidelities:
+        before, after = ("–" if a is None else show_percent(a.value) for a in (one.before, one.after))
+        table.add_row(escape(one.source), one.stage, before, after, show_percent(one.agreement))
+    return table
+
+
+def _describe_refinement(taken: Refinement) -> str:
+    """One sentence: what is exported, and what refining it took."""
+    return (
+        f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
+        f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
+    )
 
 
 def _ranks(build: Build) -> Table:

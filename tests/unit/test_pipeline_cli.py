@@ -20,6 +20,7 @@ EXIT_CODES = {
     "UnsupportedOp": 3,
     "ParityFailed": 3,
     "MergeMismatch": 3,
+    "QualityLost": 3,
     "TargetError": 4,
     "TransientTargetError": 4,
     "ConnectionLost": 4,
