@@ -6,18 +6,27 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rankship_pipeline.errors import BuildError, InputError, MergeMismatch
+from rankship_pipeline.errors import BuildError, InputError
 from rankship_pipeline.files import hash_file
-from rankship_pipeline.recipe import Recipe, Source
+from rankship_pipeline.recipe import Source
 
 State = dict[str, Tensor]
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors header says of one tensor; `dtype` is the format's own name: F32, BF16, I64."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
 
 
@@ -97,20 +106,40 @@ def read_state(path: Path) -> State:
     """Load a safetensors file whole; missing, pickled, damaged or non-finite content is an InputError."""
     _refuse_unreadable(path)
     state: State = load_file(path)
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    _complain_of(path, [name for name, value in state.items() if not _is_finite(value)])
+    return state
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _complain_of(path: Path, broken: list[str]) -> None:
     if broken:
         raise InputError(
             f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}",
             hint="export the checkpoint again from a training state that did not diverge",
         )
-    return state
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Every tensor's shape and type, from a safetensors file's header alone: no tensor is read."""
+    _refuse_unreadable(path)
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return {name: TensorHeader(tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone."""
+    return {name: header.shape for name, header in read_header(path).items()}
+
+
+def refuse_broken(path: Path) -> None:
+    """InputError where a safetensors file holds NaN or infinity; one tensor is in memory at a time."""
     _refuse_unreadable(path)
     with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+        _complain_of(path, [name for name in file.keys() if not _is_finite(file.get_tensor(name))])  # noqa: SIM118
 
 
 def _refuse_unreadable(path: Path) -> None:
@@ -174,41 +203,6 @@ def find_weights(source: Source, folder: Path) -> Path:
 def copy_state(model: nn.Module) -> State:
     """A model's tensors, each with storage of its own: safetensors refuses tied weights."""
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
-
-
-def check_mergeable(recipe: Recipe, folder: Path) -> None:
-    """Compare architectures, tensor names and shapes without loading weights; MergeMismatch lists all differences."""
-    architectures = {source.name: _describe_architecture(source, folder) for source in recipe.models}
-    shapes = {source.name: _peek_shapes(source, folder, recipe.seed) for source in recipe.models}
-    (first, reference), *others = shapes.items()
-    complaints = [
-        f"{name} against {first}: {line}" for name, found in others for line in list_differences(reference, found)
-    ]
-    complaints += [
-        f"{name} against {first}: {key} is {found.get(key)!r} instead of {architectures[first].get(key)!r}"
-        for name, found in architectures.items()
-        for key in sorted(found.keys() | architectures[first].keys())
-        if found.get(key) != architectures[first].get(key)
-    ]
-    if complaints:
-        raise MergeMismatch(
-            "the models cannot be merged:\n  " + "\n  ".join(complaints),
-            hint="merge models of one architecture with the same number of classes",
-        )
-
-
-def _describe_architecture(source: Source, folder: Path) -> dict[str, object]:
-    if source.huggingface is not None:
-        from rankship_pipeline.huggingface import describe_architecture
-
-        return describe_architecture(source, folder)
-    return {"factory": source.factory}
-
-
-def _peek_shapes(source: Source, folder: Path, seed: int) -> dict[str, tuple[int, ...]]:
-    if source.weights is not None:
-        return read_shapes(find_weights(source, folder))
-    return {name: tuple(value.shape) for name, value in make_model(source, folder, seed).state_dict().items()}
 
 
 def train_or_load(source: Source, folder: Path, seed: int) -> State:

@@ -16,15 +16,8 @@ _AUTO_CLASSES = {
 }
 
 
-_NOT_SHAPING = {
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "id2label",
-    "label2id",
-    "architectures",
-}
+# configuration, weights, and what tells two tokenizers apart
+_FETCHED = ["*.json", "*.safetensors", "vocab.txt", "*.model"]
 
 
 class LogitsOnly(nn.Module):
@@ -50,11 +43,7 @@ def find_snapshot(source: Source, folder: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                str(source.huggingface), revision=source.revision, allow_patterns=["*.json", "*.safetensors"]
-            )
-        )
+        return Path(snapshot_download(str(source.huggingface), revision=source.revision, allow_patterns=_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as failure:
         raise InputError(
             f"model {source.name!r}: {source.huggingface!r} is neither a folder nor a hub id that can be fetched"
@@ -74,15 +63,6 @@ def list_files(source: Source, folder: Path) -> list[Path]:
     if not (snapshot / "config.json").is_file():
         raise InputError(f"{snapshot} has no config.json", hint="give the folder that save_pretrained wrote")
     return [snapshot / "config.json", *weights]
-
-
-def describe_architecture(source: Source, folder: Path) -> dict[str, object]:
-    """Everything in the configuration that shapes the computation; names, versions and labels left out."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(find_snapshot(source, folder)).to_dict()
-    shaping = {key: value for key, value in config.items() if key not in _NOT_SHAPING}
-    return {**shaping, "inputs": source.inputs, "task": source.task}
 
 
 def make_wrapped(source: Source, folder: Path) -> nn.Module:

@@ -11,13 +11,12 @@ from torch import nn
 
 from rankship_pipeline.checkpoint import (
     check_fits,
-    check_mergeable,
     find_weights,
     hash_source,
     load_function,
     make_model,
     read_shapes,
-    read_state,
+    refuse_broken,
 )
 from rankship_pipeline.codec import digest
 from rankship_pipeline.costs import Price, price_flops, price_parameters, price_table, read_table
@@ -27,6 +26,8 @@ from rankship_pipeline.evaluate import IGNORED
 from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
+from rankship_pipeline.mend import Mend, mend_model
+from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import Recipe, choose, rank_choice
@@ -39,7 +40,7 @@ class Prepared:
     """A recipe that passed: its data, its untrained model and layers, and hashes of all that goes in.
 
     `fixed_parameters` lie outside the factorable layers. `budget` is in the unit of `price`; 0 with ARP's fixed
-    threshold.
+    threshold. `mends` say how each model is made like the first before merging, `notes` which differences were named.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Prepared:
     test_sha256: str
     tests_sha256: dict[str, str]
     unlabelled_sha256: dict[str, str]
+    mends: dict[str, Mend]
     notes: tuple[str, ...]
     model: nn.Module
     layers: tuple[Layer, ...]
@@ -73,13 +75,17 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     for reference in [name for source in recipe.models for name in (source.factory, source.train) if name]:
         load_function(reference, folder)  # a misspelt name must not wait for another model's training
     source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
-    check_mergeable(recipe, folder)
+    mends, notes = check_mergeable(recipe, folder)
     for source in recipe.models:
         if source.weights is not None:
             path = find_weights(source, folder)
             check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
-            read_state(path)
+            refuse_broken(path)
     data = load_data(recipe, folder)
+    for source in recipe.models:  # proven on the untrained module: a mend that cannot work must not wait for training
+        if mends[source.name] != Mend():
+            untrained = make_model(source, folder, recipe.seed)
+            mend_model(untrained, mends[source.name], data.calibration[source.name], name=source.name)
     model = make_model(recipe.models[0], folder, recipe.seed)
     _check_forward(model, data, recipe)
     layers = find_layers(model, recipe.ranks.exclude)
@@ -104,7 +110,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         unlabelled_sha256={}
         if recipe.refine is None
         else {name: hash_tensors(data.list_unlabelled(name)) for name in data.calibration},
-        notes=(),
+        mends=mends,
+        notes=notes,
         model=model,
         layers=layers,
         source_sha256=source_sha256,

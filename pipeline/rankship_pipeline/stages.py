@@ -18,6 +18,7 @@ from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.compress import Analysis, analyse, fill
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
 from rankship_pipeline.factorise import Metric
+from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.merge import MERGES, measure_interference
 from rankship_pipeline.plan import make_plan
 from rankship_pipeline.preflight import Prepared
@@ -58,12 +59,23 @@ class Stages:
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
 
     def load_source(self, source: Source) -> Model:
-        """A trained model as the recipe names it."""
+        """A trained model as the recipe names it, mended to be like the others."""
         folder, seed = self.prepared.folder, self.prepared.recipe.seed
-        made_from = {"source": digest(source), "files": self.prepared.source_sha256[source.name], "seed": seed}
+        mend = self.prepared.mends[source.name]
+        made_from = {
+            "source": digest(source),
+            "files": self.prepared.source_sha256[source.name],
+            "seed": seed,
+            "mend": digest(mend),
+        }
 
         def make(target: Path) -> None:
-            save_file(train_or_load(source, folder, seed), target / _STATE)
+            state = train_or_load(source, folder, seed)
+            if mend != Mend():
+                module = load_into(make_model(source, folder, seed), state, where=source.name)
+                inputs = self.prepared.data.calibration[source.name]
+                state = copy_state(mend_model(module, mend, inputs, name=source.name))
+            save_file(state, target / _STATE)
 
         entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")
         return Model(self._fill(make_model(source, folder, seed), entry), entry)

@@ -64,7 +64,10 @@ def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
     with steps.step("check the recipe, its models and its data"):
         from rankship_pipeline.preflight import prepare
 
-        return prepare(recipe, path.resolve().parent)
+        prepared = prepare(recipe, path.resolve().parent)
+    for note in prepared.notes:
+        steps.note(note)
+    return prepared
 
 
 def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":

@@ -6,7 +6,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankship_pipeline.checkpoint import (
-    check_mergeable,
     hash_source,
     load_function,
     load_into,
@@ -16,6 +15,7 @@ from rankship_pipeline.checkpoint import (
     train_or_load,
 )
 from rankship_pipeline.errors import BuildError, InputError, MergeMismatch
+from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.recipe import DataChoice, Recipe, Source
 
 FACTORY = """

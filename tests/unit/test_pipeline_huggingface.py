@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankship_pipeline.checkpoint import check_mergeable, hash_source, make_model, train_or_load
+from rankship_pipeline.checkpoint import hash_source, make_model, train_or_load
 from rankship_pipeline.errors import InputError, MergeMismatch
 from rankship_pipeline.huggingface import LogitsOnly, list_files
+from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.recipe import DataChoice, Recipe, Source
 
 transformers = pytest.importorskip("transformers")

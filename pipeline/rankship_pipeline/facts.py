@@ -1,0 +1,164 @@
+"""What a checkpoint says of itself in headers and configuration files, collected without reading a weight."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankship_pipeline.checkpoint import TensorHeader, find_weights, make_model, read_header
+from rankship_pipeline.codec import digest
+from rankship_pipeline.errors import InputError
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.huggingface import find_snapshot, list_files
+from rankship_pipeline.recipe import Normalisation, Source
+
+# What every configuration holds and no computation reads.
+_NOT_SETTINGS = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "id2label",
+    "label2id",
+}
+_UNNAMED = re.compile(r"LABEL_\d+")
+# torch's names of types, as safetensors writes them
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
+_PIXELS = 255  # the largest value of a pixel that was not rescaled
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One checkpoint's tensors, settings and habits; an empty mapping or None: nothing is known.
+
+    `settings` shape the computation ("rope_scaling.factor": nested keys joined by dots). `labels` are class names in
+    the model's own order. `tokens` are a vocabulary's entries by their number. `preparation` is what text or images
+    go through before the model, under the keys of the files that say so. `content` tells identical files.
+    """
+
+    name: str
+    tensors: Mapping[str, TensorHeader]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    preparation: Mapping[str, object] = field(default_factory=dict)
+    normalise: Normalisation | None = None
+    content: str | None = None
+
+
+def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
+    """The facts of a recipe's model; one that is trained on the spot is described by its untrained module."""
+    if source.huggingface is not None:
+        return _gather_huggingface(source, folder)
+    content = None
+    if source.weights is not None:
+        path = find_weights(source, folder)
+        tensors, content = read_header(path), hash_file(path)
+    else:
+        tensors = {
+            name: TensorHeader(tuple(value.shape), _name_dtype(str(value.dtype)))
+            for name, value in make_model(source, folder, seed).state_dict().items()
+        }
+    return Facts(
+        name=source.name,
+        tensors=tensors,
+        settings={"factory": source.factory},
+        labels=source.labels,
+        normalise=source.normalise,
+        content=content,
+    )
+
+
+def _name_dtype(dtype: str) -> str:
+    name = dtype.removeprefix("torch.")
+    return _DTYPES.get(name, name.upper())
+
+
+def _gather_huggingface(source: Source, folder: Path) -> Facts:
+    import transformers
+
+    snapshot, weights = find_snapshot(source, folder), list_files(source, folder)[1:]
+    config = transformers.AutoConfig.from_pretrained(snapshot).to_dict()  # fills in what old files leave to defaults
+    prefix = f"{config.get('model_type')}."
+    labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
+    images = _read_json(snapshot / "preprocessor_config.json")
+    settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
+    return Facts(
+        name=source.name,
+        tensors={_settle_name(name, prefix): header for path in weights for name, header in read_header(path).items()},
+        settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
+        labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
+        tokens=_read_tokens(snapshot),
+        preparation={**_read_text_habits(snapshot), **{key: value for key, value in images.items() if key[0] != "_"}},
+        normalise=source.normalise or read_normalisation(images),
+        content=digest([hash_file(path) for path in weights]),
+    )
+
+
+def _settle_name(name: str, prefix: str) -> str:
+    """One name for what transformers loads alike: with or without the backbone's prefix, and BERT's older norms."""
+    plain = name.removeprefix(prefix)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", plain))
+
+
+def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested tables as one, keys joined by dots."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten({str(name): one for name, one in value.items()}, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_tokens(snapshot: Path) -> dict[str, int]:
+    """The vocabulary of a tokenizer.json, vocab.json or vocab.txt; empty where there is none."""
+    whole = _read_json(snapshot / "tokenizer.json")
+    entries = (whole.get("model") or {}).get("vocab") or _read_json(snapshot / "vocab.json")
+    if isinstance(entries, list):  # Unigram: (token, score) in order
+        tokens = {str(entry[0]): index for index, entry in enumerate(entries)}
+    else:
+        tokens = {str(token): int(index) for token, index in entries.items()}
+    tokens |= {str(one["content"]): int(one["id"]) for one in whole.get("added_tokens") or []}
+    if not tokens and (snapshot / "vocab.txt").is_file():
+        lines = (snapshot / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        tokens = {token: index for index, token in enumerate(lines)}
+    return tokens
+
+
+def _read_text_habits(snapshot: Path) -> dict[str, object]:
+    """How text becomes tokens: the tokenizer's own configuration, and what its files say beyond the vocabulary."""
+    whole = _read_json(snapshot / "tokenizer.json")
+    habits: dict[str, object] = {key: whole[key] for key in ("normalizer", "pre_tokenizer") if key in whole}
+    merges = (whole.get("model") or {}).get("merges")
+    if merges is not None:
+        habits["merges"] = digest(merges)[:12]
+    habits |= {path.name: hash_file(path)[:12] for path in sorted(snapshot.glob("*.model"))}
+    configured = _read_json(snapshot / "tokenizer_config.json")
+    return {**habits, **{key: value for key, value in configured.items() if isinstance(value, bool | int | str)}}
+
+
+def read_normalisation(images: Mapping[str, Any]) -> Normalisation | None:
+    """A preprocessor_config.json's (pixel·factor − mean) / std, written for pixels in [0, 1]; None where it has none."""
+    mean, std = images.get("image_mean"), images.get("image_std")
+    if not images.get("do_normalize", mean is not None):
+        mean, std = (0.0, 1.0) if "do_normalize" in images else (None, None)
+    if mean is None or std is None:
+        return None
+    mean, std = (value if isinstance(value, list) else [value] for value in (mean, std))
+    scale = _PIXELS * (images.get("rescale_factor", 1 / _PIXELS) if images.get("do_rescale", True) else 1)
+    return Normalisation(mean=tuple(one / scale for one in mean), std=tuple(one / scale for one in std))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as failure:
+        raise InputError(f"{path} is not valid JSON: {failure}", hint="copy the model's folder again") from None
+    return found if isinstance(found, dict) else {}

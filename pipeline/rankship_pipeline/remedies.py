@@ -1,0 +1,56 @@
+"""What can be done about each way in which models to merge differ: the words of mismatch.py, as literal tables."""
+
+# what is wrong with a tensor → what can be done
+TENSORS: dict[str, str] = {
+    "missing": "save {other} from the class that {reference} was saved from, with its head, biases and norms",
+    "unexpected": "drop it from {other}'s file if its forward does not need it, or give all models one architecture",
+    "shape": "retrain {other} with {reference}'s shapes: one number of classes, one vocabulary (resize), equal widths",
+}
+
+# pattern of a configuration key → what can be done, whether it is refused; the first that matches speaks
+SETTINGS: dict[str, tuple[str, bool]] = {
+    "*dropout*": ("matters in training only", False),
+    "*drop_path*": ("matters in training only", False),
+    "*initializer*": ("matters in training only", False),
+    "problem_type": ("matters in training only", False),
+    "finetuning_task": ("matters in training only", False),
+    "gradient_checkpointing": ("matters in training only", False),
+    "use_cache": ("matters in generation only", False),
+    "bos_token_id": ("matters in generation only", False),
+    "eos_token_id": ("matters in generation only", False),
+    "max_length": ("matters in generation only", False),
+    "output_*": ("the logits are the same", False),
+    "return_dict": ("the logits are the same", False),
+    "vocab_size": ("use one tokenizer for both and resize: model.resize_token_embeddings(N), then train on", True),
+    "tie_word_embeddings": ("tie both, or untie both: save the tied one with a copy of its embedding as head", True),
+    "inputs": ("name the same inputs, in the same order, in both [[models]]", True),
+    "task": ("models of one task merge; give both the same", True),
+    "factory": ("build both by one factory, so that equal names mean equal computation", True),
+    "*": ("equal weights compute another function with it: train both with one value", True),
+}
+
+_TOKENS = "one text becomes other tokens: train both with one tokenizer"
+_IMAGES = "the loader prepares images for both alike: train both on one preparation"
+# key of a tokenizer's or an image processor's file → what can be done, whether it is refused
+PREPARATION: dict[str, tuple[str, bool]] = {
+    "do_lower_case": (_TOKENS, True),
+    "strip_accents": (_TOKENS, True),
+    "tokenize_chinese_chars": (_TOKENS, True),
+    "add_prefix_space": (_TOKENS, True),
+    "normalizer": (_TOKENS, True),
+    "pre_tokenizer": (_TOKENS, True),
+    "merges": (_TOKENS, True),
+    "spiece.model": (_TOKENS, True),
+    "tokenizer.model": (_TOKENS, True),
+    "sentencepiece.bpe.model": (_TOKENS, True),
+    "padding_side": ("the loader pads for both alike", False),
+    "truncation_side": ("the loader cuts for both alike", False),
+    "model_max_length": ("the loader cuts for both alike", False),
+    "size": (_IMAGES, True),
+    "do_resize": (_IMAGES, True),
+    "crop_size": (_IMAGES, True),
+    "do_center_crop": (_IMAGES, True),
+    "do_convert_rgb": (_IMAGES, True),
+    "resample": ("the loader's own way of resizing serves both", False),
+    "crop_pct": ("the loader's own way of cropping serves both", False),
+}
