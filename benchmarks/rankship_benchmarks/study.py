@@ -21,9 +21,10 @@ from rankship_pipeline.data import load_data
 from rankship_pipeline.errors import BudgetInfeasible, InputError
 from rankship_pipeline.evaluate import measure_accuracy
 from rankship_pipeline.files import write_atomic
+from rankship_pipeline.likeness import Augmentation, RefineChoice
 from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Augmentation, Budget, Comparison, RefineChoice, check_way, read_recipe
+from rankship_pipeline.recipe import Budget, Comparison, check_way, read_recipe
 from rankship_pipeline.records import Accuracy, RankPlan, record
 from rankship_pipeline.refine import refine
 from rankship_pipeline.stages import Stages

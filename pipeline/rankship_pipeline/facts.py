@@ -12,7 +12,8 @@ from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.huggingface import find_snapshot, list_files
-from rankship_pipeline.recipe import Normalisation, Source
+from rankship_pipeline.likeness import Normalisation
+from rankship_pipeline.recipe import Source
 
 # What every configuration holds and no computation reads.
 _NOT_SETTINGS = {
@@ -143,7 +144,7 @@ def _read_text_habits(snapshot: Path) -> dict[str, object]:
 
 
 def read_normalisation(images: Mapping[str, Any]) -> Normalisation | None:
-    """A preprocessor_config.json's (pixel·factor − mean) / std, written for pixels in [0, 1]; None where it has none."""
+    """A preprocessor_config.json's (pixel·factor − mean) / std, for pixels in [0, 1]; None where it has none."""
     mean, std = images.get("image_mean"), images.get("image_std")
     if not images.get("do_normalize", mean is not None):
         mean, std = (0.0, 1.0) if "do_normalize" in images else (None, None)

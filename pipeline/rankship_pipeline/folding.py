@@ -8,10 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.errors import MergeMismatch
-from rankship_pipeline.recipe import Normalisation
+from rankship_pipeline.likeness import Normalisation
 
 RETRAIN = "train it on inputs normalised as the loader gives them ([data] normalise), or leave it out"
 
+_ROUNDING = 1e-9
 _Linear = nn.Linear | nn.Conv2d
 
 
@@ -47,7 +48,7 @@ def fold(model: nn.Module, sample: Inputs, change: tuple[Tensor, Tensor], *, nam
         raise _refuse(name, f"{len(layers)} linear or convolutional layers take the input itself, one is needed")
     ((where, layer),) = layers
     scale, shift = change
-    moves = bool(shift.any())
+    moves = bool(shift.abs().max() > _ROUNDING)
     if isinstance(layer, nn.Conv2d):
         if layer.padding_mode != "zeros" or layer.groups != 1:
             raise _refuse(name, f"{where} is grouped or padded with other than zeros")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.errors import MergeMismatch
 from rankship_pipeline.folding import RETRAIN, change_pixels, fold
-from rankship_pipeline.recipe import Normalisation
+from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.records import record
 
 _SAMPLES = 2

@@ -58,7 +58,7 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
     mends = {one.name: Mend(label_order=_order_labels(reference, one)) for one in facts}
     for one in facts:
         given, wanted = one.normalise, recipe.data.normalise
-        if given is not None and wanted is not None and given != wanted:
+        if given is not None and wanted is not None and not given.is_like(wanted):
             mends[one.name] = replace(mends[one.name], trained=given, given=wanted)
             notes.append(f"{one.name}: its own input normalisation is folded into its first layer")
     return mends, tuple(notes)
@@ -176,7 +176,7 @@ def compare_preparation(reference: Facts, other: Facts, _recipe: Recipe) -> Iter
 def compare_normalisations(reference: Facts, other: Facts, recipe: Recipe) -> Iterator[Finding]:
     """Means and deviations: folded to the loader's where that is stated, never ignored."""
     wanted, found = reference.normalise, other.normalise
-    if recipe.data.normalise is None and wanted is not None and found is not None and wanted != found:
+    if recipe.data.normalise is None and wanted is not None and found is not None and not found.is_like(wanted):
         yield Finding(
             f"input normalisation is mean {list(found.mean)}, std {list(found.std)} instead of mean"
             f" {list(wanted.mean)}, std {list(wanted.std)}",

@@ -8,7 +8,7 @@ from torch import nn
 from rankship_pipeline.data import Data
 from rankship_pipeline.errors import QualityLost
 from rankship_pipeline.evaluate import measure_accuracy, measure_agreement, predict
-from rankship_pipeline.recipe import QualityChoice
+from rankship_pipeline.likeness import QualityChoice
 from rankship_pipeline.records import Fidelity
 from rankship_pipeline.units import show_count, show_percent
 

@@ -7,6 +7,14 @@ from typing import Literal
 
 from rankship_pipeline.codec import read_toml
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.likeness import (
+    Normalisation,
+    QualityChoice,
+    RefineChoice,
+    check_normalisation,
+    check_quality,
+    check_refinement,
+)
 from rankship_pipeline.records import FORMATS, CostUnit, Form, Format, record
 
 MergeMethod = Literal["average", "joint"]
@@ -16,21 +24,9 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
-Augmentation = Literal["none", "flip-and-shift"]
 
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
-
-
-@record
-class Normalisation:
-    """What images went through before a model saw them: (pixel − mean) / std per channel, pixels in [0, 1].
-
-    One value serves all channels.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @record
@@ -187,30 +183,6 @@ class ParityChoice:
 
 
 @record
-class QualityChoice:
-    """How many points a specialist may lose: of test accuracy where the loader gives its `tests`, else of agreement.
-
-    `max_merge_loss_points` judges the merged model, `max_loss_points` what is exported after it. None: measured and
-    reported, never refused.
-    """
-
-    max_merge_loss_points: float | None = None
-    max_loss_points: float | None = None
-
-
-@record
-class RefineChoice:
-    """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
-
-    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs.
-    """
-
-    cpu_seconds: float | None = None
-    steps: int | None = None
-    augment: Augmentation = "none"
-
-
-@record
 class Recipe:
     """One run, from trained models to verified artifacts."""
 
@@ -253,7 +225,7 @@ def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
-    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe), *_check_trust(recipe)]
+    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
     return recipe
@@ -268,6 +240,9 @@ def _check_models(recipe: Recipe) -> list[str]:
     if not re.fullmatch(r"[\w][\w .-]*", recipe.name):
         complaints.append(f"name {recipe.name!r} names folders: use letters, digits, '_', '-', '.' and spaces")
     for source in recipe.models:
+        complaints += check_normalisation(source.normalise, f"model {source.name!r}")
+        if len(set(source.labels)) < len(source.labels):
+            complaints.append(f"model {source.name!r}: two of its `labels` have one name")
         if source.huggingface is not None and (source.weights or source.train):
             complaints.append(f"model {source.name!r}: `weights` and `train` belong to a factory, not to `huggingface`")
         if (source.factory is None) == (source.huggingface is None):
@@ -352,29 +327,9 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (bool(recipe.export.formats), "export.formats is empty"),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]
-    return [complaint for kept, complaint in rules if not kept]
-
-
-def _check_trust(recipe: Recipe) -> list[str]:
-    """Complaints about normalisations, the quality gate and refinement."""
-    stated = [("data", recipe.data.normalise), *((f"model {one.name!r}", one.normalise) for one in recipe.models)]
-    complaints = [
-        f"{where}: normalise needs one positive std per mean, got mean {list(found.mean)} and std {list(found.std)}"
-        for where, found in stated
-        if found is not None and not (len(found.mean) == len(found.std) >= 1 and all(one > 0 for one in found.std))
+    likeness = [
+        *check_normalisation(recipe.data.normalise, "data"),
+        *check_quality(recipe.quality),
+        *check_refinement(recipe.refine),
     ]
-    complaints += [
-        f"model {source.name!r}: two of its labels have one name"
-        for source in recipe.models
-        if len(set(source.labels)) < len(source.labels)
-    ]
-    complaints += [
-        f"quality.{key} must lie in [0, 100], got {points}"
-        for key in ("max_merge_loss_points", "max_loss_points")
-        if (points := getattr(recipe.quality, key)) is not None and not 0 <= points <= 100  # noqa: PLR2004
-    ]
-    if recipe.refine is not None:
-        amounts = [one for one in (recipe.refine.cpu_seconds, recipe.refine.steps) if one is not None]
-        if len(amounts) != 1 or amounts[0] <= 0:
-            complaints.append("[refine] needs exactly one of cpu_seconds and steps, above zero")
-    return complaints
+    return [*(complaint for kept, complaint in rules if not kept), *likeness]

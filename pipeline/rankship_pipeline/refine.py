@@ -15,7 +15,7 @@ from rankship_pipeline.data import Inputs
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.evaluate import predict
 from rankship_pipeline.files import write_atomic
-from rankship_pipeline.recipe import Augmentation, RefineChoice
+from rankship_pipeline.likeness import Augmentation, RefineChoice
 from rankship_pipeline.records import Refinement
 
 BATCH = 128

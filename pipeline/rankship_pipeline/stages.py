@@ -18,6 +18,7 @@ from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.compress import Analysis, analyse, fill
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
 from rankship_pipeline.factorise import Metric
+from rankship_pipeline.likeness import RefineChoice
 from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.merge import MERGES, measure_interference
 from rankship_pipeline.plan import make_plan
@@ -25,7 +26,7 @@ from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.quality import compare_with_source
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Comparison, RefineChoice, Source, rank_choice
+from rankship_pipeline.recipe import Comparison, Source, rank_choice
 from rankship_pipeline.reconstruct import reconstruct
 from rankship_pipeline.records import Accuracy, Fidelity, RankPlan, Refinement
 from rankship_pipeline.refine import Saving, refine
