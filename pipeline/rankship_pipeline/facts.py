@@ -37,7 +37,7 @@ class Facts:
 
     `settings` shape the computation ("rope_scaling.factor": nested keys joined by dots). `labels` are class names in
     the model's own order. `tokens` are a vocabulary's entries by their number. `preparation` is what text or images
-    go through before the model, under the keys of the files that say so. `content` tells identical files.
+    go through before the model, under the keys of the files that say so. `files` are where the weights lie.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Facts:
     tokens: Mapping[str, int] = field(default_factory=dict)
     preparation: Mapping[str, object] = field(default_factory=dict)
     normalise: Normalisation | None = None
-    content: str | None = None
+    files: tuple[Path, ...] = ()
 
 
 def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
     """The facts of a recipe's model; one that is trained on the spot is described by its untrained module."""
     if source.huggingface is not None:
         return _gather_huggingface(source, folder)
-    content = None
+    files: tuple[Path, ...] = ()
     if source.weights is not None:
         path = find_weights(source, folder)
-        tensors, content = read_header(path), hash_file(path)
+        tensors, files = read_header(path), (path.resolve(),)
     else:
         tensors = {
             name: TensorHeader(tuple(value.shape), _name_dtype(str(value.dtype)))
@@ -69,7 +69,7 @@ def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
         settings={"factory": source.factory},
         labels=source.labels,
         normalise=source.normalise,
-        content=content,
+        files=files,
     )
 
 
@@ -95,7 +95,7 @@ def _gather_huggingface(source: Source, folder: Path) -> Facts:
         tokens=_read_tokens(snapshot),
         preparation={**_read_text_habits(snapshot), **{key: value for key, value in images.items() if key[0] != "_"}},
         normalise=source.normalise or read_normalisation(images),
-        content=digest([hash_file(path) for path in weights]),
+        files=tuple(path.resolve() for path in weights),
     )
 
 

@@ -184,10 +184,10 @@ def compare_normalisations(reference: Facts, other: Facts, recipe: Recipe) -> It
         )
 
 
-def compare_contents(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_files(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
     """The same file twice is no mistake of ours to refuse, and likely one of the recipe's."""
-    if reference.content is not None and reference.content == other.content:
-        yield Finding("both hold the same weights", "merging them changes nothing", refused=False)
+    if reference.files and reference.files == other.files:
+        yield Finding("both are the same file", "merging them changes nothing", refused=False)
 
 
 RULES: dict[str, Rule] = {
@@ -198,7 +198,7 @@ RULES: dict[str, Rule] = {
     "vocabularies": compare_vocabularies,
     "preparation": compare_preparation,
     "normalisations": compare_normalisations,
-    "contents": compare_contents,
+    "files": compare_files,
 }
 
 

@@ -74,8 +74,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     _check_toolchains(recipe)
     for reference in [name for source in recipe.models for name in (source.factory, source.train) if name]:
         load_function(reference, folder)  # a misspelt name must not wait for another model's training
-    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
     mends, notes = check_mergeable(recipe, folder)
+    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
     for source in recipe.models:
         if source.weights is not None:
             path = find_weights(source, folder)
