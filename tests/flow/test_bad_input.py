@@ -62,6 +62,18 @@ def _change_classes(recipe: Path) -> None:
     save_file(state, recipe.with_name("b.safetensors"))
 
 
+def _name_classes(recipe: Path) -> None:
+    for name, classes in (("a", '["cat", "dog", "hen"]'), ("b", '["cat", "cow", "hen"]')):
+        weights = f'weights = "{name}.safetensors"'
+        _change_recipe(weights, f"{weights}\nlabels = {classes}")(recipe)
+
+
+def _normalise_otherwise(recipe: Path) -> None:
+    weights = 'weights = "a.safetensors"'
+    _change_recipe(weights, f"{weights}\nnormalise = {{ mean = [0.5], std = [0.5] }}")(recipe)
+    _change_recipe('"model.py:load"', '"model.py:load"\nnormalise = { mean = [0.0], std = [1.0] }')(recipe)
+
+
 CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
     "missing checkpoint": (_change_recipe("a.safetensors", "c.safetensors"), 2, ("c.safetensors", "relative")),
     "pickle": (_pickle_weights, 2, ("a.safetensors is a pickle", "safetensors.torch.save_file")),
@@ -107,6 +119,26 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
         _change_recipe('name = "tiny"', 'name = "tiny"\nformats = ["onnx"]'),
         2,
         ("another table",),
+    ),
+    "two amounts of refinement": (
+        _change_recipe("[parity]", "[refine]\nsteps = 9\ncpu_seconds = 9\n\n[parity]"),
+        2,
+        ("[refine] needs exactly one of cpu_seconds and steps",),
+    ),
+    "a gate beyond all points": (
+        _change_recipe("[parity]", "[quality]\nmax_loss_points = 500\n\n[parity]"),
+        2,
+        ("quality.max_loss_points must lie in [0, 100]",),
+    ),
+    "classes of two tasks": (
+        _name_classes,
+        3,
+        ("b against a: classes: only in a: dog; only in b: cow", "state `labels`"),
+    ),
+    "normalisations that no layer can take": (
+        _normalise_otherwise,
+        3,
+        ("normalisation of model 'a' cannot be folded in: 0 pads with zeros", "→ train it on inputs normalised as"),
     ),
     "not TOML": (_change_recipe("[data]", "[data"), 2, ("is not valid TOML",)),
 }

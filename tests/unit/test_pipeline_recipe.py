@@ -192,3 +192,36 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=tmp_path.name):
         read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("[refine]\nsteps = 5\ncpu_seconds = 3", "exactly one of cpu_seconds and steps"),
+        ("[refine]", "exactly one of cpu_seconds and steps"),
+        ("[refine]\nsteps = 0", "above zero"),
+        ("[refine]\ncpu_seconds = -1", "above zero"),
+        ('[refine]\nsteps = 5\naugment = "mixup"', "refine.augment: input should be 'none' or 'flip-and-shift'"),
+        ("[quality]\nmax_loss_points = -1", r"quality\.max_loss_points must lie in \[0, 100\], got -1"),
+        ("[quality]\nmax_merge_loss_points = 101", r"quality\.max_merge_loss_points must lie in"),
+    ],
+)
+def test_refinement_and_gate_are_checked(tmp_path: Path, given: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        read(tmp_path, MODEL, DATA, BUDGET, given)
+
+
+@pytest.mark.parametrize(
+    "given", ["mean = [0.5], std = [0.5, 0.5]", "mean = [0.5], std = [0.0]", "mean = [], std = []"]
+)
+def test_a_normalisation_needs_a_positive_std_per_mean(tmp_path: Path, given: str) -> None:
+    line = f"normalise = {{ {given} }}\n"
+    with pytest.raises(InputError, match="model 'a': normalise needs one positive std per mean"):
+        read(tmp_path, MODEL + line, DATA, BUDGET)
+    with pytest.raises(InputError, match="data: normalise needs one positive std per mean"):
+        read(tmp_path, MODEL, DATA + line, BUDGET)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model 'a': two of its `labels` have one name"):
+        read(tmp_path, MODEL + 'labels = ["x", "x"]', DATA, BUDGET)
