@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
     "classes of two tasks": (
         _name_classes,
         3,
-        ("b against a: classes: only in a: dog; only in b: cow", "state `labels`"),
+        ("b against a: classes: only in a: dog; only in b: cow", "→ where two names mean one class, state `labels`"),
     ),
     "normalisations that no layer can take": (
         _normalise_otherwise,

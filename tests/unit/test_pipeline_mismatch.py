@@ -278,7 +278,7 @@ class HeaderOnly:
     """A safetensors file that refuses to give a tensor."""
 
     def __init__(self, path: Path, framework: str) -> None:
-        self.file = safetensors.safe_open(path, framework=framework)
+        self.file: Any = safetensors.safe_open(path, framework=framework)
 
     def __enter__(self) -> Self:
         self.file.__enter__()

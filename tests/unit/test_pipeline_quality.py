@@ -2,9 +2,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rankship_pipeline.data import Data
+from rankship_pipeline.data import Data, Inputs
 from rankship_pipeline.errors import QualityLost
 from rankship_pipeline.likeness import QualityChoice
 from rankship_pipeline.quality import compare_with_source, describe_loss, refuse_lost
@@ -32,7 +32,7 @@ def make_selector(columns: Sequence[int]) -> nn.Module:
 
 def make_data(*, with_tests: bool) -> Data:
     x = torch.eye(4).repeat(5, 1)
-    tests = {"a": ((x,), torch.arange(4).repeat(5))} if with_tests else {}
+    tests: dict[str, tuple[Inputs, Tensor]] = {"a": ((x,), torch.arange(4).repeat(5))} if with_tests else {}
     return Data(calibration={"a": (x,)}, test_inputs=(x,), test_labels=torch.zeros(20).long(), tests=tests)
 
 

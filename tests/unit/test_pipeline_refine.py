@@ -18,7 +18,7 @@ from rankship_pipeline.refine import Saving, flip_and_shift, refine
 def make_net(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-    net[1].running_var.fill_(0.5)  # type: ignore[union-attr,operator]
+    net[1].running_var.fill_(0.5)  # type: ignore[operator]
     return net.eval()
 
 
@@ -109,7 +109,7 @@ def test_a_processors_seconds_are_counted_over_interruptions(tmp_path: Path) -> 
 def test_a_refinement_that_diverges_is_told() -> None:
     student = make_net(3)
     with torch.no_grad():
-        student[4].weight.fill_(float("inf"))  # type: ignore[union-attr,operator]
+        student[4].weight.fill_(float("inf"))  # type: ignore[operator]
     with pytest.raises(BuildError, match="refinement diverged at step 0"):
         refine(student, make_teachers(), RefineChoice(steps=3), 0)
 
