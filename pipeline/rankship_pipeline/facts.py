@@ -93,7 +93,7 @@ def _gather_huggingface(source: Source, folder: Path) -> Facts:
         settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
         labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
         tokens=_read_tokens(snapshot),
-        preparation={**_read_text_habits(snapshot), **{key: value for key, value in images.items() if key[0] != "_"}},
+        preparation={**_read_text_habits(snapshot), **_read_image_habits(images)},
         normalise=source.normalise or read_normalisation(images),
         files=tuple(path.resolve() for path in weights),
     )
@@ -141,6 +141,12 @@ def _read_text_habits(snapshot: Path) -> dict[str, object]:
     habits |= {path.name: hash_file(path)[:12] for path in sorted(snapshot.glob("*.model"))}
     configured = _read_json(snapshot / "tokenizer_config.json")
     return {**habits, **{key: value for key, value in configured.items() if isinstance(value, bool | int | str)}}
+
+
+def _read_image_habits(images: Mapping[str, Any]) -> dict[str, object]:
+    """How images are sized and cut; a size that older files write as one number is a square's."""
+    sizes = {key: images[key] for key in ("size", "crop_size") if isinstance(images.get(key), int)}
+    return {**images, **{key: {"height": side, "width": side} for key, side in sizes.items()}}
 
 
 def read_normalisation(images: Mapping[str, Any]) -> Normalisation | None:

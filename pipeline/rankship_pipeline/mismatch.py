@@ -55,6 +55,12 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
             "the models cannot be merged:\n" + "\n".join(refused),
             hint="mend what is listed, or leave a model out; nothing was trained or built yet",
         )
+    stated = next((one.normalise for one in facts if one.normalise is not None), None)
+    if recipe.data.normalise is None and stated is not None:
+        notes.append(
+            f"the loader's images are taken to be normalised by mean {list(stated.mean)}, std {list(stated.std)}:"
+            " state [data] normalise where they are not"
+        )
     mends = {one.name: Mend(label_order=_order_labels(reference, one)) for one in facts}
     for one in facts:
         given, wanted = one.normalise, recipe.data.normalise

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     for source in recipe.models:  # proven on the untrained module: a mend that cannot work must not wait for training
         if mends[source.name] != Mend():
             untrained = make_model(source, folder, recipe.seed)
-            mend_model(untrained, mends[source.name], data.calibration[source.name], name=source.name)
+            mend_model(untrained, mends[source.name], data.test_inputs, name=source.name)
     model = make_model(recipe.models[0], folder, recipe.seed)
     _check_forward(model, data, recipe)
     layers = find_layers(model, recipe.ranks.exclude)
@@ -162,6 +162,12 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
         wanted = "(batch, classes)" if data.test_labels.ndim == 1 else "(batch, positions, classes)"
         raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
     classes = output.shape[-1]
+    for source in recipe.models:
+        if source.labels and len(source.labels) != classes:
+            raise InputError(
+                f"model {source.name!r} has {classes} classes, its `labels` name {len(source.labels)}",
+                hint="name every class once, in the order of the model's outputs",
+            )
     counted = data.test_labels[data.test_labels != IGNORED]
     low, high = (int(counted.min()), int(counted.max())) if len(counted) else (-1, -1)
     if low < 0 or high >= classes:

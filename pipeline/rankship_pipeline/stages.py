@@ -74,8 +74,8 @@ class Stages:
             state = train_or_load(source, folder, seed)
             if mend != Mend():
                 module = load_into(make_model(source, folder, seed), state, where=source.name)
-                inputs = self.prepared.data.calibration[source.name]
-                state = copy_state(mend_model(module, mend, inputs, name=source.name))
+                mend_model(module, mend, self.prepared.data.test_inputs, name=source.name)
+                state = copy_state(module)
             save_file(state, target / _STATE)
 
         entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")

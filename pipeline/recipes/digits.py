@@ -68,11 +68,13 @@ def train_chalk(model: nn.Module, seed: int) -> None:
 
 
 def load_ink_and_chalk() -> dict[str, object]:
-    """Calibration images of each specialist's own kind, and the test images in both kinds."""
+    """Calibration images of each specialist's own kind, all its training images without labels, and tests of both."""
     images, labels = _read()
-    calibration, test = images[:CALIBRATION_SAMPLES], images[TRAINING_SAMPLES:]
+    calibration, training, test = images[:CALIBRATION_SAMPLES], images[:TRAINING_SAMPLES], images[TRAINING_SAMPLES:]
     return {
         "calibration": {"ink": calibration, "chalk": -calibration},
+        "unlabelled": {"ink": training, "chalk": -training},
+        "tests": {"ink": (test, labels[TRAINING_SAMPLES:]), "chalk": (-test, labels[TRAINING_SAMPLES:])},
         "test_inputs": torch.stack([test, -test], 1).flatten(0, 1),
         "test_labels": labels[TRAINING_SAMPLES:].repeat_interleave(2),
     }

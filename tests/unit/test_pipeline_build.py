@@ -227,6 +227,11 @@ def test_class_names_of_factories_set_the_order_of_heads(store: Store, order: st
         torch.testing.assert_close(mended(x), original(x)[:, places])
 
 
+def test_labels_name_every_class(store: Store) -> None:
+    with pytest.raises(InputError, match="model 'a' has 3 classes, its `labels` name 2"):
+        prepare_recipe(store, RECIPE.replace('name = "a"\n', 'name = "a"\nlabels = ["x", "y"]\n'))
+
+
 def test_models_without_any_difference_merge_to_themselves(store: Store) -> None:
     prepared = prepare_recipe(store, RECIPE.replace("train_other", "train") + "[quality]\nmax_merge_loss_points = 0\n")
     stages = Stages(prepared, store, Steps(quiet=True))

@@ -105,7 +105,8 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         beside = self.second(x) if self.as_layers else x.mean()
-        return (self.first(x) + beside).flatten(1)
+        output: Tensor = self.first(x) + beside
+        return output.flatten(1)
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

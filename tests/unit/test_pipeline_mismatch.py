@@ -232,6 +232,16 @@ def test_another_input_normalisation_is_to_be_folded_where_the_loaders_is_stated
     assert "folded" in note
 
 
+def test_where_the_loader_says_nothing_the_models_normalisation_is_named(tmp_path: Path) -> None:
+    for name, size in (("a", 8), ("b", {"height": 8, "width": 8})):
+        save_bert(tmp_path / name)
+        usual = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5], "size": size}
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(usual))
+    mends, (note,) = check_mergeable(describe("a", "b"), tmp_path)
+    assert set(mends.values()) == {Mend()}
+    assert "taken to be normalised by mean [0.5], std [0.5]" in note
+
+
 def test_one_model_alone_and_one_file_twice_are_no_mismatch(tmp_path: Path) -> None:
     save_bert(tmp_path / "a")
     assert check_mergeable(describe("a"), tmp_path) == ({"a": Mend()}, ())
