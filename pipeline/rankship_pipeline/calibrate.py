@@ -68,7 +68,7 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
             for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
                 outputs.clear()
                 mask = find_mask(model, batch)
-                for target in _draw(model(*batch), mask, generator):
+                for target in draw_predictions(model(*batch), mask, generator):
                     kept = list(outputs.values())
                     gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
                     for name, gradient in zip(outputs, gradients, strict=True):
@@ -166,7 +166,7 @@ def _start_gram(layer: Layer) -> Tensor:
     return torch.zeros(layer.columns, layer.columns, dtype=torch.float64)
 
 
-def _draw(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+def draw_predictions(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
     """Scalars whose gradients' outer products average to the Fisher: all classes weighted, or labels drawn."""
     logs = logits.log_softmax(-1)  # (samples, classes) or (samples, positions, classes)
     kept = mask if mask is not None and logits.shape[:-1] == mask.shape else torch.ones(logits.shape[:-1]).bool()

@@ -14,7 +14,7 @@ from rankship_pipeline.checkpoint import list_differences
 from rankship_pipeline.errors import MergeMismatch
 from rankship_pipeline.facts import Facts, gather_facts
 from rankship_pipeline.mend import Mend
-from rankship_pipeline.recipe import Recipe
+from rankship_pipeline.recipe import Recipe, list_sources
 from rankship_pipeline.remedies import PREPARATION, SETTINGS, TENSORS
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -40,7 +40,7 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
 
     Raises MergeMismatch with every difference of every model against the first.
     """
-    facts = [gather_facts(source, folder, recipe.seed) for source in recipe.models]
+    facts = [gather_facts(source, folder, recipe.seed) for source in list_sources(recipe)]
     reference, others = facts[0], facts[1:]
     refused: list[str] = []
     notes: list[str] = []

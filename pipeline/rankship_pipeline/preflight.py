@@ -30,7 +30,7 @@ from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Recipe, choose, rank_choice
+from rankship_pipeline.recipe import Recipe, choose, list_sources, rank_choice
 from rankship_pipeline.records import Factors
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
@@ -72,17 +72,18 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     `folder` is the recipe's own, to which its paths are relative.
     """
     _check_toolchains(recipe)
-    for reference in [name for source in recipe.models for name in (source.factory, source.train) if name]:
+    sources = list_sources(recipe)
+    for reference in [name for source in sources for name in (source.factory, source.train) if name]:
         load_function(reference, folder)  # a misspelt name must not wait for another model's training
     mends, notes = check_mergeable(recipe, folder)
-    source_sha256 = {source.name: hash_source(source, folder) for source in recipe.models}
-    for source in recipe.models:
+    source_sha256 = {source.name: hash_source(source, folder) for source in sources}
+    for source in sources:
         if source.weights is not None:
             path = find_weights(source, folder)
             check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
             refuse_broken(path)
     data = load_data(recipe, folder)
-    for source in recipe.models:  # proven on the untrained module: a mend that cannot work must not wait for training
+    for source in sources:  # proven on the untrained module: a mend that cannot work must not wait for training
         if mends[source.name] != Mend():
             untrained = make_model(source, folder, recipe.seed)
             mend_model(untrained, mends[source.name], data.test_inputs, name=source.name)

@@ -15,9 +15,9 @@ from rankship_pipeline.likeness import (
     check_quality,
     check_refinement,
 )
+from rankship_pipeline.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.records import FORMATS, CostUnit, Form, Format, record
 
-MergeMethod = Literal["average", "joint"]
 RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
@@ -26,12 +26,16 @@ BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
 
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
+_BASE = "base"  # the name of the model that adapters are added to
+_MERGE_KEYS = ("scale", "density", "drop", "epsilon", "position", "off_diagonal", "rank", "samples")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
 @record
 class Source:
     """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task` and `inputs`.
+
+    `adapter` is the folder of a LoRA adapter (peft's adapter_config.json and adapter_model.safetensors) to add to it.
 
     `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
     seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
@@ -47,6 +51,7 @@ class Source:
     train: str | None = None
     huggingface: str | None = None
     revision: str | None = None
+    adapter: str | None = None
     task: Task | None = None
     inputs: tuple[str, ...] = ()
     normalise: Normalisation | None = None
@@ -66,15 +71,32 @@ class DataChoice:
 
 @record
 class MergeChoice:
-    """How the models become one; `off_diagonal` scales the Grams' off-diagonals as RegMean does (1 = not at all).
+    """How the models become one; which method takes which key, and its default, stands in merge_methods.METHODS.
 
+    `base` is the model that all were trained from; for adapters of one model it need not be given. `scale` is λ (or α);
+    `density` the share of each change that trimming keeps, `drop` and `epsilon` how likely a change is dropped;
+    `position` where SLERP stops between the two models; `off_diagonal` scales the Grams' off-diagonals as RegMean does
+    (1 = not at all); `rank` is that of CtM's cores (0: the adapters' own); `samples` how many inputs the Fisher sees.
     `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
     re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
     """
 
     method: MergeMethod = "joint"
-    off_diagonal: float = 1.0
+    base: Source | None = None
+    scale: float | None = None
+    density: float | None = None
+    drop: float | None = None
+    epsilon: float | None = None
+    position: float | None = None
+    off_diagonal: float | None = None
+    rank: int | None = None
+    samples: int | None = None
     batchnorm: BatchNormMode = "auto"
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The methods' own keys as far as the recipe gives them; they hold for every merge of it that takes them."""
+        return {key: value for key in _MERGE_KEYS if (value := getattr(self, key)) is not None}
 
 
 @record
@@ -201,6 +223,20 @@ class Recipe:
     seed: int = 0
 
 
+def find_base(recipe: Recipe) -> Source | None:
+    """The model that all were trained from: as the recipe names it, or what all its adapters are added to."""
+    if recipe.merge.base is not None:
+        return recipe.merge.base
+    bare = {replace(source, name=_BASE, adapter=None) for source in recipe.models}
+    return bare.pop() if len(bare) == 1 and all(source.adapter for source in recipe.models) else None
+
+
+def list_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """The models to merge, and the base where there is one."""
+    base = find_base(recipe)
+    return recipe.models if base is None else (*recipe.models, base)
+
+
 def choose(recipe: Recipe) -> Comparison:
     """The recipe's own way of merging, whitening and allocating, in the form in which alternatives are given."""
     ranks, factorise = recipe.ranks, recipe.factorise
@@ -235,11 +271,12 @@ def _check_models(recipe: Recipe) -> list[str]:
     complaints = []
     if not recipe.models:
         complaints.append("no [[models]]: name at least one trained model")
-    names = [source.name for source in recipe.models]
+    sources = list_sources(recipe)
+    names = [source.name for source in sources]
     complaints += [f"two models are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if not re.fullmatch(r"[\w][\w .-]*", recipe.name):
         complaints.append(f"name {recipe.name!r} names folders: use letters, digits, '_', '-', '.' and spaces")
-    for source in recipe.models:
+    for source in sources:
         complaints += check_normalisation(source.normalise, f"model {source.name!r}")
         if len(set(source.labels)) < len(source.labels):
             complaints.append(f"model {source.name!r}: two of its `labels` have one name")
@@ -258,6 +295,11 @@ def _check_ways(recipe: Recipe) -> list[str]:
     """What the recipe's own way, and every [[compare]], cannot mean."""
     ways = [("ranks", choose(recipe)), *((f"compare {way.name!r}", way) for way in recipe.compare)]
     complaints = [complaint for where, way in ways for complaint in check_way(way, where)]
+    merges = [("merge", recipe.merge.method), *((where, way.merge) for where, way in ways[1:])]
+    complaints += check_settings(merges, recipe.merge.given, has_base=find_base(recipe) is not None)
+    if recipe.merge.base is not None and not any(METHODS[method].base for _, method in merges):
+        complaints.append("merge.base means nothing to the merges of this recipe: leave it out")
+    complaints += check_count(merges, len(recipe.models))
     if recipe.budget.unit != "parameters":
         complaints += [
             f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
@@ -311,10 +353,6 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (ranks.passes >= 0, f"ranks.passes must not be negative, got {ranks.passes}"),
         (threshold is None or 0 < threshold <= 1, f"ranks.threshold must lie in (0, 1], got {threshold}"),
         (threshold is None or not recipe.compare, "[[compare]] needs a [budget]; with ranks.threshold there is none"),
-        (
-            0 <= recipe.merge.off_diagonal <= 1,
-            f"merge.off_diagonal must lie in [0, 1], got {recipe.merge.off_diagonal}",
-        ),
         (recipe.parity.samples >= 1, f"parity.samples must be at least 1, got {recipe.parity.samples}"),
         *(
             (low <= limit <= high, f"parity.{name} must lie in [{low}, {high}], got {limit}")

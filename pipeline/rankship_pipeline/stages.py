@@ -20,13 +20,16 @@ from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, pre
 from rankship_pipeline.factorise import Metric
 from rankship_pipeline.likeness import RefineChoice
 from rankship_pipeline.mend import Mend, mend_model
-from rankship_pipeline.merge import MERGES, measure_interference
+from rankship_pipeline.merge import Sources, merge_states
+from rankship_pipeline.merge.fisher import measure_fisher
+from rankship_pipeline.merge.grams import measure_interference
+from rankship_pipeline.merge_methods import METHODS, RANDOM, MergeMethod, fill_settings
 from rankship_pipeline.plan import make_plan
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.quality import compare_with_source
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Comparison, Source, rank_choice
+from rankship_pipeline.recipe import Comparison, Source, find_base, rank_choice
 from rankship_pipeline.reconstruct import reconstruct
 from rankship_pipeline.records import Accuracy, Fidelity, RankPlan, Refinement
 from rankship_pipeline.refine import Saving, refine
@@ -115,23 +118,58 @@ class Stages:
         entry = self._produce("curvatures", made_from, make, "weigh outputs by what they move")
         return load_file(entry.read("curvatures.safetensors")), entry.content
 
-    def merge(self, method: str) -> tuple[Model, dict[str, float]]:
+    def weigh_parameters(self, model: Model, name: str, samples: int) -> tuple[State, str]:
+        """The diagonal Fisher information of one source on its own calibration data, and its content hash."""
+        made_from = {
+            "model": model.entry.content,
+            "data": self.prepared.calibration_sha256[name],
+            "samples": samples,
+            "seed": self.prepared.recipe.seed,
+        }
+
+        def make(target: Path) -> None:
+            inputs = self.prepared.data.calibration[name]
+            found = measure_fisher(model.module, inputs, samples, self.prepared.recipe.seed)
+            save_file(found, target / "fisher.safetensors")
+
+        entry = self._produce("fisher", made_from, make, f"weigh the parameters of {name} by what they move")
+        return load_file(entry.read("fisher.safetensors")), entry.content
+
+    def merge(self, method: MergeMethod) -> tuple[Model, dict[str, float]]:
         """The merged model, batch-norm re-estimated where the recipe says so, and each layer's interference."""
-        recipe = self.prepared.recipe
+        recipe, needs = self.prepared.recipe, METHODS[method]
+        settings = fill_settings(method, recipe.merge.given)
         sources = self._load_sources()
         grams, keys = self._calibrate_sources(sources)
+        base_source = find_base(recipe) if needs.base else None
+        base = None if base_source is None else self.load_source(base_source)
+        fishers = [
+            self.weigh_parameters(source, one.name, int(settings["samples"]))
+            for source, one in zip(sources, recipe.models, strict=True)
+            if needs.data == "fisher"
+        ]
         made_from = {
             "method": method,
-            "off_diagonal": recipe.merge.off_diagonal,
+            "settings": settings,
+            "seed": recipe.seed if method in RANDOM else None,
             "batchnorm": recipe.merge.batchnorm,
             "models": [source.entry.content for source in sources],
+            "base": None if base is None else base.entry.content,
             "grams": keys,
+            "fishers": [key for _, key in fishers],
             "layers": [layer.name for layer in self.prepared.layers],
         }
 
         def make(target: Path) -> None:
             states: list[State] = [source.module.state_dict() for source in sources]
-            state = MERGES[method](states, grams, self.prepared.layers, recipe.merge)
+            known = Sources(
+                states=states,
+                layers=self.prepared.layers,
+                base=None if base is None else base.module.state_dict(),
+                grams=grams,
+                fishers=[fisher for fisher, _ in fishers],
+            )
+            state = merge_states(method, known, settings, recipe.seed)
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
             module = load_into(copy.deepcopy(self.prepared.model), state, where=f"{method} merge")
             self._save(*self.settle(module), target)

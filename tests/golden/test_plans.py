@@ -23,7 +23,7 @@ from rankship_pipeline.compress import analyse, gather_stats
 from rankship_pipeline.factorise import WHITENINGS, Metric, truncate
 from rankship_pipeline.forms import compose
 from rankship_pipeline.layers import as_matrix, count_parameters, find_layers, get_layer
-from rankship_pipeline.merge import output_energy
+from rankship_pipeline.merge.grams import output_energy
 from rankship_pipeline.ranks import allocate, keep_to_method
 from rankship_pipeline.recipe import RankChoice
 from rankship_pipeline.records import Factors, RankPlan

@@ -17,7 +17,7 @@ from rankship_pipeline.factorise import (
     decompose_plain,
     truncate,
 )
-from rankship_pipeline.merge import output_energy
+from rankship_pipeline.merge.grams import output_energy
 
 sizes = st.integers(1, 9)
 seeds = st.integers(0, 2**32 - 1)

@@ -1,0 +1,52 @@
+"""Fisher-weighted averaging, and the Fisher information of a model's own predictions at every parameter."""
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.calibrate import draw_predictions, find_mask, split
+from rankship_pipeline.checkpoint import State
+from rankship_pipeline.data import Inputs
+from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
+
+
+def merge_fisher(given: MergeInput) -> Tensor:
+    """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, eq. 4, every model weighing the same).
+
+    Biases and norms alike; what no model's predictions depend on, and what is no parameter, is averaged.
+    """
+    average = given.average()
+    if not given.fishers:
+        return average
+    total = sum_in_order(given.fishers)
+    pull = sum_in_order([fisher * (value - average) for fisher, value in zip(given.fishers, given.values, strict=True)])
+    return average + (pull / torch.where(total > 0, total, 1)).to(average.dtype)
+
+
+def measure_fisher(model: nn.Module, inputs: Inputs, samples: int, seed: int = 0) -> State:
+    """The diagonal Fisher information E_x E_{y~p(y|x)} (∂ log p(y|x) / ∂θ)², float64, by parameter name.
+
+    No labels: what the model itself would say counts. Of at most `samples` inputs, spread evenly; each has a backward
+    pass of its own, because squares of gradients do not add up over a batch. A tied weight stands under its first name.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    parameters = [model.get_parameter(name) for name in names]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    fishers = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in zip(names, parameters, strict=True)}
+    count = len(inputs[0])
+    chosen = torch.linspace(0, count - 1, min(samples, count)).round().long()
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            for sample in split(tuple(tensor[chosen] for tensor in inputs), 1):
+                mask = find_mask(model, sample)
+                for target in draw_predictions(model(*sample), mask, generator):
+                    found = torch.autograd.grad(target, parameters, retain_graph=True, allow_unused=True)
+                    for name, gradient in zip(names, found, strict=True):
+                        if gradient is not None:
+                            fishers[name] += gradient.to(torch.float64).square()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)  # noqa: FBT003 - torch's own name for it is positional
+    return {name: fisher / len(chosen) for name, fisher in fishers.items()}

@@ -1,0 +1,94 @@
+"""Merges that drop most of every model's change: TIES, DARE, DELLA."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
+
+_MANY, _SAMPLE = 1 << 20, 1 << 16  # selection takes a pass over memory more per value than comparing with two edges
+
+
+def merge_ties(given: MergeInput) -> Tensor:
+    """Trim, elect sign, disjoint mean: θ_0 + λ·τ_m (Yadav et al. 2023, algorithm 1), biases and norms alike.
+
+    The largest `density` of every tensor is kept, where the paper ranks a model's parameters all together; equal
+    magnitudes at the edge are all kept, so that no order of theirs matters.
+    """
+    changes = given.changes
+    for change, edge in zip(changes, given.marks, strict=True):
+        change[change.abs() < edge] = 0
+    return given.origin + given.settings["scale"] * elect_and_average(changes)
+
+
+def find_edge(change: Tensor, settings: Mapping[str, float]) -> float:
+    """The magnitude of the last element that trimming to `density` keeps."""
+    magnitudes = change.abs().flatten()
+    return find_largest(magnitudes, max(1, int(settings["density"] * len(magnitudes)))) if len(magnitudes) else 0.0
+
+
+def find_largest(values: Tensor, place: int) -> float:
+    """The `place`-th largest value, from 1, exactly; of many values a sample says first between which two it lies."""
+    if len(values) > _MANY:
+        sample = values[:: len(values) // _SAMPLE].sort(descending=True).values
+        at, margin = place * len(sample) // len(values), len(sample) // 100
+        low, high = float(sample[min(at + margin, len(sample) - 1)]), float(sample[max(at - margin, 0)])
+        above = int((values > high).sum())
+        between = values[(values >= low) & (values <= high)]
+        if above < place <= above + len(between) < len(values):
+            return find_largest(between, place - above)
+    return float(values.kthvalue(len(values) - place + 1).values)
+
+
+def trim(change: Tensor, settings: Mapping[str, float]) -> Tensor:
+    """A change of which only the largest `density` is left."""
+    return torch.where(change.abs() < find_edge(change, settings), 0, change)
+
+
+def elect_and_average(changes: Sequence[Tensor]) -> Tensor:
+    """Elect sgn(Σ_t τ_t), then take each element's mean over the models that change it that way (TIES, §3)."""
+    elected = sum_in_order(changes).sign_()
+    kept, agreeing = torch.zeros_like(elected), torch.zeros_like(elected)
+    for change in changes:
+        agrees = change * elected > 0
+        kept += torch.where(agrees, change, 0)
+        agreeing += agrees
+    return kept.div_(agreeing.clamp_min_(1))
+
+
+def merge_dare(given: MergeInput) -> Tensor:
+    """θ_0 + λ Σ_t τ̂_t, τ̂_t = (1 − m) ⊙ τ_t / (1 − p), m ~ Bernoulli(p) (Yu et al. 2024, eq. 2, on task arithmetic).
+
+    Biases and norms alike. The default p is that of the authors' own merging command; they prune to 0.9 and beyond
+    where changes are as small as those of fine-tuned language models.
+    """
+    drop = given.settings["drop"]
+    sparse = [
+        torch.where(_draw(change, generator) < drop, 0, change) / (1 - drop)
+        for change, generator in zip(given.changes, given.generators, strict=True)
+    ]
+    return given.origin + given.settings["scale"] * sum_in_order(sparse)
+
+
+def merge_della(given: MergeInput) -> Tensor:
+    """Drop small changes likelier than large ones, rescale, elect, average (Deep et al. 2024, MagPrune and §3).
+
+    Within each row (a neuron) of n changes the r-th largest, from 0, is dropped with p_r = p − ε/2 + r·ε/n and else
+    divided by 1 − p_r; then as TIES does: θ_0 + λ·τ_m. Biases and norms are one row.
+    """
+    settings = given.settings
+    sparse = []
+    for change, generator in zip(given.changes, given.generators, strict=True):
+        rows = change.flatten(1) if change.ndim > 1 else change.reshape(1, -1)
+        order = rows.abs().argsort(dim=1, descending=True, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(rows.shape[1]).expand_as(order).contiguous())
+        chance = settings["drop"] - settings["epsilon"] / 2 + ranks.to(rows.dtype) * settings["epsilon"] / rows.shape[1]
+        kept = torch.where(_draw(rows, generator) < chance, 0, rows / (1 - chance))
+        sparse.append(kept.reshape(change.shape))
+    return given.origin + settings["scale"] * elect_and_average(sparse)
+
+
+def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), float32 whatever the tensor's type: the same mask in memory and streamed."""
+    return torch.rand(like.shape, generator=generator, dtype=torch.float32)
