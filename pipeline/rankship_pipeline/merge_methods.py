@@ -53,7 +53,7 @@ METHODS: dict[MergeMethod, Needs] = {
     "tsv-m": Needs(base=True, defaults={"scale": 1}),
     "iso-c": Needs(base=True, defaults={"scale": 1}),
     "knots": Needs(base=True, defaults={"density": 0.2, "scale": 1}),
-    "ctm": Needs(base=True, defaults={"rank": 0, "density": 0.2, "scale": 1}),
+    "ctm": Needs(base=True, defaults={"core_rank": 0, "density": 0.2, "scale": 1}),
 }
 # key → lowest and highest value, and whether the highest is still allowed
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -63,7 +63,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "epsilon": (0, 1, True),
     "position": (0, 1, True),
     "off_diagonal": (0, 1, True),
-    "rank": (0, 1 << 20, True),
+    "core_rank": (0, 1 << 20, True),
     "samples": (1, 1 << 20, True),
 }
 RANDOM: tuple[MergeMethod, ...] = ("dare", "della")

@@ -27,7 +27,7 @@ Task = Literal["sequence-classification", "image-classification"]
 
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
 _BASE = "base"  # the name of the model that adapters are added to
-_MERGE_KEYS = ("scale", "density", "drop", "epsilon", "position", "off_diagonal", "rank", "samples")
+_MERGE_KEYS = ("scale", "density", "drop", "epsilon", "position", "off_diagonal", "core_rank", "samples")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
@@ -76,7 +76,7 @@ class MergeChoice:
     `base` is the model that all were trained from; for adapters of one model it need not be given. `scale` is λ (or α);
     `density` the share of each change that trimming keeps, `drop` and `epsilon` how likely a change is dropped;
     `position` where SLERP stops between the two models; `off_diagonal` scales the Grams' off-diagonals as RegMean does
-    (1 = not at all); `rank` is that of CtM's cores (0: the adapters' own); `samples` how many inputs the Fisher sees.
+    (1 = not at all); `core_rank` is that of CtM's cores (0: the adapters' own); `samples` how many inputs the Fisher sees.
     `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
     re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
     """
@@ -89,7 +89,7 @@ class MergeChoice:
     epsilon: float | None = None
     position: float | None = None
     off_diagonal: float | None = None
-    rank: int | None = None
+    core_rank: int | None = None
     samples: int | None = None
     batchnorm: BatchNormMode = "auto"
 

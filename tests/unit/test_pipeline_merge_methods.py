@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -56,8 +57,8 @@ def draw_sources(seed: int, count: int) -> Sources:
     return Sources(states=states, base=base, layers=[LAYER, CONVOLUTION], grams=grams, fishers=fishers)
 
 
-def merge(method: MergeMethod, sources: Sources, seed: int = 0, **given: float) -> State:
-    return merge_states(method, sources, fill_settings(method, given), seed)
+def merge(method: MergeMethod, sources: Sources, given: Mapping[str, float] | None = None, seed: int = 0) -> State:
+    return merge_states(method, sources, fill_settings(method, given or {}), seed)
 
 
 def merge_one(method: MergeMethod, base: Tensor, *models: Tensor, **given: float) -> Tensor:
@@ -65,7 +66,7 @@ def merge_one(method: MergeMethod, base: Tensor, *models: Tensor, **given: float
     layer = Layer(name="fc", rows=base.shape[0], columns=base[0].numel()) if base.ndim > 1 else None
     states: list[State] = [{"fc.weight": one} for one in models]
     sources = Sources(states=states, base={"fc.weight": base}, layers=[layer] if layer else [])
-    return merge(method, sources, **given)["fc.weight"]
+    return merge(method, sources, given)["fc.weight"]
 
 
 def count_models(method: MergeMethod) -> int:
@@ -116,7 +117,7 @@ def test_statistics_are_averaged_and_stay_positive(method: MergeMethod) -> None:
     sources = draw_sources(5, count_models(method))
     expected = torch.stack([state["norm.running_var"] for state in sources.states]).mean(0)
     given = {"scale": 10.0} if "scale" in METHODS[method].defaults else {}
-    torch.testing.assert_close(merge(method, sources, **given)["norm.running_var"], expected)
+    torch.testing.assert_close(merge(method, sources, given)["norm.running_var"], expected)
 
 
 @pytest.mark.parametrize("method", ["wudi", "tsv-m", "iso-c", "knots", "ctm", "regmean", "joint"])
@@ -140,7 +141,7 @@ def test_task_arithmetic_is_the_base_plus_scaled_changes() -> None:
     base = sources.base or {}
     for name in ("fc.weight", "fc.bias"):
         expected = base[name] + 0.3 * sum(one[name] - base[name] for one in sources.states)
-        torch.testing.assert_close(merge("task-arithmetic", sources, scale=0.3)[name], expected)
+        torch.testing.assert_close(merge("task-arithmetic", sources, {"scale": 0.3})[name], expected)
 
 
 def test_slerp_has_the_models_at_its_ends_keeps_the_norm_and_cuts_the_angle() -> None:
@@ -156,7 +157,7 @@ def test_slerp_has_the_models_at_its_ends_keeps_the_norm_and_cuts_the_angle() ->
 
 def test_model_stock_by_its_formula() -> None:
     base = torch.zeros(1, 3, dtype=torch.float64)
-    x, y, z = torch.eye(3, dtype=torch.float64).split(1)
+    x, y, z = torch.eye(3, dtype=torch.float64)[:, None]
     torch.testing.assert_close(merge_one("model-stock", base, x, y, z), base)  # orthogonal: cos 0, the base is kept
     torch.testing.assert_close(merge_one("model-stock", base, x, x, x), x)
     tilted = x + y  # 45° to x: t = 2·cos/(1 + cos)
@@ -193,7 +194,7 @@ def test_the_edge_among_very_many_is_exact_too(place: int, levels: int) -> None:
 def test_dare_drops_a_share_and_keeps_the_mean() -> None:
     base, change = torch.zeros(400, 500).double(), torch.full((400, 500), 2.0).double()
     merged = merge_one("dare", base, change, drop=0.9, scale=1)
-    assert merged.unique().tolist() == pytest.approx([0, 20])
+    assert sorted(set(merged.flatten().tolist())) == pytest.approx([0, 20])
     assert float((merged == 0).double().mean()) == pytest.approx(0.9, abs=0.005)
     assert float(merged.mean()) == pytest.approx(2, rel=0.05)
     torch.testing.assert_close(merge_one("dare", base, change, drop=0, scale=1), change)
@@ -214,7 +215,7 @@ def test_della_drops_small_changes_likelier_and_keeps_the_mean() -> None:
 @pytest.mark.parametrize("method", ["dare", "della"])
 def test_chance_is_the_seeds_and_each_models_and_tensors_own(method: MergeMethod) -> None:
     sources = draw_sources(8, 3)
-    one, same, other = (merge(method, sources, seed) for seed in (1, 1, 2))
+    one, same, other = (merge(method, sources, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one["fc.weight"], same["fc.weight"])
     assert not torch.equal(one["fc.weight"], other["fc.weight"])
     base, states = sources.base or {}, sources.states
@@ -258,7 +259,7 @@ def test_the_fisher_of_a_softmax_layer_is_the_closed_form() -> None:
 def test_regmean_minimises_its_objective_and_joint_is_regmean_with_whole_grams() -> None:
     sources = draw_sources(10, 3)
     for shrink in (1.0, 0.7):
-        theta = merge("regmean", sources, off_diagonal=shrink)["fc.weight"].requires_grad_()
+        theta = merge("regmean", sources, {"off_diagonal": shrink})["fc.weight"].requires_grad_()
         loss = torch.zeros(()).double()
         for state, grams in zip(sources.states, sources.grams, strict=True):
             gram = shrink * grams["fc"] + (1 - shrink) * grams["fc"].diagonal().diag()
@@ -266,7 +267,7 @@ def test_regmean_minimises_its_objective_and_joint_is_regmean_with_whole_grams()
             loss = loss + (change @ gram * change).sum()
         (gradient,) = torch.autograd.grad(loss, theta)
         assert float(gradient.abs().max()) < 1e-3 * float(sources.grams[0]["fc"].abs().max())
-    whole = merge("regmean", sources, off_diagonal=1)
+    whole = merge("regmean", sources, {"off_diagonal": 1})
     torch.testing.assert_close(merge("joint", sources)["fc.weight"], whole["fc.weight"])
     assert fill_settings("regmean", {}) == {"off_diagonal": 0.9}
 
@@ -348,7 +349,7 @@ def test_knots_of_one_direction_elects_in_its_coordinates() -> None:
         (["ties"], {"density": 0}, True, "keeps nothing"),
         (["dare"], {"drop": 1.0}, True, r"merge.drop must lie in \[0, 1\), got 1.0"),
         (["della"], {"drop": 0.05}, True, "merge.drop ± merge.epsilon / 2 must lie in"),
-        (["joint", "slerp"], {"rank": 4}, False, "merge.rank means nothing to the method 'joint', 'slerp'"),
+        (["joint", "slerp"], {"core_rank": 4}, False, "merge.core_rank means nothing to the method 'joint', 'slerp'"),
     ],
 )
 def test_keys_that_mean_nothing_are_refused(

@@ -8,6 +8,7 @@ import torch
 
 from rankship_pipeline.codec import encode
 from rankship_pipeline.files import hash_file
+from rankship_pipeline.merge_methods import MergeMethod
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import Comparison, read_recipe
@@ -143,7 +144,7 @@ def test_every_way_meets_the_budget_and_none_is_taken_for_another(store: Store) 
 
 
 @pytest.mark.parametrize("method", ["average", "joint"])
-def test_grams_are_collected_anew_when_fewer_layers_are_excluded(store: Store, method: str) -> None:
+def test_grams_are_collected_anew_when_fewer_layers_are_excluded(store: Store, method: MergeMethod) -> None:
     make_stages(store, 'exclude = ["head"]').merge(method)
     _, interference = make_stages(store).merge(method)
     assert list(interference) == ["stem", "head"]

@@ -73,14 +73,14 @@ def merge_ctm(given: MergeInput) -> Tensor:
     """Compress then merge (He et al. 2026, arXiv 2606.03723): merge r × r cores in one shared pair of subspaces.
 
     U spans the leading r left directions of [Δ_1 … Δ_T], V the leading r right ones of the Δ_t stacked; the cores
-    UᵀΔ_tV are merged by TIES: θ_0 + λ·U C Vᵀ, of rank r by construction. `rank` = 0 takes the largest rank of any Δ_t,
+    UᵀΔ_tV are merged by TIES: θ_0 + λ·U C Vᵀ, of rank r by construction. `core_rank` = 0 takes the largest rank of any Δ_t,
     an adapter's own. How the paper finds its subspaces is not in what could be read of it: this is our reading. Biases,
     norms and embeddings are averaged.
     """
     changes = given.matrix_changes
     if not changes:
         return given.average()
-    rank = int(given.settings["rank"]) or max(count_rank(change, given.origin) for change in changes)
+    rank = int(given.settings["core_rank"]) or max(count_rank(change, given.origin) for change in changes)
     U = torch.linalg.svd(torch.cat(changes, 1), full_matrices=False)[0][:, :rank]
     Vh = torch.linalg.svd(torch.cat(changes), full_matrices=False)[2][:rank]
     cores = [trim(U.T @ change @ Vh.T, given.settings) for change in changes]
