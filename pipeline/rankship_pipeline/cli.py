@@ -12,6 +12,7 @@ from rankship_pipeline.errors import RankshipError
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("rankship_benchmarks.verbs:run", "build, verify, push, measure and report in one go"),
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
+    "merge": ("rankship_pipeline.merge_verbs:merge", "merge checkpoints on disk into one, without data"),
     "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
     "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
     "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),

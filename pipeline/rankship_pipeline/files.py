@@ -64,10 +64,7 @@ def publish_folder(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                _flush(path)
-        _flush(temporary)
+        flush_folder(temporary)
         try:
             temporary.rename(final)
         except OSError:
@@ -76,6 +73,14 @@ def publish_folder(final: Path) -> Iterator[Path]:
         _flush(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring a folder and every file in it to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _flush(path)
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:

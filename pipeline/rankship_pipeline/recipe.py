@@ -76,7 +76,7 @@ class MergeChoice:
     `base` is the model that all were trained from; for adapters of one model it need not be given. `scale` is λ (or α);
     `density` the share of each change that trimming keeps, `drop` and `epsilon` how likely a change is dropped;
     `position` where SLERP stops between the two models; `off_diagonal` scales the Grams' off-diagonals as RegMean does
-    (1 = not at all); `core_rank` is that of CtM's cores (0: the adapters' own); `samples` how many inputs the Fisher sees.
+    (1 = not at all); `core_rank` is that of CtM's cores (0: the adapters' own), `samples` how many inputs Fisher sees.
     `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
     re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
     """

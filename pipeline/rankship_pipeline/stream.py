@@ -60,7 +60,7 @@ Parts = tuple[Array, Array, Array]  # energy (r,) float64, B (keep, columns) and
 # times the size: the tail is then right to 1e-4, measured on power-law spectra with and without an outlier.
 _TRUSTED = 100
 _TIMEOUT_S = 10  # until a scheduler must have answered
-_SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*")  # copied from beside the weights
+SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*")  # copied from beside the weights
 
 
 @record
@@ -189,7 +189,7 @@ def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None
         return {f"{layer}.0.weight": B, f"{layer}.1.weight": A}
 
     with publish_folder(target) as folder:
-        for path in {path for pattern in _SETTINGS for path in checkpoint.folder.glob(pattern)}:
+        for path in {path for pattern in SETTINGS for path in checkpoint.folder.glob(pattern)}:
             shutil.copyfile(path, folder / path.name)
         write_shards(folder, analysis.decoder.group_names(), convert)
         (folder / PLAN).write_text(encode(plan), encoding="utf-8")

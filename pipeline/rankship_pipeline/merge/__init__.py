@@ -25,8 +25,8 @@ _STATISTICS = ("running_mean", "running_var")
 class Method:
     """How one tensor is merged; `merge` gives the type of the values.
 
-    `by_rows`: a row of the result depends on that row of the models alone, once `survey` has found its mark in each
-    model's whole change. Such a tensor can be merged piece by piece.
+    `by_rows`: a row of the result depends on that row of the models alone, once `survey` has found its mark in the
+    magnitudes (elements,) of each model's whole change. Such a tensor can be merged piece by piece.
     """
 
     merge: Callable[[MergeInput], Tensor]
@@ -101,5 +101,5 @@ def merge_tensor(method: Method, given: MergeInput) -> Tensor:
     """One whole tensor: the survey, then the merge."""
     survey = method.survey
     if survey is not None:
-        given = replace(given, marks=tuple(survey(change, given.settings) for change in given.changes))
+        given = replace(given, marks=tuple(survey(change.abs_().flatten(), given.settings) for change in given.changes))
     return method.merge(given)

@@ -22,9 +22,8 @@ def merge_ties(given: MergeInput) -> Tensor:
     return given.origin + given.settings["scale"] * elect_and_average(changes)
 
 
-def find_edge(change: Tensor, settings: Mapping[str, float]) -> float:
-    """The magnitude of the last element that trimming to `density` keeps."""
-    magnitudes = change.abs().flatten()
+def find_edge(magnitudes: Tensor, settings: Mapping[str, float]) -> float:
+    """The last of a change's magnitudes (elements,) that trimming to `density` keeps."""
     return find_largest(magnitudes, max(1, int(settings["density"] * len(magnitudes)))) if len(magnitudes) else 0.0
 
 
@@ -43,7 +42,7 @@ def find_largest(values: Tensor, place: int) -> float:
 
 def trim(change: Tensor, settings: Mapping[str, float]) -> Tensor:
     """A change of which only the largest `density` is left."""
-    return torch.where(change.abs() < find_edge(change, settings), 0, change)
+    return torch.where(change.abs() < find_edge(change.abs().flatten(), settings), 0, change)
 
 
 def elect_and_average(changes: Sequence[Tensor]) -> Tensor:

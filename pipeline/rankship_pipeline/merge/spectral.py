@@ -73,9 +73,9 @@ def merge_ctm(given: MergeInput) -> Tensor:
     """Compress then merge (He et al. 2026, arXiv 2606.03723): merge r × r cores in one shared pair of subspaces.
 
     U spans the leading r left directions of [Δ_1 … Δ_T], V the leading r right ones of the Δ_t stacked; the cores
-    UᵀΔ_tV are merged by TIES: θ_0 + λ·U C Vᵀ, of rank r by construction. `core_rank` = 0 takes the largest rank of any Δ_t,
-    an adapter's own. How the paper finds its subspaces is not in what could be read of it: this is our reading. Biases,
-    norms and embeddings are averaged.
+    UᵀΔ_tV are merged by TIES: θ_0 + λ·U C Vᵀ, of rank r by construction. `core_rank` = 0 takes the largest rank of
+    any Δ_t, an adapter's own. How the paper finds its subspaces is not in what could be read of it: this is our
+    reading. Biases, norms and embeddings are averaged.
     """
     changes = given.matrix_changes
     if not changes:
