@@ -222,15 +222,7 @@ def main() -> None:
         for method, (ours, asked) in write_requests(folder).items():
             for repeat in range(given.repeats):
                 commands = {
-                    "rankship": [
-                        sys.executable,
-                        "-m",
-                        "rankship_pipeline",
-                        "merge",
-                        str(ours),
-                        "--to",
-                        f"{folder}/ours",
-                    ],
+                    "rankship": [*OURS, "merge", str(ours), "--to", f"{folder}/ours"],
                     "mergekit": [
                         *(str(given.mergekit), str(asked), f"{folder}/theirs", "--no-copy-tokenizer"),
                         *("--no-write-model-card", "--num-threads=1"),

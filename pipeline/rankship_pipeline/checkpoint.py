@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +80,10 @@ def hash_source(source: Source, folder: Path) -> str:
 
 
 def _list_files(source: Source, folder: Path) -> list[Path]:
+    if source.adapter is not None:
+        from rankship_pipeline.adapter import list_adapter_files
+
+        return [*_list_files(replace(source, adapter=None), folder), *list_adapter_files(folder / source.adapter)]
     if source.huggingface is not None:
         from rankship_pipeline.huggingface import list_files
 
@@ -206,7 +211,20 @@ def copy_state(model: nn.Module) -> State:
 
 
 def train_or_load(source: Source, folder: Path, seed: int) -> State:
-    """The model's trained state, float32 on the CPU: loaded, or trained on the spot by the recipe's function."""
+    """The model's trained state, float32 on the CPU: loaded, or trained on the spot by the recipe's function.
+
+    An adapter is added to it.
+    """
+    if source.adapter is not None:
+        from rankship_pipeline.adapter import read_adapter
+
+        adapter = read_adapter(folder / source.adapter)
+        if source.huggingface is None:
+            return adapter.add_to(train_or_load(replace(source, adapter=None), folder, seed))
+        from rankship_pipeline.huggingface import PREFIX, load_wrapped_state
+
+        supplied = {PREFIX + name for name in adapter.replaced}
+        return adapter.add_to(load_wrapped_state(source, folder, supplied), PREFIX)
     model = make_model(source, folder, seed)
     if source.train is not None:
         torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """Hugging Face models as plain modules: positional tensors in, logits out."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ _AUTO_CLASSES = {
 
 # configuration, weights, and what tells two tokenizers apart
 _FETCHED = ["*.json", "*.safetensors", "vocab.txt", "*.model"]
+
+
+PREFIX = "model."  # of a transformers model's own names in the wrapped module's
 
 
 class LogitsOnly(nn.Module):
@@ -74,8 +78,11 @@ def make_wrapped(source: Source, folder: Path) -> nn.Module:
     return LogitsOnly(model.to(torch.float32), source.inputs).eval()
 
 
-def load_wrapped_state(source: Source, folder: Path) -> dict[str, Tensor]:
-    """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint."""
+def load_wrapped_state(source: Source, folder: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
+    """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint.
+
+    What stands in `supplied` may be missing: an adapter brings it along.
+    """
     from rankship_pipeline.checkpoint import copy_state, read_state
 
     for path in list_files(source, folder)[1:]:
@@ -87,7 +94,7 @@ def load_wrapped_state(source: Source, folder: Path) -> dict[str, Tensor]:
         attn_implementation="eager",
         output_loading_info=True,
     )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(name for name in found["missing_keys"] if PREFIX + name not in supplied)
     if missing:  # transformers would fill them at random
         raise InputError(
             f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",

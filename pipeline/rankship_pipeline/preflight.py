@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rankship_pipeline.adapter import read_adapter
 from rankship_pipeline.checkpoint import (
     check_fits,
     find_weights,
@@ -25,6 +26,7 @@ from rankship_pipeline.errors import InputError
 from rankship_pipeline.evaluate import IGNORED
 from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.files import hash_file
+from rankship_pipeline.huggingface import PREFIX
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.mismatch import check_mergeable
@@ -82,6 +84,10 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             path = find_weights(source, folder)
             check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
             refuse_broken(path)
+        if source.adapter is not None:
+            prefix = "" if source.huggingface is None else PREFIX
+            state = make_model(source, folder, recipe.seed).state_dict()
+            read_adapter(folder / source.adapter).add_to(state, prefix)
     data = load_data(recipe, folder)
     for source in sources:  # proven on the untrained module: a mend that cannot work must not wait for training
         if mends[source.name] != Mend():

@@ -282,6 +282,8 @@ def _check_models(recipe: Recipe) -> list[str]:
             complaints.append(f"model {source.name!r}: two of its `labels` have one name")
         if source.huggingface is not None and (source.weights or source.train):
             complaints.append(f"model {source.name!r}: `weights` and `train` belong to a factory, not to `huggingface`")
+        if source.adapter is not None and source.train is not None:
+            complaints.append(f"model {source.name!r}: an adapter belongs to a model that is loaded, not to `train`")
         if (source.factory is None) == (source.huggingface is None):
             complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
         elif source.factory is not None and (source.weights is None) == (source.train is None):

@@ -1,0 +1,119 @@
+"""LoRA adapters as peft saves them, read without peft and added to the model that they were trained on."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.checkpoint import State, read_state
+from rankship_pipeline.errors import InputError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # what peft puts before every name of the model itself
+_PARTS = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+# keys of the configuration that make it another thing than W + s·BA, with the value that does not
+_REFUSED = {"use_dora": False, "lora_bias": False, "layer_replication": None, "use_qalora": False}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Additions to weights by module name, and tensors that take the model's own place (a head trained with it)."""
+
+    folder: Path
+    changes: Mapping[str, Tensor]
+    replaced: Mapping[str, Tensor]
+
+    def add_to(self, state: State, prefix: str = "") -> State:
+        """W_0 + s·BA for every adapted weight (Hu et al. 2022, eq. 3), in the weights' own type.
+
+        `prefix` stands before the model's names in `state`. A tensor that is not there, or of another shape, is an
+        InputError.
+        """
+        merged, missing = dict(state), []
+        for name, tensor in {**self.changes, **self.replaced}.items():
+            key = prefix + name
+            if key not in state or state[key].shape != tensor.shape:
+                missing.append(f"{name} {list(tensor.shape)}")
+                continue
+            change = tensor.to(torch.float64) + (state[key].to(torch.float64) if name in self.changes else 0)
+            merged[key] = change.to(state[key].dtype)
+        if missing:
+            raise InputError(
+                f"the adapter {self.folder} does not fit its model, which lacks {', '.join(missing[:5])}"
+                + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),  # noqa: PLR2004 - as many as are shown
+                hint="give it the model that it was trained on",
+            )
+        return merged
+
+
+def list_adapter_files(folder: Path) -> list[Path]:
+    """Configuration and weights; InputError where either is missing."""
+    files = [folder / CONFIG, folder / WEIGHTS]
+    for path in files:
+        if not path.is_file():
+            raise InputError(
+                f"no {path.name} in {folder}", hint="give the folder that peft's save_pretrained wrote (safetensors)"
+            )
+    return files
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA adapter of linear layers, convolutions and embeddings; other kinds are refused by name."""
+    config_path, weights = list_adapter_files(folder)
+    config = _read_config(config_path)
+    found: dict[tuple[str, bool], dict[str, Tensor]] = {}
+    replaced = {}
+    for key, tensor in read_state(weights).items():
+        name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")  # biases trained beside a LoRA stand inside it
+        parts = _PARTS.match(name)
+        if parts is None:
+            replaced[name] = tensor
+        else:
+            found.setdefault((parts["module"], parts["embedding"] is not None), {})[parts["side"]] = tensor
+    changes = {}
+    for (module, is_embedding), sides in found.items():
+        if sides.keys() != {"A", "B"}:
+            raise InputError(f"{weights}: {module} has only one of lora_A and lora_B", hint="save the adapter again")
+        scale = _find_scale(config, module, len(sides["A"]))
+        change = scale * _multiply(sides["B"], sides["A"])
+        changes[f"{module}.weight"] = change.T if is_embedding or config.get("fan_in_fan_out") else change
+    return Adapter(folder=folder, changes=changes, replaced=replaced)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path} is not valid JSON", hint="save the adapter again") from None
+    odd = {key: config[key] for key, plain in _REFUSED.items() if config.get(key, plain) != plain}
+    if config.get("peft_type") != "LORA":
+        odd["peft_type"] = config.get("peft_type")
+    if odd:
+        raise InputError(
+            f"{path}: {', '.join(f'{key} = {value!r}' for key, value in odd.items())} is more than a plain LoRA",
+            hint="merge it into its model with peft's merge_and_unload, and give that model",
+        )
+    return config
+
+
+def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """α / r, or α / √r of rank-stabilised LoRA; a pattern may give a module an α of its own."""
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _multiply(B: Tensor, A: Tensor) -> Tensor:
+    """BA in float64, in the weight's shape: (rows, columns), or (rows, channels, height, width) of a convolution."""
+    product = B.to(torch.float64).flatten(1) @ A.to(torch.float64).flatten(1)
+    return product.reshape(len(B), *A.shape[1:])
