@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ SHAPE: dict[str, Any] = {
 OURS = (sys.executable, "-c", "import sys; from rankship_pipeline.cli import main; sys.exit(main())")
 SHARD_LAYERS = 4
 DENSITY = 0.2
-SAMPLE_S = 0.02
+SAMPLE_S = 0.05
+COMPARED = 5_000_000  # the attention's matrices and the norms; an exact merge of the embeddings takes minutes
 
 
 def make_checkpoints(folder: Path, layers: int) -> None:
@@ -135,11 +137,11 @@ def write_requests(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def compare(folder: Path, method: str) -> dict[str, Any]:
-    """How the two results differ, and how far each is from the merge in float64 rounded once, tensor by tensor."""
+    """How the two results differ, and how far each is from the merge in float64; tensors of up to COMPARED elements."""
     models = {name: open_model(folder / name).tensors for name in ("base", "a", "b", "ours", "theirs")}
     differing = elements = 0
     largest = {"between": 0.0, "ours": 0.0, "theirs": 0.0}
-    for key in models["ours"]:
+    for key in (key for key, one in models["ours"].items() if prod(one.shape) <= COMPARED):
         ours, theirs = models["ours"][key].read(), models["theirs"][key].read()
         differing += int((ours != theirs).sum())
         elements += ours.numel()
