@@ -34,15 +34,6 @@ from rankship_pipeline.blocks import INDEX, make_empty
 from rankship_pipeline.stream_merge import open_model
 from rankship_pipeline.toolchain import list_versions
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
 OURS = (sys.executable, "-c", "import sys; from rankship_pipeline.cli import main; sys.exit(main())")
 SHARD_LAYERS = 4
 DENSITY = 0.2
@@ -50,13 +41,27 @@ SAMPLE_S = 0.05
 COMPARED = 5_000_000  # the attention's matrices and the norms; an exact merge of the embeddings takes minutes
 
 
-def make_checkpoints(folder: Path, layers: int) -> None:
+def describe_shape(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
+    """LLaMA's proportions."""
+    return {
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": width * 11 // 4,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"],
+    }
+
+
+def make_checkpoints(folder: Path, shape: dict[str, Any]) -> None:
     """Write base, a and b: random, the two a tenth of the base's spread away; never more than one shard in memory."""
     for name in ("base", "a", "b"):
         place = folder / name
-        transformers.LlamaConfig(
-            **SHAPE, num_hidden_layers=layers, dtype="bfloat16", architectures=["LlamaForCausalLM"]
-        ).save_pretrained(place)
+        transformers.LlamaConfig(**shape).save_pretrained(place)
         shapes = {key: tuple(tensor.shape) for key, tensor in make_empty(place).state_dict().items()}
         files = {key: _find_file(key) for key in shapes}
         for file in sorted(set(files.values())):
@@ -208,10 +213,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mergekit", type=Path, required=True, help="the mergekit-yaml of an environment of its own")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where some 7 GB may lie for a while; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("merge_beside_mergekit.json"))
     given = parser.parse_args()
+    shape = describe_shape(given.layers, given.width, given.vocabulary)
     version = subprocess.run(
         [given.mergekit.with_name("pip"), "list", "--format=json"], capture_output=True, text=True, check=True
     )
@@ -219,7 +227,7 @@ def main() -> None:
     load_before, rows, comparisons, hashes = os.getloadavg(), list[dict[str, Any]](), dict[str, Any](), set[str]()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        make_checkpoints(folder, given.layers)
+        make_checkpoints(folder, shape)
         size_bytes = sum(path.stat().st_size for path in (folder / "a").glob("*.safetensors"))
         for method, (ours, asked) in write_requests(folder).items():
             for repeat in range(given.repeats):
@@ -239,7 +247,7 @@ def main() -> None:
                 hashes.add(f"{method} {hash_folder(folder / 'ours')}")
             comparisons[method] = compare(folder, method)
     report = {
-        "shape": {**SHAPE, "num_hidden_layers": given.layers, "dtype": "bfloat16", "models": 2},
+        "shape": {**shape, "models": 2},
         "checkpoint_bytes": size_bytes,
         "conditions": {
             "machine": platform.processor() or platform.machine(),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rankship_pipeline.checkpoint import State, read_state
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.tensor_file import Readable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -23,11 +24,81 @@ _REFUSED = {"use_dora": False, "lora_bias": False, "layer_replication": None, "u
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one weight of `shape`: s·BA with B (rows, r) and A (r, columns), never held whole."""
+
+    B: Tensor
+    A: Tensor
+    scale: float
+    shape: tuple[int, ...]
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows of it, or all, in the weight's shape, float64."""
+        product = self.scale * (self.B[start:stop].to(torch.float64) @ self.A.to(torch.float64))
+        return product.reshape(len(product), *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class AdaptedTensor:
+    """A stored weight plus what an adapter adds to it; read as float32, or float64 where it is stored so."""
+
+    stored: Readable
+    change: LowRank
+
+    @property
+    def type_name(self) -> str:
+        """The weight's own."""
+        return self.stored.type_name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weight's own."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's own."""
+        return self.stored.shape
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows of the sum, rounded once."""
+        total = self.stored.read(start, stop).to(torch.float64) + self.change.read(start, stop)
+        return total.to(torch.promote_types(self.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor that an adapter brings along in place of the stored one, whose type it takes."""
+
+    stored: Readable
+    held: Tensor
+
+    @property
+    def type_name(self) -> str:
+        """The stored tensor's."""
+        return self.stored.type_name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored tensor's."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its own, which is the stored tensor's."""
+        return tuple(self.held.shape)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows, or all."""
+        return self.held[start:stop] if self.held.ndim else self.held
+
+
+@dataclass(frozen=True)
 class Adapter:
     """Additions to weights by module name, and tensors that take the model's own place (a head trained with it)."""
 
     folder: Path
-    changes: Mapping[str, Tensor]
+    changes: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor]
 
     def add_to(self, state: State, prefix: str = "") -> State:
@@ -36,21 +107,25 @@ class Adapter:
         `prefix` stands before the model's names in `state`. A tensor that is not there, or of another shape, is an
         InputError.
         """
-        merged, missing = dict(state), []
-        for name, tensor in {**self.changes, **self.replaced}.items():
-            key = prefix + name
-            if key not in state or state[key].shape != tensor.shape:
-                missing.append(f"{name} {list(tensor.shape)}")
-                continue
-            change = tensor.to(torch.float64) + (state[key].to(torch.float64) if name in self.changes else 0)
-            merged[key] = change.to(state[key].dtype)
+        self.check_fits({name: tuple(tensor.shape) for name, tensor in state.items()}, prefix)
+        merged = dict(state)
+        for name, change in self.changes.items():
+            weight = state[prefix + name]
+            merged[prefix + name] = (weight.to(torch.float64) + change.read()).to(weight.dtype)
+        for name, tensor in self.replaced.items():
+            merged[prefix + name] = tensor.to(state[prefix + name].dtype)
+        return merged
+
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
+        """Raise an InputError naming what the model lacks, or has in another shape."""
+        mine = {name: tuple(one.shape) for name, one in (*self.changes.items(), *self.replaced.items())}
+        missing = [f"{name} {list(shape)}" for name, shape in mine.items() if shapes.get(prefix + name) != shape]
         if missing:
             raise InputError(
                 f"the adapter {self.folder} does not fit its model, which lacks {', '.join(missing[:5])}"
                 + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),  # noqa: PLR2004 - as many as are shown
                 hint="give it the model that it was trained on",
             )
-        return merged
 
 
 def list_adapter_files(folder: Path) -> list[Path]:
@@ -81,9 +156,12 @@ def read_adapter(folder: Path) -> Adapter:
     for (module, is_embedding), sides in found.items():
         if sides.keys() != {"A", "B"}:
             raise InputError(f"{weights}: {module} has only one of lora_A and lora_B", hint="save the adapter again")
-        scale = _find_scale(config, module, len(sides["A"]))
-        change = scale * _multiply(sides["B"], sides["A"])
-        changes[f"{module}.weight"] = change.T if is_embedding or config.get("fan_in_fan_out") else change
+        A, B = sides["A"].flatten(1), sides["B"].flatten(1)
+        shape = (len(B), *sides["A"].shape[1:])  # a convolution's A has the kernel, (r, channels, height, width)
+        scale = _find_scale(config, module, len(A))
+        if is_embedding or config.get("fan_in_fan_out"):
+            A, B, shape = B.T, A.T, shape[::-1]
+        changes[f"{module}.weight"] = LowRank(B=B, A=A, scale=scale, shape=shape)
     return Adapter(folder=folder, changes=changes, replaced=replaced)
 
 
@@ -111,9 +189,3 @@ def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
             alpha = value
             break
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _multiply(B: Tensor, A: Tensor) -> Tensor:
-    """BA in float64, in the weight's shape: (rows, columns), or (rows, channels, height, width) of a convolution."""
-    product = B.to(torch.float64).flatten(1) @ A.to(torch.float64).flatten(1)
-    return product.reshape(len(B), *A.shape[1:])

@@ -9,6 +9,7 @@ from rankship_pipeline.merge_methods import METHODS, check_count, check_settings
 from rankship_pipeline.recipe import MergeChoice
 from rankship_pipeline.records import record
 
+_ADAPTER = "adapter_config.json"  # a folder that holds it is an adapter, which adds to the base
 FloatType = Literal["float64", "float32", "float16", "bfloat16"]
 
 
@@ -16,7 +17,8 @@ FloatType = Literal["float64", "float32", "float16", "bfloat16"]
 class MergeFile:
     """Checkpoint folders (safetensors, sharded or not), relative to the file, into one folder, without data.
 
-    `base` is the folder of the model that all were trained from. `merge` is a recipe's [merge] with a method that
+    A folder may be that of a LoRA adapter, which is added to `base`, the folder of the model that all were trained
+    from. `merge` is a recipe's [merge] with a method that
     needs no data. `dtype` is the type that floating-point tensors are stored in, None for the first model's own.
     """
 
@@ -40,7 +42,8 @@ def read_merge_file(path: Path) -> MergeFile:
         complaints.append("models is empty: name the checkpoints' folders")
     if choice.base is not None or choice.batchnorm != "auto":
         complaints.append("merge.base and merge.batchnorm belong to recipes: write base = FOLDER at the top")
-    if asked.base is not None and not METHODS[method].base:
+    has_adapters = any((path.parent / name / _ADAPTER).is_file() for name in asked.models)
+    if asked.base is not None and not METHODS[method].base and not has_adapters:
         complaints.append(f"base means nothing to the method {method!r}: leave it out")
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the file and run again")

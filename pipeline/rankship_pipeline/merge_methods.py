@@ -66,6 +66,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "core_rank": (0, 1 << 20, True),
     "samples": (1, 1 << 20, True),
 }
+KEYS = tuple(_RANGES)  # all that a [merge] table may hold besides method, base and batchnorm
 RANDOM: tuple[MergeMethod, ...] = ("dare", "della")
 _OF_SLERP = 2
 

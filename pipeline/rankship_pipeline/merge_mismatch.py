@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from rankship_pipeline.errors import InputError, MergeMismatch
-from rankship_pipeline.tensor_file import TYPES, StoredTensor
+from rankship_pipeline.tensor_file import TYPES, Readable
 
 # what a configuration may say otherwise without any number meaning another thing
 _FREE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "model_type"}
 _SHOWN = 40  # differences of one model that are worth reading
 
 
-def check_alike(models: Mapping[str, tuple[Path, Mapping[str, StoredTensor]]]) -> None:
+def check_alike(models: Mapping[str, tuple[Path, Mapping[str, Readable]]]) -> None:
     """Raise one MergeMismatch with every difference from the first model, each with what can be done about it."""
     (first, (folder, tensors)), *others = models.items()
     for name, (_, found) in models.items():
@@ -35,7 +35,7 @@ def check_alike(models: Mapping[str, tuple[Path, Mapping[str, StoredTensor]]]) -
         )
 
 
-def _compare_tensors(left: Mapping[str, StoredTensor], right: Mapping[str, StoredTensor]) -> list[str]:
+def _compare_tensors(left: Mapping[str, Readable], right: Mapping[str, Readable]) -> list[str]:
     lines = [
         f"{name}: missing; save both with the same tied weights and heads"
         for name in sorted(left.keys() - right.keys())

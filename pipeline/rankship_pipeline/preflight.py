@@ -86,8 +86,9 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             refuse_broken(path)
         if source.adapter is not None:
             prefix = "" if source.huggingface is None else PREFIX
-            state = make_model(source, folder, recipe.seed).state_dict()
-            read_adapter(folder / source.adapter).add_to(state, prefix)
+            expected = make_model(source, folder, recipe.seed).state_dict()
+            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+            read_adapter(folder / source.adapter).check_fits(shapes, prefix)
     data = load_data(recipe, folder)
     for source in sources:  # proven on the untrained module: a mend that cannot work must not wait for training
         if mends[source.name] != Mend():

@@ -15,7 +15,7 @@ from rankship_pipeline.likeness import (
     check_quality,
     check_refinement,
 )
-from rankship_pipeline.merge_methods import METHODS, MergeMethod, check_count, check_settings
+from rankship_pipeline.merge_methods import KEYS, METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.records import FORMATS, CostUnit, Form, Format, record
 
 RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
@@ -27,7 +27,6 @@ Task = Literal["sequence-classification", "image-classification"]
 
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
 _BASE = "base"  # the name of the model that adapters are added to
-_MERGE_KEYS = ("scale", "density", "drop", "epsilon", "position", "off_diagonal", "core_rank", "samples")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
@@ -96,7 +95,7 @@ class MergeChoice:
     @property
     def given(self) -> dict[str, float]:
         """The methods' own keys as far as the recipe gives them; they hold for every merge of it that takes them."""
-        return {key: value for key in _MERGE_KEYS if (value := getattr(self, key)) is not None}
+        return {key: value for key in KEYS if (value := getattr(self, key)) is not None}
 
 
 @record

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rankship_pipeline.adapter import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
 from rankship_pipeline.blocks import INDEX, Checkpoint, open_checkpoint, publish_file
 from rankship_pipeline.codec import digest, encode
 from rankship_pipeline.errors import InputError
@@ -27,7 +28,7 @@ from rankship_pipeline.merge_methods import fill_settings
 from rankship_pipeline.merge_mismatch import check_alike
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.stream import SETTINGS
-from rankship_pipeline.tensor_file import StoredTensor, read_header, write_header, write_piece
+from rankship_pipeline.tensor_file import Readable, count_rows, read_header, write_header, write_piece
 from rankship_pipeline.toolchain import hash_code, list_versions
 
 RECORD = "rankship-merge.json"
@@ -38,11 +39,15 @@ _MATRIX, _KERNEL = 2, 4  # dimensions of a linear layer's weight and of a convol
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint and where each of its tensors lies."""
+    """A checkpoint and where each of its tensors lies; `files` are all that it is read from.
+
+    An adapter's `checkpoint` is its base's.
+    """
 
     name: str
     checkpoint: Checkpoint
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Readable]
+    files: tuple[Path, ...]
 
 
 def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps) -> None:
@@ -53,8 +58,8 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name a new folder with --to, or delete this one")
-    models = [open_model(folder / name) for name in asked.models]
     base = None if asked.base is None else open_model(folder / asked.base)
+    models = [open_model(folder / name, base) for name in asked.models]
     everything = models if base is None else [*models, base]
     check_alike({one.name: (one.checkpoint.folder, one.tensors) for one in everything})
     work = target.parent / f".{target.name}.{_hash(asked, everything)[:20]}.part"
@@ -80,11 +85,22 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
         shutil.rmtree(leftover)
 
 
-def open_model(folder: Path) -> OpenedModel:
-    """Find every tensor of a checkpoint folder; missing and truncated files are refused here."""
-    checkpoint = open_checkpoint(folder)
-    tensors = {name: stored for path in checkpoint.files for name, stored in read_header(path).items()}
-    return OpenedModel(name=str(folder), checkpoint=checkpoint, tensors=tensors)
+def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
+    """Find every tensor of a checkpoint folder, or of an adapter's and its base; what is no whole file is refused."""
+    if not (folder / CONFIG).is_file():
+        checkpoint = open_checkpoint(folder)
+        stored = {name: one for path in checkpoint.files for name, one in read_header(path).items()}
+        return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
+    if base is None:
+        raise InputError(f"{folder} is an adapter and adds to a model", hint="name that model in base")
+    adapter = read_adapter(folder)
+    adapter.check_fits({name: one.shape for name, one in base.tensors.items()})
+    tensors: dict[str, Readable] = dict(base.tensors)
+    for name, change in adapter.changes.items():
+        tensors[name] = AdaptedTensor(tensors[name], change)
+    for name, held in adapter.replaced.items():
+        tensors[name] = HeldTensor(tensors[name], held)
+    return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
 
 
 @dataclass(frozen=True)
@@ -95,14 +111,14 @@ class Merging:
     models: list[OpenedModel]
     base: OpenedModel | None
 
-    def choose_type(self, first: StoredTensor) -> torch.dtype:
+    def choose_type(self, first: Readable) -> torch.dtype:
         """The type a tensor is stored in."""
         if self.asked.dtype is None or not first.dtype.is_floating_point:
             return first.dtype
         found: torch.dtype = getattr(torch, self.asked.dtype)
         return found
 
-    def write_shard(self, tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    def write_shard(self, tensors: Mapping[str, Readable], path: Path) -> None:
         """One file with these tensors merged, in their order."""
         with path.open("wb") as stream:
             write_header(stream, {name: (self.choose_type(one), one.shape) for name, one in tensors.items()})
@@ -114,7 +130,7 @@ class Merging:
                         )
                     write_piece(stream, piece)
 
-    def merge_tensor(self, name: str, first: StoredTensor) -> Iterator[Tensor]:
+    def merge_tensor(self, name: str, first: Readable) -> Iterator[Tensor]:
         """The merged tensor in its stored type, in pieces of some rows; integers come from the first model."""
         if not first.dtype.is_floating_point:
             yield first.read()
@@ -124,7 +140,7 @@ class Merging:
         base = None if self.base is None else self.base.tensors[name]
         marks = self._survey(method, stored, base)
         generators = seed_generators(self.asked.seed, name, len(stored))
-        for start, stop in list_pieces(first) if method.by_rows else [(0, first.rows)]:
+        for start, stop in list_pieces(first) if method.by_rows else [(0, count_rows(first))]:
             given = MergeInput(
                 values=tuple(_widen(one.read(start, stop)) for one in stored),
                 settings=self._settings,
@@ -139,7 +155,7 @@ class Merging:
     def _settings(self) -> dict[str, float]:
         return fill_settings(self.asked.merge.method, self.asked.merge.given)
 
-    def _survey(self, method: Method, stored: list[StoredTensor], base: StoredTensor | None) -> tuple[float, ...]:
+    def _survey(self, method: Method, stored: list[Readable], base: Readable | None) -> tuple[float, ...]:
         """What the method must know of each model's whole change, one model after the other."""
         if method.survey is None or base is None:
             return ()
@@ -157,9 +173,9 @@ class Merging:
         return ", ".join(model.name for model in self.models)
 
 
-def list_pieces(tensor: StoredTensor) -> list[tuple[int, int]]:
+def list_pieces(tensor: Readable) -> list[tuple[int, int]]:
     """First row and the row after the last of every piece; a vector is one piece, as it is one row to some methods."""
-    rows, row = tensor.rows, prod(tensor.shape[1:])
+    rows, row = count_rows(tensor), prod(tensor.shape[1:])
     step = max(1, PIECE // max(1, row)) if len(tensor.shape) > 1 else max(1, rows)
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
@@ -183,7 +199,7 @@ def _widen(tensor: Tensor) -> Tensor:
 
 def _write_index(folder: Path, first: OpenedModel, merging: Merging) -> None:
     size_bytes = sum(prod(one.shape) * merging.choose_type(one).itemsize for one in first.tensors.values())
-    places = {name: one.path.name for name, one in first.tensors.items()}
+    places = {name: path.name for path in first.checkpoint.files for name in read_header(path)}
     index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
 
@@ -198,7 +214,5 @@ def _change_type(path: Path, dtype: str) -> None:
 
 def _hash(asked: MergeFile, models: list[OpenedModel]) -> str:
     """Everything that shapes the result; of the checkpoints' files name, size and time, for reading them takes long."""
-    files = [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns] for model in models for path in model.checkpoint.files
-    ]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for model in models for path in model.files]
     return digest({"asked": encode(asked), "files": files, "code": hash_code(), "versions": list_versions()})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import BufferedWriter
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,28 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 _LENGTH_BYTES = 8  # of the header's length, little-endian; the header is padded to as much
 
 
+class Readable(Protocol):
+    """A tensor that is read some rows at a time: `dtype` is the type it is stored in, `type_name` the format's name."""
+
+    @property
+    def type_name(self) -> str: ...  # noqa: D102 - said above
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102 - said above
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - its own
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows, or all."""
+        ...
+
+
+def count_rows(tensor: Readable) -> int:
+    """Elements of the first dimension; 1 for a single number."""
+    return tensor.shape[0] if tensor.shape else 1
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies: `offset` bytes into a file, in the format's own `type_name`."""
@@ -46,14 +69,9 @@ class StoredTensor:
         """The type as torch has it; KeyError for one that is not in TYPES."""
         return TYPES[self.type_name]
 
-    @property
-    def rows(self) -> int:
-        """Elements of the first dimension; 1 for a single number."""
-        return self.shape[0] if self.shape else 1
-
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Some rows, or all, as they are stored."""
-        stop = self.rows if stop is None else stop
+        stop = count_rows(self) if stop is None else stop
         shape = self.shape and (stop - start, *self.shape[1:])
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         if prod(shape) == 0:

@@ -206,7 +206,7 @@ def test_plain_addition_of_adapters_adds_both_changes(two: Path, tmp_path: Path)
     assert len(interference) == len(stages.prepared.layers)
     base = load_file(two / "base" / "model.safetensors")
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    changes = [read_adapter(two / one).changes[name] for one in ("one", "two")]
+    changes = [read_adapter(two / one).changes[name].read() for one in ("one", "two")]
     expected = base[name].double() + changes[0] + changes[1]
     torch.testing.assert_close(merged.module.state_dict()["model." + name].double(), expected, rtol=0, atol=1e-6)
     ranks = [

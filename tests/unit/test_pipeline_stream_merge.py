@@ -1,6 +1,7 @@
 """Merging from disk to disk: the same numbers as in memory, whatever the pieces, whole or not at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankship_pipeline import stream_merge
+from rankship_pipeline.adapter import read_adapter
 from rankship_pipeline.blocks import INDEX
 from rankship_pipeline.cli import main
 from rankship_pipeline.errors import InputError, MergeMismatch
@@ -205,6 +207,44 @@ def test_numbers_that_are_none_and_folders_that_exist_are_refused(models: Path) 
     (models / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
         run(ask("average"), models)
+
+
+def write_adapter(folder: Path, seed: int) -> None:
+    """Rank 2 on a linear layer, a convolution and the embedding, and a bias trained with them."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {
+        "a.lora_A.weight": (2, 8),
+        "a.lora_B.weight": (12, 2),
+        "conv.lora_A.weight": (2, 3, 2, 2),
+        "conv.lora_B.weight": (4, 2, 1, 1),
+        "embed_tokens.lora_embedding_A": (2, 30),
+        "embed_tokens.lora_embedding_B": (8, 2),
+        "a.bias": (12,),
+    }
+    folder.mkdir()
+    tensors = {f"base_model.model.{name}": torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3}))
+
+
+@pytest.mark.parametrize("method", ["average", "task-arithmetic", "ctm"])
+def test_adapters_stream_as_the_models_that_they_make(
+    method: MergeMethod, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_merge, "PIECE", 20)
+    for seed, name in enumerate(("one", "two")):
+        write_adapter(models / name, seed)
+    base = read(models / "base")
+    for name in ("one", "two"):
+        write(models / f"whole-{name}", read_adapter(models / name).add_to(base))
+    asked = replace(ask(method, "one", "two"), base="base")
+    streamed = run(asked, models, "streamed")
+    whole = run(ask(method, "whole-one", "whole-two"), models, "whole")
+    for name, value in whole.items():
+        torch.testing.assert_close(streamed[name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(streamed["a.weight"], base["a.weight"], atol=0.1)
+    with pytest.raises(InputError, match="is an adapter and adds to a model"):
+        run(replace(asked, base=None), models)
 
 
 @pytest.mark.parametrize(
