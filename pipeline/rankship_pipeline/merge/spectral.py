@@ -89,5 +89,6 @@ def merge_ctm(given: MergeInput) -> Tensor:
 
 def count_rank(change: Tensor, base: Tensor) -> int:
     """A change's rank beyond the rounding of the float32 weights that it is the difference of; at least 1."""
-    rounding = torch.finfo(torch.float32).eps * float(torch.linalg.vector_norm(base))
+    norms = torch.linalg.vector_norm(base) + torch.linalg.vector_norm(change)  # no less than that of their sum
+    rounding = torch.finfo(torch.float32).eps * float(norms)
     return max(1, int((torch.linalg.svdvals(change) > rounding).sum()))
