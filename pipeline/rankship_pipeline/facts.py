@@ -15,6 +15,7 @@ from rankship_pipeline.huggingface import find_snapshot, list_files
 from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.recipe import Source
 
+_LABELS = {"id2label", "label2id"}
 # What every configuration holds and no computation reads.
 _NOT_SETTINGS = {
     "_name_or_path",
@@ -22,8 +23,7 @@ _NOT_SETTINGS = {
     "dtype",
     "torch_dtype",
     "architectures",
-    "id2label",
-    "label2id",
+    *_LABELS,
 }
 _UNNAMED = re.compile(r"LABEL_\d+")
 # torch's names of types, as safetensors writes them
@@ -70,6 +70,20 @@ def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
         labels=source.labels,
         normalise=source.normalise,
         files=files,
+    )
+
+
+def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:
+    """The facts of a checkpoint folder on disk; its configuration as written, class names among the settings."""
+    images = _read_json(folder / "preprocessor_config.json")
+    config = _read_json(folder / "config.json")
+    return Facts(
+        name=name,
+        tensors=tensors,
+        settings=flatten({key: value for key, value in config.items() if key not in _NOT_SETTINGS - _LABELS}),
+        tokens=_read_tokens(folder),
+        preparation={**_read_text_habits(folder), **_read_image_habits(images)},
+        normalise=read_normalisation(images),
     )
 
 

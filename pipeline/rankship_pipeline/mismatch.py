@@ -13,6 +13,7 @@ from pathlib import Path
 from rankship_pipeline.checkpoint import list_differences
 from rankship_pipeline.errors import MergeMismatch
 from rankship_pipeline.facts import Facts, gather_facts
+from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.mend import Mend
 from rankship_pipeline.recipe import Recipe, list_sources
 from rankship_pipeline.remedies import PREPARATION, SETTINGS, TENSORS
@@ -32,7 +33,8 @@ class Finding:
     refused: bool = True
 
 
-Rule = Callable[[Facts, Facts, Recipe], Iterator[Finding]]
+# The first model, another, and what the loader's images went through.
+Rule = Callable[[Facts, Facts, Normalisation | None], Iterator[Finding]]
 
 
 def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tuple[str, ...]]:
@@ -41,20 +43,8 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
     Raises MergeMismatch with every difference of every model against the first.
     """
     facts = [gather_facts(source, folder, recipe.seed) for source in list_sources(recipe)]
-    reference, others = facts[0], facts[1:]
-    refused: list[str] = []
-    notes: list[str] = []
-    for other in others:
-        where = f"{other.name} against {reference.name}"
-        for rule in RULES.values():
-            findings = list(rule(reference, other, recipe))
-            refused += _write([one for one in findings if one.refused], where)
-            notes += [f"{where}: {one.text}: {one.remedy}" for one in findings if not one.refused]
-    if refused:
-        raise MergeMismatch(
-            "the models cannot be merged:\n" + "\n".join(refused),
-            hint="mend what is listed, or leave a model out; nothing was trained or built yet",
-        )
+    reference = facts[0]
+    notes = refuse_unlike(facts, recipe.data.normalise)
     stated = next((one.normalise for one in facts if one.normalise is not None), None)
     if recipe.data.normalise is None and stated is not None:
         notes.append(
@@ -70,6 +60,28 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
     return mends, tuple(notes)
 
 
+def refuse_unlike(facts: Sequence[Facts], given: Normalisation | None = None) -> list[str]:
+    """All that is named without being refused; MergeMismatch with every difference of every model against the first.
+
+    `given` is what the loader's images went through, None where nobody says.
+    """
+    reference, others = facts[0], facts[1:]
+    refused: list[str] = []
+    notes: list[str] = []
+    for other in others:
+        where = f"{other.name} against {reference.name}"
+        for rule in RULES.values():
+            findings = list(rule(reference, other, given))
+            refused += _write([one for one in findings if one.refused], where)
+            notes += [f"{where}: {one.text}: {one.remedy}" for one in findings if not one.refused]
+    if refused:
+        raise MergeMismatch(
+            "the models cannot be merged:\n" + "\n".join(refused),
+            hint="mend what is listed, or leave a model out; nothing was trained or built yet",
+        )
+    return notes
+
+
 def _write(findings: Sequence[Finding], where: str) -> list[str]:
     """A line per finding, and under those of one remedy what can be done."""
     lines = []
@@ -82,7 +94,7 @@ def _write(findings: Sequence[Finding], where: str) -> list[str]:
     return lines
 
 
-def compare_tensors(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_tensors(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """Names missing or extra, and shapes."""
     shapes = [{name: header.shape for name, header in one.tensors.items()} for one in (reference, other)]
     for line in list_differences(shapes[0], shapes[1]):
@@ -91,7 +103,7 @@ def compare_tensors(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator
         yield Finding(line, remedy.format(reference=reference.name, other=other.name))
 
 
-def compare_types(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_types(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """Stored types: floating-point ones are cast to float32 whatever they are, packed ones cannot be averaged."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name in sorted(reference.tensors.keys() & other.tensors.keys()):
@@ -108,8 +120,10 @@ def compare_types(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[F
             yield Finding(text, f"save {other.name} dequantised, in a floating-point type")
 
 
-def compare_settings(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_settings(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """Configuration: with equal weights another epsilon, rotation or activation is another function."""
+    if not reference.settings or not other.settings:
+        return
     keys = sorted(reference.settings.keys() | other.settings.keys())
     for pattern, (remedy, refused) in SETTINGS.items():
         matching = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
@@ -120,7 +134,7 @@ def compare_settings(reference: Facts, other: Facts, _recipe: Recipe) -> Iterato
                 yield Finding(f"{key} is {found!r} instead of {wanted!r}", remedy, refused=refused)
 
 
-def compare_labels(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_labels(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """Class names: another order is mended, other names are another task."""
     wanted, found = reference.labels, other.labels
     if wanted == found:
@@ -144,7 +158,7 @@ def compare_labels(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[
         )
 
 
-def compare_vocabularies(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_vocabularies(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """Tokens: row i of an embedding must mean the same token in every model."""
     wanted, found = reference.tokens, other.tokens
     if wanted == found:
@@ -169,7 +183,7 @@ def compare_vocabularies(reference: Facts, other: Facts, _recipe: Recipe) -> Ite
         )
 
 
-def compare_preparation(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_preparation(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """What text or images go through before the model: the loader can do it in one way only."""
     for key, (remedy, refused) in PREPARATION.items():
         if key not in reference.preparation or key not in other.preparation:
@@ -179,10 +193,10 @@ def compare_preparation(reference: Facts, other: Facts, _recipe: Recipe) -> Iter
             yield Finding(f"{key} is {found!r} instead of {wanted!r}", remedy, refused=refused)
 
 
-def compare_normalisations(reference: Facts, other: Facts, recipe: Recipe) -> Iterator[Finding]:
+def compare_normalisations(reference: Facts, other: Facts, given: Normalisation | None) -> Iterator[Finding]:
     """Means and deviations: folded to the loader's where that is stated, never ignored."""
     wanted, found = reference.normalise, other.normalise
-    if recipe.data.normalise is None and wanted is not None and found is not None and not found.is_like(wanted):
+    if given is None and wanted is not None and found is not None and not found.is_like(wanted):
         yield Finding(
             f"input normalisation is mean {list(found.mean)}, std {list(found.std)} instead of mean"
             f" {list(wanted.mean)}, std {list(wanted.std)}",
@@ -190,7 +204,7 @@ def compare_normalisations(reference: Facts, other: Facts, recipe: Recipe) -> It
         )
 
 
-def compare_files(reference: Facts, other: Facts, _recipe: Recipe) -> Iterator[Finding]:
+def compare_files(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
     """The same file twice is no mistake of ours to refuse, and likely one of the recipe's."""
     if reference.files and reference.files == other.files:
         yield Finding("both are the same file", "merging them changes nothing", refused=False)

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
-from rankship_pipeline.recipe import Recipe, choose, list_sources, rank_choice
+from rankship_pipeline.recipe import Recipe, Source, choose, list_sources, rank_choice
 from rankship_pipeline.records import Factors
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
@@ -79,16 +80,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         load_function(reference, folder)  # a misspelt name must not wait for another model's training
     mends, notes = check_mergeable(recipe, folder)
     source_sha256 = {source.name: hash_source(source, folder) for source in sources}
-    for source in sources:
-        if source.weights is not None:
-            path = find_weights(source, folder)
-            check_fits(make_model(source, folder, recipe.seed), read_shapes(path), where=str(path))
-            refuse_broken(path)
-        if source.adapter is not None:
-            prefix = "" if source.huggingface is None else PREFIX
-            expected = make_model(source, folder, recipe.seed).state_dict()
-            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-            read_adapter(folder / source.adapter).check_fits(shapes, prefix)
+    _check_weights(sources, folder, recipe.seed)
     data = load_data(recipe, folder)
     for source in sources:  # proven on the untrained module: a mend that cannot work must not wait for training
         if mends[source.name] != Mend():
@@ -131,6 +123,20 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         for way in (choose(recipe), *recipe.compare):
             check_feasible(layers, price, budget, rank_choice(recipe, way))
     return prepared
+
+
+def _check_weights(sources: Sequence[Source], folder: Path, seed: int) -> None:
+    """Refuse checkpoints and adapters that do not fit their model, and broken numbers."""
+    for source in sources:
+        if source.weights is not None:
+            path = find_weights(source, folder)
+            check_fits(make_model(source, folder, seed), read_shapes(path), where=str(path))
+            refuse_broken(path)
+        if source.adapter is not None:
+            prefix = "" if source.huggingface is None else PREFIX
+            expected = make_model(source, folder, seed).state_dict()
+            shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+            read_adapter(folder / source.adapter).check_fits(shapes, prefix)
 
 
 def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[Layer, ...], data: Data) -> Price:

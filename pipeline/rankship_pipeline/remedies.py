@@ -26,6 +26,8 @@ SETTINGS: dict[str, tuple[str, bool]] = {
     "inputs": ("name the same inputs, in the same order, in both [[models]]", True),
     "task": ("models of one task merge; give both the same", True),
     "factory": ("build both by one factory, so that equal names mean equal computation", True),
+    "id2label.*": ("the heads answer other questions: keep one head per task, or train both for one label map", True),
+    "label2id.*": ("the heads answer other questions: keep one head per task, or train both for one label map", True),
     "*": ("equal weights compute another function with it: train both with one value", True),
 }
 

@@ -17,18 +17,20 @@ from torch import Tensor
 
 from rankship_pipeline.adapter import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
 from rankship_pipeline.blocks import INDEX, Checkpoint, open_checkpoint, publish_file
+from rankship_pipeline.checkpoint import TensorHeader
 from rankship_pipeline.codec import digest, encode
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.facts import gather_folder_facts
 from rankship_pipeline.files import flush_folder
 from rankship_pipeline.layers import Layer
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.merge_file import MergeFile
 from rankship_pipeline.merge_methods import fill_settings
-from rankship_pipeline.merge_mismatch import check_alike
+from rankship_pipeline.mismatch import refuse_unlike
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.stream import SETTINGS
-from rankship_pipeline.tensor_file import Readable, count_rows, read_header, write_header, write_piece
+from rankship_pipeline.tensor_file import TYPES, Readable, count_rows, read_header, write_header, write_piece
 from rankship_pipeline.toolchain import hash_code, list_versions
 
 RECORD = "rankship-merge.json"
@@ -61,7 +63,7 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     base = None if asked.base is None else open_model(folder / asked.base)
     models = [open_model(folder / name, base) for name in asked.models]
     everything = models if base is None else [*models, base]
-    check_alike({one.name: (one.checkpoint.folder, one.tensors) for one in everything})
+    _check_alike(everything, steps)
     work = target.parent / f".{target.name}.{_hash(asked, everything)[:20]}.part"
     work.mkdir(parents=True, exist_ok=True)
     merging = Merging(asked=asked, models=models, base=base)
@@ -101,6 +103,23 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
     for name, held in adapter.replaced.items():
         tensors[name] = HeldTensor(tensors[name], held)
     return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
+
+
+def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
+    """Refuse what cannot be merged, and name what is merged knowingly."""
+    for model in models:
+        for name, stored in model.tensors.items():
+            if stored.type_name not in TYPES:
+                raise InputError(
+                    f"tensor {name} of {model.name} is stored as {stored.type_name}, which is not merged",
+                    hint=f"store the model as one of {', '.join(TYPES)}",
+                )
+    facts = []
+    for model in models:
+        headers = {name: TensorHeader(one.shape, one.type_name) for name, one in model.tensors.items()}
+        facts.append(gather_folder_facts(model.name, model.checkpoint.folder, headers))
+    for note in refuse_unlike(facts):
+        steps.note(note)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ PAIRS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
 
 
 def find(other: Facts, reference: Facts = GOOD, recipe: Recipe = RECIPE) -> dict[str, list[Finding]]:
-    found = {name: list(rule(reference, other, recipe)) for name, rule in RULES.items()}
+    found = {name: list(rule(reference, other, recipe.data.normalise)) for name, rule in RULES.items()}
     return {name: findings for name, findings in found.items() if findings}
 
 
