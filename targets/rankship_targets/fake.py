@@ -9,6 +9,7 @@ from typing import Self
 
 from rankship_pipeline.errors import CommandFailed, NoSpace, TargetError, TargetTimeout
 from rankship_targets.copying import APPEND, LOOK, RENAME
+from rankship_targets.lease import HELD, NAME, TAKE
 from rankship_targets.transport import NOT_FOUND, Completed, explain_failure, open_source, split_lines
 
 Handler = Callable[["FakeTransport", Sequence[str]], Completed]
@@ -161,11 +162,26 @@ def _append(device: FakeTransport, names: Sequence[str]) -> Completed:
     return _say("")
 
 
-# The scripts that copying runs, known by their text.
+def _take(device: FakeTransport, names: Sequence[str]) -> Completed:
+    if names[0] in device.folders:
+        return Completed(code=HELD, stdout="", stderr=f"mkdir: {names[0]}: File exists\n")
+    device.folders.add(names[0])
+    return _name(device, names)
+
+
+def _name(device: FakeTransport, names: Sequence[str]) -> Completed:
+    _, text, note = names
+    device.files[note] = text.encode()
+    return _say("")
+
+
+# The scripts that copying and leases run, known by their text.
 _SCRIPTS: dict[str, Callable[[FakeTransport, Sequence[str]], Completed]] = {
     LOOK: _look,
     RENAME: _rename,
     APPEND: _append,
+    TAKE: _take,
+    NAME: _name,
 }
 
 

@@ -1,7 +1,8 @@
 """One folder on the device that says who measures there: `mkdir` is atomic, so only one host gets it.
 
 The folder holds one file named after its owner's token. Taking a dead owner's place is removing that very file:
-of all who try, one succeeds, and nobody can remove a newer owner's by mistake.
+of all who try, one succeeds, and nobody can remove a newer owner's by mistake. Folder and file are made by one command,
+so that a link that breaks leaves both or none.
 """
 
 import os
@@ -10,15 +11,18 @@ import socket
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError, TargetBusy
 from rankship_pipeline.records import record
 from rankship_targets.device import Device
-from rankship_targets.transport import STEP_TIMEOUT_S, Transport, read_numbers, run_checked
+from rankship_targets.transport import STEP_TIMEOUT_S, Transport, explain_failure, read_numbers, run_checked
 
 STALE_S = 30 * 60
+HELD = 17  # the script's word for "somebody has it"
+# The shell's own printf would not say why it could not write. A lease without a name would lock everybody out.
+NAME = 'env printf %s "$2" > "$3" && exit; rm -f -- "$3"; rmdir -- "$1"; exit 1'
+TAKE = f'mkdir -- "$1" || {{ [ -d "$1" ] && exit {HELD}; exit 1; }}; {NAME}'
 
 
 @record
@@ -54,22 +58,14 @@ class Lease:
 
     def take(self, transport: Transport) -> None:
         """Take the device, also from an owner who died or went silent, or raise TargetBusy."""
-        if not _succeeds(transport, "mkdir", "--", self.folder):
+        if not self._make(transport, TAKE):
             token = _read_token(transport, self.folder)
-            if token == self.owner.token:
-                return
-            owner = _read_owner(transport, self.folder, token)
-            dead = _died_here(owner) or _age_s(transport, self.folder) >= self.stale_s
-            if not dead or not self._remove(transport, token):
-                raise self._busy(owner)
-        with TemporaryDirectory() as folder:
-            note = Path(folder) / "owner.json"
-            note.write_text(encode(self.owner), encoding="utf-8")
-            try:
-                transport.send(note, self._note(self.owner.token))
-            except BaseException:
-                _succeeds(transport, "rmdir", "--", self.folder)  # a lease without a name would lock everybody out
-                raise
+            if token != self.owner.token:
+                owner = _read_owner(transport, self.folder, token)
+                dead = _died_here(owner) or _age_s(transport, self.folder) >= self.stale_s
+                if not dead or not self._remove(transport, token) or not self._make(transport, NAME):
+                    raise self._busy(owner)
+        _held.add(self.owner.token)
 
     def renew(self, transport: Transport) -> None:
         """Put staleness off; TargetBusy where somebody took the device meanwhile."""
@@ -80,8 +76,21 @@ class Lease:
 
     def release(self, transport: Transport) -> None:
         """Give the device back, unless it is no longer ours."""
+        self.give_up()
         if _succeeds(transport, "rm", "--", self._note(self.owner.token)):
             _succeeds(transport, "rmdir", "--", self.folder)
+
+    def give_up(self) -> None:
+        """Claim it no longer here: where the device cannot be told so, whoever comes next from this host takes it."""
+        _held.discard(self.owner.token)
+
+    def _make(self, transport: Transport, script: str) -> bool:
+        """Put our name on the lease; False where somebody has it."""
+        words = [self.folder, encode(self.owner), self._note(self.owner.token)]
+        done = transport.run(["sh", "-c", script, "sh", *words], timeout_s=STEP_TIMEOUT_S)
+        if done.code not in {0, HELD}:
+            raise explain_failure([f"taking the lease {self.folder}"], done.code, done.stderr)
+        return done.code == 0
 
     def _remove(self, transport: Transport, token: str | None) -> bool:
         if token is not None:
@@ -116,9 +125,14 @@ def _read_owner(transport: Transport, folder: str, token: str | None) -> Owner |
     return None
 
 
+_held: set[str] = set()  # the tokens of this process's own leases: one that it lost the way to is nobody's
+
+
 def _died_here(owner: Owner | None) -> bool:
     if owner is None or (owner.host, owner.namespace) != (socket.gethostname(), _namespace()):
         return False
+    if owner.pid == os.getpid():
+        return owner.token not in _held
     return not Path("/proc", str(owner.pid)).exists()
 
 

@@ -18,13 +18,17 @@ T = TypeVar("T")
 
 
 class Link:
-    """One device's transport, opened on first use; `retries` counts everything that had to be tried again."""
+    """One device's transport, opened on first use; `retries` counts everything that had to be tried again.
+
+    Once the tries of a call are spent on the way itself, later calls (a session's way out) get one each, until one is answered.
+    """
 
     def __init__(self, device: Device, connect: Callable[[Device], Transport]) -> None:
         self.retries = 0
         self._device = device
         self._connect = connect
         self._transport: Transport | None = None
+        self._gone = False
 
     def call(self, step: Callable[[Transport], T], *, retry_timeouts: bool = True, patient: bool = False) -> T:
         """Do one step, again over a new connection where the old one broke; a reboot ends it.
@@ -33,7 +37,7 @@ class Link:
         generous already. `patient` waits PATIENCE_S for a device that cannot be reached.
         """
         transient = (ConnectionLost, TargetTimeout, AgentDied) if retry_timeouts else (ConnectionLost,)
-        for _ in range(RETRIES):
+        for _ in range(0 if self._gone else RETRIES):
             try:
                 return step(self._open())
             except Rebooted:
@@ -44,7 +48,13 @@ class Link:
                 time.sleep(PAUSE_S)
             if patient:
                 self._await_return()
-        return step(self._open())
+        try:
+            result = step(self._open())
+        except (ConnectionLost, TargetTimeout):
+            self._gone = True
+            raise
+        self._gone = False
+        return result
 
     def _await_return(self) -> None:
         """Connect anew, trying until the patience is spent."""
@@ -54,6 +64,7 @@ class Link:
                 self._open()
             except (ConnectionLost, TargetTimeout):
                 if time.monotonic() >= deadline:
+                    self._gone = True
                     raise
             else:
                 return

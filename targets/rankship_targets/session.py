@@ -108,6 +108,7 @@ def open_session(
             with session.restoring(at_once=left_tuned and device.governor is None, at_end=left_tuned):
                 yield session
         finally:
+            lease.give_up()
             with suppress(TargetError):  # where the way to it is gone, the lease goes stale by itself
                 link.call(lease.release)
     finally:

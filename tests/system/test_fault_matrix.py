@@ -1,0 +1,670 @@
+"""Every fault of a board × {probe, push, measure, fetch}, injected for real into a board with namespaces of its own.
+
+The board is a real OpenSSH server with a network, processes and mounts of its own: packets are swallowed by nftables,
+connections reset by the kernel, processes stopped and killed, its disk filled and turned read-only, all of it killed at
+once as by a power cut. Each cell names the error or the recovery, and afterwards: nothing half-written there or here, no
+lease left, and the next try works and sends nothing again that is whole.
+
+RANKSHIP_FAULT_FIGURES=FILE adds a line for each cell, with the seconds it took; RANKSHIP_FAULT_LIMITS=true keeps the
+limits that users have (the tests otherwise shorten the waits, not what is waited for).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from rankship_pipeline.errors import (
+    AgentDied,
+    AuthError,
+    ConnectionLost,
+    HostKeyChanged,
+    Lacks,
+    NoSpace,
+    ReadOnly,
+    TargetError,
+    TargetTimeout,
+    Unreachable,
+    WrongSystem,
+)
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.records import Verified
+from rankship_targets import client, copying, detached, lease, link, session, ssh, ssh_route, transport
+from rankship_targets.detached import Ticket, make_ticket
+from rankship_targets.device import Device
+from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
+from rankship_targets.manifest import sign_artifact
+from rankship_targets.session import MeasureRequest, Session, open_session
+from rankship_targets.ssh import SshTransport
+
+PROGRAMS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "/usr/sbin/sshd": "openssh-server"}
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a board with a network of its own is made by root"),
+    *(
+        pytest.mark.skipif(not shutil.which(name), reason=f"no {name}: apt-get install {package}")
+        for name, package in PROGRAMS.items()
+    ),
+]
+HOT, COLD = "90000", "40000"
+DISK_BYTES = 64 << 20
+ARTIFACT_BYTES, TOLD_BYTES = 12_000_000, 5_000_000  # a push is disturbed once so many bytes are on their way
+WIDTH, OUTPUTS, SAMPLES = 8, 50_000, 80  # outputs of 16 MB come home
+TRUE_LIMITS = os.environ.get("RANKSHIP_FAULT_LIMITS") == "true"
+MEASURE_TIMEOUT_S = 60.0 if TRUE_LIMITS else 15.0
+HUNG_S = 420.0 if TRUE_LIMITS else 90.0  # nothing may last so long
+CONFIGURATION = """
+ListenAddress {address}
+Port 22
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/authorized
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+MaxStartups 100
+SetEnv HOME={folder}/work
+Subsystem sftp /usr/lib/openssh/sftp-server
+"""
+
+
+class Board:
+    """A board on a network of its own, which ends with this process at the latest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "root"
+        self.heat = self.root / "sys/class/thermal/thermal_zone0/temp"
+        self.boot = self.root / "proc/sys/kernel/random/boot_id"
+        self.firmware = self.root / "sys/devices/platform/soc/soc:firmware/get_throttled"
+        for path, text in ((self.heat, COLD), (self.boot, "boot 1"), (self.firmware, "0")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        for key in ("host_key", "other_host_key", "user_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key], check=True)
+        shutil.copy(folder / "user_key.pub", folder / "authorized")
+        self.python = folder / "python"
+        self.set_python(f'RANKSHIP_AGENT_ROOT="{self.root}" exec {sys.executable} "$@"')
+        number = os.getpid() % 16384  # the range for tests of networks, in nets of four addresses
+        net = f"198.{18 + number // 8192}.{number % 8192 // 64}"
+        self.interface, self.address = f"rsb{number}", f"{net}.{number % 64 * 4 + 2}"
+        self.holder = self._hold(f"{net}.{number % 64 * 4 + 1}")
+        self.work = Path(f"/proc/{self.holder.pid}/root{folder}/work")  # as the board sees it
+        (folder / "sshd_config").write_text(CONFIGURATION.format(address=self.address, folder=folder))
+        self.server: subprocess.Popen[bytes] | None = None
+        self.start()
+        self.device = Device(
+            name="board",
+            transport="ssh",
+            host=self.address,
+            user="root",
+            host_key=(folder / "host_key.pub").read_text().strip(),
+            key_file=str(folder / "user_key"),
+            python=str(self.python),
+            workdir=str(folder / "work/rankship"),
+            cool_below_mc=50_000,
+        )
+
+    def _hold(self, host_address: str) -> subprocess.Popen[bytes]:
+        """Make the namespaces that outlive the board's restarts, with its disk and its cable."""
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sleep", "infinity"]
+        holder = subprocess.Popen(command, stderr=subprocess.PIPE)
+        ours = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{holder.pid}/ns/net").readlink() == ours:
+            if holder.poll() is not None:
+                said = holder.stderr.read().decode() if holder.stderr else ""
+                pytest.skip(f"no namespaces here: {said.strip()}")
+            time.sleep(0.01)
+        self.holder = holder
+        (self.folder / "work").mkdir()
+        ends = ["type", "veth", "peer", "name", "eth0", "netns", str(holder.pid)]
+        subprocess.run(["ip", "link", "add", self.interface, *ends], check=True)
+        subprocess.run(["ip", "address", "add", f"{host_address}/30", "dev", self.interface], check=True)
+        subprocess.run(["ip", "link", "set", self.interface, "up"], check=True)
+        self.inside(
+            f"ip link set lo up; ip address add {self.address}/30 dev eth0; ip link set eth0 up; "
+            "tc qdisc add dev eth0 root tbf rate 100mbit burst 64k latency 100ms; "
+            f"mount -t tmpfs -o size={DISK_BYTES} disk {self.folder}/work"
+        )
+        return holder
+
+    def inside(self, script: str) -> str:
+        """Run a script as the board's owner would at its console."""
+        command = ["nsenter", "-t", str(self.holder.pid), "--net", "--mount", "sh", "-e", "-c", script]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def start(self, after_s: float = 0.0) -> None:
+        """Power the board up; without a pause before, wait until its server listens."""
+        # Its warden ends it with this process; a signal on the parent's death would come when the thread ends.
+        warden = [sys.executable, "-m", "rankship_targets.twin.warden", str(os.getpid())]
+        enter = ["nsenter", "-t", str(self.holder.pid), "--net", "--mount"]
+        first = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+        boot = f"sleep {after_s}; exec /usr/sbin/sshd -D -e -f {self.folder}/sshd_config"
+        with (self.folder / "log").open("ab") as log:
+            self.server = subprocess.Popen([*warden, *enter, *first, "sh", "-c", boot], stdout=log, stderr=log)
+        if not after_s:
+            self.await_server()
+
+    def await_server(self) -> None:
+        """Wait until the board's server listens."""
+        while "LISTEN" not in self.inside("ss -H -l -t -n"):
+            assert self.server is not None
+            assert self.server.poll() is None, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def cut_power(self) -> None:
+        """End every process of the board at once."""
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait()
+        while self.inside("ss -H -t -n state established; ss -H -l -t -n"):  # gone as soon as the processes are
+            time.sleep(0.02)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs on the board."""
+        assert self.server is not None
+        return [one for one in psutil.Process(self.server.pid).children(recursive=True) if one.name() != "unshare"]
+
+    def set_python(self, words: str) -> None:
+        """Choose what the interpreter of the inventory starts."""
+        self.python.write_text(f"#!/bin/sh\n{words}\n")
+        self.python.chmod(0o755)
+
+    def stop(self) -> None:
+        """Take the board away."""
+        self.cut_power()
+        self.holder.kill()
+        self.holder.wait()
+        assert self.holder.stderr is not None
+        self.holder.stderr.close()
+
+
+# The faults. Each is a pair: how it comes, and how it goes.
+
+
+def swallow(board: Board) -> None:
+    rules = "".join(
+        f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; policy drop; }}\n"
+        for hook in ("input", "output")
+    )
+    board.inside(f"nft -f - <<'END'\nadd table inet cut\n{rules}END")
+
+
+def let_through(board: Board) -> None:
+    board.inside("nft flush ruleset")
+
+
+def freeze(board: Board) -> None:
+    for process in board.processes():
+        process.suspend()
+
+
+def thaw(board: Board) -> None:
+    for process in board.processes():
+        process.resume()
+
+
+def reset(board: Board) -> None:
+    board.inside("ss -K state established >/dev/null 2>&1 || true")
+
+
+def nothing(_: Board) -> None:
+    pass
+
+
+def unplug(board: Board) -> None:
+    board.cut_power()
+
+
+def plug_in(board: Board) -> None:
+    board.start()
+
+
+def restart(board: Board) -> None:
+    """A power cut, and another boot a moment later."""
+    board.cut_power()
+    board.boot.write_text(f"boot {time.monotonic_ns()}")
+    board.start(after_s=1.0)
+
+
+def await_start(board: Board) -> None:
+    board.await_server()
+
+
+def refuse_logins(board: Board) -> None:
+    (board.folder / "authorized").write_text("")
+    reset(board)
+
+
+def allow_logins(board: Board) -> None:
+    shutil.copy(board.folder / "user_key.pub", board.folder / "authorized")
+
+
+def change_key(board: Board) -> None:
+    board.cut_power()
+    text = (board.folder / "sshd_config").read_text()
+    (board.folder / "sshd_config").write_text(text.replace("/host_key", "/other_host_key"))
+    board.start()
+
+
+def change_key_back(board: Board) -> None:
+    board.cut_power()
+    text = (board.folder / "sshd_config").read_text()
+    (board.folder / "sshd_config").write_text(text.replace("/other_host_key", "/host_key"))
+    board.start()
+
+
+def fill(board: Board) -> None:
+    with contextlib.suppress(OSError), (board.work / "of somebody else").open("wb", buffering=0) as stream:
+        while stream.write(bytes(1 << 12)):
+            pass
+
+
+def clear(board: Board) -> None:
+    (board.work / "of somebody else").unlink()
+
+
+def turn_read_only(board: Board) -> None:
+    board.inside(f"mount -o remount,ro {board.folder}/work")
+
+
+def turn_writable(board: Board) -> None:
+    board.inside(f"mount -o remount,rw {board.folder}/work")
+
+
+def kill_agent(board: Board) -> None:
+    """Kill what works for us there this moment: the agent, or the server's end of a copy."""
+    for process in board.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline())
+            if ".pyz" in words and '"fetch"' not in words or "sftp-server" in words:
+                process.kill()
+
+
+def kill_next_agent(board: Board) -> None:
+    """Kill the next agent as soon as it runs."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + HUNG_S
+        while time.monotonic() < deadline:
+            for process in board.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if any(word.endswith(".pyz") for word in process.cmdline()):
+                        process.kill()
+                        return
+            time.sleep(0.002)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def lose_runtimes(board: Board) -> None:
+    board.set_python(f'RANKSHIP_AGENT_ROOT="{board.root}" exec {Path(sys.executable).resolve()} -I -S "$@"')
+
+
+def find_runtimes(board: Board) -> None:
+    board.set_python(f'RANKSHIP_AGENT_ROOT="{board.root}" exec {sys.executable} "$@"')
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong: how it comes and goes, and when: during the step, or before it begins.
+
+    `first` says that a probe's session is opened under it already. `cuts` that the way to the board is gone, so that
+    what was copied so far stays there for the next try.
+    """
+
+    come: Callable[[Board], None]
+    go: Callable[[Board], None]
+    before: bool = False
+    first: bool = False
+    cuts: bool = False
+
+
+FAULTS = {
+    "login refused": Fault(refuse_logins, allow_logins, first=True, cuts=True),
+    "host key changed": Fault(change_key, change_key_back, first=True, cuts=True),
+    "unreachable": Fault(unplug, plug_in, first=True, cuts=True),
+    "hung: packets swallowed": Fault(swallow, let_through, cuts=True),
+    "hung: processes stopped": Fault(freeze, thaw, cuts=True),
+    "reset": Fault(reset, nothing),
+    "no space": Fault(fill, clear, first=True),
+    "read-only": Fault(turn_read_only, turn_writable, before=True, first=True),
+    "agent killed": Fault(kill_agent, nothing),
+    "agent killed at its start": Fault(kill_next_agent, nothing, before=True),
+    "rebooted": Fault(restart, await_start, cuts=True),
+    "missing runtime": Fault(lose_runtimes, find_runtimes, before=True, first=True),
+}
+RECOVERS = None
+CELLS: dict[tuple[str, str], type[TargetError] | None] = {
+    ("login refused", "probe"): AuthError,
+    ("login refused", "push"): AuthError,
+    ("login refused", "measure"): AuthError,
+    ("login refused", "fetch"): AuthError,
+    ("host key changed", "probe"): HostKeyChanged,
+    ("host key changed", "push"): HostKeyChanged,
+    ("host key changed", "measure"): HostKeyChanged,
+    ("host key changed", "fetch"): HostKeyChanged,
+    ("unreachable", "probe"): Unreachable,
+    ("unreachable", "push"): Unreachable,
+    ("unreachable", "measure"): Unreachable,
+    ("unreachable", "fetch"): Unreachable,
+    ("hung: packets swallowed", "probe"): Unreachable,
+    ("hung: packets swallowed", "push"): Unreachable,
+    ("hung: packets swallowed", "measure"): Unreachable,
+    ("hung: packets swallowed", "fetch"): Unreachable,
+    ("hung: processes stopped", "probe"): Unreachable,
+    ("hung: processes stopped", "push"): Unreachable,
+    ("hung: processes stopped", "measure"): TargetTimeout,
+    ("hung: processes stopped", "fetch"): TargetTimeout,
+    ("reset", "probe"): RECOVERS,
+    ("reset", "push"): RECOVERS,
+    ("reset", "measure"): RECOVERS,
+    ("reset", "fetch"): RECOVERS,
+    ("no space", "probe"): NoSpace,
+    ("no space", "push"): NoSpace,
+    ("no space", "measure"): NoSpace,
+    ("no space", "fetch"): RECOVERS,
+    ("read-only", "probe"): ReadOnly,
+    ("read-only", "push"): ReadOnly,
+    ("read-only", "measure"): ReadOnly,
+    ("read-only", "fetch"): ReadOnly,
+    ("agent killed", "push"): RECOVERS,
+    ("agent killed", "measure"): RECOVERS,
+    ("agent killed", "fetch"): RECOVERS,
+    ("agent killed at its start", "probe"): RECOVERS,
+    ("agent killed at its start", "fetch"): AgentDied,
+    ("rebooted", "probe"): RECOVERS,
+    ("rebooted", "push"): RECOVERS,
+    ("rebooted", "measure"): RECOVERS,
+    ("rebooted", "fetch"): RECOVERS,
+    ("missing runtime", "probe"): RECOVERS,
+    ("missing runtime", "push"): RECOVERS,
+    ("missing runtime", "measure"): Lacks,
+    ("missing runtime", "fetch"): Lacks,
+}
+
+
+class Step:
+    """One step of a session, disturbed once: in the middle of it or before it begins."""
+
+    def __init__(self, name: str, folder: Path, board: Board, disturb: Callable[[], None] | None, *, before: bool) -> None:
+        self.name = name
+        self.into = folder / "home"
+        self.ticket: Ticket = make_ticket()
+        self._board = board
+        self._disturb = disturb
+        self._before = before
+        self._model = make_model(folder)
+        self._artifact = folder / "artifact.onnx"
+        if name == "push":
+            self._artifact.write_bytes(os.urandom(ARTIFACT_BYTES))
+        self.into.mkdir()
+
+    def calm(self) -> None:
+        """Be disturbed no more."""
+        self._disturb = None
+
+    def prepare(self, held: Session) -> None:
+        """Do what comes before the step."""
+        if self.name in {"measure", "fetch"}:
+            self._remote = held.push(self._model, prove(self._model))
+            self._inputs = held.push_file(self._model.with_name("x.npy"))
+
+    def act(self, held: Session) -> None:
+        """Do the step and see that its result is right."""
+        if self._before:
+            self._strike()
+        {"probe": held.probe, "push": self._push, "measure": self._measure, "fetch": self._fetch}[self.name](
+            *([held] if self.name != "probe" else [])
+        )
+
+    def hear(self, news: str) -> None:
+        """Take the session's news: the board is too warm, so the measurement is going on and waits."""
+        if "cools down" in news:
+            self._strike()
+            self._board.heat.write_text(COLD)
+
+    def _strike(self) -> None:
+        disturb, self._disturb = self._disturb, None
+        if disturb is not None:
+            disturb()
+
+    def _push(self, held: Session) -> None:
+        def hear(sent_bytes: int, _: int) -> None:
+            if sent_bytes >= TOLD_BYTES:
+                self._strike()
+
+        remote = held.push(self._artifact, prove(self._artifact), told=hear)
+        assert hash_file(self._board.work / Path(remote).relative_to(self._board.folder / "work")) == hash_file(self._artifact)
+
+    def _measure(self, held: Session) -> None:
+        if self._disturb is not None:
+            self._board.heat.write_text(HOT)
+        request = MeasureRequest(
+            round=0,
+            variant="dense",
+            format="onnx",
+            artifact=self._remote,
+            artifact_sha256=hash_file(self._model),
+            inputs=(self._inputs,),
+            threads=1,
+            min_samples=20,
+            min_duration_ms=1,
+            max_warmup_ms=500,
+            timeout_s=MEASURE_TIMEOUT_S,
+        )
+        assert len(held.measure(request, self.ticket).samples_ns) >= 20
+
+    def _fetch(self, held: Session) -> None:
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.002):
+                if any(path.stat().st_size for path in self.into.iterdir()):
+                    self._strike()
+                    return
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            (output,), _ = held.infer("onnx", self._remote, [self._inputs], self.into)
+        finally:
+            over.set()
+            watcher.join()
+        assert np.load(output).shape == (SAMPLES, OUTPUTS)
+        output.unlink()
+
+
+def make_model(folder: Path) -> Path:
+    """Make a model of few weights and large outputs, and its inputs beside it."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [WIDTH, 1], [0.5] * WIDTH)
+    ones = helper.make_tensor("s", TensorProto.INT64, [2], [1, OUTPUTS])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Expand", ["h", "s"], ["y"])]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name, width in (("x", WIDTH), ("y", OUTPUTS))
+    ]
+    graph = helper.make_graph(nodes, "wide", values[:1], values[1:], [weights, ones])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), folder / "m.onnx")
+    np.save(folder / "x.npy", np.ones((SAMPLES, WIDTH), np.float32))
+    return folder / "m.onnx"
+
+
+def prove(path: Path) -> Verified:
+    """Sign a file as the parity gate does what it has proven."""
+    verified = Verified(
+        artifact_sha256=hash_file(path),
+        variant="dense",
+        format="onnx",
+        runtime="onnxruntime",
+        runtime_version="1",
+        samples=1,
+        max_relative_error=0.0,
+        min_cosine=1.0,
+        top1_agreement=1.0,
+    )
+    sign_artifact(path, verified, "0" * 64)
+    return verified
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    made = Board(tmp_path_factory.mktemp("board"))
+    with open_session(made.device):  # the agent is there from now on
+        pass
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shorten every wait, unless the figures of the true ones are wanted; end what hangs past all of them."""
+    if not TRUE_LIMITS:
+        for room in (client, copying, detached, lease, session, ssh, transport):
+            if hasattr(room, "STEP_TIMEOUT_S"):
+                monkeypatch.setattr(room, "STEP_TIMEOUT_S", 8.0)
+        for function in (transport.run_checked, transport.hash_remote, transport.hash_many):
+            monkeypatch.setitem(function.__kwdefaults__, "timeout_s", 8.0)
+        monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 4.0)
+        monkeypatch.setattr(ssh, "KEEPALIVE_S", 1)
+        monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 3000)
+        monkeypatch.setattr(link, "PATIENCE_S", 4.0)
+
+    def give_up(*_: object) -> None:
+        pytest.fail(f"it hung for {HUNG_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(round(HUNG_S))
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Sent:
+    """What was copied to the board: each file's name and the place in it from which on it was sent."""
+
+    offsets: dict[str, list[int]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    spied, send = Sent(), SshTransport.send
+
+    def note(self: SshTransport, local: Path, remote: str, *, offset: int = 0, told: Any = None) -> None:  # noqa: ANN401
+        spied.offsets.setdefault(local.name, []).append(offset)
+        send(self, local, remote, offset=offset, told=told)
+
+    monkeypatch.setattr(SshTransport, "send", note)
+    return spied
+
+
+def list_halves(board: Board, step: Step) -> list[str]:
+    """List what is not whole on the board: a part that is not its file's beginning, a hash that is not the name's."""
+    found = []
+    for path in board.work.rglob("*"):
+        if path.suffix in {".part", ".why", ".piece"}:
+            content = path.read_bytes()
+            if step.name != "push" or not step._artifact.read_bytes().startswith(content):
+                found.append(str(path))
+        elif path.is_file() and (named := [part for part in (path.stem, path.parent.name) if len(part) == 64]):
+            if not path.name.endswith(MANIFEST_SUFFIX) and hash_file(path) not in named:
+                found.append(str(path))
+    return found
+
+
+def left_by_steps(board: Board) -> list[str]:
+    """List what no session leaves behind when it ended as it should."""
+    work = board.work / "rankship"
+    left = [*work.rglob("*.part"), *work.rglob("*.why"), *work.glob("runs/*"), *work.glob("outputs/*"), *work.glob("lease")]
+    return [str(path) for path in left]
+
+
+@pytest.mark.parametrize(("fault", "name"), CELLS, ids=lambda word: str(word).replace(" ", "-"))
+def test_a_fault_ends_in_its_error_or_is_got_over(
+    board: Board, sent: Sent, tmp_path: Path, fault: str, name: str
+) -> None:
+    expected, what = CELLS[fault, name], FAULTS[fault]
+    struck_s: list[float] = []
+
+    def strike() -> None:
+        struck_s.append(time.monotonic())
+        what.come(board)
+
+    first = name == "probe" and what.first
+    step = Step(name, tmp_path, board, strike, before=what.before or name == "probe")
+    if first:
+        step._strike()
+    failure: TargetError | None = None
+    retries = 0
+    try:
+        with open_session(board.device, tell=step.hear) as held:
+            step.prepare(held)
+            sent.offsets.clear()
+            step.act(held)
+            retries = held._link.retries
+            ended_s = time.monotonic()
+    except TargetError as raised:
+        failure, ended_s = raised, time.monotonic()
+    assert struck_s, "the fault never came"
+    what.go(board)
+    board.heat.write_text(COLD)
+    note_figures(fault, name, failure, ended_s - struck_s[0], retries)
+    assert type(failure) is (type(None) if expected is None else expected), repr(failure)
+    if failure is not None:
+        assert str(failure)
+        assert failure.hint
+        assert list(step.into.iterdir()) == [], "nothing half-written stays here"
+    assert list_halves(board, step) == []
+    parts = list(board.work.rglob("*.part"))
+    if not what.cuts:
+        assert parts == []
+    resumed_from = [part.stat().st_size for part in parts]
+
+    sent.offsets.clear()
+    step.calm()
+    with open_session(board.device) as held:
+        step.prepare(held)
+        step.act(held)
+        held.forget(step.ticket)
+    assert left_by_steps(board) == []
+    again = {local: offsets for local, offsets in sent.offsets.items() if local not in {"owner.json"}}
+    if name == "push" and failure is not None:
+        assert again.pop("artifact.onnx") == (resumed_from or [0])
+        again.pop(f"artifact.onnx{MANIFEST_SUFFIX}", None)
+    assert again == {}, "what is whole is not sent again"
+
+
+def note_figures(fault: str, step: str, failure: TargetError | None, seconds: float, retries: int) -> None:
+    """Add a line to the file of figures, where one is wanted."""
+    if "RANKSHIP_FAULT_FIGURES" in os.environ:
+        line = {
+            "fault": fault,
+            "step": step,
+            "outcome": "recovered" if failure is None else type(failure).__name__,
+            "seconds": round(seconds, 2),
+            "retries": retries,
+            "message": str(failure or ""),
+            "hint": failure.hint if failure else "",
+            "true_limits": TRUE_LIMITS,
+        }
+        with Path(os.environ["RANKSHIP_FAULT_FIGURES"]).open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
