@@ -20,11 +20,14 @@ T = TypeVar("T")
 class Link:
     """One device's transport, opened on first use; `retries` counts everything that had to be tried again.
 
-    Once the tries of a call are spent on the way itself, later calls (a session's way out) get one each, until one is answered.
+    Once a call's tries are spent on the way itself, later calls (a session's way out) get one each, until one succeeds.
     """
 
-    def __init__(self, device: Device, connect: Callable[[Device], Transport]) -> None:
+    def __init__(
+        self, device: Device, connect: Callable[[Device], Transport], tell: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.retries = 0
+        self._tell = tell
         self._device = device
         self._connect = connect
         self._transport: Transport | None = None
@@ -34,7 +37,7 @@ class Link:
         """Do one step, again over a new connection where the old one broke; a reboot ends it.
 
         Long work must not be repeated after a timeout or its agent's death (`retry_timeouts=False`): its limit was
-        generous already. `patient` waits PATIENCE_S for a device that cannot be reached.
+        generous already. `patient` waits PATIENCE_S for a device that cannot be reached any more, and tells so.
         """
         transient = (ConnectionLost, TargetTimeout, AgentDied) if retry_timeouts else (ConnectionLost,)
         for _ in range(0 if self._gone else RETRIES):
@@ -66,6 +69,8 @@ class Link:
                 if time.monotonic() >= deadline:
                     self._gone = True
                     raise
+                if pause_s == PAUSE_S:
+                    self._tell(f"{self._device.name} cannot be reached any more: waiting up to {PATIENCE_S:g} s for it")
             else:
                 return
             pause_s = min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)

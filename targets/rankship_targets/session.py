@@ -98,7 +98,7 @@ def open_session(
 
     What measuring sets on the device is restored, and the lease given back, on every way out.
     """
-    link = Link(device, connect)
+    link = Link(device, connect, tell)
     try:
         workdir, left_tuned = link.call(lambda transport: _greet(transport, device))
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
@@ -128,7 +128,7 @@ class Session:
         self._tuned = False
         self._unmet: tuple[str, ...] = ()
         self._agent = self._copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
-        self._link.call(lambda transport: remove_old_parts(transport, workdir))
+        self._link.call(lambda transport: remove_left(transport, workdir))
         self._runs = DetachedRuns(device, link, self._agent, workdir, tell)
 
     @contextmanager
@@ -147,7 +147,9 @@ class Session:
     def probe(self) -> Probe:
         """Ask the agent what the device is and has."""
         request = {"command": "probe", "workdir": self._workdir}
-        return pick(self._link.call(lambda link: self._ask(link, request, STEP_TIMEOUT_S)), Probe, self.device)
+        return pick(
+            self._link.call(lambda link: self._ask(link, request, STEP_TIMEOUT_S), patient=True), Probe, self.device
+        )
 
     def push(self, artifact: Path, verified: Verified, *, told: Told | None = None) -> str:
         """Copy an artifact that was proven and signed, and no other; gives its path on the device.
@@ -202,12 +204,14 @@ class Session:
                     run_checked(transport, ["rm", "-rf", "--", folder])
             return files, pick(events, Opened, self.device).runtime
 
-        return self._link.call(step, retry_timeouts=False)
+        return self._link.call(step, retry_timeouts=False, patient=True)
 
     def load(self, artifact_format: Format, artifact: str, threads: int = 1) -> LoadReading:
         """Load an artifact in a fresh process and run nothing."""
         request = {"command": "load", "format": artifact_format, "artifact": artifact, "threads": threads}
-        events = self._link.call(lambda link: self._ask(link, request, INFER_TIMEOUT_S), retry_timeouts=False)
+        events = self._link.call(
+            lambda link: self._ask(link, request, INFER_TIMEOUT_S), retry_timeouts=False, patient=True
+        )
         opened, loaded = pick(events, Opened, self.device), pick(events, Loaded, self.device)
         return LoadReading(
             load_ns=loaded.load_ns,
@@ -312,11 +316,17 @@ class Session:
 
     def _copy(self, path: Path, sha256: str, name: str, told: Told | None = None) -> str:
         remote = f"{self._workdir}/{name}"
-        self._link.call(lambda transport: copy_verified(transport, path, remote, sha256, told=told))
+        self._link.call(lambda transport: copy_verified(transport, path, remote, sha256, told=told), patient=True)
         return remote
 
 
 _MOMENTS = ("before", "after")
+
+
+def remove_left(transport: Transport, workdir: str) -> None:
+    """Remove what sessions left that broke: old parts of copies, and outputs, which only the lease's holder makes."""
+    remove_old_parts(transport, workdir)
+    run_checked(transport, ["rm", "-rf", "--", f"{workdir}/outputs"])
 
 
 def _greet(transport: Transport, device: Device) -> tuple[str, bool]:

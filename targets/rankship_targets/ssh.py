@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +24,7 @@ from rankship_targets.device import Device
 from rankship_targets.sftp_write import write_rest
 from rankship_targets.ssh_command import SshCommand, start_channel
 from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
-from rankship_targets.ssh_route import dial, dig, watch
+from rankship_targets.ssh_route import dial, dig, watch, watching
 from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Completed,
@@ -67,10 +68,14 @@ class SshTransport:
 
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
         """Give stdout line by line while the command runs."""
-        with self._explaining(argv[0], timeout_s), SshCommand(self._link(), argv, timeout_s) as command:
+        link = self._link()
+        with (
+            self._explaining(argv[0], timeout_s),
+            SshCommand(link, argv, timeout_s) as command,
+            watching(link, KEEPALIVE_S),  # a server that was stopped still has a kernel that answers for it
+        ):
             yield from split_lines(command.chunks())
-            if command.code() != 0:
-                raise explain_failure(argv, command.code(), command.stderr())
+            check_end(argv[0], command)
 
     def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
         """Copy a file, or what follows `offset` in it, over SFTP."""
@@ -83,10 +88,18 @@ class SshTransport:
                 raise self._ask_why(remote, failure) from None
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Copy a file from the device over SFTP."""
+        """Copy a file from the device, as its `cat` gives it: the library's SFTP reads in a thread that dies loudly."""
+        argv = ["cat", "--", remote]
         try:
-            with self._sftp(f"fetching {remote}") as sftp:
-                sftp.get(remote, str(local))
+            with (
+                self._explaining(f"fetching {remote}", STEP_TIMEOUT_S),
+                SshCommand(self._link(), argv, STEP_TIMEOUT_S) as command,
+                local.open("wb") as target,
+            ):
+                for chunk in command.chunks():
+                    target.write(chunk)
+                    command.put_off(STEP_TIMEOUT_S)
+                check_end(f"fetching {remote}", command)
         except BaseException:
             local.unlink(missing_ok=True)
             raise
@@ -137,7 +150,7 @@ class SshTransport:
             )
             self._link().set_keepalive(KEEPALIVE_S)
             if self._jump is not None:
-                watch(self._link(), KEEPALIVE_S)
+                watch(self._link(), KEEPALIVE_S, Event())
 
     def _link(self) -> paramiko.Transport:
         link = self._client.get_transport()
@@ -222,6 +235,12 @@ class SshTransport:
         done = self.run(["sh", "-c", _TRY_WRITING, "sh", remote], timeout_s=STEP_TIMEOUT_S)
         said = done.stderr.strip()
         return name_refusal(f"{failure} ({said})", hint=failure.hint) if said else failure
+
+
+def check_end(what: str, command: SshCommand) -> None:
+    """Raise what a command's own words say where it ended otherwise than well."""
+    if command.code() != 0:
+        raise explain_failure([what], command.code(), command.stderr())
 
 
 def describe_address(device: Device) -> str:

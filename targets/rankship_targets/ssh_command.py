@@ -88,6 +88,10 @@ class SshCommand:
             raise EOFError
         self._ended = True
 
+    def put_off(self, timeout_s: float) -> None:
+        """Count the limit from now on."""
+        self._deadline = time.monotonic() + timeout_s
+
     def code(self) -> int:
         """Tell the exit status, once `chunks` is exhausted."""
         return self._channel.exit_status

@@ -1,8 +1,9 @@
 """The byte stream to a board's SSH port: straight, or through another board's connection; nobody is trusted yet."""
 
 import socket
-import time
-from threading import Thread, Timer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread, Timer
 
 import paramiko
 
@@ -52,14 +53,25 @@ def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: f
         raise Unreachable(message, hint="see whether that host is overloaded or the network slow") from None
 
 
-def watch(link: paramiko.Transport, pause_s: float) -> None:
-    """End a connection through a jump host whose far end falls silent: no kernel watches that end for us.
+@contextmanager
+def watching(link: paramiko.Transport, pause_s: float) -> Iterator[None]:
+    """Watch a connection while nothing large goes over it, behind which an answer would have to wait."""
+    over = Event()
+    watch(link, pause_s, over)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def watch(link: paramiko.Transport, pause_s: float, over: Event) -> None:
+    """End a connection whose far end falls silent where no kernel tells us: its server hangs, or it is behind another.
 
     Every server answers a request that it does not know, if only to refuse it.
     """
 
     def ask_again_and_again() -> None:
-        while link.is_active():
+        while not over.wait(pause_s) and link.is_active():
             cut = Timer(SILENCE_LIMIT_MS / 1000, end_link, (link,))
             cut.daemon = True
             cut.start()
@@ -69,6 +81,5 @@ def watch(link: paramiko.Transport, pause_s: float) -> None:
                 return
             finally:
                 cut.cancel()
-            time.sleep(pause_s)
 
     Thread(target=ask_again_and_again, daemon=True).start()
