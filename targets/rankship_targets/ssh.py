@@ -37,6 +37,7 @@ from rankship_targets.transport import (
 
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15
+SIGNALLED = 128
 _TRY_WRITING = 'LC_ALL=C; export LC_ALL; head -c 131072 /dev/zero > "$1.why"; rm -f -- "$1.why"'
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
@@ -99,6 +100,8 @@ class SshTransport:
                 for chunk in command.chunks():
                     target.write(chunk)
                     command.put_off(STEP_TIMEOUT_S)
+                if command.code() > SIGNALLED:
+                    raise EOFError("the device's end was killed")  # noqa: TRY301 - as a broken connection shows
                 check_end(f"fetching {remote}", command)
         except BaseException:
             local.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from rankship_benchmarks.validity import judge_trial, refuse_trials
 from rankship_pipeline.errors import (
     AgentDied,
     AuthError,
@@ -38,10 +39,11 @@ from rankship_pipeline.errors import (
     ReadOnly,
     TargetError,
     TargetTimeout,
+    Throttled,
     Unreachable,
 )
 from rankship_pipeline.files import hash_file
-from rankship_pipeline.records import Verified
+from rankship_pipeline.records import Format, Verified
 from rankship_targets import client, copying, detached, lease, link, session, ssh, ssh_route, transport
 from rankship_targets.detached import Ticket, make_ticket
 from rankship_targets.device import Device
@@ -49,6 +51,7 @@ from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.manifest import sign_artifact
 from rankship_targets.session import MeasureRequest, Session, open_session
 from rankship_targets.ssh import SshTransport
+from rankship_targets.trial import Trial
 
 PROGRAMS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "/usr/sbin/sshd": "openssh-server"}
 pytestmark = [
@@ -326,6 +329,26 @@ def find_runtimes(board: Board) -> None:
     board.set_python(f'RANKSHIP_AGENT_ROOT="{board.root}" exec {sys.executable} "$@"')
 
 
+def throttle(board: Board) -> None:
+    board.firmware.write_text("50005")
+
+
+def recover_speed(board: Board) -> None:
+    board.firmware.write_text("0")
+
+
+def bring_foreign_runner(board: Board) -> None:
+    """Install a runner that is a whole program, of another processor."""
+    program = bytearray(Path("/bin/true").resolve().read_bytes())
+    program[18:20] = (62 if os.uname().machine == "aarch64" else 183).to_bytes(2, "little")
+    runner = board.folder / "runner"
+    runner.write_bytes(program)
+    runner.chmod(0o755)
+    board.set_python(
+        f'RANKSHIP_EXECUTORCH_RUNNER="{runner}" RANKSHIP_AGENT_ROOT="{board.root}" exec {sys.executable} "$@"'
+    )
+
+
 @dataclass(frozen=True)
 class Fault:
     """What goes wrong: how it comes and goes, and when: during the step, or before it begins.
@@ -339,6 +362,7 @@ class Fault:
     before: bool = False
     first: bool = False
     cuts: bool = False
+    kind: Format = "onnx"
 
 
 FAULTS = {
@@ -354,6 +378,7 @@ FAULTS = {
     "agent killed at its start": Fault(kill_next_agent, nothing, before=True),
     "rebooted": Fault(restart, await_start, cuts=True),
     "missing runtime": Fault(lose_runtimes, find_runtimes, before=True, first=True),
+    "wrong ABI": Fault(bring_foreign_runner, find_runtimes, before=True, first=True, kind="executorch"),
 }
 RECOVERS = None
 CELLS: dict[tuple[str, str], type[TargetError] | None] = {
@@ -402,6 +427,10 @@ CELLS: dict[tuple[str, str], type[TargetError] | None] = {
     ("missing runtime", "push"): RECOVERS,
     ("missing runtime", "measure"): Lacks,
     ("missing runtime", "fetch"): Lacks,
+    ("wrong ABI", "probe"): RECOVERS,
+    ("wrong ABI", "push"): RECOVERS,
+    ("wrong ABI", "measure"): Lacks,
+    ("wrong ABI", "fetch"): Lacks,
 }
 
 
@@ -414,6 +443,8 @@ class Step:
         self.name = name
         self.into = folder / "home"
         self.ticket: Ticket = make_ticket()
+        self.kind: Format = "onnx"
+        self.trial: Trial | None = None
         self._board = board
         self._disturb = disturb
         self._before = before
@@ -425,12 +456,12 @@ class Step:
 
     def calm(self) -> None:
         """Be disturbed no more."""
-        self._disturb = None
+        self._disturb, self.kind = None, "onnx"
 
     def prepare(self, held: Session) -> None:
         """Do what comes before the step."""
         if self.name in {"measure", "fetch"}:
-            self._remote = held.push(self._model, prove(self._model))
+            self._remote = held.push(self._model, prove(self._model, self.kind))
             self._inputs = held.push_file(self._model.with_name("x.npy"))
 
     def act(self, held: Session) -> None:
@@ -468,7 +499,7 @@ class Step:
         request = MeasureRequest(
             round=0,
             variant="dense",
-            format="onnx",
+            format=self.kind,
             artifact=self._remote,
             artifact_sha256=hash_file(self._model),
             inputs=(self._inputs,),
@@ -478,7 +509,8 @@ class Step:
             max_warmup_ms=500,
             timeout_s=MEASURE_TIMEOUT_S,
         )
-        assert len(held.measure(request, self.ticket).samples_ns) >= 20
+        self.trial = held.measure(request, self.ticket)
+        assert len(self.trial.samples_ns) >= 20
 
     def _fetch(self, held: Session) -> None:
         over = threading.Event()
@@ -492,7 +524,7 @@ class Step:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            (output,), _ = held.infer("onnx", self._remote, [self._inputs], self.into)
+            (output,), _ = held.infer(self.kind, self._remote, [self._inputs], self.into)
         finally:
             over.set()
             watcher.join()
@@ -515,12 +547,12 @@ def make_model(folder: Path) -> Path:
     return folder / "m.onnx"
 
 
-def prove(path: Path) -> Verified:
+def prove(path: Path, kind: Format = "onnx") -> Verified:
     """Sign a file as the parity gate does what it has proven."""
     verified = Verified(
         artifact_sha256=hash_file(path),
         variant="dense",
-        format="onnx",
+        format=kind,
         runtime="onnxruntime",
         runtime_version="1",
         samples=1,
@@ -623,9 +655,9 @@ def test_a_fault_ends_in_its_error_or_is_got_over(
         struck_s.append(time.monotonic())
         what.come(board)
 
-    first = name == "probe" and what.first
     step = Step(name, tmp_path, board, strike, before=what.before or name == "probe")
-    if first:
+    step.kind = what.kind
+    if name == "probe" and what.first:
         step._strike()
     failure: TargetError | None = None
     retries = 0
@@ -664,8 +696,24 @@ def test_a_fault_ends_in_its_error_or_is_got_over(
     if name == "push" and failure is not None:
         assert again.pop("artifact.onnx") == (resumed_from or [0])
         again.pop(f"artifact.onnx{MANIFEST_SUFFIX}", None)
-    assert again == {}, "what is whole is not sent again"
+    if what.kind == "onnx":  # else the next try is of another format, under another name
+        assert again == {}, "what is whole is not sent again"
     shutil.rmtree(board.work / "rankship/artifacts", ignore_errors=True)  # the disk is small
+
+
+def test_a_trial_in_which_the_board_slowed_itself_down_does_not_count(board: Board, tmp_path: Path) -> None:
+    step = Step("measure", tmp_path, board, lambda: throttle(board), before=False)
+    try:
+        with open_session(board.device, tell=step.hear) as held:
+            step.prepare(held)
+            step.act(held)
+            held.forget(step.ticket)
+    finally:
+        recover_speed(board)
+    assert step.trial is not None
+    assert "throttled" in judge_trial(step.trial)
+    assert type(refuse_trials("run", [step.trial])) is Throttled
+    assert left_by_steps(board) == []
 
 
 def note_figures(fault: str, step: str, failure: TargetError | None, seconds: float, retries: int) -> None:
