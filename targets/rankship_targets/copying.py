@@ -63,8 +63,7 @@ def copy_many(
     copied = missing = _find_missing(transport, files, sizes)
     for _ in range(2):  # a part that another host took away or damaged is sent once more
         if missing:
-            _copy_parts(transport, missing, sizes, told)
-            missing = _find_missing(transport, missing, sizes)
+            missing = _find_missing(transport, _copy_parts(transport, missing, sizes, told), sizes)
     if not missing:
         return tuple(copied)
     (remote, (local, sha256)), *_ = missing.items()
@@ -130,8 +129,8 @@ def _append(transport: Transport, push: Callable[[Path, str], None], piece: Path
 
 def _copy_parts(
     transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int], told: Told | None
-) -> None:
-    """Send what is missing, and give those their name that arrived whole.
+) -> dict[str, tuple[Path, str]]:
+    """Send what is missing, and give those their name that arrived whole; gives the others.
 
     Where trying again cannot help, no part stays; where the link broke, all stay for the next try.
     """
@@ -157,6 +156,7 @@ def _copy_parts(
         with suppress(TargetError):
             _remove(transport, list(parts.values()))
         raise
+    return {remote: file for remote, file in files.items() if remote not in whole}
 
 
 class _Bar:
@@ -176,7 +176,7 @@ class _Bar:
 def _find_missing(
     transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int]
 ) -> dict[str, tuple[Path, str]]:
-    found = hash_many(transport, list(files), timeout_s=_limit_s(_sum_up(sizes, files)))
+    found = hash_many(transport, list(files), timeout_s=_limit_s(_sum_up(sizes, files))) if files else {}
     return {remote: (local, sha256) for remote, (local, sha256) in files.items() if found.get(remote) != sha256}
 
 
