@@ -22,7 +22,7 @@ from rankship_pipeline.errors import (
 )
 from rankship_targets.device import Device
 from rankship_targets.sftp_write import write_rest
-from rankship_targets.ssh_command import SshCommand, start_channel
+from rankship_targets.ssh_command import SshCommand, end_link, start_channel
 from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
 from rankship_targets.ssh_route import dial, dig, watch, watching
 from rankship_targets.transport import (
@@ -84,7 +84,9 @@ class SshTransport:
         with open_source(local) as source:
             try:
                 with self._sftp(what) as sftp, sftp.open(remote, "r+b" if offset else "wb") as target:
-                    write_rest(source, target, offset, told, openssh="OpenSSH" in self._link().remote_version)
+                    link = self._link()
+                    with _cutting(link):
+                        write_rest(source, target, offset, told, openssh="OpenSSH" in link.remote_version)
             except CommandFailed as failure:
                 raise self._ask_why(remote, failure) from None
 
@@ -166,6 +168,8 @@ class SshTransport:
         with self._explaining(what, STEP_TIMEOUT_S), closing(self._open_sftp()) as sftp:
             try:
                 yield sftp
+            except TimeoutError:
+                raise
             except OSError as failure:
                 channel = sftp.get_channel()
                 if channel is None or channel.closed:  # the device's end died; the connection itself may live on
@@ -238,6 +242,16 @@ class SshTransport:
         done = self.run(["sh", "-c", _TRY_WRITING, "sh", remote], timeout_s=STEP_TIMEOUT_S)
         said = done.stderr.strip()
         return name_refusal(f"{failure} ({said})", hint=failure.hint) if said else failure
+
+
+@contextmanager
+def _cutting(link: paramiko.Transport) -> Iterator[None]:
+    """Cut a connection whose answer did not come in time: closing a file over it would wait as long again."""
+    try:
+        yield
+    except TimeoutError:
+        end_link(link)
+        raise
 
 
 def check_end(what: str, command: SshCommand) -> None:
