@@ -1,6 +1,7 @@
 """The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,21 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """`rankship run RECIPE --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
+    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
     parser = argparse.ArgumentParser(
         prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
     )
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_benchmarks.suite import Suite
+    from rankship_benchmarks.suite import Suite, read_suite_of
 
-    _measure(arguments, arguments.recipe, Suite(recipe=arguments.recipe.name), make_missing=True)
+    suite = Suite(recipe=arguments.recipe.name)
+    if arguments.suite is not None:
+        suite = read_suite_of(arguments.recipe, arguments.suite)
+    _measure(arguments, arguments.recipe, suite, make_missing=True)
     return 0
 
 
@@ -114,6 +119,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
     from rankship_benchmarks.measure import measure_build
     from rankship_benchmarks.ready import check_ready
+    from rankship_pipeline.canary import make_canary
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -129,9 +135,13 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     store.sweep()
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    verified = _verify(build, prepared, store, steps, fresh=False)
+    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
+    verified = _verify(timed, prepared, store, steps, fresh=False)
+    limits, results = prepared.recipe.parity, arguments.results
     for device in devices:
-        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None, steps)
+        folder = measure_build(build, verified, store, device, suite, results, steps, limits=limits, canary=canary)
+        _report(folder, None, steps)
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
