@@ -11,7 +11,7 @@ from math import comb, exp, floor, log, sqrt
 from statistics import NormalDist, median
 from typing import TYPE_CHECKING
 
-from rankship_benchmarks.stats import CONFIDENCE, Estimate, find_widening
+from rankship_benchmarks.stats import CONFIDENCE, HOPELESS, Estimate, find_widening
 from rankship_pipeline.records import record
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def _find_place(counts: tuple[int, int], confidence: float, widening: float) -> 
     else:
         deviation = sqrt(pairs * (sum(counts) + 1) / 12)
         reached = floor(pairs / 2 + NormalDist().inv_cdf(outside) * deviation - 0.5)
-    if widening > 1:
-        reached = floor(pairs / 2 - widening * (pairs / 2 - reached))
-    return reached if reached >= 0 else None
+    if reached < 0 or widening >= HOPELESS:
+        return None
+    return max(0, floor(pairs / 2 - widening * (pairs / 2 - reached))) if widening > 1 else reached
 
 
 @cache

@@ -118,8 +118,9 @@ def make_bundle(times_ns: dict[Case, Sequence[float]], run_id: str = "one", cana
     return Bundle(header=header, trials=tuple(trials), finished=True)
 
 
-def draw(seed: int, rounds: int = 16, spread: float = 0.01, factor: float = 1.0) -> NDArray[np.float64]:
-    return factor * 1e6 * np.random.default_rng(seed).lognormal(0, spread, rounds)
+def draw(seed: int, rounds: int = 16, spread: float = 0.01, factor: float = 1.0) -> list[float]:
+    times: list[float] = (factor * 1e6 * np.random.default_rng(seed).lognormal(0, spread, rounds)).tolist()
+    return times
 
 
 def judge(before: dict[Case, Sequence[float]], after: dict[Case, Sequence[float]], **rule: float) -> list[Verdict]:
