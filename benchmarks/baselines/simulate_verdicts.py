@@ -101,14 +101,13 @@ SCENARIOS: dict[str, Draw] = {
     "drift 4 % in the run": draw_drifting,
     "bimodal, 8 % apart": draw_two_speeds,
     "throttled for 30 %, untold": draw_throttled,
-    **read_recorded(),
 }
 
 
-def cover_intervals(draws: int, rounds: int) -> list[dict[str, object]]:
+def cover_intervals(draws: int, rounds: int, scenarios: dict[str, Draw]) -> list[dict[str, object]]:
     """The shares of draws with an interval, and of those intervals that hold the truth: 0 for all three."""
     rows: list[dict[str, object]] = []
-    for name, draw in SCENARIOS.items():
+    for name, draw in scenarios.items():
         random = np.random.default_rng(11)
         kept: dict[str, list[bool]] = {"median": [], "ratio in a run": [], "ratio between runs": []}
         for _ in range(draws):
@@ -149,14 +148,12 @@ def judge(before: list[Array], after: list[Array], rule: Rule) -> list[str]:
     return words
 
 
-def count_words(draws: int, cases: int = 6) -> list[dict[str, object]]:
+def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[dict[str, object]]:
     """What compare says of six cases of which one is 3 % slower; and of runs that differ in nothing."""
     rows: list[dict[str, object]] = []
     rule = Rule()
-    plans = [(name, rounds) for name, rounds in ROUNDS_BY_NOISE.items() if name in SCENARIOS]
-    plans += [(name, 16) for name in SCENARIOS if name not in ROUNDS_BY_NOISE]
-    for name, rounds in plans:
-        random, draw = np.random.default_rng(13), SCENARIOS[name]
+    for name, draw in scenarios.items():
+        random, rounds = np.random.default_rng(13), ROUNDS_BY_NOISE.get(name, 16)
         slower: list[str] = []
         alike: list[str] = []
         runs_with_alarm = 0
@@ -288,33 +285,35 @@ def bound_percentiles(draws: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Run everything, or with `--quick` a twentieth of it, and write the JSON."""
+    """Run every part that the JSON lacks, or with `--quick` a twentieth of each to the screen alone."""
     share = 20 if "--quick" in sys.argv else 1
-    begun = process_time()
-    result = {
+    recorded, made = read_recorded(), SCENARIOS
+    parts: dict[str, Callable[[], object]] = {
+        "words": lambda: count_words(300 // share, made),
+        "histories": lambda: watch_histories(900 // share, 300 // share),
+        "sessions": lambda: compare_sessions(300 // share),
+        "intervals": lambda: [row for rounds in (6, 12, 20) for row in cover_intervals(600 // share, rounds, made)],
+        "percentiles": lambda: bound_percentiles(300 // share),
+    }
+    if recorded:
+        parts["recorded intervals"] = lambda: cover_intervals(600 // share, 12, recorded)
+        parts["recorded words"] = lambda: count_words(300 // share, recorded)
+    path = HERE / "simulate_verdicts.json"
+    result: dict[str, object] = json.loads(path.read_text()) if path.exists() and share == 1 else {}
+    result |= {
         "what": "simulated; every word and interval comes from the shipped functions",
-        "rule": {
-            "effect": Rule().effect,
-            "significance": Rule().significance,
-            "fewest rounds, 6 cases": count_rounds_needed(6),
-        },
-        "alarms": {
-            "effect": AlarmRule().effect,
-            "cases": AlarmRule().cases,
-            "aim a month": AlarmRule().false_alarms_a_month,
-        },
-        "intervals": [row for rounds in (6, 12, 20) for row in cover_intervals(600 // share, rounds)],
-        "words": count_words(300 // share),
-        "sessions": compare_sessions(300 // share),
-        "histories": watch_histories(900 // share, 300 // share),
-        "percentiles": bound_percentiles(300 // share),
+        "rule": {"effect": Rule().effect, "significance": Rule().significance, "least rounds": count_rounds_needed(6)},
+        "alarms": {"effect": AlarmRule().effect, "aim a month": AlarmRule().false_alarms_a_month},
         "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}",
     }
-    result["cpu_s"] = round(process_time() - begun)
-    text = json.dumps(result, indent=1)
-    if share == 1:
-        write_atomic(HERE / "simulate_verdicts.json", (text + "\n").encode())
-    sys.stdout.write(text + "\n")
+    for name, compute in parts.items():
+        if name not in result:
+            begun = process_time()
+            result[name] = compute()
+            result[f"{name}: CPU seconds"] = round(process_time() - begun)
+            if share == 1:
+                write_atomic(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
