@@ -3,7 +3,7 @@
 
 `python benchmarks/baselines/simulate_verdicts.py` judges everything through the shipped functions and writes
 simulate_verdicts.json beside this file: coverage of every interval that a report prints, words of `rankship compare`,
-alarms of the history's rule. Two standard errors of a share of 0.95 are 0.018 at 600 draws. Some minutes on one core.
+alarms of the history's rule. Two standard errors of a share of 0.95 are 0.022 at 400 draws. Some minutes on one core.
 """
 
 import json
@@ -17,10 +17,10 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from rankship_benchmarks.compare import Rule, count_rounds_needed
+from rankship_benchmarks.compare import Rule, choose_word, count_rounds_needed
 from rankship_benchmarks.history import AlarmRule, Night, find_steps
 from rankship_benchmarks.rounds import find_disorder
-from rankship_benchmarks.shift import correct_holm, find_shift
+from rankship_benchmarks.shift import Shift, correct_holm, find_shift
 from rankship_benchmarks.stats import estimate_median, estimate_ratio, percentile_bound
 from rankship_pipeline.files import write_atomic
 
@@ -134,18 +134,16 @@ def cover_intervals(draws: int, rounds: int, scenarios: dict[str, Draw]) -> list
     return rows
 
 
-def judge(before: list[Array], after: list[Array], rule: Rule) -> list[str]:
-    """The words of compare_bundles for several cases of two runs, without making trials of them."""
-    from rankship_benchmarks.compare import choose_word
+def find_change(before: Array, after: Array) -> Shift | None:
+    """One case of two runs as compare_bundles sees it, without making trials; None where the rounds are in disorder."""
+    runs = np.exp(before).tolist(), np.exp(after).tolist()
+    return None if any(find_disorder(run, Rule().effect) for run in runs) else find_shift(*runs)
 
-    runs = [([exp(v) for v in one], [exp(v) for v in two]) for one, two in zip(before, after, strict=True)]
-    open_ = [n for n, pair in enumerate(runs) if not any(find_disorder(run, rule.effect) for run in pair)]
-    shifts = [find_shift(*runs[n]) for n in open_]
-    adjusted = correct_holm([shift.p_value for shift in shifts])
-    words = ["unknown"] * len(runs)
-    for n, shift, p_value in zip(open_, shifts, adjusted, strict=True):
-        words[n] = choose_word(shift.ratio, p_value, rule)[0]
-    return words
+
+def judge(found: list[Shift | None], rule: Rule) -> list[str]:
+    """The words of several cases that are judged together."""
+    adjusted = iter(correct_holm([shift.p_value for shift in found if shift]))
+    return [choose_word(shift.ratio, next(adjusted), rule)[0] if shift else "unknown" for shift in found]
 
 
 def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[dict[str, object]]:
@@ -158,12 +156,12 @@ def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[
         alike: list[str] = []
         runs_with_alarm = 0
         for _ in range(draws):
-            before, after = ([draw(random, rounds) for _ in range(cases)] for _ in range(2))
-            words = judge(before, after, rule)
+            found = [find_change(draw(random, rounds), draw(random, rounds)) for _ in range(cases)]
+            words = judge(found, rule)
             alike += words
             runs_with_alarm += any(word in {"worse", "better"} for word in words)
-            after[0] = after[0] + log(1.03)
-            slower.append(judge(before, after, rule)[0])
+            changed = find_change(draw(random, rounds), draw(random, rounds) + log(1.03))
+            slower.append(judge([changed, *found[1:]], rule)[0])
         rows.append(
             {
                 "noise": name,
@@ -191,12 +189,12 @@ def compare_sessions(draws: int) -> list[dict[str, object]]:
             for _ in range(draws):
                 level = random.normal(0, apart, 2)
                 runs = [level[n] + random.normal(0, noise, (2, rounds)) for n in range(2)]
-                words["without a canary"] += judge([runs[0][0]], [runs[1][0]], Rule())
+                words["without a canary"] += judge([find_change(runs[0][0], runs[1][0])], Rule())
                 related = [run[0] - run[1] for run in runs]
                 moved = abs(np.log(find_shift(*[np.exp(run[1]).tolist() for run in runs]).ratio.value))
                 told = moved > log(1 + Rule().effect)
-                words["with a canary"] += ["unknown"] if told else judge([related[0]], [related[1]], Rule())
-                caught += ["unknown"] if told else judge([related[0]], [related[1] + log(1.03)], Rule())
+                words["with a canary"] += ["unknown"] if told else judge([find_change(*related)], Rule())
+                caught += ["unknown"] if told else judge([find_change(related[0], related[1] + log(1.03))], Rule())
             row: dict[str, object] = {"runs apart by": apart, "rounds apart by": noise, "rounds": rounds}
             row |= {f"nothing changed, {what}": count(said) for what, said in words.items()}
             rows.append(row | {"3 % slower, with a canary": count(caught)})
@@ -279,41 +277,47 @@ def bound_percentiles(draws: int) -> list[dict[str, object]]:
                 times = 1e6 * np.exp(draw_correlated(rho, 0.05)(random, samples))
                 bound = percentile_bound([int(time) for time in times], share)
                 held += [] if bound is None else [bound >= truth - 1]
-            row = {"percentile": 100 * share, "samples": samples, "autocorrelation": rho}
+            row: dict[str, object] = {"percentile": 100 * share, "samples": samples, "autocorrelation": rho}
             rows.append(row | {"given": len(held) / draws, "covers": round(float(np.mean(held)), 3)})
     return rows
 
 
 def main() -> None:
-    """Run every part that the JSON lacks, or with `--quick` a twentieth of each to the screen alone."""
+    """Run the parts that are named, or all; with `--quick` a twentieth of each, to the screen alone."""
     share = 20 if "--quick" in sys.argv else 1
     recorded, made = read_recorded(), SCENARIOS
     parts: dict[str, Callable[[], object]] = {
-        "words": lambda: count_words(300 // share, made),
-        "histories": lambda: watch_histories(900 // share, 300 // share),
-        "sessions": lambda: compare_sessions(300 // share),
-        "intervals": lambda: [row for rounds in (6, 12, 20) for row in cover_intervals(600 // share, rounds, made)],
-        "percentiles": lambda: bound_percentiles(300 // share),
+        "words": lambda: count_words(200 // share, made),
+        "histories": lambda: watch_histories(600 // share, 200 // share),
+        "sessions": lambda: compare_sessions(200 // share),
+        "intervals": lambda: [row for rounds in (6, 12, 20) for row in cover_intervals(400 // share, rounds, made)],
+        "percentiles": lambda: bound_percentiles(200 // share),
     }
     if recorded:
-        parts["recorded intervals"] = lambda: cover_intervals(600 // share, 12, recorded)
-        parts["recorded words"] = lambda: count_words(300 // share, recorded)
+        parts["recorded intervals"] = lambda: cover_intervals(400 // share, 12, recorded)
+        parts["recorded words"] = lambda: count_words(200 // share, recorded)
+    wanted = [word for word in sys.argv[1:] if word in parts] or list(parts)
     path = HERE / "simulate_verdicts.json"
-    result: dict[str, object] = json.loads(path.read_text()) if path.exists() and share == 1 else {}
-    result |= {
-        "what": "simulated; every word and interval comes from the shipped functions",
-        "rule": {"effect": Rule().effect, "significance": Rule().significance, "least rounds": count_rounds_needed(6)},
-        "alarms": {"effect": AlarmRule().effect, "aim a month": AlarmRule().false_alarms_a_month},
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}",
-    }
-    for name, compute in parts.items():
-        if name not in result:
-            begun = process_time()
-            result[name] = compute()
-            result[f"{name}: CPU seconds"] = round(process_time() - begun)
-            if share == 1:
-                write_atomic(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    for name in wanted:
+        begun = process_time()
+        rows = parts[name]()
+        result: dict[str, object] = json.loads(path.read_text()) if path.exists() and share == 1 else {}
+        result |= {
+            "what": "simulated; every word and interval comes from the shipped functions",
+            "rule": {
+                "effect": Rule().effect,
+                "significance": Rule().significance,
+                "least rounds": count_rounds_needed(6),
+            },
+            "alarms": {"effect": AlarmRule().effect, "aim a month": AlarmRule().false_alarms_a_month},
+            "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}",
+            name: rows,
+            f"{name}: CPU seconds": round(process_time() - begun),
+        }
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        if share == 1:
+            write_atomic(path, text.encode())
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ that both runs share but for a factor. Where rounds resemble the ones before the
 from collections.abc import Sequence
 from functools import cache
 from math import comb, exp, floor, log, sqrt
-from statistics import NormalDist, median
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.stats import CONFIDENCE, HOPELESS, Estimate, find_widening
@@ -43,7 +43,7 @@ def find_shift(before: Sequence[float], after: Sequence[float], confidence: floa
     if widening > 1:
         p_value = 2 * NormalDist().cdf(NormalDist().inv_cdf(max(p_value, 1e-300) / 2) / widening)
     ratio = Estimate(
-        value=exp(float(median(ratios.tolist()))),
+        value=exp(float(np.median(ratios))),
         low=None if low is None else exp(float(low)),
         high=None if high is None else exp(float(high)),
         confidence=confidence,
