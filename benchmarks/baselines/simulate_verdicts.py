@@ -175,7 +175,7 @@ def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[
 
 
 # Rounds a run for 95 % power over six cases, found by this simulation; the noises that are not named get 16.
-ROUNDS_BY_NOISE = {"lognormal 1 %": 9, "lognormal 2 %": 30, "lognormal 5 %": 180}
+ROUNDS_BY_NOISE = {"lognormal 1 %": 16, "lognormal 2 %": 30, "lognormal 5 %": 160}
 
 
 def compare_sessions(draws: int) -> list[dict[str, object]]:
