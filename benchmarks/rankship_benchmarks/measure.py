@@ -3,6 +3,7 @@
 import platform
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,26 +44,32 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     steps: Steps,
     *,
     limits: ParityChoice,
+    canary: Artifact | None = None,
 ) -> Path:
     """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
     Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
-    from the device, where it went on.
+    from the device, where it went on. `canary` is timed like the build's artifacts, its proof the last of `verified`.
     """
+    timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     with watching(device), open_session(device, tell=steps.note) as session:
         with steps.transfer(f"push to {device.name}") as told:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
-                for artifact, proof in zip(build.artifacts, verified, strict=True)
+                for artifact, proof in zip(timed.artifacts, verified, strict=True)
             }
-            inputs = tuple(session.push_file(path, told=told) for path in find_inputs(build.artifacts, store))
-        on_device = verify_on_device(build, store, session, remote, limits, suite.threads, steps)
+            inputs = {
+                artifact.sha256: tuple(session.push_file(path, told=told) for path in find_inputs((artifact,), store))
+                for artifact in timed.artifacts
+            }
+        on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)
         header = _describe(build, (tuple(verified), on_device), device, suite, session)
+        header = replace(header, canary=canary)
         folder = _find_or_create(header, results, session, steps)
         with writing(folder):
-            _run_rounds(folder, build, remote, inputs, suite, session, steps)
+            _run_rounds(folder, timed.artifacts, remote, inputs, suite, session, steps)
             finish_bundle(folder)
     return folder
 
@@ -73,6 +80,7 @@ def _find_or_create(header: Header, results: Path, session: Session, steps: Step
         begun = open_bundle(folder).header
         before = begun.conditions
         changed = [name for name, value in header.conditions.items() if before.get(name) != value]
+        changed += ["the canary"] if begun.canary != header.canary else []
         changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
         if not changed:
             steps.note(f"continuing {folder.name}")
@@ -101,9 +109,9 @@ def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[in
 
 def _run_rounds(
     folder: Path,
-    build: Build,
+    artifacts: Sequence[Artifact],
     remote: dict[str, str],
-    inputs: tuple[str, ...],
+    inputs: dict[str, tuple[str, ...]],
     suite: Suite,
     session: Session,
     steps: Steps,
@@ -111,7 +119,7 @@ def _run_rounds(
     done = {(trial.round, trial.variant, trial.format) for trial in open_bundle(folder).trials}
     wanted = [
         (number, artifact)
-        for number, artifact in plan_rounds(build.artifacts, suite.rounds)
+        for number, artifact in plan_rounds(artifacts, suite.rounds)
         if (number, artifact.variant, artifact.format) not in done
     ]
     pending = read_pending(folder)
@@ -131,7 +139,7 @@ def _run_rounds(
                 format=artifact.format,
                 artifact=remote[artifact.sha256],
                 artifact_sha256=artifact.sha256,
-                inputs=inputs,
+                inputs=inputs[artifact.sha256],
                 threads=suite.threads,
                 min_samples=suite.min_samples,
                 min_duration_ms=suite.min_duration_ms,

@@ -17,7 +17,7 @@ from pathlib import Path
 from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import publish_folder
-from rankship_pipeline.records import Build, Verified, record
+from rankship_pipeline.records import Artifact, Build, Verified, record
 from rankship_targets.trial import Trial
 
 BUNDLE_FILE = "trials.jsonl"
@@ -32,7 +32,8 @@ class Header:
     `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
     read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
     runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
-    `rounds` is how many the suite asks for.
+    `rounds` is how many the suite asks for. `canary` is the reference model timed in each round, None where the suite
+    wants none; its proofs are among the others.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class Header:
     conditions: dict[str, str]
     rankship_version: str
     verified_on_device: tuple[Verified, ...] = ()
+    canary: Artifact | None = None
 
 
 @record

@@ -13,7 +13,8 @@ class Suite:
 
     A trial's timed loop ends when `min_samples` and `min_duration_ms` are both reached; its warm-up ends when steady,
     at the latest after `max_warmup_ms`; one that is not done after `timeout_s` is an error. Six rounds are the fewest
-    that give a 95 % interval of the median.
+    that give a 95 % interval of the median, 12 the fewest that show whether rounds hang together. With `canary` a small
+    frozen model is timed in every round too, so that a change of the device is not taken for one of the build.
     """
 
     recipe: str
@@ -23,6 +24,7 @@ class Suite:
     min_duration_ms: int = 200
     max_warmup_ms: int = 1500
     timeout_s: int = 900
+    canary: bool = True
 
 
 def read_suite(path: Path) -> tuple[Suite, Path]:

@@ -1,6 +1,7 @@
 """The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,6 +119,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
     from rankship_benchmarks.measure import measure_build
     from rankship_benchmarks.ready import check_ready
+    from rankship_pipeline.canary import make_canary
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -133,10 +135,12 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     store.sweep()
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    verified = _verify(build, prepared, store, steps, fresh=False)
-    limits = prepared.recipe.parity
+    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
+    verified = _verify(timed, prepared, store, steps, fresh=False)
+    limits, results = prepared.recipe.parity, arguments.results
     for device in devices:
-        folder = measure_build(build, verified, store, device, suite, arguments.results, steps, limits=limits)
+        folder = measure_build(build, verified, store, device, suite, results, steps, limits=limits, canary=canary)
         _report(folder, None, steps)
 
 

@@ -44,18 +44,27 @@ def test_the_interval_covers_the_median_at_least_as_often_as_it_says(draw: Draw,
 def test_the_bound_lies_above_the_percentile_at_least_as_often_as_it_says(draw: Draw, share: float, count: int) -> None:
     random = np.random.default_rng(2)
     truth = np.quantile(draw(random, 1_000_000), share) * 1e6
-    held = 0
+    held = []
     for _ in range(1000):
         bound = percentile_bound([int(1e6 * value) for value in draw(random, count)], share)
-        assert bound is not None
-        held += bound >= truth - 1
-    assert held / 1000 >= 0.95 - 0.014
+        if bound is not None:  # at the fewest samples, ones that seem to come in clusters are too few
+            held.append(bound >= truth - 1)
+    assert len(held) >= 950
+    assert np.mean(held) >= 0.95 - 0.02
 
 
 @pytest.mark.parametrize(("share", "needed"), [(0.5, 5), (0.9, 29), (0.99, 299), (0.999, 2995)])
 def test_a_percentile_has_no_bound_below_the_samples_it_needs(share: float, needed: int) -> None:
-    assert percentile_bound(range(needed - 1), share) is None
-    assert percentile_bound(range(needed), share) == needed - 1
+    samples = np.random.default_rng(needed).permutation(needed)
+    assert percentile_bound((samples[samples < needed - 1]).tolist(), share) is None
+    assert percentile_bound(samples.tolist(), share) == needed - 1
+
+
+def test_slow_samples_in_clusters_move_the_bound_up() -> None:
+    samples = np.random.default_rng(3).permutation(400)
+    apart, together = percentile_bound(samples.tolist(), 0.9), percentile_bound(range(400), 0.9)
+    assert apart is not None
+    assert together is None or together > apart
 
 
 def test_five_rounds_give_no_interval_and_six_give_their_whole_range() -> None:

@@ -222,7 +222,7 @@ def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
     assert compressed.parity is not None
     assert compressed.energy_uj is None
     assert summary.energy_note
-    assert summary.cautions == ()
+    assert summary.cautions == ("Rounds: 8 cannot show whether they hang together (12 can); intervals assume not.",)
 
 
 def test_an_emulated_devices_numbers_are_distrusted_first() -> None:
