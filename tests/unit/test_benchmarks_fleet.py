@@ -223,10 +223,12 @@ def test_machines_share_a_fleet_and_a_dead_one_hands_its_job_to_a_twin(cluster: 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_repeats_jobs_by_itself_is_refused() -> None:
+    dask = pytest.importorskip("dask")
     distributed = pytest.importorskip("distributed")
     from rankship_benchmarks.fleet_dask import connect
 
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 3}),  # Dask's own default
         distributed.SpecCluster(
             scheduler={"cls": distributed.Scheduler, "options": SCHEDULER}, workers={}, silence_logs=50
         ) as lax,
