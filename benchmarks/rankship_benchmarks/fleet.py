@@ -97,10 +97,20 @@ def run_fleet(
 
     A device that cannot do its job (TargetError) is lost: its job goes to a twin, or waits until the device is tried
     again, after each of `pauses_s` once; one whose trouble trying again cannot help is given up at once. Any other
-    error of ours ends that job alone; a mistake in the program ends everything. An interruption leaves the threads
-    behind as they are: what they had begun is found again as after a killed process.
+    error of ours ends that job alone; a mistake in the program ends everything. An interruption leaves the threads of
+    several devices behind as they are: what they had begun is found again as after a killed process.
     """
     fleet: _Fleet[Result] = _Fleet(jobs, work, pauses_s)
+    if len(fleet.devices) == 1:  # in the caller's own thread, so that an interruption unwinds its session
+        fleet.serve(fleet.devices[0])
+    else:
+        _run_threads(fleet)
+    if fleet.crash is not None:
+        raise fleet.crash
+    return list_ended(jobs, fleet.schedule, fleet.results, fleet.errors)
+
+
+def _run_threads(fleet: _Fleet[Result]) -> None:
     threads = [threading.Thread(target=fleet.serve, args=(name,), name=name, daemon=True) for name in fleet.devices]
     for thread in threads:
         thread.start()
@@ -110,11 +120,8 @@ def run_fleet(
         finally:
             fleet.stopped = True
             fleet.changed.notify_all()
-    if fleet.crash is not None:
-        raise fleet.crash
-    for thread in threads:
+    for thread in threads if fleet.crash is None else ():
         thread.join()
-    return list_ended(jobs, fleet.schedule, fleet.results, fleet.errors)
 
 
 def list_ended(

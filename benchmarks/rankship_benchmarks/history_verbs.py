@@ -2,8 +2,17 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.verbs import add_store_flag
+
+if TYPE_CHECKING:
+    from rankship_benchmarks.measure_fleet import Measure
+    from rankship_benchmarks.nights import NightRecord
+    from rankship_benchmarks.suite import Suite
+    from rankship_pipeline.progress import Steps
+    from rankship_targets.device import Device
 
 
 def index(argv: list[str]) -> int:
@@ -55,6 +64,105 @@ def export(argv: list[str]) -> int:
     for reason in refused:
         console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
     return 0
+
+
+def nightly(argv: list[str]) -> int:
+    """`rankship nightly SUITE --on DEVICE[/TWIN][,DEVICE]`: build, measure, compare with the nights before, report."""
+    parser = argparse.ArgumentParser(
+        prog="rankship nightly",
+        description="Build, measure every device, compare with the nights before, draw the page; a broken night goes on.",
+        epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
+    )
+    parser.add_argument("suite", type=Path)
+    on = "devices, separated by commas; behind a slash, a twin that stands in where the device is lost"
+    parser.add_argument("--on", required=True, metavar="DEVICE[/TWIN]", help=on)
+    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
+    parser.add_argument("--results", type=Path, default=Path("rankship-nightly"), help="default: %(default)s")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.nightly import Tonight, run_night
+    from rankship_benchmarks.nightly_page import PAGE
+    from rankship_benchmarks.schedule import read_jobs
+    from rankship_benchmarks.suite import read_suite
+    from rankship_pipeline.codec import digest
+    from rankship_pipeline.files import ensure_writable
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.recipe import read_recipe
+    from rankship_targets.device import find_device
+
+    suite, recipe = read_suite(arguments.suite)  # and the recipe's name, which is its results' name too
+    jobs = read_jobs(arguments.on)
+    devices = {name: find_device(name, arguments.inventory) for job in jobs for name in job.devices}
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
+    steps = Steps()
+    tonight = Tonight(
+        results=arguments.results,
+        suite=(arguments.suite.stem, digest(suite)),
+        recipe=read_recipe(recipe).name,
+        jobs=jobs,
+        devices=devices,
+    )
+    night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, steps), steps)
+    if night is None:
+        steps.note(f"another nightly is at work in {arguments.results}: nothing to do")
+        return 0
+    _print_night(night, arguments.results / PAGE)
+    return night.exit_code or 0
+
+
+def _prepare_night(
+    arguments: argparse.Namespace, recipe: Path, suite: "Suite", steps: "Steps"
+) -> "tuple[str, Measure]":
+    """Build and verify once; gives the build's digest and what measures one device."""
+    from rankship_benchmarks.gate import verify_build
+    from rankship_benchmarks.measure import measure_build
+    from rankship_benchmarks.ready import check_ready
+    from rankship_pipeline.codec import digest
+    from rankship_pipeline.files import hash_file
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+    from rankship_targets.agent_file import find_agent
+    from rankship_targets.runner import HostRunner
+
+    store = Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+
+    from rankship_pipeline.build import build_recipe  # after the recipe was read: this imports torch
+
+    store.sweep()
+    build, _ = build_recipe(prepared, store, steps)
+    limits, agent_sha256 = prepared.recipe.parity, hash_file(find_agent())
+    verified = verify_build(build, store, HostRunner(), agent_sha256, limits, steps, fresh=False)
+
+    def measure(device: "Device", own: "Steps") -> Path:
+        check_ready([device], prepared.recipe.export.formats, own)
+        return measure_build(build, verified, store, device, suite, arguments.results, own)
+
+    return digest(build), measure
+
+
+def _print_night(night: "NightRecord", page: Path) -> None:
+    from rich.console import Console
+
+    from rankship_benchmarks.nightly_page import SIGNS, list_alarms, list_gaps, state_headline
+    from rankship_benchmarks.table import show_ratio
+    from rankship_pipeline.tables import start_table
+
+    console = Console(highlight=False)
+    console.print(f"night {night.number}: {state_headline(night)}", style="bold", markup=False, soft_wrap=True)
+    table = start_table("device", "case", "verdict", "ratio to the last night that counts")
+    for one in night.devices:
+        for case in one.cases:
+            ratio = show_ratio(case.ratio) if case.ratio else "–"
+            table.add_row(one.device, f"{case.format} {case.variant}", f"{SIGNS[case.word]} {case.word}", ratio)
+    console.print(table)
+    for line in list_alarms(night):
+        console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)
+    for line in list_gaps(night):
+        console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"page: {page}", markup=False, soft_wrap=True)
 
 
 def _add_results_flag(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,9 @@ Every job ends with exactly one outcome. A job whose device is lost goes back to
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import record
 
 MOST_LOSSES = 3
@@ -115,12 +116,12 @@ class Schedule:
         self.outcomes[job.name] = Outcome(job=job, device=device, failure=failure, losses=losses)
 
 
-def read_choices(text: str) -> tuple[tuple[str, ...], ...]:
-    """Read `--on`: devices between commas, and behind each, after slashes, the twins that stand in for it."""
-    choices = [tuple(name.strip() for name in part.split("/")) for part in text.split(",")]
-    return tuple(dict.fromkeys(choices))
-
-
-def list_jobs(choices: Sequence[tuple[str, ...]]) -> tuple[Job, ...]:
-    """Make one job for each choice of devices, at home on the first."""
-    return tuple(Job(name="/".join(names), devices=names, home=names[0]) for names in choices)
+def read_jobs(text: str) -> tuple[Job, ...]:
+    """Read `--on`: a job for each device between commas; behind slashes, the twins that stand in while it is lost."""
+    jobs: dict[str, Job] = {}
+    for part in text.split(","):
+        names = tuple(dict.fromkeys(name.strip() for name in part.split("/")))
+        if jobs.setdefault(names[0], Job(name=names[0], devices=names, home=names[0])).devices != names:
+            hint = "name it once: DEVICE, or DEVICE/TWIN"
+            raise InputError(f"{names[0]} stands in --on twice, with different twins", hint=hint)
+    return tuple(jobs.values())

@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
     "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),
     "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
+    "nightly": ("rankship_benchmarks.history_verbs:nightly", "build, measure, compare with the nights before, report"),
     "index": ("rankship_benchmarks.history_verbs:index", "bring the index over many runs up to date"),
     "export": ("rankship_benchmarks.history_verbs:export", "give many runs to a notebook or to MLflow"),
     "study": ("rankship_benchmarks.verbs:study", "compare many ways to many budgets on several models"),

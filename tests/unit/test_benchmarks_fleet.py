@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankship_benchmarks.fleet import run_fleet
-from rankship_benchmarks.schedule import MOST_LOSSES, Job, Schedule, list_jobs, read_choices
+from rankship_benchmarks.schedule import MOST_LOSSES, Job, Schedule, read_jobs
 from rankship_pipeline.errors import BuildError, ConnectionLost, InputError, Lacks, TargetBusy
 
 if TYPE_CHECKING:
@@ -64,9 +64,13 @@ def test_jobs_that_cannot_be_told_apart_or_done_are_a_mistake(jobs: list[Job]) -
 
 
 def test_devices_are_named_with_their_twins() -> None:
-    choices = read_choices("pi4 / pi4 spare, pixel6,pixel6")
-    assert choices == (("pi4", "pi4 spare"), ("pixel6",))
-    assert [job.home for job in list_jobs(choices)] == ["pi4", "pixel6"]
+    jobs = read_jobs("pi4 / pi4 spare, pixel6,pixel6")
+    assert [(job.name, job.home, job.devices) for job in jobs] == [
+        ("pi4", "pi4", ("pi4", "pi4 spare")),
+        ("pixel6", "pixel6", ("pixel6",)),
+    ]
+    with pytest.raises(InputError, match="pi4 stands in --on twice"):
+        read_jobs("pi4,pi4/pi5")
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 40))

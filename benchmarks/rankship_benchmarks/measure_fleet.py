@@ -1,0 +1,35 @@
+"""Several devices measured at once, each with progress lines of its own; what fails on one stops no other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rankship_benchmarks.fleet import PAUSES_S, Ended, run_fleet
+from rankship_benchmarks.schedule import Job
+from rankship_pipeline.progress import Steps
+from rankship_targets.device import Device
+
+Measure = Callable[[Device, Steps], Path]
+
+
+def measure_devices(
+    jobs: Sequence[Job],
+    devices: Mapping[str, Device],
+    measure: Measure,
+    steps: Steps,
+    *,
+    ended: Callable[[str, str, Path], None] = lambda *_: None,
+    pauses_s: Sequence[float] = PAUSES_S,
+) -> Mapping[str, Ended[Path]]:
+    """Do every job by `measure(device, its own steps)`, which gives the run's folder; tells what became of each.
+
+    `ended(job's name, device's name, folder)` is called as each run is done, in the thread of its device.
+    """
+    with steps.side_by_side() as start:
+        own = {name: start(name) if len(devices) > 1 else steps for name in devices}
+
+        def work(name: str, job: Job) -> Path:
+            folder = measure(devices[name], own[name])
+            ended(job.name, name, folder)
+            return folder
+
+        return run_fleet(jobs, work, pauses_s=pauses_s)
