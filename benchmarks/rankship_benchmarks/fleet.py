@@ -97,7 +97,8 @@ def run_fleet(
 
     A device that cannot do its job (TargetError) is lost: its job goes to a twin, or waits until the device is tried
     again, after each of `pauses_s` once; one whose trouble trying again cannot help is given up at once. Any other
-    error of ours ends that job alone; a mistake in the program ends everything. An interruption leaves the threads of
+    error of ours ends that job alone; after a mistake in the program
+    no new job begins. An interruption leaves the threads of
     several devices behind as they are: what they had begun is found again as after a killed process.
     """
     fleet: _Fleet[Result] = _Fleet(jobs, work, pauses_s)
@@ -120,7 +121,7 @@ def _run_threads(fleet: _Fleet[Result]) -> None:
         finally:
             fleet.stopped = True
             fleet.changed.notify_all()
-    for thread in threads if fleet.crash is None else ():
+    for thread in threads:  # after a mistake in the program too: what other devices do is ended in order
         thread.join()
 
 

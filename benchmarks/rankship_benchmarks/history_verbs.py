@@ -70,7 +70,7 @@ def nightly(argv: list[str]) -> int:
     """`rankship nightly SUITE --on DEVICE[/TWIN][,DEVICE]`: build, measure, compare with the nights before, report."""
     parser = argparse.ArgumentParser(
         prog="rankship nightly",
-        description="Build, measure every device, compare with the nights before, draw the page; a broken night goes on.",
+        description="Build, measure every device, compare with the nights before, draw a page; a broken night goes on.",
         epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
     )
     parser.add_argument("suite", type=Path)

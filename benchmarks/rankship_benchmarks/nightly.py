@@ -4,6 +4,7 @@ Nothing here builds or talks to a device: the verb hands in what does.
 """
 
 import errno
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ from rankship_benchmarks.nights import (
     NightRecord,
     begin_night,
     close_interrupted,
+    find_own_run,
     holding,
+    list_known,
     list_nights,
     put_device,
     write_night,
@@ -98,13 +101,23 @@ def close_left_over(tonight: Tonight) -> None:
 def _measure(tonight: Tonight, night: NightRecord, measure: Measure, steps: Steps) -> NightRecord:
     """Measure every device that this night has no run of yet; the night's file follows each that ends."""
     state = night
-    waiting = [job for job in tonight.jobs if (known := night.find(job.name)) is None or known.run is None]
+    turn = threading.Lock()  # devices end in threads of their own
 
     def note(name: str, device: str, folder: Path) -> None:
         nonlocal state
         one = DeviceNight(device=name, measured_on=device, run=folder.name, gap=None, error=None, losses=(), cases=())
-        state = put_device(state, one)
-        write_night(tonight.results, state)
+        with turn:
+            state = put_device(state, one)
+            write_night(tonight.results, state)
+
+    waiting = [job for job in tonight.jobs if (known := night.find(job.name)) is None or known.run is None]
+    for job in list(waiting):
+        known = list_known([*list_nights(tonight.results), state])
+        for device in job.devices:
+            own = find_own_run(tonight.results, night, device, known) if job in waiting else None
+            if own is not None:
+                note(job.name, device, tonight.results / own)
+                waiting.remove(job)
 
     ended = measure_devices(waiting, tonight.devices, measure, steps, ended=note, pauses_s=tonight.pauses_s)
     for name, one in ended.items():

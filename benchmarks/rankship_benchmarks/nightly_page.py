@@ -180,6 +180,9 @@ def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]
     mine = [case for case in histories if case.recipe == night.recipe]
     room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), []
     for case in sorted(mine, key=lambda case: (case.device, case.format, case.variant) not in worse):
+        if undrawn:
+            undrawn.append(f"{case.device} {case.format} {case.variant}")
+            continue
         place = mine.index(case)
         steps = find_steps(histories[case])
         svg = draw_history(f"history-{place}", case.variant, histories[case], steps)

@@ -6,14 +6,16 @@ Nights are ordered by their number and never by a clock, which may be set back.
 """
 
 import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rankship_benchmarks.results import BUNDLE_FILE, open_bundle
 from rankship_benchmarks.stats import Estimate
 from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Format, Variant, record
 
@@ -57,7 +59,10 @@ class DeviceNight:
 
 @record
 class NightRecord:
-    """One night: what was asked for, and what became of it. `failure` is what ended it before any device was asked."""
+    """One night: what was asked for, and what became of it. `failure` is what ended it before any device was asked.
+
+    `strangers` are the runs that lay in the folder when it began and belong to no night: none is taken for its own.
+    """
 
     number: int
     suite: str
@@ -70,6 +75,7 @@ class NightRecord:
     devices: tuple[DeviceNight, ...]
     failure: str | None
     exit_code: int | None
+    strangers: tuple[str, ...] = ()
 
     def find(self, device: str) -> DeviceNight | None:
         """Find what became of one device; None where nothing is known yet."""
@@ -127,9 +133,30 @@ def begin_night(
         devices=(),
         failure=None,
         exit_code=None,
+        strangers=tuple(sorted(_list_runs(results) - list_known(nights))),
     )
     write_night(results, night)
     return night
+
+
+def list_known(nights: Iterable[NightRecord]) -> set[str]:
+    """Give the folders of every run that a night counts as its own."""
+    return {one.run for night in nights for one in night.devices if one.run}
+
+
+def _list_runs(results: Path) -> set[str]:
+    return {path.parent.name for path in results.glob(f"[!.]*/{BUNDLE_FILE}")}
+
+
+def find_own_run(results: Path, night: NightRecord, device: str, known: Container[str]) -> str | None:
+    """Find the finished run of a device that this night made before it was cut short, and had not noted yet."""
+    for folder in sorted(_list_runs(results) - set(night.strangers)):
+        with suppress(InputError):  # damaged ones are the index's to tell
+            bundle = open_bundle(results / folder)
+            wanted = (bundle.header.device, bundle.header.build_sha256) == (device, night.build_sha256)
+            if wanted and bundle.finished and folder not in known:
+                return folder
+    return None
 
 
 def close_interrupted(results: Path, night: NightRecord) -> None:
