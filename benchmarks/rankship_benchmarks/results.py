@@ -17,7 +17,7 @@ from pathlib import Path
 from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import publish_folder
-from rankship_pipeline.records import Build, Verified, record
+from rankship_pipeline.records import Artifact, Build, Verified, record
 from rankship_targets.trial import Trial
 
 BUNDLE_FILE = "trials.jsonl"
@@ -29,7 +29,8 @@ class Header:
     """What a run measures and what made it; `conditions` are the host's words (kernel, CPU), shown as they are.
 
     `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
-    read where the build is gone. `rounds` is how many the suite asks for.
+    read where the build is gone. `rounds` is how many the suite asks for. `canary` is the reference model timed in each
+    round, None where the suite wants none; its proof is among `verified`.
     """
 
     run_id: str
@@ -44,6 +45,7 @@ class Header:
     rounds: int
     conditions: dict[str, str]
     rankship_version: str
+    canary: Artifact | None = None
 
 
 @record

@@ -1,41 +1,82 @@
 """Numbers with their uncertainty: rounds, not inferences, are the unit of independence.
 
 Each trial gives one median; the median over rounds is the result. Intervals and bounds are order statistics, exact
-for any distribution (David & Nagaraja, Order Statistics, §7.1), so nothing here assumes that timings are normal.
+for any distribution (David & Nagaraja, Order Statistics, §7.1), so nothing here assumes that timings are normal. What
+they assume is that rounds are independent; where enough rounds show that they are not, intervals are widened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, comb, floor, log2
+from itertools import pairwise
+from math import ceil, comb, floor, log2, sqrt
 from statistics import median
 
 from rankship_pipeline.records import record
 from rankship_targets.trial import Trial
 
 CONFIDENCE = 0.95
+CORRELATION_ROUNDS = 12  # fewer cannot tell whether rounds depend on one another
+_STRONGEST_CORRELATION = 0.8  # from more than this no interval of a few dozen rounds recovers
 
 
 @record
 class Estimate:
-    """A median over `rounds`; `low` and `high` are None where so few rounds allow no interval of `confidence`."""
+    """A median over `rounds`; `low` and `high` are None where so few rounds allow no interval of `confidence`.
+
+    `widening` is by how much the interval was widened because each round resembles the one before it (1: not at all).
+    """
 
     value: float
     low: float | None
     high: float | None
     confidence: float
     rounds: int
+    widening: float = 1.0
 
 
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """Give the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`."""
+def median_interval(
+    values: Sequence[float], confidence: float = CONFIDENCE, widening: float = 1.0
+) -> tuple[float, float] | None:
+    """Give the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`.
+
+    `widening` moves both ends outwards in rank, in proportion to their distance from the middle; None where that
+    leaves the sample.
+    """
     count, outside = len(values), (1 - confidence) / 2
     rank, below = 0, 0.5**count  # `below` is P(the rank-th smallest value, counted from 0, lies above the median)
     while below <= outside:
         rank += 1
         below += comb(count, rank) / 2**count
-    if rank == 0:
+    if rank and widening > 1:
+        rank = floor(count / 2 + 1 - widening * (count / 2 + 1 - rank))
+    if rank <= 0:
         return None
     ordered = sorted(values)
     return ordered[rank - 1], ordered[count - rank]
+
+
+def find_correlation(*runs: Sequence[float]) -> float:
+    """Estimate how much each round resembles the one before it (lag-1 autocorrelation), pooled over runs; 0 to 0.8.
+
+    The bias of short series is added back (Kendall 1954: (1 + 3r)/n). Below CORRELATION_ROUNDS the answer is 0: such
+    a series cannot tell.
+    """
+    if min(map(len, runs)) < CORRELATION_ROUNDS:
+        return 0.0
+    product = square = 0.0
+    for values in runs:
+        centre = sum(values) / len(values)
+        apart = [value - centre for value in values]
+        product += sum(one * following for one, following in pairwise(apart))
+        square += sum(one * one for one in apart)
+    seen = product / square if square else 0.0
+    corrected = seen + (1 + 3 * max(seen, -1 / 3)) * len(runs) / sum(map(len, runs))
+    return min(max(corrected, 0.0), _STRONGEST_CORRELATION)
+
+
+def find_widening(*runs: Sequence[float]) -> float:
+    """Give the factor on a standard error when round follows round as an autoregression: √((1 + ρ)/(1 - ρ))."""
+    correlation = find_correlation(*runs)
+    return sqrt((1 + correlation) / (1 - correlation))
 
 
 def count_needed(confidence: float = CONFIDENCE) -> int:
@@ -44,9 +85,12 @@ def count_needed(confidence: float = CONFIDENCE) -> int:
 
 
 def estimate_median(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Take the median of one value per round, with its interval."""
-    low, high = median_interval(values, confidence) or (None, None)
-    return Estimate(value=median(values), low=low, high=high, confidence=confidence, rounds=len(values))
+    """Take the median of one value per round, in the rounds' order, with its interval."""
+    widening = find_widening(values)
+    low, high = median_interval(values, confidence, widening) or (None, None)
+    return Estimate(
+        value=median(values), low=low, high=high, confidence=confidence, rounds=len(values), widening=widening
+    )
 
 
 def median_by_round(trials: Iterable[Trial]) -> dict[int, float]:

@@ -115,7 +115,8 @@ def group_trials(trials: Iterable[Trial]) -> dict[tuple[Variant, Format], list[T
 def refuse_unlike(bundle: Bundle) -> None:
     """Raise UnlikeConditions, naming the difference, where trials that would be compared were taken differently."""
     trials, header = bundle.trials, bundle.header
-    known = {(one.variant, one.format): one.sha256 for one in header.build.artifacts}
+    made = (*header.build.artifacts, *([header.canary] if header.canary else []))
+    known = {(one.variant, one.format): one.sha256 for one in made}
     for trial in trials:
         if known.get((trial.variant, trial.format)) != trial.artifact_sha256:
             what = f"round {trial.round} of {trial.variant} {trial.format} timed {trial.artifact_sha256[:12]}"

@@ -5,14 +5,15 @@ from datetime import datetime
 from itertools import pairwise
 
 from rankship_benchmarks.results import Bundle
-from rankship_benchmarks.stats import count_needed, median_by_round, relative_drift, relative_spread
-from rankship_benchmarks.validity import judge_trial
+from rankship_benchmarks.stats import count_needed, find_widening, median_by_round, relative_drift, relative_spread
+from rankship_benchmarks.validity import CANARY, doubt_trial, find_canary_off, find_frequency_move, judge_trial
 from rankship_pipeline.records import Format, Variant
-from rankship_targets.trial import DeviceState, Trial
+from rankship_targets.trial import Trial
 
 # What must be exceeded before a caution is printed.
 _FREQUENCY_MOVE = 0.10
 _ROUND_SPREAD = 0.05
+_WIDENED = 1.3
 _TRIAL_DRIFT = 0.05
 _FOREIGN_LOAD_MILLI = 500
 _ROUND_GAP_S = 600
@@ -23,6 +24,7 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
     yield from _name_refused(bundle.trials)
+    yield from _name_doubted(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
     for (variant, format_), trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
@@ -45,6 +47,21 @@ def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
         yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
 
 
+def _name_doubted(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
+    doubted: dict[str, set[tuple[int, Variant, Format]]] = {}
+    for trial in trials:
+        for reason in doubt_trial(trial):
+            doubted.setdefault(reason, set()).add((trial.round, trial.variant, trial.format))
+    for reason, which in doubted.items():
+        rounds = name_rounds({number for number, _, _ in which})
+        share = f"{len(which)} of {len(trials)} trials ({rounds})"
+        yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
+    off = find_canary_off(trials)
+    if off:
+        yield f"Doubted: {CANARY} in {name_rounds(off)}; no verdict between runs uses them."
+
+
 def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
     """Cautions about the timings: warm-up, number of rounds, spread between rounds, drift inside a trial."""
     counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
@@ -58,9 +75,12 @@ def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Itera
         if cold:
             share = f"{len(cold)} of {len(trials)} rounds ({name_rounds(cold)})"
             yield f"Warm-up: {name} never reached a steady state in {share}."
-        spread = relative_spread(list(median_by_round(trials).values()))
+        medians = list(median_by_round(trials).values())
+        spread, widening = relative_spread(medians), find_widening(medians)
         if spread > _ROUND_SPREAD:
             yield f"Spread: the rounds of {name} differ by {spread:.0%} (interquartile range over median)."
+        if widening > _WIDENED:
+            yield f"Rounds: those of {name} hang together, so its interval is × {widening:.1f} wider."
         drifts = {trial.round: relative_drift(trial.samples_ns) for trial in trials}
         drifted = {number: drift for number, drift in drifts.items() if abs(drift) > _TRIAL_DRIFT}
         if drifted:
@@ -98,7 +118,7 @@ def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
         yield f"Governor: {', '.join(others)}, not performance; the clock may follow the load."
     if None in governors:
         yield "Governor unknown: the device does not tell, so frequency scaling cannot be excluded."
-    moves = [move for trial in trials if (move := _frequency_move(trial.before, trial.after)) is not None]
+    moves = [move for trial in trials if (move := find_frequency_move(trial)) is not None]
     moved = [move for move in moves if move > _FREQUENCY_MOVE]
     if moved:
         yield f"Frequency: moved by up to {max(moved):.0%} between the start and end of {len(moved)} trials."
@@ -114,14 +134,6 @@ def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
             f"Other work: before {len(high)} of {len(trials)} trials the device's 1-minute load was above "
             f"{limit / 1000:.1f} (highest {max(high) / 1000:.1f}), more than this run's own threads explain."
         )
-
-
-def _frequency_move(before: DeviceState, after: DeviceState) -> float | None:
-    """Find the largest relative change of any core's clock; None where it is not told."""
-    if not before.frequency_khz or not after.frequency_khz:
-        return None
-    pairs = zip(before.frequency_khz, after.frequency_khz, strict=False)
-    return max(abs(late - early) / max(early, 1) for early, late in pairs)
 
 
 def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, dataclass_transform
 
 Format = Literal["onnx", "tflite", "executorch"]
-Variant = Literal["dense", "compressed"]
+Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
-VARIANTS: tuple[Variant, ...] = ("dense", "compressed")
+VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
 
 T = TypeVar("T")
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from rankship_benchmarks.results import Bundle, Header
 from rankship_benchmarks.summary import summarise
-from rankship_benchmarks.validity import judge_trial
+from rankship_benchmarks.validity import (
+    RULES,
+    doubt_trial,
+    find_canary_off,
+    find_frequency_move,
+    judge_trial,
+    keep_trusted,
+    name_distrust,
+)
 from rankship_pipeline.errors import ClockJumped, MeasurementError, Throttled
 from rankship_pipeline.records import Artifact, Build, RankPlan
 from rankship_targets.trial import Conditions, DeviceState, RuntimeReading, Trial
@@ -70,6 +78,12 @@ UNTOLD = DeviceState(
         ({}, {"governor": "ondemand"}, ("governor changed",)),
         ({"governor": None}, {}, ()),
         ({}, {"clock_offset_ns": 0, "throttle_count": 4}, ("throttled", "clock jumped")),
+        ({"boot_id": "one"}, {"boot_id": "two"}, ("device restarted",)),
+        ({}, {"boot_id": "two"}, ()),
+        ({"battery_percent": 19, "charging": False}, {}, ("battery low",)),
+        ({}, {"battery_percent": 19}, ("battery low",)),
+        ({"battery_percent": 19, "charging": True}, {}, ()),
+        ({"battery_percent": 20, "charging": False}, {}, ()),
     ],
 )
 def test_what_changed_under_a_trial_is_a_reason(
@@ -81,11 +95,70 @@ def test_what_changed_under_a_trial_is_a_reason(
 def test_what_is_not_told_is_no_reason() -> None:
     for before, after in ((UNTOLD, UNTOLD), (UNTOLD, CALM), (CALM, UNTOLD)):
         assert judge_trial(replace(TRIAL, before=before, after=after)) == ()
+        assert doubt_trial(replace(TRIAL, before=before, after=after)) == ()
+
+
+def test_two_samples_have_no_middle_one() -> None:
+    assert judge_trial(replace(TRIAL, samples_ns=(100, 100))) == ("too few samples",)
+
+
+SLOW = 600_000_000  # ns
+
+
+@pytest.mark.parametrize(
+    ("trial", "reasons"),
+    [
+        (TRIAL, ()),
+        (replace(TRIAL, after=replace(CALM, frequency_khz=(1_300_000,))), ("frequency moved",)),
+        (replace(TRIAL, after=replace(CALM, frequency_khz=(1_400_000,))), ()),
+        (replace(TRIAL, samples_ns=(100, 100, 111, 111)), ("drift inside the trial",)),
+        (replace(TRIAL, samples_ns=(100, 100, 89, 89)), ("drift inside the trial",)),
+        (replace(TRIAL, samples_ns=(100, 100, 109, 109)), ()),
+        (replace(TRIAL, before=replace(CALM, load_1m_milli=1_001)), ("other load",)),
+        (replace(TRIAL, before=replace(CALM, load_1m_milli=1_000)), ()),
+        (replace(TRIAL, samples_ns=(100, 100, SLOW, 100, 100)), ("interrupted",)),
+        (replace(TRIAL, samples_ns=(SLOW, SLOW, SLOW, SLOW, SLOW)), ()),
+    ],
+)
+def test_what_makes_a_trial_no_witness_is_a_doubt_and_no_refusal(trial: Trial, reasons: tuple[str, ...]) -> None:
+    assert (doubt_trial(trial), judge_trial(trial)) == (reasons, ())
+    assert (keep_trusted([trial]) == ()) == bool(reasons)
+
+
+def test_a_clock_that_may_follow_the_load_is_not_said_to_move() -> None:
+    states = [replace(CALM, governor="schedutil", frequency_khz=(khz,)) for khz in (600_000, 1_500_000)]
+    assert doubt_trial(replace(TRIAL, before=states[0], after=states[1])) == ()
+
+
+def test_only_the_cores_that_a_trial_ran_on_may_move_its_clock() -> None:
+    early, late = (replace(CALM, frequency_khz=(khz, 1_500_000)) for khz in (600_000, 1_500_000))
+    trial = replace(TRIAL, before=early, after=late, conditions=Conditions(cpus=(1,)))
+    assert find_frequency_move(trial) == 0
+    assert find_frequency_move(replace(trial, conditions=Conditions(cpus=(0, 1)))) == 1.5
+
+
+def test_a_round_whose_canary_is_off_is_no_witness() -> None:
+    rounds = [replace(TRIAL, round=number) for number in range(4)]
+    canaries = [replace(one, variant="canary") for one in rounds]
+    canaries[2] = replace(canaries[2], samples_ns=(111, 111, 111))
+    everything = [*rounds, *canaries]
+    assert find_canary_off(everything) == {2}
+    assert {trial.round for trial in keep_trusted(everything)} == {0, 1, 3}
+    assert name_distrust(rounds, everything) == {"canary off": 1}
+    assert find_canary_off([*rounds, *canaries[1:3]]) == set()
+
+
+def test_a_doubt_is_said_and_its_trial_still_drawn() -> None:
+    summary = summarise(make_bundle(TRIAL, replace(TRIAL, round=1, before=replace(CALM, load_1m_milli=9_000))))
+    assert summary.results[0].latency_ns.rounds == 2
+    said = "Doubted: other load in 1 of 2 trials (round 1); no verdict between runs uses them."
+    assert said in summary.cautions
 
 
 @given(st.from_type(Trial))
 def test_any_trial_is_judged(trial: Trial) -> None:
-    assert set(judge_trial(trial)) <= {"throttled", "clock jumped", "governor changed"}
+    assert {*judge_trial(trial), *doubt_trial(trial)} <= set(RULES)
+    assert keep_trusted([trial]) == (() if judge_trial(trial) or doubt_trial(trial) else (trial,))
 
 
 def make_bundle(*trials: Trial) -> Bundle:
