@@ -12,7 +12,7 @@ four devices down: `allowed-failures` must be 0, and is refused otherwise.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from rankship_benchmarks.fleet import Ended, list_ended
 from rankship_benchmarks.schedule import Job, Schedule
@@ -27,10 +27,11 @@ _LOOK_S = 5.0
 
 def connect(address: str) -> "Client":
     """Connect to a Dask scheduler; InputError where none answers or it would repeat jobs by itself."""
-    from distributed import Client
+    import distributed
 
+    start: Any = distributed.Client
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = start(address, timeout=10, set_as_default=False)
     except OSError as failure:
         raise InputError(f"no Dask scheduler at {address}: {failure}", hint="start one: dask scheduler") from None
     allowed = client.run_on_scheduler(_read_allowed_failures)
@@ -38,7 +39,7 @@ def connect(address: str) -> "Client":
         client.close()
         hint = "start it with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0 in its environment"
         raise InputError(f"the scheduler at {address} repeats a lost job {allowed} times by itself", hint=hint)
-    return client
+    return cast("Client", client)
 
 
 def run_over_machines(

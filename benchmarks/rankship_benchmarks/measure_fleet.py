@@ -33,3 +33,12 @@ def measure_devices(
             return folder
 
         return run_fleet(jobs, work, pauses_s=pauses_s)
+
+
+def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:
+    """Raise what ended the first job that failed, after naming every device that did; nothing where none did."""
+    failed = {name: one.error for name, one in ended.items() if one.error is not None}
+    for name, error in failed.items() if len(ended) > 1 else ():
+        steps.note(f"{name} was not measured: {type(error).__name__}: {error}")
+    for error in failed.values():
+        raise error

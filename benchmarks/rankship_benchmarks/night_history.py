@@ -30,7 +30,6 @@ class _Run:
     """What the index holds of one run: valid rounds' medians in ns, and why others do not count."""
 
     rounds: int
-    created_utc: str
     medians: dict[tuple[Format, Variant], list[float]] = field(default_factory=dict)
     reasons: dict[tuple[Format, Variant], Counter[str]] = field(default_factory=dict)
 
@@ -65,8 +64,8 @@ def list_histories(engine: Engine, nights: Sequence[NightRecord]) -> dict[Case, 
     for night in nights:
         for one in night.devices:
             if one.run in runs and one.measured_on:
-                for format_, variant in runs[one.run].list_cases():
-                    cases[Case(device=one.measured_on, recipe=night.recipe, format=format_, variant=variant)] = None
+                for name, which in runs[one.run].list_cases():
+                    cases[Case(device=one.measured_on, recipe=night.recipe, format=name, variant=which)] = None
     return {case: tuple(_follow(case, nights, runs)) for case in cases}
 
 
@@ -82,8 +81,8 @@ def _follow(case: Case, nights: Sequence[NightRecord], runs: dict[str, _Run]) ->
 def _tell_night(case: Case, night: NightRecord, one: DeviceNight, runs: dict[str, _Run]) -> Night:
     run, name = runs.get(one.run or ""), (case.format, case.variant)
     if run is None or one.measured_on != case.device:
-        gap = one.gap or (f"{one.measured_on} stood in" if one.measured_on else "not measured")
-        return Night(run_id=one.run or f"night {night.number}", started_utc=night.started_utc, rounds_ns=(), gap=gap)
+        why = one.gap or (f"{one.measured_on} stood in" if one.measured_on else "not measured")
+        return Night(run_id=f"night {night.number}", started_utc=night.started_utc, rounds_ns=(), gap=why)
     gap = one.gap or run.find_gap(name)
     rounds = () if gap else tuple(run.medians[name])
     return Night(
@@ -95,11 +94,11 @@ def _read_runs(engine: Engine, folders: set[str]) -> dict[str, _Run]:
     runs: dict[str, _Run] = {}
     with engine.connect() as connection:
         numbers: dict[int, str] = {}
-        chosen = select(RUNS.c.id, RUNS.c.folder, RUNS.c.rounds, RUNS.c.created_utc).where(RUNS.c.damage.is_(None))
-        for number, folder, rounds, created in connection.execute(chosen):
+        chosen = select(RUNS.c.id, RUNS.c.folder, RUNS.c.rounds).where(RUNS.c.damage.is_(None))
+        for number, folder, rounds in connection.execute(chosen):
             if folder in folders:
                 numbers[number] = folder
-                runs[folder] = _Run(rounds=rounds, created_utc=created)
+                runs[folder] = _Run(rounds=rounds)
         medians = select(TRIALS.c.run, TRIALS.c.format, TRIALS.c.variant, TRIALS.c.median_ns)
         counted = TRIALS.c.valid.is_(True) & TRIALS.c.median_ns.is_not(None)
         for number, format_, variant, median_ns in connection.execute(medians.where(counted).order_by(TRIALS.c.round)):

@@ -110,7 +110,7 @@ def _measure(tonight: Tonight, night: NightRecord, measure: Measure, steps: Step
             state = put_device(state, one)
             write_night(tonight.results, state)
 
-    waiting = [job for job in tonight.jobs if (known := night.find(job.name)) is None or known.run is None]
+    waiting = [job for job in tonight.jobs if (old := night.find(job.name)) is None or old.run is None]
     for job in list(waiting):
         known = list_known([*list_nights(tonight.results), state])
         for device in job.devices:

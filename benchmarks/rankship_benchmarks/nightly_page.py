@@ -178,7 +178,7 @@ def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]
         (_name(one), case.format, case.variant) for one in night.devices for case in one.cases if case.word == "worse"
     }
     mine = [case for case in histories if case.recipe == night.recipe]
-    room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), []
+    room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), list[str]()
     for case in sorted(mine, key=lambda case: (case.device, case.format, case.variant) not in worse):
         if undrawn:
             undrawn.append(f"{case.device} {case.format} {case.variant}")

@@ -92,10 +92,11 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def find_devices(arguments: argparse.Namespace) -> "list[Device]":
-    """Every device that `--on` names."""
+    """Every device that `--on` names, twins too."""
+    from rankship_benchmarks.schedule import read_jobs
     from rankship_targets.device import find_device
 
-    return [find_device(name.strip(), arguments.inventory) for name in arguments.on.split(",")]
+    return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
 
 
 def _verify(
@@ -113,7 +114,9 @@ def _verify(
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
     from rankship_benchmarks.measure import measure_build
+    from rankship_benchmarks.measure_fleet import measure_devices, raise_first
     from rankship_benchmarks.ready import check_ready
+    from rankship_benchmarks.schedule import read_jobs
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -130,8 +133,15 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
     verified = _verify(build, prepared, store, steps, fresh=False)
-    for device in devices:
-        _report(measure_build(build, verified, store, device, suite, arguments.results, steps), None, steps)
+
+    def measure(device: "Device", own: "Steps") -> Path:
+        return measure_build(build, verified, store, device, suite, arguments.results, own)
+
+    ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
+    for one in ended.values():
+        if one.result is not None:
+            _report(one.result, None, steps)
+    raise_first(ended, steps)
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps") -> None:

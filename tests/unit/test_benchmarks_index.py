@@ -168,7 +168,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.chown(folder, "postgres")
     as_user = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if root else []
     data, log = folder / "data", folder / "log"
-    make = [*as_user, programs / "initdb", "-D", data, "-A", "peer", "--no-sync"]
+    make: list[str | Path] = [*as_user, programs / "initdb", "-D", data, "-A", "peer", "--no-sync"]
     subprocess.run(make, check=True, capture_output=True, cwd=folder)
     settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
     control: list[str | Path] = [*as_user, programs / "pg_ctl", "-D", data, "-w"]

@@ -29,6 +29,7 @@ from rankship_benchmarks.schedule import read_jobs
 from rankship_pipeline.cli import main
 from rankship_pipeline.errors import BuildError, ConnectionLost, InputError, Quarantined
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import Format, Variant
 from rankship_targets.device import Device
 from rankship_targets.quarantine import watching
 
@@ -230,7 +231,7 @@ def kill_in_child(tonight: Tonight, moment: str, measure: Measure) -> None:
     if child == 0:
         try:
             if moment == "judge":
-                judge_night.open_bundle = lambda _: os._exit(9)  # type: ignore[assignment]
+                vars(judge_night)["open_bundle"] = lambda _: os._exit(9)
             run_night(tonight, lambda: os._exit(9) if moment == "build" else (BUILD, measure), QUIET)
         finally:
             os._exit(1)
@@ -365,6 +366,7 @@ def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
     names = [f"board <{place}>" for place in range(8)]
     nights = [make_night(number, [tell(name, None) for name in names]) for number in range(60)]
     random = np.random.default_rng(3)
+    kinds: list[tuple[Format, Variant]] = [("onnx", "dense"), ("tflite", "compressed"), ("executorch", "dense")]
     histories = {
         Case(device=name, recipe="r", format=format_, variant=variant): tuple(
             Night(
@@ -376,7 +378,7 @@ def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
             for night in nights
         )
         for name in names
-        for format_, variant in (("onnx", "dense"), ("tflite", "compressed"), ("executorch", "dense"))
+        for format_, variant in kinds
     }
     page = render_page(nights[-1], nights, histories)
     OUTLINE["read_outline"](page)
