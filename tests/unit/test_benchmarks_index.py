@@ -239,7 +239,7 @@ def test_mlflow_gets_each_run_once(tmp_path: Path) -> None:
 
     keep(tmp_path / "results", "one")
     folders = list_bundles(tmp_path / "results")
-    uri = (tmp_path / "store").as_uri()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert log_bundles(folders, uri) == (1, ())
     assert log_bundles(folders, uri) == (0, ())
     client = MlflowClient(tracking_uri=uri)
