@@ -1,6 +1,7 @@
 """Several devices measured at once, each with progress lines of its own; what fails on one stops no other."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rankship_benchmarks.fleet import PAUSES_S, Ended, run_fleet
@@ -24,8 +25,9 @@ def measure_devices(
 
     `ended(job's name, device's name, folder)` is called as each run is done, in the thread of its device.
     """
-    with steps.side_by_side() as start:
-        own = {name: start(name) if len(devices) > 1 else steps for name in devices}
+    alone = len(devices) == 1
+    with nullcontext(lambda _: steps) if alone else steps.side_by_side() as start:
+        own = {name: start(name) for name in devices}
 
         def work(name: str, job: Job) -> Path:
             folder = measure(devices[name], own[name])
