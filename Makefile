@@ -1,7 +1,9 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine, as root or with sudo:
 #   make demo    the main job, end to end, with this machine as the device
-#   make test    every test that needs no hardware and no emulated device
-#   make test-twins    those on emulated devices, virtual machines and container images (root; qemu and Debian's arm64 packages)
+#   make test    every test that needs no hardware: emulated boards, phones and virtual machines too
+# For every day, and for what takes gigabytes:
+#   make test-quick     without emulated devices
+#   make test-images    the container images, really built and run
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see README, Installing.
 
 SHELL := /bin/bash
@@ -10,16 +12,37 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
 
-# $(call need,program or file,Debian package,why): install a system package only where something is missing
-define need
-	@if ! { command -v $(1) || test -e $(1); } >/dev/null 2>&1; then \
-		echo "installing $(2): $(3)"; \
-		as_root=$$(test $$(id -u) = 0 || echo sudo); \
-		$$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
-	fi
+# Where one of these is missing its package is installed; where it cannot be, the tests that need it are skipped by name.
+# program or file|Debian packages|why
+define TEST_NEEDS
+/usr/sbin/sshd|openssh-server openssh-client|boards are reached over SSH, by a real server on the loopback
+adb|adb|the emulated phone is reached by the real client
+qemu-aarch64-static|qemu-user-static|emulated devices run arm64 programs
+mmdebstrap|mmdebstrap arch-test|emulated devices are made of Debian's packages
+qemu-system-aarch64|qemu-system-arm|a whole board as a virtual machine
+fdtput|device-tree-compiler|its device tree says that it is a Raspberry Pi
+/sbin/mke2fs|e2fsprogs|its disk is made
+aarch64-linux-gnu-g++|g++-aarch64-linux-gnu binutils|the ExecuTorch runner is built for ARM
+endef
+define IMAGE_NEEDS
+buildah|buildah zstd|the container images are built without a daemon
+mmdebstrap|mmdebstrap|their base is made of Debian's packages
+endef
+export TEST_NEEDS IMAGE_NEEDS
+
+# $(call install,LIST): install what of a list is missing, in one go
+define install
+	@missing=''; while IFS='|' read -r program packages why; do \
+		{ command -v $$program || test -e $$program; } >/dev/null 2>&1 && continue; \
+		echo "installing $$packages: $$why"; missing+=" $$packages"; \
+	done <<< "$$$(1)"; \
+	as_root=$$(test $$(id -u) = 0 || echo sudo); \
+	test -z "$$missing" || { $$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		$$as_root apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
+		echo "could not install$$missing: the tests that need them are skipped by name"
 endef
 
-.PHONY: demo test test-twins lint clean
+.PHONY: demo test test-quick test-images lint clean
 
 demo: $(INSTALLED)
 	@start=$$SECONDS; \
@@ -27,18 +50,15 @@ demo: $(INSTALLED)
 	echo "the job took $$((SECONDS - start)) s"
 
 test: $(INSTALLED)
-	$(call need,/usr/sbin/sshd,openssh-server,the SSH transport is tested against a real server on loopback)
-	$(BIN)/python -m pytest -m "not twin and not system"
+	$(call install,TEST_NEEDS)
+	$(BIN)/python -m pytest -m "not images"
 
-test-twins: $(INSTALLED)
-	$(call need,/usr/sbin/sshd,openssh-server openssh-client,emulated boards are reached over SSH)
-	$(call need,adb,adb,the emulated phone is reached by the real client)
-	$(call need,qemu-aarch64-static,qemu-user-static,emulated devices run arm64 programs)
-	$(call need,mmdebstrap,mmdebstrap arch-test,emulated devices are made of Debian's packages)
-	$(call need,qemu-system-aarch64,qemu-system-arm device-tree-compiler e2fsprogs,a whole board as a virtual machine)
-	$(call need,aarch64-linux-gnu-g++,g++-aarch64-linux-gnu binutils,the ExecuTorch runner is built for ARM)
-	$(call need,buildah,buildah zstd,the container images are really built)
-	$(BIN)/python -m pytest -m "twin or system"
+test-quick: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not twin and not system and not images"
+
+test-images: $(INSTALLED)
+	$(call install,IMAGE_NEEDS)
+	$(BIN)/python -m pytest -m images
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

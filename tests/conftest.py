@@ -9,20 +9,28 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
 
+from rankship_pipeline.errors import RankshipError
 from rankship_targets.device import Device
 from rankship_targets.twin.adbd import Screen
+from rankship_targets.twin.android import find_root
 from rankship_targets.twin.pixel import Phone, launch_phone, reach
 
 SSHD = Path("/usr/sbin/sshd")
-PHONE_NEEDS = {"adb": "adb", "qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap"}
+TWIN_NEEDS = {"qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap", "arch-test": "arch-test"}
+TRY_A_ROOM = "from rankship_targets.twin.binfmt import enter_room; enter_room()"
+# The least that can be asked of what stand-ins are made of: an empty root, and one small wheel.
+TRY_DEBIAN = "mmdebstrap --quiet --mode=root --architectures=arm64 --variant=custom --skip=check/qemu bookworm"
+TRY_PIP = "-m pip download --quiet --no-deps --no-cache-dir --only-binary=:all: --platform manylinux2014_aarch64 psutil"
 CONFIGURATION = """
 ListenAddress 127.0.0.1
 Port {port}
@@ -57,6 +65,8 @@ class SshServer:
 
 
 StartSshd = Callable[..., SshServer]
+T = TypeVar("T")
+MakeOrSkip = Callable[[Callable[[], T]], T]
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +114,44 @@ def ssh_server(start_sshd: StartSshd) -> SshServer:
 
 
 @pytest.fixture(scope="session")
-def start_phone() -> Iterator[Callable[..., Phone]]:
-    """Give what starts emulated phones; each ends with the tests."""
+def able_machine() -> None:
+    """Skip where this machine cannot run arm64 programs in a room of their own; it is tried, not guessed."""
     if os.geteuid() != 0:
-        pytest.skip("the emulated phone needs root")
-    for program, package in PHONE_NEEDS.items():
-        if not shutil.which(program):
-            pytest.skip(f"no {program} here: apt-get install {package}")
+        pytest.skip("emulated devices need root")
+    missing = [package for program, package in TWIN_NEEDS.items() if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"no emulated devices here: apt-get install {' '.join(missing)}")
+    tried = subprocess.run([sys.executable, "-c", TRY_A_ROOM], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"this machine refuses emulated devices a room: {_last_line(tried.stderr)}")
+
+
+@pytest.fixture(scope="session")
+def make_or_skip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], T]], T]:
+    """Make what needs Debian's packages or a package index; skip where it fails and one of them does not answer."""
+
+    def make(job: Callable[[], T]) -> T:
+        try:
+            return job()
+        except RankshipError:
+            folder = tmp_path_factory.mktemp("asked")
+            commands = {"Debian mirror": [*TRY_DEBIAN.split(), str(folder / "root")]}
+            commands["package index"] = [sys.executable, *TRY_PIP.split(), "--dest", str(folder)]
+            for asked, command in commands.items():
+                tried = subprocess.run(command, capture_output=True, text=True, check=False)
+                if tried.returncode != 0:
+                    pytest.skip(f"no {asked} answers: {_last_line(tried.stderr)}")
+            raise
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_phone(able_machine: None, make_or_skip: MakeOrSkip[Path]) -> Iterator[Callable[..., Phone]]:  # noqa: ARG001 - it skips
+    """Give what starts emulated phones; each ends with the tests."""
+    if not shutil.which("adb"):
+        pytest.skip("no adb here: apt-get install adb")
+    make_or_skip(find_root)
     phones: list[Phone] = []
 
     def start(screen: Screen = "open") -> Phone:
@@ -135,6 +176,10 @@ def sftp_program_server(start_sshd: StartSshd) -> SshServer:
     if not program.exists():
         pytest.skip(f"no {program} here: apt-get install openssh-sftp-server")
     return start_sshd(CONFIGURATION.replace("internal-sftp", str(program)))
+
+
+def _last_line(said: str) -> str:
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "without a word")
 
 
 def _start(folder: Path, configuration: str, prefix: Sequence[str]) -> SshServer:

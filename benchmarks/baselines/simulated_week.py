@@ -5,8 +5,9 @@
 
 RECORDED is a results folder of one recipe on one device. Every simulated night draws whole rounds (a trial of each
 artifact, measured together) from all recorded ones, with replacement; nights therefore differ as rounds do, and not
-more. Two quiet weeks come first, then the week: on its third night every trial says that it was throttled (and took
-1.4 times as long), from its fifth night on the compressed model takes 1.03 times as long. All of it goes through
+more. What the recording machine said of its load is left out: this one is shared, and no verdict would rest on any of
+its rounds. Two quiet weeks come first, then the week: on its third night every trial says that it was throttled (and
+took 1.4 times as long), from its fifth night on the compressed model takes 1.03 times as long. All of it goes through
 the nightly itself: its records, its index, its verdicts, its page, which says on top that it is simulated.
 """
 
@@ -63,7 +64,7 @@ def draw_night(number: int, rounds: int, recorded: Bundle, pool: list[tuple[Tria
     for place in range(rounds):
         for trial in dice.choice(pool):
             slower = REGRESSION if number >= REGRESSED_NIGHT and trial.variant == "compressed" else 1.0
-            after = trial.after
+            before, after = (dataclasses.replace(one, load_1m_milli=None) for one in (trial.before, trial.after))
             if number == THROTTLED_NIGHT:
                 slower, after = slower * THROTTLING, dataclasses.replace(after, throttled_bits=0b100)
             trials.append(
@@ -72,6 +73,7 @@ def draw_night(number: int, rounds: int, recorded: Bundle, pool: list[tuple[Tria
                     round=place,
                     started_utc=(began + timedelta(seconds=5 * place)).isoformat(timespec="seconds"),
                     samples_ns=tuple(round(slower * sample) for sample in trial.samples_ns),
+                    before=before,
                     after=after,
                 )
             )
@@ -146,6 +148,7 @@ def main() -> None:
             "rounds": len(pool),
             "conditions": recorded.header.conditions,
             "spread_between_rounds": spread_rounds(pool),
+            "highest_load_1m_milli": max(one.before.load_1m_milli or 0 for members in pool for one in members),
         },
         "rounds_a_night": arguments.rounds,
         "seed": arguments.seed,

@@ -114,7 +114,7 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
     """Draw the share of inferences done by a time, one curve per round, and the rounds' medians as ticks at a half."""
-    mine = [trial for trial in trials if trial.format == format_ and trial.samples_ns]
+    mine = [one for one in trials if one.format == format_ and one.samples_ns and one.variant in COLOURS]
     variants = [variant for variant in COLOURS if any(trial.variant == variant for trial in mine)]
 
     def draw(axes: "Axes") -> None:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from rankship_benchmarks.results import BUNDLE_FILE, Bundle, open_bundle
-from rankship_benchmarks.validity import judge_trial
+from rankship_benchmarks.validity import judge_trial, keep_trusted, name_distrust
 from rankship_pipeline.errors import InputError
 from rankship_targets.trial import Trial
 
@@ -34,6 +34,7 @@ COLUMNS: dict[Rows, dict[str, str]] = {
         **_NAMES,
         "started_utc": "string",
         "valid": "bool",
+        "trusted": "bool",
         "reasons": "string",
         "samples": "int32",
         "median_ns": "float64",
@@ -52,7 +53,7 @@ COLUMNS: dict[Rows, dict[str, str]] = {
         "artifact_sha256": "string",
         "build_sha256": "string",
     },
-    "samples": {**_NAMES, "valid": "bool", "inference": "int32", "sample_ns": "int64"},
+    "samples": {**_NAMES, "valid": "bool", "trusted": "bool", "inference": "int32", "sample_ns": "int64"},
 }
 _BATCH = 50_000
 
@@ -71,15 +72,16 @@ def list_bundles(path: Path) -> list[Path]:
 
 def list_rows(bundle: Bundle, rows: Rows) -> Iterator[Row]:
     """Give a bundle's rows in the order in which they were measured."""
+    believed = {id(trial) for trial in keep_trusted(bundle.trials)}
     for trial in bundle.trials:
         head = {name: getattr(bundle.header, name) for name in ("run_id", "created_utc", "device", "recipe")}
         head |= {"variant": trial.variant, "format": trial.format, "round": trial.round}
-        reasons = judge_trial(trial)
+        head |= {"valid": not judge_trial(trial), "trusted": id(trial) in believed}
         if rows == "trials":
-            yield head | _describe(bundle, trial) | {"valid": not reasons, "reasons": "; ".join(reasons) or None}
+            yield head | _describe(bundle, trial)
         else:
             for place, sample in enumerate(trial.samples_ns):
-                yield head | {"valid": not reasons, "inference": place, "sample_ns": sample}
+                yield head | {"inference": place, "sample_ns": sample}
 
 
 def write_frame(folders: Sequence[Path], rows: Rows, to: Path) -> int:
@@ -121,6 +123,7 @@ def _describe(bundle: Bundle, trial: Trial) -> Row:
         "temperature_before_mc": trial.before.temperature_mc,
         "temperature_after_mc": trial.after.temperature_mc,
         "build_sha256": bundle.header.build_sha256,
+        "reasons": "; ".join(name_distrust([trial], bundle.trials)) or None,
     }
 
 

@@ -27,7 +27,8 @@ _SPANS_TRIED = 2.5  # the spans overlap, so they count as this many independent 
 class Night:
     """One case's valid rounds of one night, each in ns; empty where the night does not count, and `gap` says why.
 
-    `canary_ns` are the canary's in the same night; where every night has them, times are taken relative to it.
+    `canary_ns` are the canary's in the same night. Where the first night that counts has them, times are taken relative
+    to the canary, and a night without one is a gap; give nights of one and the same canary, or of none.
     """
 
     run_id: str
@@ -41,7 +42,8 @@ class Night:
 class Step:
     """A lasting change: the first night of the new level, and the night that gave enough evidence to say so.
 
-    `ratio` is the new level over the old, as the nights up to `told` show it; its interval is over nights.
+    `ratio` is the new level over the old with an interval over nights, from all nights of both levels so far; on the
+    night of telling itself it leans away from 1, because steps that chance makes larger are told sooner.
     """
 
     run_id: str
@@ -73,38 +75,45 @@ def find_steps(nights: Sequence[Night], rule: AlarmRule | None = None) -> tuple[
     """Go through one case's nights in order and tell every step on the night at which it is sure.
 
     Nights that do not count are gaps: they neither make nor hide a step. A history's beginning gives the same steps as
-    the whole does for that time.
+    the whole does for that time, only their ratios become more certain.
     """
     chosen = rule or AlarmRule()
     counted = [night for night in nights if night.rounds_ns and night.gap is None]
+    if counted and counted[0].canary_ns:
+        counted = [night for night in counted if night.canary_ns]
     levels = _level_nights(counted)
-    steps: list[Step] = []
-    since = 0  # the first night of the level that holds
+    edges = [0]
+    told: list[int] = []
     for tonight in range(1, len(counted) + 1):
-        found = _look_back(levels, since, tonight, chosen)
-        if found is not None:
-            since, ratio = found
-            first, last = counted[since], counted[tonight - 1]
-            steps.append(
-                Step(
-                    run_id=first.run_id,
-                    started_utc=first.started_utc,
-                    told_run_id=last.run_id,
-                    told_utc=last.started_utc,
-                    word="worse" if ratio.value > 1 else "better",
-                    ratio=ratio,
-                )
-            )
-    return tuple(steps)
+        edge = _look_back(levels, edges[-1], tonight, chosen)
+        if edge is not None:
+            edges.append(edge)
+            told.append(tonight - 1)
+    ends = [*edges[1:], len(levels)]
+    return tuple(
+        _describe(counted[edges[place]], counted[last], _estimate_ratio(levels, edges[place - 1 : place + 1], end))
+        for place, (last, end) in enumerate(zip(told, ends[1:], strict=True), start=1)
+    )
+
+
+def _describe(first: Night, last: Night, ratio: Estimate) -> Step:
+    return Step(
+        run_id=first.run_id,
+        started_utc=first.started_utc,
+        told_run_id=last.run_id,
+        told_utc=last.started_utc,
+        word="worse" if ratio.value > 1 else "better",
+        ratio=ratio,
+    )
 
 
 def _level_nights(nights: Sequence[Night]) -> list[float]:
-    """Each night's log median; relative to its canary's where all nights have one."""
-    canaries = all(night.canary_ns for night in nights)
+    """Each night's log median; relative to its canary's where the first night has one."""
+    canaries = bool(nights) and bool(nights[0].canary_ns)
     return [log(median(night.rounds_ns)) - (log(median(night.canary_ns)) if canaries else 0) for night in nights]
 
 
-def _look_back(levels: Sequence[float], since: int, tonight: int, rule: AlarmRule) -> tuple[int, Estimate] | None:
+def _look_back(levels: Sequence[float], since: int, tonight: int, rule: AlarmRule) -> int | None:
     """Find where the last nights left the level that held; None where nothing is sure yet."""
     for span in _SPANS:
         start = tonight - span
@@ -117,7 +126,7 @@ def _look_back(levels: Sequence[float], since: int, tonight: int, rule: AlarmRul
             continue
         if abs(gap) > _find_error(old, new) * _limit(len(old) - 1, rule.tail):
             edge = _find_edge(levels, since, tonight)
-            return edge, _estimate_ratio(levels[max(since, edge - _MOST_BEFORE) : edge], levels[edge:tonight])
+            return edge if tonight - edge >= min(_SPANS) else None  # one night alone: see whether the next agrees
     return None
 
 
@@ -142,19 +151,20 @@ def _find_error(old: Sequence[float], new: Sequence[float]) -> float:
 
 
 def _find_edge(levels: Sequence[float], since: int, tonight: int) -> int:
-    """Place the step where two constant levels fit best (least squares)."""
+    """Place the step where two constant levels fit best (least absolute deviations: odd nights weigh little)."""
 
     def misfit(start: int) -> float:
         parts = levels[since:start], levels[start:tonight]
-        return sum(sum((value - fmean(part)) ** 2 for value in part) for part in parts)
+        return sum(sum(abs(value - median(part)) for value in part) for part in parts)
 
-    first = max(since + _FEWEST_BEFORE, tonight - _SPANS[-1])
-    return min(range(first, tonight - 1), key=misfit)
+    return min(range(max(since + _FEWEST_BEFORE, tonight - _SPANS[-1]), tonight), key=misfit)
 
 
-def _estimate_ratio(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    old, new = _pull_in_odd(before, after)
-    gap, reach = fmean(new) - fmean(old), _find_error(old, new) * _limit(len(old) - 1, 1 - CONFIDENCE)
+def _estimate_ratio(levels: Sequence[float], edges: Sequence[int], end: int) -> Estimate:
+    """Divide the level from `edges[1]` to `end` by the one from `edges[0]`, with Student's interval over nights."""
+    before, after = levels[max(edges[0], edges[1] - _MOST_BEFORE) : edges[1]], levels[edges[1] : end]
+    old, _ = _pull_in_odd(before, after)
+    gap, reach = fmean(after) - fmean(old), _find_error(before, after) * _limit(len(before) - 1, 1 - CONFIDENCE)
     low, high = exp(gap - reach), exp(gap + reach)
     return Estimate(value=exp(gap), low=low, high=high, confidence=CONFIDENCE, rounds=len(after))
 

@@ -116,15 +116,11 @@ def _prepare_night(
     arguments: argparse.Namespace, recipe: Path, suite: "Suite", steps: "Steps"
 ) -> "tuple[str, Measure]":
     """Build and verify once; gives the build's digest and what measures one device."""
-    from rankship_benchmarks.gate import verify_build
-    from rankship_benchmarks.measure import measure_build
+    from rankship_benchmarks.measure_fleet import prepare_measuring
     from rankship_benchmarks.ready import check_ready
     from rankship_pipeline.codec import digest
-    from rankship_pipeline.files import hash_file
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
-    from rankship_targets.agent_file import find_agent
-    from rankship_targets.runner import HostRunner
 
     store = Store(arguments.store)
     prepared = prepare_recipe(recipe, steps)
@@ -133,14 +129,13 @@ def _prepare_night(
 
     store.sweep()
     build, _ = build_recipe(prepared, store, steps)
-    limits, agent_sha256 = prepared.recipe.parity, hash_file(find_agent())
-    verified = verify_build(build, store, HostRunner(), agent_sha256, limits, steps, fresh=False)
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
 
-    def measure(device: "Device", own: "Steps") -> Path:
+    def ask_and_measure(device: "Device", own: "Steps") -> Path:
         check_ready([device], prepared.recipe.export.formats, own)
-        return measure_build(build, verified, store, device, suite, arguments.results, own)
+        return measure(device, own)
 
-    return digest(build), measure
+    return digest(build), ask_and_measure
 
 
 def _print_night(night: "NightRecord", page: Path) -> None:

@@ -20,7 +20,7 @@ from rankship_benchmarks.index_tables import BY_RUN, CASES, METADATA, REASONS, R
 from rankship_benchmarks.results import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.stats import estimate_median, median_by_round
 from rankship_benchmarks.summary import find_accuracy, group_trials
-from rankship_benchmarks.validity import judge_trial
+from rankship_benchmarks.validity import judge_trial, keep_trusted, name_distrust
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Artifact, record
@@ -151,11 +151,13 @@ def _add_run(connection: Connection, source: str, folder: Path) -> None:
     names = ("run_id", "created_utc", "device", "recipe", "recipe_sha256", "build_sha256", "suite_sha256", "rounds")
     row |= {name: getattr(header, name) for name in (*names, "rankship_version", "conditions")}
     (number,) = connection.execute(insert(RUNS).returning(RUNS.c.id), row | {"finished": bundle.finished}).one()
-    children = ((CASES, _list_cases(bundle)), (TRIALS, map(_describe_trial, bundle.trials)))
+    trusted = {id(trial) for trial in keep_trusted(bundle.trials)}
+    trials = [_describe_trial(trial) | {"trusted": id(trial) in trusted} for trial in bundle.trials]
+    children = ((CASES, _list_cases(bundle)), (TRIALS, trials))
     reasons = [
         _name_trial(trial) | {"reason": reason}
         for trial in bundle.trials
-        for reason in dict.fromkeys(judge_trial(trial))
+        for reason in name_distrust([trial], bundle.trials)
     ]
     for table, entries in (*children, (REASONS, reasons)):
         listed = [{"run": number} | entry for entry in entries]

@@ -76,8 +76,10 @@ TRIALS = Table(
     Column("peak_rss_bytes", BigInteger),
     Column("runtime_rss_bytes", BigInteger),
     Column("retries", Integer),
-    Column("valid", Boolean),
+    Column("valid", Boolean),  # it counts in its own run's report
+    Column("trusted", Boolean),  # and verdicts between runs may rest on it
 )
+# Why a trial does not count, or why no verdict rests on it; see validity.RULES.
 REASONS = Table(
     "reasons",
     METADATA,

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankship_benchmarks.compare import compare_bundles
-from rankship_benchmarks.history import Night, find_steps
+from rankship_benchmarks.history import Night, Step, find_steps
 from rankship_benchmarks.night_history import Case
 from rankship_benchmarks.nights import CaseWord, DeviceNight, NightRecord
 from rankship_benchmarks.results import Bundle, open_bundle
-from rankship_benchmarks.summary import summarise
-from rankship_benchmarks.table import show_ratio
+from rankship_benchmarks.summary import TIMES, summarise
 from rankship_pipeline import errors
 from rankship_pipeline.errors import BuildError, InputError, MeasurementError, RankshipError, TargetError
 
@@ -100,8 +99,14 @@ def _judge_case(
     if not told:
         return word
     step = told[-1]
-    text = f"{step.word} since {step.started_utc[:10]}: {show_ratio(step.ratio)}"
-    return replace(word, word=step.word if word.word in {"same", "unknown"} else word.word, step=text)
+    return replace(word, word=step.word if word.word in {"same", "unknown"} else word.word, step=show_step(step))
+
+
+def show_step(step: Step) -> str:
+    """Say a lasting step: since when, and how the levels compare."""
+    low, high = step.ratio.low, step.ratio.high
+    span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{step.word} since {step.started_utc[:10]}: {TIMES} {step.ratio.value:.3f}{span}"
 
 
 def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night:

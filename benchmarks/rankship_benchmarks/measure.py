@@ -3,9 +3,11 @@
 import platform
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rankship_benchmarks.device_gate import verify_on_device
 from rankship_benchmarks.gate import find_inputs
 from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
 from rankship_benchmarks.results import (
@@ -21,6 +23,7 @@ from rankship_benchmarks.suite import Suite
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import digest
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, Verified
 from rankship_pipeline.store import Store
 from rankship_pipeline.units import show_bytes
@@ -30,26 +33,42 @@ from rankship_targets.quarantine import watching
 from rankship_targets.session import MeasureRequest, Session, open_session
 
 
-def measure_build(
-    build: Build, verified: Sequence[Verified], store: Store, device: Device, suite: Suite, results: Path, steps: Steps
+def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits, where, how, and where to
+    build: Build,
+    verified: Sequence[Verified],
+    store: Store,
+    device: Device,
+    suite: Suite,
+    results: Path,
+    steps: Steps,
+    *,
+    limits: ParityChoice,
+    canary: Artifact | None = None,
 ) -> Path:
-    """Push what is verified, time it in fresh processes round by round, and return the finished bundle's folder.
+    """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
-    An unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the
-    device still answers the probe as it did; else a new bundle is begun. A trial that was going on when this process
-    died is taken from the device, where it went on.
+    Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
+    bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
+    answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
+    from the device, where it went on. `canary` is timed like the build's artifacts; its proof is the last of `verified`.
     """
+    timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     with watching(device), open_session(device, tell=steps.note) as session:
-        header = _describe(build, verified, device, suite, session)
-        folder = _find_or_create(header, results, session, steps)
         with steps.transfer(f"push to {device.name}") as told:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
-                for artifact, proof in zip(build.artifacts, verified, strict=True)
+                for artifact, proof in zip(timed.artifacts, verified, strict=True)
             }
-            inputs = tuple(session.push_file(path, told=told) for path in find_inputs(build.artifacts, store))
+            inputs = {
+                artifact.sha256: tuple(session.push_file(path, told=told) for path in find_inputs((artifact,), store))
+                for artifact in timed.artifacts
+            }
+        on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)
+        header = _describe(build, (tuple(verified), on_device), device, suite, session)
+        header = replace(header, canary=canary)
+        folder = _find_or_create(header, results, session, steps)
         with writing(folder):
-            _run_rounds(folder, build, remote, inputs, suite, session, steps)
+            _run_rounds(folder, timed.artifacts, remote, inputs, suite, session, steps)
             finish_bundle(folder)
     return folder
 
@@ -57,8 +76,11 @@ def measure_build(
 def _find_or_create(header: Header, results: Path, session: Session, steps: Steps) -> Path:
     folder = find_unfinished(results, header.suite_sha256, header.build_sha256, header.device)
     if folder is not None:
-        before = open_bundle(folder).header.conditions
+        begun = open_bundle(folder).header
+        before = begun.conditions
         changed = [name for name, value in header.conditions.items() if before.get(name) != value]
+        changed += ["the canary"] if begun.canary != header.canary else []
+        changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
         if not changed:
             steps.note(f"continuing {folder.name}")
             return folder
@@ -86,9 +108,9 @@ def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[in
 
 def _run_rounds(
     folder: Path,
-    build: Build,
+    artifacts: Sequence[Artifact],
     remote: dict[str, str],
-    inputs: tuple[str, ...],
+    inputs: dict[str, tuple[str, ...]],
     suite: Suite,
     session: Session,
     steps: Steps,
@@ -96,7 +118,7 @@ def _run_rounds(
     done = {(trial.round, trial.variant, trial.format) for trial in open_bundle(folder).trials}
     wanted = [
         (number, artifact)
-        for number, artifact in plan_rounds(build.artifacts, suite.rounds)
+        for number, artifact in plan_rounds(artifacts, suite.rounds)
         if (number, artifact.variant, artifact.format) not in done
     ]
     pending = read_pending(folder)
@@ -116,7 +138,7 @@ def _run_rounds(
                 format=artifact.format,
                 artifact=remote[artifact.sha256],
                 artifact_sha256=artifact.sha256,
-                inputs=inputs,
+                inputs=inputs[artifact.sha256],
                 threads=suite.threads,
                 min_samples=suite.min_samples,
                 min_duration_ms=suite.min_duration_ms,
@@ -127,7 +149,14 @@ def _run_rounds(
             _forget_pending(folder, session)  # only now: until here the device has the only copy
 
 
-def _describe(build: Build, verified: Sequence[Verified], device: Device, suite: Suite, session: Session) -> Header:
+def _describe(
+    build: Build,
+    proofs: tuple[tuple[Verified, ...], tuple[Verified, ...]],
+    device: Device,
+    suite: Suite,
+    session: Session,
+) -> Header:
+    """Describe a run; `proofs` are the host's and the device's."""
     probe, now = session.probe(), datetime.now(UTC)
     formats = {artifact.format for artifact in build.artifacts}
     runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
@@ -140,7 +169,7 @@ def _describe(build: Build, verified: Sequence[Verified], device: Device, suite:
         build_sha256=digest(build),
         device=device.name,
         build=build,
-        verified=tuple(verified),
+        verified=proofs[0],
         rounds=suite.rounds,
         conditions={
             "processor": probe.cpu_model or "model unknown",
@@ -154,4 +183,5 @@ def _describe(build: Build, verified: Sequence[Verified], device: Device, suite:
             "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
         },
         rankship_version=__version__,
+        verified_on_device=proofs[1],
     )

@@ -12,7 +12,7 @@ from rankship_benchmarks.nights import DeviceNight, NightRecord
 from rankship_pipeline.records import FORMATS, VARIANTS, Format, Variant, record
 
 _CANARY = "canary"
-_FEWEST_VALID = 0.5  # of the rounds that were asked for
+_FEWEST_TRUSTED = 0.5  # of the rounds that were asked for
 
 
 @record
@@ -27,7 +27,7 @@ class Case:
 
 @dataclass
 class _Run:
-    """What the index holds of one run: valid rounds' medians in ns, and why others do not count."""
+    """What the index holds of one run: medians in ns of the rounds that verdicts may rest on, and why not others."""
 
     rounds: int
     medians: dict[tuple[Format, Variant], list[float]] = field(default_factory=dict)
@@ -47,13 +47,15 @@ class _Run:
         return tuple(time for (_, variant), times in self.medians.items() if variant == _CANARY for time in times)
 
     def find_gap(self, case: tuple[Format, Variant]) -> str | None:
-        """Say why a case does not count; None where at least half of the rounds asked for are valid."""
-        valid = len(self.medians.get(case, []))
-        if valid and valid >= _FEWEST_VALID * self.rounds:
+        """Say why a case does not count; None where at least half of the rounds asked for may be rested on."""
+        trusted = len(self.medians.get(case, []))
+        if trusted and trusted >= _FEWEST_TRUSTED * self.rounds:
             return None
         common = [reason for reason, _ in self.reasons.get(case, Counter()).most_common(1)]
         return (
-            f"{common[0]}: only {valid} of {self.rounds} rounds count" if common else f"{valid} rounds of {self.rounds}"
+            f"{common[0]}: only {trusted} of {self.rounds} rounds count"
+            if common
+            else f"{trusted} rounds of {self.rounds}"
         )
 
 
@@ -100,7 +102,7 @@ def _read_runs(engine: Engine, folders: set[str]) -> dict[str, _Run]:
                 numbers[number] = folder
                 runs[folder] = _Run(rounds=rounds)
         medians = select(TRIALS.c.run, TRIALS.c.format, TRIALS.c.variant, TRIALS.c.median_ns)
-        counted = TRIALS.c.valid.is_(True) & TRIALS.c.median_ns.is_not(None)
+        counted = TRIALS.c.trusted.is_(True) & TRIALS.c.median_ns.is_not(None)
         for number, format_, variant, median_ns in connection.execute(medians.where(counted).order_by(TRIALS.c.round)):
             if number in numbers:
                 runs[numbers[number]].medians.setdefault((format_, variant), []).append(median_ns)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rankship_benchmarks.history import Night, find_steps
 from rankship_benchmarks.history_charts import draw_history
+from rankship_benchmarks.judge_night import show_step
 from rankship_benchmarks.night_history import Case
 from rankship_benchmarks.nights import CaseWord, DeviceNight, NightRecord
 from rankship_benchmarks.report import Chart, read_style
@@ -19,7 +20,7 @@ SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}
 _GAP, _ABSENT = "×", "–"
 _MOST_BYTES = 1_700_000  # of charts: the whole page stays below 2 MB
 _CALENDAR_NIGHTS = 30
-_SHORT = 28
+_STANDING_NIGHTS = 14
 
 
 @record
@@ -98,6 +99,7 @@ def render_page(
         note=note,
         headline=state_headline(night),
         alarms=list_alarms(night),
+        standing=list_standing(nights, histories),
         gaps=list_gaps(night),
         rows=list(_list_rows(night, histories)),
         sections=sections,
@@ -124,6 +126,18 @@ def list_alarms(night: NightRecord) -> list[str]:
         for one in night.devices
         for case in one.cases
         if case.word == "worse"
+    ]
+
+
+def list_standing(nights: Sequence[NightRecord], histories: Mapping[Case, Sequence[Night]]) -> list[str]:
+    """One sentence for each lasting step that one of the last nights told: what a weekend must not swallow."""
+    recent = {one.run for night in nights[-_STANDING_NIGHTS:] for one in night.devices}
+    return [
+        f"{case.device}, {case.format} {case.variant}: {show_step(step)}, told on {step.told_utc[:10]}"
+        for case, history in histories.items()
+        if case.recipe == nights[-1].recipe
+        for step in find_steps(history)
+        if step.told_run_id in recent
     ]
 
 
@@ -218,15 +232,10 @@ def _tell(one: DeviceNight | None) -> Cell:
         return Cell(sign="", short="", reason="not asked")
     if one.gap is not None:
         sign = _GAP if one.run else _ABSENT
-        return Cell(sign=sign, short=_shorten(one.gap), reason=one.gap)
+        return Cell(sign=sign, short=one.error or one.gap, reason=one.gap)
     words = [case.word for case in one.cases]
     for word in ("worse", "better", "unknown"):
         if word in words:
             many = f"{words.count(word)} {word}"
-            return Cell(sign=SIGNS[word] if word != "unknown" else "✓", short=many, reason=many)
+            return Cell(sign=SIGNS[word], short=many, reason=many)
     return Cell(sign=SIGNS["same"], short="", reason="every case the same")
-
-
-def _shorten(text: str) -> str:
-    first = text.partition(":")[0]
-    return first if len(first) <= _SHORT else first[: _SHORT - 1] + "…"

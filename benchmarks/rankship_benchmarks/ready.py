@@ -16,12 +16,15 @@ def check_ready(devices: Iterable[Device], formats: Sequence[Format], steps: Ste
     for device in devices:
         with steps.step(f"ask {device.name} whether it is ready"), watching(device), open_session(device) as session:
             probe = session.probe()
+        kit = f"`rankship kit build {device.name} && rankship kit install {device.name}`"
         missing = [name for name in formats if probe.runtimes.get(name) is None]
         if not missing and probe.numpy is None:
-            raise Lacks(f"{device.name} has no numpy", hint=f"on the device: {device.python} -m pip install numpy")
+            raise Lacks(
+                f"{device.name} has no numpy", hint=f"{kit}; or on the device: {device.python} -m pip install numpy"
+            )
         if missing:
             install = "; ".join(f"{device.python} -m pip install {PACKAGES[name]}" for name in missing)
             raise Lacks(
                 f"{device.name} has no runtime for {', '.join(missing)}",
-                hint=f"on the device: {install}; or leave the format out of the recipe",
+                hint=f"{kit}; or on the device: {install}; or leave the format out of the recipe",
             )

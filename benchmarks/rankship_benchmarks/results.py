@@ -29,8 +29,10 @@ class Header:
     """What a run measures and what made it; `conditions` are the host's words (kernel, CPU), shown as they are.
 
     `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
-    read where the build is gone. `rounds` is how many the suite asks for. `canary` is the reference model timed in each
-    round, None where the suite wants none; its proof is among `verified`.
+    read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
+    runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
+    `rounds` is how many the suite asks for. `canary` is the reference model timed in each round, None where the suite
+    wants none; its proofs are among the others.
     """
 
     run_id: str
@@ -45,6 +47,7 @@ class Header:
     rounds: int
     conditions: dict[str, str]
     rankship_version: str
+    verified_on_device: tuple[Verified, ...] = ()
     canary: Artifact | None = None
 
 

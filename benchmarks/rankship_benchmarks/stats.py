@@ -15,6 +15,7 @@ from rankship_targets.trial import Trial
 
 CONFIDENCE = 0.95
 CORRELATION_ROUNDS = 12  # fewer cannot tell whether rounds depend on one another
+_CLUSTER_SAMPLES = 100
 _STRONGEST_CORRELATION = 0.8  # from more than this no interval of a few dozen rounds recovers
 
 
@@ -109,13 +110,18 @@ def estimate_ratio(
 def percentile_bound(samples: Sequence[int], share: float, confidence: float = CONFIDENCE) -> int | None:
     """Find the smallest sample that is at or above the `share` quantile with `confidence`; None where none can be.
 
-    95 % needs 29 samples for p90, 299 for p99 and 2,995 for p99.9. Samples are taken as exchangeable, so this is a
-    statement about one trial.
+    95 % needs 29 samples for p90, 299 for p99 and 2,995 for p99.9; more where slow samples come in clusters, which
+    _CLUSTER_SAMPLES and more can show. This is a statement about one trial.
     """
     from scipy.stats import binom
 
-    rank = int(binom.ppf(confidence, len(samples), share))
-    return sorted(samples)[rank] if rank < len(samples) else None
+    count, ordered = len(samples), sorted(samples)
+    rank = int(binom.ppf(confidence, count, share))
+    if count >= _CLUSTER_SAMPLES:
+        edge = ordered[int(share * count)]
+        clustered = find_widening([float(sample > edge) for sample in samples])
+        rank = round(share * count + clustered * (rank - share * count))
+    return ordered[rank] if rank < count else None
 
 
 def relative_spread(values: Sequence[float]) -> float:

@@ -32,7 +32,8 @@ class Result:
     Times are medians over rounds of each round's median; `cold_ns` is the first inference after loading. `ratio` is
     compressed over dense in the same format and round (None for dense). `p90_ns` and `p99_ns` are a typical round's
     95 % upper bound on that percentile, None where a round has too few samples for one. `model_rss_bytes` is the
-    peak less the runtime's own memory; both memory figures are the largest over rounds.
+    peak less the runtime's own memory; both memory figures are the largest over rounds. `parity` is the host's proof,
+    `device_parity` that of the device's own runtime (None: not compared there, or the device is the host).
     """
 
     variant: Variant
@@ -53,6 +54,7 @@ class Result:
     most_samples: int
     retries: int
     parity: Verified | None
+    device_parity: Verified | None
     energy_uj: Estimate | None
 
 
@@ -187,9 +189,14 @@ def _judge(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]], ar
         fewest_samples=min(len(trial.samples_ns) for trial in trials),
         most_samples=max(len(trial.samples_ns) for trial in trials),
         retries=sum(trial.retries for trial in trials),
-        parity=next((one for one in bundle.header.verified if one.artifact_sha256 == artifact.sha256), None),
+        parity=_find_proof(bundle.header.verified, artifact),
+        device_parity=_find_proof(bundle.header.verified_on_device, artifact),
         energy_uj=None,
     )
+
+
+def _find_proof(proofs: Iterable[Verified], artifact: Artifact) -> Verified | None:
+    return next((one for one in proofs if one.artifact_sha256 == artifact.sha256), None)
 
 
 def find_accuracy(build: Build, variant: Variant) -> Accuracy | None:

@@ -1,13 +1,15 @@
 """A summary as words and tables for a terminal or a pipe; the page uses the same words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from rankship_benchmarks.results import Header
 from rankship_benchmarks.stats import Estimate
 from rankship_benchmarks.summary import TIMES, Result, Summary, find_accuracy
 from rankship_pipeline.records import Accuracy, Verified
 from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count, show_percent
+from rankship_targets.device import THIS_MACHINE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,11 +93,30 @@ def print_summary(summary: Summary, console: "Console") -> None:
     console.print(_tabulate_accuracies("accuracy after", header.build.accuracies))
     if header.build.alternatives:
         console.print(_tabulate_alternatives(summary))
+    for line in state_parity(header):
+        console.print(line, markup=False, highlight=False)
     for note in summary.slower_notes:
         console.print(f"✗ {note}", style="red", markup=False, highlight=False)
     for caution in summary.cautions:
         console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
     console.print(f"No energy figure: {summary.energy_note}.", markup=False, highlight=False)
+
+
+def list_places(header: Header) -> list[str]:
+    """Name where parity is proven: this host, and the device where it is another machine."""
+    return ["this host"] if header.device == THIS_MACHINE else ["this host", header.device]
+
+
+def state_parity(header: Header) -> Iterator[str]:
+    """Say for each place how well every artifact agrees with torch there."""
+    for place, proofs in zip(list_places(header), (header.verified, header.verified_on_device), strict=False):
+        if not proofs:
+            yield f"Parity on {place}: not proven."
+            continue
+        error = max(one.max_relative_error for one in proofs)
+        cosine, agreement = min(one.min_cosine for one in proofs), min(one.top1_agreement for one in proofs)
+        numbers = f"relative max error {error:.1e}, cosine {cosine:.7f}, top-1 agreement {show_percent(agreement)}"
+        yield f"Parity on {place}, worst of {len(proofs)} artifacts: {numbers}."
 
 
 def print_parity(proofs: Iterable[Verified], console: "Console") -> None:

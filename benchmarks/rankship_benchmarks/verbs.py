@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """`rankship run RECIPE --on DEVICE[,DEVICE]`: the whole way from trained models to a measured report."""
+    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
     parser = argparse.ArgumentParser(
         prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
     )
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
     _add_measuring_flags(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_benchmarks.suite import Suite
+    from rankship_benchmarks.suite import Suite, read_suite_of
 
-    _measure(arguments, arguments.recipe, Suite(recipe=arguments.recipe.name), make_missing=True)
+    suite = Suite(recipe=arguments.recipe.name)
+    if arguments.suite is not None:
+        suite = read_suite_of(arguments.recipe, arguments.suite)
+    _measure(arguments, arguments.recipe, suite, make_missing=True)
     return 0
 
 
@@ -113,8 +117,7 @@ def _verify(
 
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
-    from rankship_benchmarks.measure import measure_build
-    from rankship_benchmarks.measure_fleet import measure_devices, raise_first
+    from rankship_benchmarks.measure_fleet import measure_devices, prepare_measuring, raise_first
     from rankship_benchmarks.ready import check_ready
     from rankship_benchmarks.schedule import read_jobs
     from rankship_pipeline.progress import Steps
@@ -132,11 +135,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     store.sweep()
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    verified = _verify(build, prepared, store, steps, fresh=False)
-
-    def measure(device: "Device", own: "Steps") -> Path:
-        return measure_build(build, verified, store, device, suite, arguments.results, own)
-
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
     ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
     for one in ended.values():
         if one.result is not None:

@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "nightly": ("rankship_benchmarks.history_verbs:nightly", "build, measure, compare with the nights before, report"),
     "index": ("rankship_benchmarks.history_verbs:index", "bring the index over many runs up to date"),
     "export": ("rankship_benchmarks.history_verbs:export", "give many runs to a notebook or to MLflow"),
+    "compare": ("rankship_benchmarks.compare_verb:compare", "judge a run against an earlier one, case by case"),
     "study": ("rankship_benchmarks.verbs:study", "compare many ways to many budgets on several models"),
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
     "devices": ("rankship_targets.verbs:devices", "list, add and remove devices"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rankship_pipeline.errors import ParityFailed, TargetError
+from rankship_pipeline.errors import AgentDied, CommandFailed, Lacks, ParityFailed
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Verified
@@ -31,7 +31,7 @@ def verify_artifact(
     with tempfile.TemporaryDirectory() as folder:
         try:
             output = runner.run(artifact.format, path, inputs, Path(folder))
-        except TargetError as failure:
+        except (AgentDied, CommandFailed, Lacks) as failure:  # others are the way to a device, not the artifact
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
     want = [np.load(name, allow_pickle=False) for name in expected]

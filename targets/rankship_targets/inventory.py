@@ -1,4 +1,4 @@
-"""Writing the inventory: one table more or one less, everything else byte for byte as the user left it."""
+"""Writing the inventory: one table more or less, or one value, everything else byte for byte as the user left it."""
 
 import fcntl
 import json
@@ -64,6 +64,18 @@ def remove_device(path: Path, name: str) -> None:
         _replace(target, _cut_table(before, name), expected)
 
 
+def set_value(path: Path, name: str, key: str, value: Value) -> None:
+    """Set one key of a device's table; InputError where it is unknown, or written in an unusual way."""
+    with _holding(path) as target:
+        if name == THIS_MACHINE:
+            raise InputError(f"{name!r} is built in", hint="it has no entry that could be changed")
+        find_device(name, target)
+        before = read_inventory(target)
+        expected = parse_tables(before, target)
+        expected[name] = {**expected[name], key: _as_toml_reads({key: value})[key]}
+        _replace(target, _write_line(before, name, key, f"{key} = {_write_value(value)}\n"), expected)
+
+
 def write_table(name: str, table: Mapping[str, Value]) -> str:
     """Write one table as TOML."""
     heading = name if _BARE.fullmatch(name) else _quote(name)
@@ -88,15 +100,40 @@ def _as_toml_reads(table: Mapping[str, Value]) -> dict[str, Any]:
 def _cut_table(text: str, name: str) -> str:
     """Leave out the table's lines, from its heading to the last line that is neither blank nor a comment."""
     lines = text.splitlines(keepends=True)
+    start, end = _find_table(lines, name)
+    return "".join(lines[:start] + lines[end:])
+
+
+def _write_line(text: str, name: str, key: str, line: str) -> str:
+    """Put a line in the place of the one that sets this key, or at the end of the table."""
+    lines = text.splitlines(keepends=True)
+    start, end = _find_table(lines, name)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    places = [number for number in range(start + 1, end) if _read_key(lines[number]) == key]
+    first, after = (places[0], places[0] + 1) if places else (end, end)
+    return "".join([*lines[:first], line, *lines[after:]])
+
+
+def _find_table(lines: Sequence[str], name: str) -> tuple[int, int]:
+    """Find where a table begins, and what follows its last line that is neither blank nor a comment; 0, 0: nowhere."""
     headings = [(number, _read_heading(lines, number)) for number in range(len(lines))]
     starts = [number for number, heading in headings if heading == name]
     if not starts:
-        return text
+        return 0, 0
     ends = [number for number, heading in headings if heading is not None and number > starts[0]]
     end = ends[0] if ends else len(lines)
     while end > starts[0] + 1 and lines[end - 1].lstrip()[:1] in {"", "#"}:
         end -= 1
-    return "".join(lines[: starts[0]] + lines[end:])
+    return starts[0], end
+
+
+def _read_key(line: str) -> str | None:
+    """Read the key that a line sets; None where it is not whole by itself."""
+    try:
+        return next(iter(tomllib.loads(line)), None)
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _read_heading(lines: Sequence[str], number: int) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rankship_pipeline.errors import InputError, UnlikeConditions
 from rankship_pipeline.records import FORMATS, Format
-from rankship_targets.device import Device, find_device
+from rankship_targets.device import Device, find_device, inventory_path
 
 BENCHMARK_TIMEOUT_S = 600.0
 _EXPLANATION = """\
@@ -36,7 +36,9 @@ def kit(argv: list[str]) -> int:
     device = find_device(arguments.device, arguments.inventory)
     if arguments.verb == "build":
         return _build(device, _parse_formats(arguments.formats))
-    return _install(device) if arguments.verb == "install" else _benchmark(device, arguments)
+    if arguments.verb == "install":
+        return _install(device, arguments.inventory or inventory_path())
+    return _benchmark(device, arguments)
 
 
 def _build(device: Device, formats: list[Format]) -> int:
@@ -56,7 +58,7 @@ def _build(device: Device, formats: list[Format]) -> int:
     return 0
 
 
-def _install(device: Device) -> int:
+def _install(device: Device, inventory: Path) -> int:
     from rankship_pipeline.units import show_bytes
     from rankship_targets.kit.install import install_kit
     from rankship_targets.kit.lock import find_kit
@@ -68,8 +70,21 @@ def _install(device: Device) -> int:
     news = "is there already, nothing was sent" if done.was_there else f"installed, {show_bytes(done.sent_bytes)} sent"
     print(f"kit {lock.name} on {device.name}: {news}")  # noqa: T201 - the verb's answer
     if device.python != done.python:
-        print(f'use it: in the inventory, under [{device.name}], write\n    python = "{done.python}"')  # noqa: T201 - as above
+        _name_python(device, done.python, inventory)
     return 0
+
+
+def _name_python(device: Device, python: str, inventory: Path) -> None:
+    """Let the inventory name the kit's interpreter, so that the next session runs on it; else say what to write."""
+    from rankship_targets.inventory import set_value
+
+    try:
+        set_value(inventory, device.name, "python", python)
+    except (InputError, OSError) as failure:
+        by_hand = f'in {inventory}, under [{device.name}], write\n    python = "{python}"'
+        print(f"the inventory could not be changed ({failure}); {by_hand}")  # noqa: T201 - the verb's answer
+    else:
+        print(f"{inventory} names it: python = {python} (before: {device.python})")  # noqa: T201 - as above
 
 
 def _benchmark(device: Device, arguments: argparse.Namespace) -> int:

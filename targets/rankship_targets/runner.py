@@ -1,9 +1,10 @@
 """Runtimes for the parity gate: the agent in a fresh process, here or on a device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankship_pipeline.errors import CommandFailed
+from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, RunOutput
 from rankship_targets.agent_file import find_agent
 from rankship_targets.client import call_agent, pick
@@ -39,15 +40,19 @@ class HostRunner:
 
 
 class DeviceRunner:
-    """Runs artifacts, proven or not, on a device that a session holds."""
+    """Runs artifacts, proven or not, on a device that a session holds.
 
-    def __init__(self, session: Session, threads: int = 1) -> None:
+    `pushed` is SHA-256 → path on the device of files that the session has put there: these are not copied again.
+    """
+
+    def __init__(self, session: Session, threads: int = 1, pushed: Mapping[str, str] | None = None) -> None:
         self._session = session
         self._threads = threads
+        self._pushed = pushed or {}
 
     def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as above
         """Copy what is needed, run every sample there, and bring the outputs into `into`."""
-        remote = self._session.push_file(artifact)
+        remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
         remotes = [self._session.push_file(path) for path in inputs]
         files, reading = self._session.infer(format, remote, remotes, into, self._threads)
         return _describe(files, reading)

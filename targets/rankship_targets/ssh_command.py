@@ -19,7 +19,11 @@ _LONGEST_HEAD_BYTES = 4096
 # The shell first says its process group, so that another channel can end everything that the command started:
 # closing a channel ends nothing. It stays as parent, so that a signal's death comes back as 128+n. Messages are asked
 # for in English, because some are understood ("Read-only file system"); nothing else of the locale changes.
-_WRAPPER = 'export LC_MESSAGES=C; read -r a b c d group e < /proc/$$/stat; echo "$group"; "$@"; exit $?'
+# qemu's user emulation tells a program that its own group is 0, but not what another program reads.
+_ASK_ANOTHER = '[ "$group" != 0 ] || group=$(cut -d " " -f 5 /proc/$$/stat)'
+_WRAPPER = (
+    f'export LC_MESSAGES=C; read -r a b c d group e < /proc/$$/stat; {_ASK_ANOTHER}; echo "$group"; "$@"; exit $?'
+)
 
 
 def end_link(link: paramiko.Transport) -> None:

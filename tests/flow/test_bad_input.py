@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rankship_benchmarks.suite import read_suite, read_suite_of
 from rankship_pipeline.checkpoint import hash_source
 from rankship_pipeline.cli import main
 from rankship_pipeline.preflight import prepare
@@ -154,6 +155,27 @@ def test_a_suite_with_a_wrong_number_or_key_is_refused(tmp_path: Path, capsys: p
     suite.write_text('recipe = "x.toml"\nround = 3\n')
     assert main(["bench", str(suite), "--on", "this-machine"]) == 2
     assert "did you mean 'rounds'" in capsys.readouterr().err
+
+
+def test_run_refuses_the_suite_of_another_recipe(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "suite.toml"
+    suite.write_text('recipe = "other.toml"\nrounds = 2\n')
+    arguments = ["run", str(recipe), "--suite", str(suite), "--on", "this-machine", "--store", str(tmp_path / "store")]
+    assert main(arguments) == 2
+    assert f"is a suite of {tmp_path}/other.toml, not of {recipe}" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+    suite.write_text(f'recipe = "{recipe}"\nrounds = 2\n')
+    assert read_suite_of(recipe, suite).rounds == 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "benchmarks/suites").glob("*.toml")), ids=lambda path: path.name
+)
+def test_every_suite_that_comes_with_the_code_names_a_recipe_that_does(path: Path) -> None:
+    suite, recipe = read_suite(path)
+    assert suite.recipe.endswith(read_recipe(recipe).name + ".toml")
 
 
 def test_an_unknown_build_hash_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,9 @@ def test_all_formats_are_pushed_measured_and_reported(
         (number, variant, name) for number in range(2) for variant in ("dense", "compressed") for name in FORMATS
     }
     assert all(len(trial.samples_ns) >= 20 for trial in bundle.trials)
+    proven = [(proof.variant, proof.format) for proof in bundle.header.verified_on_device]
+    assert proven == [(one.variant, one.format) for one in bundle.header.build.artifacts], "by the board's own runtimes"
+    assert f"Parity on {board.name}, worst of 6 artifacts" in capsys.readouterr().out
     assert "too few rounds" in (folder / "report.html").read_text().lower()
     assert not list(workdir.rglob("*.part")), "nothing half-copied stays behind"
     assert not (workdir / "lease").exists()

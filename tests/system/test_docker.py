@@ -52,7 +52,7 @@ SUITE = 'recipe = "tiny.toml"\nrounds = 2\nmin_samples = 5\nmin_duration_ms = 1\
 UNREADABLE_RECIPE = 'name = "none"\nbudgets = 3\n'
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.images,
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="a local base image is made by root"),
     *(pytest.mark.skipif(not shutil.which(name), reason=f"no {name}: apt-get install {name}") for name in PROGRAMS),

@@ -2,48 +2,51 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from ai_edge_litert import schema_py_generated as tflite
 from flatbuffers import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import Format, Variant, Verified
 from rankship_targets.device import Device
-from rankship_targets.twin.binfmt import check_machine
+from rankship_targets.manifest import sign_artifact
+from rankship_targets.twin.debian_root import find_root
 from rankship_targets.twin.machine import Machine, boot
-from rankship_targets.twin.machine_files import PACKAGES, QEMU
+from rankship_targets.twin.machine_files import PACKAGES, QEMU, TOOLS, find_machine_files
 from rankship_targets.twin.pi import start_pi
 
 Weights = NDArray[np.float32]
 WIDTH, RANK = 256, 16
+GONE_S = 60.0
 
 
 @pytest.fixture(scope="session")
-def able_machine() -> None:
-    try:
-        check_machine()
-    except InputError as lack:
-        pytest.skip(f"{lack}: {lack.hint}")
+def able_pi(able_machine: None, make_or_skip: Callable[[Callable[[], Path]], Path]) -> None:  # noqa: ARG001 - it skips
+    """Make what the stand-ins for a Raspberry Pi are made of, or skip."""
+    make_or_skip(find_root)
 
 
 @pytest.fixture(scope="session")
-def pi4(able_machine: None) -> Device:  # noqa: ARG001 - it skips
+def pi4(able_pi: None) -> Device:  # noqa: ARG001 - it skips
     """Give the one everyday Pi that tests share; whoever must break a Pi starts another under its own name."""
     return start_pi(Device(name="pi4", transport="ssh"))
 
 
 @pytest.fixture(scope="session")
-def able_qemu(able_machine: None) -> None:  # noqa: ARG001 - it skips
-    if not all(map(shutil.which, (QEMU, "fdtput", "mke2fs"))):
-        pytest.skip(f"no {QEMU}, fdtput or mke2fs here: apt-get install {PACKAGES}")
+def able_qemu(able_pi: None, make_or_skip: Callable[[Callable[[], Path]], Path]) -> None:  # noqa: ARG001 - it skips
+    missing = [tool for tool in (QEMU, "fdtput", "mke2fs") if not shutil.which(tool, path=TOOLS)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here: apt-get install {PACKAGES}")
+    make_or_skip(find_machine_files)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,25 @@ def system_pi(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
 def icount_machine(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it skips
     with boot(icount=True, name="counting-pi") as machine:
         yield machine
+
+
+@pytest.fixture
+def await_gone() -> Callable[[list[psutil.Process]], None]:
+    """Wait until processes have ended, also those that nobody has reaped yet."""
+
+    def is_alive(process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def wait(family: list[psutil.Process]) -> None:
+        deadline = time.monotonic() + GONE_S
+        while alive := [one for one in family if is_alive(one)]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.05)
+
+    return wait
 
 
 @dataclass(frozen=True)
@@ -84,8 +106,16 @@ def chains() -> dict[Variant, list[Weights]]:
     return {"dense": [draw(WIDTH, WIDTH) for _ in range(2)], "compressed": pairs}
 
 
+@pytest.fixture
+def models(model_files: dict[tuple[Format, Variant], Model]) -> dict[tuple[Format, Variant], Model]:
+    """Give every model, signed as proven by the key that this test's user has."""
+    for model in model_files.values():
+        sign_artifact(model.path, model.verified, recipe_sha256="none")
+    return model_files
+
+
 @pytest.fixture(scope="session")
-def models(
+def model_files(
     chains: dict[Variant, list[Weights]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[Format, Variant], Model]:
     folder = tmp_path_factory.mktemp("models")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,11 @@ time.sleep(600)
 
 
 @pytest.mark.usefixtures("able_qemu")
-def test_nothing_runs_on_after_kill_9_of_its_host() -> None:
+def test_nothing_runs_on_after_kill_9_of_its_host(await_gone: Callable[[list[psutil.Process]], None]) -> None:
     with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
         warden = psutil.Process(json.loads(host.stdout.readline()))
         family = [warden, *warden.children(recursive=True)]
         assert any("qemu" in process.name() for process in family)
         host.kill()
-        assert psutil.wait_procs(family, timeout=30)[1] == []
+        await_gone(family)

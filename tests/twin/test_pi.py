@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi
 pytestmark = pytest.mark.twin
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
-BACK_S, GONE_S = 60.0, 30.0
+BACK_S, GONE_S = 60.0, 60.0
+SOME_KEY = "ssh-ed25519 A"
 
 
 def run(transport: Transport, script: str) -> Completed:
@@ -49,7 +50,7 @@ def await_boot(device: Device, before: str) -> str:
 
 
 @pytest.fixture
-def own_pi(able_machine: None, request: pytest.FixtureRequest) -> Iterator[Device]:  # noqa: ARG001 - it skips
+def own_pi(able_pi: None, request: pytest.FixtureRequest) -> Iterator[Device]:  # noqa: ARG001 - it skips
     """Give a Pi that the test may break."""
     device = start_pi(Device(name=request.node.name[:40], transport="ssh"))
     yield device
@@ -160,7 +161,7 @@ def test_its_inventory_entry_starts_it_once(pi4: Device) -> None:
     assert start_pi(entry).port == pi4.port
 
 
-@pytest.mark.usefixtures("able_machine")
+@pytest.mark.usefixtures("able_pi")
 def test_it_outlives_the_thread_that_started_it() -> None:
     devices: list[Device] = []
     thread = threading.Thread(target=lambda: devices.append(start_pi(Device(name="threaded", transport="ssh"))))
@@ -185,31 +186,25 @@ if sys.argv[1] == "wait":
 
 
 @pytest.mark.parametrize("end", ["exit", "kill -9", "kill -9 of its keeper"])
-@pytest.mark.usefixtures("able_machine")
-def test_nothing_is_left_behind(end: str) -> None:
+@pytest.mark.usefixtures("able_pi")
+def test_nothing_is_left_behind(end: str, await_gone: Callable[[list[psutil.Process]], None]) -> None:
     argv = [sys.executable, "-c", HOST, "go" if end == "exit" else "wait"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
-        if end == "exit":
-            _, state = json.loads(host.stdout.read())
-            host.wait()
-            family: list[psutil.Process] = []
-        else:
+        try:
             port, state = json.loads(host.stdout.readline())
             family = psutil.Process(host.pid).children(recursive=True)
-            assert len(family) >= 3
-            if end == "kill -9":
-                host.kill()
+            if end == "exit":
+                host.wait(GONE_S)
             else:
-                family[0].kill()
-            _, alive = psutil.wait_procs(family, timeout=GONE_S)
-            assert alive == []
-            host.kill()
-            device = Device(
-                name="brief", transport="ssh", host="127.0.0.1", port=port, user="pi", host_key="ssh-ed25519 A"
-            )
+                assert len(family) >= 3
+                (host if end == "kill -9" else family[0]).kill()
+            await_gone(family)
+            device = Device(name="brief", transport="ssh", host="127.0.0.1", port=port, user="pi", host_key=SOME_KEY)
             with pytest.raises((ConnectionLost, InputError)):
                 open_ssh(device)
+        finally:
+            host.kill()
     if end != "kill -9 of its keeper":  # who would clean up was ended; it left a few kilobytes
         assert not Path(state).exists()
 
@@ -223,8 +218,8 @@ def test_its_log_says_who_came(pi4: Device) -> None:
 @pytest.mark.usefixtures("able_machine")
 def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InputError, match="needs mmdebstrap and arch-test") as caught:
-        binfmt.check_machine()
+    with pytest.raises(InputError, match="the stand-in needs mmdebstrap and arch-test") as caught:
+        binfmt.check_machine("the stand-in")
     assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
 
 

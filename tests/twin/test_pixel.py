@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankship_pipeline.errors import Lacks, TargetBusy
+from rankship_pipeline.errors import InputError, TargetBusy
 from rankship_targets.adb import AdbTransport, open_adb
 from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
@@ -139,7 +138,9 @@ def test_a_device_that_is_a_twin_is_started_once(
 
 
 @pytest.mark.parametrize("end", ["close", "kill"])
-def test_nothing_is_left_when_its_process_ends(start_phone: Callable[..., Phone], end: str) -> None:
+def test_nothing_is_left_when_its_process_ends(
+    start_phone: Callable[..., Phone], end: str, await_gone: Callable[[list[psutil.Process]], None]
+) -> None:
     del start_phone  # as above
     user = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with user:
@@ -154,31 +155,22 @@ def test_nothing_is_left_when_its_process_ends(start_phone: Callable[..., Phone]
         else:
             user.stdin.close()
         user.wait(60)
-    deadline = time.monotonic() + 30
-    while [one for one in family if is_alive(one)]:
-        assert time.monotonic() < deadline, family
-        time.sleep(0.05)
+    await_gone(family)
     assert (end == "kill") == Path(folder).exists()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Lacks, match="needs root"):
+    with pytest.raises(InputError, match="only root can start the Pixel's stand-in"):
         pixel_room.launch_phone()
 
 
+@pytest.mark.usefixtures("able_machine")
 def test_a_machine_without_the_tools_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Lacks, match="mmdebstrap") as caught:
-        android.ensure_root()
-    assert "apt-get install mmdebstrap" in caught.value.hint
-    assert list((tmp_path / "rankship" / "twins").iterdir()) == []
+    with pytest.raises(InputError, match="mmdebstrap") as caught:
+        android.find_root()
+    assert caught.value.hint.startswith("apt-get install ")
+    assert [path.suffix for path in (tmp_path / "rankship/twins").iterdir()] == [".lock"]

@@ -231,6 +231,9 @@ def test_the_verbs_say_what_they_did_and_what_is_wrong(tmp_path: Path, capsys: p
 
 def test_mlflow_gets_each_run_once(tmp_path: Path) -> None:
     pytest.importorskip(
+        "alembic", reason="mlflow lives in an environment of its own: pip install mlflow-skinny alembic"
+    )
+    pytest.importorskip(
         "mlflow", reason="mlflow lives in an environment of its own: pip install mlflow-skinny sqlalchemy"
     )
     from mlflow import MlflowClient

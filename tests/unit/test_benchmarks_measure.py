@@ -23,6 +23,7 @@ import dataclasses, hashlib, pathlib, sys
 from rankship_benchmarks import measure
 from rankship_benchmarks.suite import Suite
 from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, RankPlan, Verified
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
@@ -40,14 +41,14 @@ build = Build(recipe="tiny", recipe_sha256="r", artifacts=(artifact,), plan=plan
 proof = Verified(artifact_sha256=sha256, variant="dense", format="onnx", runtime="onnxruntime", runtime_version="1",
     samples=1, max_relative_error=0.0, min_cosine=1.0, top1_agreement=1.0)
 sign_artifact(model, proof, "r")
-device = Device(name="here", transport="local", python=str(folder / "python"), workdir=str(folder / "work"),
+device = Device(name="this-machine", transport="local", python=str(folder / "python"), workdir=str(folder / "work"),
     cool_below_mc=50_000)
 suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1)
 measure.find_inputs = lambda *_: [folder / "x.npy"]
 if moment == "before forgetting":  # the trial is in the bundle, and still on the device
     measure.Session.forget = lambda *_: __import__("os").kill(__import__("os").getpid(), 9)
 store, results, steps = Store(folder / "store"), folder / "results", Steps(quiet=True)
-measure.measure_build(build, [proof], store, device, suite, results, steps)
+measure.measure_build(build, [proof], store, device, suite, results, steps, limits=ParityChoice())
 """
 
 

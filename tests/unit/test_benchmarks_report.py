@@ -126,6 +126,27 @@ def test_a_run_with_little_in_it_still_has_a_page() -> None:
     assert "not proven" in page
 
 
+def test_parity_is_shown_for_each_place_where_it_was_proven() -> None:
+    bundle = make_bundle()
+    page = render_report(bundle)
+    assert page.count("<td>pi4-bench</td>") == page.count("<td>this host</td>") == len(bundle.header.verified)
+    assert page.count("not proven") == len(bundle.header.verified), "an older bundle: the board's own is not there"
+    there = tuple(dataclasses.replace(one, max_relative_error=4.2e-6) for one in bundle.header.verified)
+    page = render_report(
+        dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, verified_on_device=there))
+    )
+    assert page.count("4.2e-06") == len(there)
+    assert "not proven" not in page
+    here = render_report(
+        dataclasses.replace(
+            bundle,
+            header=dataclasses.replace(bundle.header, device="this-machine"),
+            trials=tuple(dataclasses.replace(one, device="this-machine") for one in bundle.trials),
+        )
+    )
+    assert "not proven" not in here
+
+
 def test_charts_keep_their_text_as_text() -> None:
     summary = summarise(make_bundle())
     assert "compressed: calibrated" in charts.draw_accuracy_against_size(summary)

@@ -54,8 +54,16 @@ def test_the_bound_lies_above_the_percentile_at_least_as_often_as_it_says(draw: 
 
 @pytest.mark.parametrize(("share", "needed"), [(0.5, 5), (0.9, 29), (0.99, 299), (0.999, 2995)])
 def test_a_percentile_has_no_bound_below_the_samples_it_needs(share: float, needed: int) -> None:
-    assert percentile_bound(range(needed - 1), share) is None
-    assert percentile_bound(range(needed), share) == needed - 1
+    samples = np.random.default_rng(needed).permutation(needed)
+    assert percentile_bound((samples[samples < needed - 1]).tolist(), share) is None
+    assert percentile_bound(samples.tolist(), share) == needed - 1
+
+
+def test_slow_samples_in_clusters_move_the_bound_up() -> None:
+    samples = np.random.default_rng(3).permutation(400)
+    apart, together = percentile_bound(samples.tolist(), 0.9), percentile_bound(range(400), 0.9)
+    assert apart is not None
+    assert together is None or together > apart
 
 
 def test_five_rounds_give_no_interval_and_six_give_their_whole_range() -> None:

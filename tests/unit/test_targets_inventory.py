@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rankship_pipeline.errors import InputError
 from rankship_targets.device import load_inventory
-from rankship_targets.inventory import add_device, refuse_known, remove_device, write_table
+from rankship_targets.inventory import add_device, refuse_known, remove_device, set_value, write_table
 from rankship_targets.verbs import devices
 
 BOARD = {"transport": "ssh", "host": "pi4.local", "user": "pi", "host_key": "ssh-ed25519 AAAA"}
@@ -74,6 +74,31 @@ def test_the_users_own_lines_stay_byte_for_byte(tmp_path: Path) -> None:
         path.read_text().rstrip()
         == WRITTEN.replace(WRITTEN[WRITTEN.index("[pi4]") : WRITTEN.index("\n# the")], "").rstrip()
     )
+
+
+def test_one_value_is_set_and_changed_in_its_own_table_alone(tmp_path: Path) -> None:
+    path = tmp_path / "devices.toml"
+    path.write_text(WRITTEN.rstrip("\n"))
+    for python in ("/first/python", "/second/'py\\thon'"):
+        set_value(path, "pi 5", "python", python)
+        set_value(path, "pi4", "python", python)
+        found = load_inventory(path)
+        assert (found["pi4"].python, found["pi 5"].python) == (python, python)
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("python = ")] == WRITTEN.splitlines()
+    assert len(lines) == len(WRITTEN.splitlines()) + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("absent", "unknown device"), ("this-machine", "is built in"), ("pi5", "nothing was changed")]
+)
+def test_a_value_that_cannot_be_set_by_rule_is_left_to_the_user(tmp_path: Path, name: str, said: str) -> None:
+    path = tmp_path / "devices.toml"
+    path.write_text(WRITTEN if name != "pi5" else 'pi5 = {transport = "local"}\n')
+    before = path.read_text()
+    with pytest.raises(InputError, match=said):
+        set_value(path, name, "python", "/kit/python")
+    assert path.read_text() == before
 
 
 def test_a_link_to_the_inventory_stays_a_link(tmp_path: Path) -> None:

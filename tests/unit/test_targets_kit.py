@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rankship_pipeline.errors import BuildError, CommandFailed, InputError, Lacks, NoSpace, TargetBusy, WrongSystem
-from rankship_targets.device import Device
+from rankship_targets.device import Device, load_inventory
 from rankship_targets.fake import COMMANDS, FakeTransport
 from rankship_targets.kit import compile as compiling
 from rankship_targets.kit import install, wheels
@@ -263,6 +263,45 @@ def test_the_verb_refuses_unknown_formats_and_devices() -> None:
         kit(["build", "this-machine", "--formats", "onnx,coreml"])
     with pytest.raises(InputError, match="unknown device"):
         kit(["install", "nowhere"])
+
+
+def test_after_an_installation_the_inventory_names_the_kits_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = write_wheel(tmp_path / "k", "numpy", {"numpy.py": "", "psutil.py": ""})
+    keep_kit(make_kit(tmp_path / "k", [wheel]), tmp_path / "k", "here")
+    inventory = tmp_path / "devices.toml"
+    inventory.write_text(
+        f'# mine\n[here]\ntransport = "local"\nworkdir = "{tmp_path}/work"\n\n[other]\ntransport = "local"\n'
+    )
+    inventory.chmod(0o600)
+    asked = ["install", "here", "--inventory", str(inventory)]
+    assert kit(asked) == 0
+    devices = load_inventory(inventory)
+    assert Path(devices["here"].python).is_relative_to(tmp_path / "work/kits")
+    assert devices["other"].python == "python3"
+    assert inventory.read_text().startswith("# mine\n[here]\n")
+    with LocalTransport() as transport:
+        assert transport.run([devices["here"].python, "-c", "import numpy"], timeout_s=60).code == 0
+    capsys.readouterr()
+    before = inventory.read_bytes()
+    assert kit(asked) == 0
+    assert "python" not in capsys.readouterr().out, "it is named already"
+    assert inventory.read_bytes() == before
+
+
+def test_an_inventory_that_cannot_be_changed_by_rule_is_left_with_the_line_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = write_wheel(tmp_path / "k", "numpy", {"numpy.py": "", "psutil.py": ""})
+    keep_kit(make_kit(tmp_path / "k", [wheel]), tmp_path / "k", "here")
+    inventory = tmp_path / "devices.toml"
+    inventory.write_text(f'here = {{transport = "local", workdir = "{tmp_path}/work"}}\n')
+    inventory.chmod(0o600)
+    assert kit(["install", "here", "--inventory", str(inventory)]) == 0
+    said = capsys.readouterr().out
+    assert "under [here], write" in said
+    assert f'python = "{tmp_path}/work/kits/' in said
 
 
 def test_a_phone_that_cannot_unpack_keeps_nothing_half(tmp_path: Path) -> None:

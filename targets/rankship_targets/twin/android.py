@@ -4,20 +4,18 @@ The programs are Debian's. toybox's library and loader are hidden where only it 
 against glibc fails here as it does on a phone.
 """
 
-import hashlib
 import shutil
-import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from rankship_pipeline.errors import Lacks
-from rankship_pipeline.files import publish_folder
-from rankship_targets.device import user_folder
+from rankship_pipeline.errors import InputError
 from rankship_targets.twin import android_files
-from rankship_targets.twin.namespace import QEMU
+from rankship_targets.twin.binfmt import check_machine
+from rankship_targets.twin.cache import find_or_make
+from rankship_targets.twin.debian_root import run_tool, unpack_packages
 
-FETCH_TIMEOUT_S = 600
-_SUITE, _PACKAGES = "bookworm", "toybox,mksh"
+STAND_IN = "the Pixel's stand-in"
+QEMU = "qemu-aarch64-static"
+_PACKAGES = ("toybox", "mksh")
 _SHELL = "usr/lib/aarch64-linux-musl/bin/mksh"  # linked statically
 _HIDDEN = "system/lib64/standins"
 _LIBRARIES = {"libc.so.6": "libc.so.6", "libm.so.6": "libm.so.6", "libcrypt.so.1": "libcrypt.so.1"}
@@ -29,39 +27,23 @@ _FOLDERS = "system/bin system/etc vendor/bin product/bin apex data sdcard storag
 _LINKS = {"bin": "/system/bin", "etc": "/system/etc"}
 
 
-def ensure_root() -> Path:
+def find_root() -> Path:
     """Find the root in the user's cache, or make it: some ten seconds and a few megabytes from the package mirror."""
     sources = [Path(__file__), Path(android_files.__file__)]
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    root = user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "twins" / f"pixel6-{key[:16]}"
-    if not root.is_dir():
-        with publish_folder(root) as folder, TemporaryDirectory(prefix="rankship-android-") as packages:
-            _fetch(Path(packages))
-            _build(Path(packages), folder)
-    return root
+    made_of = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    return find_or_make("pixel6", made_of, _make) / "root"
 
 
-def _fetch(into: Path) -> None:
-    """Unpack the packages and what they need, without installing them anywhere."""
-    if shutil.which("mmdebstrap") is None:
-        raise Lacks("the Pixel's twin is made by mmdebstrap, which is missing", hint="apt-get install mmdebstrap")
-    into.chmod(0o755)  # apt downloads as a user of its own
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--architectures=arm64", "--variant=extract"]
-    command += ["--skip=check/qemu", f"--include={_PACKAGES}", _SUITE, str(into / "unpacked")]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        message = f"mmdebstrap did not end within {FETCH_TIMEOUT_S} s"
-        raise Lacks(message, hint="see whether the package mirror answers: apt-get update") from None
-    if done.returncode != 0:
-        said = done.stderr.strip()[-1000:]
-        raise Lacks(f"mmdebstrap could not fetch {_PACKAGES} for arm64: {said}", hint="it needs Debian's packages")
+def _make(folder: Path) -> None:
+    check_machine(STAND_IN)
+    unpacked = folder / "unpacked"
+    unpack_packages(unpacked, _PACKAGES)
+    (folder / "root").mkdir()
+    _build(unpacked, folder / "root")
+    shutil.rmtree(unpacked)
 
 
-def _build(packages: Path, root: Path) -> None:
-    unpacked = packages / "unpacked"
+def _build(unpacked: Path, root: Path) -> None:
     for name in _FOLDERS.split():
         (root / name).mkdir(parents=True)
     for name, target in _LINKS.items():
@@ -88,10 +70,9 @@ def _replace(source: Path, target: Path, change: tuple[bytes, bytes]) -> None:
     old, new = change
     content = source.read_bytes()
     if old not in content or len(old) != len(new):
-        raise Lacks(f"{source.name} does not name {old!r}", hint="this version of the package is not known here")
+        raise InputError(f"{source.name} does not name {old!r}", hint="this version of the package is not known here")
     target.write_bytes(content.replace(old, new))
 
 
 def _list_tools(unpacked: Path) -> list[str]:
-    command = [str(QEMU), "-L", str(unpacked), str(unpacked / "bin/toybox")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    return run_tool([QEMU, "-L", unpacked, unpacked / "bin/toybox"], timeout_s=60).split()

@@ -15,7 +15,10 @@ INTERPRETER = Path("/usr/libexec/qemu-binfmt/aarch64-binfmt-P")
 PACKAGES = "qemu-user-static mmdebstrap arch-test"
 PIDS, MOUNTS, HOST_NAME = 0x2000_0000, 0x2_0000, 0x400_0000  # clone(2)'s CLONE_NEWPID, CLONE_NEWNS, CLONE_NEWUTS
 _USERS = 0x1000_0000  # CLONE_NEWUSER
-BIND, RECURSIVE, _PRIVATE = 0x1000, 0x4000, 1 << 18  # mount(2)'s
+NO_SETUID, NO_DEVICES, NO_PROGRAMS = 2, 4, 8  # mount(2)'s
+_READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 0x20, 0x1000, 0x4000, 1 << 18
+# The flags of a mount that a namespace may not take away, as statvfs tells them and as mount(2) wants them.
+_LOCKED = {2: NO_SETUID, 4: NO_DEVICES, 8: NO_PROGRAMS, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 _DETACH = 2  # umount2(2)'s MNT_DETACH
 _PARENT_DEATH_SIGNAL = 1  # prctl(2)'s PR_SET_PDEATHSIG
 _REGISTRY = Path("/proc/sys/fs/binfmt_misc")
@@ -29,14 +32,14 @@ _IDS = "0 0 65536\n"  # the room's users are the machine's own
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check_machine() -> None:
+def check_machine(stand_in: str) -> None:
     """Say in one InputError what this machine lacks for a room."""
     if os.geteuid() != 0:
-        raise InputError("only root can start the Raspberry Pi's stand-in", hint="run the command with sudo")
+        raise InputError(f"only root can start {stand_in}", hint="run the command with sudo")
     missing = [] if INTERPRETER.exists() else [str(INTERPRETER)]
     missing += [name for name in ("mmdebstrap", "arch-test") if not shutil.which(name)]
     if missing:
-        message = f"the Raspberry Pi's stand-in needs {' and '.join(missing)}"
+        message = f"{stand_in} needs {' and '.join(missing)}"
         raise InputError(message, hint=f"apt-get install {PACKAGES}")
 
 
@@ -58,7 +61,7 @@ def enter_room() -> None:
         os.close(descriptor)
     os.setuid(0)
     os.setgid(0)
-    mount("", Path("/"), "", flags=RECURSIVE | _PRIVATE)
+    mount("", Path("/"), "", flags=_RECURSIVE | _PRIVATE)
     _register()
 
 
@@ -71,6 +74,14 @@ def mount(source: str, target: Path, kind: str, *, flags: int = 0, options: str 
     """Put a file system at a place."""
     words = [os.fsencode(word) or None for word in (source, target, kind)]
     _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
+
+
+def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Show `source`, and what is mounted in it, at `target` too; read-only holds for what lies in it directly."""
+    mount(str(source), target, "", flags=_BIND | _RECURSIVE)
+    if read_only:
+        kept = sum(flag for told, flag in _LOCKED.items() if os.statvfs(target).f_flag & told)
+        mount("none", target, "", flags=_REMOUNT | _BIND | _READ_ONLY | kept)
 
 
 def unmount(target: Path) -> None:

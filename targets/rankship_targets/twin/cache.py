@@ -47,7 +47,7 @@ def tell(news: str) -> None:
 
 def _make_anew(folder: Path, make: Callable[[Path], None]) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a maker that was killed: we hold the lock
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # a program that it had started may be writing there yet
     if folder.exists():
         tell(f"{folder} is damaged and is made anew")
         shutil.rmtree(folder)

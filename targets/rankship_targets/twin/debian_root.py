@@ -22,6 +22,7 @@ from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import THROTTLED
 from rankship_targets.twin.cache import find_or_make, tell
 
+STAND_IN = "the Raspberry Pi's stand-in"
 SUITE = "bookworm"
 USER, USER_ID = "pi", 1000
 PYTHON = "/opt/rankship/bin/python3"
@@ -137,7 +138,7 @@ def unpack_packages(root: Path, packages: Sequence[str]) -> None:
 
 
 def _make(folder: Path) -> None:
-    check_machine()
+    check_machine(STAND_IN)
     root = folder / "root"
     tell("unpacking Debian for arm64, once (about 30 s)")
     unpack_packages(root, _DEBIAN)

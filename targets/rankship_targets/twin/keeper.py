@@ -19,11 +19,10 @@ from types import FrameType
 from rankship_pipeline.codec import decode
 from rankship_pipeline.records import record
 from rankship_targets.twin.binfmt import (
-    BIND,
     HOST_NAME,
     MOUNTS,
     PIDS,
-    RECURSIVE,
+    bind,
     die_with_parent,
     enter_room,
     mount,
@@ -95,15 +94,15 @@ def _lay_out(plan: Plan, state: Path) -> None:
     (disk / "work").mkdir()
     layers = f"lowerdir={plan.root},upperdir={disk}/upper,workdir={disk}/work,userxattr"
     mount("overlay", root, "overlay", options=layers)
-    mount(str(state / "board"), root / plan.board[1:], "", flags=BIND)
+    bind(state / "board", root / plan.board[1:])
     if plan.storage is not None:
         (root / plan.stored[1:]).mkdir(parents=True, exist_ok=True)
-        mount(plan.storage, root / plan.stored[1:], "", flags=BIND)
+        bind(Path(plan.storage), root / plan.stored[1:])
     dev = root / "dev"
     mount("tmpfs", dev, "tmpfs", options="size=64m,mode=755")
     for name in _DEVICES:
         (dev / name).touch()
-        mount(f"/dev/{name}", dev / name, "", flags=BIND | RECURSIVE)
+        bind(Path("/dev", name), dev / name)
     for name, target in _LINKS.items():
         (dev / name).symlink_to(target)
     (dev / "shm").mkdir(mode=0o1777)

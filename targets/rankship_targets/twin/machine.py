@@ -18,10 +18,10 @@ from rankship_pipeline.errors import Unreachable
 from rankship_targets.device import Device
 from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.debian_root import PYTHON, USER, read_public_key
+from rankship_targets.twin.ending import end_process
 from rankship_targets.twin.machine_files import QEMU, describe_machine, find_machine_files
 
 BOOT_TIMEOUT_S = 180.0
-_STOP_TIMEOUT_S = 20.0
 _CORES, _COUNTING_CORES = 4, 1
 _APPEND = "console=ttyAMA0 quiet mitigations=off audit=0 panic=5"
 
@@ -49,12 +49,7 @@ class Machine:
 
     def stop(self) -> None:
         """Pull the plug; stopping twice is allowed."""
-        self.process.terminate()
-        try:
-            self.process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -12,6 +12,7 @@ from rankship_targets.twin.debian_root import find_root, run_tool, unpack_packag
 
 QEMU = "qemu-system-aarch64"
 PACKAGES = "qemu-system-arm device-tree-compiler e2fsprogs"
+TOOLS = "/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # where they are, whoever asks
 CORE_COUNTS = (4, 1)
 DISK_BYTES = 2 << 30
 _KERNEL = "linux-image-cloud-arm64"
@@ -60,7 +61,7 @@ def describe_machine(cores: int) -> list[str]:
 
 def _make(folder: Path, made: Path) -> None:
     for tool in (QEMU, "fdtput", "mke2fs"):
-        if not shutil.which(tool, path="/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"):
+        if not shutil.which(tool, path=TOOLS):
             raise InputError(f"the system stand-in needs {tool}", hint=f"apt-get install {PACKAGES}")
     tell("unpacking a kernel for arm64, once (about 30 s)")
     kernel = folder / "kernel"

@@ -11,19 +11,23 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from rankship_targets.twin.adbd import Adbd, Screen
-from rankship_targets.twin.namespace import (
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
+from rankship_targets.twin.binfmt import (
+    HOST_NAME,
+    NO_DEVICES,
+    NO_PROGRAMS,
+    NO_SETUID,
+    PIDS,
     bind,
-    enter_namespace,
-    fork,
+    die_with_parent,
+    enter_room,
     mount,
-    run_reaping,
+    unshare,
 )
 
 SHELL_USER = 2000
@@ -41,15 +45,41 @@ def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
     ports = {"port": phone.getsockname()[1], "server": server.getsockname()[1]}
     server.close()  # the number is adb's own now
 
-    def init() -> int:
+    def become_first() -> int:
+        die_with_parent()
+        mount("proc", Path("/proc"), "proc")
         _set_up(root, folder)
-        fork(lambda: _serve_adb(adb, folder, ports["server"]))
-        daemon = fork(lambda: _serve_phone(phone, folder / "root", screen))
+        _fork(lambda: _serve_adb(adb, folder, ports["server"]))
+        daemon = _fork(lambda: _serve_phone(phone, folder / "root", screen))
         os.write(1, json.dumps(ports).encode() + b"\n")
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-        return run_reaping(daemon)
+        return _reap_until(daemon)
 
-    return enter_namespace(init)
+    enter_room()
+    unshare(PIDS | HOST_NAME)  # with the first process inside, everything inside ends
+    return os.waitstatus_to_exitcode(os.waitpid(_fork(become_first), 0)[1])
+
+
+def _fork(job: Callable[[], int]) -> int:
+    """Run `job` in a child process, which ends with what it gives, and without its parent's clean-up."""
+    child = os.fork()
+    if child == 0:
+        status = 70  # sysexits' "internal error"
+        try:
+            status = job()
+        except BaseException:  # noqa: BLE001 - it must not return into the parent's code
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
+
+
+def _reap_until(child: int) -> int:
+    """Wait as a first process must: for every orphan, until `child` ends; gives its exit status."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _listen() -> socket.socket:
@@ -72,12 +102,12 @@ def _set_up(root: Path, folder: Path) -> None:
     bind(condition / "sys", place / "sys", read_only=True)
     mount("proc", place / "proc", "proc")
     bind(condition / "proc/cpuinfo", place / "proc/cpuinfo", read_only=True)
-    mount("tmpfs", place / "dev", "tmpfs", MS_NOSUID)
+    mount("tmpfs", place / "dev", "tmpfs", flags=NO_SETUID)
     for name in _DEVICES:
         (place / "dev" / name).touch()
         bind(Path("/dev", name), place / "dev" / name)
     card = f"size={SDCARD_BYTES},uid={SHELL_USER},gid={SHELL_USER},mode=770"
-    mount("tmpfs", place / "sdcard", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, card)
+    mount("tmpfs", place / "sdcard", "tmpfs", flags=NO_SETUID | NO_DEVICES | NO_PROGRAMS, options=card)
     if _USB.is_dir():  # two adb servers that see one cable take it from each other
         mount("tmpfs", _USB, "tmpfs")
     socket.sethostname("oriole")

@@ -23,12 +23,23 @@ from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import KERNEL, write_board
 from rankship_targets.twin.cache import find_storage, twins_folder
-from rankship_targets.twin.debian_root import BOARD, PATH, PYTHON, USER, USER_ID, find_root, read_public_key
+from rankship_targets.twin.debian_root import (
+    BOARD,
+    PATH,
+    PYTHON,
+    STAND_IN,
+    USER,
+    USER_ID,
+    find_root,
+    read_public_key,
+)
+from rankship_targets.twin.ending import end_process
 from rankship_targets.twin.keeper import Plan
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
 EMULATION = {"QEMU_CPU": "cortex-a72", "QEMU_LD_PREFIX": BOARD, "QEMU_UNAME": KERNEL, "PATH": PATH}
+# What an inventory's entry says of a Pi that may run already.
+_OF_THE_ENTRY = ("workdir", "cpus", "governor", "cool_below_mc", "twin", "label")
 _SSHD = ("/usr/sbin/sshd", "-D", "-e", "-o", "ListenAddress=127.0.0.1")
 _SETTINGS = {
     "UsePAM": "no",
@@ -63,10 +74,10 @@ def start_pi(device: Device) -> Device:
         if running is None or running.owner_pid != os.getpid() or running.keeper.poll() is not None:
             running = _start(device)
             _RUNNING[device.name] = running
-        return replace(
-            running.device,
-            **{name: getattr(device, name) for name in ("cpus", "governor", "cool_below_mc", "twin", "label")},
-        )
+        kept = {name: getattr(device, name) for name in _OF_THE_ENTRY}
+        # A name without a folder is found on the Pi's PATH, where the root's own runtimes come first.
+        python = device.python if "/" in device.python else PYTHON
+        return replace(running.device, **kept, python=python)
 
 
 def stop_pi(device: Device) -> None:
@@ -94,7 +105,7 @@ def _find(device: Device) -> _Running:
 
 
 def _start(device: Device) -> _Running:
-    check_machine()
+    check_machine(STAND_IN)
     made = find_root()
     port = find_free_port()
     folder = twins_folder() / "running"
@@ -126,7 +137,6 @@ def _start(device: Device) -> _Running:
         user=USER,
         host_key=read_public_key(made / "keys/host"),
         key_file=str(made / "keys/user"),
-        python=PYTHON,
     )
     running = _Running(keeper=keeper, state=state, device=reached, owner_pid=os.getpid())
     if not await_banner(port, alive=lambda: keeper.poll() is None, timeout_s=START_TIMEOUT_S):
@@ -156,12 +166,7 @@ def _sweep(folder: Path) -> None:
 
 def _end(running: _Running) -> None:
     """End the keeper, which takes everything of the Pi's with it."""
-    running.keeper.terminate()
-    try:
-        running.keeper.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        running.keeper.kill()
-        running.keeper.wait()
+    end_process(running.keeper)
     shutil.rmtree(running.state, ignore_errors=True)
     running.state.with_suffix(".log").unlink(missing_ok=True)
 

@@ -20,10 +20,11 @@ from rankship_pipeline.records import record
 from rankship_targets.adb_client import find_adb
 from rankship_targets.device import Device
 from rankship_targets.twin.adbd import Screen
-from rankship_targets.twin.android import ensure_root
+from rankship_targets.twin.android import STAND_IN, find_root
 from rankship_targets.twin.android_files import list_condition_files
+from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.cache import find_storage
-from rankship_targets.twin.namespace import QEMU
+from rankship_targets.twin.ending import end_process
 from rankship_targets.twin.phone import SHELL_USER
 
 START_TIMEOUT_S = 60.0
@@ -51,13 +52,7 @@ class Phone:
 
     def stop(self) -> None:
         """End the phone and its adb server as a cut cable would; what was written is forgotten without a storage."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()  # the kernel ends the rest
-            self.process.wait()
+        end_process(self.process)
         if self.process.stdout is not None:
             self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -65,8 +60,8 @@ class Phone:
 
 def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
     """Start a phone; it ends with this process. What is written to it lasts only where a `storage` is named."""
-    _check_machine()
-    root = ensure_root()
+    check_machine(STAND_IN)
+    root = find_root()
     folder = Path(tempfile.mkdtemp(prefix="rankship-pixel6-"))
     _furnish(folder, storage)
     command = [sys.executable, "-m", "rankship_targets.twin.phone", str(root), str(folder), screen, find_adb()]
@@ -94,14 +89,6 @@ def reach(phone: Phone, device: Device) -> Device:
 
 _turn = threading.Lock()
 _running: dict[str, Phone] = {}
-
-
-def _check_machine() -> None:
-    if os.geteuid() != 0:
-        message = "the Pixel's twin needs root: it mounts a system of its own and runs it as Android's shell user"
-        raise Lacks(message, hint="run it as root, in a container for example")
-    if not QEMU.exists():
-        raise Lacks(f"the Pixel's twin needs {QEMU}, which is missing", hint="apt-get install qemu-user-static")
 
 
 def _furnish(folder: Path, storage: Path | None) -> None:

@@ -1,0 +1,124 @@
+# ruff: noqa: INP001 - a script, no package
+"""How many instructions a build's models cost on a virtual Cortex-A72, dense beside compressed: no time of any board.
+
+    python benchmarks/baselines/instruction_counts.py pipeline/recipes/digits.toml --out instruction_counts.json
+
+Builds and verifies the recipe (what is in the store is taken from there), boots the virtual machine whose clock moves
+one nanosecond per instruction, and counts every artifact that the machine has a runtime for, several times, each in a
+fresh process there, dense and compressed in turn. Needs root, qemu-system-arm and Debian's arm64 packages.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rankship_benchmarks.gate import find_inputs, verify_build
+from rankship_pipeline.build import build_recipe
+from rankship_pipeline.files import hash_file, write_atomic
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import Artifact, Verified
+from rankship_pipeline.store import Store, default_root
+from rankship_pipeline.verbs import prepare_recipe
+from rankship_targets.agent_file import find_agent
+from rankship_targets.runner import HostRunner
+from rankship_targets.session import open_session
+from rankship_targets.twin.instructions import SAMPLES, Instructions, count_instructions
+from rankship_targets.twin.machine import boot
+from rankship_targets.twin.machine_files import QEMU, describe_machine
+
+LABEL = "instructions of one inference (batch of 1, one thread) on a virtual Cortex-A72 without caches; no time of a Pi"
+Counts = dict[str, list[Instructions]]
+
+
+def main() -> None:
+    """Count and write the figures with their conditions."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--store", type=Path, default=default_root())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    steps, store = Steps(), Store(chosen.store)
+    prepared = prepare_recipe(chosen.recipe, steps)
+    build, _ = build_recipe(prepared, store, steps)
+    proofs = verify_build(
+        build, store, HostRunner(), hash_file(find_agent()), prepared.recipe.parity, steps, fresh=False
+    )
+    proven = list(zip(build.artifacts, proofs, strict=True))
+    report = {
+        "label": LABEL,
+        "recipe": build.recipe,
+        "recipe_sha256": build.recipe_sha256,
+        "counted_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeats": chosen.repeats,
+        "inferences_per_repeat": SAMPLES,
+        **count_all(proven, find_inputs(build.artifacts, store), store, chosen.repeats, steps),
+    }
+    write_atomic(chosen.out, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def count_all(
+    proven: list[tuple[Artifact, Verified]], inputs: list[Path], store: Store, repeats: int, steps: Steps
+) -> dict[str, object]:
+    """Boot one machine, count every artifact in turn, and say under which conditions."""
+    with steps.step("boot the machine that counts"):
+        machine = boot(icount=True, name="counting-pi")
+    with machine:
+        with open_session(machine.device) as session:
+            probe = session.probe()
+        able = [(artifact, proof) for artifact, proof in proven if probe.runtimes.get(artifact.format) is not None]
+        counts: Counts = {}
+        with steps.track("count", repeats * len(able)) as advance:
+            for number in range(repeats):
+                for artifact, proof in able:
+                    name = f"{artifact.format} {artifact.variant}"
+                    advance(f"repeat {number + 1}/{repeats}: {name}")
+                    counted = count_instructions(machine, store.root / artifact.file, proof, inputs)
+                    counts.setdefault(name, []).append(counted)
+    formats = dict.fromkeys(artifact.format for artifact, _ in able)
+    return {
+        "conditions": {
+            "machine": [QEMU, *describe_machine(1), "-accel", "tcg", "-icount", "shift=0"],
+            "qemu": subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[
+                0
+            ],
+            "guest_kernel": probe.kernel,
+            "guest_python": probe.python,
+            "host": f"{platform.system()} {platform.machine()}",
+        },
+        "artifacts": {name: describe(found) for name, found in counts.items()},
+        "compressed_over_dense": {
+            kind: ratio(counts[f"{kind} compressed"], counts[f"{kind} dense"]) for kind in formats
+        },
+        "not_counted": sorted({artifact.format for artifact, _ in proven} - set(formats)),
+    }
+
+
+def describe(found: list[Instructions]) -> dict[str, object]:
+    """Give each repeat's median, and how far they lie apart."""
+    medians = [one.per_inference for one in found]
+    samples = [sample for one in found for sample in one.samples]
+    return {
+        "runtime": f"{found[0].runtime} {found[0].runtime_version}",
+        "artifact_sha256": found[0].artifact_sha256,
+        "per_inference": round(statistics.median(medians)),
+        "per_inference_by_repeat": medians,
+        "spread_of_repeats": (max(medians) - min(medians)) / min(medians),
+        "spread_of_single_inferences": (max(samples) - min(samples)) / min(samples),
+        "first_inference_by_repeat": [one.first_inference for one in found],
+        "loading_by_repeat": [one.loading for one in found],
+    }
+
+
+def ratio(compressed: list[Instructions], dense: list[Instructions]) -> dict[str, float]:
+    """Compare repeat by repeat."""
+    ratios = [one.per_inference / other.per_inference for one, other in zip(compressed, dense, strict=True)]
+    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The verb `compare`: two runs' bundles, a verdict per case; its status is 1 only where something became worse."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rankship_benchmarks.compare import Verdict, Word
+
+_STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": "", "unknown": "yellow"}
+
+
+def compare(argv: list[str]) -> int:
+    """`rankship compare RUN_A RUN_B`: whether B is better or worse than A, case by case, and why."""
+    parser = argparse.ArgumentParser(
+        prog="rankship compare",
+        description="Judge a run against an earlier one. Status 1: something became worse; 5: unlike conditions.",
+    )
+    parser.add_argument("baseline", type=Path, help="the earlier run's folder")
+    parser.add_argument("candidate", type=Path, help="the later run's folder")
+    parser.add_argument("--effect", type=float, default=0.03, help="the smallest change to find (default: %(default)s)")
+    parser.add_argument(
+        "--across", action="append", default=[], metavar="ASPECT", help="a condition that may differ: it is asked about"
+    )
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.compare import Rule, compare_bundles
+    from rankship_benchmarks.likeness import refuse_unlike_runs
+    from rankship_benchmarks.results import open_bundle
+    from rankship_pipeline.errors import InputError
+
+    if not 0 < arguments.effect < 1:
+        raise InputError(f"--effect is {arguments.effect}, expected a share between 0 and 1", hint="3 % is 0.03")
+    baseline, candidate = open_bundle(arguments.baseline), open_bundle(arguments.candidate)
+    verdicts = compare_bundles(baseline, candidate, Rule(effect=arguments.effect), across=arguments.across)
+    cautions = [str(one) for one in refuse_unlike_runs(baseline, candidate, across=arguments.across)]
+    cautions += [
+        f"{one.header.run_id} is unfinished: {len(one.trials)} trials so far"
+        for one in (baseline, candidate)
+        if not one.finished
+    ]
+    print_verdicts(verdicts, cautions, Console(highlight=False))
+    return 1 if any(one.word == "worse" for one in verdicts) else 0
+
+
+def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], console: "Console") -> None:
+    """Print the table of verdicts, what the canary did, and every caution."""
+    from rich.markup import escape
+
+    from rankship_benchmarks.table import UNKNOWN, show_ratio
+    from rankship_pipeline.tables import start_table
+
+    table = start_table("case", "verdict", "time vs baseline\n[95 %]", "why")
+    for one in verdicts:
+        ratio = show_ratio(one.ratio) if one.ratio else UNKNOWN
+        table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+    console.print(table)
+    canary = verdicts[0].canary_ratio if verdicts else None
+    if canary is None:
+        said = "No canary in both runs: what slowed the whole device would read as a change of every case."
+    else:
+        said = f"Times are relative to the canary, which itself took {show_ratio(canary)} as long as in the baseline."
+    console.print(said, markup=False)
+    for caution in cautions:
+        console.print(f"! {caution}", style="yellow", markup=False)

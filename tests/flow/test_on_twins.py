@@ -1,0 +1,103 @@
+"""The main job on emulated devices: kit, parity by the runtime that is timed, samples home, report; all by verbs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankship_benchmarks.results import Bundle, open_bundle
+from rankship_pipeline.cli import main
+from rankship_pipeline.records import FORMATS, VARIANTS
+from rankship_targets.device import Device, find_device
+from rankship_targets.kit import lock
+from rankship_targets.session import open_session
+from rankship_targets.twin import board, debian_root, pi, pixel
+
+pytestmark = [pytest.mark.twin, pytest.mark.slow]
+SUITE = "rounds = 1\nmin_samples = 3\nmin_duration_ms = 1\nmax_warmup_ms = 50\n"
+MakeOrSkip = Callable[[Callable[[], Path]], Path]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep kits and what the devices store in a folder of these tests; what stand-ins are made of is the user's."""
+    folder = tmp_path_factory.mktemp("twins")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "user_folder", lambda *_: folder / "cache")
+        for room in (pi, pixel):
+            patch.setattr(room, "find_storage", lambda name: folder / "storage" / name)
+        yield folder
+
+
+def equip(twin: str, inventory: Path) -> Device:
+    """Add a twin and give it a kit with every format's runtime, as a user does."""
+    name = f"{twin}-at-work"
+    flags = ["--inventory", str(inventory)]
+    for words in (["devices", "add", name, "--twin", twin], ["kit", "build", name], ["kit", "install", name]):
+        assert main([*words, *flags]) == 0
+    return find_device(name, inventory)
+
+
+def run(recipe: Path, store: Path, device: Device, folder: Path) -> Bundle:
+    suite = folder / "suite.toml"
+    suite.write_text(f'recipe = "{recipe}"\n{SUITE}')
+    flags = ["--on", device.name, "--inventory", str(folder / "devices.toml"), "--store", str(store)]
+    assert main(["run", str(recipe), "--suite", str(suite), *flags, "--results", str(folder / "results")]) == 0
+    (bundle,) = (folder / "results").glob("[!.]*")
+    assert (bundle / "report.html").stat().st_size > 10_000
+    return open_bundle(bundle)
+
+
+def check(bundle: Bundle, device: Device) -> None:
+    """All three formats, dense and compressed: proven there by what timed them there, and every sample at home."""
+    wanted = [(variant, name) for variant in VARIANTS for name in FORMATS]
+    assert bundle.finished
+    assert [(one.variant, one.format) for one in bundle.header.verified_on_device] == wanted
+    assert sorted((one.variant, one.format) for one in bundle.trials) == sorted(wanted)
+    proven = {(one.variant, one.format): (one.runtime, one.runtime_version) for one in bundle.header.verified_on_device}
+    for trial in bundle.trials:
+        assert (trial.runtime.name, trial.runtime.version) == proven[trial.variant, trial.format]
+        assert (trial.runtime.machine, trial.device) == ("aarch64", device.name)
+        assert len(trial.samples_ns) >= 3
+    assert all(0 <= one.max_relative_error < 1e-4 for one in bundle.header.verified_on_device)
+
+
+def test_the_main_job_on_an_emulated_pi(
+    able_machine: None,
+    make_or_skip: MakeOrSkip,
+    places: Path,
+    shared_recipe: Path,
+    shared_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del able_machine  # it skips
+    make_or_skip(debian_root.find_root)
+    device = equip("pi4", tmp_path / "devices.toml")
+    assert device.python.startswith(f"/home/{debian_root.USER}/.cache/"), "the inventory names the kit's own Python"
+    assert (places / "storage" / device.name).is_dir()
+    bundle = run(shared_recipe, shared_store, device, tmp_path)
+    check(bundle, device)
+    assert bundle.header.conditions["processor"] == board.MODEL
+    assert f"Parity on {device.name}, worst of 6 artifacts" in capsys.readouterr().out
+
+
+def test_the_main_job_on_an_emulated_phone(
+    start_phone: Callable[..., Any],
+    places: Path,
+    shared_recipe: Path,
+    shared_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del start_phone  # it skips
+    device = equip("pixel6", tmp_path / "devices.toml")
+    assert device.python.endswith("/py.sh"), "the inventory names the kit's own Python"
+    assert (places / "storage" / device.name).is_dir()
+    check(run(shared_recipe, shared_store, device, tmp_path), device)
+    assert f"Parity on {device.name}, worst of 6 artifacts" in capsys.readouterr().out
+    with open_session(device) as session:
+        probe = session.probe()
+    assert (probe.machine, probe.cpu_count) == ("aarch64", 8)
+    assert (probe.state.temperature_mc, probe.state.governor) == (41_200, "sched_pixel")
