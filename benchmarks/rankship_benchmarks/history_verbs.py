@@ -147,7 +147,7 @@ def _print_night(night: "NightRecord", page: Path) -> None:
 
     console = Console(highlight=False)
     console.print(f"night {night.number}: {state_headline(night)}", style="bold", markup=False, soft_wrap=True)
-    table = start_table("device", "case", "verdict", "ratio to the last night that counts")
+    table = start_table("device", "case", "verdict", "ratio")
     for one in night.devices:
         for case in one.cases:
             ratio = show_ratio(case.ratio) if case.ratio else "–"

@@ -20,7 +20,6 @@ _GRAVITY = (1, BuildError.exit_code, TargetError.exit_code, MeasurementError.exi
 def judge_device(
     results: Path,
     one: DeviceNight,
-    night: NightRecord,
     before: Sequence[NightRecord],
     histories: Mapping[Case, Sequence[Night]],
 ) -> DeviceNight:
@@ -30,15 +29,16 @@ def judge_device(
         summarise(tonight)  # refuses what must not be used at all
     except (MeasurementError, InputError) as failure:
         return replace(one, gap=str(failure), error=type(failure).__name__)
-    mine = {case: nights for case, nights in histories.items() if case.device == one.measured_on}
-    gaps = {(case.variant, case.format): _find_tonight(nights, one).gap for case, nights in mine.items()}
-    if gaps and all(gaps.values()):
-        return replace(one, gap="; ".join(dict.fromkeys(filter(None, gaps.values()))), error="MeasurementError")
+    mine = {
+        case: told
+        for case, nights in histories.items()
+        if case.device == one.measured_on and (told := _find_tonight(nights, one)) is not None
+    }
+    gaps = {told.gap for told in mine.values()}
+    if gaps and None not in gaps:
+        return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
     verdicts = _compare(results, one, before, tonight)
-    words = []
-    for case, nights in mine.items():
-        if case.recipe == night.recipe and one.run in {each.run_id for each in nights}:
-            words.append(_judge_case(case, nights, one, verdicts))
+    words = [_judge_case(case, histories[case], told, verdicts) for case, told in mine.items()]
     return replace(one, cases=tuple(words))
 
 
@@ -90,12 +90,13 @@ def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord
 
 
 def _judge_case(
-    case: Case, nights: Sequence[Night], one: DeviceNight, verdicts: Mapping[tuple[str, str], CaseWord]
+    case: Case, nights: Sequence[Night], tonight: Night, verdicts: Mapping[tuple[str, str], CaseWord]
 ) -> CaseWord:
     name = (case.variant, case.format)
-    gap = _find_tonight(nights, one).gap
-    word = _not_compared(name, gap) if gap else verdicts.get(name) or _not_compared(name, "not compared")
-    told = [step for step in find_steps(nights) if step.told_run_id == one.run]
+    word = verdicts.get(name) or _not_compared(name, "not compared")
+    if tonight.gap is not None:
+        word = _not_compared(name, tonight.gap)
+    told = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
     if not told:
         return word
     step = told[-1]
@@ -109,8 +110,8 @@ def show_step(step: Step) -> str:
     return f"{step.word} since {step.started_utc[:10]}: {TIMES} {step.ratio.value:.3f}{span}"
 
 
-def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night:
-    return next((night for night in reversed(nights) if night.run_id == one.run), nights[-1])
+def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
+    return next((night for night in reversed(nights) if night.run_id == one.run), None)
 
 
 def _not_compared(name: tuple[str, str], reason: str) -> CaseWord:

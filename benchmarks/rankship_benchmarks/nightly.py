@@ -151,7 +151,7 @@ def _judge(tonight: Tonight, night: NightRecord, steps: Steps) -> NightRecord:
         histories = list_histories(engine, [*nights, night])
         for one in night.devices:
             if one.run is not None:
-                night = put_device(night, judge_device(tonight.results, one, night, nights, histories))
+                night = put_device(night, judge_device(tonight.results, one, nights, histories))
     finished = _finish(night, state_exit(night))
     write_night(tonight.results, finished)
     with steps.step("draw the page of all nights"):
