@@ -15,6 +15,7 @@ SHOWN_NIGHTS = 90
 _GAP_COLOUR = "#EEF1F4"
 _MOST_TICKS = 7
 _LEAST_REACH = 0.06  # of the median, above and below: noise must not look like a mountain range
+_USUAL_SPANS = 3  # beyond the medians: one uncertain night must not flatten all others
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
 
 
@@ -32,7 +33,7 @@ def draw_history(name: str, variant: Variant, nights: Sequence[Night], steps: Se
     def draw(axes: "Axes") -> None:
         divisor, unit = time_unit(max(level.value for level in levels.values()))
         _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor)
-        _fit(axes, list(levels.values()), divisor)
+        beyond = _fit(axes, list(levels.values()), divisor)
         _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels])
         for step in steps:
             _draw_step(axes, COLOURS[variant], step, shown)
@@ -40,7 +41,8 @@ def draw_history(name: str, variant: Variant, nights: Sequence[Night], steps: Se
         places = list(range(0, len(shown), every))
         axes.set_xticks(places, [shown[place].started_utc[5:10] for place in places])
         axes.set_xlim(-0.6, len(shown) - 0.4)
-        axes.set_xlabel("night, by its date in UTC (month-day)")
+        more = f"\n{beyond} of {len(levels)} intervals reach beyond the axis" if beyond else ""
+        axes.set_xlabel(f"night, by its date in UTC (month-day){more}")
         axes.set_ylabel(f"latency ({unit})")
         axes.grid(visible=True, axis="y")
         axes.legend(ncols=2, **ABOVE)
@@ -57,13 +59,18 @@ def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: 
     axes.plot(range(count), middles, "o-", color=colour, lw=1.1, ms=4.5, label="median, 95 % interval")
 
 
-def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> None:
-    """Show every interval, and never less than a few per cent around the middle."""
-    ends = [end for level in levels for end in (level.value, level.low, level.high) if end is not None]
-    middle = sorted(level.value for level in levels)[len(levels) // 2]
-    low, high = min(*ends, (1 - _LEAST_REACH) * middle), max(*ends, (1 + _LEAST_REACH) * middle)
+def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
+    """Show every median and usual interval, and a few per cent around them; gives how many intervals reach beyond."""
+    spans = sorted(level.high - level.low for level in levels if level.low is not None and level.high is not None)
+    usual = spans[len(spans) // 2] if spans else 0.0
+    values = sorted(level.value for level in levels)
+    middle = values[len(values) // 2]
+    low = min(values[0] - _USUAL_SPANS * usual, (1 - _LEAST_REACH) * middle)
+    high = max(values[-1] + _USUAL_SPANS * usual, (1 + _LEAST_REACH) * middle)
     margin = 0.08 * (high - low)
-    axes.set_ylim(max(0.0, low - margin) / divisor, (high + 1.5 * margin) / divisor)
+    low, high = max(0.0, low - margin), high + 1.5 * margin
+    axes.set_ylim(low / divisor, high / divisor)
+    return sum((level.low or low) < low or (level.high or high) > high for level in levels)
 
 
 def _draw_gaps(axes: "Axes", places: Sequence[int]) -> None:
