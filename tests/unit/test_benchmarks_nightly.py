@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import runpy
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from onnx import TensorProto, helper
 
 from rankship_benchmarks import judge_night, nightly_page
+from rankship_benchmarks import measure as measuring
 from rankship_benchmarks import nights as nights_file
 from rankship_benchmarks.history import Night
 from rankship_benchmarks.index import INDEX_FILE, refresh_own_index
@@ -26,11 +32,17 @@ from rankship_benchmarks.nightly_page import PAGE, render_page
 from rankship_benchmarks.nights import CaseWord, DeviceNight, NightRecord, holding, list_nights
 from rankship_benchmarks.results import Bundle, append_trial, create_bundle, finish_bundle, open_bundle, writing
 from rankship_benchmarks.schedule import read_jobs
+from rankship_benchmarks.suite import Suite
 from rankship_pipeline.cli import main
+from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import BuildError, ConnectionLost, InputError, Quarantined
+from rankship_pipeline.files import hash_file
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.records import Format, Variant
+from rankship_pipeline.recipe import ParityChoice
+from rankship_pipeline.records import Build, Format, Variant, Verified
+from rankship_pipeline.store import Store
 from rankship_targets.device import Device
+from rankship_targets.manifest import sign_artifact
 from rankship_targets.quarantine import watching
 
 SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_benchmarks_summary.py")))
@@ -396,3 +408,48 @@ def test_a_quarantined_device_is_named_by_its_reason_only_once(tmp_path: Path) -
 
     night = do_night(plan(tmp_path), measure)
     assert (night.exit_code, night.devices[0].gap) == (4, "Quarantined: a is in quarantine: it failed 3 times")
+
+
+def make_tiny_build(folder: Path) -> tuple[Build, Verified]:
+    """A signed ONNX file of one operator in a store, its build, and its input beside it."""
+    folder.mkdir()
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 4), ("y", 3))]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "tiny", [ends[0]], [ends[1]], [weights])
+    model = folder / "tiny.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), model)
+    np.save(folder / "x.npy", np.ones((1, 4), np.float32))
+    artifact = dataclasses.replace(
+        SMALL.header.build.artifacts[0], file=model.name, sha256=hash_file(model), recipe_sha256="r"
+    )
+    proof = dataclasses.replace(SMALL.header.verified[0], artifact_sha256=artifact.sha256)
+    sign_artifact(model, proof, "r")
+    return dataclasses.replace(SMALL.header.build, artifacts=(artifact,)), proof
+
+
+@pytest.mark.slow
+def test_real_devices_are_measured_at_once_and_one_that_is_away_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, proof = make_tiny_build(tmp_path / "store")
+    monkeypatch.setattr(measuring, "find_inputs", lambda *_: [tmp_path / "store/x.npy"])
+    monkeypatch.setattr(measuring, "verify_on_device", lambda *_: ())  # has tests of its own
+    here = Device(name="-", transport="local", python=sys.executable)
+    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    away = Device(name="c", transport="ssh", host="127.0.0.1", port=1, user="nobody", host_key=key)
+    devices = {name: dataclasses.replace(here, name=name, workdir=str(tmp_path / f"at-{name}")) for name in "ab"}
+    tonight = dataclasses.replace(plan(tmp_path / "results", "a,b,c"), devices=devices | {"c": away})
+    suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1, max_warmup_ms=50, canary=False)
+
+    def measure(device: Device, steps: Steps) -> Path:
+        store = Store(tmp_path / "store")
+        limits = ParityChoice()
+        return measuring.measure_build(build, [proof], store, device, suite, tonight.results, steps, limits=limits)
+
+    night = do_night(tonight, measure, build=digest(build))
+    for name, one in zip("ab", night.devices, strict=False):
+        bundle = open_bundle(tonight.results / str(one.run))
+        assert (bundle.header.device, bundle.finished, len(bundle.trials)) == (name, True, 2)
+        assert not list((tmp_path / f"at-{name}").glob("lease*"))
+    assert night.devices[2].error == "Unreachable"
+    assert night.exit_code == 4
