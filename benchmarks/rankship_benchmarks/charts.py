@@ -16,8 +16,8 @@ from rankship_targets.trial import Trial
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
-_LOSS, FAINT, GREY, _INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
+COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
+_LOSS, FAINT, GREY, INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
 _MARKERS: dict[Format, str] = {"onnx": "o", "tflite": "s", "executorch": "^"}
 # Text is laid out in the widest of these, so it has room in whichever the viewer has.
 _VIEWER_FONTS = "system-ui, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif"
@@ -27,14 +27,14 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rankship",
     "font.family": ["DejaVu Sans"],
     "font.size": 10.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "grid.color": "#E6EAEE",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -58,7 +58,7 @@ def draw_accuracy_against_size(summary: Summary) -> str:
         found = next((one for one in summary.results if one.variant == variant and one.accuracy), None)
         if found and found.accuracy:
             label = "dense" if variant == "dense" else f"compressed: {build.plan.method}"
-            points.append((label, found.parameters, found.accuracy, _COLOURS[found.variant], True))
+            points.append((label, found.parameters, found.accuracy, COLOURS[found.variant], True))
     points += [(one.method, one.plan.total_parameters, one.accuracy, GREY, False) for one in build.alternatives]
 
     def draw(axes: "Axes") -> None:
@@ -81,11 +81,11 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
     times = [one.latency_ns.value for one in results]
 
     def draw(axes: "Axes") -> None:
-        divisor, unit = _time_unit(max(times))
+        divisor, unit = time_unit(max(times))
         for one in results:
             if one.accuracy is None:
                 continue
-            colour = _COLOURS[one.variant]
+            colour = COLOURS[one.variant]
             axes.errorbar(
                 one.latency_ns.value / divisor,
                 100 * one.accuracy.value,
@@ -114,22 +114,22 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
     """Draw the share of inferences done by a time, one curve per round, and the rounds' medians as ticks at a half."""
-    mine = [one for one in trials if one.format == format_ and one.samples_ns and one.variant in _COLOURS]
-    variants = [variant for variant in _COLOURS if any(trial.variant == variant for trial in mine)]
+    mine = [one for one in trials if one.format == format_ and one.samples_ns and one.variant in COLOURS]
+    variants = [variant for variant in COLOURS if any(trial.variant == variant for trial in mine)]
 
     def draw(axes: "Axes") -> None:
         import numpy as np
 
         shares = np.linspace(0, 1, _DRAWN_QUANTILES)
-        divisor, unit = _time_unit(max(median_by_round(mine).values()))
+        divisor, unit = time_unit(max(median_by_round(mine).values()))
         for variant in variants:
             own = [trial for trial in mine if trial.variant == variant]
             for trial in own:
                 times = np.quantile(trial.samples_ns, shares) / divisor
-                axes.plot(times, shares, lw=0.9, alpha=0.45, c=_COLOURS[variant])
+                axes.plot(times, shares, lw=0.9, alpha=0.45, c=COLOURS[variant])
             medians = [value / divisor for value in median_by_round(own).values()]
             label = f"{variant}: {len(own)} rounds"
-            axes.plot(medians, [0.5] * len(medians), "|", ms=17, mew=0.9, c=_COLOURS[variant], label=label)
+            axes.plot(medians, [0.5] * len(medians), "|", ms=17, mew=0.9, c=COLOURS[variant], label=label)
         end = 1.04 * max(float(np.quantile(trial.samples_ns, _DRAWN_SHARE)) for trial in mine)
         beyond = sum(sample > end for trial in mine for sample in trial.samples_ns)
         axes.set_xlim(0, end / divisor)
@@ -155,20 +155,18 @@ def draw_ranks(plan: RankPlan) -> str:
         for place, layer in zip(places, plan.layers, strict=True):
             kept = 100 * layer.chosen_parameters / layer.dense_parameters
             if layer.factors is None:
-                axes.barh(
-                    place, kept, height=0.72, facecolor="white", edgecolor=_COLOURS["dense"], hatch="////", lw=0.8
-                )
+                axes.barh(place, kept, height=0.72, facecolor="white", edgecolor=COLOURS["dense"], hatch="////", lw=0.8)
             else:
-                axes.barh(place, kept, height=0.72, color=_COLOURS["compressed"])
+                axes.barh(place, kept, height=0.72, color=COLOURS["compressed"])
             text = str(layer.factors or "dense")
             axes.annotate(text, (100, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_xlim(0, 128)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("parameters kept (%)")
         handles = [
-            Patch(color=_COLOURS["compressed"], label="kept"),
+            Patch(color=COLOURS["compressed"], label="kept"),
             Patch(color=FAINT, label="dense size"),
-            Patch(facecolor="white", edgecolor=_COLOURS["dense"], hatch="////", label="stays dense"),
+            Patch(facecolor="white", edgecolor=COLOURS["dense"], hatch="////", label="stays dense"),
         ]
         axes.legend(handles=handles, ncols=3, **ABOVE)
         _name_layers(axes, plan.layers)
@@ -187,7 +185,7 @@ def draw_errors(plan: RankPlan) -> str:
         axes.plot(
             [errors[place] for place in factored], factored, "o", ms=6.5, c=_LOSS, label="factored", clip_on=False
         )
-        hollow: dict[str, Any] = {"mfc": "white", "mec": _COLOURS["dense"], "ls": "none", "clip_on": False}
+        hollow: dict[str, Any] = {"mfc": "white", "mec": COLOURS["dense"], "ls": "none", "clip_on": False}
         axes.plot([errors[place] for place in dense], dense, "o", ms=6.5, label="stays dense: no loss", **hollow)
         most = max(*errors, 1e-9)
         axes.set_xlim(-0.015 * most, 1.08 * most)
@@ -262,5 +260,6 @@ def _reach(time: Estimate, divisor: float) -> list[list[float]] | None:
     return [[(time.value - time.low) / divisor], [(time.high - time.value) / divisor]]
 
 
-def _time_unit(longest_ns: float) -> tuple[float, str]:
+def time_unit(longest_ns: float) -> tuple[float, str]:
+    """Choose the unit of a time axis: how many ns it has, and its sign."""
     return (1e6, "ms") if longest_ns >= 1e7 else (1e3, "µs")  # noqa: PLR2004 - units.show_ns changes there too

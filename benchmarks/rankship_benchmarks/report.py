@@ -58,7 +58,7 @@ def render_report(bundle: Bundle) -> str:
     summary = summarise(bundle)
     build = summary.header.build
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
+    template = environment.from_string(_read_template())
     return template.render(
         summary=summary,
         header=summary.header,
@@ -75,6 +75,15 @@ def render_report(bundle: Bundle) -> str:
         show_count=show_count,
         show_percent=show_percent,
     )
+
+
+def read_style() -> str:
+    """Read the page's style sheet, for other pages that shall look alike."""
+    return _read_template().partition("<style>")[2].partition("</style>")[0]
+
+
+def _read_template() -> str:
+    return resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
 
 
 def _pick_figures(summary: Summary) -> list[Figure]:

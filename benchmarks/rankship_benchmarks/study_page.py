@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from math import exp
 from pathlib import Path
 from statistics import mean
@@ -10,6 +9,7 @@ from statistics import mean
 from rich.console import Console
 from rich.markup import escape
 
+from rankship_benchmarks.report import read_style
 from rankship_benchmarks.study import Cell
 from rankship_pipeline.codec import encode
 from rankship_pipeline.files import write_atomic
@@ -169,17 +169,11 @@ def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:
         conditions=_join_conditions(cells),
         show_count=show_count,
         show_bytes=show_bytes,
-        style=_read_style(),
+        style=read_style(),
     )
     path = folder / PAGE
     write_atomic(path, page.encode())
     return path
-
-
-def _read_style() -> str:
-    """The report's own style sheet, so that both pages look alike."""
-    report = files("rankship_benchmarks").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return report.partition("<style>")[2].partition("</style>")[0]
 
 
 def _join_conditions(cells: Sequence[Cell]) -> dict[str, str]:

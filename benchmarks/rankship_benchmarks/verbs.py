@@ -1,7 +1,6 @@
 """The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,10 +96,11 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def find_devices(arguments: argparse.Namespace) -> "list[Device]":
-    """Every device that `--on` names."""
+    """Every device that `--on` names, twins too."""
+    from rankship_benchmarks.schedule import read_jobs
     from rankship_targets.device import find_device
 
-    return [find_device(name.strip(), arguments.inventory) for name in arguments.on.split(",")]
+    return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
 
 
 def _verify(
@@ -117,9 +117,9 @@ def _verify(
 
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
-    from rankship_benchmarks.measure import measure_build
+    from rankship_benchmarks.measure_fleet import measure_devices, prepare_measuring, raise_first
     from rankship_benchmarks.ready import check_ready
-    from rankship_pipeline.canary import make_canary
+    from rankship_benchmarks.schedule import read_jobs
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -135,13 +135,12 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     store.sweep()
     check_ready(devices, prepared.recipe.export.formats, steps)
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
-    timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
-    verified = _verify(timed, prepared, store, steps, fresh=False)
-    limits, results = prepared.recipe.parity, arguments.results
-    for device in devices:
-        folder = measure_build(build, verified, store, device, suite, results, steps, limits=limits, canary=canary)
-        _report(folder, None, steps)
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
+    ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
+    for one in ended.values():
+        if one.result is not None:
+            _report(one.result, None, steps)
+    raise_first(ended, steps)
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps") -> None:

@@ -4,8 +4,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 
 class Steps:
@@ -16,25 +20,46 @@ class Steps:
 
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.seconds: dict[str, float] = {}
+        self._shared: Progress | None = None
+        self._prefix = ""
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[Callable[[str], "Steps"]]:
+        """Show several workers at once, each on lines of its own: gives what makes the steps of the one so named."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+
+            def start(name: str) -> Steps:
+                steps = Steps()
+                steps.console, steps._shared, steps._prefix = self.console, progress, f"{name}: "
+                return steps
+
+            yield start
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show `name` as running, then as done."""
-        with self._timed(name), self.console.status(escape(name)):
-            yield
+        if self._shared is not None:
+            with self._timed(name), self._bar(name, None):
+                yield
+        else:
+            with self._timed(name), self.console.status(escape(name)):
+                yield
 
     @contextmanager
     def track(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
         """A bar over `total` parts; call what it gives with each part's name as the part begins."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
         name_column = TextColumn("{task.description}", markup=False)
         columns = (name_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
-            task, begun = progress.add_task(name, total=total), itertools.count()
+        with self._timed(name), self._bar(name, total, *columns) as (progress, task):
+            begun = itertools.count()
 
             def advance(part: str) -> None:
-                progress.update(task, description=part, completed=next(begun))
+                progress.update(task, description=self._prefix + part, completed=next(begun))
 
             yield advance
 
@@ -58,11 +83,10 @@ class Steps:
     @contextmanager
     def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """A step with a bar for each copy of which it hears (bytes so far, bytes in all)."""
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(name, total=None)
+        with self._timed(name), self._bar(name, None, *columns) as (progress, task):
 
             def tell(sent_bytes: int, total_bytes: int) -> None:
                 progress.update(task, completed=sent_bytes, total=total_bytes)
@@ -70,12 +94,29 @@ class Steps:
             yield tell
 
     @contextmanager
+    def _bar(self, name: str, total: int | None, *columns: "ProgressColumn") -> Iterator["tuple[Progress, TaskID]"]:
+        """A line in the display that is shared, or in one of its own with these columns."""
+        from rich.progress import Progress
+
+        if self._shared is None:
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                yield progress, progress.add_task(name, total=total)
+        else:
+            task = self._shared.add_task(self._prefix + name, total=total)
+            try:
+                yield self._shared, task
+            finally:
+                self._shared.remove_task(task)
+
+    @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
-        self.console.print(f"[green]✓[/] {escape(name)} [dim]{self.seconds[name]:.1f} s[/]", soft_wrap=True)
+        self.console.print(
+            f"[green]✓[/] {escape(self._prefix + name)} [dim]{self.seconds[name]:.1f} s[/]", soft_wrap=True
+        )
 
     def note(self, text: str) -> None:
         """One line that belongs to no step."""
-        self.console.print(f"[dim]·[/] {escape(text)}", soft_wrap=True)
+        self.console.print(f"[dim]·[/] {escape(self._prefix + text)}", soft_wrap=True)

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from rankship_pipeline.progress import Steps
@@ -63,3 +65,29 @@ def test_brackets_in_a_name_are_shown_not_read_as_markup(name: str, capsys: pyte
     with steps.step(name):
         steps.note(name)
     assert capsys.readouterr().err.count(name) == 2
+
+
+def test_workers_side_by_side_name_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+    with steps.side_by_side() as start:
+        workers = [start(name) for name in ("pi4", "pixel6")]
+
+        def work(worker: Steps) -> None:
+            with worker.step("push"):
+                pass
+            with worker.track("measure", total=2) as advance:
+                advance("round 1")
+            with worker.transfer("copy") as told:
+                told(1, 2)
+            worker.note("[cool]")
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = capsys.readouterr().err
+    for name in ("pi4", "pixel6"):
+        assert all(f"✓ {name}: {what}" in told for what in ("push", "measure", "copy"))
+        assert f"· {name}: [cool]" in told
+    assert all(list(worker.seconds) == ["push", "measure", "copy"] for worker in workers)

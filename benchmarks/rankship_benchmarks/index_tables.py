@@ -1,0 +1,94 @@
+"""The index's tables: what is asked of many runs, taken from their bundles and never the truth itself."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+# Raised whenever a column changes: an index of another version is dropped and built anew.
+VERSION = 1
+
+METADATA = MetaData()
+# `source` says which results folder on which host a run lies in, so that many hosts may fill one index.
+RUNS = Table(
+    "runs",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("source", String, nullable=False),
+    Column("folder", String, nullable=False),
+    Column("file_sha256", String(64), nullable=False),
+    Column("damage", String),  # why the bundle cannot be read; then all that follows is null
+    Column("run_id", String, index=True),
+    Column("created_utc", String),
+    Column("finished", Boolean),
+    Column("device", String, index=True),
+    Column("recipe", String),
+    Column("recipe_sha256", String(64)),
+    Column("build_sha256", String(64)),
+    Column("suite_sha256", String(64)),
+    Column("rounds", Integer),
+    Column("rankship_version", String),
+    Column("conditions", JSON),
+    UniqueConstraint("source", "folder"),
+)
+# One artifact in one run. Latency is the median over valid rounds with its 95 % interval, null without one.
+CASES = Table(
+    "cases",
+    METADATA,
+    Column("run", ForeignKey("runs.id"), primary_key=True),
+    Column("variant", String, primary_key=True),
+    Column("format", String, primary_key=True),
+    Column("artifact_sha256", String(64)),
+    Column("size_bytes", BigInteger),
+    Column("parameters", BigInteger),
+    Column("accuracy_correct", Integer),
+    Column("accuracy_samples", Integer),
+    Column("runtime", String),
+    Column("runtime_version", String),
+    Column("threads", Integer),
+    Column("valid_rounds", Integer),
+    Column("latency_ns", Float),
+    Column("latency_low_ns", Float),
+    Column("latency_high_ns", Float),
+)
+TRIALS = Table(
+    "trials",
+    METADATA,
+    Column("run", ForeignKey("runs.id"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("variant", String, primary_key=True),
+    Column("format", String, primary_key=True),
+    Column("started_utc", String),
+    Column("samples", Integer),
+    Column("median_ns", Float),
+    Column("load_ns", BigInteger),
+    Column("cold_ns", BigInteger),
+    Column("warmed_up", Boolean),
+    Column("peak_rss_bytes", BigInteger),
+    Column("runtime_rss_bytes", BigInteger),
+    Column("retries", Integer),
+    Column("valid", Boolean),  # it counts in its own run's report
+    Column("trusted", Boolean),  # and verdicts between runs may rest on it
+)
+# Why a trial does not count, or why no verdict rests on it; see validity.RULES.
+REASONS = Table(
+    "reasons",
+    METADATA,
+    Column("run", ForeignKey("runs.id"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("variant", String, primary_key=True),
+    Column("format", String, primary_key=True),
+    Column("reason", String, primary_key=True),
+)
+VERSIONS = Table("rankship_index", METADATA, Column("version", Integer, primary_key=True))
+# Children first, as they must be deleted.
+BY_RUN = (REASONS, TRIALS, CASES)

@@ -1,0 +1,75 @@
+"""Several devices measured at once, each with progress lines of its own; what fails on one stops no other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_benchmarks.fleet import PAUSES_S, Ended, run_fleet
+from rankship_benchmarks.gate import verify_build
+from rankship_benchmarks.measure import measure_build
+from rankship_benchmarks.schedule import Job
+from rankship_benchmarks.suite import Suite
+from rankship_pipeline.canary import make_canary
+from rankship_pipeline.files import hash_file
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import Build
+from rankship_pipeline.store import Store
+from rankship_targets.agent_file import find_agent
+from rankship_targets.device import Device
+from rankship_targets.runner import HostRunner
+
+if TYPE_CHECKING:
+    from rankship_pipeline.preflight import Prepared
+
+Measure = Callable[[Device, Steps], Path]
+
+
+def measure_devices(
+    jobs: Sequence[Job],
+    devices: Mapping[str, Device],
+    measure: Measure,
+    steps: Steps,
+    *,
+    ended: Callable[[str, str, Path], None] = lambda *_: None,
+    pauses_s: Sequence[float] = PAUSES_S,
+) -> Mapping[str, Ended[Path]]:
+    """Do every job by `measure(device, its own steps)`, which gives the run's folder; tells what became of each.
+
+    `ended(job's name, device's name, folder)` is called as each run is done, in the thread of its device.
+    """
+    alone = len(devices) == 1
+    with nullcontext(lambda _: steps) if alone else steps.side_by_side() as start:
+        own = {name: start(name) for name in devices}
+
+        def work(name: str, job: Job) -> Path:
+            folder = measure(devices[name], own[name])
+            ended(job.name, name, folder)
+            return folder
+
+        return run_fleet(jobs, work, pauses_s=pauses_s)
+
+
+def prepare_measuring(
+    build: Build, prepared: "Prepared", suite: Suite, store: Store, results: Path, steps: Steps
+) -> Measure:
+    """Verify a build, and the canary where the suite wants one; gives what measures both on one device."""
+    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
+    limits, agent_sha256 = prepared.recipe.parity, hash_file(find_agent())
+    verified = verify_build(timed, store, HostRunner(), agent_sha256, limits, steps, fresh=False)
+
+    def measure(device: Device, own: Steps) -> Path:
+        return measure_build(build, verified, store, device, suite, results, own, limits=limits, canary=canary)
+
+    return measure
+
+
+def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:
+    """Raise what ended the first job that failed, after naming every device that did; nothing where none did."""
+    failed = {name: one.error for name, one in ended.items() if one.error is not None}
+    for name, error in failed.items() if len(ended) > 1 else ():
+        steps.note(f"{name} was not measured: {type(error).__name__}: {error}")
+    for error in failed.values():
+        raise error
