@@ -15,6 +15,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
     "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
     "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),
+    "costs": ("rankship_benchmarks.cost_verb:costs", "time each layer on a device, dense and factored: a cost table"),
     "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
     "study": ("rankship_benchmarks.verbs:study", "compare many ways to many budgets on several models"),
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),

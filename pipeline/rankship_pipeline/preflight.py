@@ -30,7 +30,8 @@ from rankship_pipeline.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import Recipe, choose, rank_choice
-from rankship_pipeline.records import Factors
+from rankship_pipeline.records import Factors, Landing
+from rankship_pipeline.sites import Site, find_sites, hash_model
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
 
@@ -39,7 +40,8 @@ class Prepared:
     """A recipe that passed: its data, its untrained model and layers, and hashes of all that goes in.
 
     `fixed_parameters` lie outside the factorable layers. `budget` is in the unit of `price`; 0 with ARP's fixed
-    threshold.
+    threshold. Where the budget is a latency to be landed on a device, both are the dense model's until it was (see
+    landed.py), and `landing` tells of that.
     """
 
     recipe: Recipe
@@ -54,6 +56,17 @@ class Prepared:
     dense_parameters: int
     price: Price
     budget: int
+    landing: Landing | None = None
+
+    @property
+    def sites(self) -> dict[str, tuple[Site, ...]]:
+        """Where every factorable layer runs, those too that the recipe keeps dense."""
+        return find_sites(self.model, find_layers(self.model), self.data.test_inputs)
+
+    @property
+    def model_sha256(self) -> str:
+        """What a table of costs is measured for."""
+        return hash_model(self.model, self.sites)
 
     @property
     def fixed_parameters(self) -> int:
@@ -87,7 +100,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     dense = count_parameters(model)
     price = _find_price(recipe, folder, model, layers, data)
     dense_cost = price.fixed + sum(price.ask(layer, None) or 0 for layer in layers)
-    budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense_cost)
+    budget = _find_budget(recipe, dense_cost)
     if recipe.budget.costs is not None:  # artifacts carry what made them
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     prepared = Prepared(
@@ -110,6 +123,12 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     return prepared
 
 
+def _find_budget(recipe: Recipe, dense_cost: int) -> int:
+    if recipe.ranks.threshold is not None:
+        return 0
+    return dense_cost if recipe.budget.on is not None else resolve_budget(recipe.budget, dense_cost)
+
+
 def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[Layer, ...], data: Data) -> Price:
     """What the budget counts."""
     unit = recipe.budget.unit
@@ -117,7 +136,11 @@ def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[La
         return price_flops(model, layers, data.test_inputs)
     if recipe.budget.costs is not None:
         path = folder / recipe.budget.costs
-        return price_table(read_table(path, unit), layers, str(path))
+        table = read_table(path, unit)
+        sha256 = hash_model(model, find_sites(model, find_layers(model), data.test_inputs))
+        measured = price_table(table, layers, sha256, str(path))
+        if recipe.budget.on is None:
+            return measured
     return price_parameters(count_parameters(model) - sum(layer.parameters for layer in layers))
 
 

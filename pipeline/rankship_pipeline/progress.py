@@ -26,10 +26,18 @@ class Steps:
     @contextmanager
     def track(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
         """A bar over `total` parts; call what it gives with each part's name as the part begins."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         name_column = TextColumn("{task.description}", markup=False)
-        columns = (name_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        times = (TimeElapsedColumn(), TextColumn("still"), TimeRemainingColumn())
+        columns = (name_column, BarColumn(), MofNCompleteColumn(), *times)
         with self._timed(name), Progress(*columns, console=self.console, transient=True) as progress:
             task, begun = progress.add_task(name, total=total), itertools.count()
 
