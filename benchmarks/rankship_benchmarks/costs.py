@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankship_benchmarks.layer_costs import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
 from rankship_benchmarks.place import SINGLE_LAYER, Place, Subject
-from rankship_benchmarks.probes import LIMITS, make_probe
+from rankship_benchmarks.probes import LIMITS, Probe, make_probes
 from rankship_benchmarks.staircase import keep_steps, pick_rungs
 from rankship_benchmarks.stats import Estimate
 from rankship_benchmarks.timings import Journal, Sweep, Timing
@@ -64,7 +64,7 @@ class _Table:
             chunk = [self._model()]
             for site in self.kinds:
                 advance(f"make and prove {site}")
-                chunk += self._references(site)
+                chunk += self._push(site, ())
         self._run(0, [chunk], "dense layers")
         first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
@@ -88,8 +88,7 @@ class _Table:
         with self.steps.track(f"make and prove {sum(map(len, wanted.values()))} layers", len(wanted)) as advance:
             for site, options in wanted.items():
                 advance(f"make and prove {site}")
-                subjects = [self._push(site, str(one), one, COPIES) for one in options]
-                chunks.append([self._model(), *self._references(site), *subjects])
+                chunks.append([self._model(), *self._push(site, options)])
         self._run(number, chunks, f"pass {number}")
 
     def list_offers(self, site: Site) -> list[Offer]:
@@ -132,15 +131,15 @@ class _Table:
             self._pushed["", MODEL] = replace(pushed, name=MODEL)
         return self._pushed["", MODEL]
 
-    def _references(self, site: Site) -> list[Subject]:
-        return [self._push(site, SINGLE, None, 1), self._push(site, DENSE, None, COPIES)]
-
-    def _push(self, site: Site, name: str, factors: Factors | None, copies: int) -> Subject:
-        key = (str(site), name)
-        if key not in self._pushed:
-            artifact = make_probe(site, factors, copies, self.place.format, self.store)
-            self._pushed[key] = self.place.push(*key, artifact, self.store, LIMITS)
-        return self._pushed[key]
+    def _push(self, site: Site, options: Sequence[Factors]) -> list[Subject]:
+        """A site's dense layer, once and as copies, and options; each is made and pushed once."""
+        wanted = {SINGLE: Probe(site, None, 1), DENSE: Probe(site, None, COPIES)}
+        wanted |= {str(one): Probe(site, one, COPIES) for one in options}
+        missing = {name: probe for name, probe in wanted.items() if (site.name, name) not in self._pushed}
+        artifacts = make_probes(list(missing.values()), self.place.format, self.store)
+        for name, artifact in zip(missing, artifacts, strict=True):
+            self._pushed[site.name, name] = self.place.push(site.name, name, artifact, self.store, LIMITS)
+        return [self._pushed[site.name, name] for name in wanted]
 
     def _run(self, number: int, chunks: Sequence[Sequence[Subject]], title: str) -> None:
         """Every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels too."""

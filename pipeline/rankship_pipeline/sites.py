@@ -89,6 +89,18 @@ class Copies(nn.Module):
         return total
 
 
+class Branches(nn.Module):
+    """Several modules on one input, each with an output of its own: what is exported in one go and then cut apart."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map the one input to all outputs, in order."""
+        return tuple(branch(x) for branch in self.branches)
+
+
 def make_copies(site: Site, factors: Factors | None, count: int) -> Copies:
     """The site's layer, dense or factored, `count` times, each with random weights of its own; torch's seed stays."""
     with torch.random.fork_rng(devices=[]):
