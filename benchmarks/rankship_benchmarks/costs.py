@@ -21,7 +21,7 @@ from rankship_pipeline.toolchain import hash_code
 
 SWEEPS = 9  # of each pass: the fewest whose 95 % interval lets one of them be an outlier
 PASSES = 4  # an even grid, then three bisections
-GRID = 5  # ranks of a form at first
+GRID = 4  # ranks of a form at first
 WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
 _BLOCK = 100  # sweep numbers of one chunk in one pass
 

@@ -12,6 +12,7 @@ from rankship_pipeline.units import show_ns
 
 TOLERANCE = 0.05  # of the budget, to either side
 CORRECTIONS = 3
+NUDGES = 3  # steps of the tolerance past an answer that gives ranks tried before
 
 # Allocates so much of the table, builds, measures; None where that gives ranks that were tried before.
 Attempt = Callable[[int], LandingTry | None]
@@ -40,7 +41,8 @@ def approach(budget_ns: int, dense: LandingTry, table: Range, attempt: Attempt) 
     tries: list[LandingTry] = []
     asked = budget_ns * table.dense_ns / dense.measured_ns
     while len(tries) <= CORRECTIONS:
-        one = attempt(table.clip(asked))
+        too_slow = bool(tries) and tries[-1].measured_ns > budget_ns
+        one = _attempt_new(attempt, table, asked, -TOLERANCE if too_slow else TOLERANCE)
         if one is None:
             break
         tries.append(one)
@@ -52,6 +54,15 @@ def approach(budget_ns: int, dense: LandingTry, table: Range, attempt: Attempt) 
     return tries, "nearest below"
 
 
+def _attempt_new(attempt: Attempt, table: Range, asked_ns: float, step: float) -> LandingTry | None:
+    """The first try of new ranks from here on, in steps of this share; None where there are none near."""
+    for count in range(1 + NUDGES):
+        one = attempt(table.clip(asked_ns * (1 + step) ** count))
+        if one is not None:
+            return one
+    return None
+
+
 def has_landed(one: LandingTry, budget_ns: int) -> bool:
     """Whether a try's measured time lies within the tolerance."""
     return abs(one.measured_ns / budget_ns - 1) <= TOLERANCE
@@ -60,8 +71,8 @@ def has_landed(one: LandingTry, budget_ns: int) -> bool:
 def correct(tries: Sequence[LandingTry], budget_ns: int) -> float:
     """What to ask the table for next: between the nearest tries on both sides of the budget, else in proportion.
 
-    With tries on both sides, linearly between them (regula falsi); with tries on one side, the nearest's foretold time
-    scaled by how far its measured one is off.
+    With tries on both sides, linearly between them (regula falsi); with tries on one side, the last one's foretold
+    time scaled by how far its measured one is off.
     """
     below = [one for one in tries if one.measured_ns <= budget_ns]
     above = [one for one in tries if one.measured_ns > budget_ns]
@@ -69,8 +80,7 @@ def correct(tries: Sequence[LandingTry], budget_ns: int) -> float:
         low, high = max(below, key=_measured), min(above, key=_measured)
         share = (budget_ns - low.measured_ns) / (high.measured_ns - low.measured_ns)
         return low.predicted_ns + share * (high.predicted_ns - low.predicted_ns)
-    nearest = max(below, key=_measured) if below else min(above, key=_measured)
-    return nearest.predicted_ns * budget_ns / nearest.measured_ns
+    return tries[-1].predicted_ns * budget_ns / tries[-1].measured_ns
 
 
 def choose_try(tries: Sequence[LandingTry], budget_ns: int) -> int:

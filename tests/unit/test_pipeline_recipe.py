@@ -105,6 +105,18 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, "[budget]\nkept_parameters = 40.0"), "the fraction kept, 0 to 1, got 40"),
         ((MODEL, DATA, "[budget]\nkept_flops = 1.5"), "budget.kept_flops is the fraction kept, 0 to 1, got 1.5"),
         ((MODEL, DATA, "[budget]\nlatency_us = 9"), "budget.costs, a table measured on the device"),
+        ((MODEL, DATA, "[budget]\nlatency_ms = inf\non = 'pi4'"), "the budget must be above zero"),
+        (
+            (MODEL, DATA, "[budget]\nkept_parameters = 0.5\non = 'pi4'"),
+            "budget.on belongs to latency_ms and latency_us",
+        ),
+        ((MODEL, DATA, "[budget]\nenergy_uj = 5\non = 'pi4'"), "budget.on belongs to latency_ms and latency_us"),
+        ((MODEL, DATA, BUDGET + "format = 'onnx'"), "budget.format belongs to budget.on"),
+        (
+            (MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'\nformat = 'tflite'", "[export]\nformats = ['onnx']"),
+            "budget.format is tflite, exported are onnx",
+        ),
+        ((MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'", "[ranks]\nmethod = 'ara'"), "'ara' counts parameters"),
         ((MODEL, DATA, "[budget]\nflops = 9\ncosts = 'c.json'"), "budget.costs, a table measured on the device"),
         ((MODEL, DATA, "[budget]\nflops = 9", "[ranks]\nmethod = 'arp'"), "'arp' counts parameters, .* in flops"),
         ((MODEL, DATA, BUDGET, "[ranks]\nstep = 0"), "ranks.step must be at least 1, got 0"),
