@@ -21,6 +21,7 @@ from rankship_pipeline.toolchain import hash_code
 
 SWEEPS = 9  # of each pass: the fewest whose 95 % interval lets one of them be an outlier
 PASSES = 4  # an even grid, then three bisections
+CHUNK = 60  # subjects that one process times: starting it takes longer than timing one
 GRID = 4  # ranks of a form at first
 WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
 _BLOCK = 100  # sweep numbers of one chunk in one pass
@@ -84,11 +85,14 @@ class _Table:
 
     def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
         """One pass: every site's options beside its own dense layer and the whole model."""
-        chunks = []
+        chunks: list[list[Subject]] = []
         with self.steps.track(f"make and prove {sum(map(len, wanted.values()))} layers", len(wanted)) as advance:
             for site, options in wanted.items():
                 advance(f"make and prove {site}")
-                chunks.append([self._model(), *self._push(site, options)])
+                subjects = self._push(site, options)
+                if not chunks or len(chunks[-1]) + len(subjects) > CHUNK:
+                    chunks.append([self._model()])
+                chunks[-1] += subjects
         self._run(number, chunks, f"pass {number}")
 
     def list_offers(self, site: Site) -> list[Offer]:
@@ -153,7 +157,7 @@ class _Table:
         device = self.place.device
         with self.steps.track(f"time {title} on {device}", len(missing)) as advance:
             for at, chunk in missing:
-                advance(f"time {title} on {device}: {chunk[-1].site or chunk[0].site}")
+                advance(f"time {title} on {device}: {len(chunk)} subjects")
                 trials = self.place.time(chunk, at, SINGLE_LAYER)
                 pairs = zip(chunk, trials, strict=True)
                 timings = [Timing(sweep=at, site=one.site, subject=one.name, trial=trial) for one, trial in pairs]

@@ -17,7 +17,7 @@ from rankship_targets.session import MeasureRequest, Session
 from rankship_targets.trial import Trial
 
 # Fewest samples, least duration and longest warm-up of a trial, both in ms.
-SINGLE_LAYER, WHOLE = (20, 20, 60), (50, 200, 500)
+SINGLE_LAYER, WHOLE = (20, 15, 20), (50, 100, 200)
 
 
 @dataclass(frozen=True)

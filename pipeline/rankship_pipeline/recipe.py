@@ -18,6 +18,7 @@ GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
 
+_LEAST_MS = 0.001
 _TIMES = ("latency_ms", "latency_us")
 _AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *_TIMES, "energy_uj")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
@@ -282,6 +283,10 @@ def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
             "budget.costs, a table measured on the device, belongs to latency and energy, which need it (or budget.on)",
         ),
         (not on or budget.unit == "ns", "budget.on belongs to latency_ms and latency_us"),
+        (
+            budget.latency_ms is None or budget.latency_ms >= _LEAST_MS,
+            f"budget.latency_ms must be at least {_LEAST_MS}",
+        ),
         (budget.format is None or on, "budget.format belongs to budget.on"),
         (budget.format in {None, *formats}, f"budget.format is {budget.format}, exported are {', '.join(formats)}"),
     ]

@@ -1,14 +1,29 @@
 """Landing: devices that are slower than their table says, unevenly, noisily, or in steps; and how it ends each time."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
+from safetensors.torch import save_file
+from torch import nn
 
+from rankship_benchmarks import land, landing
 from rankship_benchmarks.landing import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
-from rankship_pipeline.errors import BudgetInfeasible
-from rankship_pipeline.records import Landing, LandingTry
-from rankship_pipeline.summary import state_landing
+from rankship_benchmarks.place import Place, choose_place
+from rankship_pipeline.build import build_recipe, find_build
+from rankship_pipeline.codec import digest, encode
+from rankship_pipeline.errors import BudgetInfeasible, InputError
+from rankship_pipeline.preflight import Prepared, prepare
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import Budget, read_recipe
+from rankship_pipeline.records import CostTable, Factors, Landing, LandingTry, LayerCost
+from rankship_pipeline.store import Store
+from rankship_pipeline.summary import print_build, state_landing
+from rankship_targets.device import Device
+from rankship_targets.session import open_session
 
 TABLE = Range(least_ns=300_000, dense_ns=1_000_000)
 
@@ -122,7 +137,7 @@ def test_a_correction_lies_between_tries_on_both_sides() -> None:
     ],
 )
 def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
-    landing = Landing(
+    landed = Landing(
         budget_ns=400_000,
         device="pi4",
         format="onnx",
@@ -134,6 +149,95 @@ def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
         chosen=1,
         word=word,  # type: ignore[arg-type]
     )
-    assert landing.error == pytest.approx(0.025)
-    assert said in state_landing(landing)
-    assert "400.0 µs in onnx on pi4" in state_landing(landing)
+    assert landed.error == pytest.approx(0.025)
+    assert said in state_landing(landed)
+    assert "400.0 µs in onnx on pi4" in state_landing(landed)
+
+
+NET = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+def load():
+    x = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
+"""
+RECIPE = """
+name = "net"
+[[models]]
+name = "a"
+factory = "net.py:make"
+weights = "a.safetensors"
+[data]
+loader = "net.py:load"
+[ranks]
+step = 2
+forms = ["svd"]
+[export]
+formats = ["onnx"]
+[parity]
+samples = 4
+[budget]
+latency_ms = 0.001
+on = "here"
+costs = "cost-table.json"
+"""
+
+
+def make_table(prepared: Prepared, place: Place) -> CostTable:
+    """A table in which the middle layer is nearly all of the model's time, and cheap at rank 4."""
+    cheap = (LayerCost(factors=None, cost=90_000), LayerCost(factors=Factors(rank=4), cost=9_000))
+    layers = {"0": cheap[:1], "2": cheap, "4": cheap[:1]}
+    return CostTable(
+        unit="ns",
+        device="here",
+        format="onnx",
+        runtime=place.runtime,
+        threads=1,
+        agent_sha256=place.session.agent_sha256,
+        measured_utc="2026-11-25T00:00:00Z",
+        rounds=9,
+        model_sha256=prepared.model_sha256,
+        dense=280_000,
+        fixed=10_000,
+        layers=layers,
+    )
+
+
+@pytest.mark.slow
+def test_a_recipe_is_landed_once_and_then_built_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.toml").write_text(RECIPE)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    save_file(net.state_dict(), tmp_path / "a.safetensors")
+    here = Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    store, steps = Store(tmp_path / "store"), Steps(quiet=True)
+    plain = replace(read_recipe(tmp_path / "net.toml"), budget=Budget(kept_parameters=1.0))
+    with open_session(here) as session:
+        table = make_table(prepare(plain, tmp_path), choose_place(session, "onnx", 1))
+    (tmp_path / "cost-table.json").write_text(encode(table))
+    prepared = prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
+    with pytest.raises(InputError, match="latency budget of net was not landed on here yet"):
+        build_recipe(prepared, store, steps)
+    monkeypatch.setattr(land, "ROUNDS", 2)
+    with pytest.raises(BudgetInfeasible, match=r"the budget is 1\.0 µs; 1 tries measured"):
+        land.land_missing(prepared, store, here, tmp_path, steps)
+    monkeypatch.setattr(landing, "has_landed", lambda *_: True)
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    build, entry = build_recipe(prepared, store, steps)
+    assert build.landing is not None
+    assert build.landing.word == "landed"
+    assert build.landing.table_sha256 == digest(table)
+    assert build.landing.shipped.predicted_ns == build.plan.total_cost == 280_000 - 90_000 + 9_000
+    assert build.plan.factors == {"2": Factors(rank=4)}
+    assert build.artifacts[1].source_sha256["costs on here"] == digest(table)
+    assert find_build(prepared, store)[1].key == entry.key
+    monkeypatch.setattr(land, "open_session", lambda *_, **__: pytest.fail("it was landed before"))
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    print_build(build, entry)
+    assert "latency budget 1.0 µs in onnx on here: landed" in capsys.readouterr().out
