@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from rankship_pipeline import __version__
 from rankship_pipeline.codec import encode
 from rankship_pipeline.errors import BudgetInfeasible
 from rankship_pipeline.evaluate import measure_accuracy
+from rankship_pipeline.files import write_atomic
 from rankship_pipeline.landed import allow
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
@@ -41,7 +42,7 @@ from rankship_pipeline.toolchain import list_versions
 from rankship_targets.device import find_device
 from rankship_targets.session import open_session
 
-BISECTIONS = 5
+BISECTIONS = 4
 ROUNDS = 15
 
 
@@ -97,8 +98,8 @@ class Bench:
         return self.place.push_whole(prepared, self.store, self.steps, "compressed", model, plan)
 
 
-def compare(bench: Bench, table: CostTable, shares: Sequence[float]) -> dict[str, Any]:
-    """Land every budget, match every other way to it, then time all together."""
+def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Land every budget, match every other way to it, then time all together; what is known is kept after each."""
     dense = bench.prepare(Budget(kept_parameters=1.0))
     merged, _ = Stages(dense, bench.store, bench.steps).merge(dense.recipe.merge.method)
     subjects = {"dense": bench.place.push_dense(dense, bench.store, bench.steps)}
@@ -118,11 +119,14 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float]) -> dict[str
         right = bench.count_right(model, allowed)
         name = f"measured {share}"
         subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right)
+        keep({"landings": landings, "models": told})
         for unit in ("parameters", "flops"):
             other, model, plan, found = bench.match(unit, right)
             subjects[f"{unit} {share}"] = bench.push(other, model, plan)
             told[f"{unit} {share}"] = describe(plan, found)
-    return {"landings": landings, "models": told, "times": time_together(bench, subjects), "tested on": bench.test}
+            keep({"landings": landings, "models": told})
+    times = time_together(bench, subjects)
+    keep({"landings": landings, "models": told, "times": times})
 
 
 def describe(plan: RankPlan, right: int) -> dict[str, Any]:
@@ -177,26 +181,36 @@ def main() -> int:
     recipe, steps, store = read_recipe(arguments.recipe), Steps(), Store(default_root())
     folder = arguments.recipe.resolve().parent
     load_before, begun = os.getloadavg(), datetime.now(UTC)
+
+    def keep(found: dict[str, Any]) -> None:
+        loads = [round(one, 1) for one in (*load_before, *os.getloadavg())]
+        now = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "load before and after": loads}
+        known = {
+            "recipe": recipe.name,
+            "conditions": {**conditions, **now},
+            **found,
+            "table": json.loads(encode(table)),
+        }
+        write_atomic(arguments.out, (json.dumps(known, indent=1) + "\n").encode())
+
     with open_session(find_device(arguments.on), tell=steps.note) as session:
         place = choose_place(session, arguments.format, 1)
         bench = Bench(recipe, folder, store, place, steps, arguments.test)
-        table = measure_costs(bench.prepare(Budget(kept_parameters=1.0)), store, place, arguments.results, steps)
-        found = compare(bench, table, [float(share) for share in arguments.shares.split(",")])
         probe = session.probe()
-    conditions = {
-        "begun": begun.isoformat(timespec="seconds"),
-        "device": arguments.on,
-        "processor": probe.cpu_model,
-        "cores": probe.cpu_count,
-        "runtime": place.runtime,
-        "threads": place.threads,
-        "load before and after": [round(one, 1) for one in (*load_before, *os.getloadavg())],
-        "rankship": __version__,
-        "python": platform.python_version(),
-        **{f"version {name}": version for name, version in list_versions(arguments.format).items()},
-    }
-    written = {"recipe": recipe.name, "conditions": conditions, **found, "table": json.loads(encode(table))}
-    arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        conditions = {
+            "begun": begun.isoformat(timespec="seconds"),
+            "device": arguments.on,
+            "processor": probe.cpu_model,
+            "cores": probe.cpu_count,
+            "runtime": place.runtime,
+            "threads": place.threads,
+            "test inputs": arguments.test,
+            "rankship": __version__,
+            "python": platform.python_version(),
+            **{f"version {name}": version for name, version in list_versions(arguments.format).items()},
+        }
+        table = measure_costs(bench.prepare(Budget(kept_parameters=1.0)), store, place, arguments.results, steps)
+        compare(bench, table, [float(share) for share in arguments.shares.split(",")], keep)
     return 0
 
 
