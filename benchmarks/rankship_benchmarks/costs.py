@@ -108,7 +108,7 @@ class _Table:
         """The table of all layers."""
         shares = {site: SiteTimes(self.journal.timings, site.name).share() for site in self.kinds}
         dense = find_model_ns(self.journal.timings)
-        layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items() if some}
+        layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items()}
         return CostTable(
             unit="ns",
             device=self.place.device,

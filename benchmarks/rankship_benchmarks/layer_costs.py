@@ -39,10 +39,11 @@ class SiteTimes:
     """One site's median times by subject and sweep, in ns, and the whole model's; without trials that do not count."""
 
     def __init__(self, timings: Iterable[Timing], site: str) -> None:
-        valid = [one for one in timings if keep_valid([one.trial])]
+        mine = [one for one in timings if one.site in {site, ""}]
+        self._trials = [one.trial for one in mine]
         self._times: dict[str, BySweep] = {}
-        for one in valid:
-            if one.site in {site, ""}:
+        for one in mine:
+            if keep_valid([one.trial]):
                 self._times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
 
     @property
@@ -57,9 +58,12 @@ class SiteTimes:
         return {sweep: (taken[sweep] - (single[sweep] - dense[sweep])) / COPIES for sweep in taken if sweep in dense}
 
     def share(self) -> Estimate:
-        """One dense layer as a share of the whole dense model."""
-        model = self._times[MODEL]
-        return estimate_median([one / model[sweep] for sweep, one in self.dense.items() if sweep in model])
+        """One dense layer as a share of the whole dense model; refused without a sweep in which both count."""
+        model, dense = self._times.get(MODEL, {}), self.dense
+        shares = [dense[sweep] / model[sweep] for sweep in dense if sweep in model]
+        if not shares:
+            raise refuse_trials("cost table", self._trials)
+        return estimate_median(shares)
 
     def ratio(self, factors: Factors) -> Estimate | None:
         """A factored layer as a share of the dense one; None without a sweep in which that can be told."""
@@ -87,6 +91,8 @@ def price_layer(
         scaled: dict[Factors | None, Scaled] = {one.factors: _scale(one.ratio, unit) for one in offers.get(site, ())}
         scaled[None] = _scale(share, model_ns)
         options.append(scaled)
+    if not options:  # a layer that is never called
+        return (LayerCost(factors=None, cost=0),)
     common = [None, *(one for one in options[0] if one is not None and all(one in other for other in options))]
     return tuple(_add(factors, [one[factors] for one in options]) for factors in common)
 

@@ -24,7 +24,7 @@ from rankship_pipeline.layers import find_layers
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import read_recipe
-from rankship_pipeline.records import CostTable, Factors
+from rankship_pipeline.records import CostTable, Factors, LayerCost
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
@@ -109,6 +109,8 @@ def test_what_was_throttled_counts_for_nothing() -> None:
     assert SiteTimes([*timings, slow], "s").share().rounds == 8
     with pytest.raises(Throttled):
         find_model_ns([slow])
+    with pytest.raises(Throttled):
+        SiteTimes([slow], "s").share()
 
 
 def test_a_layer_called_at_two_sites_costs_both_and_offers_what_both_do() -> None:
@@ -123,6 +125,7 @@ def test_a_layer_called_at_two_sites_costs_both_and_offers_what_both_do() -> Non
     assert (factored.factors, factored.cost) == (Factors(rank=8), 100_000 + 80_000)
     (alone,) = price_layer((SITE,), {SITE: at(-0.001)}, {}, 1_000_000)
     assert alone.cost == 1  # noise swallowed it; it still runs
+    assert price_layer((), {}, {}, 1_000_000) == (LayerCost(factors=None, cost=0),)  # never called
 
 
 def climb(rungs: int, true: dict[int, float], count: int = 5) -> tuple[list[int], set[int]]:
