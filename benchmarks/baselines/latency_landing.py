@@ -120,7 +120,7 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
         name = f"measured {share}"
         subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right)
         keep({"landings": landings, "models": told})
-        for unit in ("parameters", "flops"):
+        for unit in bench.others:
             other, model, plan, found = bench.match(unit, right)
             subjects[f"{unit} {share}"] = bench.push(other, model, plan)
             told[f"{unit} {share}"] = describe(plan, found)
@@ -175,11 +175,13 @@ def main() -> int:
     parser.add_argument("--format", default="onnx")
     parser.add_argument("--shares", default="0.75,0.6")
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--alone", action="store_true", help="land only, without the other ways to allocate")
     parser.add_argument("--results", type=Path, default=Path("rankship-results"))
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     recipe, steps, store = read_recipe(arguments.recipe), Steps(), Store(default_root())
     folder = arguments.recipe.resolve().parent
+    others = () if arguments.alone else ("parameters", "flops")
     load_before, begun = os.getloadavg(), datetime.now(UTC)
 
     def keep(found: dict[str, Any]) -> None:
@@ -195,7 +197,7 @@ def main() -> int:
 
     with open_session(find_device(arguments.on), tell=steps.note) as session:
         place = choose_place(session, arguments.format, 1)
-        bench = Bench(recipe, folder, store, place, steps, arguments.test)
+        bench = Bench(recipe, folder, store, place, steps, arguments.test, others)
         probe = session.probe()
         conditions = {
             "begun": begun.isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from rankship_pipeline.layers import find_layers
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import read_recipe
-from rankship_pipeline.records import CostTable, Factors, LayerCost
+from rankship_pipeline.records import CostTable, Factors, Format, LayerCost, RunOutput
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
@@ -195,9 +196,9 @@ def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> No
         prove(artifacts[3], store, HostRunner(), LIMITS)
 
 
-class _Unused(HostRunner):
-    def run(self, *_: object) -> object:  # type: ignore[override]
-        pytest.fail("a signed proof was made again")
+class _Unused:
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
+        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}")
 
 
 NET = """
