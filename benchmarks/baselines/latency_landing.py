@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -46,18 +46,17 @@ BISECTIONS = 4
 ROUNDS = 15
 
 
+@dataclass(frozen=True)
 class Bench:
-    """One recipe with everything that its models share."""
+    """One recipe with everything that its models share; `others` are the units of the ways beside measured time."""
 
-    def __init__(self, recipe: Recipe, folder: Path, store: Store, place: Place, steps: Steps, test: int) -> None:
-        self.recipe, self.folder, self.store, self.place, self.steps, self.test = (
-            recipe,
-            folder,
-            store,
-            place,
-            steps,
-            test,
-        )
+    recipe: Recipe
+    folder: Path
+    store: Store
+    place: Place
+    steps: Steps
+    test: int
+    others: tuple[str, ...]
 
     def prepare(self, budget: Budget) -> Prepared:
         """The recipe under another budget."""
