@@ -7,6 +7,7 @@ from rankship_benchmarks.results import Header
 from rankship_benchmarks.stats import Estimate
 from rankship_benchmarks.summary import TIMES, Result, Summary, find_accuracy
 from rankship_pipeline.records import Accuracy, Verified
+from rankship_pipeline.summary import state_landing
 from rankship_pipeline.tables import start_table
 from rankship_pipeline.units import show_bytes, show_count, show_percent
 from rankship_targets.device import THIS_MACHINE
@@ -89,6 +90,8 @@ def print_summary(summary: Summary, console: "Console") -> None:
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
     details = f"recipe {header.recipe} · device {header.device} · {threads} · {header.rounds} rounds"
     console.print(details, markup=False, highlight=False)
+    if header.build.landing is not None:
+        console.print(state_landing(header.build.landing), markup=False, highlight=False)
     console.print(_tabulate_results(summary.results))
     console.print(_tabulate_accuracies("accuracy after", header.build.accuracies))
     if header.build.alternatives:

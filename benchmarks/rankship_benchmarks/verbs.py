@@ -123,6 +123,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
     from rankship_pipeline.verbs import prepare_recipe
+    from rankship_targets.device import find_device
 
     devices = find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
@@ -134,6 +135,12 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     ensure_writable(arguments.results, "--results")
     store.sweep()
     check_ready(devices, prepared.recipe.export.formats, steps)
+    if make_missing and prepared.recipe.budget.on is not None:
+        from rankship_benchmarks.land import land_missing
+
+        land_missing(
+            prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
+        )
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
     measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
     ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from rankship_pipeline.artifacts import export_variant
-from rankship_pipeline.codec import decode, encode
+from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.errors import InputError
+from rankship_pipeline.landed import take_landing
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.quality import refuse_lost
@@ -22,6 +23,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
     A finished build of which a user deleted an artifact is made again.
     """
+    prepared = take_landing(prepared, store)
     made_from = _ingredients(prepared)
     found = store.find("build", made_from)
     if found is not None and not _is_whole(read_build(found), store):
@@ -39,7 +41,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
 def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
     """The finished build of a recipe; an InputError where there is none."""
-    found = store.find("build", _ingredients(prepared))
+    found = store.find("build", _ingredients(take_landing(prepared, store)))
     if found is None:
         raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")
     return read_build(found), found
@@ -60,6 +62,7 @@ def _ingredients(prepared: Prepared) -> dict[str, object]:
         "recipe": prepared.recipe_sha256,
         "sources": prepared.source_sha256,
         "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
+        "landing": None if prepared.landing is None else digest(prepared.landing),
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},
     }
@@ -98,6 +101,7 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         fidelities=fidelities,
         mended=prepared.notes,
         refinement=refinement,
+        landing=prepared.landing,
     )
 
 

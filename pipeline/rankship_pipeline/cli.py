@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
     "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
     "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),
+    "costs": ("rankship_benchmarks.cost_verb:costs", "time each layer on a device, dense and factored: a cost table"),
     "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
     "nightly": ("rankship_benchmarks.history_verbs:nightly", "build, measure, compare with the nights before, report"),
     "index": ("rankship_benchmarks.history_verbs:index", "bring the index over many runs up to date"),

@@ -77,8 +77,8 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
     return Price("flops", ask, counter.get_total_flops() - sum(ask(layer, None) for layer in layers))
 
 
-def price_table(table: CostTable, layers: Sequence[Layer], where: str) -> Price:
-    """What was measured on a device; a table that does not know one of the layers is an InputError naming `where`."""
+def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str) -> Price:
+    """What was measured on a device; a table of another model (see sites.hash_model) is an InputError with `where`."""
     costs = {name: {one.factors: one.cost for one in options} for name, options in table.layers.items()}
     missing = [layer.name for layer in layers if None not in costs.get(layer.name, {})]
     if missing:
@@ -86,8 +86,15 @@ def price_table(table: CostTable, layers: Sequence[Layer], where: str) -> Price:
             f"{where} does not say what {', '.join(missing)} cost dense",
             hint="it was measured for another model or without these layers: measure this recipe's on the device",
         )
+    if table.model_sha256 != model_sha256:
+        raise InputError(
+            f"{where} was measured for a model of other shapes ({table.model_sha256[:12]}…, not {model_sha256[:12]}…)",
+            hint="`rankship costs` with this recipe measures its own",
+        )
     listed = {name: list(options) for name, options in costs.items()}
-    return Price(table.unit, lambda layer, factors: costs[layer.name].get(factors), table.fixed, listed)
+    kept_dense = costs.keys() - {layer.name for layer in layers}  # which the recipe does not let be factored
+    fixed = table.fixed + sum(costs[name].get(None) or 0 for name in kept_dense)
+    return Price(table.unit, lambda layer, factors: costs[layer.name].get(factors), fixed, listed)
 
 
 def read_table(path: Path, unit: CostUnit) -> CostTable:

@@ -244,6 +244,26 @@ def list_smallest(layer: Layer, step: int, forms: Sequence[Form]) -> list[Factor
     return [None, *(offers[form] for form in forms)]
 
 
+def list_ladder(layer: Layer, step: int, form: Form) -> list[Factors]:
+    """A form's ranks with fewer parameters than dense, rising; Tucker-2's two widths rise together, in proportion."""
+    height, width = layer.kernel
+    inner, share = _grid(layer.channels, step), layer.channels / layer.rows
+    rungs: dict[Form, list[Factors]] = {
+        "svd": [Factors(rank=k) for k in range(step, min(layer.rows, layer.columns) + 1, step)],
+        "spatial": [
+            Factors(form="spatial", rank=k)
+            for k in range(step, min(layer.channels * height, layer.rows * width) + 1, step)
+            if min(height, width) > 1
+        ],
+        "tucker": [
+            Factors(form="tucker", rank=k, input_rank=_find_nearest(inner, k * share))
+            for k in _grid(layer.rows, step)
+            if max(height, width) > 1 and inner
+        ],
+    }
+    return [one for one in rungs[form] if count_parameters(layer, one) < layer.parameters]
+
+
 def compose(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
     """Multiply a chain of operators out to the (rows, columns) matrix that it computes."""
     if len(weights) == 2 and weights[0].ndim == 2:  # noqa: PLR2004 - a pair of matrices
@@ -275,6 +295,10 @@ def _grid(limit: int, step: int) -> range:
     """Multiples of `step` up to the limit, thinned to _TUCKER_GRID of them."""
     coarse = step * max(1, -(-limit // (step * _TUCKER_GRID)))
     return range(coarse, limit + 1, coarse)
+
+
+def _find_nearest(values: range, wanted: float) -> int:
+    return min(values, key=lambda value: abs(value - wanted))
 
 
 def _pad(basis: Tensor, count: int) -> Tensor:

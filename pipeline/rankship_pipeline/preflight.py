@@ -34,7 +34,8 @@ from rankship_pipeline.mismatch import check_mergeable
 from rankship_pipeline.ranks import check_feasible, resolve_budget
 from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import Recipe, Source, choose, list_sources, rank_choice
-from rankship_pipeline.records import Factors
+from rankship_pipeline.records import Factors, Landing
+from rankship_pipeline.sites import Site, find_sites, hash_model
 from rankship_pipeline.toolchain import RUNTIMES, find_version
 
 
@@ -43,7 +44,9 @@ class Prepared:
     """A recipe that passed: its data, its untrained model and layers, and hashes of all that goes in.
 
     `fixed_parameters` lie outside the factorable layers. `budget` is in the unit of `price`; 0 with ARP's fixed
-    threshold. `mends` say how each model is made like the first before merging, `notes` which differences were named.
+    threshold. Where the budget is a latency to be landed on a device, both are the dense model's until it was (see
+    landed.py), and `landing` tells of that. `mends` say how each model is made like the first before merging, `notes`
+    which differences were named.
     """
 
     recipe: Recipe
@@ -62,6 +65,17 @@ class Prepared:
     dense_parameters: int
     price: Price
     budget: int
+    landing: Landing | None = None
+
+    @property
+    def sites(self) -> dict[str, tuple[Site, ...]]:
+        """Where every factorable layer runs, those too that the recipe keeps dense."""
+        return find_sites(self.model, find_layers(self.model), self.data.test_inputs)
+
+    @property
+    def model_sha256(self) -> str:
+        """What a table of costs is measured for."""
+        return hash_model(self.model, self.sites)
 
     @property
     def fixed_parameters(self) -> int:
@@ -96,7 +110,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     dense = count_parameters(model)
     price = _find_price(recipe, folder, model, layers, data)
     dense_cost = price.fixed + sum(price.ask(layer, None) or 0 for layer in layers)
-    budget = 0 if recipe.ranks.threshold is not None else resolve_budget(recipe.budget, dense_cost)
+    budget = _find_budget(recipe, dense_cost)
     if recipe.budget.costs is not None:  # artifacts carry what made them
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     prepared = Prepared(
@@ -139,6 +153,12 @@ def _check_weights(sources: Sequence[Source], folder: Path, seed: int) -> None:
             read_adapter(folder / source.adapter).check_fits(shapes, prefix)
 
 
+def _find_budget(recipe: Recipe, dense_cost: int) -> int:
+    if recipe.ranks.threshold is not None:
+        return 0
+    return dense_cost if recipe.budget.on is not None else resolve_budget(recipe.budget, dense_cost)
+
+
 def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[Layer, ...], data: Data) -> Price:
     """What the budget counts."""
     unit = recipe.budget.unit
@@ -146,7 +166,11 @@ def _find_price(recipe: Recipe, folder: Path, model: nn.Module, layers: tuple[La
         return price_flops(model, layers, data.test_inputs)
     if recipe.budget.costs is not None:
         path = folder / recipe.budget.costs
-        return price_table(read_table(path, unit), layers, str(path))
+        table = read_table(path, unit)
+        sha256 = hash_model(model, find_sites(model, find_layers(model), data.test_inputs))
+        measured = price_table(table, layers, sha256, str(path))
+        if recipe.budget.on is None:
+            return measured
     return price_parameters(count_parameters(model) - sum(layer.parameters for layer in layers))
 
 

@@ -51,10 +51,11 @@ class Steps:
     @contextmanager
     def track(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
         """A bar over `total` parts; call what it gives with each part's name as the part begins."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         name_column = TextColumn("{task.description}", markup=False)
-        columns = (name_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        times = (TimeElapsedColumn(), TextColumn("still"), TimeRemainingColumn())
+        columns = (name_column, BarColumn(), MofNCompleteColumn(), *times)
         with self._timed(name), self._bar(name, total, *columns) as (progress, task):
             begun = itertools.count()
 

@@ -99,8 +99,9 @@ def resolve_budget(budget: Budget, dense: int) -> int:
     ((key, value),) = budget.amounts.items()
     if key.startswith("kept_"):
         return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
-    scales = {"size_bytes": Fraction(1, 4), "latency_us": Fraction(1000)}  # float32 parameters; nanoseconds
-    return int(int(value) * scales.get(key, 1))
+    # float32 parameters; nanoseconds
+    scales = {"size_bytes": Fraction(1, 4), "latency_us": Fraction(1000), "latency_ms": Fraction(1_000_000)}
+    return int(Fraction(str(value)) * scales.get(key, 1))
 
 
 def keep_to_method(choice: RankChoice) -> RankChoice:

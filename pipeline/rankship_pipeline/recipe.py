@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +26,10 @@ GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
 
-_AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", "latency_us", "energy_uj")
 _BASE = "base"  # the name of the model that adapters are added to
+_LEAST_MS = 0.001
+_TIMES = ("latency_ms", "latency_us")
+_AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *_TIMES, "energy_uj")
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
@@ -103,8 +106,10 @@ class Budget:
     """Exactly one of: size (a share of the merged model's parameters, a count, or bytes), operations, time or energy.
 
     `size_bytes` counts 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported.
-    Operations, time and energy are those of one sample. The last two need `costs`, a table measured on a device (see
-    records.CostTable), relative to the recipe.
+    Operations, time and energy are those of one sample. The last two need a table of costs measured on a device (see
+    records.CostTable): `costs` names one, relative to the recipe. With `on`, a device of the inventory, the whole model
+    is measured there too and the allocation corrected until the time is met, in `format` (None: the first that is
+    exported); without `costs` the table is measured on the way.
     """
 
     kept_parameters: float | None = None
@@ -112,9 +117,12 @@ class Budget:
     size_bytes: int | None = None
     kept_flops: float | None = None
     flops: int | None = None
+    latency_ms: float | None = None
     latency_us: int | None = None
     energy_uj: int | None = None
     costs: str | None = None
+    on: str | None = None
+    format: Format | None = None
 
     @property
     def amounts(self) -> dict[str, float]:
@@ -124,7 +132,7 @@ class Budget:
     @property
     def unit(self) -> CostUnit:
         """What the budget is counted in."""
-        if self.latency_us is not None:
+        if any(key in self.amounts for key in _TIMES):
             return "ns"
         if self.energy_uj is not None:
             return "uj"
@@ -329,26 +337,44 @@ def check_way(way: Comparison, where: str) -> list[str]:
     return [f"{where}: {complaint}" for kept, complaint in rules if not kept]
 
 
+def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
+    """What a budget of time or energy needs, and no other may have."""
+    budget, formats = recipe.budget, recipe.export.formats
+    costs, on, measured = budget.costs is not None, budget.on is not None, budget.unit in {"ns", "uj"}
+    return [
+        (
+            costs or on if measured else not costs,
+            "budget.costs, a table measured on the device, belongs to latency and energy, which need it (or budget.on)",
+        ),
+        (not on or budget.unit == "ns", "budget.on belongs to latency_ms and latency_us"),
+        (
+            budget.latency_ms is None or budget.latency_ms >= _LEAST_MS,
+            f"budget.latency_ms must be at least {_LEAST_MS}",
+        ),
+        (budget.format is None or on, "budget.format belongs to budget.on"),
+        (budget.format in {None, *formats}, f"budget.format is {budget.format}, exported are {', '.join(formats)}"),
+    ]
+
+
 def _check_numbers(recipe: Recipe) -> list[str]:
     budget, ranks, threshold = recipe.budget, recipe.ranks, recipe.ranks.threshold
     given = budget.amounts
-    measured = budget.unit in {"ns", "uj"}
     rules = [
         (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
         (
             len(given) == (1 if threshold is None else 0),
             f"[budget] needs exactly one of {', '.join(_AMOUNTS)} (none with ranks.threshold)",
         ),
-        (all(value > 0 for value in given.values()), f"the budget must be above zero, got {list(given.values())}"),
+        (
+            all(0 < value < inf for value in given.values()),
+            f"the budget must be above zero, got {list(given.values())}",
+        ),
         *(
             (share <= 1, f"budget.{key} is the fraction kept, 0 to 1, got {share}")
             for key, share in given.items()
             if key.startswith("kept_")
         ),
-        (
-            measured == (budget.costs is not None),
-            "budget.costs, a table measured on the device, belongs to latency_us and energy_uj, and they need it",
-        ),
+        *_rule_measured(recipe),
         (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
         (ranks.probes >= 1, f"ranks.probes must be at least 1, got {ranks.probes}"),
         (ranks.passes >= 0, f"ranks.passes must not be negative, got {ranks.passes}"),

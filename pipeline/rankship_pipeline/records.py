@@ -7,6 +7,7 @@ Format = Literal["onnx", "tflite", "executorch"]
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
+LandingWord = Literal["landed", "dense fits", "nearest below"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
 
@@ -89,25 +90,88 @@ class Factors:
 
 @record
 class LayerCost:
-    """What one layer costs stored in one way (None: dense), in its table's unit."""
+    """What one layer costs stored in one way (None: dense), in its table's unit.
+
+    `low` and `high` are the 95 % interval over the table's rounds, None where it was not measured in rounds.
+    """
 
     factors: Factors | None
     cost: int
+    low: int | None = None
+    high: int | None = None
 
 
 @record
 class CostTable:
     """Costs of single layers measured on a device, by layer name: dense, and the ranks worth offering (METHODS §4, §9).
 
-    `fixed` is what the rest of the model costs there. `device`, `runtime` and `threads` say where it was taken.
+    `dense` is what the whole dense model costs there and `fixed` what of that no factorable layer explains; it may be
+    negative. `model_sha256` is what the table holds for (see sites.hash_model): other weights, but no other shapes.
+    `device`, `format`, `runtime` (name and version), `threads` and `agent_sha256` say how it was taken; `measured_utc`
+    when (ISO 8601), in how many interleaved `rounds`.
     """
 
     unit: CostUnit
     device: str
+    format: Format
     runtime: str
     threads: int
+    agent_sha256: str
+    measured_utc: str
+    rounds: int
+    model_sha256: str
+    dense: int
     fixed: int
     layers: dict[str, tuple[LayerCost, ...]]
+
+
+@record
+class LandingTry:
+    """One allocation on the way to a latency budget: what the table was asked for, foretold, and what came out.
+
+    `measured_ns` is the whole compressed model's median over rounds on the device with its 95 % interval, `dense_ns`
+    the dense model's in the same rounds; `ratio` is compressed over dense, paired by rounds, with its interval.
+    """
+
+    asked_ns: int
+    predicted_ns: int
+    measured_ns: int
+    low_ns: int | None
+    high_ns: int | None
+    dense_ns: int
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+
+
+@record
+class Landing:
+    """How a latency budget was met on the device it is for: every try in order, and the one that is shipped.
+
+    `word` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
+    nothing was compressed; "nearest below", where no try came nearer and this one is faster than asked.
+    """
+
+    budget_ns: int
+    device: str
+    format: Format
+    runtime: str
+    threads: int
+    table_sha256: str
+    rounds: int
+    tries: tuple[LandingTry, ...]
+    chosen: int
+    word: LandingWord
+
+    @property
+    def shipped(self) -> LandingTry:
+        """The try whose ranks were taken."""
+        return self.tries[self.chosen]
+
+    @property
+    def error(self) -> float:
+        """How far the shipped model's measured time lies from the budget, as a share of it; above 0: slower."""
+        return self.shipped.measured_ns / self.budget_ns - 1
 
 
 @record
@@ -228,6 +292,7 @@ class Build:
 
     `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
+    `landing` tells how a latency budget was met on its device, None for other budgets.
     """
 
     recipe: str
@@ -241,6 +306,7 @@ class Build:
     fidelities: tuple[Fidelity, ...] = ()
     mended: tuple[str, ...] = ()
     refinement: Refinement | None = None
+    landing: Landing | None = None
 
 
 @record

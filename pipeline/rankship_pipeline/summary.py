@@ -4,10 +4,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rankship_pipeline.records import Build, Refinement
+from rankship_pipeline.records import Build, Landing, Refinement
 from rankship_pipeline.store import Entry
 from rankship_pipeline.tables import start_table
-from rankship_pipeline.units import show_bytes, show_count, show_percent
+from rankship_pipeline.units import show_bytes, show_count, show_ns, show_percent
 
 
 def print_build(build: Build, entry: Entry) -> None:
@@ -21,6 +21,8 @@ def print_build(build: Build, entry: Entry) -> None:
     )
     for line in build.mended:
         console.print(f"mended: {line}", soft_wrap=True, markup=False)
+    if build.landing is not None:
+        console.print(state_landing(build.landing), markup=False)
     console.print(_accuracies(build))
     if build.fidelities:
         console.print(_fidelities(build))
@@ -29,6 +31,20 @@ def print_build(build: Build, entry: Entry) -> None:
     console.print(_ranks(build))
     console.print(_files(build))
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
+
+
+def state_landing(landing: Landing) -> str:
+    """How a latency budget was met, in one sentence."""
+    one, count = landing.shipped, len(landing.tries)
+    where = f"{show_ns(landing.budget_ns)} in {landing.format} on {landing.device}"
+    if landing.word == "dense fits":
+        return f"latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
+    span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""
+    return (
+        f"latency budget {where}: {landing.word}; the table foretold {show_ns(one.predicted_ns)}, measured"
+        f" {show_ns(one.measured_ns)}{span}, error {100 * landing.error:+.1f} % after {count}"
+        f" {'try' if count == 1 else 'tries'}; dense takes {show_ns(one.dense_ns)} there, ratio {one.ratio:.2f}"
+    )
 
 
 def _accuracies(build: Build) -> Table:

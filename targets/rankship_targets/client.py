@@ -18,7 +18,7 @@ from rankship_pipeline.errors import (
 )
 from rankship_pipeline.records import Format
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Failure, FaultKind, Hello, read_event
+from rankship_targets.events import Done, Event, Failure, FaultKind, Hello, State, read_event
 from rankship_targets.transport import Transport
 
 # What each format's runtime is installed with, into the device's own interpreter.
@@ -96,3 +96,13 @@ def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:
             return event
     message = f"the agent on {device.name} never said {kind.__name__.lower()!r}"
     raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+
+
+def split_turns(events: Sequence[Event], count: int, device: Device) -> list[list[Event]]:
+    """Cut a sweep's events where an artifact's turn begins; what was settled before all holds for each."""
+    starts = [place for place, one in enumerate(events) if isinstance(one, State) and one.when == "before"]
+    if len(starts) != count:
+        message = f"the agent on {device.name} timed {len(starts)} artifacts, {count} were asked for"
+        raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+    ends = [*starts[1:], len(events)]
+    return [[*events[: starts[0]], *events[start:end]] for start, end in zip(starts, ends, strict=True)]

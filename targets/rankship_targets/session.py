@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rankship_pipeline.errors import (
@@ -18,7 +19,7 @@ from rankship_pipeline.errors import (
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Variant, Verified, record
 from rankship_targets.agent_file import find_agent
-from rankship_targets.client import call_agent, pick
+from rankship_targets.client import call_agent, pick, split_turns
 from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
@@ -33,7 +34,7 @@ from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Transport,
     explain_failure,
-    hash_remote,
+    hash_many,
     open_transport,
     run_checked,
 )
@@ -226,9 +227,7 @@ class Session:
         The work goes on where the way to the device breaks, and is found again. With a `ticket` its result stays on
         the device until `forget`, for another process to find should this one die; what fails is forgotten at once.
         """
-        if self._verified.get(request.artifact) != request.artifact_sha256:
-            message = f"{request.artifact} was not pushed as verified in this session: nothing was measured"
-            raise BuildError(message, hint="push(file, verified) gives the path to measure")
+        self._refuse_unproven(request)
         retries_before, run = self._link.retries, ticket or make_ticket()
         cooling_s = 0.0 if self.device.cool_below_mc is None else LONGEST_COOLING_S
         try:
@@ -248,9 +247,37 @@ class Session:
             self._runs.forget(run.run)
         return trial
 
+    def sweep(self, requests: Sequence[MeasureRequest]) -> list[Trial]:
+        """Time several pushed artifacts one after the other in one fresh process; one trial each, in their order.
+
+        All but artifact and inputs is alike in the requests. Memory is not told: the artifacts share a process.
+        """
+        for request in requests:
+            self._refuse_unproven(request)
+        retries_before, run, first = self._link.retries, make_ticket(), requests[0]
+        word: dict[str, object] = {**self._word(first), "command": "sweep"}
+        del word["artifact"]
+        word |= {"artifacts": [one.artifact for one in requests], "inputs": [list(one.inputs) for one in requests]}
+        cooling_s = 0.0 if self.device.cool_below_mc is None else LONGEST_COOLING_S
+        try:
+            events = self._runs.carry_out(
+                run.run, word, first.timeout_s + cooling_s, lambda transport: self._prepare(transport, *requests)
+            )
+            turns, retries = split_turns(events, len(requests), self.device), self._link.retries - retries_before
+            trials = [self._read_trial(one, run, turn, retries) for one, turn in zip(requests, turns, strict=True)]
+        finally:
+            with suppress(TargetError):  # a week later the device removes it by itself
+                self._runs.forget(run.run)
+        return [replace(one, peak_rss_bytes=None, runtime_rss_bytes=None) for one in trials]
+
     def forget(self, ticket: Ticket) -> None:
         """End a measurement if it goes on, and remove what it left on the device."""
         self._runs.forget(ticket.run)
+
+    def _refuse_unproven(self, request: MeasureRequest) -> None:
+        if self._verified.get(request.artifact) != request.artifact_sha256:
+            message = f"{request.artifact} was not pushed as verified in this session: nothing was measured"
+            raise BuildError(message, hint="push(file, verified) gives the path to measure")
 
     def _read_trial(self, request: MeasureRequest, ticket: Ticket, events: Sequence[Event], retries: int) -> Trial:
         opened, warmed = pick(events, Opened, self.device), pick(events, Warmed, self.device)
@@ -296,13 +323,15 @@ class Session:
             "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         }
 
-    def _prepare(self, transport: Transport, request: MeasureRequest) -> None:
-        """See that the device is still ours, holds the very file, and runs under the governor that is wanted."""
+    def _prepare(self, transport: Transport, *requests: MeasureRequest) -> None:
+        """See that the device is still ours, holds the very files, and runs under the governor that is wanted."""
         self._lease.renew(transport)
-        found = hash_remote(transport, request.artifact)
-        if found != request.artifact_sha256:
-            message = f"{request.artifact} on {self.device.name} has SHA-256 {found}, not {request.artifact_sha256}"
-            raise CommandFailed(message, hint="something changed it after the push: push again")
+        hashes = hash_many(transport, [request.artifact for request in requests])
+        for request in requests:
+            found = hashes.get(request.artifact)
+            if found != request.artifact_sha256:
+                message = f"{request.artifact} on {self.device.name} has SHA-256 {found}, not {request.artifact_sha256}"
+                raise CommandFailed(message, hint="something changed it after the push: push again")
         if self.device.governor is not None:
             self._tuned = True  # before the attempt: it may succeed although its answer is lost
             tune = {"command": "tune", "workdir": self._workdir, "governor": self.device.governor}

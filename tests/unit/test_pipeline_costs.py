@@ -96,8 +96,14 @@ def make_table(unit: str = "ns", **changed: int) -> CostTable:
     return CostTable(
         unit=unit,  # type: ignore[arg-type]  # tests give wrong ones too
         device="pi4",
+        format="onnx",
         runtime="onnxruntime 1.31.1",
         threads=1,
+        agent_sha256="a",
+        measured_utc="2026-11-25T00:00:00Z",
+        rounds=9,
+        model_sha256="m",
+        dense=1150,
         fixed=changed.get("fixed", 100),
         layers={
             "0": (LayerCost(factors=None, cost=50), LayerCost(factors=Factors(rank=2), cost=60)),
@@ -133,18 +139,18 @@ def plan_by(price: Price, budget: int, method: str = "knapsack") -> dict[str, Fa
 def test_a_table_offers_its_own_ranks_and_never_a_slower_one(
     method: str, budget: int, factors: dict[str, Factors]
 ) -> None:
-    price = price_table(make_table(), find_layers(make_net()), "table")
+    price = price_table(make_table(), find_layers(make_net()), "m", "table")
     assert plan_by(price, budget, method) == factors
 
 
 def test_a_budget_below_the_fastest_model_is_refused_with_that_model() -> None:
-    price = price_table(make_table(), find_layers(make_net()), "table")
+    price = price_table(make_table(), find_layers(make_net()), "m", "table")
     with pytest.raises(BudgetInfeasible, match="449 ns, the smallest model at rank step 1 has 450"):
         plan_by(price, 449)
 
 
 def test_ranks_off_the_step_do_not_count_as_the_fastest() -> None:
-    price = price_table(make_table(), find_layers(make_net()), "table")
+    price = price_table(make_table(), find_layers(make_net()), "m", "table")
     assert [price.find_least(layer, 8, ("svd",)) for layer in find_layers(make_net())] == [50, 550]
     assert [price.find_least(layer, 1, ("spatial",)) for layer in find_layers(make_net())] == [50, 1000]
 
@@ -152,7 +158,18 @@ def test_ranks_off_the_step_do_not_count_as_the_fastest() -> None:
 def test_a_table_of_another_model_is_refused_by_layer() -> None:
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 40))
     with pytest.raises(InputError, match="does not say what 1 cost dense"):
-        price_table(make_table(), find_layers(model), "table")
+        price_table(make_table(), find_layers(model), "m", "table")
+
+
+def test_a_table_of_other_shapes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"other shapes \(m…, not another…\)"):
+        price_table(make_table(), find_layers(make_net()), "another", "table")
+
+
+def test_what_the_recipe_keeps_dense_is_part_of_what_is_fixed() -> None:
+    price = price_table(make_table(), find_layers(make_net(), ("0",)), "m", "table")
+    assert price.fixed == 100 + 50
+    assert price.ask(find_layers(make_net())[1], Factors(rank=4)) == 300
 
 
 def test_a_table_is_read_back_and_its_unit_held(tmp_path: Path) -> None:
@@ -174,6 +191,8 @@ def test_a_table_is_read_back_and_its_unit_held(tmp_path: Path) -> None:
         (Budget(kept_flops=0.4), 400, "flops"),
         (Budget(flops=77), 77, "flops"),
         (Budget(latency_us=12, costs="t.json"), 12_000, "ns"),
+        (Budget(latency_ms=12, on="pi4"), 12_000_000, "ns"),
+        (Budget(latency_ms=0.3, costs="t.json", on="pi4"), 300_000, "ns"),
         (Budget(energy_uj=9, costs="t.json"), 9, "uj"),
         (Budget(kept_parameters=0.4), 400, "parameters"),
         (Budget(size_bytes=403), 100, "parameters"),

@@ -212,7 +212,20 @@ def test_a_budget_of_time_takes_a_table_and_another_table_makes_another_model(st
         options = (LayerCost(factors=None, cost=900), LayerCost(factors=Factors(rank=2), cost=cost))
         dense = (LayerCost(factors=None, cost=100),)
         layers = {"stem": options, "head": dense}
-        written = CostTable(unit="ns", device="pi4", runtime="onnxruntime", threads=1, fixed=50, layers=layers)
+        written = CostTable(
+            unit="ns",
+            device="pi4",
+            format="onnx",
+            runtime="onnxruntime 1",
+            threads=1,
+            agent_sha256="a",
+            measured_utc="2026-11-25T00:00:00Z",
+            rounds=9,
+            model_sha256=make_stages(store).prepared.model_sha256,
+            dense=1050,
+            fixed=50,
+            layers=layers,
+        )
         table.write_text(encode(written))
         stages = make_stages(store, budget='latency_us = 1\ncosts = "costs.json"')
         model, plan = stages.compress(make_comparison())

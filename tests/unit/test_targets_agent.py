@@ -55,6 +55,9 @@ def call(
     return [json.loads(line) for line in done.stdout.splitlines()], done
 
 
+SWEEP = {"command": "sweep", "format": "onnx", "threads": 1, "min_samples": 1, "min_duration_ms": 1, "max_warmup_ms": 1}
+
+
 def ask_infer(model: Path, **changes: object) -> dict[str, object]:
     request: dict[str, object] = {"command": "infer", "format": "onnx", "artifact": str(model), "threads": 1}
     return {**request, "inputs": [str(model.parent / "x.npy")], "output": str(model.parent / "out"), **changes}
@@ -129,6 +132,10 @@ def test_steadiness_needs_three_close_windows_that_do_not_fall(medians: list[flo
         ("nonsense", "bad_request"),
         ('{"command": "dance"}', "bad_request"),
         ('{"command": "infer"}', "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": [], "inputs": []}), "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": ["a", "b"], "inputs": [["x"]]}), "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": ["a"], "inputs": ["x"]}), "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": ["a"]}), "bad_request"),
         ('{"command": ["probe"]}', "bad_request"),
         ('{"command": "probe", "workdir": 3}', "bad_request"),
         ('{"command": "probe", "workdir": ".", "extra": 1}', "bad_request"),

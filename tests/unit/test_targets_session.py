@@ -106,6 +106,28 @@ def ask(artifact: str, model: Path, *inputs: str, **changes: Any) -> MeasureRequ
     return replace(request, **changes)
 
 
+def test_a_sweep_times_several_artifacts_in_one_process_in_their_order(device: Device, model: Path) -> None:
+    other = model.with_name("other.onnx")
+    made = onnx.load(model)
+    made.graph.name = "other"
+    onnx.save(made, other)
+    with open_session(device) as session:
+        inputs = session.push_file(model.with_name("x.npy"))
+        remotes = [session.push(path, verify(path)) for path in (model, other)]
+        requests = [ask(remotes[0], model, inputs), ask(remotes[1], other, inputs)]
+        trials = session.sweep([*requests, requests[0]])
+        with pytest.raises(BuildError, match="not pushed as verified"):
+            session.sweep([requests[0], ask("/elsewhere", model, inputs)])
+        with pytest.raises(CommandFailed, match="files of as many samples each"):
+            session.sweep([ask(remotes[0], model)])
+    shas = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (model, other, model)]
+    assert [trial.artifact_sha256 for trial in trials] == shas
+    assert all(len(trial.samples_ns) >= 30 and trial.warmup_ns and trial.load_ns > 0 for trial in trials)
+    assert len({trial.started_utc for trial in trials}) == 1
+    assert {trial.peak_rss_bytes for trial in trials} == {None}  # they share a process
+    assert not list((Path(device.workdir) / "runs").iterdir())
+
+
 def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tmp_path: Path) -> None:
     with open_session(device) as session:
         probe = session.probe()

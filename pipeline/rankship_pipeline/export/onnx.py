@@ -1,9 +1,11 @@
 """ONNX by torch's own exporter."""
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
 import onnx
+import onnx.utils
 import torch
 from onnx import numpy_helper
 from torch.export import ExportedProgram
@@ -29,6 +31,16 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def split_outputs(path: Path, targets: Sequence[Path]) -> None:
+    """Cut a file of one input and several outputs into one file for each output, with what that output needs."""
+    model = onnx.load(path)
+    extractor = onnx.utils.Extractor(model)
+    for output, target in zip(model.graph.output, targets, strict=True):
+        part = extractor.extract_model([model.graph.input[0].name], [output.name])
+        onnx.checker.check_model(part, full_check=True)
+        target.write_bytes(part.SerializeToString())
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

@@ -20,21 +20,21 @@ from .protocol import PROTOCOL, Event, Fault, Request
 from .runs import cancel, fetch
 from .runtimes import RUNTIMES
 from .spool import spool
+from .sweep import sweep
 from .timing import infer, load, measure
 
 NOISE = {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 EXIT_FAILED, EXIT_UNHEARD = 1, 3
 
 Command = Callable[[Request], Iterator[Event]]
+LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_cooling_ms?"
 # command → its function and what a request holds; what ends in "?" may be absent or null.
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "load": (load, "format artifact threads"),
     "infer": (infer, "format artifact inputs output threads"),
-    "measure": (
-        lambda request: settle(request, measure),
-        "format artifact inputs threads min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_cooling_ms?",
-    ),
+    "measure": (lambda request: settle(request, measure), f"format artifact inputs threads {LIMITS}"),
+    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS}"),
     "meters": (list_meters, "period_us"),
     "meter": (sample_meter, "meter period_us duration_ms"),
     "spool": (lambda request: spool(request, answer), "workdir run request"),
@@ -48,7 +48,8 @@ INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
     *("period_us", "duration_ms"),
 }
-TYPES: dict[str, type] = {"inputs": list, "cpus": list, "request": dict, **dict.fromkeys(INTEGERS, int)}  # others: str
+LISTS = {"artifacts", "inputs", "cpus"}
+TYPES: dict[str, type] = {"request": dict, **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}  # others: str
 DISK_FAULTS = {errno.ENOSPC: "no_space", errno.EDQUOT: "no_space", errno.EROFS: "read_only"}
 
 

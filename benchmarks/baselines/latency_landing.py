@@ -1,0 +1,219 @@
+# ruff: noqa: INP001 - a script, no package
+"""Latency budgets landed on a device, and what allocating by parameters or by operations gives at equal accuracy.
+
+    nice -n 5 python benchmarks/baselines/latency_landing.py RECIPE --shares 0.75,0.6 --out digits.json
+
+Each share makes a budget: so much of the dense model's time in the recipe's cost table. Beside each landed model stand
+the smallest model by parameters and the smallest by floating-point operations that answer as many of the first
+`--test` test inputs rightly (bisection over the budget; same forms, steps and merge). All are then timed in one run,
+interleaved round by round with the dense model, each round in one fresh process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rankship_benchmarks.costs import measure_costs
+from rankship_benchmarks.land import land
+from rankship_benchmarks.place import WHOLE, Place, Subject, choose_place
+from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
+from rankship_benchmarks.validity import keep_valid
+from rankship_pipeline import __version__
+from rankship_pipeline.codec import encode
+from rankship_pipeline.errors import BudgetInfeasible
+from rankship_pipeline.evaluate import measure_accuracy
+from rankship_pipeline.files import write_atomic
+from rankship_pipeline.landed import allow
+from rankship_pipeline.preflight import Prepared, prepare
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import Budget, Recipe, choose, read_recipe
+from rankship_pipeline.records import CostTable, RankPlan
+from rankship_pipeline.stages import Model, Stages
+from rankship_pipeline.store import Store, default_root
+from rankship_pipeline.toolchain import list_versions
+from rankship_targets.device import find_device
+from rankship_targets.session import open_session
+
+BISECTIONS = 4
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One recipe with everything that its models share; `others` are the units of the ways beside measured time."""
+
+    recipe: Recipe
+    folder: Path
+    store: Store
+    place: Place
+    steps: Steps
+    test: int
+    others: tuple[str, ...]
+
+    def prepare(self, budget: Budget) -> Prepared:
+        """The recipe under another budget."""
+        return prepare(replace(self.recipe, budget=budget, compare=()), self.folder)
+
+    def count_right(self, model: Model, prepared: Prepared) -> int:
+        """Right answers among the first test inputs."""
+        inputs = tuple(tensor[: self.test] for tensor in prepared.data.test_inputs)
+        return measure_accuracy(model.module, inputs, prepared.data.test_labels[: self.test], stage="test").correct
+
+    def make(self, prepared: Prepared) -> tuple[Model, RankPlan]:
+        """The compressed model and its ranks."""
+        return Stages(prepared, self.store, self.steps).compress(choose(prepared.recipe))
+
+    def match(self, unit: str, wanted: int) -> tuple[Prepared, Model, RankPlan, int]:
+        """The smallest model by a unit, as far as bisection comes, with at least as many right answers."""
+        whole = self.prepare(Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0))
+        low, high = 0.1, 1.0
+        found = self.try_out(whole)
+        for _ in range(BISECTIONS):
+            kept = (low + high) / 2
+            try:
+                one = self.try_out(replace(whole, budget=int(kept * whole.budget)))
+            except BudgetInfeasible:
+                low = kept
+                continue
+            low, high = (low, kept) if one[3] >= wanted else (kept, high)
+            found = one if one[3] >= wanted else found
+        return found
+
+    def try_out(self, prepared: Prepared) -> tuple[Prepared, Model, RankPlan, int]:
+        """A model within a budget, and how many answers it has right."""
+        model, plan = self.make(prepared)
+        return prepared, model, plan, self.count_right(model, prepared)
+
+    def push(self, prepared: Prepared, model: Model, plan: RankPlan) -> Subject:
+        """Export, prove and push a compressed model."""
+        return self.place.push_whole(prepared, self.store, self.steps, "compressed", model, plan)
+
+
+def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Land every budget, match every other way to it, then time all together; what is known is kept after each."""
+    dense = bench.prepare(Budget(kept_parameters=1.0))
+    merged, _ = Stages(dense, bench.store, bench.steps).merge(dense.recipe.merge.method)
+    subjects = {"dense": bench.place.push_dense(dense, bench.store, bench.steps)}
+    told: dict[str, Any] = {"dense": {"right": bench.count_right(merged, dense), "parameters": dense.dense_parameters}}
+    landings: dict[str, Any] = {}
+    for share in shares:
+        asked = Budget(latency_ms=round(share * table.dense / 1e6, 4), on=bench.place.device)
+        prepared = bench.prepare(asked)
+        try:
+            landing = land(prepared, bench.store, bench.place, table, bench.steps)
+        except BudgetInfeasible as refused:
+            landings[f"{share}"] = {"refused": str(refused)}
+            continue
+        landings[f"{share}"] = {**json.loads(encode(landing)), "error": landing.error}
+        allowed = allow(prepared, table, landing.shipped.asked_ns)
+        model, plan = bench.make(allowed)
+        right = bench.count_right(model, allowed)
+        name = f"measured {share}"
+        subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right)
+        keep({"landings": landings, "models": told})
+        for unit in bench.others:
+            other, model, plan, found = bench.match(unit, right)
+            subjects[f"{unit} {share}"] = bench.push(other, model, plan)
+            told[f"{unit} {share}"] = describe(plan, found)
+            keep({"landings": landings, "models": told})
+    times = time_together(bench, subjects)
+    keep({"landings": landings, "models": told, "times": times})
+
+
+def describe(plan: RankPlan, right: int) -> dict[str, Any]:
+    """What a plan came to."""
+    stored = {layer.name: str(layer.factors or "dense") for layer in plan.layers}
+    return {
+        "right": right,
+        "parameters": plan.total_parameters,
+        "cost": plan.total_cost,
+        "unit": plan.unit,
+        "as": stored,
+    }
+
+
+def time_together(bench: Bench, subjects: dict[str, Subject]) -> dict[str, Any]:
+    """Interleaved rounds of all; ratios pair within a round: to dense, and of the other ways to the landed model."""
+    medians: dict[str, dict[int, float]] = {name: {} for name in subjects}
+    names = list(subjects)
+    with bench.steps.track("time all together", ROUNDS) as advance:
+        for number in range(ROUNDS):
+            advance("time all together")
+            order = names if number % 2 == 0 else names[::-1]
+            for name, trial in zip(order, bench.place.time([subjects[n] for n in order], number, WHOLE), strict=True):
+                if keep_valid([trial]):
+                    medians[name][number] = median(trial.samples_ns)
+    found: dict[str, Any] = {}
+    for name, rounds in medians.items():
+        found[name] = {"ns": show(estimate_median(list(rounds.values()))), "medians_ns": rounds}
+        found[name]["to dense"] = show(estimate_ratio(rounds, medians["dense"]))
+        measured = f"measured {name.rpartition(' ')[2]}"
+        if measured in medians and name != measured:
+            found[name]["measured to this"] = show(estimate_ratio(medians[measured], rounds))
+    return found
+
+
+def show(estimate: Estimate | None) -> list[float | None]:
+    """Value, low, high."""
+    return [] if estimate is None else [estimate.value, estimate.low, estimate.high]
+
+
+def main() -> int:
+    """Measure and write one JSON file with conditions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--on", default="this-machine")
+    parser.add_argument("--format", default="onnx")
+    parser.add_argument("--shares", default="0.75,0.6")
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--alone", action="store_true", help="land only, without the other ways to allocate")
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"))
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    recipe, steps, store = read_recipe(arguments.recipe), Steps(), Store(default_root())
+    folder = arguments.recipe.resolve().parent
+    others = () if arguments.alone else ("parameters", "flops")
+    load_before, begun = os.getloadavg(), datetime.now(UTC)
+
+    def keep(found: dict[str, Any]) -> None:
+        loads = [round(one, 1) for one in (*load_before, *os.getloadavg())]
+        now = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "load before and after": loads}
+        known = {
+            "recipe": recipe.name,
+            "conditions": {**conditions, **now},
+            **found,
+            "table": json.loads(encode(table)),
+        }
+        write_atomic(arguments.out, (json.dumps(known, indent=1) + "\n").encode())
+
+    with open_session(find_device(arguments.on), tell=steps.note) as session:
+        place = choose_place(session, arguments.format, 1)
+        bench = Bench(recipe, folder, store, place, steps, arguments.test, others)
+        probe = session.probe()
+        conditions = {
+            "begun": begun.isoformat(timespec="seconds"),
+            "device": arguments.on,
+            "processor": probe.cpu_model,
+            "cores": probe.cpu_count,
+            "runtime": place.runtime,
+            "threads": place.threads,
+            "test inputs": arguments.test,
+            "rankship": __version__,
+            "python": platform.python_version(),
+            **{f"version {name}": version for name, version in list_versions(arguments.format).items()},
+        }
+        table = measure_costs(bench.prepare(Budget(kept_parameters=1.0)), store, place, arguments.results, steps)
+        compare(bench, table, [float(share) for share in arguments.shares.split(",")], keep)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

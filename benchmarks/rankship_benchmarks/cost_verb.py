@@ -1,0 +1,81 @@
+"""The verb `costs`: a cost table of a recipe's model on a device."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.files import ensure_writable, write_atomic
+from rankship_pipeline.records import FORMATS
+from rankship_pipeline.verbs import add_store_flag
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rankship_pipeline.records import CostTable
+
+
+def costs(argv: list[str]) -> int:
+    """`rankship costs RECIPE --on DEVICE`: what each layer costs there, dense and at the ranks worth offering."""
+    parser = argparse.ArgumentParser(
+        prog="rankship costs",
+        description="Time a recipe's layers on a device, dense and factored; goes on where it was.",
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--on", required=True, metavar="DEVICE", help="one device of the inventory")
+    parser.add_argument("--format", choices=FORMATS, default=None, help="default: the first that the recipe exports")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--to", type=Path, default=Path("cost-table.json"), help="default: %(default)s")
+    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="timings; default: %(default)s")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_pipeline.codec import encode
+    from rankship_pipeline.errors import InputError
+    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+    from rankship_targets.device import find_device
+
+    if arguments.threads < 1:
+        raise InputError(f"--threads must be at least 1, got {arguments.threads}", hint="give a number of threads")
+    device, steps, store = find_device(arguments.on, arguments.inventory), Steps(), Store(arguments.store)
+    prepared = prepare_recipe(arguments.recipe, steps)
+
+    from rankship_benchmarks.costs import measure_costs  # after the recipe was read: this imports torch
+    from rankship_benchmarks.place import choose_place
+    from rankship_targets.quarantine import watching
+    from rankship_targets.session import open_session
+
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
+    ensure_writable(arguments.to.resolve().parent, "--to")
+    with watching(device), open_session(device, tell=steps.note) as session:
+        place = choose_place(session, arguments.format or prepared.recipe.export.formats[0], arguments.threads)
+        table = measure_costs(prepared, store, place, arguments.results, steps)
+    write_atomic(arguments.to, encode(table).encode())
+    Console(highlight=False).print(tabulate(table))
+    steps.note(f"wrote {arguments.to}; a recipe names it as budget.costs")
+    return 0
+
+
+def tabulate(table: "CostTable") -> "Table":
+    """What the table holds, one line per layer; what noise swallowed is shown as it was measured."""
+    from rich.markup import escape
+
+    from rankship_pipeline.tables import start_table
+    from rankship_pipeline.units import show_ns
+
+    shown = start_table("layer", "dense", "95 % interval", "factored, cheapest to dearest")
+    for name, (dense, *options) in table.layers.items():
+        ordered = sorted(options, key=lambda one: one.cost)
+        offered = (
+            f"{len(ordered)} on offer, {show_ns(ordered[0].cost)} to {show_ns(ordered[-1].cost)}" if ordered else "–"
+        )
+        span = "–" if dense.low is None or dense.high is None else f"{show_ns(dense.low)} to {show_ns(dense.high)}"
+        shown.add_row(escape(name), show_ns(dense.cost), span, offered)
+    shown.add_row("everything else", show_ns(table.fixed), "", "")
+    shown.add_row("the whole dense model", show_ns(table.dense), "", f"{table.format}, {table.runtime}")
+    return shown

@@ -1,0 +1,181 @@
+"""Cost tables: every kind of layer of a model timed on a device, dense and at ranks that the timings choose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rankship_benchmarks.layer_costs import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
+from rankship_benchmarks.place import SINGLE_LAYER, Place, Subject
+from rankship_benchmarks.probes import LIMITS, Probe, make_probes
+from rankship_benchmarks.staircase import keep_steps, pick_rungs
+from rankship_benchmarks.stats import Estimate
+from rankship_benchmarks.timings import Journal, Sweep, Timing
+from rankship_pipeline.codec import digest
+from rankship_pipeline.forms import list_ladder
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import CostTable, Factors, Form
+from rankship_pipeline.sites import Site
+from rankship_pipeline.store import Store
+from rankship_pipeline.toolchain import hash_code
+
+SWEEPS = 9  # of each pass: the fewest whose 95 % interval lets one of them be an outlier
+PASSES = 4  # an even grid, then three bisections
+CHUNK = 60  # subjects that one process times: starting it takes longer than timing one
+GRID = 4  # ranks of a form at first
+WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
+_BLOCK = 100  # sweep numbers of one chunk in one pass
+
+
+def measure_costs(prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps) -> CostTable:
+    """Measure a recipe's cost table; an interrupted measurement goes on at its first missing sweep."""
+    table = _Table(prepared, store, place, steps)
+    table.journal = Journal(results / f"{_name_journal(prepared, place)}.jsonl")
+    worth = table.find_worthy()
+    steps.note(f"{len(worth)} of {len(table.kinds)} kinds of layer take {WORTH:.0%} of the model's time or more")
+    for number in range(1, PASSES + 1):
+        wanted = {site: table.pick_options(site) for site in worth}
+        if not any(wanted.values()):
+            break
+        table.time_options(number, {site: some for site, some in wanted.items() if some})
+    return table.finish({site: table.list_offers(site) for site in worth})
+
+
+@dataclass
+class _Table:
+    """A table in the making: what was pushed, timed, and asked for in each pass."""
+
+    prepared: Prepared
+    store: Store
+    place: Place
+    steps: Steps
+    journal: Journal = field(init=False)
+    ladders: dict[tuple[Site, Form], list[Factors]] = field(default_factory=dict)
+    asked: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
+    _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        everywhere = self.prepared.sites
+        self.sites = {layer.name: everywhere[layer.name] for layer in self.prepared.layers}
+        self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
+
+    def find_worthy(self) -> list[Site]:
+        """Time every kind of layer as it is; gives those that take enough of the model's time to be worth more."""
+        with self.steps.track("make and prove the dense layers", len(self.kinds)) as advance:
+            chunk = [self._model()]
+            for site in self.kinds:
+                advance(f"make and prove {site}")
+                chunk += self._push(site, ())
+        self._run(0, [chunk], "dense layers")
+        first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
+        calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
+        return [site for site in self.kinds if calls[site] * SiteTimes(first, site.name).share().value >= WORTH]
+
+    def pick_options(self, site: Site) -> list[Factors]:
+        """What to measure of a site in the next pass, by what is known so far."""
+        times, chosen = SiteTimes(self.journal.timings, site.name), []
+        for form in self.prepared.recipe.ranks.forms:
+            key = (site, form)
+            ladder = self.ladders.setdefault(key, list_ladder(site.layer, self.prepared.recipe.ranks.step, form))
+            passes = self.asked.setdefault(key, [])
+            rungs = pick_rungs(len(ladder), [self._read(times, ladder, one) for one in passes], GRID)
+            passes.append(rungs)
+            chosen += [ladder[place] for place in rungs]
+        return chosen
+
+    def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
+        """One pass: every site's options beside its own dense layer and the whole model."""
+        chunks: list[list[Subject]] = []
+        with self.steps.track(f"make and prove {sum(map(len, wanted.values()))} layers", len(wanted)) as advance:
+            for site, options in wanted.items():
+                advance(f"make and prove {site}")
+                subjects = self._push(site, options)
+                if not chunks or len(chunks[-1]) + len(subjects) > CHUNK:
+                    chunks.append([self._model()])
+                chunks[-1] += subjects
+        self._run(number, chunks, f"pass {number}")
+
+    def list_offers(self, site: Site) -> list[Offer]:
+        """The last rank of each step of each form."""
+        times, offers = SiteTimes(self.journal.timings, site.name), []
+        for form in self.prepared.recipe.ranks.forms:
+            ladder, passes = self.ladders[site, form], self.asked[site, form]
+            measured = self._read(times, ladder, [place for one in passes for place in one])
+            offers += [Offer(factors=ladder[place], ratio=measured[place]) for place in keep_steps(measured)]
+        return offers
+
+    def finish(self, offers: Mapping[Site, Sequence[Offer]]) -> CostTable:
+        """The table of all layers."""
+        shares = {site: SiteTimes(self.journal.timings, site.name).share() for site in self.kinds}
+        dense = find_model_ns(self.journal.timings)
+        layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items()}
+        return CostTable(
+            unit="ns",
+            device=self.place.device,
+            format=self.place.format,
+            runtime=self.place.runtime,
+            threads=self.place.threads,
+            agent_sha256=self.place.session.agent_sha256,
+            measured_utc=max(one.trial.started_utc for one in self.journal.timings),
+            rounds=SWEEPS,
+            model_sha256=self.prepared.model_sha256,
+            dense=dense,
+            fixed=dense - sum(options[0].cost for options in layers.values()),
+            layers=layers,
+        )
+
+    @staticmethod
+    def _read(times: SiteTimes, ladder: Sequence[Factors], places: Sequence[int]) -> dict[int, Estimate]:
+        found = {place: times.ratio(ladder[place]) for place in places}
+        return {place: ratio for place, ratio in found.items() if ratio is not None}
+
+    def _model(self) -> Subject:
+        if ("", MODEL) not in self._pushed:
+            pushed = self.place.push_dense(self.prepared, self.store, self.steps)
+            self._pushed["", MODEL] = replace(pushed, name=MODEL)
+        return self._pushed["", MODEL]
+
+    def _push(self, site: Site, options: Sequence[Factors]) -> list[Subject]:
+        """A site's dense layer, once and as copies, and options; each is made and pushed once."""
+        wanted = {SINGLE: Probe(site, None, 1), DENSE: Probe(site, None, COPIES)}
+        wanted |= {str(one): Probe(site, one, COPIES) for one in options}
+        missing = {name: probe for name, probe in wanted.items() if (site.name, name) not in self._pushed}
+        artifacts = make_probes(list(missing.values()), self.place.format, self.store)
+        for name, artifact in zip(missing, artifacts, strict=True):
+            self._pushed[site.name, name] = self.place.push(site.name, name, artifact, self.store, LIMITS)
+        return [self._pushed[site.name, name] for name in wanted]
+
+    def _run(self, number: int, chunks: Sequence[Sequence[Subject]], title: str) -> None:
+        """Every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels too."""
+        wanted = []
+        for turn in range(SWEEPS):
+            order = list(enumerate(chunks))
+            for place, chunk in order if turn % 2 == 0 else reversed(order):
+                at = (number * _BLOCK + place) * _BLOCK + turn
+                wanted.append((at, list(chunk) if turn % 2 == 0 else list(reversed(chunk))))
+        missing = [(at, chunk) for at, chunk in wanted if at not in self.journal.done]
+        device = self.place.device
+        with self.steps.track(f"time {title} on {device}", len(missing)) as advance:
+            for at, chunk in missing:
+                advance(f"time {title} on {device}: {len(chunk)} subjects")
+                trials = self.place.time(chunk, at, SINGLE_LAYER)
+                pairs = zip(chunk, trials, strict=True)
+                timings = [Timing(sweep=at, site=one.site, subject=one.name, trial=trial) for one, trial in pairs]
+                self.journal.append(Sweep(number=at, timings=tuple(timings)))
+
+
+def _name_journal(prepared: Prepared, place: Place) -> str:
+    """One journal for all that its timings depend on."""
+    ranks = prepared.recipe.ranks
+    key = digest(
+        {
+            "model": prepared.model_sha256,
+            "layers": [layer.name for layer in prepared.layers],
+            "ranks": [ranks.step, list(ranks.forms)],
+            "place": [place.device, place.format, place.runtime, place.threads],
+            "agent": place.session.agent_sha256,
+            "effort": [COPIES, SWEEPS, PASSES, GRID, WORTH, *SINGLE_LAYER],
+            "code": hash_code(),
+        }
+    )
+    return f"costs-{prepared.recipe.name}-{place.device}-{key[:12]}"

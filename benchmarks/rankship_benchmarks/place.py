@@ -1,0 +1,94 @@
+"""Where costs are measured and budgets landed: one runtime of a device that is held, and what was pushed to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rankship_benchmarks.probes import prove
+from rankship_pipeline.artifacts import export_variant
+from rankship_pipeline.errors import Lacks
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.recipe import ExportChoice, ParityChoice
+from rankship_pipeline.records import Artifact, Format, RankPlan, Variant
+from rankship_pipeline.stages import Model, Stages
+from rankship_pipeline.store import Store
+from rankship_targets.runner import HostRunner
+from rankship_targets.session import MeasureRequest, Session
+from rankship_targets.trial import Trial
+
+# Fewest samples, least duration and longest warm-up of a trial, both in ms.
+SINGLE_LAYER, WHOLE = (20, 15, 20), (50, 100, 200)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something proven and pushed, to be timed under a name; `site` is empty for a whole model."""
+
+    site: str
+    name: str
+    artifact: Artifact
+    remote: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One format's runtime (name and version) on a device, and the number of threads it runs on."""
+
+    session: Session
+    format: Format
+    runtime: str
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return self.session.device.name
+
+    def time(self, subjects: Sequence[Subject], number: int, effort: tuple[int, int, int]) -> list[Trial]:
+        """Time subjects one after the other in one fresh process."""
+        min_samples, min_duration_ms, max_warmup_ms = effort
+        requests = [
+            MeasureRequest(
+                round=number,
+                variant=one.artifact.variant,
+                format=self.format,
+                artifact=one.remote,
+                artifact_sha256=one.artifact.sha256,
+                inputs=one.inputs,
+                threads=self.threads,
+                min_samples=min_samples,
+                min_duration_ms=min_duration_ms,
+                max_warmup_ms=max_warmup_ms,
+            )
+            for one in subjects
+        ]
+        return self.session.sweep(requests)
+
+    def push(self, site: str, name: str, artifact: Artifact, store: Store, limits: ParityChoice) -> Subject:
+        """Prove an artifact's parity on this host and copy it to the device with its inputs."""
+        path, inputs, proof = prove(artifact, store, HostRunner(), limits)
+        remote = self.session.push(path, proof)
+        return Subject(site, name, artifact, remote, tuple(self.session.push_file(one) for one in inputs))
+
+    def push_dense(self, prepared: Prepared, store: Store, steps: Steps) -> Subject:
+        """Merge a recipe's models and push the result as it is."""
+        merged, _ = Stages(prepared, store, steps).merge(prepared.recipe.merge.method)
+        return self.push_whole(prepared, store, steps, "dense", merged, None)
+
+    def push_whole(
+        self, prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
+    ) -> Subject:
+        """Export a whole model to this format alone and push it; other formats come when the ranks are known."""
+        one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
+        (artifact,) = export_variant(one, store, steps, variant, model, plan)
+        return self.push("", variant, artifact, store, prepared.recipe.parity)
+
+
+def choose_place(session: Session, format_: Format, threads: int) -> Place:
+    """A runtime of a held device; Lacks where it has none for the format."""
+    runtime = session.probe().runtimes.get(format_)
+    if runtime is None:
+        name = session.device.name
+        raise Lacks(f"{name} has no runtime for {format_}", hint=f"rankship kit install {name}; or name another format")
+    return Place(session, format_, " ".join(runtime), threads)
