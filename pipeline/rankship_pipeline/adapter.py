@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankship_pipeline.checkpoint import State, read_state
+from rankship_pipeline.checkpoint import State, TensorHeader, read_header, read_state
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.tensor_file import Readable
 
@@ -118,7 +118,8 @@ class Adapter:
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
         """Raise an InputError naming what the model lacks, or has in another shape."""
-        mine = {name: tuple(one.shape) for name, one in (*self.changes.items(), *self.replaced.items())}
+        mine = {name: change.shape for name, change in self.changes.items()}
+        mine |= {name: tuple(tensor.shape) for name, tensor in self.replaced.items()}
         missing = [f"{name} {list(shape)}" for name, shape in mine.items() if shapes.get(prefix + name) != shape]
         if missing:
             raise InputError(
@@ -139,6 +140,17 @@ def list_adapter_files(folder: Path) -> list[Path]:
     return files
 
 
+def peek_replaced(folder: Path) -> dict[str, TensorHeader]:
+    """What an adapter puts in the place of the model's own tensors, from its header alone."""
+    headers = {_settle_name(key): header for key, header in read_header(list_adapter_files(folder)[1]).items()}
+    return {name: header for name, header in headers.items() if _PARTS.match(name) is None}
+
+
+def _settle_name(key: str) -> str:
+    """The model's own name; biases trained beside a LoRA stand inside it."""
+    return key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+
+
 def read_adapter(folder: Path) -> Adapter:
     """Read a LoRA adapter of linear layers, convolutions and embeddings; other kinds are refused by name."""
     config_path, weights = list_adapter_files(folder)
@@ -146,7 +158,7 @@ def read_adapter(folder: Path) -> Adapter:
     found: dict[tuple[str, bool], dict[str, Tensor]] = {}
     replaced = {}
     for key, tensor in read_state(weights).items():
-        name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")  # biases trained beside a LoRA stand inside it
+        name = _settle_name(key)
         parts = _PARTS.match(name)
         if parts is None:
             replaced[name] = tensor

@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankship_pipeline.adapter import list_adapter_files, peek_replaced
 from rankship_pipeline.checkpoint import TensorHeader, find_weights, make_model, read_header
 from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import InputError
@@ -52,6 +53,8 @@ class Facts:
 
 def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
     """The facts of a recipe's model; one that is trained on the spot is described by its untrained module."""
+    if source.adapter is not None:
+        return _gather_adapter(gather_facts(replace(source, adapter=None), folder, seed), folder / source.adapter)
     if source.huggingface is not None:
         return _gather_huggingface(source, folder)
     files: tuple[Path, ...] = ()
@@ -90,6 +93,14 @@ def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHea
 def _name_dtype(dtype: str) -> str:
     name = dtype.removeprefix("torch.")
     return _DTYPES.get(name, name.upper())
+
+
+def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
+    """The facts of a model with an adapter, which may bring a head of its own."""
+    prefix = f"{bare.settings.get('model_type')}."
+    replaced = {_settle_name(name, prefix): header for name, header in peek_replaced(adapter).items()}
+    files = tuple(path.resolve() for path in list_adapter_files(adapter))
+    return replace(bare, tensors={**bare.tensors, **replaced}, files=(*bare.files, *files))
 
 
 def _gather_huggingface(source: Source, folder: Path) -> Facts:

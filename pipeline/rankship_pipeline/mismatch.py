@@ -15,7 +15,8 @@ from rankship_pipeline.errors import MergeMismatch
 from rankship_pipeline.facts import Facts, gather_facts
 from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.mend import Mend
-from rankship_pipeline.recipe import Recipe, list_sources
+from rankship_pipeline.merge_methods import METHODS
+from rankship_pipeline.recipe import Recipe, Source, choose, list_sources
 from rankship_pipeline.remedies import PREPARATION, SETTINGS, TENSORS
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -42,7 +43,7 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
 
     Raises MergeMismatch with every difference of every model against the first.
     """
-    facts = [gather_facts(source, folder, recipe.seed) for source in list_sources(recipe)]
+    facts = [gather_facts(source, folder, recipe.seed) for source in _list_compared(recipe)]
     reference = facts[0]
     notes = refuse_unlike(facts, recipe.data.normalise)
     stated = next((one.normalise for one in facts if one.normalise is not None), None)
@@ -80,6 +81,12 @@ def refuse_unlike(facts: Sequence[Facts], given: Normalisation | None = None) ->
             hint="mend what is listed, or leave a model out; nothing was trained or built yet",
         )
     return notes
+
+
+def _list_compared(recipe: Recipe) -> tuple[Source, ...]:
+    """The models, and their base where a merge of the recipe reads it."""
+    needed = any(METHODS[way.merge].base for way in (choose(recipe), *recipe.compare))
+    return list_sources(recipe) if needed else recipe.models
 
 
 def _write(findings: Sequence[Finding], where: str) -> list[str]:

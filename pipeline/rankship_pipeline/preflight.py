@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     _check_weights(sources, folder, recipe.seed)
     data = load_data(recipe, folder)
     for source in sources:  # proven on the untrained module: a mend that cannot work must not wait for training
-        if mends[source.name] != Mend():
+        if mends.get(source.name, Mend()) != Mend():
             untrained = make_model(source, folder, recipe.seed)
             mend_model(untrained, mends[source.name], data.test_inputs, name=source.name)
     model = make_model(recipe.models[0], folder, recipe.seed)

