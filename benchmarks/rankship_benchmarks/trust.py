@@ -31,7 +31,8 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
     if STAND_IN in bundle.header.conditions:
-        yield f"A stand-in, {bundle.header.conditions[STAND_IN]}: its times, temperature and memory say nothing of one."
+        what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
+        yield f"{what}: its times, temperature and memory say nothing of a real one."
     yield from _name_refused(bundle.trials)
     yield from _name_doubted(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}

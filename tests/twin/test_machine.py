@@ -86,7 +86,7 @@ def test_low_rank_costs_fewer_instructions_and_they_are_the_same_in_every_run(
 
     dense, compressed = [count("dense") for _ in range(repeats)], count("compressed")
     assert max(dense) - min(dense) <= 0.001 * min(dense), dense
-    assert compressed < min(dense) / 2
+    assert compressed < 0.75 * min(dense)  # with an eighth of the products: what a runtime does besides stays
 
 
 def test_a_machine_that_tells_time_counts_nothing(system_pi: Machine, models: dict[Any, Any], samples: Path) -> None:
