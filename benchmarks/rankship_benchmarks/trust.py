@@ -81,7 +81,8 @@ def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Itera
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
     fewest = min(map(len, groups.values()))
     if count_needed() <= fewest < CORRELATION_ROUNDS:
-        yield f"Rounds: {fewest} cannot show whether they hang together ({CORRELATION_ROUNDS} can); intervals assume not."
+        enough = f"({CORRELATION_ROUNDS} can)"
+        yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
     for (variant, format_), trials in groups.items():
         name = f"{variant} {format_}"
         cold = {trial.round for trial in trials if not trial.warmed_up}
