@@ -167,7 +167,7 @@ _FEWEST_ROUNDS = 5
 
 def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule) -> Verdict:
     variant, name = case
-    word, reason = _choose_word(ratio, p_value, rule)
+    word, reason = choose_word(ratio, p_value, rule)
     return Verdict(
         variant=variant,
         format=name,
@@ -179,7 +179,8 @@ def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule) -> Ver
     )
 
 
-def _choose_word(ratio: Estimate, p_value: float, rule: Rule) -> tuple[Word, str]:
+def choose_word(ratio: Estimate, p_value: float, rule: Rule) -> tuple[Word, str]:
+    """Turn a ratio and its p-value, adjusted for the number of cases, into a word and its reason."""
     change = f"{ratio.value - 1:+.1%}"
     sure = p_value <= rule.significance
     if sure and ratio.value >= rule.line:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rankship_benchmarks.compare import Verdict, Word
+    from rankship_benchmarks.stats import Estimate
 
 _STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": "", "unknown": "yellow"}
 
@@ -52,19 +53,28 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     """Print the table of verdicts, what the canary did, and every caution."""
     from rich.markup import escape
 
-    from rankship_benchmarks.table import UNKNOWN, show_ratio
+    from rankship_benchmarks.table import UNKNOWN
     from rankship_pipeline.tables import start_table
 
     table = start_table("case", "verdict", "time vs baseline\n[95 %]", "why")
     for one in verdicts:
-        ratio = show_ratio(one.ratio) if one.ratio else UNKNOWN
+        ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
         table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+    table.columns[-1].justify = "left"
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None
     if canary is None:
         said = "No canary in both runs: what slowed the whole device would read as a change of every case."
     else:
-        said = f"Times are relative to the canary, which itself took {show_ratio(canary)} as long as in the baseline."
+        said = f"Times are relative to the canary, which itself took {_show_finely(canary)} as long as in the baseline."
     console.print(said, markup=False)
     for caution in cautions:
         console.print(f"! {caution}", style="yellow", markup=False)
+
+
+def _show_finely(ratio: "Estimate") -> str:
+    """Show a ratio to a thousandth: effects of a few per cent are looked for."""
+    from rankship_benchmarks.summary import TIMES
+
+    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{TIMES} {ratio.value:.3f}{interval}"

@@ -3,8 +3,9 @@
 The night is the unit: one number each, the median over its valid rounds, so that whatever moves a whole night is part
 of the noise and is not taken for a change. Each night the rule asks whether the last few nights lie apart from the
 level before them: the gain in fit of one more piece of a piecewise-constant line, as in asv and in penalised
-segmentation (Killick et al. 2012). Its penalty is not BIC's, whose false alarms grow with the history, but the
-quantile that keeps them below a stated number a month. A step once told stays told: later nights do not unsay it.
+segmentation (Killick et al. 2012). Its penalty is not BIC's, which gives three false steps a device-month in a month of
+nights (simulated), but the quantile that keeps them below a stated number. What was told stays told: later nights do
+not unsay it.
 """
 
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
-    from the device, where it went on. `canary` is timed like the build's artifacts; its proof is the last of `verified`.
+    from the device, where it went on. `canary` is timed like the build's artifacts, its proof the last of `verified`.
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     with watching(device), open_session(device, tell=steps.note) as session:

@@ -8,10 +8,10 @@ that both runs share but for a factor. Where rounds resemble the ones before the
 from collections.abc import Sequence
 from functools import cache
 from math import comb, exp, floor, log, sqrt
-from statistics import NormalDist, median
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from rankship_benchmarks.stats import CONFIDENCE, Estimate, find_widening
+from rankship_benchmarks.stats import CONFIDENCE, HOPELESS, Estimate, find_widening
 from rankship_pipeline.records import record
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def find_shift(before: Sequence[float], after: Sequence[float], confidence: floa
     if widening > 1:
         p_value = 2 * NormalDist().cdf(NormalDist().inv_cdf(max(p_value, 1e-300) / 2) / widening)
     ratio = Estimate(
-        value=exp(float(median(ratios.tolist()))),
+        value=exp(float(np.median(ratios))),
         low=None if low is None else exp(float(low)),
         high=None if high is None else exp(float(high)),
         confidence=confidence,
@@ -76,9 +76,9 @@ def _find_place(counts: tuple[int, int], confidence: float, widening: float) -> 
     else:
         deviation = sqrt(pairs * (sum(counts) + 1) / 12)
         reached = floor(pairs / 2 + NormalDist().inv_cdf(outside) * deviation - 0.5)
-    if widening > 1:
-        reached = floor(pairs / 2 - widening * (pairs / 2 - reached))
-    return reached if reached >= 0 else None
+    if reached < 0 or widening >= HOPELESS:
+        return None
+    return max(0, floor(pairs / 2 - widening * (pairs / 2 - reached))) if widening > 1 else reached
 
 
 @cache

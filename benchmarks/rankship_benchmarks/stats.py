@@ -16,7 +16,8 @@ from rankship_targets.trial import Trial
 CONFIDENCE = 0.95
 CORRELATION_ROUNDS = 12  # fewer cannot tell whether rounds depend on one another
 _CLUSTER_SAMPLES = 100
-_STRONGEST_CORRELATION = 0.8  # from more than this no interval of a few dozen rounds recovers
+_STRONGEST_CORRELATION = 0.8
+HOPELESS = 2.99  # the widening of rounds that hang together so strongly that no interval recovers
 
 
 @record
@@ -39,8 +40,8 @@ def median_interval(
 ) -> tuple[float, float] | None:
     """Give the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`.
 
-    `widening` moves both ends outwards in rank, in proportion to their distance from the middle; None where that
-    leaves the sample.
+    `widening` moves both ends outwards in rank, in proportion to their distance from the middle, at most to the whole
+    range; None where it is so strong that not even that would do.
     """
     count, outside = len(values), (1 - confidence) / 2
     rank, below = 0, 0.5**count  # `below` is P(the rank-th smallest value, counted from 0, lies above the median)
@@ -48,8 +49,8 @@ def median_interval(
         rank += 1
         below += comb(count, rank) / 2**count
     if rank and widening > 1:
-        rank = floor(count / 2 + 1 - widening * (count / 2 + 1 - rank))
-    if rank <= 0:
+        rank = max(1, floor(count / 2 + 1 - widening * (count / 2 + 1 - rank)))
+    if rank == 0 or widening >= HOPELESS:
         return None
     ordered = sorted(values)
     return ordered[rank - 1], ordered[count - rank]

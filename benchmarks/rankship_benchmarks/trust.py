@@ -5,7 +5,14 @@ from datetime import datetime
 from itertools import pairwise
 
 from rankship_benchmarks.results import Bundle
-from rankship_benchmarks.stats import count_needed, find_widening, median_by_round, relative_drift, relative_spread
+from rankship_benchmarks.stats import (
+    CORRELATION_ROUNDS,
+    count_needed,
+    find_widening,
+    median_by_round,
+    relative_drift,
+    relative_spread,
+)
 from rankship_benchmarks.validity import CANARY, doubt_trial, find_canary_off, find_frequency_move, judge_trial
 from rankship_pipeline.records import Format, Variant
 from rankship_targets.trial import Trial
@@ -69,6 +76,9 @@ def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Itera
         where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
         few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
+    few = min(map(len, groups.values()))
+    if count_needed() <= few < CORRELATION_ROUNDS:
+        yield f"Rounds: {few} cannot show whether they hang together ({CORRELATION_ROUNDS} can); intervals assume not."
     for (variant, format_), trials in groups.items():
         name = f"{variant} {format_}"
         cold = {trial.round for trial in trials if not trial.warmed_up}

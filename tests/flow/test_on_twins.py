@@ -15,7 +15,7 @@ from rankship_targets.session import open_session
 from rankship_targets.twin import board, debian_root, pi, pixel
 
 pytestmark = [pytest.mark.twin, pytest.mark.slow]
-SUITE = "rounds = 1\nmin_samples = 3\nmin_duration_ms = 1\nmax_warmup_ms = 50\n"
+SUITE = "canary = false\nrounds = 1\nmin_samples = 3\nmin_duration_ms = 1\nmax_warmup_ms = 50\n"
 MakeOrSkip = Callable[[Callable[[], Path]], Path]
 
 

@@ -28,7 +28,8 @@ def board(ssh_server: Server) -> Device:
 def suite(shared_recipe: Path, shared_store: Path) -> Path:
     assert main(["build", str(shared_recipe), "--store", str(shared_store)]) == 0
     path = shared_recipe.with_name("suite.toml")
-    path.write_text(f'recipe = "{shared_recipe.name}"\nrounds = 2\nmin_samples = 20\nmin_duration_ms = 20\n')
+    brief = "canary = false\nrounds = 2\nmin_samples = 20\nmin_duration_ms = 20\n"
+    path.write_text(f'recipe = "{shared_recipe.name}"\n{brief}')
     return path
 
 

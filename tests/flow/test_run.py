@@ -82,7 +82,7 @@ def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: P
     bundle = open_bundle(folder)
     cases = Counter((trial.round, trial.variant, trial.format) for trial in bundle.trials)
     assert bundle.finished
-    assert len(cases) == ROUNDS * CASES
+    assert len(cases) == ROUNDS * (CASES + 1)  # and the canary
     assert set(cases.values()) == {1}
     assert (folder / "report.html").stat().st_size > 10_000
     shown = subprocess.run(

@@ -1,6 +1,5 @@
 """Verdicts between two runs: what they say, when they refuse, and how often they err on noise of known kind."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def make_trial(case: Case, number: int, time_ns: float) -> Trial:
     )
 
 
-def make_bundle(times_ns: dict[Case, Sequence[float]], run_id: str = "one", canary: str | None = None) -> Bundle:
+def make_bundle(times_ns: dict[Case, list[float]], run_id: str = "one", canary: str | None = None) -> Bundle:
     """`canary` is the file that is said to have been timed as such; the default where times of one are given."""
     build = Build(
         recipe="r",
@@ -118,11 +117,12 @@ def make_bundle(times_ns: dict[Case, Sequence[float]], run_id: str = "one", cana
     return Bundle(header=header, trials=tuple(trials), finished=True)
 
 
-def draw(seed: int, rounds: int = 16, spread: float = 0.01, factor: float = 1.0) -> NDArray[np.float64]:
-    return factor * 1e6 * np.random.default_rng(seed).lognormal(0, spread, rounds)
+def draw(seed: int, rounds: int = 16, spread: float = 0.01, factor: float = 1.0) -> list[float]:
+    times: list[float] = (factor * 1e6 * np.random.default_rng(seed).lognormal(0, spread, rounds)).tolist()
+    return times
 
 
-def judge(before: dict[Case, Sequence[float]], after: dict[Case, Sequence[float]], **rule: float) -> list[Verdict]:
+def judge(before: dict[Case, list[float]], after: dict[Case, list[float]], **rule: float) -> list[Verdict]:
     return list(compare_bundles(make_bundle(before), make_bundle(after, "two"), Rule(**rule)))
 
 
@@ -147,7 +147,7 @@ def test_too_much_noise_is_unknown_and_says_how_many_rounds_would_tell() -> None
 
 
 def test_so_few_rounds_that_nothing_could_ever_be_told_are_said_to_be() -> None:
-    cases: list[Case] = [(v, f) for f in ("onnx", "tflite", "executorch") for v in ("dense", "compressed")]  # type: ignore[misc]
+    cases: list[Case] = [(v, f) for f in ("onnx", "tflite", "executorch") for v in ("dense", "compressed")]
     assert (count_rounds_needed(1), count_rounds_needed(6)) == (5, 7)
     before, after = ({case: draw(seed + n, 6) for n, case in enumerate(cases)} for seed in (1, 10))
     assert {(one.word, one.reason) for one in judge(before, after)} == {
