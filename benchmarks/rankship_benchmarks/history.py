@@ -21,6 +21,7 @@ _SPANS = (2, 3, 5, 7, 10, 14)  # how many of the last nights may make the new le
 _FEWEST_BEFORE, _MOST_BEFORE = 5, 28  # nights of the old level that a step is held against
 _NIGHTS_A_MONTH = 30
 _ODD, _NORMAL_FROM_MAD = 2.5, 1.4826
+_CHOSEN = 1.2  # a step's place was chosen by the very nights that its size is taken from (simulated)
 _SPANS_TRIED = 2.5  # the spans overlap, so they count as this many independent looks (simulated)
 
 
@@ -165,7 +166,8 @@ def _estimate_ratio(levels: Sequence[float], edges: Sequence[int], end: int) -> 
     """Divide the level from `edges[1]` to `end` by the one from `edges[0]`, with Student's interval over nights."""
     before, after = levels[max(edges[0], edges[1] - _MOST_BEFORE) : edges[1]], levels[edges[1] : end]
     old, _ = _pull_in_odd(before, after)
-    gap, reach = fmean(after) - fmean(old), _find_error(before, after) * _limit(len(before) - 1, 1 - CONFIDENCE)
+    gap = fmean(after) - fmean(old)
+    reach = _CHOSEN * _find_error(before, after) * _limit(len(before) - 1, 1 - CONFIDENCE)
     low, high = exp(gap - reach), exp(gap + reach)
     return Estimate(value=exp(gap), low=low, high=high, confidence=CONFIDENCE, rounds=len(after))
 

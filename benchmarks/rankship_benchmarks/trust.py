@@ -76,9 +76,10 @@ def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Itera
         where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
         few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
-    few = min(map(len, groups.values()))
-    if count_needed() <= few < CORRELATION_ROUNDS:
-        yield f"Rounds: {few} cannot show whether they hang together ({CORRELATION_ROUNDS} can); intervals assume not."
+    fewest = min(map(len, groups.values()))
+    if count_needed() <= fewest < CORRELATION_ROUNDS:
+        enough = f"({CORRELATION_ROUNDS} can)"
+        yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
     for (variant, format_), trials in groups.items():
         name = f"{variant} {format_}"
         cold = {trial.round for trial in trials if not trial.warmed_up}
