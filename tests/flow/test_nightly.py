@@ -1,0 +1,37 @@
+"""Two nights on two devices at once, from a recipe to the page of all nights, through the verbs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankship_benchmarks.nights import list_nights
+from rankship_benchmarks.results import open_bundle
+from rankship_pipeline.cli import main
+
+SUITE = 'recipe = "{recipe}"\nrounds = 2\nmin_samples = 20\nmin_duration_ms = 5\nmax_warmup_ms = 50\ncanary = false\n'
+
+
+@pytest.mark.slow
+def test_two_nights_on_two_devices(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx"]\n')
+    suite, inventory, results = recipe.with_name("small.toml"), tmp_path / "devices.toml", tmp_path / "nights here"
+    suite.write_text(SUITE.format(recipe=recipe.name))
+    inventory.write_text(f'[second]\ntransport = "local"\npython = "{sys.executable}"\nworkdir = "{tmp_path}/second"\n')
+    flags = ["--on", "this-machine,second", "--inventory", str(inventory), "--store", str(tmp_path / "store")]
+    for number in (1, 2):
+        status = main(["nightly", str(suite), *flags, "--results", str(results)])
+        assert status in {0, 5}  # 5 where other work on this host spoils the rounds, which is said
+        night = list_nights(results)[-1]
+        assert (night.number, night.exit_code, night.suite, night.recipe) == (number, status, "small", "tiny")
+        for name, one in zip(("this-machine", "second"), night.devices, strict=True):
+            bundle = open_bundle(results / str(one.run))
+            assert (bundle.header.device, bundle.finished, len(bundle.trials)) == (name, True, 4)
+            assert bundle.header.build_sha256 == night.build_sha256
+            assert one.gap is None or "rounds count" in one.gap
+    assert "Night 2" in (results / "nightly.html").read_text()
+    assert main(["index", "--results", str(results)]) == 0
+    assert main(["export", str(results), "--to", str(tmp_path / "trials.csv")]) == 0
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 1 + 2 * 2 * 4
+    assert main(["bench", str(suite), *flags, "--results", str(tmp_path / "results")]) == 0
+    assert len(list((tmp_path / "results").glob("*/report.html"))) == 2
