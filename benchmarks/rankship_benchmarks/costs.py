@@ -26,6 +26,8 @@ GRID = 4  # ranks of a form at first
 WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
 _BLOCK = 100  # sweep numbers of one chunk in one pass
 
+Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their options
+
 
 def measure_costs(prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps) -> CostTable:
     """Measure a recipe's cost table; an interrupted measurement goes on at its first missing sweep."""
@@ -61,12 +63,8 @@ class _Table:
 
     def find_worthy(self) -> list[Site]:
         """Time every kind of layer as it is; gives those that take enough of the model's time to be worth more."""
-        with self.steps.track("make and prove the dense layers", len(self.kinds)) as advance:
-            chunk = [self._model()]
-            for site in self.kinds:
-                advance(f"make and prove {site}")
-                chunk += self._push(site, ())
-        self._run(0, [chunk], "dense layers")
+        alone: Chunk = dict.fromkeys(self.kinds, ())
+        self._run(0, [alone], "dense layers")
         first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
         return [site for site in self.kinds if calls[site] * SiteTimes(first, site.name).share().value >= WORTH]
@@ -85,14 +83,11 @@ class _Table:
 
     def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
         """One pass: every site's options beside its own dense layer and the whole model."""
-        chunks: list[list[Subject]] = []
-        with self.steps.track(f"make and prove {sum(map(len, wanted.values()))} layers", len(wanted)) as advance:
-            for site, options in wanted.items():
-                advance(f"make and prove {site}")
-                subjects = self._push(site, options)
-                if not chunks or len(chunks[-1]) + len(subjects) > CHUNK:
-                    chunks.append([self._model()])
-                chunks[-1] += subjects
+        chunks: list[Chunk] = []
+        for site, options in wanted.items():
+            if not chunks or _count(chunks[-1]) + _count({site: options}) > CHUNK:
+                chunks.append({})
+            chunks[-1][site] = options
         self._run(number, chunks, f"pass {number}")
 
     def list_offers(self, site: Site) -> list[Offer]:
@@ -145,23 +140,34 @@ class _Table:
             self._pushed[site.name, name] = self.place.push(site.name, name, artifact, self.store, LIMITS)
         return [self._pushed[site.name, name] for name in wanted]
 
-    def _run(self, number: int, chunks: Sequence[Sequence[Subject]], title: str) -> None:
+    def _make(self, chunk: Chunk) -> list[Subject]:
+        """The model, then every site's dense layer and options, made, proven and pushed."""
+        with self.steps.track(f"make and prove {_count(chunk)} layers", len(chunk)) as advance:
+            subjects = [self._model()]
+            for site, options in chunk.items():
+                advance(f"make and prove {site}")
+                subjects += self._push(site, options)
+        return subjects
+
+    def _run(self, number: int, chunks: Sequence[Chunk], title: str) -> None:
         """Every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels too."""
-        wanted = []
-        for turn in range(SWEEPS):
-            order = list(enumerate(chunks))
-            for place, chunk in order if turn % 2 == 0 else reversed(order):
-                at = (number * _BLOCK + place) * _BLOCK + turn
-                wanted.append((at, list(chunk) if turn % 2 == 0 else list(reversed(chunk))))
-        missing = [(at, chunk) for at, chunk in wanted if at not in self.journal.done]
-        device = self.place.device
-        with self.steps.track(f"time {title} on {device}", len(missing)) as advance:
-            for at, chunk in missing:
-                advance(f"time {title} on {device}: {len(chunk)} subjects")
-                trials = self.place.time(chunk, at, SINGLE_LAYER)
-                pairs = zip(chunk, trials, strict=True)
+        places = range(len(chunks))
+        order = [(place, turn) for turn in range(SWEEPS) for place in (places if turn % 2 == 0 else places[::-1])]
+        numbered = [((number * _BLOCK + place) * _BLOCK + turn, place, turn) for place, turn in order]
+        missing = [one for one in numbered if one[0] not in self.journal.done]
+        made = {place: self._make(chunks[place]) for place in sorted({place for _, place, _ in missing})}
+        with self.steps.track(f"time {title} on {self.place.device}", len(missing)) as advance:
+            for at, place, turn in missing:
+                advance(f"time {title} on {self.place.device}: sweep {turn + 1} of {SWEEPS}")
+                chunk = made[place] if turn % 2 == 0 else made[place][::-1]
+                pairs = zip(chunk, self.place.time(chunk, at, SINGLE_LAYER), strict=True)
                 timings = [Timing(sweep=at, site=one.site, subject=one.name, trial=trial) for one, trial in pairs]
                 self.journal.append(Sweep(number=at, timings=tuple(timings)))
+
+
+def _count(chunk: Mapping[Site, Sequence[Factors]]) -> int:
+    """How many layers a chunk times: each site's dense one once and as copies, and its options."""
+    return sum(2 + len(options) for options in chunk.values())
 
 
 def _name_journal(prepared: Prepared, place: Place) -> str:
