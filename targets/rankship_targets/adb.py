@@ -1,6 +1,7 @@
 """A phone over adb: found by its serial, its build pinned in the inventory, files by adb's own copying."""
 
 import posixpath
+import re
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,13 +77,11 @@ class AdbTransport:
     def fetch(self, remote: str, local: Path) -> None:
         """Copy a file with `adb pull`, under another name until it is whole."""
         path = posixpath.join(HOME, remote)
-        size, kind = run_checked(self, ["stat", "-L", "-c", "%s %F", "--", path]).strip().split(" ", 1)
-        if not kind.startswith("regular"):
-            raise CommandFailed(f"fetching {remote}: it is a {kind}", hint="only files are fetched")
+        size_bytes = read_size(run_checked(self, ["stat", "-L", "-c", "%s %F", "--", path]), remote)
         target = local.resolve()
         part = target.with_name(f".{secrets.token_hex(4)}.part")
         try:
-            self._copy("pull", path, str(part), int(size), f"fetching {remote}")
+            self._copy("pull", path, str(part), size_bytes, f"fetching {remote}")
             part.replace(target)
         except OSError as failure:
             message = f"fetching {remote} to {local}: {failure.strerror}"
@@ -130,8 +129,19 @@ class AdbTransport:
             raise TargetTimeout(message, hint="see whether the device is overloaded or the link hangs") from None
 
 
+def read_size(said: str, remote: str) -> int:
+    """Read a regular file's bytes as `stat` prints "12 regular file"; CommandFailed for anything else."""
+    found = re.fullmatch(r"([0-9]{1,18}) ([^\n]+)\s*", said)
+    if not found:
+        message = f"fetching {remote}: the device's stat said {said[:200]!r}"
+        raise CommandFailed(message, hint="expected a size and a kind of file: what is `stat` there?")
+    if not found[2].startswith("regular"):
+        raise CommandFailed(f"fetching {remote}: it is a {found[2].strip()}", hint="only files are fetched")
+    return int(found[1])
+
+
 def read_properties(transport: AdbTransport) -> dict[str, str]:
     """Read the device's system properties (ro.product.model, ro.build.fingerprint, …)."""
     text = run_checked(transport, ["getprop"])
-    pairs = [line.strip()[1:-1].split("]: [", 1) for line in text.splitlines() if "]: [" in line]
-    return {pair[0]: pair[1] for pair in pairs}
+    pairs = [re.fullmatch(r"\[(.*?)\]: \[(.*)\]", line.strip()) for line in text.splitlines()]
+    return {pair[1]: pair[2] for pair in pairs if pair}

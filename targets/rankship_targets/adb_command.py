@@ -1,6 +1,7 @@
 """One command over adb: both outputs apart, its exit status beyond doubt, and a way to end it from outside."""
 
 import os
+import re
 import secrets
 import select
 import shlex
@@ -73,8 +74,8 @@ class AdbCommand:
                 break
             head += chunk
         line, found, rest = head.partition(b"\n")
-        if found and line.strip().isdigit():
-            self._group = int(line)
+        if found and (group := read_group(line)):
+            self._group = group
             yield rest
             while chunk := self._receive():
                 yield chunk
@@ -106,9 +107,15 @@ class AdbCommand:
         self._stderr.seek(0)
         stderr = self._stderr.read().decode(errors="replace")
         said, mark, status = stderr.rpartition(f"{self._mark} ")
-        if mark:
-            number, _, late = status.partition("\n")
+        number, _, late = status.partition("\n")
+        if mark and re.fullmatch("[0-9]{1,3}", number.strip()):
             return Completed(code=int(number), stdout="", stderr=said + late)
         if self._group and code > _SIGNALLED:  # the shell itself was killed, and adbd told so
             return Completed(code=code, stdout="", stderr=stderr)
         raise explain(Completed(code=code, stdout=stdout, stderr=stderr), f"running {self._name}")
+
+
+def read_group(line: bytes) -> int | None:
+    """Read a shell's number from the first line that it says; None where that is none: 0 would be our own group."""
+    found = re.fullmatch(rb"([1-9][0-9]{0,9})\s*", line)
+    return int(found[1]) if found else None

@@ -27,6 +27,7 @@ _APPLIED = re.compile(
     r"^Explicitly applied (\w+) delegate, and the model graph will be (completely|partially) executed"
 )
 _NOT_APPLIED = re.compile(r"^Though (\w+) delegate is explicitly applied, the model graph will not be executed")
+_ABSURD = 1e15  # microseconds: thirty years
 _LEAST_RUNS = 2  # the warm-up and the measurement each say how it went
 
 
@@ -72,8 +73,9 @@ def parse_output(lines: Sequence[str]) -> BenchmarkSummary:
     for line in lines:
         text = _LOG_PREFIX.sub("", line.strip(), count=1)
         if text.startswith("count="):
-            runs.append({name: float(value) for name, value in _PAIR.findall(text)})
-        elif found := _INIT.match(text):
+            pairs = [(name, float(value)) for name, value in _PAIR.findall(text)]
+            runs.append({name: value for name, value in pairs if value < _ABSURD})
+        elif (found := _INIT.match(text)) and max(float(found[1]), float(found[2])) < _ABSURD:
             init = (float(found[1]), float(found[2]))
         elif found := _APPLIED.match(text):
             delegated[found[1]] = "completely" if found[2] == "completely" else "partially"

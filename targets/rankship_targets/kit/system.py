@@ -1,9 +1,10 @@
 """What a kit is built for: the device's processor, C library and Python, as the device itself tells."""
 
 import json
+import re
 from typing import Literal
 
-from rankship_pipeline.errors import Lacks, WrongSystem
+from rankship_pipeline.errors import CommandFailed, Lacks, WrongSystem
 from rankship_pipeline.records import record
 from rankship_targets.device import Device
 from rankship_targets.transport import STEP_TIMEOUT_S, Completed, Transport, run_checked
@@ -26,6 +27,7 @@ print(json.dumps({
     "interpreter": sys.executable,
 }))
 """
+_FIELDS = {"machine", "bits", "libc", "python", "implementation", "interpreter"}
 
 
 @record
@@ -67,8 +69,20 @@ def ask_board(transport: Transport, device: Device) -> tuple[Board, str]:
     if done.code != 0:
         message = f"{device.name} cannot start {device.python}: {done.stderr.strip()[-200:]}"
         raise Lacks(message, hint="install Python 3.11 or newer there: `sudo apt install python3`")
-    answer = json.loads(done.stdout)
-    return judge_board(device.name, answer), answer["interpreter"]
+    answer = read_answer(device.name, done.stdout)
+    return judge_board(device.name, answer), str(answer["interpreter"])
+
+
+def read_answer(name: str, said: str) -> dict[str, object]:
+    """Read what a board's Python answered; CommandFailed where it is anything but the answer."""
+    try:
+        answer = json.loads(said)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or not set(answer) >= _FIELDS:
+        message = f"{name}: its Python said {said[:200]!r}"
+        raise CommandFailed(message, hint="what does `python` in the inventory start? It must print nothing of its own")
+    return answer
 
 
 def judge_board(name: str, answer: dict[str, object]) -> Board:
@@ -77,7 +91,7 @@ def judge_board(name: str, answer: dict[str, object]) -> Board:
     if bits != 64:  # noqa: PLR2004 - bits of a pointer
         message = f"{name} runs a {bits}-bit Python on {machine}: no runtime is published for it"
         raise WrongSystem(message, hint="write the 64-bit edition of its operating system onto the card")
-    if machine not in {"aarch64", "x86_64"}:
+    if not isinstance(machine, str) or machine not in {"aarch64", "x86_64"}:
         raise WrongSystem(f"{name} is a {machine}", hint="kits exist for 64-bit ARM (aarch64) and x86_64")
     if not isinstance(libc, str) or not libc.startswith("glibc "):
         hint = "the runtimes' wheels need glibc: use a Debian-like system (Raspberry Pi OS, Ubuntu)"
@@ -90,7 +104,7 @@ def judge_board(name: str, answer: dict[str, object]) -> Board:
         message = f"{name}'s Python is {answer['implementation']}, not plain CPython"
         raise WrongSystem(message, hint="name a plain CPython as `python` in the inventory")
     python = answer["python"]
-    if not isinstance(python, list) or len(python) != 2:  # noqa: PLR2004 - major and minor
+    if not isinstance(python, list) or [type(part) for part in python] != [int, int]:
         raise WrongSystem(f"{name} says its Python is {python!r}", hint="expected two numbers")
     return Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(python[0], python[1]), glibc=glibc)
 
@@ -108,8 +122,8 @@ def _ask_phone(transport: Transport, device: Device) -> Phone:
 
 
 def _parse_version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})(?:[^0-9]|$)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _join(version: tuple[int, int]) -> str:
