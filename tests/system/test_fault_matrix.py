@@ -468,9 +468,10 @@ class Step:
         """Do the step and see that its result is right."""
         if self._before:
             self._strike()
-        {"probe": held.probe, "push": self._push, "measure": self._measure, "fetch": self._fetch}[self.name](
-            *([held] if self.name != "probe" else [])
-        )
+        if self.name == "probe":
+            held.probe()
+        else:
+            {"push": self._push, "measure": self._measure, "fetch": self._fetch}[self.name](held)
 
     def hear(self, news: str) -> None:
         """Take the session's news: the board is too warm, so the measurement is going on and waits."""
@@ -581,6 +582,7 @@ def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             if hasattr(room, "STEP_TIMEOUT_S"):
                 monkeypatch.setattr(room, "STEP_TIMEOUT_S", 8.0)
         for function in (transport.run_checked, transport.hash_remote, transport.hash_many):
+            assert function.__kwdefaults__
             monkeypatch.setitem(function.__kwdefaults__, "timeout_s", 8.0)
         monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 4.0)
         monkeypatch.setattr(ssh, "KEEPALIVE_S", 1)
