@@ -45,7 +45,8 @@ def measure(machine: Machine, model: Any, samples: Path, script: str) -> Trial: 
         if "cools down" in news:
             with suppress(TargetError):  # a reboot ends its own connection
                 order(machine, script)
-            machine.await_answer()
+            if "reboot" in script:
+                machine.await_answer()
             heat(machine, COLD)
 
     heat(machine, HOT)
