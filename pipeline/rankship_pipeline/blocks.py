@@ -65,7 +65,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Missing and truncated files are refused here, before any long work: InputError naming a tensor and the file.
     """
-    places = _read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
+    places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
     if places:
         for path in sorted(set(places.values())):
             names = [name for name, place in places.items() if place == path]
@@ -81,7 +81,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, places=places)
 
 
-def _read_index(path: Path) -> dict[str, Path]:
+def read_index(path: Path) -> dict[str, Path]:
+    """Which file holds which tensor, as Hugging Face's index says."""
     try:
         names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {name: path.parent / file for name, file in names.items()}

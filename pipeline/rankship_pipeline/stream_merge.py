@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rankship_pipeline.adapter import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
-from rankship_pipeline.blocks import INDEX, Checkpoint, open_checkpoint, publish_file
+from rankship_pipeline.blocks import INDEX, Checkpoint, publish_file, read_index
 from rankship_pipeline.checkpoint import TensorHeader
 from rankship_pipeline.codec import digest, encode
 from rankship_pipeline.errors import InputError
@@ -90,9 +90,7 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
 def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
     """Find every tensor of a checkpoint folder, or of an adapter's and its base; what is no whole file is refused."""
     if not (folder / CONFIG).is_file():
-        checkpoint = open_checkpoint(folder)
-        stored = {name: one for path in checkpoint.files for name, one in read_header(path).items()}
-        return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
+        return _open_checkpoint(folder)
     if base is None:
         raise InputError(f"{folder} is an adapter and adds to a model", hint="name that model in base")
     adapter = read_adapter(folder)
@@ -103,6 +101,22 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
     for name, held in adapter.replaced.items():
         tensors[name] = HeldTensor(tensors[name], held)
     return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
+
+
+def _open_checkpoint(folder: Path) -> OpenedModel:
+    """A folder's tensors, by the index or by the files' own headers; the library's own way would map every file."""
+    places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
+    files = sorted(set(places.values()) or folder.glob("*.safetensors"))
+    stored = {name: one for path in files for name, one in read_header(path).items()}
+    lost = sorted(name for name, path in places.items() if name not in stored or stored[name].path != path)
+    if lost or not stored:
+        what = (
+            f"{places[lost[0]]} lacks tensor {lost[0]}, which the index names" if lost else f"{folder} has no tensors"
+        )
+        raise InputError(what, hint="fetch the model again, or save it again with save_pretrained (safetensors)")
+    return OpenedModel(
+        str(folder), Checkpoint(folder, {name: one.path for name, one in stored.items()}), stored, tuple(files)
+    )
 
 
 def _check_alike(models: list[OpenedModel], steps: Steps) -> None:

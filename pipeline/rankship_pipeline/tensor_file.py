@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankship_pipeline.errors import InputError
+
 # the format's names of types → torch's
 TYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -81,11 +83,22 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file that is known to be whole (blocks.open_checkpoint sees to that), in the order stored."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+    """Every tensor of a file, in the order stored; InputError for one that is missing, cut short or no safetensors."""
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header = json.loads(stream.read(min(length, size_bytes)))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        is_whole = size_bytes == _LENGTH_BYTES + length + end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(
+            f"{path} is {'not a whole safetensors file' if path.exists() else 'missing'}",
+            hint="fetch that file again, or save the model again with save_pretrained",
+        )
     found = {
         name: StoredTensor(
             path=path,

@@ -5,10 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,6 +18,9 @@ from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import Source, find_base, list_sources, read_recipe
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
 
 MODELS = """
 [[models]]

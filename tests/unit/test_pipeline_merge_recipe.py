@@ -81,7 +81,8 @@ def test_every_method_merges_by_a_recipe_and_says_where_it_interferes(folder: Pa
         keys.add(model.entry.key)
     assert len(keys) == len(get_args(MergeMethod))
     best = stages.merge("joint")[1]
-    for method in ("average", "regmean", "fisher"):
+    rivals: tuple[MergeMethod, ...] = ("average", "regmean", "fisher")
+    for method in rivals:
         other = stages.merge(method)[1]
         assert all(best[name] <= other[name] * (1 + 1e-5) for name in best)  # joint minimises just this
 

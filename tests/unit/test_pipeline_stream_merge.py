@@ -274,6 +274,20 @@ def test_the_verb_merges_relative_to_its_file(models: Path, capfd: pytest.Captur
     assert main(["merge", str(models / "merge.toml"), "--to", str(models / "out")]) == 2
 
 
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_file_that_is_cut_short_or_gone_is_refused_by_name(models: Path, keep: int) -> None:
+    path = models / "b" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"b/model\.safetensors is not a whole safetensors file"):
+        run(ask("average"), models)
+    path.unlink()
+    with pytest.raises(InputError, match="b has no tensors"):
+        run(ask("average"), models)
+    (models / "a" / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"00001-of-00002\.safetensors is missing"):
+        run(ask("average"), models)
+
+
 @pytest.mark.parametrize("dtype", TYPES.values())
 def test_tensors_of_every_type_are_read_by_rows_and_written_as_the_library_does(
     dtype: torch.dtype, tmp_path: Path

@@ -33,8 +33,9 @@ def find_largest(values: Tensor, place: int) -> float:
         sample = values[:: len(values) // _SAMPLE].sort(descending=True).values
         at, margin = place * len(sample) // len(values), len(sample) // 100
         low, high = float(sample[min(at + margin, len(sample) - 1)]), float(sample[max(at - margin, 0)])
-        above = int((values > high).sum())
-        between = values[(values >= low) & (values <= high)]
+        pieces = values.tensor_split(len(values) // _MANY + 1)  # so that no mask is as long as the values
+        above = sum(int((piece > high).sum()) for piece in pieces)
+        between = torch.cat([piece[(piece >= low) & (piece <= high)] for piece in pieces])
         if above < place <= above + len(between) < len(values):
             return find_largest(between, place - above)
     return float(values.kthvalue(len(values) - place + 1).values)
