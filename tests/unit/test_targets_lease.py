@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rankship_pipeline.errors import TargetBusy
+from rankship_pipeline.errors import CommandFailed, TargetBusy
 from rankship_targets.device import Device
 from rankship_targets.lease import Lease, Owner, describe_owner
 from rankship_targets.session import open_session
@@ -74,6 +74,25 @@ def test_lease_taken_before_the_link_broke_is_still_ours(local: Device) -> None:
         lease.take(transport)
         lease.release(transport)
     assert not Path(local.workdir, "lease").exists()
+
+
+def test_a_lease_that_this_process_lost_the_way_to_is_taken_over(local: Device) -> None:
+    with open_transport(local) as transport:
+        transport.run(["mkdir", "-p", "--", local.workdir], timeout_s=30)
+        lease = make_lease(local)
+        lease.take(transport)
+        with pytest.raises(TargetBusy), open_session(local):
+            pass
+        lease.give_up()
+    with open_session(local):
+        pass
+
+
+def test_a_lease_that_cannot_be_made_says_why_and_is_nobodys(local: Device, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lease = replace(make_lease(local), folder=f"{tmp_path}/file/lease")
+    with open_transport(local) as transport, pytest.raises(CommandFailed, match="Not a directory"):
+        lease.take(transport)
 
 
 def make_lease(device: Device) -> Lease:
