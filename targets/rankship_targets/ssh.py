@@ -3,7 +3,7 @@
 import logging
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -54,6 +54,7 @@ class SshTransport:
     def __init__(self, device: Device) -> None:
         self._where = describe_address(device)
         self._jump: SshTransport | None = None
+        self._copier: paramiko.SFTPClient | None = None
         self._client = paramiko.SSHClient()  # it knows no host but ours: no known_hosts file is read
         try:
             self._connect(device)
@@ -165,16 +166,19 @@ class SshTransport:
 
     @contextmanager
     def _sftp(self, what: str) -> Iterator[paramiko.SFTPClient]:
-        with self._explaining(what, STEP_TIMEOUT_S), closing(self._open_sftp()) as sftp:
+        """Give the one SFTP session of this connection; it is opened anew after whatever went wrong over it."""
+        with self._explaining(what, STEP_TIMEOUT_S):
+            sftp, self._copier = self._copier or self._open_sftp(), None
             try:
                 yield sftp
-            except TimeoutError:
-                raise
             except OSError as failure:
                 channel = sftp.get_channel()
-                if channel is None or channel.closed:  # the device's end died; the connection itself may live on
+                died = channel is None or channel.closed  # the device's end; the connection itself may live on
+                sftp.close()
+                if died and not isinstance(failure, TimeoutError):
                     raise EOFError(str(failure)) from None
                 raise
+            self._copier = sftp
 
     def _open_sftp(self) -> paramiko.SFTPClient:
         link = self._link()
