@@ -38,6 +38,7 @@ from rankship_targets.transport import Transport, open_transport
 MEBI = 1 << 20
 TREE_FILES, TREE_BYTES = 1500, 57_000_000
 SSHD = "/usr/sbin/sshd"
+# Its sessions have an empty home: a dot file that starts a tool would be timed with every command.
 CONFIGURATION = """
 ListenAddress 127.0.0.1
 Port {port}
@@ -48,6 +49,7 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 PermitRootLogin yes
+SetEnv HOME={folder}
 Subsystem sftp internal-sftp
 """
 
