@@ -1,6 +1,5 @@
-"""What only a machine with a kernel of its own suffers in mid-measurement: its clock set, a real reboot."""
+"""What only a machine with a kernel of its own suffers in mid-measurement: its clock set."""
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 from rankship_benchmarks.validity import judge_trial, refuse_trials
-from rankship_pipeline.errors import ClockJumped, TargetError
+from rankship_pipeline.errors import ClockJumped
 from rankship_targets.detached import make_ticket
 from rankship_targets.manifest import sign_artifact
 from rankship_targets.session import MeasureRequest, open_session
@@ -43,10 +42,7 @@ def measure(machine: Machine, model: Any, samples: Path, script: str) -> Trial: 
 
     def tell(news: str) -> None:
         if "cools down" in news:
-            with suppress(TargetError):  # a reboot ends its own connection
-                order(machine, script)
-            if "reboot" in script:
-                machine.await_answer()
+            order(machine, script)
             heat(machine, COLD)
 
     heat(machine, HOT)
@@ -78,15 +74,3 @@ def test_a_trial_in_which_the_clock_was_set_does_not_count(
         order(system_pi, "sudo -n date -s '-1 hour' >/dev/null")
     assert "clock jumped" in judge_trial(trial)
     assert type(refuse_trials("run", [trial])) is ClockJumped
-
-
-def test_a_measurement_is_begun_anew_after_a_real_reboot(
-    system_pi: Machine, models: dict[Any, Any], samples: Path
-) -> None:
-    trial = measure(system_pi, models["onnx", "dense"], samples, "sync; sudo -n reboot")
-    assert len(trial.samples_ns) >= 20
-    assert trial.retries >= 1
-    assert judge_trial(trial) == ()
-    with open_ssh(system_pi.device) as transport:
-        left = run_checked(transport, ["sh", "-c", "ls .cache/rankship/device/runs; ls .cache/rankship/device"])
-    assert "lease" not in left
