@@ -38,10 +38,10 @@ def state_landing(landing: Landing) -> str:
     one, count = landing.shipped, len(landing.tries)
     where = f"{show_ns(landing.budget_ns)} in {landing.format} on {landing.device}"
     if landing.word == "dense fits":
-        return f"latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
+        return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
     span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""
     return (
-        f"latency budget {where}: {landing.word}; the table foretold {show_ns(one.predicted_ns)}, measured"
+        f"Latency budget {where}: {landing.word}; the table foretold {show_ns(one.predicted_ns)}, measured"
         f" {show_ns(one.measured_ns)}{span}, error {100 * landing.error:+.1f} % after {count}"
         f" {'try' if count == 1 else 'tries'}; dense takes {show_ns(one.dense_ns)} there, ratio {one.ratio:.2f}"
     )
