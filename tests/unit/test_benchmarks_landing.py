@@ -240,4 +240,4 @@ def test_a_recipe_is_landed_once_and_then_built_from_the_store(
     monkeypatch.setattr(land, "open_session", lambda *_, **__: pytest.fail("it was landed before"))
     land.land_missing(prepared, store, here, tmp_path, steps)
     print_build(build, entry)
-    assert "latency budget 1.0 µs in onnx on here: landed" in capsys.readouterr().out
+    assert "Latency budget 1.0 µs in onnx on here: landed" in capsys.readouterr().out
