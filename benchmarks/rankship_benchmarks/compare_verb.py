@@ -64,7 +64,7 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None
     if canary is None:
-        said = "No canary in both runs: what slowed the whole device would read as a change of every case."
+        said = "No canary that counts in both runs: what slowed the whole device would read as a change of every case."
     else:
         said = f"Times are relative to the canary, which itself took {_show_finely(canary)} as long as in the baseline."
     console.print(said, markup=False)
