@@ -18,6 +18,7 @@ _MARKERS = "osv^D<>PX*hd"
 
 def draw_quality(lines: Sequence["Line"]) -> str:
     """Mean quality and its range over the share of parameters kept; perplexity on a logarithmic axis."""
+    from matplotlib.ticker import LogFormatter
 
     def draw(axes: "Axes") -> None:
         names = list(dict.fromkeys(line.name for line in lines))
@@ -47,6 +48,8 @@ def draw_quality(lines: Sequence["Line"]) -> str:
         axes.annotate("dense", (1, lines[0].dense), xycoords=("axes fraction", "data"), ha="right", va="bottom")
         if lines[0].unit == "perplexity":
             axes.set_yscale("log")
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which(LogFormatter(labelOnlyBase=False))  # plain numbers: the page's charts draw no mathematics
         axes.set_xlabel("share of all parameters kept")
         axes.set_ylabel("perplexity (lower is better)" if lines[0].unit == "perplexity" else "right answers (%)")
         axes.grid(visible=True)
