@@ -291,12 +291,18 @@ def turn_writable(board: Board) -> None:
     board.inside(f"mount -o remount,rw {board.folder}/work")
 
 
-def is_at_work(process: psutil.Process) -> bool:
-    """Tell an agent, unless it only reads a run's events, or the server's end of a copy."""
+def is_agent(process: psutil.Process) -> bool:
+    """Tell an agent, unless it only reads a run's events."""
     with contextlib.suppress(psutil.NoSuchProcess):
         words = " ".join(process.cmdline())
-        agent = process.name().startswith("python") and ".pyz" in words and '"fetch"' not in words
-        return agent or process.name() in {"sftp-server", "cat"}
+        return process.name().startswith("python") and ".pyz" in words and '"fetch"' not in words
+    return False
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """Tell an agent or the server's end of a copy."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return is_agent(process) or process.name() in {"sftp-server", "cat"}
     return False
 
 
@@ -312,10 +318,9 @@ def kill_next_agent(board: Board) -> None:
     def watch() -> None:
         deadline = time.monotonic() + HUNG_S
         while time.monotonic() < deadline:
-            for process in filter(is_at_work, board.processes()):
-                if process.name() != "cat":
-                    process.kill()
-                    return
+            for process in filter(is_agent, board.processes()):
+                process.kill()
+                return
             time.sleep(0.002)
 
     threading.Thread(target=watch, daemon=True).start()
