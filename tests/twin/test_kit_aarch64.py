@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,8 @@ def phone_kit(kits: Path) -> tuple[KitLock, Path]:
 @pytest.fixture(scope="module")
 def bundle(phone_kit: tuple[KitLock, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    with tarfile.open(phone_kit[1] / "bundle.tar") as archive:
-        archive.extractall(folder, filter="data")
+    archive = phone_kit[1] / "bundle.tar"
+    subprocess.run(["tar", "-xf", archive, "-C", folder], check=True)  # Python 3.11.2's tarfile knows no filter yet
     (folder / "overlay/proc").mkdir(parents=True)
     (folder / "overlay/proc/cpuinfo").write_text(CPUINFO)
     # What the bundle starts by itself has no qemu before it; a script of the host's brings it back.
