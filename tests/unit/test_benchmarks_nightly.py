@@ -204,7 +204,7 @@ def test_a_second_nightly_finds_the_first_at_work_and_does_nothing(tmp_path: Pat
 MOMENTS = ("build", "a", "b", "half of b", "b, not noted", "judge")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")  # of Python from 3.12 on, and of JAX where an exporter brought it in
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_night_killed_at_any_moment_goes_on_and_measures_nothing_twice(tmp_path: Path, moment: str) -> None:
     tonight, calls = plan(tmp_path, "a,b"), tmp_path / "calls"
