@@ -27,7 +27,7 @@ from rankship_targets.transport import open_transport, run_checked
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 KILLS = int(os.environ.get("RANKSHIP_HOST_KILLS", "5"))
 SEED = int(os.environ.get("RANKSHIP_HOST_SEED", "20261125"))
-ROUNDS, CASES = 4, 2
+ROUNDS, CASES = 4, 3  # dense, compressed and the canary
 MODEL = """
 import torch
 from torch import nn

@@ -228,7 +228,7 @@ def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
 def test_an_emulated_devices_numbers_are_distrusted_first() -> None:
     bundle = make_bundle()
     conditions = {**bundle.header.conditions, STAND_IN: "emulated, for a pi4"}
-    (caution,) = summarise(
+    (caution, *_) = summarise(
         dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, conditions=conditions))
     ).cautions
     assert caution.startswith("A stand-in, emulated, for a pi4: its times")
