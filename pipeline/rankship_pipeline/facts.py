@@ -78,15 +78,23 @@ def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
 
 def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:
     """The facts of a checkpoint folder on disk; its configuration as written, class names among the settings."""
-    images = _read_json(folder / "preprocessor_config.json")
     config = _read_json(folder / "config.json")
-    return Facts(
-        name=name,
+    return replace(
+        _read_habits(name, folder, None),
         tensors=tensors,
         settings=flatten({key: value for key, value in config.items() if key not in _NOT_SETTINGS - _LABELS}),
-        tokens=_read_tokens(folder),
-        preparation={**_read_text_habits(folder), **_read_image_habits(images)},
-        normalise=read_normalisation(images),
+    )
+
+
+def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts:
+    """What a folder says of the text and images that its model takes; a `stated` normalisation goes before its own."""
+    images, tokenizer = _read_json(folder / "preprocessor_config.json"), _read_json(folder / "tokenizer.json")
+    return Facts(
+        name=name,
+        tensors={},
+        tokens=_read_tokens(folder, tokenizer),
+        preparation={**_read_text_habits(folder, tokenizer), **_read_image_habits(images)},
+        normalise=stated or read_normalisation(images),
     )
 
 
@@ -110,16 +118,12 @@ def _gather_huggingface(source: Source, folder: Path) -> Facts:
     config = transformers.AutoConfig.from_pretrained(snapshot).to_dict()  # fills in what old files leave to defaults
     prefix = f"{config.get('model_type')}."
     labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
-    images = _read_json(snapshot / "preprocessor_config.json")
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
-    return Facts(
-        name=source.name,
+    return replace(
+        _read_habits(source.name, snapshot, source.normalise),
         tensors={_settle_name(name, prefix): header for path in weights for name, header in read_header(path).items()},
         settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
         labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
-        tokens=_read_tokens(snapshot),
-        preparation={**_read_text_habits(snapshot), **_read_image_habits(images)},
-        normalise=source.normalise or read_normalisation(images),
         files=tuple(path.resolve() for path in weights),
     )
 
@@ -141,9 +145,8 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _read_tokens(snapshot: Path) -> dict[str, int]:
-    """The vocabulary of a tokenizer.json, vocab.json or vocab.txt; empty where there is none."""
-    whole = _read_json(snapshot / "tokenizer.json")
+def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:
+    """The vocabulary of a tokenizer.json (`whole`), vocab.json or vocab.txt; empty where there is none."""
     entries = (whole.get("model") or {}).get("vocab") or _read_json(snapshot / "vocab.json")
     if isinstance(entries, list):  # Unigram: (token, score) in order
         tokens = {str(entry[0]): index for index, entry in enumerate(entries)}
@@ -156,9 +159,8 @@ def _read_tokens(snapshot: Path) -> dict[str, int]:
     return tokens
 
 
-def _read_text_habits(snapshot: Path) -> dict[str, object]:
+def _read_text_habits(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, object]:
     """How text becomes tokens: the tokenizer's own configuration, and what its files say beyond the vocabulary."""
-    whole = _read_json(snapshot / "tokenizer.json")
     habits: dict[str, object] = {key: whole[key] for key in ("normalizer", "pre_tokenizer") if key in whole}
     merges = (whole.get("model") or {}).get("merges")
     if merges is not None:
