@@ -16,15 +16,13 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rankship_benchmarks.gate import find_inputs, verify_build
+from rankship_benchmarks.gate import find_inputs, verify_on_host
 from rankship_pipeline.build import build_recipe
-from rankship_pipeline.files import hash_file, write_atomic
+from rankship_pipeline.files import write_atomic
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact, Verified
 from rankship_pipeline.store import Store, default_root
 from rankship_pipeline.verbs import prepare_recipe
-from rankship_targets.agent_file import find_agent
-from rankship_targets.runner import HostRunner
 from rankship_targets.session import open_session
 from rankship_targets.twin.instructions import SAMPLES, Instructions, count_instructions
 from rankship_targets.twin.machine import boot
@@ -45,9 +43,7 @@ def main() -> None:
     steps, store = Steps(), Store(chosen.store)
     prepared = prepare_recipe(chosen.recipe, steps)
     build, _ = build_recipe(prepared, store, steps)
-    proofs = verify_build(
-        build, store, HostRunner(), hash_file(find_agent()), prepared.recipe.parity, steps, fresh=False
-    )
+    proofs = verify_on_host(build, store, prepared.recipe.parity, steps)
     proven = list(zip(build.artifacts, proofs, strict=True))
     report = {
         "label": LABEL,

@@ -12,16 +12,14 @@ import platform
 from pathlib import Path
 from statistics import median
 
-from rankship_benchmarks.gate import find_inputs, verify_build
+from rankship_benchmarks.gate import find_inputs, verify_on_host
 from rankship_pipeline.canary import make_canary
-from rankship_pipeline.files import hash_file, write_atomic
+from rankship_pipeline.files import write_atomic
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Build, RankPlan
 from rankship_pipeline.store import Store, default_root
-from rankship_targets.agent_file import find_agent
 from rankship_targets.device import THIS_MACHINE, find_device
-from rankship_targets.runner import HostRunner
 from rankship_targets.session import MeasureRequest, open_session
 
 ROUNDS = int(os.environ.get("ROUNDS", "40"))
@@ -50,8 +48,7 @@ def main() -> None:
         alternatives=(),
         dense_parameters=0,
     )
-    limits = ParityChoice()
-    verified = verify_build(build, store, HostRunner(), hash_file(find_agent()), limits, steps, fresh=False)
+    verified = verify_on_host(build, store, ParityChoice(), steps)
     rounds: dict[str, list[float]] = {one.format: [] for one in artifacts}
     loads: list[float] = []
     with open_session(find_device(THIS_MACHINE)) as session, steps.track("record", ROUNDS) as advance:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rankship_pipeline.artifacts import find_proof
 from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.errors import ManifestRefused
+from rankship_pipeline.files import hash_file
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Artifact, Build, Verified
@@ -13,7 +14,9 @@ from rankship_pipeline.runner import Runner
 from rankship_pipeline.store import Entry, Store
 from rankship_pipeline.toolchain import RUNTIMES, find_version, hash_code
 from rankship_pipeline.verify import refuse_changed, verify_artifact
+from rankship_targets.agent_file import find_agent
 from rankship_targets.manifest import read_manifest, sign_artifact
+from rankship_targets.runner import HostRunner
 
 _RECORD = "verified.json"
 
@@ -49,6 +52,13 @@ def verify_build(
             sign_artifact(path, proof, artifact.recipe_sha256)
         verified.append(proof)
     return tuple(verified)
+
+
+def verify_on_host(
+    build: Build, store: Store, limits: ParityChoice, steps: Steps, *, fresh: bool = False
+) -> tuple[Verified, ...]:
+    """Prove every artifact by the agent in fresh processes of this machine: what will be timed, by what times it."""
+    return verify_build(build, store, HostRunner(), hash_file(find_agent()), limits, steps, fresh=fresh)
 
 
 def _read_signed(entry: Entry, artifact: Path) -> Verified | None:

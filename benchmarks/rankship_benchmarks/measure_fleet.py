@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.fleet import PAUSES_S, Ended, run_fleet
-from rankship_benchmarks.gate import verify_build
+from rankship_benchmarks.gate import verify_on_host
 from rankship_benchmarks.measure import measure_build
 from rankship_benchmarks.schedule import Job
 from rankship_benchmarks.suite import Suite
 from rankship_pipeline.canary import make_canary
-from rankship_pipeline.files import hash_file
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Build
 from rankship_pipeline.store import Store
-from rankship_targets.agent_file import find_agent
 from rankship_targets.device import Device
-from rankship_targets.runner import HostRunner
 
 if TYPE_CHECKING:
     from rankship_pipeline.preflight import Prepared
@@ -57,8 +54,8 @@ def prepare_measuring(
     """Verify a build, and the canary where the suite wants one; gives what measures both on one device."""
     canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
-    limits, agent_sha256 = prepared.recipe.parity, hash_file(find_agent())
-    verified = verify_build(timed, store, HostRunner(), agent_sha256, limits, steps, fresh=False)
+    limits = prepared.recipe.parity
+    verified = verify_on_host(timed, store, limits, steps)
 
     def measure(device: Device, own: Steps) -> Path:
         return measure_build(build, verified, store, device, suite, results, own, limits=limits, canary=canary)

@@ -9,10 +9,7 @@ from rankship_pipeline.verbs import add_store_flag
 
 if TYPE_CHECKING:
     from rankship_benchmarks.suite import Suite
-    from rankship_pipeline.preflight import Prepared
     from rankship_pipeline.progress import Steps
-    from rankship_pipeline.records import Build, Verified
-    from rankship_pipeline.store import Store
     from rankship_targets.device import Device
 
 
@@ -46,6 +43,7 @@ def verify(argv: list[str]) -> int:
 
     from rich.console import Console
 
+    from rankship_benchmarks.gate import verify_on_host
     from rankship_benchmarks.table import print_parity
     from rankship_pipeline.build import find_build
     from rankship_pipeline.progress import Steps
@@ -55,7 +53,8 @@ def verify(argv: list[str]) -> int:
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(arguments.recipe, steps)
     build, _ = find_build(prepared, store)
-    print_parity(_verify(build, prepared, store, steps, fresh=True), Console(highlight=False))
+    verified = verify_on_host(build, store, prepared.recipe.parity, steps, fresh=True)
+    print_parity(verified, Console(highlight=False))
     return 0
 
 
@@ -101,18 +100,6 @@ def find_devices(arguments: argparse.Namespace) -> "list[Device]":
     from rankship_targets.device import find_device
 
     return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
-
-
-def _verify(
-    build: "Build", prepared: "Prepared", store: "Store", steps: "Steps", *, fresh: bool
-) -> "tuple[Verified, ...]":
-    from rankship_benchmarks.gate import verify_build
-    from rankship_pipeline.files import hash_file
-    from rankship_targets.agent_file import find_agent
-    from rankship_targets.runner import HostRunner
-
-    limits = prepared.recipe.parity
-    return verify_build(build, store, HostRunner(), hash_file(find_agent()), limits, steps, fresh=fresh)
 
 
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:

@@ -7,21 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankship_benchmarks.gate import verify_build
+from rankship_benchmarks.gate import verify_on_host
 from rankship_benchmarks.measure import measure_build
 from rankship_benchmarks.results import open_bundle
 from rankship_benchmarks.suite import Suite
 from rankship_benchmarks.summary import refuse_unlike
 from rankship_pipeline.canary import make_canary, make_network, make_samples
 from rankship_pipeline.errors import UnlikeConditions
-from rankship_pipeline.files import hash_file
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.recipe import ParityChoice
 from rankship_pipeline.records import Build, RankPlan
 from rankship_pipeline.store import Store
-from rankship_targets.agent_file import find_agent
 from rankship_targets.device import describe_this_machine
-from rankship_targets.runner import HostRunner
 
 QUIET = Steps(quiet=True)
 FROZEN = "ee9b12058f16dd4aa1476ecbcdd7297e8d5447611a0d694ca0d8bf0063fd033f"
@@ -63,7 +60,7 @@ def test_a_canary_is_proven_and_timed_in_every_round(tmp_path: Path) -> None:
         dense_parameters=0,
     )
     timed = replace(build, artifacts=(canary,))
-    verified = verify_build(timed, store, HostRunner(), hash_file(find_agent()), limits, QUIET, fresh=False)
+    verified = verify_on_host(timed, store, limits, QUIET)
     suite = Suite(recipe="r", rounds=2, min_samples=3, min_duration_ms=1, max_warmup_ms=50)
     device = replace(describe_this_machine(), workdir=str(tmp_path / "work"))
     folder = measure_build(build, verified, store, device, suite, tmp_path / "to", QUIET, limits=limits, canary=canary)
