@@ -1,29 +1,15 @@
-"""A trial that a meter watched, from the rest before it to the rest after."""
+"""Trials that a meter watches, from the rest before to the rest after; and whether there is such a meter."""
 
 from contextlib import suppress
 
 from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import InputError, Lacks, RankshipError
-from rankship_pipeline.records import record
 from rankship_targets.detached import Ticket
 from rankship_targets.device import Device
 from rankship_targets.meters.choice import MeterChoice
 from rankship_targets.meters.meter import Meter
 from rankship_targets.session import MeasureRequest, Session
-from rankship_targets.trace import PowerTrace
-from rankship_targets.trial import Trial
-
-
-@record
-class MeteredTrial:
-    """A trial and all that the meter read meanwhile; `trace_sha256` is the digest of the trace.
-
-    Its samples are no latencies: a meter that the device itself reads takes time from what is measured.
-    """
-
-    trial: Trial
-    trace: PowerTrace
-    trace_sha256: str
+from rankship_targets.trial import MeteredTrial
 
 
 def measure_metered(session: Session, request: MeasureRequest, meter: Meter, ticket: Ticket) -> MeteredTrial:

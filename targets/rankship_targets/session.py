@@ -105,7 +105,7 @@ def open_session(
 class Session:
     """Everything that may be done with a device that is held; made by `open_session`."""
 
-    def __init__(  # noqa: PLR0913 - `open_session` alone calls it
+    def __init__(
         self,
         device: Device,
         link: Link,

@@ -1,6 +1,7 @@
 """What one measurement on a device leaves behind: every raw sample and the conditions it was taken under."""
 
 from rankship_pipeline.records import Format, Variant, record
+from rankship_targets.trace import PowerTrace
 
 
 @record
@@ -96,3 +97,15 @@ class Trial:
     conditions: Conditions = Conditions()
     loop: Span | None = None
     idle: tuple[Span, ...] = ()
+
+
+@record
+class MeteredTrial:
+    """A trial and all that the meter read meanwhile; `trace_sha256` is the digest of the trace.
+
+    Its samples are no latencies: a meter that the device itself reads takes time from what is measured.
+    """
+
+    trial: Trial
+    trace: PowerTrace
+    trace_sha256: str

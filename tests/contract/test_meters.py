@@ -20,9 +20,9 @@ from rankship_targets.agent.protocol import PROTOCOL
 from rankship_targets.device import Device
 from rankship_targets.fake import FakeTransport
 from rankship_targets.integrate import integrate
+from rankship_targets.meters.choice import MeterChoice, MeterName, TableColumns
 from rankship_targets.meters.device_meter import DeviceMeter
 from rankship_targets.meters.file_meter import replay_trace, write_trace
-from rankship_targets.meters.choice import MeterChoice, MeterName, TableColumns
 from rankship_targets.meters.meter import METERS, Meter, Reach, open_meter
 from rankship_targets.trace import PowerTrace, Rail
 from rankship_targets.transport import Completed

@@ -16,9 +16,9 @@ from rankship_targets.agent_file import find_agent
 from rankship_targets.device import describe_this_machine
 from rankship_targets.local import LocalTransport
 from rankship_targets.meters.bench import parse_table
+from rankship_targets.meters.choice import MeterChoice, TableColumns
 from rankship_targets.meters.device_meter import DeviceMeter
 from rankship_targets.meters.file_meter import replay_trace
-from rankship_targets.meters.choice import MeterChoice, TableColumns
 from rankship_targets.meters.meter import Reach
 from rankship_targets.meters.perfetto import parse_perfetto, read_fields
 from rankship_targets.meters.readings import build_rail
