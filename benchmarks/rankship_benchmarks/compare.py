@@ -22,6 +22,7 @@ from rankship_pipeline.records import FORMATS, VARIANTS, Format, Variant, record
 from rankship_targets.trial import Trial
 
 Word = Literal["better", "worse", "same", "unknown"]
+Figure = Literal["time", "energy"]
 Case = tuple[Variant, Format]
 
 
@@ -44,7 +45,7 @@ class Rule:
 
 @record
 class Verdict:
-    """What became of one case; `ratio` is candidate over baseline in time, so above 1 is slower.
+    """What became of one case; `ratio` is candidate over baseline in time or energy, so above 1 is worse.
 
     `ratio` is relative to the canary where `canary_ratio` is given, which is the canary's own. `p_value` is the rank
     test's, adjusted for the number of cases; `threshold` is the effect that the rule looks for.
@@ -58,13 +59,14 @@ class Verdict:
     p_value: float | None
     threshold: float
     canary_ratio: Estimate | None = None
+    figure: Figure = "time"
 
 
 @record
-class _Rounds:
-    """One case in one run: the rounds that count, in order, and why others do not."""
+class Rounds:
+    """One case in one run: the rounds that count, in order, each with its time or energy, and why others do not."""
 
-    times: dict[int, float]
+    values: dict[int, float]
     distrust: str
 
 
@@ -72,33 +74,41 @@ def compare_bundles(
     baseline: Bundle, candidate: Bundle, rule: Rule | None = None, *, across: Iterable[str] = ()
 ) -> tuple[Verdict, ...]:
     """Judge every case of either run; UnlikeConditions where the two must not be compared (see likeness.ASPECTS)."""
-    chosen = rule or Rule()
     for bundle in (baseline, candidate):
         refuse_unlike(bundle)
     refuse_unlike_runs(baseline, candidate, across=across)
-    runs = _collect_rounds(baseline), _collect_rounds(candidate)
+    return judge_runs((baseline, candidate), (_collect_rounds(baseline), _collect_rounds(candidate)), rule or Rule())
+
+
+def judge_runs(
+    bundles: tuple[Bundle, Bundle],
+    runs: tuple[Mapping[Case, Rounds], Mapping[Case, Rounds]],
+    chosen: Rule,
+    figure: Figure = "time",
+) -> tuple[Verdict, ...]:
+    """Judge every case of either run by rounds that were collected already."""
     cases = [(variant, name) for name in FORMATS for variant in VARIANTS if any((variant, name) in run for run in runs)]
-    canary = _compare_canaries(baseline, candidate, runs)
-    refused = _refuse_canary(canary, chosen)
+    canary = _compare_canaries(bundles, runs)
+    refused = _refuse_canary(canary, chosen, figure)
     shifts: dict[Case, Shift] = {}
     verdicts: dict[Case, Verdict] = {}
     for case in cases:
         before, after = (_relate(run, case, with_canary=canary is not None) for run in runs)
         reason = refused or _refuse_rounds(before, after, len(cases), chosen)
         if not reason:
-            shifts[case] = find_shift(list(before.times.values()), list(after.times.values()))
+            shifts[case] = find_shift(list(before.values.values()), list(after.values.values()))
         else:
-            verdicts[case] = _judge_unknown(case, reason, chosen)
+            verdicts[case] = judge_unknown(case, reason, chosen, figure)
     adjusted = correct_holm([shift.p_value for shift in shifts.values()])
     for (case, shift), p_value in zip(shifts.items(), adjusted, strict=True):
-        verdicts[case] = _judge_shift(case, shift.ratio, p_value, chosen)
+        verdicts[case] = _judge_shift(case, shift.ratio, p_value, chosen, figure)
     return tuple(replace(verdicts[case], canary_ratio=canary.ratio if canary else None) for case in cases)
 
 
-def _collect_rounds(bundle: Bundle) -> dict[Case, _Rounds]:
+def _collect_rounds(bundle: Bundle) -> dict[Case, Rounds]:
     trusted = group_trials(keep_trusted(bundle.trials))
     return {
-        case: _Rounds(times=median_by_round(trusted.get(case, [])), distrust=_explain_distrust(trials, bundle.trials))
+        case: Rounds(values=median_by_round(trusted.get(case, [])), distrust=_explain_distrust(trials, bundle.trials))
         for case, trials in group_trials(bundle.trials).items()
     }
 
@@ -108,46 +118,46 @@ def _explain_distrust(mine: list[Trial], everything: tuple[Trial, ...]) -> str:
     return ", ".join(f"{reason} in {count} of {len(mine)} rounds" for reason, count in reasons.items())
 
 
-def _compare_canaries(baseline: Bundle, candidate: Bundle, runs: tuple[Mapping[Case, _Rounds], ...]) -> Shift | None:
+def _compare_canaries(bundles: tuple[Bundle, Bundle], runs: tuple[Mapping[Case, Rounds], ...]) -> Shift | None:
     """Compare the canaries; None where a run has none, or they are not the same file."""
-    files = {bundle.header.canary.sha256 if bundle.header.canary else "" for bundle in (baseline, candidate)}
+    files = {bundle.header.canary.sha256 if bundle.header.canary else "" for bundle in bundles}
     rounds = [[one for case, one in run.items() if case[0] == "canary"] for run in runs]
-    if len(files) != 1 or not all(found and found[0].times for found in rounds):
+    if len(files) != 1 or not all(found and found[0].values for found in rounds):
         return None
-    before, after = (list(found[0].times.values()) for found in rounds)
+    before, after = (list(found[0].values.values()) for found in rounds)
     return find_shift(before, after)
 
 
-def _refuse_canary(canary: Shift | None, rule: Rule) -> str:
+def _refuse_canary(canary: Shift | None, rule: Rule, figure: Figure) -> str:
     """Say why nothing can be told of any case; empty where the canary gives no reason."""
     if canary is None or abs(log(canary.ratio.value)) <= log(1 + rule.effect):
         return ""
-    moved = f"the canary itself took {canary.ratio.value:.3f} times as long"
+    moved = f"the canary itself took {canary.ratio.value:.3f} times {'as long' if figure == 'time' else 'the energy'}"
     return f"{moved}: the device changed between the runs by more than {rule.effect:.0%}"
 
 
-def _relate(run: Mapping[Case, _Rounds], case: Case, *, with_canary: bool) -> _Rounds:
+def _relate(run: Mapping[Case, Rounds], case: Case, *, with_canary: bool) -> Rounds:
     """One case's rounds, relative to the canary's of the same round where there is one."""
-    mine = run.get(case, _Rounds(times={}, distrust="it was not measured"))
+    mine = run.get(case, Rounds(values={}, distrust="it was not measured"))
     if not with_canary:
         return mine
-    canary = next(one.times for (variant, _), one in run.items() if variant == "canary")
-    related = {number: time / canary[number] for number, time in mine.times.items() if number in canary}
-    return _Rounds(times=related, distrust=mine.distrust)
+    canary = next(one.values for (variant, _), one in run.items() if variant == "canary")
+    related = {number: time / canary[number] for number, time in mine.values.items() if number in canary}
+    return Rounds(values=related, distrust=mine.distrust)
 
 
-def _refuse_rounds(before: _Rounds, after: _Rounds, cases: int, rule: Rule) -> str:
+def _refuse_rounds(before: Rounds, after: Rounds, cases: int, rule: Rule) -> str:
     """Say why these rounds cannot be judged; empty where they can."""
     for name, run in (("baseline", before), ("candidate", after)):
-        if len(run.times) < _FEWEST_ROUNDS:
+        if len(run.values) < _FEWEST_ROUNDS:
             why = f": {run.distrust}" if run.distrust else ""
-            return f"only {len(run.times)} rounds of the {name} count, {_FEWEST_ROUNDS} are the fewest{why}"
-    if find_least_p(len(before.times), len(after.times)) * cases > rule.significance:
+            return f"only {len(run.values)} rounds of the {name} count, {_FEWEST_ROUNDS} are the fewest{why}"
+    if find_least_p(len(before.values), len(after.values)) * cases > rule.significance:
         needed = count_rounds_needed(cases, rule)
-        counts = f"{len(before.times)} and {len(after.times)} rounds"
+        counts = f"{len(before.values)} and {len(after.values)} rounds"
         return f"{counts} can never show a change in one of {cases} cases, whatever it is: {needed} each can"
     for name, run in (("baseline", before), ("candidate", after)):
-        disorder = find_disorder(list(run.times.values()), rule.effect)
+        disorder = find_disorder(list(run.values.values()), rule.effect)
         if disorder:
             return f"the {name}'s rounds {disorder}"
     return ""
@@ -165,9 +175,9 @@ def count_rounds_needed(cases: int, rule: Rule | None = None) -> int:
 _FEWEST_ROUNDS = 5
 
 
-def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule) -> Verdict:
+def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule, figure: Figure) -> Verdict:
     variant, name = case
-    word, reason = choose_word(ratio, p_value, rule)
+    word, reason = choose_word(ratio, p_value, rule, figure)
     return Verdict(
         variant=variant,
         format=name,
@@ -176,17 +186,18 @@ def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule) -> Ver
         ratio=ratio,
         p_value=p_value,
         threshold=rule.effect,
+        figure=figure,
     )
 
 
-def choose_word(ratio: Estimate, p_value: float, rule: Rule) -> tuple[Word, str]:
+def choose_word(ratio: Estimate, p_value: float, rule: Rule, figure: Figure = "time") -> tuple[Word, str]:
     """Turn a ratio and its p-value, adjusted for the number of cases, into a word and its reason."""
     change = f"{ratio.value - 1:+.1%}"
     sure = p_value <= rule.significance
     if sure and ratio.value >= rule.line:
-        return "worse", f"{change} time, and not by chance (p = {p_value:.2g} over all cases)"
+        return "worse", f"{change} {figure}, and not by chance (p = {p_value:.2g} over all cases)"
     if sure and ratio.value <= 1 / rule.line:
-        return "better", f"{change} time, and not by chance (p = {p_value:.2g} over all cases)"
+        return "better", f"{change} {figure}, and not by chance (p = {p_value:.2g} over all cases)"
     if ratio.low is None or ratio.high is None:
         return "unknown", f"{ratio.rounds} rounds allow no interval"
     if ratio.low > 1 / (1 + rule.effect) and ratio.high < 1 + rule.effect:
@@ -199,8 +210,16 @@ def choose_word(ratio: Estimate, p_value: float, rule: Rule) -> tuple[Word, str]
     )
 
 
-def _judge_unknown(case: Case, reason: str, rule: Rule) -> Verdict:
+def judge_unknown(case: Case, reason: str, rule: Rule, figure: Figure = "time") -> Verdict:
+    """Make the verdict on a case of which nothing can be told."""
     variant, name = case
     return Verdict(
-        variant=variant, format=name, word="unknown", reason=reason, ratio=None, p_value=None, threshold=rule.effect
+        variant=variant,
+        format=name,
+        word="unknown",
+        reason=reason,
+        ratio=None,
+        p_value=None,
+        threshold=rule.effect,
+        figure=figure,
     )

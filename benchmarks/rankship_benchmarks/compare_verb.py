@@ -31,6 +31,7 @@ def compare(argv: list[str]) -> int:
     from rich.console import Console
 
     from rankship_benchmarks.compare import Rule, compare_bundles
+    from rankship_benchmarks.compare_energy import compare_energies
     from rankship_benchmarks.likeness import refuse_unlike_runs
     from rankship_benchmarks.results import open_bundle
     from rankship_pipeline.errors import InputError
@@ -38,15 +39,20 @@ def compare(argv: list[str]) -> int:
     if not 0 < arguments.effect < 1:
         raise InputError(f"--effect is {arguments.effect}, expected a share between 0 and 1", hint="3 % is 0.03")
     baseline, candidate = open_bundle(arguments.baseline), open_bundle(arguments.candidate)
-    verdicts = compare_bundles(baseline, candidate, Rule(effect=arguments.effect), across=arguments.across)
+    rule = Rule(effect=arguments.effect)
+    verdicts = compare_bundles(baseline, candidate, rule, across=arguments.across)
+    energies = compare_energies(baseline, candidate, rule)
     cautions = [str(one) for one in refuse_unlike_runs(baseline, candidate, across=arguments.across)]
     cautions += [
         f"{one.header.run_id} is unfinished: {len(one.trials)} trials so far"
         for one in (baseline, candidate)
         if not one.finished
     ]
-    print_verdicts(verdicts, cautions, Console(highlight=False))
-    return 1 if any(one.word == "worse" for one in verdicts) else 0
+    console = Console(highlight=False)
+    print_verdicts(verdicts, cautions, console)
+    if energies:
+        print_verdicts(energies, (), console)
+    return 1 if any(one.word == "worse" for one in (*verdicts, *energies)) else 0
 
 
 def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], console: "Console") -> None:
@@ -56,7 +62,8 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     from rankship_benchmarks.table import UNKNOWN
     from rankship_pipeline.tables import start_table
 
-    table = start_table("case", "verdict", "time vs baseline\n[95 %]", "why")
+    figure = verdicts[0].figure if verdicts else "time"
+    table = start_table("case", "verdict", f"{figure} vs baseline\n[95 %]", "why")
     for one in verdicts:
         ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
         table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
@@ -64,9 +71,10 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None
     if canary is None:
-        said = "No canary that counts in both runs: what slowed the whole device would read as a change of every case."
+        said = "No canary that counts in both runs: what moved the whole device would read as a change of every case."
     else:
-        said = f"Times are relative to the canary, which itself took {_show_finely(canary)} as long as in the baseline."
+        moved = f"{_show_finely(canary)} {'as long as' if figure == 'time' else 'the energy'}"
+        said = f"{figure.capitalize()} is relative to the canary's, which itself took {moved} in the baseline."
     console.print(said, markup=False)
     for caution in cautions:
         console.print(f"! {caution}", style="yellow", markup=False)

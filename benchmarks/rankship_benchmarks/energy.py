@@ -1,165 +1,139 @@
-"""Energy of one inference from a power trace: an idle window, busy windows, an idle window, one meter throughout.
+"""Energy of one inference from a metered trial: a rest, a timed loop, a rest, one meter throughout.
 
-The total is what the rail gave while inferences ran; the marginal figure takes the idle power away. Bounds are worst
-cases and add: the meter's own (integrate.py), its calibration, how far the idle power drifted. How far the windows lie
-from each other stands beside them. A figure that its bounds do not support is refused, not printed small.
+The total is what the rails gave while inferences ran; the marginal figure takes the rests' mean power away. Bounds are
+worst cases and add: the meter's own (integrate.py), its calibration, how far the rests lie apart. What they do not
+support is refused, not printed small.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
-from math import ceil, sqrt
-from statistics import fmean, stdev
 
-from rankship_benchmarks.stats import CONFIDENCE
+from rankship_benchmarks.suite import EnergyPlan
 from rankship_pipeline.errors import MeasurementError
 from rankship_pipeline.records import record
-from rankship_targets.integrate import Energy, integrate
-from rankship_targets.trace import PowerTrace, Provenance, Rail
+from rankship_targets.integrate import integrate
+from rankship_targets.trace import PowerTrace, Rail
+from rankship_targets.trial import MeteredTrial, Span
 
-SHORTEST_NS = 10_000_000_000
-FEWEST_BUSY = 5
+FEWEST_READINGS = 50  # of power in one window; a counter misses nothing between two
+COARSEST = 0.25  # the meter's own bounds over the total
+_RESTS = 2
 _NS_PER_S = 1_000_000_000
 
 
 @record
-class Window:
-    """A stretch of the trace's clock, and how many inferences ran in it: none while idle."""
+class Bounded:
+    """Energy of one inference and the worst case of its error, without the meter's calibration."""
 
-    start_ns: int
-    end_ns: int
-    inferences: int = 0
-
-    @property
-    def length_ns(self) -> int:
-        """Its length."""
-        return self.end_ns - self.start_ns
+    value_nj: float
+    bound_nj: float
 
 
 @record
-class EnergyEstimate:
-    """Energy of one inference: the mean over windows, and how far it may be from the truth.
+class RoundEnergy:
+    """What one trial says. `overlap` says why the marginal figure is not supported; empty where it is.
 
-    `bound_nj` is the worst case of meter, calibration and idle drift; `spread_nj` is Student's 95 % half-width over
-    windows. The truth lies within both together, as often as that.
+    `idle_uw` is the mean power of both rests, `idle_drift_uw` what lies between them.
     """
 
-    value_nj: int
-    bound_nj: int
-    spread_nj: int
-    windows: int
-
-    @property
-    def uncertainty_nj(self) -> int:
-        """Both together."""
-        return self.bound_nj + self.spread_nj
-
-
-@record
-class EnergyReading:
-    """What one rail says of one artifact: `marginal` is None where idle and busy cannot be told apart, `refused` why.
-
-    `idle_uw` is the mean power of both idle windows, `idle_drift_uw` what lies between them.
-    """
-
-    meter: str
-    provenance: Provenance
-    rail: str
-    total: EnergyEstimate
-    marginal: EnergyEstimate | None
-    refused: str | None
+    round: int
+    inferences: int
+    total: Bounded
+    marginal: Bounded
+    overlap: str
     idle_uw: int
     idle_drift_uw: int
-    calibration_ppm: int | None
 
 
-def read_energy(
-    trace: PowerTrace,
-    rail: str,
-    idle: tuple[Window, Window],
-    busy: Sequence[Window],
-    calibration_ppm: int | None = None,
-) -> EnergyReading:
-    """Compute both figures of one rail; `calibration_ppm` is the meter's gain error, None where nobody stated one.
+def read_round(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy:
+    """Compute one trial's figures.
 
-    MeasurementError where the windows are too few, too short or out of order; TraceGap where the trace does not cover
-    them.
+    MeasurementError says why there is none: no loop was told, the meter keeps another clock, its rails are not those
+    that are wanted, it read too rarely or too coarsely; TraceGap where the trace does not cover the windows.
     """
-    _check_windows(idle, busy)
-    found = next((one for one in trace.rails if one.name == rail), None)
-    if found is None:
-        known = ", ".join(one.name for one in trace.rails) or "none"
-        raise MeasurementError(f"meter {trace.meter} has no rail {rail!r}", hint=f"its rails: {known}")
-    gain = calibration_ppm or 0
-    powers = [_Power.read(found, window, gain) for window in idle]
-    works = [_Power.read(found, window, gain) for window in busy]
-    idle_uw = sum(power.mean_uw for power in powers) / len(powers)
-    drift_uw = abs(powers[1].mean_uw - powers[0].mean_uw)
-    idle_bound_uw = max(power.bound_uw for power in powers) + drift_uw / 2
-    refused = _refuse_marginal(works, idle_uw, idle_bound_uw)
-    return EnergyReading(
-        meter=trace.meter,
-        provenance=trace.provenance,
-        rail=rail,
-        total=_estimate(busy, [(work.mean_uw, work.bound_uw) for work in works]),
-        marginal=None
-        if refused
-        else _estimate(busy, [(work.mean_uw - idle_uw, work.bound_uw + idle_bound_uw) for work in works]),
-        refused=refused,
+    trial, trace = metered.trial, metered.trace
+    loop = trial.loop
+    if loop is None or len(trial.idle) != _RESTS:
+        message = f"{trial.runtime.name} does not tell when its timed loop ran"
+        raise MeasurementError(message, hint=f"rankship kit build {trial.device}, and install it: that runner does")
+    if trace.clock != "monotonic":
+        message = f"meter {trace.meter} keeps the clock {trace.clock!r}, the windows are on the device's monotonic one"
+        raise MeasurementError(message, hint="read a meter on the device")
+    rails = choose_rails(trace, plan.rails)
+    for window in (*trial.idle, loop):
+        _refuse_few(rails, window)
+    work = _Power.read(rails, loop)
+    rests = [_Power.read(rails, window) for window in trial.idle]
+    seconds = loop.length_ns / _NS_PER_S
+    idle_uw = sum(rest.mean_uw for rest in rests) / len(rests)
+    drift_uw = abs(rests[1].mean_uw - rests[0].mean_uw)
+    idle_bound_uw = max(rest.bound_uw for rest in rests) + drift_uw / 2
+    _refuse_coarse(work)
+
+    def share(power_uw: float) -> float:
+        return power_uw * seconds * 1000 / len(trial.samples_ns)  # uW times s is 1000 nJ
+
+    return RoundEnergy(
+        round=trial.round,
+        inferences=len(trial.samples_ns),
+        total=Bounded(value_nj=share(work.mean_uw), bound_nj=share(work.bound_uw)),
+        marginal=Bounded(value_nj=share(work.mean_uw - idle_uw), bound_nj=share(work.bound_uw + idle_bound_uw)),
+        overlap=_find_overlap(work, _Power(mean_uw=idle_uw, bound_uw=idle_bound_uw)),
         idle_uw=round(idle_uw),
         idle_drift_uw=round(drift_uw),
-        calibration_ppm=calibration_ppm,
     )
+
+
+def choose_rails(trace: PowerTrace, wanted: Sequence[str]) -> tuple[Rail, ...]:
+    """Find the rails to add up; MeasurementError where one is missing, or none is named and there are several."""
+    known = {rail.name: rail for rail in trace.rails}
+    missing = [name for name in wanted if name not in known]
+    if missing or (not wanted and len(known) != 1):
+        said = f"has no rail {missing[0]!r}" if missing else f"has {len(known)} rails and none was chosen"
+        hint = f"name those to add up as `rails` of the meter, of: {', '.join(known) or 'none'}"
+        raise MeasurementError(f"meter {trace.meter} {said}", hint=hint)
+    return tuple(known[name] for name in wanted) or trace.rails
 
 
 @record
 class _Power:
-    """Mean power of one window and the worst case of its error."""
+    """Mean power of one window, all rails together, and the worst case of the meter's error."""
 
     mean_uw: float
     bound_uw: float
 
     @classmethod
-    def read(cls, rail: Rail, window: Window, calibration_ppm: int) -> "_Power":
-        energy: Energy = integrate(rail, window.start_ns, window.end_ns)
+    def read(cls, rails: Sequence[Rail], window: Span) -> "_Power":
+        energies = [integrate(rail, window.start_ns, window.end_ns) for rail in rails]
         seconds = window.length_ns / _NS_PER_S
-        mean = energy.energy_uj / seconds
-        return cls(mean_uw=mean, bound_uw=energy.uncertainty_uj / seconds + abs(mean) * calibration_ppm / 1e6)
+        mean = sum(one.energy_uj for one in energies) / seconds
+        return cls(mean_uw=mean, bound_uw=sum(one.uncertainty_uj for one in energies) / seconds)
 
 
-def _check_windows(idle: tuple[Window, Window], busy: Sequence[Window]) -> None:
-    hint = "idle, five times or more busy for ten seconds, idle: in this order, and one meter running throughout"
-    if len(busy) < FEWEST_BUSY:
-        raise MeasurementError(f"{len(busy)} busy windows, {FEWEST_BUSY} are the fewest", hint=hint)
-    ordered = [idle[0], *busy, idle[1]]
-    short = [one for one in ordered if one.length_ns < SHORTEST_NS]
-    if short:
-        length = short[0].length_ns / _NS_PER_S
-        raise MeasurementError(f"a window lasts {length:.1f} s, 10 s is the shortest", hint=hint)
-    if any(after.start_ns < before.end_ns for before, after in pairwise(ordered)):
-        raise MeasurementError("the windows overlap or are out of order", hint=hint)
-    if any(one.inferences < 1 for one in busy) or any(one.inferences for one in idle):
-        raise MeasurementError("a busy window has no inference, or an idle one has some", hint=hint)
+def _refuse_few(rails: Sequence[Rail], window: Span) -> None:
+    for rail in rails:
+        count = bisect_right(rail.at_ns, window.end_ns) - bisect_left(rail.at_ns, window.start_ns)
+        if rail.power_uw is not None and 0 < count < FEWEST_READINGS:
+            seconds = window.length_ns / _NS_PER_S
+            message = f"too few readings: {count} of rail {rail.name} in {seconds:.1f} s, {FEWEST_READINGS} are needed"
+            raise MeasurementError(message, hint="read the meter more often, or make the windows longer")
 
 
-def _refuse_marginal(works: Sequence[_Power], idle_uw: float, idle_bound_uw: float) -> str | None:
-    """Say why the marginal figure is refused; None where every busy window lies clearly above idle."""
-    lowest = min(works, key=lambda work: work.mean_uw - work.bound_uw)
-    if lowest.mean_uw - lowest.bound_uw > idle_uw + idle_bound_uw:
-        return None
-    busy, idle = f"{lowest.mean_uw / 1e3:.0f} ± {lowest.bound_uw / 1e3:.0f}", f"{idle_uw / 1e3:.0f}"
-    return f"busy {busy} mW and idle {idle} ± {idle_bound_uw / 1e3:.0f} mW overlap"
+def _refuse_coarse(work: _Power) -> None:
+    if work.mean_uw <= 0:
+        raise MeasurementError("no power was drawn while inferences ran", hint="see how the meter is connected")
+    if work.bound_uw > COARSEST * work.mean_uw:
+        powers = f"{work.mean_uw / 1e3:.0f} ± {work.bound_uw / 1e3:.0f} mW"
+        message = f"resolution too coarse: the meter tells {powers} while inferences ran"
+        raise MeasurementError(message, hint="read it more often, make the windows longer, or take a finer meter")
 
 
-def _estimate(busy: Sequence[Window], powers: Sequence[tuple[float, float]]) -> EnergyEstimate:
-    """Turn each window's power, and its bound, into energy per inference."""
-    from scipy.stats import t
+def _find_overlap(work: _Power, idle: _Power) -> str:
+    """Say why no marginal figure is supported; empty where work lies clearly above rest.
 
-    # uW times ns is 1e-6 nJ
-    each = [power * one.length_ns / 1e6 / one.inferences for one, (power, _) in zip(busy, powers, strict=True)]
-    bounds = [bound * one.length_ns / 1e6 / one.inferences for one, (_, bound) in zip(busy, powers, strict=True)]
-    return EnergyEstimate(
-        value_nj=round(fmean(each)),
-        bound_nj=ceil(max(bounds)),
-        spread_nj=ceil(float(t.isf((1 - CONFIDENCE) / 2, len(each) - 1)) * stdev(each) / sqrt(len(each))),
-        windows=len(busy),
-    )
+    The meter's calibration has no part in it: a gain that is off is off for both.
+    """
+    if work.mean_uw - idle.mean_uw > work.bound_uw + idle.bound_uw:
+        return ""
+    busy = f"busy {work.mean_uw / 1e3:.0f} ± {work.bound_uw / 1e3:.0f}"
+    return f"{busy} mW and idle {idle.mean_uw / 1e3:.0f} ± {idle.bound_uw / 1e3:.0f} mW overlap"

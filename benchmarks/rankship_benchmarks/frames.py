@@ -1,4 +1,4 @@
-"""Runs as flat rows for a notebook: one row per trial, or one per inference; Parquet or CSV, written bundle by bundle.
+"""Runs as flat rows for a notebook: per trial, per inference or per metered trial; Parquet or CSV, bundle by bundle.
 
 None stays null in Parquet and an empty field in CSV: what was not measured is never 0.
 """
@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from rankship_benchmarks.energy_figures import read_rounds
 from rankship_benchmarks.results import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.validity import judge_trial, keep_trusted, name_distrust
 from rankship_pipeline.errors import InputError
 from rankship_targets.trial import Trial
 
-Rows = Literal["trials", "samples"]
+Rows = Literal["trials", "samples", "energy"]
 Row = dict[str, object]
 Write = Callable[[Iterable[Row]], None]
 
@@ -54,6 +55,27 @@ COLUMNS: dict[Rows, dict[str, str]] = {
         "build_sha256": "string",
     },
     "samples": {**_NAMES, "valid": "bool", "trusted": "bool", "inference": "int32", "sample_ns": "int64"},
+    "energy": {
+        **_NAMES,
+        "started_utc": "string",
+        "valid": "bool",
+        "reasons": "string",
+        "meter": "string",
+        "provenance": "string",
+        "rails": "string",
+        "inferences": "int64",
+        "loop_ns": "int64",
+        "total_nj": "float64",
+        "total_bound_nj": "float64",
+        "marginal_nj": "float64",
+        "marginal_bound_nj": "float64",
+        "idle_uw": "int64",
+        "idle_drift_uw": "int64",
+        "calibration_ppm": "int64",
+        "trace_sha256": "string",
+        "artifact_sha256": "string",
+        "build_sha256": "string",
+    },
 }
 _BATCH = 50_000
 
@@ -72,16 +94,52 @@ def list_bundles(path: Path) -> list[Path]:
 
 def list_rows(bundle: Bundle, rows: Rows) -> Iterator[Row]:
     """Give a bundle's rows in the order in which they were measured."""
+    if rows == "energy":
+        yield from _list_energies(bundle)
+        return
     believed = {id(trial) for trial in keep_trusted(bundle.trials)}
     for trial in bundle.trials:
-        head = {name: getattr(bundle.header, name) for name in ("run_id", "created_utc", "device", "recipe")}
-        head |= {"variant": trial.variant, "format": trial.format, "round": trial.round}
-        head |= {"valid": not judge_trial(trial), "trusted": id(trial) in believed}
+        head = _name(bundle, trial) | {"valid": not judge_trial(trial), "trusted": id(trial) in believed}
         if rows == "trials":
             yield head | _describe(bundle, trial)
         else:
             for place, sample in enumerate(trial.samples_ns):
                 yield head | {"inference": place, "sample_ns": sample}
+
+
+def _name(bundle: Bundle, trial: Trial) -> Row:
+    head: Row = {name: getattr(bundle.header, name) for name in ("run_id", "created_utc", "device", "recipe")}
+    return head | {"variant": trial.variant, "format": trial.format, "round": trial.round}
+
+
+def _list_energies(bundle: Bundle) -> Iterator[Row]:
+    """One row for each trial that a meter watched; the marginal figure is null where it is not supported."""
+    plan = bundle.header.energy
+    cases = read_rounds(bundle.metered, plan) if plan else {}
+    for one in bundle.metered:
+        trial, case = one.trial, cases[one.trial.variant, one.trial.format]
+        found = case.rounds.get(trial.round)
+        supported = found if found and not found.overlap else None
+        yield _name(bundle, trial) | {
+            "started_utc": trial.started_utc,
+            "valid": found is not None,
+            "reasons": case.refused.get(trial.round) or (found.overlap if found else "") or None,
+            "meter": one.trace.meter,
+            "provenance": one.trace.provenance,
+            "rails": "; ".join((plan.rails if plan else ()) or [rail.name for rail in one.trace.rails]),
+            "inferences": len(trial.samples_ns),
+            "loop_ns": trial.loop.length_ns if trial.loop else None,
+            "total_nj": found.total.value_nj if found else None,
+            "total_bound_nj": found.total.bound_nj if found else None,
+            "marginal_nj": supported.marginal.value_nj if supported else None,
+            "marginal_bound_nj": supported.marginal.bound_nj if supported else None,
+            "idle_uw": found.idle_uw if found else None,
+            "idle_drift_uw": found.idle_drift_uw if found else None,
+            "calibration_ppm": plan.calibration_ppm if plan else None,
+            "trace_sha256": one.trace_sha256,
+            "artifact_sha256": trial.artifact_sha256,
+            "build_sha256": bundle.header.build_sha256,
+        }
 
 
 def write_frame(folders: Sequence[Path], rows: Rows, to: Path) -> int:

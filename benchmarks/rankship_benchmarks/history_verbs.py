@@ -44,8 +44,8 @@ def export(argv: list[str]) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=Path, metavar="FILE", help="a file ending in .parquet or .csv")
     where.add_argument("--mlflow", metavar="URI", help="tracking server or store, for example sqlite:///mlflow.db")
-    rows = "one row per trial with its median, or one per inference (default: %(default)s)"
-    parser.add_argument("--rows", choices=("trials", "samples"), default="trials", help=rows)
+    rows = "one row per trial with its median, per inference, or per trial that a meter watched (default: %(default)s)"
+    parser.add_argument("--rows", choices=("trials", "samples", "energy"), default="trials", help=rows)
     arguments = parser.parse_args(argv)
 
     from rich.console import Console
@@ -132,7 +132,7 @@ def _prepare_night(
     measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
 
     def ask_and_measure(device: "Device", own: "Steps") -> Path:
-        check_ready([device], prepared.recipe.export.formats, own)
+        check_ready([device], prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
         return measure(device, own)
 
     return digest(build), ask_and_measure

@@ -2,14 +2,16 @@
 
 import platform
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rankship_benchmarks.device_gate import verify_on_device
+from rankship_benchmarks.energy_rounds import measure_energy
 from rankship_benchmarks.gate import find_inputs
-from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
+from rankship_benchmarks.pending import Pending, forget_pending, note_pending, read_pending
 from rankship_benchmarks.results import (
     STAND_IN,
     Header,
@@ -20,7 +22,7 @@ from rankship_benchmarks.results import (
     open_bundle,
     writing,
 )
-from rankship_benchmarks.suite import Suite
+from rankship_benchmarks.suite import Suite, plan_energy
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import digest
 from rankship_pipeline.progress import Steps
@@ -30,6 +32,7 @@ from rankship_pipeline.store import Store
 from rankship_pipeline.units import show_bytes
 from rankship_targets.detached import make_ticket
 from rankship_targets.device import Device
+from rankship_targets.metered import check_meter, require_meter
 from rankship_targets.quarantine import watching
 from rankship_targets.session import MeasureRequest, Session, open_session
 
@@ -55,7 +58,10 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed.
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
+    energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
     with watching(device), open_session(device, tell=steps.note) as session:
+        if energy:
+            check_meter(session)
         with steps.transfer(f"push to {device.name}") as told:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
@@ -67,10 +73,14 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
             }
         on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)
         header = _describe(build, (tuple(verified), on_device), device, suite, session)
-        header = replace(header, canary=canary)
+        header = replace(header, canary=canary, energy=energy)
         folder = _find_or_create(header, results, session, steps)
         with writing(folder):
-            _run_rounds(folder, timed.artifacts, remote, inputs, suite, session, steps)
+            ask = partial(_ask, remote, inputs, suite)
+            _run_rounds(folder, timed.artifacts, ask, suite, session, steps)
+            if suite.energy:
+                planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
+                measure_energy(folder, planned, ask, suite.energy, session, steps)
             finish_bundle(folder)
     return folder
 
@@ -82,23 +92,16 @@ def _find_or_create(header: Header, results: Path, session: Session, steps: Step
         before = begun.conditions
         changed = [name for name, value in header.conditions.items() if before.get(name) != value]
         changed += ["the canary"] if begun.canary != header.canary else []
+        changed += ["the meter"] if begun.energy != header.energy else []
         changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
         if not changed:
             steps.note(f"continuing {folder.name}")
             return folder
         steps.note(f"{folder.name} stays unfinished: {', '.join(changed)} changed since; a new run begins")
-        _forget_pending(folder, session)
+        forget_pending(folder, session)
     folder = results / header.run_id
     create_bundle(folder, header)
     return folder
-
-
-def _forget_pending(folder: Path, session: Session) -> None:
-    """End what a bundle's last writer left going on, if anything."""
-    pending = read_pending(folder)
-    if pending is not None:
-        session.forget(pending.ticket)
-        drop_pending(folder)
 
 
 def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[int, Artifact]]:
@@ -111,8 +114,7 @@ def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[in
 def _run_rounds(
     folder: Path,
     artifacts: Sequence[Artifact],
-    remote: dict[str, str],
-    inputs: dict[str, tuple[str, ...]],
+    ask: Callable[[int, Artifact], MeasureRequest],
     suite: Suite,
     session: Session,
     steps: Steps,
@@ -125,7 +127,7 @@ def _run_rounds(
     ]
     pending = read_pending(folder)
     if pending is not None and (pending.round, pending.variant, pending.format) in done:
-        _forget_pending(folder, session)  # the last writer died between the two
+        forget_pending(folder, session)  # the last writer died between the two
         pending = None
     with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
@@ -134,21 +136,27 @@ def _run_rounds(
             if pending is None or (pending.round, pending.variant, pending.format) != name:
                 pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
                 note_pending(folder, pending)
-            request = MeasureRequest(
-                round=number,
-                variant=artifact.variant,
-                format=artifact.format,
-                artifact=remote[artifact.sha256],
-                artifact_sha256=artifact.sha256,
-                inputs=inputs[artifact.sha256],
-                threads=suite.threads,
-                min_samples=suite.min_samples,
-                min_duration_ms=suite.min_duration_ms,
-                max_warmup_ms=suite.max_warmup_ms,
-                timeout_s=suite.timeout_s,
-            )
-            append_trial(folder, session.measure(request, pending.ticket))
-            _forget_pending(folder, session)  # only now: until here the device has the only copy
+            append_trial(folder, session.measure(ask(number, artifact), pending.ticket))
+            forget_pending(folder, session)  # only now: until here the device has the only copy
+
+
+def _ask(
+    remote: Mapping[str, str], inputs: Mapping[str, tuple[str, ...]], suite: Suite, number: int, artifact: Artifact
+) -> MeasureRequest:
+    """Say what is timed in one round; paths are the device's, by the artifact's SHA-256."""
+    return MeasureRequest(
+        round=number,
+        variant=artifact.variant,
+        format=artifact.format,
+        artifact=remote[artifact.sha256],
+        artifact_sha256=artifact.sha256,
+        inputs=inputs[artifact.sha256],
+        threads=suite.threads,
+        min_samples=suite.min_samples,
+        min_duration_ms=suite.min_duration_ms,
+        max_warmup_ms=suite.max_warmup_ms,
+        timeout_s=suite.timeout_s,
+    )
 
 
 def _describe(

@@ -8,6 +8,7 @@ from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Format, Variant, record
 from rankship_targets.detached import Ticket
+from rankship_targets.session import Session
 
 _FILE = ".pending.json"
 
@@ -32,6 +33,14 @@ def read_pending(folder: Path) -> Pending | None:
     with suppress(FileNotFoundError, InputError):
         return decode(Pending, (folder / _FILE).read_bytes(), where=str(folder / _FILE))
     return None
+
+
+def forget_pending(folder: Path, session: Session) -> None:
+    """End what a bundle's last writer left going on, if anything, and forget the note."""
+    pending = read_pending(folder)
+    if pending is not None:
+        session.forget(pending.ticket)
+        drop_pending(folder)
 
 
 def drop_pending(folder: Path) -> None:

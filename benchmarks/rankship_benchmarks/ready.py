@@ -7,15 +7,20 @@ from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Format
 from rankship_targets.client import PACKAGES
 from rankship_targets.device import Device
+from rankship_targets.metered import check_meter
 from rankship_targets.quarantine import watching
 from rankship_targets.session import open_session
 
 
-def check_ready(devices: Iterable[Device], formats: Sequence[Format], steps: Steps) -> None:
-    """Open a session on each device and probe it; Lacks names every runtime that is missing there."""
+def check_ready(
+    devices: Iterable[Device], formats: Sequence[Format], steps: Steps, *, with_energy: bool = False
+) -> None:
+    """Open a session on each device and probe it; Lacks names every runtime that is missing there, or its meter."""
     for device in devices:
         with steps.step(f"ask {device.name} whether it is ready"), watching(device), open_session(device) as session:
             probe = session.probe()
+            if with_energy:
+                check_meter(session)
         kit = f"`rankship kit build {device.name} && rankship kit install {device.name}`"
         missing = [name for name in formats if probe.runtimes.get(name) is None]
         if not missing and probe.numpy is None:

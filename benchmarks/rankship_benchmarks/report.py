@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from rankship_benchmarks import charts, table
+from rankship_benchmarks import charts, energy_table, table
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.validity import keep_valid
@@ -70,6 +70,9 @@ def render_report(bundle: Bundle) -> str:
         figures=_pick_figures(summary),
         charts=_draw_charts(summary),
         spreads=_draw_latencies(bundle, summary),
+        energies=energy_table.list_energies(summary.results),
+        energy_refusals=list(energy_table.state_refusals(summary)),
+        energy_words=energy_table,
         conditions=_list_conditions(summary),
         provenance=_list_provenance(summary),
         describe_refinement=describe_refinement,

@@ -1,6 +1,6 @@
 """A run's results: one folder with one append-only file of JSON lines, readable after any crash.
 
-    <results>/<run_id>/trials.jsonl     {"kind":"header",…}  {"kind":"trial",…}*  {"kind":"end",…}?
+    <results>/<run_id>/trials.jsonl     lines of the kinds header, trial*, metered*, end?
 
 A writer killed in mid-line leaves a torn tail. Readers ignore exactly that tail, the next append cuts it off, and
 a line that is wrong anywhere else is an error: it was not a crash that made it so.
@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rankship_pipeline.codec import decode, encode
+from rankship_benchmarks.suite import EnergyPlan
+from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import publish_folder
 from rankship_pipeline.records import Artifact, Build, Verified, record
-from rankship_targets.trial import Trial
+from rankship_targets.trial import MeteredTrial, Trial
 
 BUNDLE_FILE = "trials.jsonl"
 _LOCK_FILE = ".writing"
@@ -33,7 +34,7 @@ class Header:
     read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
     runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
     `rounds` is how many the suite asks for. `canary` is the reference model timed in each round, None where the suite
-    wants none; its proofs are among the others.
+    wants none; its proofs are among the others. `energy` is how a meter is read, None where no energy is asked for.
     """
 
     run_id: str
@@ -50,23 +51,29 @@ class Header:
     rankship_version: str
     verified_on_device: tuple[Verified, ...] = ()
     canary: Artifact | None = None
+    energy: EnergyPlan | None = None
 
 
 @record
 class End:
-    """The run's last line: how many trials it holds, so that a lost one is noticed."""
+    """The run's last line: how many trials it holds, of either kind, so that a lost one is noticed."""
 
     trials: int
     finished_utc: str
+    metered: int = 0
 
 
 @record
 class Bundle:
-    """One run as read back; `finished` is False while trials may still be appended."""
+    """One run as read back; `finished` is False while trials may still be appended.
+
+    `metered` are the trials that a meter watched; their times are no latencies.
+    """
 
     header: Header
     trials: tuple[Trial, ...]
     finished: bool
+    metered: tuple[MeteredTrial, ...] = ()
 
 
 def create_bundle(folder: Path, header: Header) -> None:
@@ -95,10 +102,16 @@ def append_trial(folder: Path, trial: Trial) -> None:
     _append(folder / BUNDLE_FILE, _line("trial", trial))
 
 
+def append_metered(folder: Path, metered: MeteredTrial) -> None:
+    """Add one trial with its power trace and flush it to disk; call it inside `writing(folder)`."""
+    _append(folder / BUNDLE_FILE, _line("metered", metered))
+
+
 def finish_bundle(folder: Path) -> None:
     """Add the end line, after which nothing can be appended; call it inside `writing(folder)`."""
     bundle = open_bundle(folder)
-    end = End(trials=len(bundle.trials), finished_utc=datetime.now(UTC).isoformat(timespec="seconds"))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    end = End(trials=len(bundle.trials), finished_utc=now, metered=len(bundle.metered))
     _append(folder / BUNDLE_FILE, _line("end", end))
 
 
@@ -108,7 +121,8 @@ def open_bundle(folder: Path) -> Bundle:
     header: Header | None = None
     trials: list[Trial] = []
     end: End | None = None
-    seen: set[tuple[int, str, str]] = set()
+    metered: list[MeteredTrial] = []
+    seen: set[tuple[str, int, str, str]] = set()
     for number, line in enumerate(_whole_lines(_read(path)), start=1):
         where = f"{path}:{number}"
         kind, text = _split(line, where)
@@ -117,19 +131,36 @@ def open_bundle(folder: Path) -> Bundle:
         if kind == "header":
             header = decode(Header, text, where=where)
         elif kind == "trial":
-            trial = decode(Trial, text, where=where)
-            key = (trial.round, trial.variant, trial.format)
-            if key in seen:
-                raise InputError(f"{where}: {trial.variant} {trial.format} round {trial.round} again", hint=_DAMAGED)
-            seen.add(key)
-            trials.append(trial)
+            trials.append(decode(Trial, text, where=where))
+            _refuse_second(kind, trials[-1], seen, where)
+        elif kind == "metered":
+            metered.append(_decode_metered(text, where))
+            _refuse_second(kind, metered[-1].trial, seen, where)
         else:
             end = decode(End, text, where=where)
     if header is None:
         raise InputError(f"{path}: no header, so nothing says what was measured", hint="delete the folder, run again")
-    if end is not None and end.trials != len(trials):
-        raise InputError(f"{path}: holds {len(trials)} trials, its end line says {end.trials}", hint=_DAMAGED)
-    return Bundle(header=header, trials=tuple(trials), finished=end is not None)
+    held = len(trials), len(metered)
+    if end is not None and (end.trials, end.metered) != held:
+        told = f"{end.trials} and {end.metered}"
+        message = f"{path}: holds {held[0]} trials and {held[1]} metered ones, its end line says {told}"
+        raise InputError(message, hint=_DAMAGED)
+    return Bundle(header=header, trials=tuple(trials), finished=end is not None, metered=tuple(metered))
+
+
+def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, str, str]], where: str) -> None:
+    key = (kind, trial.round, trial.variant, trial.format)
+    if key in seen:
+        raise InputError(f"{where}: {trial.variant} {trial.format} round {trial.round} again", hint=_DAMAGED)
+    seen.add(key)
+
+
+def _decode_metered(text: str, where: str) -> MeteredTrial:
+    """Read a trial and its trace; a trace that is not the one which was written is damage."""
+    metered = decode(MeteredTrial, text, where=where)
+    if digest(metered.trace) != metered.trace_sha256:
+        raise InputError(f"{where}: the power trace is not the one whose hash stands beside it", hint=_DAMAGED)
+    return metered
 
 
 def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, device: str) -> Path | None:
@@ -146,10 +177,10 @@ def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, dev
 
 
 _DAMAGED = "this is no crash's trace: restore the file from a copy, or delete the folder and measure again"
-_KINDS = ("header", "trial", "end")
+_KINDS = ("header", "trial", "metered", "end")
 
 
-def _line(kind: str, thing: Header | Trial | End) -> bytes:
+def _line(kind: str, thing: Header | Trial | MeteredTrial | End) -> bytes:
     return f'{{"kind":"{kind}",{encode(thing)[1:]}\n'.encode()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from rankship_benchmarks.energy_figures import NOT_ASKED, CaseEnergy, judge_energy
 from rankship_benchmarks.results import Bundle, Header
 from rankship_benchmarks.stats import (
     Estimate,
@@ -15,8 +16,6 @@ from rankship_benchmarks.validity import keep_valid, refuse_trials
 from rankship_pipeline.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.records import FORMATS, Accuracy, Artifact, Build, Format, LayerRank, Variant, Verified, record
 from rankship_targets.trial import RuntimeReading, Trial
-
-NO_ENERGY = "no energy source on this device"
 
 # What makes a factored layer a suspect when the compressed model is not faster.
 _NEAR_BREAK_EVEN = 0.6
@@ -55,15 +54,15 @@ class Result:
     retries: int
     parity: Verified | None
     device_parity: Verified | None
-    energy_uj: Estimate | None
+    energy: CaseEnergy | None
 
 
 @record
 class Summary:
     """A run judged: its results, what to distrust, and where compression did not pay.
 
-    `energy_note` says why `energy_uj` is None throughout. `slower_notes` has one sentence for every format whose
-    ratio is not shown to be below 1.
+    `energy_note` says why there is no energy at all; empty where there is some. `slower_notes` has one sentence for
+    every format whose ratio is not shown to be below 1.
     """
 
     header: Header
@@ -92,14 +91,15 @@ def summarise(bundle: Bundle) -> Summary:
     groups = group_trials(valid)
     if not groups:
         raise refuse_trials(bundle.header.run_id, trials)
-    results = tuple(_judge(bundle, groups, artifact) for artifact in _measured(bundle.header.build, groups))
+    energies = judge_energy(bundle)
+    results = tuple(_judge(bundle, groups, artifact, energies) for artifact in _measured(bundle.header.build, groups))
     return Summary(
         header=bundle.header,
         finished=bundle.finished,
         results=results,
         cautions=tuple(list_cautions(bundle, groups)),
         slower_notes=tuple(_explain_slower(bundle.header.build, results)),
-        energy_note=NO_ENERGY,
+        energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials are still to come",
         threads=trials[0].threads,
         agent_sha256=trials[0].agent_sha256,
         runtimes={format_: runtime for format_ in FORMATS for runtime in _runtimes(valid, format_)[:1]},
@@ -116,7 +116,7 @@ def group_trials(trials: Iterable[Trial]) -> dict[tuple[Variant, Format], list[T
 
 def refuse_unlike(bundle: Bundle) -> None:
     """Raise UnlikeConditions, naming the difference, where trials that would be compared were taken differently."""
-    trials, header = bundle.trials, bundle.header
+    trials, header = (*bundle.trials, *(one.trial for one in bundle.metered)), bundle.header
     made = (*header.build.artifacts, *([header.canary] if header.canary else []))
     known = {(one.variant, one.format): one.sha256 for one in made}
     for trial in trials:
@@ -160,7 +160,12 @@ def _measured(build: Build, groups: dict[tuple[Variant, Format], list[Trial]]) -
     return sorted(measured, key=lambda one: (order[one.format], one.variant != "dense"))
 
 
-def _judge(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]], artifact: Artifact) -> Result:
+def _judge(
+    bundle: Bundle,
+    groups: dict[tuple[Variant, Format], list[Trial]],
+    artifact: Artifact,
+    energies: dict[tuple[Variant, Format], CaseEnergy],
+) -> Result:
     trials = groups[artifact.variant, artifact.format]
     medians = median_by_round(trials)
     dense = median_by_round(groups.get(("dense", artifact.format), []))
@@ -191,7 +196,7 @@ def _judge(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]], ar
         retries=sum(trial.retries for trial in trials),
         parity=_find_proof(bundle.header.verified, artifact),
         device_parity=_find_proof(bundle.header.verified_on_device, artifact),
-        energy_uj=None,
+        energy=energies.get((artifact.variant, artifact.format)),
     )
 
 

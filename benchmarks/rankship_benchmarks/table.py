@@ -84,7 +84,7 @@ def show_size(value: int | None) -> str:
 
 
 def print_summary(summary: Summary, console: "Console") -> None:
-    """Print headline, results, accuracies, alternatives, cautions and the word on energy."""
+    """Print headline, results, accuracies, alternatives and cautions."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
@@ -102,7 +102,6 @@ def print_summary(summary: Summary, console: "Console") -> None:
         console.print(f"✗ {note}", style="red", markup=False, highlight=False)
     for caution in summary.cautions:
         console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
-    console.print(f"No energy figure: {summary.energy_note}.", markup=False, highlight=False)
 
 
 def list_places(header: Header) -> list[str]:

@@ -22,7 +22,6 @@ _FREQUENCY_MOVE = 0.10
 _ROUND_SPREAD = 0.05
 _WIDENED = 1.3
 _TRIAL_DRIFT = 0.05
-_FOREIGN_LOAD_MILLI = 500
 _ROUND_GAP_S = 600
 
 
@@ -121,7 +120,7 @@ def _idle_s(trial: Trial, following: Trial) -> float:
 
 
 def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about the device: what could not be set, governor, frequency, temperature, work that is not ours."""
+    """Cautions about the device: what could not be set, governor, frequency, temperature."""
     for phrase in dict.fromkeys(phrase for trial in trials for phrase in trial.conditions.unmet):
         count = sum(phrase in trial.conditions.unmet for trial in trials)
         yield f"Conditions: {phrase} ({count} of {len(trials)} trials)."
@@ -140,14 +139,6 @@ def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
         yield "Frequency unknown: the device does not tell its clock, so a change of speed would go unseen."
     if any(state.temperature_mc is None for state in states):
         yield "Temperature unknown: the device does not tell, so throttling cannot be excluded."
-    limit = 1000 * trials[0].threads + _FOREIGN_LOAD_MILLI
-    loads = [load for trial in trials if (load := trial.before.load_1m_milli) is not None]
-    high = [load for load in loads if load > limit]
-    if high:
-        yield (
-            f"Other work: before {len(high)} of {len(trials)} trials the device's 1-minute load was above "
-            f"{limit / 1000:.1f} (highest {max(high) / 1000:.1f}), more than this run's own threads explain."
-        )
 
 
 def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:

@@ -121,7 +121,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     ensure_writable(arguments.store, "--store")
     ensure_writable(arguments.results, "--results")
     store.sweep()
-    check_ready(devices, prepared.recipe.export.formats, steps)
+    check_ready(devices, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
     if make_missing and prepared.recipe.budget.on is not None:
         from rankship_benchmarks.land import land_missing
 
@@ -140,6 +140,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
 def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     from rich.console import Console
 
+    from rankship_benchmarks.energy_table import print_energy
     from rankship_benchmarks.report import write_report
     from rankship_benchmarks.results import open_bundle
     from rankship_benchmarks.summary import summarise
@@ -150,6 +151,7 @@ def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
         written = write_report(folder, page)
     console = Console(highlight=False)
     print_summary(summary, console)
+    print_energy(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rankship_pipeline.codec import decode
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.records import record
+from rankship_targets.meters.choice import MeterChoice, check_choice
 
 THIS_MACHINE = "this-machine"
 # Names stand in file names, between commas and as arguments: words of any script, with . _ - and blanks inside.
@@ -34,7 +35,8 @@ class Device:
     (ro.build.fingerprint). `python` and `workdir` are paths on the device; a relative `workdir` starts at the login
     folder. While measuring, a session runs on `cpus`, with the frequency `governor`, and waits until the device is
     below `cool_below_mc` (thousandths of a degree Celsius); None leaves each as it is. `twin` says that the device is
-    an emulated stand-in, started when it is used. `label` is free text for tables.
+    an emulated stand-in, started when it is used. `meter` is what tells its power, read where a suite asks for energy.
+    `label` is free text for tables.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Device:
     governor: str | None = None
     cool_below_mc: int | None = None
     twin: Literal["pi4", "pixel6"] | None = None
+    meter: MeterChoice | None = None
     label: str = ""
 
 
@@ -151,7 +154,18 @@ def _decode_device(name: str, table: object, source: Path) -> Device:
     text = json.dumps({**table, "name": name}, default=str)
     device = decode(Device, text, where=where)
     _check(device, where)
-    return device
+    return _place_meter(device, source, where)
+
+
+def _place_meter(device: Device, source: Path, where: str) -> Device:
+    """Check the meter; a relative file of its lies beside the inventory."""
+    if device.meter is None:
+        return device
+    check_choice(device.meter, f"{where}: meter")
+    if device.meter.file is None:
+        return device
+    file = source.resolve().parent / Path(device.meter.file).expanduser()
+    return replace(device, meter=replace(device.meter, file=str(file)))
 
 
 def _find_way(device: Device, devices: Mapping[str, Device], source: Path, behind: tuple[str, ...] = ()) -> Device:

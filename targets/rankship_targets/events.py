@@ -140,10 +140,25 @@ class Warmed:
 
 @record
 class Samples:
-    """Every timed inference in order."""
+    """Every timed inference in order; the loop around them began and ended at these instants of the monotonic clock.
+
+    None where a kit's runner is too old to tell.
+    """
 
     event: Literal["samples"]
     ns: tuple[int, ...]
+    start_ns: int | None = None
+    end_ns: int | None = None
+
+
+@record
+class Idle:
+    """The device rested, before or after the timed loop; by its monotonic clock."""
+
+    event: Literal["idle"]
+    when: Literal["before", "after"]
+    start_ns: int
+    end_ns: int
 
 
 @record
@@ -201,6 +216,7 @@ Event = (
     | Spooled
     | Warmed
     | Samples
+    | Idle
     | Meters
     | Metering
     | Readings
@@ -219,6 +235,7 @@ _RECORDS: dict[str, type[Event]] = {
     "spooled": Spooled,
     "warmed": Warmed,
     "samples": Samples,
+    "idle": Idle,
     "meters": Meters,
     "metering": Metering,
     "readings": Readings,

@@ -98,9 +98,9 @@ def _as_toml_reads(table: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def _cut_table(text: str, name: str) -> str:
-    """Leave out the table's lines, from its heading to the last line that is neither blank nor a comment."""
+    """Leave out a table's lines and those inside it, from its heading to the last that is no blank and no comment."""
     lines = text.splitlines(keepends=True)
-    start, end = _find_table(lines, name)
+    start, end = _find_table(lines, name, with_inner=True)
     return "".join(lines[:start] + lines[end:])
 
 
@@ -115,13 +115,17 @@ def _write_line(text: str, name: str, key: str, line: str) -> str:
     return "".join([*lines[:first], line, *lines[after:]])
 
 
-def _find_table(lines: Sequence[str], name: str) -> tuple[int, int]:
-    """Find where a table begins, and what follows its last line that is neither blank nor a comment; 0, 0: nowhere."""
+def _find_table(lines: Sequence[str], name: str, *, with_inner: bool = False) -> tuple[int, int]:
+    """Find where a table begins, and what follows its last line that is neither blank nor a comment; 0, 0: nowhere.
+
+    `with_inner` goes on over the tables inside it that follow at once: [pi4.meter] after [pi4].
+    """
     headings = [(number, _read_heading(lines, number)) for number in range(len(lines))]
     starts = [number for number, heading in headings if heading == name]
     if not starts:
         return 0, 0
-    ends = [number for number, heading in headings if heading is not None and number > starts[0]]
+    own = {None, name} if with_inner else {None}
+    ends = [number for number, heading in headings if heading not in own and number > starts[0]]
     end = ends[0] if ends else len(lines)
     while end > starts[0] + 1 and lines[end - 1].lstrip()[:1] in {"", "#"}:
         end -= 1
@@ -137,7 +141,7 @@ def _read_key(line: str) -> str | None:
 
 
 def _read_heading(lines: Sequence[str], number: int) -> str | None:
-    """Read the name in a line such as `[pi4]  # mine`; None for others, also inside a string of several lines."""
+    """Read the first name in a line such as `[pi4]  # mine`; None for others, also inside a string of several lines."""
     if not lines[number].lstrip().startswith("["):
         return None
     try:

@@ -1,6 +1,5 @@
 """A working session on one device: connected, held by a lease, with the agent in place."""
 
-import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,7 +10,6 @@ from rankship_pipeline.errors import (
     AgentDied,
     BuildError,
     CommandFailed,
-    Lacks,
     ManifestRefused,
     PersistentTargetError,
     TargetError,
@@ -23,33 +21,20 @@ from rankship_targets.client import call_agent, pick, split_turns
 from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
+from rankship_targets.events import Done, Event, Idle, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
+from rankship_targets.greeting import greet
 from rankship_targets.lease import STALE_S, Lease, describe_owner
 from rankship_targets.link import Link
 from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.manifest import check_pushed, manifest_path, read_manifest
-from rankship_targets.transport import (
-    NOT_EXECUTABLE,
-    NOT_FOUND,
-    STEP_TIMEOUT_S,
-    Transport,
-    explain_failure,
-    hash_many,
-    open_transport,
-    run_checked,
-)
-from rankship_targets.trial import Conditions, RuntimeReading, Trial
+from rankship_targets.meters.choice import MeterChoice
+from rankship_targets.meters.meter import Meter, Reach, open_meter
+from rankship_targets.transport import STEP_TIMEOUT_S, Transport, hash_many, open_transport, run_checked
+from rankship_targets.trial import Conditions, RuntimeReading, Span, Trial
 
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
 LONGEST_COOLING_S = 900.0
-OLDEST_PYTHON = [3, 9]
-# Makes the working folder and says where it is, so that from then on every path is absolute, and whether a session
-# that never ended left the frequency governor set.
-_GREETING = (
-    "import json, os, sys; folder = os.path.abspath(sys.argv[1]); os.makedirs(folder, exist_ok=True); "
-    "print(json.dumps([list(sys.version_info[:2]), folder, os.path.exists(folder + '/governor.json')]))"
-)
 
 
 @record
@@ -57,7 +42,7 @@ class MeasureRequest:
     """What to time: a pushed artifact, the inputs whose first sample it gets, and for how long.
 
     The timed loop ends when both `min_samples` and `min_duration_ms` are reached; the warm-up when it is steady or
-    `max_warmup_ms` are spent.
+    `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, for a meter to see.
     """
 
     round: int
@@ -71,6 +56,7 @@ class MeasureRequest:
     min_duration_ms: int
     max_warmup_ms: int
     timeout_s: float = 900.0
+    idle_ms: int | None = None
 
 
 @record
@@ -101,11 +87,11 @@ def open_session(
     """
     link = Link(device, connect, tell)
     try:
-        workdir, left_tuned = link.call(lambda transport: _greet(transport, device))
+        workdir, left_tuned = link.call(lambda transport: greet(transport, device))
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
         link.call(lease.take)
         try:
-            session = Session(device, link, lease, workdir, tell)
+            session = Session(device, link, lease, workdir, tell, connect)
             with session.restoring(at_once=left_tuned and device.governor is None, at_end=left_tuned):
                 yield session
         finally:
@@ -119,8 +105,17 @@ def open_session(
 class Session:
     """Everything that may be done with a device that is held; made by `open_session`."""
 
-    def __init__(self, device: Device, link: Link, lease: Lease, workdir: str, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        link: Link,
+        lease: Lease,
+        workdir: str,
+        tell: Callable[[str], None],
+        connect: Callable[[Device], Transport],
+    ) -> None:
         self.device = device
+        self._connect = connect
         self.agent_sha256 = hash_file(find_agent())
         self._link = link
         self._lease = lease
@@ -270,6 +265,10 @@ class Session:
                 self._runs.forget(run.run)
         return [replace(one, peak_rss_bytes=None, runtime_rss_bytes=None) for one in trials]
 
+    def open_meter(self, choice: MeterChoice, limit_ms: int) -> Meter:
+        """Make a meter that records beside what is measured here, for no longer than a limit."""
+        return open_meter(choice, Reach(self.device, self._agent, self._connect, limit_ms))
+
     def forget(self, ticket: Ticket) -> None:
         """End a measurement if it goes on, and remove what it left on the device."""
         self._runs.forget(ticket.run)
@@ -283,6 +282,7 @@ class Session:
         opened, warmed = pick(events, Opened, self.device), pick(events, Warmed, self.device)
         settled = pick(events, Settled, self.device)
         before, after = ([one for one in events if isinstance(one, State) and one.when == when] for when in _MOMENTS)
+        samples = pick(events, Samples, self.device)
         return Trial(
             round=request.round,
             variant=request.variant,
@@ -294,7 +294,7 @@ class Session:
             load_ns=pick(events, Loaded, self.device).load_ns,
             warmup_ns=warmed.ns,
             warmed_up=warmed.steady,
-            samples_ns=pick(events, Samples, self.device).ns,
+            samples_ns=samples.ns,
             peak_rss_bytes=warmed.peak_rss_bytes,
             runtime_rss_bytes=opened.rss_bytes,
             runtime=opened.runtime,
@@ -305,6 +305,8 @@ class Session:
             conditions=Conditions(
                 cpus=settled.cpus, cooling_ms=settled.cooling_ms, unmet=(*self._unmet, *settled.unmet)
             ),
+            loop=_read_loop(samples),
+            idle=tuple(Span(start_ns=one.start_ns, end_ns=one.end_ns) for one in events if isinstance(one, Idle)),
         )
 
     def _word(self, request: MeasureRequest) -> dict[str, object]:
@@ -321,6 +323,7 @@ class Session:
             "cpus": None if self.device.cpus is None else list(self.device.cpus),
             "cool_below_mc": self.device.cool_below_mc,
             "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
+            **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
         }
 
     def _prepare(self, transport: Transport, *requests: MeasureRequest) -> None:
@@ -352,36 +355,13 @@ class Session:
 _MOMENTS = ("before", "after")
 
 
+def _read_loop(samples: Samples) -> Span | None:
+    if samples.start_ns is None or samples.end_ns is None:
+        return None
+    return Span(start_ns=samples.start_ns, end_ns=samples.end_ns)
+
+
 def remove_left(transport: Transport, workdir: str) -> None:
     """Remove what sessions left that broke: old parts of copies, and outputs, which only the lease's holder makes."""
     remove_old_parts(transport, workdir)
     run_checked(transport, ["rm", "-rf", "--", f"{workdir}/outputs"])
-
-
-def _greet(transport: Transport, device: Device) -> tuple[str, bool]:
-    """Make the working folder; gives its absolute path, and whether a dead session left the governor set.
-
-    Lacks where there is no Python that can run the agent.
-    """
-    argv = [device.python, "-c", _GREETING, device.workdir]
-    done = transport.run(argv, timeout_s=STEP_TIMEOUT_S)
-    kit = f"rankship kit build {device.name} && rankship kit install {device.name}"
-    hint = f"`{kit}` brings one; or correct `python` in the inventory's [{device.name}]"
-    if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
-        raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
-    if done.code != 0:
-        raise explain_failure(argv, done.code, done.stderr)
-    version, workdir, left_tuned = _read_greeting(done.stdout, device)
-    if version < OLDEST_PYTHON:
-        raise Lacks(f"{device.name} has Python {version[0]}.{version[1]} as {device.python}", hint=hint)
-    return workdir, left_tuned
-
-
-def _read_greeting(text: str, device: Device) -> tuple[list[int], str, bool]:
-    """Read the interpreter's version, the absolute working folder, and whether a dead session left something set."""
-    with suppress(ValueError, RecursionError):
-        match json.loads(text):
-            case [[int(major), int(minor)], str(folder), bool(left_tuned)] if folder.startswith("/"):
-                return [major, minor], folder, left_tuned
-    message = f"{device.python} on {device.name} said {text[:200]!r}, expected its version and folder"
-    raise CommandFailed(message, hint="what does `python` in the inventory start? It must print nothing of its own")

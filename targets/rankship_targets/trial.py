@@ -1,6 +1,7 @@
 """What one measurement on a device leaves behind: every raw sample and the conditions it was taken under."""
 
 from rankship_pipeline.records import Format, Variant, record
+from rankship_targets.trace import PowerTrace
 
 
 @record
@@ -52,13 +53,27 @@ class RuntimeReading:
 
 
 @record
+class Span:
+    """A stretch of the device's monotonic clock."""
+
+    start_ns: int
+    end_ns: int
+
+    @property
+    def length_ns(self) -> int:
+        """Its length."""
+        return self.end_ns - self.start_ns
+
+
+@record
 class Trial:
     """One artifact timed once on one device, in a fresh process.
 
     `samples_ns` are single inferences in the order they were taken, after warm-up; `warmup_ns` are the ones before
     (the first is the cold inference). `load_ns` is opening the file to being ready; `peak_rss_bytes` is the process's
     peak resident memory after load and warm-up, `runtime_rss_bytes` the resident memory with the runtime imported
-    and no model loaded. `retries` counts transient target errors met on the way.
+    and no model loaded. `retries` counts transient target errors met on the way. `loop` is when the samples were taken
+    (None: a runner that does not tell), `idle` the rests before and after the trial, where it was asked to rest.
     """
 
     round: int
@@ -80,3 +95,17 @@ class Trial:
     agent_sha256: str
     retries: int
     conditions: Conditions = Conditions()
+    loop: Span | None = None
+    idle: tuple[Span, ...] = ()
+
+
+@record
+class MeteredTrial:
+    """A trial and all that the meter read meanwhile; `trace_sha256` is the digest of the trace.
+
+    Its samples are no latencies: a meter that the device itself reads takes time from what is measured.
+    """
+
+    trial: Trial
+    trace: PowerTrace
+    trace_sha256: str

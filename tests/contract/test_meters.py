@@ -20,9 +20,10 @@ from rankship_targets.agent.protocol import PROTOCOL
 from rankship_targets.device import Device
 from rankship_targets.fake import FakeTransport
 from rankship_targets.integrate import integrate
+from rankship_targets.meters.choice import MeterChoice, MeterName, TableColumns
 from rankship_targets.meters.device_meter import DeviceMeter
 from rankship_targets.meters.file_meter import replay_trace, write_trace
-from rankship_targets.meters.meter import METERS, Meter, MeterChoice, MeterName, Reach, TableColumns, open_meter
+from rankship_targets.meters.meter import METERS, Meter, Reach, open_meter
 from rankship_targets.trace import PowerTrace, Rail
 from rankship_targets.transport import Completed
 
@@ -180,7 +181,7 @@ def write_bench(world: World, path: Path) -> None:
 def write_replay(world: World, path: Path) -> None:
     table = path.with_name("table.csv")
     write_bench(world, table)
-    trace = open_meter(MeterChoice(meter="bench", file=str(table), columns=COLUMNS)).stop()
+    trace = open_meter(MeterChoice(name="bench", file=str(table), columns=COLUMNS)).stop()
     write_trace(trace, path)
 
 
@@ -203,14 +204,15 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
         world = World(tmp_path, hole=hole, stall=stall)
         if name in IN_FILES:
             IN_FILES[name](world, tmp_path / "recording")
-            return open_meter(MeterChoice(meter=name, file=str(tmp_path / "recording"), columns=COLUMNS))
+            return open_meter(MeterChoice(name=name, file=str(tmp_path / "recording"), columns=COLUMNS))
         world.refresh = ON_DEVICE[name]
         world.refresh(world)
         monkeypatch.setattr(system, "ROOT", str(tmp_path))
         for room in (gauges, meter):
             monkeypatch.setattr(room, "time", world)
-        choice = MeterChoice(meter=name, period_us=PERIOD_NS // 1000, limit_ms=SECONDS * 1000)
-        return open_meter(choice, Reach(DEVICE, "agent.pyz", lambda _: FakeTransport({"python3": answer_in_process})))
+        choice = MeterChoice(name=name, period_us=PERIOD_NS // 1000)
+        reach = Reach(DEVICE, "agent.pyz", lambda _: FakeTransport({"python3": answer_in_process}), SECONDS * 1000)
+        return open_meter(choice, reach)
 
     return make
 
@@ -334,7 +336,7 @@ def test_a_meter_that_is_not_there_is_lacks(name: MeterName, set_up: SetUp, monk
 
 @pytest.mark.parametrize("name", list(IN_FILES))
 def test_a_recording_that_is_not_there_is_an_input_error(name: MeterName, tmp_path: Path) -> None:
-    source = open_meter(MeterChoice(meter=name, file=str(tmp_path / "none"), columns=COLUMNS))
+    source = open_meter(MeterChoice(name=name, file=str(tmp_path / "none"), columns=COLUMNS))
     assert "cannot read" in str(source.probe().problem)
     with pytest.raises(InputError, match="cannot read"):
         record(source)
@@ -352,8 +354,8 @@ def test_every_trace_can_be_kept_and_replayed(name: MeterName, set_up: SetUp, tm
 
 def test_meters_without_what_they_need_are_refused() -> None:
     with pytest.raises(InputError, match="read on a device"):
-        open_meter(MeterChoice(meter="rapl"))
+        open_meter(MeterChoice(name="rapl"))
     with pytest.raises(InputError, match="needs the file"):
-        open_meter(MeterChoice(meter="replay"))
+        open_meter(MeterChoice(name="replay"))
     with pytest.raises(InputError, match="columns"):
-        open_meter(MeterChoice(meter="bench", file="table.csv"))
+        open_meter(MeterChoice(name="bench", file="table.csv"))

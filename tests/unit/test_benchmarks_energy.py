@@ -1,35 +1,45 @@
 """Energy per inference: a known trace comes back, its bounds hold the truth, and what cannot be told is refused."""
 
+import runpy
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from rankship_benchmarks.energy import EnergyReading, Window, read_energy
+from rankship_benchmarks.energy import RoundEnergy, read_round
+from rankship_benchmarks.suite import EnergyChoice, EnergyPlan
+from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import MeasurementError, TraceGap
-from rankship_targets.trace import Gap, PowerTrace, Provenance, Rail
+from rankship_targets.trace import Gap, PowerTrace, Rail
+from rankship_targets.trial import MeteredTrial, Span, Trial
 
-S = 1_000_000_000
-IDLE_UW, BUSY_UW, INFERENCES = 2_300_000, 5_100_000, 4_000
-IDLE = (Window(start_ns=1 * S, end_ns=12 * S), Window(start_ns=80 * S, end_ns=91 * S))
-BUSY = tuple(
-    Window(start_ns=(14 + 13 * place) * S, end_ns=(25 + 13 * place) * S, inferences=INFERENCES) for place in range(5)
-)
+SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_benchmarks_summary.py")))
+make_bundle: Callable[..., Any] = SAMPLE["make_bundle"]
+TRIAL: Trial = make_bundle(rounds=1, layers=3).trials[0]
+
+S, MS = 1_000_000_000, 1_000_000
+IDLE_UW, BUSY_UW, INFERENCES = 2_300_000, 5_100_000, len(TRIAL.samples_ns)
+LOOP = Span(start_ns=14 * S, end_ns=25 * S)
+RESTS = (Span(start_ns=1 * S, end_ns=12 * S), Span(start_ns=27 * S, end_ns=38 * S))
+WATCHED = replace(TRIAL, loop=LOOP, idle=RESTS)
 TOTAL_NJ = BUSY_UW * 11 * S / 1e6 / INFERENCES
 MARGINAL_NJ = (BUSY_UW - IDLE_UW) * 11 * S / 1e6 / INFERENCES
+PLAN = EnergyPlan(choice=EnergyChoice(), meter="replay", period_us=10_000, rails=(), calibration_ppm=None)
+SECONDS = np.arange(0, 40 * S, 10 * MS) / S
 
 
 def power_at(seconds: np.ndarray, drift_uw: float = 0, busy_uw: float = BUSY_UW) -> np.ndarray:
-    """Busy a second longer than each window on both sides; the idle power rises evenly by `drift_uw` from 0 to 92 s."""
+    """Busy a second longer than the loop on both sides; the idle power rises evenly by `drift_uw` from 0 to 40 s."""
     powers = np.full(seconds.shape, float(IDLE_UW))
-    for one in BUSY:
-        powers[(seconds >= one.start_ns / S - 1) & (seconds <= one.end_ns / S + 1)] = busy_uw
-    return powers + drift_uw * seconds / 92
+    powers[(seconds >= LOOP.start_ns / S - 1) & (seconds <= LOOP.end_ns / S + 1)] = busy_uw
+    return powers + drift_uw * seconds / 40
 
 
 def make_rail(
-    powers: np.ndarray, period_ns: int, *, counter: bool = False, step: int = 1_000, name: str = "cpu"
+    powers: np.ndarray, period_ns: int = 10 * MS, *, counter: bool = False, step: int = 1_000, name: str = "cpu"
 ) -> Rail:
     at = tuple(int(n) * period_ns for n in range(len(powers)))
     if counter:
@@ -50,100 +60,80 @@ def make_rail(
     )
 
 
-def make_trace(rail: Rail, provenance: Provenance = "measured") -> PowerTrace:
-    return PowerTrace(meter="test", provenance=provenance, clock="monotonic", period_ns=None, rails=(rail,))
+def watch(*rails: Rail, trial: Trial = WATCHED, **changes: object) -> MeteredTrial:
+    trace = PowerTrace(meter="test", provenance="measured", clock="monotonic", period_ns=None, rails=rails)
+    trace = replace(trace, **changes)  # type: ignore[arg-type]
+    return MeteredTrial(trial=trial, trace=trace, trace_sha256=digest(trace))
 
 
-def check_closes(reading: EnergyReading) -> None:
+def check_closes(reading: RoundEnergy) -> None:
+    assert reading.overlap == ""
     for found, truth in ((reading.total, TOTAL_NJ), (reading.marginal, MARGINAL_NJ)):
-        assert found is not None
         assert abs(found.value_nj - truth) <= 0.01 * truth
 
 
 @pytest.mark.parametrize("counter", [False, True])
-@pytest.mark.parametrize("period_ns", [2_000_000, 32_000_000, 100_000_000])
+@pytest.mark.parametrize("period_ns", [2 * MS, 32 * MS, 100 * MS])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_a_known_power_comes_back_within_1_percent(period_ns: int, noise: float, *, counter: bool) -> None:
     random = np.random.default_rng(1)
-    seconds = np.arange(0, 92 * S, period_ns) / S
+    seconds = np.arange(0, 40 * S, period_ns) / S
     noisy = power_at(seconds) * random.normal(1, noise, seconds.size)
-    reading = read_energy(make_trace(make_rail(noisy, period_ns, counter=counter)), "cpu", IDLE, BUSY)
+    reading = read_round(watch(make_rail(noisy, period_ns, counter=counter)), PLAN)
     check_closes(reading)
     if not noise:
-        assert abs(reading.total.value_nj - TOTAL_NJ) <= reading.total.uncertainty_nj
-    assert (reading.provenance, reading.refused) == ("measured", None)
+        assert abs(reading.total.value_nj - TOTAL_NJ) <= reading.total.bound_nj
     assert reading.idle_uw == pytest.approx(IDLE_UW, rel=0.01)
 
 
+def test_rails_are_added_up_and_only_those_that_were_named() -> None:
+    powers = power_at(SECONDS)
+    both = watch(make_rail(powers / 4, name="little"), make_rail(powers * 3 / 4, name="big"), make_rail(powers))
+    check_closes(read_round(both, replace(PLAN, rails=("little", "big"))))
+    with pytest.raises(MeasurementError, match="3 rails and none was chosen"):
+        read_round(both, PLAN)
+    with pytest.raises(MeasurementError, match="no rail 'gpu'"):
+        read_round(both, replace(PLAN, rails=("gpu",)))
+
+
 def test_an_idle_that_drifts_evenly_widens_the_bound_and_stays_true() -> None:
-    period_ns = 10_000_000
-    seconds = np.arange(0, 92 * S, period_ns) / S
-    steady = read_energy(make_trace(make_rail(power_at(seconds), period_ns)), "cpu", IDLE, BUSY)
-    drifting = read_energy(make_trace(make_rail(power_at(seconds, 200_000), period_ns)), "cpu", IDLE, BUSY)
-    assert steady.marginal is not None
-    assert drifting.marginal is not None
-    assert drifting.idle_drift_uw == pytest.approx(200_000 * 79 / 92, rel=0.02)
-    assert (
-        drifting.marginal.bound_nj > steady.marginal.bound_nj + 0.4 * drifting.idle_drift_uw * 11 * S / 1e6 / INFERENCES
-    )
-    assert abs(drifting.marginal.value_nj - MARGINAL_NJ) <= drifting.marginal.uncertainty_nj
+    steady = read_round(watch(make_rail(power_at(SECONDS))), PLAN)
+    drifting = read_round(watch(make_rail(power_at(SECONDS, 200_000))), PLAN)
+    assert drifting.idle_drift_uw == pytest.approx(200_000 * 26 / 40, rel=0.02)
+    widened_nj = 0.4 * drifting.idle_drift_uw * 11 * S / 1e6 / INFERENCES
+    assert drifting.marginal.bound_nj > steady.marginal.bound_nj + widened_nj
+    assert abs(drifting.marginal.value_nj - MARGINAL_NJ) <= drifting.marginal.bound_nj
 
 
-def test_a_gain_that_is_off_lies_within_its_calibration() -> None:
-    period_ns = 10_000_000
-    seconds = np.arange(0, 92 * S, period_ns) / S
-    trace = make_trace(make_rail(1.02 * power_at(seconds), period_ns))
-    for found, truth in (
-        (read_energy(trace, "cpu", IDLE, BUSY, 25_000).total, TOTAL_NJ),
-        (read_energy(trace, "cpu", IDLE, BUSY, 25_000).marginal, MARGINAL_NJ),
-    ):
-        assert found is not None
-        assert abs(found.value_nj - truth) <= found.uncertainty_nj
-    assert abs(read_energy(trace, "cpu", IDLE, BUSY).total.value_nj - TOTAL_NJ) > 0.015 * TOTAL_NJ
-
-
-def test_where_idle_and_busy_overlap_there_is_a_total_and_no_marginal() -> None:
-    period_ns = 1 * S  # so slow, and a step so coarse, that 60 mW cannot be told
-    seconds = np.arange(0, 93 * S, period_ns) / S
-    rail = make_rail(power_at(seconds, busy_uw=IDLE_UW + 60_000), period_ns, step=500_000)
-    reading = read_energy(make_trace(rail, "counter"), "cpu", IDLE, BUSY)
-    assert reading.marginal is None
-    assert reading.refused is not None
-    assert "overlap" in reading.refused
+def test_where_idle_and_busy_overlap_the_marginal_figure_has_its_reason() -> None:
+    rail = make_rail(power_at(SECONDS, busy_uw=IDLE_UW + 60_000), step=500_000)
+    reading = read_round(watch(rail), PLAN)
+    assert "overlap" in reading.overlap
     assert reading.total.value_nj > 0
 
 
-SECONDS = np.arange(0, 92 * S, 10_000_000) / S
-TRACE = make_trace(make_rail(power_at(SECONDS), 10_000_000))
-
-
 @pytest.mark.parametrize(
-    ("idle", "busy", "message"),
+    ("metered", "message"),
     [
-        (IDLE, BUSY[:4], "4 busy windows, 5 are the fewest"),
-        (IDLE, (*BUSY[:4], replace(BUSY[4], end_ns=BUSY[4].start_ns + 9 * S)), r"a window lasts 9\.0 s"),
-        ((IDLE[1], IDLE[0]), BUSY, "overlap or are out of order"),
-        (IDLE, (*BUSY[:4], replace(BUSY[4], start_ns=BUSY[3].end_ns - 1)), "overlap or are out of order"),
-        (IDLE, (*BUSY[:4], replace(BUSY[4], inferences=0)), "a busy window has no inference"),
+        (watch(make_rail(power_at(SECONDS)), trial=TRIAL), "does not tell when its timed loop ran"),
+        (watch(make_rail(power_at(SECONDS)), clock="meter"), "keeps the clock 'meter'"),
+        (watch(make_rail(power_at(SECONDS[::50]), 500 * MS)), r"too few readings: 23 of rail cpu in 11\.0 s"),
+        (watch(make_rail(power_at(SECONDS), step=4_000_000)), "resolution too coarse: the meter tells 4000 ± 2000 mW"),
+        (watch(make_rail(0 * power_at(SECONDS))), "no power was drawn"),
     ],
 )
-def test_windows_that_support_no_figure_are_refused(
-    idle: tuple[Window, Window], busy: tuple[Window, ...], message: str
-) -> None:
+def test_what_supports_no_figure_is_refused_by_name(metered: MeteredTrial, message: str) -> None:
     with pytest.raises(MeasurementError, match=message):
-        read_energy(TRACE, "cpu", idle, busy)
+        read_round(metered, PLAN)
 
 
 def test_a_gap_in_a_window_is_refused_and_one_between_windows_is_not() -> None:
-    rail = TRACE.rails[0]
+    rail = make_rail(power_at(SECONDS))
     inside = replace(rail, gaps=(Gap(start_ns=20 * S, end_ns=21 * S, why="missed"),))
     between = replace(rail, gaps=(Gap(start_ns=12 * S, end_ns=13 * S, why="missed"),))
     with pytest.raises(TraceGap, match="inside the window"):
-        read_energy(make_trace(inside), "cpu", IDLE, BUSY)
-    check_closes(read_energy(make_trace(between), "cpu", IDLE, BUSY))
-    with pytest.raises(MeasurementError, match="no rail 'gpu'"):
-        read_energy(TRACE, "gpu", IDLE, BUSY)
-
-
-def test_the_windows_of_this_test_are_apart() -> None:
-    assert all(before.end_ns < after.start_ns for before, after in pairwise([IDLE[0], *BUSY, IDLE[1]]))
+        read_round(watch(inside), PLAN)
+    check_closes(read_round(watch(between), PLAN))
+    short = make_rail(power_at(SECONDS[: len(SECONDS) // 2]))
+    with pytest.raises(TraceGap, match="rail cpu holds 0 to"):
+        read_round(watch(short), PLAN)

@@ -157,8 +157,8 @@ DUMPSYS = """Current Battery Service state:
 
 
 def test_androids_battery_is_parsed() -> None:
-    assert health.parse_battery(DUMPSYS) == (57, "Charging")
-    assert health.parse_battery("Can't find service: battery") == (None, None)
+    assert system.parse_battery(DUMPSYS) == (57, "Charging")
+    assert system.parse_battery("Can't find service: battery") == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_kernels_list_of_processors_is_parsed(text: str, cpus: list[int] | N
 
 @given(st.text(max_size=80))
 def test_no_text_makes_the_parsers_fail(text: str) -> None:
-    bits, cpus, (percent, _) = system.parse_throttled(text), health.parse_cpus(text), health.parse_battery(text)
+    bits, cpus, (percent, _) = system.parse_throttled(text), health.parse_cpus(text), system.parse_battery(text)
     assert bits is None or bits >= 0
     assert cpus is None or all(number >= 0 for number in cpus)
     assert percent is None or 0 <= percent <= 999

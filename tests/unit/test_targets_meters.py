@@ -16,9 +16,10 @@ from rankship_targets.agent_file import find_agent
 from rankship_targets.device import describe_this_machine
 from rankship_targets.local import LocalTransport
 from rankship_targets.meters.bench import parse_table
+from rankship_targets.meters.choice import MeterChoice, TableColumns
 from rankship_targets.meters.device_meter import DeviceMeter
 from rankship_targets.meters.file_meter import replay_trace
-from rankship_targets.meters.meter import MeterChoice, Reach, TableColumns
+from rankship_targets.meters.meter import Reach
 from rankship_targets.meters.perfetto import parse_perfetto, read_fields
 from rankship_targets.meters.readings import build_rail
 from rankship_targets.trace import Channel, PowerTrace
@@ -329,8 +330,8 @@ def test_a_real_agent_streams_until_it_is_stopped(tmp_path: Path, monkeypatch: p
     put(tmp_path, "sys/class/hwmon/hwmon0/name", "ina226")
     put(tmp_path, "sys/class/hwmon/hwmon0/power1_input", 3_000_000)
     monkeypatch.setenv("RANKSHIP_AGENT_ROOT", str(tmp_path))
-    reach = Reach(describe_this_machine(), str(find_agent()), lambda _: LocalTransport())
-    meter = DeviceMeter(MeterChoice(meter="hwmon", period_us=5_000, limit_ms=3_600_000), reach)
+    reach = Reach(describe_this_machine(), str(find_agent()), lambda _: LocalTransport(), 3_600_000)
+    meter = DeviceMeter(MeterChoice(name="hwmon", period_us=5_000), reach)
     meter.start()
     with pytest.raises(RuntimeError, match="recording already"):
         meter.start()

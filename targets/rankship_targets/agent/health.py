@@ -7,10 +7,7 @@ import struct
 import time
 
 from .protocol import Event
-from .system import ask, read_each, read_firmware, read_kilobytes, read_text
-
-# Android's BatteryManager constants.
-_STATUS = {"1": "Unknown", "2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
+from .system import read_battery, read_firmware, read_kilobytes, read_text
 
 
 def read_health() -> Event:
@@ -26,24 +23,6 @@ def read_health() -> Event:
         "battery_status": status,
         "clock_utc_ns": time.time_ns(),
     }
-
-
-def read_battery() -> tuple[int | None, str | None]:
-    """Read the battery's charge in percent and what it does ("Charging", "Full", …)."""
-    kinds = read_each("/sys/class/power_supply/*/type")
-    charges = read_each("/sys/class/power_supply/*/capacity")
-    if "Battery" in kinds and charges:
-        statuses = read_each("/sys/class/power_supply/*/status")
-        percent = int(charges[0]) if re.fullmatch(r"\d{1,3}", charges[0]) else None
-        return percent, statuses[0] if statuses else None
-    return parse_battery(ask("dumpsys", "battery"))
-
-
-def parse_battery(text: str) -> tuple[int | None, str | None]:
-    """Parse what Android's `dumpsys battery` prints."""
-    level = re.search(r"^\s*level: (\d{1,3})\s*$", text, re.MULTILINE)
-    status = re.search(r"^\s*status: (\d)\s*$", text, re.MULTILINE)
-    return (int(level.group(1)) if level else None), (_STATUS.get(status.group(1)) if status else None)
 
 
 def parse_cpus(text: str) -> list[int] | None:

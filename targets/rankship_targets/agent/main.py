@@ -17,6 +17,7 @@ from .governor import restore, tune
 from .meter import list_meters, sample_meter
 from .probe import probe
 from .protocol import PROTOCOL, Event, Fault, Request
+from .rest import rest_around
 from .runs import cancel, fetch
 from .runtimes import RUNTIMES
 from .spool import spool
@@ -27,13 +28,17 @@ NOISE = {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "TF_CPP_MIN_LOG_LEVEL": "2"
 EXIT_FAILED, EXIT_UNHEARD = 1, 3
 
 Command = Callable[[Request], Iterator[Event]]
+
 LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_cooling_ms?"
 # command → its function and what a request holds; what ends in "?" may be absent or null.
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "load": (load, "format artifact threads"),
     "infer": (infer, "format artifact inputs output threads"),
-    "measure": (lambda request: settle(request, measure), f"format artifact inputs threads {LIMITS}"),
+    "measure": (
+        lambda request: settle(request, lambda calm: rest_around(calm, measure)),
+        f"format artifact inputs threads {LIMITS} idle_ms?",
+    ),
     "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS}"),
     "meters": (list_meters, "period_us"),
     "meter": (sample_meter, "meter period_us duration_ms"),
@@ -46,7 +51,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
 INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
-    *("period_us", "duration_ms"),
+    *("period_us", "duration_ms", "idle_ms"),
 }
 LISTS = {"artifacts", "inputs", "cpus"}
 TYPES: dict[str, type] = {"request": dict, **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}  # others: str

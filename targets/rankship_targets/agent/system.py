@@ -23,6 +23,9 @@ ROOT = os.environ.get("RANKSHIP_AGENT_ROOT", "")
 OWN_STATUS = "/proc/self/status"
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, hexadecimal
 ASK_TIMEOUT_S = 5
+# Android's BatteryManager constants, in the kernel's words; and what each says of the battery being fed.
+STATUSES = {"1": "Unknown", "2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
+FED = {"Charging": True, "Full": True, "Discharging": False, "Not charging": False}
 SYSTEM = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
 
 
@@ -96,7 +99,7 @@ def read_state() -> Event:
         "uptime_ms": round(float(uptime) * 1000) if uptime else None,
         "clock_offset_ns": time.time_ns() - time.monotonic_ns(),
         **read_throttling(),
-        **read_battery(),
+        **read_charge(),
     }
 
 
@@ -142,15 +145,27 @@ def ask(program: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def read_battery() -> Event:
-    """Read the first battery that is the device's own; None where there is none."""
+def read_charge() -> Event:
+    """Read how full the battery is and whether it is fed; None where that is not told."""
+    percent, status = read_battery()
+    return {"battery_percent": percent, "charging": FED.get(status or "")}
+
+
+def read_battery() -> tuple[int | None, str | None]:
+    """Read the charge in percent, and what it does ("Charging", "Full", …), of the first battery that is its own."""
     for name in find_named("/sys/class/power_supply/*/type", "Battery"):
         folder = name[: -len("/type")]
         percent, status = read_text(f"{folder}/capacity"), read_text(f"{folder}/status")
         if read_text(f"{folder}/scope") != "Device" and re.fullmatch(r"\d{1,3}", percent):  # "Device": a mouse's
-            charging = {"Charging": True, "Full": True, "Discharging": False, "Not charging": False}.get(status)
-            return {"battery_percent": int(percent), "charging": charging}
-    return {"battery_percent": None, "charging": None}
+            return int(percent), status or None
+    return parse_battery(ask("dumpsys", "battery"))
+
+
+def parse_battery(text: str) -> tuple[int | None, str | None]:
+    """Parse what Android's `dumpsys battery` prints."""
+    level = re.search(r"^\s*level: (\d{1,3})\s*$", text, re.MULTILINE)
+    status = re.search(r"^\s*status: (\d)\s*$", text, re.MULTILINE)
+    return (int(level.group(1)) if level else None), (STATUSES.get(status.group(1)) if status else None)
 
 
 def find_named(pattern: str, content: str) -> list[str]:

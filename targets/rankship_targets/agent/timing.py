@@ -67,10 +67,12 @@ def measure(request: Request) -> Iterator[Event]:
     gc.disable()
     warmup, steady = warm_up(model, feed, request["max_warmup_ms"] * 1_000_000)
     peak = read_kilobytes(OWN_STATUS, "VmHWM")  # more work in between would cool the caches
+    start_ns = time.monotonic_ns()  # the clock that meters are read by
     taken = time_inferences(model, feed, request["min_samples"], request["min_duration_ms"] * 1_000_000)
+    end_ns = time.monotonic_ns()
     yield {"event": "state", "when": "after", "state": read_state()}
     yield {"event": "warmed", "ns": warmup, "steady": steady, "peak_rss_bytes": peak}
-    yield {"event": "samples", "ns": taken}
+    yield {"event": "samples", "ns": taken, "start_ns": start_ns, "end_ns": end_ns}
     yield {"event": "done"}
 
 

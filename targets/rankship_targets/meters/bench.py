@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 
 from rankship_pipeline.errors import InputError
-from rankship_targets.meters.meter import TableColumns
+from rankship_targets.meters.choice import TableColumns
 from rankship_targets.meters.readings import LARGEST, build_trace
 from rankship_targets.trace import Channel, Offer, PowerTrace
 

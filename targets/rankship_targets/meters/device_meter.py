@@ -8,7 +8,8 @@ from typing import cast
 from rankship_pipeline.errors import InputError, Lacks, MeasurementError, RankshipError, TargetTimeout
 from rankship_targets.client import call_agent, pick
 from rankship_targets.events import Event, Metering, Meters, Readings
-from rankship_targets.meters.meter import MeterChoice, Reach
+from rankship_targets.meters.choice import MeterChoice
+from rankship_targets.meters.meter import Reach
 from rankship_targets.meters.readings import Reading, build_trace
 from rankship_targets.trace import Offer, PowerTrace
 from rankship_targets.transport import STEP_TIMEOUT_S
@@ -31,18 +32,18 @@ class DeviceMeter:
         with self._reach.connect(device) as transport:
             events = list(call_agent(transport, device, self._reach.agent, request, timeout_s=STEP_TIMEOUT_S))
         offers = {offer.name: offer for offer in pick(events, Meters, device).meters}
-        if self._choice.meter not in offers:
+        if self._choice.name not in offers:
             known = ", ".join(offers)
-            raise Lacks(f"the agent on {device.name} has no meter {self._choice.meter!r}", hint=f"it has {known}")
-        return offers[self._choice.meter]
+            raise Lacks(f"the agent on {device.name} has no meter {self._choice.name!r}", hint=f"it has {known}")
+        return offers[self._choice.name]
 
     def start(self) -> None:
         """Begin to record, beside whatever else runs on the device."""
         if self._recording is not None:
-            raise RuntimeError(f"meter {self._choice.meter} is recording already")
+            raise RuntimeError(f"meter {self._choice.name} is recording already")
         problem = self.probe().problem
         if problem:
-            message = f"{self._reach.device.name}: meter {self._choice.meter}: {problem}"
+            message = f"{self._reach.device.name}: meter {self._choice.name}: {problem}"
             raise Lacks(message, hint="choose another meter, or mend what the message says")
         recording = _Recording(self._choice, self._reach)
         recording.start()
@@ -52,7 +53,7 @@ class DeviceMeter:
         """End the recording; gives every reading."""
         recording, self._recording = self._recording, None
         if recording is None:
-            raise RuntimeError(f"meter {self._choice.meter} is not recording")
+            raise RuntimeError(f"meter {self._choice.name} is not recording")
         return recording.finish()
 
 
@@ -60,7 +61,7 @@ class _Recording(threading.Thread):
     """The stream of one recording, read in a thread until it is enough."""
 
     def __init__(self, choice: MeterChoice, reach: Reach) -> None:
-        super().__init__(name=f"meter {choice.meter}", daemon=True)
+        super().__init__(name=f"meter {choice.name}", daemon=True)
         self._choice = choice
         self._reach = reach
         self._begun = threading.Event()
@@ -82,12 +83,12 @@ class _Recording(threading.Thread):
         self._enough.set()
         self.join(_SLACK_S)
         if self.is_alive():
-            message = f"{self._reach.device.name}: meter {self._choice.meter} sent nothing for {_SLACK_S:g} s"
+            message = f"{self._reach.device.name}: meter {self._choice.name} sent nothing for {_SLACK_S:g} s"
             raise TargetTimeout(message, hint="see whether the device still answers")
         if self._failure is not None:
             raise self._failure
         if self._metering is None:
-            message = f"meter {self._choice.meter} never began"
+            message = f"meter {self._choice.name} never began"
             raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
         return build_trace(
             self._metering.meter,
@@ -103,11 +104,11 @@ class _Recording(threading.Thread):
             with self._reach.connect(self._reach.device) as transport:
                 request = {
                     "command": "meter",
-                    "meter": self._choice.meter,
+                    "meter": self._choice.name,
                     "period_us": self._choice.period_us,
-                    "duration_ms": self._choice.limit_ms,
+                    "duration_ms": self._reach.limit_ms,
                 }
-                timeout_s = self._choice.limit_ms / 1000 + _SLACK_S
+                timeout_s = self._reach.limit_ms / 1000 + _SLACK_S
                 events = call_agent(transport, self._reach.device, self._reach.agent, request, timeout_s=timeout_s)
                 with closing(cast("Generator[Event]", events)):
                     self._take(cast("Generator[Event]", events))
@@ -132,7 +133,7 @@ class _Recording(threading.Thread):
     def _check(self, event: Readings) -> list[Reading]:
         count = len(self._metering.meter.channels) if self._metering else 0
         if any(not 0 <= position < count for position, _, _ in event.rows):
-            message = f"meter {self._choice.meter} sent a reading of a channel that it does not have"
+            message = f"meter {self._choice.name} sent a reading of a channel that it does not have"
             raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
         return list(event.rows)
 
@@ -140,5 +141,5 @@ class _Recording(threading.Thread):
 def open_device_meter(choice: MeterChoice, reach: Reach | None) -> DeviceMeter:
     """Make one of the agent's meters."""
     if reach is None:
-        raise InputError(f"meter {choice.meter} is read on a device", hint="name a device, or choose a meter of files")
+        raise InputError(f"meter {choice.name} is read on a device", hint="name a device, or choose a meter of files")
     return DeviceMeter(choice, reach)

@@ -8,7 +8,8 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import InputError, RankshipError
 from rankship_pipeline.files import write_atomic
 from rankship_targets.meters.bench import parse_table
-from rankship_targets.meters.meter import MeterChoice, Reach, TableColumns, require_file
+from rankship_targets.meters.choice import MeterChoice, TableColumns
+from rankship_targets.meters.meter import Reach, require_file
 from rankship_targets.meters.perfetto import parse_perfetto
 from rankship_targets.trace import Channel, Offer, PowerTrace, Provenance, Rail
 
@@ -49,9 +50,9 @@ class FileMeter:
 def open_file_meter(choice: MeterChoice, reach: Reach | None) -> FileMeter:  # noqa: ARG001 - every opener's arguments
     """Make the meter whose file was named."""
     path = require_file(choice)
-    if choice.meter == "replay":
+    if choice.name == "replay":
         return FileMeter("replay", "measured", path, replay_trace)
-    if choice.meter == "perfetto":
+    if choice.name == "perfetto":
         return FileMeter(
             "perfetto", "counter", path, lambda path: parse_perfetto(read_recording(path), where=str(path))
         )

@@ -4,15 +4,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rankship_pipeline.errors import InputError
-from rankship_pipeline.records import record
 from rankship_targets.device import Device
+from rankship_targets.meters.choice import MeterChoice, MeterName
 from rankship_targets.trace import Offer, PowerTrace
 from rankship_targets.transport import Transport, open_transport
 
-MeterName = Literal["hwmon", "rails", "powerstats", "battery", "rapl", "model", "perfetto", "bench", "replay"]
 _ON_DEVICE = "rankship_targets.meters.device_meter:open_device_meter"
 _FROM_FILE = "rankship_targets.meters.file_meter:open_file_meter"
 # meter → module:function that makes it. The first six are read on the device by the agent, the others from a file on
@@ -50,45 +49,22 @@ class Meter(Protocol):
         ...
 
 
-@record
-class TableColumns:
-    """Which columns of a bench meter's table hold what: power, or current and voltage, or energy counted so far."""
-
-    time: str
-    time_unit: Literal["s", "ms", "us", "ns"]
-    power: str | None = None
-    power_unit: Literal["W", "mW", "uW"] = "W"
-    current: str | None = None
-    current_unit: Literal["A", "mA", "uA"] = "A"
-    voltage: str | None = None
-    voltage_unit: Literal["V", "mV"] = "V"
-    energy: str | None = None
-    energy_unit: Literal["J", "mJ", "uJ", "Wh", "mWh"] = "J"
-
-
-@record
-class MeterChoice:
-    """Which meter to use: one on the device at a period and for no longer than a limit, or one that left a file."""
-
-    meter: MeterName
-    period_us: int = 10_000
-    limit_ms: int = 600_000
-    file: str | None = None
-    columns: TableColumns | None = None
-
-
 @dataclass(frozen=True)
 class Reach:
-    """The way to the agent that reads a meter: it runs over a connection of its own, beside what is measured."""
+    """The way to the agent that reads a meter: it runs over a connection of its own, beside what is measured.
+
+    A recording that nobody ends goes on for `limit_ms`.
+    """
 
     device: Device
     agent: str
     connect: Callable[[Device], Transport] = open_transport
+    limit_ms: int = 600_000
 
 
 def open_meter(choice: MeterChoice, reach: Reach | None = None) -> Meter:
     """Make the meter that was chosen; one on the device needs `reach`, one that left a file needs `choice.file`."""
-    module, function = METERS[choice.meter].split(":")
+    module, function = METERS[choice.name].split(":")
     opener: Callable[[MeterChoice, Reach | None], Meter] = getattr(importlib.import_module(module), function)
     return opener(choice, reach)
 
@@ -96,5 +72,5 @@ def open_meter(choice: MeterChoice, reach: Reach | None = None) -> Meter:
 def require_file(choice: MeterChoice) -> Path:
     """Find the file that a meter left; InputError where none is named."""
     if choice.file is None:
-        raise InputError(f"meter {choice.meter} needs the file it left", hint="name it as `file`")
+        raise InputError(f"meter {choice.name} needs the file it left", hint="name it as `file`")
     return Path(choice.file)

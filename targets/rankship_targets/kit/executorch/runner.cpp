@@ -275,10 +275,13 @@ void measure(const Options& options) {
     medians.push_back(find_median(window));
   } while (!is_steady(medians) && read_clock() < end);
   const std::string peak = read_status_bytes("VmHWM");  // more work in between would cool the caches
+  const int64_t loop_start = read_clock();  // steady_clock is the monotonic one, which meters are read by
   const auto taken = time_inferences(*module, feed, options.min_samples, options.min_duration_ms * kNsPerMs);
+  const int64_t loop_end = read_clock();
   say("warmed", ", \"ns\": " + list(warmup) + ", \"steady\": " + (is_steady(medians) ? "true" : "false") +
                     ", \"peak_rss_bytes\": " + peak);
-  say("samples", ", \"ns\": " + list(taken));
+  say("samples", ", \"ns\": " + list(taken) + ", \"start_ns\": " + std::to_string(loop_start) +
+                     ", \"end_ns\": " + std::to_string(loop_end));
   say("done");
 }
 
