@@ -96,7 +96,6 @@ def await_banner(port: int) -> None:
 
 def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[str, Callable[[], object]]:
     """Every way to send the file; the project's own includes its connecting, as the tools' does."""
-
     sha256 = hash_file(source)
     numbers = itertools.count()
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from rankship_pipeline.errors import TargetError
+from rankship_pipeline.errors import ConnectionLost, TargetError, TargetTimeout
 from rankship_targets.adb_client import AdbClient, explain
 from rankship_targets.transport import Completed
 
@@ -23,6 +23,7 @@ _KILL_TIMEOUT_S = 10.0
 _SIGNALLED = 128
 _LOOK_S = 0.2
 STALLED_S = 60.0
+QUIET_S, ANSWER_S = 15.0, 30.0  # after so long without a word a phone is asked for one, and has so long to answer
 # The shell first says its number, which is also its process group's: adbd starts each shell in a session of its own.
 # It stays as parent and at last says the exit status: adb itself ends with 0 where the connection broke.
 _WRAPPER = 'cd {home} || exit; set -- {words}; echo $$; "$@"; set -- $?; echo "{mark} $1" >&2; exit $1'
@@ -52,6 +53,7 @@ class AdbCommand:
         self._stderr = TemporaryFile()  # noqa: SIM115 - closed on leaving
         self._source, self._told = source, told
         self._place, self._moved = -1, time.monotonic()
+        self._heard = self._moved
         self._process = subprocess.Popen(
             client.argv("shell", *([] if source else ["-n"]), "-T", script),
             stdin=source or subprocess.DEVNULL,
@@ -113,9 +115,12 @@ class AdbCommand:
             ready, _, _ = select.select([descriptor], [], [], min(left_s, _LOOK_S))
             self._watch()
             if ready:
+                self._heard = time.monotonic()
                 return os.read(descriptor, _CHUNK)
             if left_s == 0:
                 raise TimeoutError
+            if time.monotonic() - self._heard > QUIET_S:
+                self._ask()
 
     def _watch(self) -> None:
         """Tell how far the file is that adb reads; TimeoutError where it stands still for too long."""
@@ -123,11 +128,22 @@ class AdbCommand:
             return
         now, place = time.monotonic(), os.lseek(self._source.fileno(), 0, os.SEEK_CUR)  # adb's place is ours
         if place != self._place:
-            self._place, self._moved = place, now
+            self._place, self._moved, self._heard = place, now, now
             if self._told:
                 self._told(place)
         elif place < os.fstat(self._source.fileno()).st_size and now - self._moved > STALLED_S:
             raise TimeoutError
+
+    def _ask(self) -> None:
+        """See that the phone is there yet: adb waits for ever for a daemon that hangs behind a link that stands."""
+        try:
+            done = self._client.call("shell", "-n", "-T", ":", timeout_s=ANSWER_S)
+        except TargetTimeout:
+            message = f"running {self._name}: the phone fell silent and did not answer for {ANSWER_S:g} s"
+            raise ConnectionLost(message, hint="see whether the phone hangs; replug it, or restart it") from None
+        if done.code != 0:
+            raise explain(done, f"running {self._name}")
+        self._heard = time.monotonic()
 
     def _judge(self, code: int, stdout: str) -> Completed:
         """Tell the command's end from that of the connection."""
