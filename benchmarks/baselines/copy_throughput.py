@@ -5,8 +5,8 @@
 
 Sends the same random bytes in every way in turn, each with its own connecting; with no DEVICE it starts an OpenSSH
 server of its own on the loopback. A ratio is of two neighbours in one round; its interval holds the true median with at
-least 95 % and assumes no distribution (the order statistics of rankship's own reports). "rankship, checked" is what a
-push does: room asked for, hash computed on the device, renamed. `--tree` also times a tree of many files like a kit's,
+least 95 % and assumes no distribution (the order statistics of rankship's own reports). "rankship" is what a push
+does: room asked for, hash computed on the device, renamed. `--tree` also times a tree of many files like a kit's,
 copied once and pushed again unchanged.
 """
 
@@ -96,11 +96,6 @@ def await_banner(port: int) -> None:
 
 def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[str, Callable[[], object]]:
     """Every way to send the file; the project's own includes its connecting, as the tools' does."""
-
-    def send() -> None:
-        with open_transport(device) as transport:
-            transport.send(source, target)
-
     sha256 = hash_file(source)
     numbers = itertools.count()
 
@@ -113,8 +108,7 @@ def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[s
 
     if device.transport == "adb":
         return {
-            "rankship": send,
-            "rankship, checked": push,
+            "rankship": push,
             "adb push": call("adb", "-s", str(device.serial), "push", str(source), target),
         }
     known = folder / "known_hosts"
@@ -127,8 +121,7 @@ def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[s
     batch.write_text(f'put "{source}" "{target}"\n')
     login = f"{device.user}@{device.host}"
     return {
-        "rankship": send,
-        "rankship, checked": push,
+        "rankship": push,
         "scp": call("scp", *options, str(source), f"{login}:{target}"),
         "sftp": call("sftp", *options, "-b", str(batch), login),
     }
@@ -160,12 +153,11 @@ def measure(ways: dict[str, Callable[[], object]], runs: int, size_bytes: int) -
 
 def compare_pairs(figures: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
     """Give the project's throughput over each tool's, paired by round, with 95 % intervals."""
-    ours = [name for name in figures if name.startswith("rankship")]
     ratios: dict[str, dict[str, object]] = {}
-    for name, tool in itertools.product(ours, figures.keys() - set(ours)):
-        walls = zip(figures[name]["wall_s"], figures[tool]["wall_s"], strict=True)  # type: ignore[call-overload]  # lists
+    for tool in sorted(figures.keys() - {"rankship"}):
+        walls = zip(figures["rankship"]["wall_s"], figures[tool]["wall_s"], strict=True)  # type: ignore[call-overload]
         pairs = [theirs / own for own, theirs in walls]
-        ratios[f"{name} over {tool}"] = {"median": statistics.median(pairs), "interval": median_interval(pairs)}
+        ratios[f"rankship over {tool}"] = {"median": statistics.median(pairs), "interval": median_interval(pairs)}
     return ratios
 
 
@@ -255,7 +247,7 @@ def compare(device: Device, folder: Path, source: Path, runs: int) -> dict[str, 
             found = {
                 name: way
                 for name, way in ways.items()
-                if name.startswith("rankship") or shutil.which(name.split()[0].rstrip(","))
+                if name == "rankship" or shutil.which(name.split()[0].rstrip(","))
             }
             return measure(found, runs, source.stat().st_size)
         finally:

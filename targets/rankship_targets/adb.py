@@ -1,5 +1,6 @@
-"""A phone over adb: found by its serial, its build pinned in the inventory, files by adb's own copying."""
+"""A phone over adb: found by its serial, its build pinned in the inventory, files home by adb's own copying."""
 
+import os
 import posixpath
 import re
 import secrets
@@ -13,19 +14,19 @@ from rankship_pipeline.errors import CommandFailed, InputError, TargetError, Tar
 from rankship_targets.adb_client import AdbClient, explain, is_explained, list_attached, open_client, show_end
 from rankship_targets.adb_command import HOME, AdbCommand
 from rankship_targets.adb_state import READY, await_ready, check_build, explain_state, find_state
-from rankship_targets.copying import send_pieces
 from rankship_targets.device import Device
+from rankship_targets.receiving import SLOWEST_LINK_BYTES_PER_S
 from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Completed,
     explain_failure,
+    open_source,
     read_free_bytes,
     run_checked,
     split_lines,
 )
 
 __all__ = ["AdbTransport", "list_attached", "open_adb", "read_properties"]
-SLOWEST_BYTES_PER_S = 500_000  # a poor wireless link; slower than this counts as hung
 
 
 def open_adb(device: Device) -> "AdbTransport":
@@ -61,18 +62,22 @@ class AdbTransport:
         if done.code != 0:
             raise explain_failure(argv, done.code, done.stderr)
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        """Copy a file with `adb push`, in pieces that are joined on the phone: adb itself can append to nothing."""
-        send_pieces(self, self._push, local, remote, offset=offset, told=told)
-
-    def _push(self, local: Path, remote: str) -> None:
-        path = posixpath.join(HOME, remote)
-        folder = posixpath.dirname(path)
-        # adb would make the folder, with rights that nobody asked for.
-        if self.run(["test", "-d", folder], timeout_s=STEP_TIMEOUT_S).code != 0:
-            message = f"copying {local.name} to {remote}: there is no folder {folder} on the device"
-            raise CommandFailed(message, hint="make the folder first")
-        self._copy("push", str(local.resolve()), path, local.stat().st_size, f"copying {local.name} to {remote}")
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
+        """Run a command that takes a file, or what follows `offset` in it."""
+        with open_source(local) as source, self._limiting(f"sending {local.name}", timeout_s):
+            os.lseek(source.fileno(), offset, os.SEEK_SET)
+            with AdbCommand(self._client, argv, timeout_s, source, told) as command:
+                stdout = b"".join(command.chunks())
+                done = command.done()
+                return Completed(code=done.code, stdout=stdout.decode(errors="replace"), stderr=done.stderr)
 
     def fetch(self, remote: str, local: Path) -> None:
         """Copy a file with `adb pull`, under another name until it is whole."""
@@ -81,7 +86,7 @@ class AdbTransport:
         target = local.resolve()
         part = target.with_name(f".{secrets.token_hex(4)}.part")
         try:
-            self._copy("pull", path, str(part), size_bytes, f"fetching {remote}")
+            self._pull(path, str(part), size_bytes, f"fetching {remote}")
             part.replace(target)
         except OSError as failure:
             message = f"fetching {remote} to {local}: {failure.strerror}"
@@ -104,8 +109,10 @@ class AdbTransport:
     ) -> None:
         self.close()
 
-    def _copy(self, verb: str, source: str, target: str, size_bytes: int, what: str) -> None:
-        done = self._client.call(verb, source, target, timeout_s=STEP_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S)
+    def _pull(self, source: str, target: str, size_bytes: int, what: str) -> None:
+        done = self._client.call(
+            "pull", source, target, timeout_s=STEP_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
+        )
         if done.code != 0:
             raise self._explain_copy(done, what)
 

@@ -7,13 +7,13 @@ import select
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
-from rankship_pipeline.errors import TargetError
+from rankship_pipeline.errors import ConnectionLost, TargetError, TargetTimeout
 from rankship_targets.adb_client import AdbClient, explain
 from rankship_targets.transport import Completed
 
@@ -21,18 +21,28 @@ HOME = "/data/local/tmp"
 _CHUNK = 1 << 16
 _KILL_TIMEOUT_S = 10.0
 _SIGNALLED = 128
+_LOOK_S = 0.2
+STALLED_S = 60.0
+QUIET_S, ANSWER_S = 15.0, 30.0  # after so long without a word a phone is asked for one, and has so long to answer
 # The shell first says its number, which is also its process group's: adbd starts each shell in a session of its own.
 # It stays as parent and at last says the exit status: adb itself ends with 0 where the connection broke.
 _WRAPPER = 'cd {home} || exit; set -- {words}; echo $$; "$@"; set -- $?; echo "{mark} $1" >&2; exit $1'
 
 
 class AdbCommand:
-    """A running command with empty stdin; whoever leaves before its end takes its process group down.
+    """A running command, whose stdin is empty or a file; whoever leaves before its end takes its process group down.
 
     Raises TimeoutError when `timeout_s` passes; what adb says of a broken connection comes as its TargetError.
     """
 
-    def __init__(self, client: AdbClient, argv: Sequence[str], timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: AdbClient,
+        argv: Sequence[str],
+        timeout_s: float,
+        source: BinaryIO | None = None,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
         self._client = client
         self._name = argv[0]
         self._deadline = time.monotonic() + timeout_s
@@ -41,9 +51,12 @@ class AdbCommand:
         self._done: Completed | None = None
         script = _WRAPPER.format(home=HOME, words=shlex.join(argv), mark=self._mark)
         self._stderr = TemporaryFile()  # noqa: SIM115 - closed on leaving
+        self._source, self._told = source, told
+        self._place, self._moved = -1, time.monotonic()
+        self._heard = self._moved
         self._process = subprocess.Popen(
-            client.argv("shell", "-n", "-T", script),
-            stdin=subprocess.DEVNULL,
+            client.argv("shell", *([] if source else ["-n"]), "-T", script),
+            stdin=source or subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
         )
@@ -97,10 +110,40 @@ class AdbCommand:
         if self._process.stdout is None:  # it was opened as a pipe
             return b""
         descriptor = self._process.stdout.fileno()
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, self._deadline - time.monotonic()))
-        if not ready:
+        while True:
+            left_s = max(0.0, self._deadline - time.monotonic())
+            ready, _, _ = select.select([descriptor], [], [], min(left_s, _LOOK_S))
+            self._watch()
+            if ready:
+                self._heard = time.monotonic()
+                return os.read(descriptor, _CHUNK)
+            if left_s == 0:
+                raise TimeoutError
+            if time.monotonic() - self._heard > QUIET_S:
+                self._ask()
+
+    def _watch(self) -> None:
+        """Tell how far the file is that adb reads; TimeoutError where it stands still for too long."""
+        if self._source is None:
+            return
+        now, place = time.monotonic(), os.lseek(self._source.fileno(), 0, os.SEEK_CUR)  # adb's place is ours
+        if place != self._place:
+            self._place, self._moved, self._heard = place, now, now
+            if self._told:
+                self._told(place)
+        elif place < os.fstat(self._source.fileno()).st_size and now - self._moved > STALLED_S:
             raise TimeoutError
-        return os.read(descriptor, _CHUNK)
+
+    def _ask(self) -> None:
+        """See that the phone is there yet: adb waits for ever for a daemon that hangs behind a link that stands."""
+        try:
+            done = self._client.call("shell", "-n", "-T", ":", timeout_s=ANSWER_S)
+        except TargetTimeout:
+            message = f"running {self._name}: the phone fell silent and did not answer for {ANSWER_S:g} s"
+            raise ConnectionLost(message, hint="see whether the phone hangs; replug it, or restart it") from None
+        if done.code != 0:
+            raise explain(done, f"running {self._name}")
+        self._heard = time.monotonic()
 
     def _judge(self, code: int, stdout: str) -> Completed:
         """Tell the command's end from that of the connection."""

@@ -18,6 +18,7 @@ from rankship_targets.transport import Transport, run_checked
 READY = "device"
 # How long each state may still become another: `adb connect` reports failure while the phone is still deciding.
 PATIENCE_S = {"offline": 6.0, "connecting": 6.0, "unauthorized": 3.0, "authorizing": 6.0}
+ANSWER_S = 15.0
 _ABSENT_PATIENCE_S = 2.0
 _POLL_S = 0.1
 _RECONNECT = {"offline", "connecting"}
@@ -75,11 +76,13 @@ def explain_state(device: Device, state: str | None, said: str) -> TargetError:
 
 
 def check_build(transport: Transport, device: Device) -> None:
-    """Compare the device's build with the one pinned in the inventory, where one is."""
-    if device.fingerprint is None:
-        return
-    found = run_checked(transport, ["getprop", "ro.build.fingerprint"]).strip()
-    if found != device.fingerprint:
+    """See that the device answers, and compare its build with the one pinned in the inventory, where one is."""
+    try:
+        found = run_checked(transport, ["getprop", "ro.build.fingerprint"], timeout_s=ANSWER_S).strip()
+    except TargetTimeout:
+        message = f"{device.name} (adb, {device.serial}) is attached and did not answer for {ANSWER_S:g} s"
+        raise Unreachable(message, hint="it hangs: replug it, or restart it") from None
+    if device.fingerprint is not None and found != device.fingerprint:
         message = f"{device.name} runs the build {found!r}, pinned in the inventory is {device.fingerprint!r}"
         hint = "another phone, or it was updated: if that is right, write the new value as its fingerprint"
         raise HostKeyChanged(message, hint=hint)

@@ -40,7 +40,7 @@ _FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
     "no_space": (NoSpace, "free space on the device or choose another workdir in the inventory"),
     "read_only": (ReadOnly, "choose a workdir that may be written; a card that turned read-only is wearing out"),
     "busy": (TargetBusy, "only one run measures on a device at a time: wait for that one to end"),
-    "unknown_run": (CommandFailed, "somebody removed it on the device: measure again"),
+    "unknown_run": (AgentDied, "a power cut took it from the disk, or somebody removed it: measure again"),
     "agent_died": (AgentDied, "{died}"),
     "rebooted": (Rebooted, "see why it was restarted (power supply, watchdog), then run again"),
 }

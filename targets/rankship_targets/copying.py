@@ -7,17 +7,16 @@ connection left under that name is the beginning of the next try, if its hash sa
 import hashlib
 import posixpath
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rankship_pipeline.errors import CommandFailed, InputError, NoSpace, PersistentTargetError, TargetError
 from rankship_pipeline.units import show_bytes
+from rankship_targets.receiving import limit_hash_s, receive
 from rankship_targets.transport import (
-    STEP_TIMEOUT_S,
     Transport,
+    explain_failure,
     hash_many,
     hash_remote,
     make_batches,
@@ -27,19 +26,12 @@ from rankship_targets.transport import (
 
 RESUMED_FROM_BYTES = 1 << 20  # looking at what is left of a smaller file takes longer than sending it again
 SHOWN_FROM_BYTES = 2_000_000
-PIECE_BYTES = 16 << 20
 PARTS_AGE_MINUTES = 24 * 60
-_SLOWEST_BYTES_PER_S = 5_000_000  # a worn SD card, read or hashed
+NO_FOLDER = 73  # a status of our own, which no shell and no `mkdir` has
 _CHUNK = 1 << 20
-_PIECE_SUFFIX = ".piece"
 _PART = "*." + "[0-9a-f]" * 16 + ".part"
-# One look at the length and the hash of that many bytes: another host may be writing on.
-LOOK = 'n=$(stat -c %s -- "$1") && echo "$n" && head -c "$n" < "$1" | sha256sum'
-RENAME = (
-    'while [ $# -gt 0 ]; do if [ -d "$2" ]; then echo "$2: Is a directory" >&2; exit 1; fi; '
-    'mv -f -- "$1" "$2" || exit; shift 2; done'
-)
-APPEND = 'cat < "$1" >> "$2" && rm -f -- "$1"'
+# Makes the part's folder, and looks once at its length and the hash of that many bytes: another host may be writing on.
+LOOK = f'mkdir -p -- "$2" || exit {NO_FOLDER}; n=$(stat -c %s -- "$1") && echo "$n" && head -c "$n" < "$1" | sha256sum'
 
 Told = Callable[[int, int], None]  # (bytes that are there or on their way, bytes in all)
 
@@ -81,82 +73,39 @@ def name_part(remote: str, sha256: str) -> str:
 
 def remove_old_parts(transport: Transport, folder: str, *, age_minutes: int = PARTS_AGE_MINUTES) -> None:
     """Remove what broken copies left below `folder` and nobody has gone on with since."""
-    ours = ["(", "-name", _PART, "-o", "-name", f"{_PART}{_PIECE_SUFFIX}", ")"]
-    old = ["-type", "f", "-mmin", f"+{age_minutes}"]
-    run_checked(transport, ["find", _shield(folder), *old, *ours, "-exec", "rm", "-f", "--", "{}", "+"])
-
-
-def send_pieces(
-    transport: Transport,
-    push: Callable[[Path, str], None],
-    local: Path,
-    remote: str,
-    *,
-    offset: int = 0,
-    told: Callable[[int], None] | None = None,
-) -> None:
-    """Do what Transport.send promises over a way that can only push whole files: in pieces, appended on the device.
-
-    A copy that breaks is resumed after its last whole piece.
-    """
-    with open_source(local) as source, TemporaryDirectory(prefix="rankship-") as folder:
-        source.seek(offset)
-        piece, sent = Path(folder) / local.name, offset
-        while (content := source.read(PIECE_BYTES)) or sent == 0:
-            piece.write_bytes(content)
-            shutil.copymode(local, piece)  # a push may carry the rights along, as adb's does
-            if sent == 0:
-                push(piece, remote)
-            else:
-                _append(transport, push, piece, remote)
-            sent += len(content)
-            if told:
-                told(sent)
-            if not content:
-                return
-
-
-def _append(transport: Transport, push: Callable[[Path, str], None], piece: Path, remote: str) -> None:
-    aside = f"{remote}{_PIECE_SUFFIX}"
-    try:
-        push(piece, aside)
-        run_checked(transport, ["sh", "-c", APPEND, "sh", aside, remote], timeout_s=_limit_s(PIECE_BYTES))
-    except PersistentTargetError:
-        with suppress(TargetError):
-            _remove(transport, [aside])
-        raise
+    old = ["-name", _PART, "-type", "f", "-mmin", f"+{age_minutes}"]
+    run_checked(transport, ["find", _shield(folder), *old, "-exec", "rm", "-f", "--", "{}", "+"])
 
 
 def _copy_parts(
     transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int], told: Told | None
 ) -> dict[str, tuple[Path, str]]:
-    """Send what is missing, and give those their name that arrived whole; gives the others.
+    """Send what is missing; gives what did not arrive whole and has its name not.
 
     Where trying again cannot help, no part stays; where the link broke, all stay for the next try.
     """
     parts = {remote: name_part(remote, sha256) for remote, (_, sha256) in files.items()}
-    folders = sorted({posixpath.dirname(remote) or "." for remote in files})
-    for batch in make_batches(folders):
+    small = {posixpath.dirname(remote) or "." for remote in files if sizes[remote] < RESUMED_FROM_BYTES}
+    for batch in make_batches(sorted(small)):
         run_checked(transport, ["mkdir", "-p", "--", *batch])
+    wrong = {}
     try:
         begun = {remote: _begin(transport, files[remote][0], part, sizes[remote]) for remote, part in parts.items()}
-        _check_room(
-            transport, folders, [local for local, _ in files.values()], _sum_up(sizes, files) - sum(begun.values())
-        )
-        bar, done = _Bar(told, _sum_up(sizes, files)), 0
-        for remote, (local, _) in files.items():
-            bar.base_bytes = done
-            transport.send(local, parts[remote], offset=begun[remote], told=bar.move)
-            done += sizes[remote]
-        arrived = hash_many(transport, list(parts.values()), timeout_s=_limit_s(done))
-        whole = {remote for remote, (_, sha256) in files.items() if arrived.get(parts[remote]) == sha256}
-        _rename(transport, [(parts[remote], remote) for remote in files if remote in whole])
-        _remove(transport, [part for remote, part in parts.items() if remote not in whole])
+        _check_room(transport, files, _sum_up(sizes, files) - sum(begun.values()))
+        bar = _Bar(told, _sum_up(sizes, files))
+        for remote, (local, sha256) in files.items():
+            offset = begun[remote]
+            if sha256 != receive(
+                transport, local, parts[remote], offset=offset, sha256=sha256, place=remote, told=bar.move
+            ):
+                wrong[remote] = files[remote]
+            bar.base_bytes += sizes[remote]
+        _remove(transport, [parts[remote] for remote in wrong])
     except PersistentTargetError:
         with suppress(TargetError):
             _remove(transport, list(parts.values()))
         raise
-    return {remote: file for remote, file in files.items() if remote not in whole}
+    return wrong
 
 
 class _Bar:
@@ -176,7 +125,7 @@ class _Bar:
 def _find_missing(
     transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int]
 ) -> dict[str, tuple[Path, str]]:
-    found = hash_many(transport, list(files), timeout_s=_limit_s(_sum_up(sizes, files))) if files else {}
+    found = hash_many(transport, list(files), timeout_s=limit_hash_s(_sum_up(sizes, files))) if files else {}
     return {remote: (local, sha256) for remote, (local, sha256) in files.items() if found.get(remote) != sha256}
 
 
@@ -184,7 +133,10 @@ def _begin(transport: Transport, local: Path, part: str, size: int) -> int:
     """Tell how many bytes of a part are right; one that is wrong is removed."""
     if size < RESUMED_FROM_BYTES:
         return 0
-    done = transport.run(["sh", "-c", LOOK, "sh", part], timeout_s=_limit_s(size))
+    folder = posixpath.dirname(part) or "."
+    done = transport.run(["sh", "-c", LOOK, "sh", part, folder], timeout_s=limit_hash_s(size))
+    if done.code == NO_FOLDER:
+        raise explain_failure(["mkdir"], done.code, done.stderr)
     if not done.stdout and done.code != 0:
         return 0
     match = re.fullmatch(r"([0-9]{1,18})\n\\?([0-9a-f]{64})\s.*\s*", done.stdout)
@@ -203,19 +155,14 @@ def _hash_start(local: Path, length: int) -> str:
     return known.hexdigest()
 
 
-def _check_room(transport: Transport, folders: Sequence[str], files: Sequence[Path], needed: int) -> None:
-    folder = posixpath.commonpath(folders) or "."
+def _check_room(transport: Transport, files: Mapping[str, tuple[Path, str]], needed: int) -> None:
+    folder = posixpath.commonpath([posixpath.dirname(remote) for remote in files]) or "."
     free = transport.free_bytes(folder)
     if free < needed:
-        what = f"{files[0].name} needs" if len(files) == 1 else f"{len(files)} files need"
+        names = [local.name for local, _ in files.values()]
+        what = f"{names[0]} needs" if len(names) == 1 else f"{len(names)} files need"
         message = f"{folder} has {show_bytes(free)} free, {what} {show_bytes(needed)}"
         raise NoSpace(message, hint="free space on the device or choose another workdir in the inventory")
-
-
-def _rename(transport: Transport, pairs: Iterable[tuple[str, str]]) -> None:
-    for batch in make_batches(pairs, "".join):
-        words = [_shield(name) for pair in batch for name in pair]
-        run_checked(transport, ["sh", "-c", RENAME, "sh", *words])
 
 
 def _remove(transport: Transport, names: Sequence[str]) -> None:
@@ -226,10 +173,6 @@ def _remove(transport: Transport, names: Sequence[str]) -> None:
 def _shield(name: str) -> str:
     """Keep a relative name that begins with a dash from being taken for an option."""
     return f"./{name}" if name.startswith("-") else name
-
-
-def _limit_s(size: int) -> float:
-    return STEP_TIMEOUT_S + size / _SLOWEST_BYTES_PER_S
 
 
 def _sum_up(sizes: Mapping[str, int], files: Iterable[str]) -> int:

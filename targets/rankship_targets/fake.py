@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rankship_pipeline.errors import CommandFailed, NoSpace, TargetError, TargetTimeout
-from rankship_targets.copying import APPEND, LOOK, RENAME
+from rankship_pipeline.errors import CommandFailed, TargetError, TargetTimeout
+from rankship_targets.copying import LOOK
 from rankship_targets.lease import HELD, NAME, TAKE
 from rankship_targets.transport import NOT_FOUND, Completed, explain_failure, open_source, split_lines
 
@@ -50,22 +50,38 @@ class FakeTransport:
         if done.code != 0:
             raise explain_failure(argv, done.code, done.stderr)
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        """Keep the file's content under its remote name; a failure that was ordered comes halfway."""
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,  # noqa: ARG002 - time never passes
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
+        """Take a file in, as copying has it done; a failure that was ordered comes halfway."""
         with open_source(local) as source:
-            content, place = source.read(), posixpath.normpath(remote)
-        if (posixpath.dirname(place) or ".") not in self.folders:
-            raise CommandFailed(f"copying {local.name} to {remote}: no such folder", hint="make the folder first")
-        if offset and place not in self.files:
-            raise CommandFailed(f"copying {local.name} to {remote}: no such file", hint="begin at its beginning")
+            content = source.read()
+        part, _, sha256, name, _ = argv[4:]
+        part, place = posixpath.normpath(part), posixpath.normpath(name)
+        if (posixpath.dirname(part) or ".") not in self.folders:
+            return _refuse(f"{part}: No such file or directory")
         rest = content[offset:]
-        self.files[place] = self.files.get(place, b"")[:offset] + rest[: len(rest) // 2]
-        self._meet_failure("send", remote)
+        self.files[part] = self.files.get(part, b"")[:offset] + rest[: len(rest) // 2]
+        self._meet_failure("feed", part)
         if len(rest) - len(rest) // 2 > self._room_bytes():
-            raise NoSpace(f"copying {local.name} to {remote}: no space left", hint="free space on the device")
-        self.files[place] += rest[len(rest) // 2 :]
+            return _refuse(f"{part}: No space left on device")
+        self.files[part] += rest[len(rest) // 2 :]
         if told:
             told(len(content))
+        return self._give_name(part, sha256, place)
+
+    def _give_name(self, part: str, sha256: str, place: str) -> Completed:
+        """Rename a part that is right; says its hash."""
+        arrived = hashlib.sha256(self.files.get(part, b"")).hexdigest()
+        if arrived == sha256:
+            self.files[place] = self.files.pop(part)
+        return _say(f"{arrived}\n")
 
     def fetch(self, remote: str, local: Path) -> None:
         """Write a kept file."""
@@ -111,6 +127,10 @@ def _say(text: str) -> Completed:
     return Completed(code=0, stdout=text, stderr="")
 
 
+def _refuse(why: str) -> Completed:
+    return Completed(code=1, stdout="", stderr=f"{why}\n")
+
+
 def _miss(name: str, path: str) -> Completed:
     return Completed(code=1, stdout="", stderr=f"{name}: {path}: No such file or directory\n")
 
@@ -142,24 +162,11 @@ def _mkdir(device: FakeTransport, argv: Sequence[str]) -> Completed:
 
 
 def _look(device: FakeTransport, names: Sequence[str]) -> Completed:
+    _mkdir(device, ["mkdir", "-p", "--", names[1]])
     content = device.files.get(posixpath.normpath(names[0]))
     if content is None:
         return _miss("stat", names[0])
     return _say(f"{len(content)}\n{hashlib.sha256(content).hexdigest()}  -\n")
-
-
-def _rename(device: FakeTransport, names: Sequence[str]) -> Completed:
-    for source, target in zip(names[::2], names[1::2], strict=True):
-        done = _move(device, ["mv", "--", source, target])
-        if done.code != 0:
-            return done
-    return _say("")
-
-
-def _append(device: FakeTransport, names: Sequence[str]) -> Completed:
-    source, target = map(posixpath.normpath, names)
-    device.files[target] += device.files.pop(source)
-    return _say("")
 
 
 def _take(device: FakeTransport, names: Sequence[str]) -> Completed:
@@ -178,8 +185,6 @@ def _name(device: FakeTransport, names: Sequence[str]) -> Completed:
 # The scripts that copying and leases run, known by their text.
 _SCRIPTS: dict[str, Callable[[FakeTransport, Sequence[str]], Completed]] = {
     LOOK: _look,
-    RENAME: _rename,
-    APPEND: _append,
     TAKE: _take,
     NAME: _name,
 }

@@ -27,7 +27,6 @@ from rankship_targets.transport import (
 )
 
 _CHUNK = 1 << 16
-_COPIED_BYTES = 1 << 20
 
 
 def open_local(device: Device) -> "LocalTransport":  # noqa: ARG001 - every opener takes the device
@@ -43,9 +42,12 @@ class LocalTransport:
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
         """Run a command to its end."""
+        return self._run(argv, timeout_s)
+
+    def _run(self, argv: Sequence[str], timeout_s: float, stdin: IO[bytes] | int = subprocess.DEVNULL) -> Completed:
         with TemporaryFile() as stderr:
             try:
-                with self._start(argv, stderr) as process:
+                with self._start(argv, stderr, stdin) as process:
                     stdout = b"".join(_read(process, argv, timeout_s))
             except OSError as failure:
                 return Completed(code=_start_code(failure), stdout="", stderr=f"{argv[0]}: {failure.strerror}\n")
@@ -63,16 +65,22 @@ class LocalTransport:
             if process.returncode != 0:
                 raise explain_failure(argv, _shell_code(process), _read_all(stderr))
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        """Copy a file, or what follows `offset` in it, to its place."""
-        with open_source(local) as source, _copying(str(local), remote):
-            source.seek(offset)
-            with (self._home / remote).open("r+b" if offset else "wb") as target:
-                target.seek(offset)
-                while chunk := source.read(_COPIED_BYTES):
-                    target.write(chunk)
-                    if told:
-                        told(source.tell())
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
+        """Run a command that takes a file, or what follows `offset` in it."""
+        with open_source(local) as source:
+            os.lseek(source.fileno(), offset, os.SEEK_SET)
+            done = self._run(argv, timeout_s, source)
+            if told:
+                told(local.stat().st_size)
+        return done
 
     def fetch(self, remote: str, local: Path) -> None:
         """Copy a file from its place."""
@@ -100,11 +108,13 @@ class LocalTransport:
         self.close()
 
     @contextmanager
-    def _start(self, argv: Sequence[str], stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    def _start(
+        self, argv: Sequence[str], stderr: IO[bytes], stdin: IO[bytes] | int = subprocess.DEVNULL
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """Start a command; whoever leaves before its end takes its whole process group down."""
         process = subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=self._home,

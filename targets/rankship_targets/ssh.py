@@ -1,4 +1,4 @@
-"""A device over SSH: the host key pinned in the inventory, commands over channels, files over SFTP."""
+"""A device over SSH: the host key pinned in the inventory; commands, and files through commands, over channels."""
 
 import logging
 import socket
@@ -15,21 +15,17 @@ from rankship_pipeline.errors import (
     AuthError,
     CommandFailed,
     ConnectionLost,
-    Lacks,
-    PersistentTargetError,
     TargetTimeout,
     Unreachable,
 )
 from rankship_targets.device import Device
-from rankship_targets.sftp_write import write_rest
-from rankship_targets.ssh_command import SshCommand, end_link, start_channel
+from rankship_targets.ssh_command import SshCommand, end_link
 from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
 from rankship_targets.ssh_route import dial, dig, watch, watching
 from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Completed,
     explain_failure,
-    name_refusal,
     open_source,
     read_free_bytes,
     split_lines,
@@ -38,7 +34,6 @@ from rankship_targets.transport import (
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15
 SIGNALLED = 128
-_TRY_WRITING = 'LC_ALL=C; export LC_ALL; head -c 131072 /dev/zero > "$1.why"; rm -f -- "$1.why"'
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
 
@@ -54,7 +49,6 @@ class SshTransport:
     def __init__(self, device: Device) -> None:
         self._where = describe_address(device)
         self._jump: SshTransport | None = None
-        self._copier: paramiko.SFTPClient | None = None
         self._client = paramiko.SSHClient()  # it knows no host but ours: no known_hosts file is read
         try:
             self._connect(device)
@@ -79,17 +73,23 @@ class SshTransport:
             yield from split_lines(command.chunks())
             check_end(argv[0], command)
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        """Copy a file, or what follows `offset` in it, over SFTP."""
-        what = f"copying {local.name} to {remote}"
-        with open_source(local) as source:
-            try:
-                with self._sftp(what) as sftp, sftp.open(remote, "r+b" if offset else "wb") as target:
-                    link = self._link()
-                    with _cutting(link):
-                        write_rest(source, target, offset, told, openssh="OpenSSH" in link.remote_version)
-            except CommandFailed as failure:
-                raise self._ask_why(remote, failure) from None
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
+        """Run a command that takes a file, or what follows `offset` in it."""
+        link = self._link()
+        with open_source(local) as source, self._explaining(f"sending {local.name}", timeout_s):
+            source.seek(offset)
+            with SshCommand(link, argv, timeout_s, fed=True) as command, _cutting(link):
+                command.feed(source, STEP_TIMEOUT_S, told)
+                stdout = b"".join(command.chunks())
+                return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())
 
     def fetch(self, remote: str, local: Path) -> None:
         """Copy a file from the device, as its `cat` gives it: the library's SFTP reads in a thread that dies loudly."""
@@ -165,40 +165,6 @@ class SshTransport:
         return link
 
     @contextmanager
-    def _sftp(self, what: str) -> Iterator[paramiko.SFTPClient]:
-        """Give the one SFTP session of this connection; it is opened anew after whatever went wrong over it."""
-        with self._explaining(what, STEP_TIMEOUT_S):
-            sftp, self._copier = self._copier or self._open_sftp(), None
-            try:
-                yield sftp
-            except OSError as failure:
-                channel = sftp.get_channel()
-                died = channel is None or channel.closed  # the device's end; the connection itself may live on
-                sftp.close()
-                if died and not isinstance(failure, TimeoutError):
-                    raise EOFError(str(failure)) from None
-                raise
-            self._copier = sftp
-
-    def _open_sftp(self) -> paramiko.SFTPClient:
-        link = self._link()
-
-        def ask(channel: paramiko.Channel) -> None:
-            try:
-                channel.invoke_subsystem("sftp")
-            except paramiko.SSHException:
-                if not link.is_active():
-                    raise
-                message = f"{self._where} offers no SFTP: its SSH server has no sftp subsystem"
-                raise Lacks(
-                    message, hint="enable `Subsystem sftp` in its sshd_config, or install openssh-server"
-                ) from None
-
-        channel = start_channel(link, ask, STEP_TIMEOUT_S)
-        channel.settimeout(STEP_TIMEOUT_S)
-        return paramiko.SFTPClient(channel)
-
-    @contextmanager
     def _connecting(self) -> Iterator[None]:
         """Call it unreachable, whatever ends a connection before it is one."""
         try:
@@ -241,16 +207,10 @@ class SshTransport:
         message = f"{self._where}: connection lost while {what}: {str(failure) or type(failure).__name__}"
         return ConnectionLost(message, hint="see whether the device is up and sshd listens on that port")
 
-    def _ask_why(self, remote: str, failure: CommandFailed) -> PersistentTargetError:
-        """SFTP has one word for every failure to write: the device's own shell has more."""
-        done = self.run(["sh", "-c", _TRY_WRITING, "sh", remote], timeout_s=STEP_TIMEOUT_S)
-        said = done.stderr.strip()
-        return name_refusal(f"{failure} ({said})", hint=failure.hint) if said else failure
-
 
 @contextmanager
 def _cutting(link: paramiko.Transport) -> Iterator[None]:
-    """Cut a connection whose answer did not come in time: closing a file over it would wait as long again."""
+    """Cut a connection whose answer did not come in time: what is on its way over it would come later."""
     try:
         yield
     except TimeoutError:

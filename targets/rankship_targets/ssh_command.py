@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from threading import Thread, Timer
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import paramiko
 
 from rankship_pipeline.errors import CommandFailed
 
 _CHUNK = 1 << 16
+_FED_BYTES = 1 << 17
 _KILL_TIMEOUT_S = 5.0
 _LONGEST_HEAD_BYTES = 4096
 # The shell first says its process group, so that another channel can end everything that the command started:
@@ -49,20 +50,22 @@ def start_channel(
 
 
 class SshCommand:
-    """A running command with empty stdin; whoever leaves before its end takes its process group down.
+    """A running command, whose stdin is empty unless it is `fed`; whoever leaves before its end ends its process group.
 
     Raises TimeoutError when `timeout_s` passes, EOFError when the connection breaks.
     """
 
-    def __init__(self, link: paramiko.Transport, argv: Sequence[str], timeout_s: float) -> None:
+    def __init__(self, link: paramiko.Transport, argv: Sequence[str], timeout_s: float, *, fed: bool = False) -> None:
         self._link = link
         self._deadline = time.monotonic() + timeout_s
         self._group: int | None = None
         self._ended = False
         self._errors = bytearray()
+        self._rest = b""
         words = ["sh", "-c", _WRAPPER, "sh", *argv]
         self._channel = start_channel(link, lambda channel: channel.exec_command(shlex.join(words)), timeout_s)
-        self._channel.shutdown_write()
+        if not fed:
+            self._channel.shutdown_write()
         self._drain = Thread(target=self._read_stderr, daemon=True)
         self._drain.start()
 
@@ -78,7 +81,7 @@ class SshCommand:
 
     def chunks(self) -> Iterator[bytes]:
         """Stdout as it comes, until the command has ended."""
-        yield self._read_group()
+        yield self._read_group() if self._group is None else self._rest
         while chunk := self._receive():
             yield chunk
         self._drain.join(self._left_s())
@@ -87,6 +90,22 @@ class SshCommand:
         if self._channel.exit_status < 0:  # the shell always has one; without it, the link broke
             raise EOFError
         self._ended = True
+
+    def feed(self, source: BinaryIO, patience_s: float, told: Callable[[int], None] | None) -> None:
+        """Give the command the rest of `source`, unless it ends before; TimeoutError where nothing moves so long."""
+        self._rest = self._read_group()  # so that it can be ended
+        while chunk := source.read(_FED_BYTES):
+            self._channel.settimeout(min(patience_s, self._left_s()))
+            try:
+                self._channel.sendall(chunk)
+            except TimeoutError:
+                raise
+            except OSError:  # the channel is closed: the command's status, or the broken connection, says why
+                return
+            if told:
+                told(source.tell())
+        with suppress(OSError, EOFError):
+            self._channel.shutdown_write()
 
     def put_off(self, timeout_s: float) -> None:
         """Count the limit from now on."""

@@ -39,7 +39,7 @@ class Completed:
 
 
 class Transport(Protocol):
-    """A connection to one device. Commands see an empty stdin; relative paths start at the login folder.
+    """A connection to one device. Commands see an empty stdin unless fed; relative paths start at the login folder.
 
     Every failure of the way itself is a TargetError; a command's own failure is its code (`run`) or CommandFailed
     (`stream`). After TargetTimeout nothing that the command started in its process group is left running.
@@ -53,11 +53,19 @@ class Transport(Protocol):
         """Give stdout line by line while the command runs; leaving early ends the command."""
         ...
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        """Copy a file to the device, unverified; from `offset` on into what `remote` holds already, else anew.
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
+        """Run a command whose stdin is what follows `offset` in a file; one that ends early need not take all of it.
 
-        `told` hears how many of the file's bytes, from its beginning, are on their way. What a broken link left
-        in `remote` is the file's beginning, or nothing.
+        `told` hears how many of the file's bytes, from its beginning, are on their way. TargetTimeout also where
+        nothing moves for STEP_TIMEOUT_S.
         """
         ...
 

@@ -19,14 +19,14 @@ from rankship_pipeline.errors import (
     InputError,
     Lacks,
     NoSpace,
-    TargetError,
     TargetTimeout,
 )
-from rankship_targets import copying
+from rankship_targets import receiving
 from rankship_targets.adb import open_adb
-from rankship_targets.copying import copy_many, copy_verified, name_part, remove_old_parts, send_pieces
+from rankship_targets.copying import copy_many, copy_verified, name_part, remove_old_parts
 from rankship_targets.fake import COMMANDS, FakeTransport
 from rankship_targets.local import LocalTransport
+from rankship_targets.receiving import receive
 from rankship_targets.ssh import open_ssh
 from rankship_targets.transport import Completed, Transport, hash_many, hash_remote, run_checked
 
@@ -56,19 +56,10 @@ class Bench:
         return posixpath.join(self.folder, name)
 
 
-class PieceTransport(LocalTransport):
-    """Files only in pieces, as over a way that can append to none."""
-
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        send_pieces(self, super().send, local, remote, offset=offset, told=told)
-
-
-OPENERS: dict[str, Callable[[], Transport]] = {"local": LocalTransport, "pieces": PieceTransport}
-
-
-@pytest.fixture(params=["local", "pieces", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
+@pytest.fixture(params=["local", "shell", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(copying, "PIECE_BYTES", 700_000)
+    # "shell" is a device without a Python: it hashes what lies there afterwards.
+    monkeypatch.setattr(receiving, "PYTHON_FROM_BYTES", 1 << 60 if request.param == "shell" else 1 << 20)
     folder = tmp_path / "device"
     folder.mkdir()
     if request.param == "fake":
@@ -83,8 +74,8 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             yield Bench(transport, inside, "adb")
             run_checked(transport, ["rm", "-rf", "--", inside])
         return
-    opener = OPENERS.get(request.param, lambda: open_ssh(request.getfixturevalue("ssh_server").device))
-    with opener() as transport:
+    ssh = request.param == "ssh"
+    with open_ssh(request.getfixturevalue("ssh_server").device) if ssh else LocalTransport() as transport:
         yield Bench(transport, str(folder), request.param)
 
 
@@ -255,17 +246,11 @@ def test_fetching_what_is_not_there_fails_and_leaves_nothing(bench: Bench, tmp_p
     assert hash_remote(bench.transport, bench.place("absent")) is None
 
 
-def test_sending_what_is_not_there_is_the_callers_mistake(bench: Bench, tmp_path: Path) -> None:
+def test_copying_what_is_not_there_is_the_callers_mistake(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent"):
-        bench.transport.send(tmp_path / "absent", bench.place("file"))
+        bench.transport.feed(["cat"], tmp_path / "absent", timeout_s=30)
     with pytest.raises(InputError, match="absent"):
         copy_verified(bench.transport, tmp_path / "absent", bench.place("file"), "0" * 64)
-
-
-def test_sending_into_an_absent_folder_fails(bench: Bench, tmp_path: Path) -> None:
-    path, _ = write(tmp_path)
-    with pytest.raises(CommandFailed, match="absent"):
-        bench.transport.send(path, bench.place("absent/file"))
 
 
 def test_free_space_is_told_and_an_absent_folder_fails(bench: Bench) -> None:
@@ -274,34 +259,44 @@ def test_free_space_is_told_and_an_absent_folder_fails(bench: Bench) -> None:
         bench.transport.free_bytes(bench.place("absent"))
 
 
-def test_the_rest_of_a_file_is_appended_to_what_is_there(bench: Bench, tmp_path: Path) -> None:
-    content = bytes(range(256)) * 8000
-    path, sha256 = write(tmp_path, content[:999_999])
-    bench.transport.send(path, bench.place("file"))
-    path, sha256 = write(tmp_path, content)
-    heard: list[int] = []
-    bench.transport.send(path, bench.place("file"), offset=999_999, told=heard.append)
-    assert hash_remote(bench.transport, bench.place("file")) == sha256
-    assert heard == sorted(heard)
-    assert heard[-1] == len(content)
-    bench.transport.send(path, bench.place("file"), offset=len(content))
-    assert hash_remote(bench.transport, bench.place("file")) == sha256
-    write(tmp_path, content[:10])
-    bench.transport.send(path, bench.place("file"))
-    assert hash_remote(bench.transport, bench.place("file")) == hashlib.sha256(content[:10]).hexdigest()
+def test_a_command_is_fed_a_file_or_its_rest(bench: Bench, tmp_path: Path) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake takes files only as copying sends them")
+    content = bytes(range(256)) * 12_000
+    path, _ = write(tmp_path, content)
+    for offset in (0, 999_999, len(content)):
+        heard: list[int] = []
+        done = bench.transport.feed(["sha256sum"], path, offset=offset, timeout_s=60, told=heard.append)
+        assert (done.code, done.stdout.split()[0]) == (0, hashlib.sha256(content[offset:]).hexdigest())
+        assert heard == sorted(heard)
+        assert heard[-1:] in ([len(content)], [])
 
 
-def test_appending_to_what_is_not_there_fails(bench: Bench, tmp_path: Path) -> None:
-    path, _ = write(tmp_path)
-    with pytest.raises(CommandFailed, match="absent"):
-        bench.transport.send(path, bench.place("absent/file"), offset=3)
+def test_a_fed_command_may_end_early_and_says_why(bench: Bench, tmp_path: Path) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake takes files only as copying sends them")
+    path, _ = write(tmp_path, bytes(20_000_000))
+    done = bench.transport.feed(["sh", "-c", "head -c 5 >/dev/null; echo why >&2; exit 3"], path, timeout_s=60)
+    assert (done.code, done.stderr) == (3, "why\n")
+    assert run(bench, "true").code == 0
+
+
+def test_a_fed_command_that_takes_nothing_is_ended_with_its_children(bench: Bench, tmp_path: Path) -> None:
+    if bench.kind == "fake":
+        pytest.skip("the fake has no processes")
+    path, _ = write(tmp_path, bytes(20_000_000))
+    script = 'echo $$ > "$1"; sleep 600 & echo $! >> "$1"; wait'
+    with pytest.raises(TargetTimeout):
+        bench.transport.feed(["sh", "-c", script, "sh", bench.place("pids")], path, timeout_s=2)
+    if bench.kind != "ssh":  # there the connection is cut: what was on its way would come later
+        assert_gone(bench)
 
 
 def test_hashes_of_many_files_are_told_apart(bench: Bench, tmp_path: Path) -> None:
     expected = {}
     for name in NASTY_NAMES:
         path, sha256 = write(tmp_path, name.encode())
-        bench.transport.send(path, bench.place(name))
+        copy_verified(bench.transport, path, bench.place(name), sha256)
         expected[bench.place(name)] = sha256
     absent = [bench.place("absent"), bench.place("ab\nsent"), bench.place("absent/below")]
     assert hash_many(bench.transport, [*expected, *absent]) == expected
@@ -343,7 +338,8 @@ def test_a_broken_copy_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) ->
 @pytest.mark.parametrize("left", [b"x" * 2_000_000, LARGE + b"more", LARGE[:-1] + b"x", b""])
 def test_a_part_that_is_wrong_is_sent_anew(bench: Bench, tmp_path: Path, left: bytes) -> None:
     path, sha256 = write(tmp_path, LARGE)
-    bench.transport.send(write(tmp_path, left, "left")[0], name_part(bench.place("file"), sha256))
+    old, old_sha256 = write(tmp_path, left, "left")
+    copy_verified(bench.transport, old, name_part(bench.place("file"), sha256), old_sha256)
     offsets: list[int] = []
     assert copy_verified(Counting(bench.transport, offsets), path, bench.place("file"), sha256)
     assert offsets == [0]
@@ -352,7 +348,7 @@ def test_a_part_that_is_wrong_is_sent_anew(bench: Bench, tmp_path: Path, left: b
 
 def test_a_whole_part_needs_only_its_name(bench: Bench, tmp_path: Path) -> None:
     path, sha256 = write(tmp_path, LARGE)
-    bench.transport.send(path, name_part(bench.place("file"), sha256))
+    copy_verified(bench.transport, path, name_part(bench.place("file"), sha256), sha256)
     offsets: list[int] = []
     assert copy_verified(Counting(bench.transport, offsets), path, bench.place("file"), sha256)
     assert offsets == [len(LARGE)]
@@ -377,7 +373,7 @@ def test_only_old_parts_of_ours_are_removed(bench: Bench) -> None:
     part = name_part(posixpath.join(folder, "model.onnx"), "0123456789abcdef" * 4)
     others = [posixpath.join(folder, name) for name in ("model.onnx", "mine.part", "x.0123.part")]
     fresh = name_part(posixpath.join(folder, "other"), "f" * 64)
-    for path in (part, f"{part}.piece", *others):
+    for path in (part, *others):
         assert run(bench, "touch", "-t", "200109090146", "--", path).code == 0
     assert run(bench, "touch", "--", fresh).code == 0
     remove_old_parts(bench.transport, bench.folder)
@@ -395,9 +391,17 @@ class Counting:
     inner: Transport
     offsets: list[int]
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
         self.offsets.append(offset)
-        self.inner.send(local, remote, offset=offset, told=told)
+        return self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, told=told)
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
         return self.inner.run(argv, timeout_s=timeout_s)
@@ -430,13 +434,11 @@ class Faulty:
     inner: Transport
     damage: bytes | None = None
     room_bytes: int | None = None
-    broken: TargetError | None = None
+    refusal: str | None = None
     lacks_sha256sum: bool = False
     breaks_at: int | None = None
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
-        if self.broken and "mv -f" in " ".join(argv):
-            raise self.broken
         if self.lacks_sha256sum and argv[0] == "sha256sum":
             return Completed(code=127, stdout="", stderr="")
         return self.inner.run(argv, timeout_s=timeout_s)
@@ -444,7 +446,15 @@ class Faulty:
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
         return self.inner.stream(argv, timeout_s=timeout_s)
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
         if self.damage is not None:
             local = local.with_name("damaged")
             local.write_bytes(self.damage)
@@ -452,9 +462,10 @@ class Faulty:
             content, limit = local.read_bytes(), self.breaks_at
             local = local.with_name("shortened")
             local.write_bytes(content[:limit])
-            self.inner.send(local, remote, offset=offset)
+            self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s)
             raise ConnectionLost("cable out")
-        self.inner.send(local, remote, offset=offset, told=told)
+        done = self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, told=told)
+        return done if self.refusal is None else Completed(code=1, stdout="", stderr=self.refusal)
 
     def fetch(self, remote: str, local: Path) -> None:
         self.inner.fetch(remote, local)
@@ -502,9 +513,9 @@ def test_too_little_room_is_found_before_copying(bench: Bench, new_file: tuple[P
 
 
 def test_failing_last_step_leaves_no_part(bench: Bench, new_file: tuple[Path, str]) -> None:
-    broken = CommandFailed("mv broke")
+    faulty = Faulty(bench.transport, damage=b"neu", refusal="mv broke")
     with pytest.raises(CommandFailed, match="mv broke"):
-        copy_verified(Faulty(bench.transport, broken=broken), new_file[0], bench.place("file"), new_file[1])
+        copy_verified(faulty, new_file[0], bench.place("file"), new_file[1])
     assert_old_and_nothing_else(bench)
 
 
@@ -517,11 +528,11 @@ def test_device_without_sha256sum_lacks_something(bench: Bench, new_file: tuple[
 
 
 def test_full_disk_while_copying_is_no_space(tmp_path: Path) -> None:
-    path, _ = write(tmp_path, b"x" * 100_000)
+    path, sha256 = write(tmp_path, b"x" * 100_000)
     with LocalTransport() as transport, pytest.raises(NoSpace, match="No space left"):
-        transport.send(path, "/dev/full")
-    with FakeTransport(capacity_bytes=10) as fake, pytest.raises(NoSpace):
-        fake.send(path, "file")
+        receive(transport, path, "/dev/full", offset=0, sha256=sha256, place=str(tmp_path / "there"))
+    with FakeTransport(capacity_bytes=10) as fake, pytest.raises(NoSpace, match="No space left"):
+        receive(fake, path, "file.part", offset=0, sha256=sha256, place="file")
 
 
 def test_fake_fails_on_demand() -> None:

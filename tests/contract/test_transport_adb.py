@@ -26,8 +26,10 @@ from rankship_pipeline.errors import (
     Unauthorised,
     Unreachable,
 )
+from rankship_pipeline.files import hash_file
 from rankship_targets.adb import AdbTransport, open_adb, read_properties
 from rankship_targets.adb_client import AdbClient, find_adb, list_attached, open_client
+from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
 from rankship_targets.twin.android_files import PROPERTIES
 from rankship_targets.twin.phone import SDCARD_BYTES, SHELL_USER
@@ -230,23 +232,28 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
     local = tmp_path / "local" / "file"
     local.parent.mkdir()
     local.write_bytes(b"x" * 50_000_000)
-    transport.send(local, "file")
-    call = AdbClient.call
+    copy_verified(transport, local, "file", hash_file(local))
+    pull = AdbTransport._pull
     daemon = find_daemon(phone)
     failures: list[TargetError] = []
 
-    def call_and_pause(client: AdbClient, *words: str, timeout_s: float = 20.0) -> object:
-        if words[0] in {"push", "pull"}:
-            daemon.send_signal(signal.SIGSTOP)
-        return call(client, *words, timeout_s=timeout_s)
+    def pause(*_: int) -> None:
+        daemon.send_signal(signal.SIGSTOP)
+
+    def pause_and_pull(self: AdbTransport, source: str, target: str, size_bytes: int, what: str) -> None:
+        pause()
+        pull(self, source, target, size_bytes, what)
 
     def copy() -> None:
         try:
-            transport.send(local, "file2") if direction == "send" else transport.fetch("file", tmp_path / "back")
+            if direction == "send":
+                copy_verified(transport, local, "file2", hash_file(local), told=pause)
+            else:
+                transport.fetch("file", tmp_path / "back")
         except TargetError as failure:
             failures.append(failure)
 
-    monkeypatch.setattr(AdbClient, "call", call_and_pause)
+    monkeypatch.setattr(AdbTransport, "_pull", pause_and_pull)
     worker = threading.Thread(target=copy)
     worker.start()
     time.sleep(1)
@@ -264,31 +271,31 @@ def test_a_full_card_is_no_space(pixel: Device, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(SDCARD_BYTES + 1_000_000))
     transport = connect(pixel)
     with pytest.raises(NoSpace, match="No space left"):
-        transport.send(tmp_path / "file", "/sdcard/file")
+        copy_verified(transport, tmp_path / "file", "/sdcard/file", hash_file(tmp_path / "file"))
     assert transport.run(["rm", "-f", "--", "/sdcard/file"], timeout_s=30).code == 0
 
 
 def test_the_system_is_read_only(pixel: Device, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ReadOnly, match="Read-only"):
-        connect(pixel).send(tmp_path / "file", "/system/file")
+        copy_verified(connect(pixel), tmp_path / "file", "/system/file", hash_file(tmp_path / "file"))
 
 
 def test_what_may_not_run_is_code_126(pixel: Device, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/system/bin/sh\necho ran\n")
-    script.chmod(0o755)
     transport = connect(pixel)
-    transport.send(script, "/sdcard/script")
+    copy_verified(transport, script, "/sdcard/script", hash_file(script))
     assert transport.run(["/sdcard/script"], timeout_s=30).code == 126
-    transport.send(script, "script")
+    copy_verified(transport, script, "script", hash_file(script))
+    assert transport.run(["chmod", "755", "script"], timeout_s=30).code == 0
     assert transport.run(["/data/local/tmp/script"], timeout_s=30).stdout == "ran\n"
 
 
 def test_relative_paths_start_where_the_shell_may_write(pixel: Device, tmp_path: Path) -> None:
     transport = connect(pixel)
     (tmp_path / "file").write_bytes(b"content")
-    transport.send(tmp_path / "file", "relative")
+    copy_verified(transport, tmp_path / "file", "relative", hash_file(tmp_path / "file"))
     assert transport.run(["cat", "/data/local/tmp/relative"], timeout_s=30).stdout == "content"
     assert transport.run(["cat", "relative"], timeout_s=30).stdout == "content"
     transport.fetch("relative", tmp_path / "back")

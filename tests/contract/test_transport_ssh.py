@@ -18,7 +18,6 @@ from rankship_pipeline.errors import (
     ConnectionLost,
     HostKeyChanged,
     InputError,
-    Lacks,
     ReadOnly,
     TargetTimeout,
     Unreachable,
@@ -27,7 +26,6 @@ from rankship_pipeline.files import hash_file
 from rankship_targets import ssh, ssh_route
 from rankship_targets.copying import copy_verified, name_part
 from rankship_targets.device import Device
-from rankship_targets.session import open_session
 from rankship_targets.ssh import open_ssh
 
 
@@ -114,7 +112,7 @@ def test_server_that_dies_is_a_lost_connection(start_sshd: Callable[[], Any], tm
             next(lines)
         (tmp_path / "file").write_bytes(b"content")
         with pytest.raises(ConnectionLost):
-            transport.send(tmp_path / "file", str(tmp_path / "there"))
+            copy_verified(transport, tmp_path / "file", str(tmp_path / "there"), hash_file(tmp_path / "file"))
         with pytest.raises(ConnectionLost):
             transport.run(["true"], timeout_s=5)
         with pytest.raises(ConnectionLost):
@@ -174,7 +172,7 @@ class StallingProxy:
     [
         lambda transport, _: transport.run(["true"], timeout_s=0.5),
         lambda transport, _: next(transport.stream(["true"], timeout_s=0.5)),
-        lambda transport, path: transport.send(path, f"{path}.copy"),
+        lambda transport, path: transport.feed(["sha256sum"], path, timeout_s=60),
         lambda transport, path: transport.fetch(f"{path}", path.with_name("back")),
     ],
 )
@@ -203,7 +201,7 @@ def test_link_that_swallows_everything_while_copying_does_not_hang(
         with open_ssh(replace(device, port=port)) as transport:
             proxy.stall_after_bytes = 5_000_000
             with pytest.raises((ConnectionLost, TargetTimeout)):
-                transport.send(tmp_path / "file", str(tmp_path / "there"))
+                copy_verified(transport, tmp_path / "file", str(tmp_path / "there"), hash_file(tmp_path / "file"))
 
 
 def test_a_copy_that_stalled_goes_on_where_it_stopped(
@@ -229,7 +227,7 @@ def test_a_copy_that_stalled_goes_on_where_it_stopped(
 
 def copy_for_long(transport: ssh.SshTransport, path: Path) -> None:
     for _ in range(100):
-        transport.send(path, f"{path}.copy")
+        transport.feed(["cat"], path, timeout_s=60)
 
 
 def test_closed_connection_says_so(device: Device) -> None:
@@ -253,12 +251,11 @@ def test_no_error_shows_a_private_key(device: Device, tmp_path: Path) -> None:
     assert secret.read_text().splitlines()[1] not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_server_without_sftp_is_named_and_leaves_no_lease(device_without_sftp: Device, tmp_path: Path) -> None:
-    board = replace(device_without_sftp, workdir=str(tmp_path / "board"))
-    for _ in range(2):  # the second try must not meet a lease of the first
-        with pytest.raises(Lacks, match="offers no SFTP"), open_session(board):
-            pass
-    assert not (tmp_path / "board" / "lease").exists()
+def test_a_server_without_sftp_is_enough(device_without_sftp: Device, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with open_ssh(device_without_sftp) as transport:
+        assert copy_verified(transport, tmp_path / "file", str(tmp_path / "there"), hash_file(tmp_path / "file"))
+    assert (tmp_path / "there").read_bytes() == b"content"
 
 
 # Through a jump host
@@ -275,7 +272,7 @@ def test_commands_and_files_go_through_a_jump_host(device: Device, gate: Device,
     with open_ssh(replace(device, jump="gate", via=gate)) as transport:
         # the server sees the gate's connection as coming from the loopback, so its client port tells nothing
         assert transport.run(["sh", "-c", "echo $SSH_CONNECTION"], timeout_s=30).stdout.split()[-1] == str(device.port)
-        transport.send(tmp_path / "file", str(tmp_path / "there"))
+        copy_verified(transport, tmp_path / "file", str(tmp_path / "there"), hash_file(tmp_path / "file"))
         transport.fetch(str(tmp_path / "there"), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
 
@@ -337,7 +334,7 @@ def test_a_device_behind_a_jump_host_that_falls_silent_does_not_hang(
         with open_ssh(replace(device, port=port, via=gate)) as transport:
             proxy.stall_after_bytes = 5_000_000
             with pytest.raises((ConnectionLost, TargetTimeout)):
-                transport.send(tmp_path / "file", str(tmp_path / "there"))
+                copy_verified(transport, tmp_path / "file", str(tmp_path / "there"), hash_file(tmp_path / "file"))
 
 
 # Faults with names
@@ -391,7 +388,7 @@ def test_a_read_only_disk_is_named(device: Device, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"content")
         with open_ssh(device) as transport:
             with pytest.raises(ReadOnly) as caught:
-                transport.send(tmp_path / "file", f"{disk}/file")
+                copy_verified(transport, tmp_path / "file", f"{disk}/file", hash_file(tmp_path / "file"))
             assert caught.value.hint
             with pytest.raises(ReadOnly):
                 copy_verified(transport, tmp_path / "file", f"{disk}/folder/file", "0" * 64)

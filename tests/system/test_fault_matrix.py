@@ -44,13 +44,14 @@ from rankship_pipeline.errors import (
 )
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Verified
-from rankship_targets import client, copying, detached, lease, link, session, ssh, ssh_route, transport
+from rankship_targets import client, detached, lease, link, receiving, session, ssh, ssh_route, transport
 from rankship_targets.detached import Ticket, make_ticket
 from rankship_targets.device import Device
 from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.manifest import sign_artifact
 from rankship_targets.session import MeasureRequest, Session, open_session
 from rankship_targets.ssh import SshTransport
+from rankship_targets.transport import Completed
 from rankship_targets.trial import Trial
 
 PROGRAMS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "/usr/sbin/sshd": "openssh-server"}
@@ -83,7 +84,6 @@ KbdInteractiveAuthentication no
 PermitRootLogin yes
 MaxStartups 100
 SetEnv HOME={folder}/work
-Subsystem sftp /usr/lib/openssh/sftp-server
 """
 
 
@@ -300,9 +300,9 @@ def is_agent(process: psutil.Process) -> bool:
 
 
 def is_at_work(process: psutil.Process) -> bool:
-    """Tell an agent or the server's end of a copy."""
+    """Tell an agent or the board's end of a copy."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return is_agent(process) or process.name() in {"sftp-server", "cat"}
+        return is_agent(process) or process.name() == "cat" or "hashlib" in " ".join(process.cmdline()[:6])
     return False
 
 
@@ -583,7 +583,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
 def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Shorten every wait, unless the figures of the true ones are wanted; end what hangs past all of them."""
     if not TRUE_LIMITS:
-        for room in (client, copying, detached, lease, session, ssh, transport):
+        for room in (client, detached, lease, receiving, session, ssh, transport):
             if hasattr(room, "STEP_TIMEOUT_S"):
                 monkeypatch.setattr(room, "STEP_TIMEOUT_S", 8.0)
         for function in (transport.run_checked, transport.hash_remote, transport.hash_many):
@@ -613,13 +613,13 @@ class Sent:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    spied, send = Sent(), SshTransport.send
+    spied, feed = Sent(), SshTransport.feed
 
-    def note(self: SshTransport, local: Path, remote: str, *, offset: int = 0, told: Any = None) -> None:  # noqa: ANN401
+    def note(self: SshTransport, argv: Any, local: Path, *, offset: int = 0, **rest: Any) -> Completed:  # noqa: ANN401
         spied.offsets.setdefault(local.name, []).append(offset)
-        send(self, local, remote, offset=offset, told=told)
+        return feed(self, argv, local, offset=offset, **rest)
 
-    monkeypatch.setattr(SshTransport, "send", note)
+    monkeypatch.setattr(SshTransport, "feed", note)
     return spied
 
 
@@ -627,7 +627,7 @@ def list_halves(board: Board, step: Step) -> list[str]:
     """List what is not whole on the board: a part that is not its file's beginning, a hash that is not the name's."""
     found = []
     for path in board.work.rglob("*"):
-        if path.suffix in {".part", ".why", ".piece"}:
+        if path.suffix == ".part":
             content = path.read_bytes()
             if step.name != "push" or not step._artifact.read_bytes().startswith(content):
                 found.append(str(path))
@@ -643,7 +643,6 @@ def left_by_steps(board: Board) -> list[str]:
     work = board.work / "rankship"
     left = [
         *work.rglob("*.part"),
-        *work.rglob("*.why"),
         *work.glob("runs/*"),
         *work.glob("outputs/*"),
         *work.glob("lease"),

@@ -1,5 +1,8 @@
-"""What only a machine with a kernel of its own suffers in mid-measurement: its clock set."""
+"""What only a machine with a kernel of its own suffers in mid-measurement: its clock set, the machine reset."""
 
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,24 +29,30 @@ sudo -n date -s '+1 hour') >/dev/null 2>&1 &
 """
 
 
-def order(machine: Machine, script: str) -> None:
+# As a watchdog or a power cut does it: at once, with nothing written out before.
+RESET = "(sleep 0.5; sudo -n sh -c 'echo b > /proc/sysrq-trigger') >/dev/null 2>&1 &"
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+
+def order(machine: Machine, script: str) -> str:
     """Do something on the machine, over a connection of its own."""
     with open_ssh(machine.device) as transport:
-        run_checked(transport, ["sh", "-c", script])
+        return run_checked(transport, ["sh", "-c", script])
 
 
 def heat(machine: Machine, temperature_mc: int) -> None:
     order(machine, f"sudo -n sh -c 'echo {temperature_mc} > {ZONE}'")
 
 
-def measure(machine: Machine, model: Any, samples: Path, script: str) -> Trial:  # noqa: ANN401 - of the conftest
-    """Measure, with a script on the machine while it waits to be cool, then cool."""
+def measure(machine: Machine, model: Any, samples: Path, strike: Callable[[], None]) -> Trial:  # noqa: ANN401 - of the conftest
+    """Measure, and strike while the machine waits to be cool."""
     sign_artifact(model.path, model.verified, "0" * 64)
+    struck: list[str] = []
 
     def tell(news: str) -> None:
-        if "cools down" in news:
-            order(machine, script)
-            heat(machine, COLD)
+        if "cools down" in news and not struck:
+            struck.append(news)
+            strike()
 
     heat(machine, HOT)
     with open_session(replace(machine.device, cool_below_mc=50_000), tell=tell) as held:
@@ -68,9 +77,33 @@ def measure(machine: Machine, model: Any, samples: Path, script: str) -> Trial: 
 def test_a_trial_in_which_the_clock_was_set_does_not_count(
     system_pi: Machine, models: dict[Any, Any], samples: Path
 ) -> None:
+    def set_clock() -> None:
+        order(system_pi, SET_CLOCK)
+        heat(system_pi, COLD)
+
     try:
-        trial = measure(system_pi, models["onnx", "dense"], samples, SET_CLOCK)
+        trial = measure(system_pi, models["onnx", "dense"], samples, set_clock)
     finally:
         order(system_pi, "sudo -n date -s '-1 hour' >/dev/null")
     assert "clock jumped" in judge_trial(trial)
     assert type(refuse_trials("run", [trial])) is ClockJumped
+
+
+def test_a_trial_in_which_the_machine_was_reset_is_begun_anew_and_counts_that(
+    system_pi: Machine,
+    models: dict[Any, Any],
+    samples: Path,
+) -> None:
+    boot, struck_s = order(system_pi, BOOT_ID), 0.0
+
+    def reset() -> None:
+        nonlocal struck_s
+        struck_s = time.monotonic()
+        order(system_pi, RESET)  # it comes up cool: what a test wrote there is forgotten
+
+    trial = measure(system_pi, models["onnx", "dense"], samples, reset)
+    sys.stderr.write(f"reset: the trial was there {time.monotonic() - struck_s:.1f} s later\n")
+    assert order(system_pi, BOOT_ID) != boot
+    assert len(trial.samples_ns) >= 20
+    assert trial.retries >= 2, "the lost connection and the beginning anew"
+    assert "EXT4-fs error" not in system_pi.serial_log.read_text()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from rankship_pipeline.errors import InputError, TargetBusy
+from rankship_pipeline.files import hash_file
 from rankship_targets.adb import AdbTransport, open_adb
 from rankship_targets.copying import copy_verified
 from rankship_targets.device import Device
@@ -69,7 +70,8 @@ def test_a_program_that_needs_a_c_library_fails_as_on_a_phone(transport: AdbTran
     for name, flags in (("dynamic", []), ("static", ["-static"])):
         command = ["aarch64-linux-gnu-gcc", *flags, "-o", str(tmp_path / name), str(source)]
         subprocess.run(command, check=True)
-        transport.send(tmp_path / name, name)
+        copy_verified(transport, tmp_path / name, name, hash_file(tmp_path / name))
+        assert transport.run(["chmod", "755", name], timeout_s=60).code == 0
     done = transport.run(["./static"], timeout_s=60)
     assert (done.code, done.stdout) == (3, "hello\n")
     assert transport.run(["./dynamic"], timeout_s=60).code != 0

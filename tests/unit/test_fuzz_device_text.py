@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from rankship_pipeline.errors import AgentMismatch, CommandFailed, TargetBusy, TargetError
 from rankship_targets import events, greeting
-from rankship_targets.copying import copy_verified, name_part
+from rankship_targets.copying import LOOK, NO_FOLDER, copy_verified, name_part
 from rankship_targets.device import Device
 from rankship_targets.events import read_event
 from rankship_targets.fake import COMMANDS, FakeTransport
@@ -137,13 +137,13 @@ def test_a_lease_is_busy_or_an_error_whatever_its_owner_left(
 def test_what_is_said_of_a_part_is_believed_only_when_right(
     said: str, code: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    assume(code != NO_FOLDER)
     local: Path = tmp_path_factory.getbasetemp() / "part source"
     local.write_bytes(b"x" * (1 << 20))
     sha256 = hashlib.sha256(local.read_bytes()).hexdigest()
 
     def say(fake: FakeTransport, argv: Sequence[str]) -> Completed:
-        look = len(argv) == 5  # the look at a part names one file, the renaming two
-        return Completed(code=code, stdout=said, stderr="") if look else COMMANDS["sh"](fake, argv)
+        return Completed(code=code, stdout=said, stderr="") if argv[2] == LOOK else COMMANDS["sh"](fake, argv)
 
     with FakeTransport({"sh": say}) as fake:
         fake.files[name_part("place", sha256)] = b"y" * 100

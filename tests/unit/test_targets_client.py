@@ -103,7 +103,7 @@ def test_killed_agent_has_died() -> None:
         ("rebooted", Rebooted),
         ("no_space", NoSpace),
         ("read_only", ReadOnly),
-        ("unknown_run", CommandFailed),
+        ("unknown_run", AgentDied),
     ],
 )
 def test_what_befell_a_run_has_an_error_of_its_own(kind: str, error: type[TargetError]) -> None:

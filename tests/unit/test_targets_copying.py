@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from rankship_pipeline.errors import (
     TargetError,
     TargetTimeout,
 )
-from rankship_targets.copying import copy_many, copy_verified, name_part, send_pieces
+from rankship_targets import receiving
+from rankship_targets.copying import copy_many, copy_verified, name_part
 from rankship_targets.device import Device
 from rankship_targets.fake import FakeTransport
 from rankship_targets.ssh import SshTransport, open_ssh
@@ -49,8 +50,7 @@ def count(fake: FakeTransport) -> dict[str, int]:
 def test_an_unchanged_kit_takes_one_command(kit: dict[str, tuple[Path, str]]) -> None:
     with FakeTransport() as fake:
         assert len(copy_many(fake, kit)) == 100
-        # hashed before, checked as parts, checked in place
-        assert count(fake) == {"free_bytes": 1, "mkdir": 1, "send": 100, "sh": 1, "sha256sum": 2}
+        assert count(fake) == {"feed": 100, "free_bytes": 1, "mkdir": 1, "sha256sum": 1}
         assert copy_many(fake, kit) == ()
         assert count(fake) == {"sha256sum": 1}
 
@@ -87,17 +87,17 @@ def test_progress_is_told_of_large_copies_only(tmp_path: Path) -> None:
 
 
 class Meddled(FakeTransport):
-    """Does something to the device after each file that was sent to it."""
+    """Does something to the device before each file that was sent to it gets its name."""
 
     def __init__(self, meddle: Callable[["Meddled", str], None]) -> None:
         super().__init__()
         self.sent: list[str] = []
         self._meddle = meddle
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
-        self.sent.append(remote)
-        super().send(local, remote, offset=offset, told=told)
-        self._meddle(self, remote)
+    def _give_name(self, part: str, sha256: str, place: str) -> Completed:
+        self.sent.append(part)
+        self._meddle(self, part)
+        return super()._give_name(part, sha256, place)
 
 
 def test_two_hosts_that_send_the_same_file_both_succeed(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_rest_that_fits_beside_its_beginning_is_sent(tmp_path: Path) -> None:
 
 def test_names_of_parts_fit_into_a_file_system(tmp_path: Path) -> None:
     name = name_part("folder/" + "模" * 85, "0123456789abcdef" * 4).split("/")[1]
-    assert len(name.encode()) <= 255 - len(".piece")
+    assert len(name.encode()) <= 255
     (tmp_path / name).write_text("")
 
 
@@ -176,15 +176,6 @@ def test_refusals_are_named_by_the_devices_own_words() -> None:
         "mv: cannot move: Permission denied": CommandFailed,
     }.items():
         assert type(explain_failure(["x"], 1, words)) is kind
-
-
-def test_a_piece_that_cannot_be_appended_is_removed(tmp_path: Path) -> None:
-    local, _ = write(tmp_path / "file", b"content")
-    with FakeTransport({"sh": lambda _, __: Completed(code=1, stdout="", stderr="No space left on device")}) as fake:
-        fake.files["part"] = b"con"
-        with pytest.raises(NoSpace):
-            send_pieces(fake, fake.send, local, "part", offset=3)
-        assert fake.files == {"part": b"con"}
 
 
 @pytest.mark.parametrize("said", ["garbage\n", "0" * 63 + "  a\n", "0" * 64 + "  other\n", "", "\n\n"])
@@ -216,7 +207,15 @@ class WatchedSsh(SshTransport):
         self.offsets: list[int] = []
         self._after_bytes, self._meddle = after_bytes, meddle
 
-    def send(self, local: Path, remote: str, *, offset: int = 0, told: Callable[[int], None] | None = None) -> None:
+    def feed(
+        self,
+        argv: Sequence[str],
+        local: Path,
+        *,
+        offset: int = 0,
+        timeout_s: float,
+        told: Callable[[int], None] | None = None,
+    ) -> Completed:
         def watch(sent: int) -> None:
             if sent >= self._after_bytes:
                 self._meddle()
@@ -224,7 +223,7 @@ class WatchedSsh(SshTransport):
                 told(sent)
 
         self.offsets.append(offset)
-        super().send(local, remote, offset=offset, told=watch)
+        return super().feed(argv, local, offset=offset, timeout_s=timeout_s, told=watch)
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +247,23 @@ def assert_resumed(device: Device, large: tuple[Path, str], place: str) -> None:
     assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name]
 
 
-@pytest.mark.parametrize(("server", "victim"), [("start_sshd", "sshd"), ("sftp_program_server", "sftp-server")])
+@pytest.mark.parametrize("python", [True, False])
+@pytest.mark.parametrize("victim", ["sshd", "receiver"])
 def test_a_device_side_killed_on_the_way_is_a_lost_connection_and_resumed(
-    request: pytest.FixtureRequest, large: tuple[Path, str], tmp_path: Path, server: str, victim: str
+    start_sshd: Callable[..., Any],
+    large: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    victim: str,
+    python: bool,
 ) -> None:
-    fixture = request.getfixturevalue(server)
-    running = fixture() if server == "start_sshd" else fixture
+    if not python:
+        monkeypatch.setattr(receiving, "PYTHON_FROM_BYTES", 1 << 60)
+    names = {"sshd": "sshd", "receiver": "python" if python else "cat"}
+    running = start_sshd()
     place, process = str(tmp_path / "device/model"), psutil.Process(running.process.pid)
-    with WatchedSsh(running.device, 15 * MEGABYTE, lambda: kill_sessions(process, victim)) as transport:
+    with WatchedSsh(running.device, 15 * MEGABYTE, lambda: kill_sessions(process, names[victim])) as transport:
         with pytest.raises(ConnectionLost):
             copy_verified(transport, large[0], place, large[1])
         assert not Path(place).exists()
@@ -312,8 +320,6 @@ def test_a_full_disk_is_no_space_and_keeps_no_part(
         with pytest.raises(NoSpace, match="No space left on device"):
             copy_verified(transport, large[0], f"{folder}/model", large[1])
         assert list_files(transport, folder) == []
-        with pytest.raises(NoSpace, match="No space left on device"):
-            transport.send(large[0], f"{folder}/model")
 
 
 def test_a_read_only_disk_is_named(
@@ -324,7 +330,7 @@ def test_a_read_only_disk_is_named(
         with pytest.raises(ReadOnly, match="Read-only file system"):
             copy_verified(transport, large[0], f"{folder}/new/model", large[1])
         with pytest.raises(ReadOnly, match="Read-only file system"):
-            transport.send(large[0], f"{folder}/model")
+            copy_verified(transport, large[0], f"{folder}/model", large[1])
         assert transport.run(["true"], timeout_s=30).code == 0
 
 

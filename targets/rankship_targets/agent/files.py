@@ -13,6 +13,11 @@ def write_durably(path: str, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)  # noqa: PTH105 - as above
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Return when the names in a folder are on disk: a power cut forgets new ones otherwise."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

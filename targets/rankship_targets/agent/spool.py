@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from .files import write_durably
+from .files import sync_folder, write_durably
 from .protocol import Event, Fault, Request
 from .runs import (
     ERRORS,
@@ -94,6 +94,7 @@ def start(folder: str, request: Request, carry_out: CarryOut, lock: int) -> str:
         # The start time as others see it: an emulator may tell a process another about itself.
         state = {"pid": pid, "started": read_start(pid), "boot": read_boot_id(), "born": born}
         write_durably(f"{folder}/{STATE}", json.dumps({**state, "request": request["request"]}))
+        sync_folder(f"{request['workdir']}/runs")
         os.write(writing, GO)
     finally:
         os.close(writing)
