@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rankship_benchmarks.costs import measure_costs
+from rankship_benchmarks.costs import PASSES, measure_costs
 from rankship_benchmarks.land import land
 from rankship_benchmarks.place import WHOLE, Place, Subject, choose_place
 from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
@@ -194,6 +194,7 @@ def main() -> int:
     parser.add_argument("--format", default="onnx")
     parser.add_argument("--shares", default="0.75,0.6")
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--passes", type=int, default=PASSES, help="of the cost table; 1: its even grid alone")
     parser.add_argument("--alone", action="store_true", help="land only, without the other ways to allocate")
     parser.add_argument("--results", type=Path, default=Path("rankship-results"))
     parser.add_argument("--out", type=Path, required=True)
@@ -228,11 +229,13 @@ def main() -> int:
             "runtime": place.runtime,
             "threads": place.threads,
             "test inputs": arguments.test,
+            "ranks": {"forms": recipe.ranks.forms, "step": recipe.ranks.step, "passes": arguments.passes},
             "rankship": __version__,
             "python": platform.python_version(),
             **{f"version {name}": version for name, version in list_versions(arguments.format).items()},
         }
-        table = measure_costs(bench.prepare(Budget(kept_parameters=1.0)), store, place, arguments.results, steps)
+        dense = bench.prepare(Budget(kept_parameters=1.0))
+        table = measure_costs(dense, store, place, arguments.results, steps, passes=arguments.passes)
         compare(bench, table, [float(share) for share in arguments.shares.split(",")], keep)
     return 0
 
