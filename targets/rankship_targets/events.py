@@ -147,6 +147,24 @@ class Samples:
 
 
 @record
+class OperatorTime:
+    """One operator under the runtime's own profiler: `name` in its words, `ns` for each inference."""
+
+    name: str
+    kind: str
+    ns: tuple[int, ...]
+
+
+@record
+class Profiled:
+    """Every operator in running order, and what each whole inference took meanwhile, the profiler included."""
+
+    event: Literal["profiled"]
+    operators: tuple[OperatorTime, ...]
+    inference_ns: tuple[int, ...]
+
+
+@record
 class Meters:
     """Every meter the agent knows, usable or not."""
 
@@ -201,6 +219,7 @@ Event = (
     | Spooled
     | Warmed
     | Samples
+    | Profiled
     | Meters
     | Metering
     | Readings
@@ -219,6 +238,7 @@ _RECORDS: dict[str, type[Event]] = {
     "spooled": Spooled,
     "warmed": Warmed,
     "samples": Samples,
+    "profiled": Profiled,
     "meters": Meters,
     "metering": Metering,
     "readings": Readings,

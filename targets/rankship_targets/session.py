@@ -1,6 +1,5 @@
 """A working session on one device: connected, held by a lease, with the agent in place."""
 
-import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,7 +10,6 @@ from rankship_pipeline.errors import (
     AgentDied,
     BuildError,
     CommandFailed,
-    Lacks,
     ManifestRefused,
     PersistentTargetError,
     TargetError,
@@ -23,17 +21,27 @@ from rankship_targets.client import call_agent, pick, split_turns
 from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
+from rankship_targets.events import (
+    Done,
+    Event,
+    Loaded,
+    Opened,
+    Probe,
+    Profiled,
+    Samples,
+    Settled,
+    State,
+    Tuned,
+    Warmed,
+)
+from rankship_targets.greeting import greet
 from rankship_targets.lease import STALE_S, Lease, describe_owner
 from rankship_targets.link import Link
 from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.manifest import check_pushed, manifest_path, read_manifest
 from rankship_targets.transport import (
-    NOT_EXECUTABLE,
-    NOT_FOUND,
     STEP_TIMEOUT_S,
     Transport,
-    explain_failure,
     hash_many,
     open_transport,
     run_checked,
@@ -43,13 +51,6 @@ from rankship_targets.trial import Conditions, RuntimeReading, Trial
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
 LONGEST_COOLING_S = 900.0
-OLDEST_PYTHON = [3, 9]
-# Makes the working folder and says where it is, so that from then on every path is absolute, and whether a session
-# that never ended left the frequency governor set.
-_GREETING = (
-    "import json, os, sys; folder = os.path.abspath(sys.argv[1]); os.makedirs(folder, exist_ok=True); "
-    "print(json.dumps([list(sys.version_info[:2]), folder, os.path.exists(folder + '/governor.json')]))"
-)
 
 
 @record
@@ -101,7 +102,7 @@ def open_session(
     """
     link = Link(device, connect, tell)
     try:
-        workdir, left_tuned = link.call(lambda transport: _greet(transport, device))
+        workdir, left_tuned = link.call(lambda transport: greet(transport, device))
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
         link.call(lease.take)
         try:
@@ -270,6 +271,15 @@ class Session:
                 self._runs.forget(run.run)
         return [replace(one, peak_rss_bytes=None, runtime_rss_bytes=None) for one in trials]
 
+    def profile(self, request: MeasureRequest, runs: int) -> Profiled:
+        """Have the runtime's own profiler look at so many inferences of a pushed artifact; no latency comes of it."""
+        self._refuse_unproven(request)
+        kept = ("command", "format", "artifact", "inputs", "threads")
+        word = {name: value for name, value in self._word(request).items() if name in kept}
+        word |= {"command": "profile", "runs": runs}
+        events = self._link.call(lambda link: self._ask(link, word, request.timeout_s), retry_timeouts=False)
+        return pick(events, Profiled, self.device)
+
     def forget(self, ticket: Ticket) -> None:
         """End a measurement if it goes on, and remove what it left on the device."""
         self._runs.forget(ticket.run)
@@ -356,32 +366,3 @@ def remove_left(transport: Transport, workdir: str) -> None:
     """Remove what sessions left that broke: old parts of copies, and outputs, which only the lease's holder makes."""
     remove_old_parts(transport, workdir)
     run_checked(transport, ["rm", "-rf", "--", f"{workdir}/outputs"])
-
-
-def _greet(transport: Transport, device: Device) -> tuple[str, bool]:
-    """Make the working folder; gives its absolute path, and whether a dead session left the governor set.
-
-    Lacks where there is no Python that can run the agent.
-    """
-    argv = [device.python, "-c", _GREETING, device.workdir]
-    done = transport.run(argv, timeout_s=STEP_TIMEOUT_S)
-    kit = f"rankship kit build {device.name} && rankship kit install {device.name}"
-    hint = f"`{kit}` brings one; or correct `python` in the inventory's [{device.name}]"
-    if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
-        raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
-    if done.code != 0:
-        raise explain_failure(argv, done.code, done.stderr)
-    version, workdir, left_tuned = _read_greeting(done.stdout, device)
-    if version < OLDEST_PYTHON:
-        raise Lacks(f"{device.name} has Python {version[0]}.{version[1]} as {device.python}", hint=hint)
-    return workdir, left_tuned
-
-
-def _read_greeting(text: str, device: Device) -> tuple[list[int], str, bool]:
-    """Read the interpreter's version, the absolute working folder, and whether a dead session left something set."""
-    with suppress(ValueError, RecursionError):
-        match json.loads(text):
-            case [[int(major), int(minor)], str(folder), bool(left_tuned)] if folder.startswith("/"):
-                return [major, minor], folder, left_tuned
-    message = f"{device.python} on {device.name} said {text[:200]!r}, expected its version and folder"
-    raise CommandFailed(message, hint="what does `python` in the inventory start? It must print nothing of its own")

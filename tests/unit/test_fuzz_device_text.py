@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rankship_pipeline.errors import AgentMismatch, CommandFailed, TargetBusy, TargetError
-from rankship_targets import events, session
+from rankship_targets import events, greeting
 from rankship_targets.copying import copy_verified, name_part
 from rankship_targets.device import Device
 from rankship_targets.events import read_event
@@ -197,7 +197,7 @@ def test_an_event_is_what_was_said_or_a_mismatch(line: str) -> None:
 @example(said="[" * 100_000)
 def test_a_greeting_is_a_version_and_a_folder_or_an_error(said: str) -> None:
     try:
-        version, folder, left = session._read_greeting(said, DEVICE)
+        version, folder, left = greeting.read_greeting(said, DEVICE)
     except CommandFailed:
         pass
     else:
