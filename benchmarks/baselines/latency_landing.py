@@ -1,12 +1,13 @@
 # ruff: noqa: INP001 - a script, no package
-"""Latency budgets landed on a device, and what allocating by parameters or by operations gives at equal accuracy.
+"""Latency budgets landed on a device, and what allocating by parameters or by operations gives in their place.
 
     nice -n 5 python benchmarks/baselines/latency_landing.py RECIPE --shares 0.75,0.6 --out digits.json
 
-Each share makes a budget: so much of the dense model's time in the recipe's cost table. Beside each landed model stand
-the smallest model by parameters and the smallest by floating-point operations that answer as many of the first
-`--test` test inputs rightly (bisection over the budget; same forms, steps and merge). All are then timed in one run,
-interleaved round by round with the dense model, each round in one fresh process.
+Each share makes a budget: so much of the dense model's time in the recipe's cost table. Beside each landed model stand,
+by parameters and by floating-point operations (same forms, steps and merge): the model with as many of them as the
+landed one ("equal"), and the smallest that answers as many of the first `--test` test inputs rightly ("accurate", by
+bisection over the budget). All are then timed in one run, interleaved round by round with the dense model, each round
+in one fresh process.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rankship_benchmarks.costs import measure_costs
+from rankship_benchmarks.costs import PASSES, measure_costs
 from rankship_benchmarks.land import land
 from rankship_benchmarks.place import WHOLE, Place, Subject, choose_place
 from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
@@ -72,9 +73,17 @@ class Bench:
         """The compressed model and its ranks."""
         return Stages(prepared, self.store, self.steps).compress(choose(prepared.recipe))
 
+    def equal(self, unit: str, amount: int) -> tuple[Prepared, Model, RankPlan, int]:
+        """The model that allocation by a unit makes of so many of it."""
+        return self.try_out(replace(self.whole(unit), budget=amount))
+
+    def whole(self, unit: str) -> Prepared:
+        """The recipe with all of a unit as its budget."""
+        return self.prepare(Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0))
+
     def match(self, unit: str, wanted: int) -> tuple[Prepared, Model, RankPlan, int]:
         """The smallest model by a unit, as far as bisection comes, with at least as many right answers."""
-        whole = self.prepare(Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0))
+        whole = self.whole(unit)
         low, high = 0.1, 1.0
         found = self.try_out(whole)
         for _ in range(BISECTIONS):
@@ -103,7 +112,9 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
     dense = bench.prepare(Budget(kept_parameters=1.0))
     merged, _ = Stages(dense, bench.store, bench.steps).merge(dense.recipe.merge.method)
     subjects = {"dense": bench.place.push_dense(dense, bench.store, bench.steps)}
-    told: dict[str, Any] = {"dense": {"right": bench.count_right(merged, dense), "parameters": dense.dense_parameters}}
+    by_flops = bench.whole("flops")
+    right = bench.count_right(merged, dense)
+    told: dict[str, Any] = {"dense": {"right": right, "parameters": dense.dense_parameters, "flops": by_flops.budget}}
     landings: dict[str, Any] = {}
     for share in shares:
         asked = Budget(latency_ms=round(share * table.dense / 1e6, 4), on=bench.place.device)
@@ -118,23 +129,32 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
         model, plan = bench.make(allowed)
         right = bench.count_right(model, allowed)
         name = f"measured {share}"
-        subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right)
+        subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right, by_flops)
         keep({"landings": landings, "models": told})
+        amounts = {"parameters": plan.total_parameters, "flops": count_flops(plan, by_flops)}
         for unit in bench.others:
-            other, model, plan, found = bench.match(unit, right)
-            subjects[f"{unit} {share}"] = bench.push(other, model, plan)
-            told[f"{unit} {share}"] = describe(plan, found)
-            keep({"landings": landings, "models": told})
+            ways = {"equal": bench.equal(unit, amounts[unit]), "accurate": bench.match(unit, right)}
+            for way, (other, model, plan, found) in ways.items():
+                name = f"{unit}, {way} {share}"
+                subjects[name], told[name] = bench.push(other, model, plan), describe(plan, found, by_flops)
+                keep({"landings": landings, "models": told})
     times = time_together(bench, subjects)
     keep({"landings": landings, "models": told, "times": times})
 
 
-def describe(plan: RankPlan, right: int) -> dict[str, Any]:
+def count_flops(plan: RankPlan, by_flops: Prepared) -> int:
+    """Floating-point operations of one sample under a plan."""
+    chosen, price = {layer.name: layer.factors for layer in plan.layers}, by_flops.price
+    return price.fixed + sum(price.ask(layer, chosen[layer.name]) or 0 for layer in by_flops.layers)
+
+
+def describe(plan: RankPlan, right: int, by_flops: Prepared) -> dict[str, Any]:
     """What a plan came to."""
     stored = {layer.name: str(layer.factors or "dense") for layer in plan.layers}
     return {
         "right": right,
         "parameters": plan.total_parameters,
+        "flops": count_flops(plan, by_flops),
         "cost": plan.total_cost,
         "unit": plan.unit,
         "as": stored,
@@ -175,6 +195,7 @@ def main() -> int:
     parser.add_argument("--format", default="onnx")
     parser.add_argument("--shares", default="0.75,0.6")
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--passes", type=int, default=PASSES, help="of the cost table; 1: its even grid alone")
     parser.add_argument("--alone", action="store_true", help="land only, without the other ways to allocate")
     parser.add_argument("--results", type=Path, default=Path("rankship-results"))
     parser.add_argument("--out", type=Path, required=True)
@@ -195,23 +216,27 @@ def main() -> int:
         }
         write_atomic(arguments.out, (json.dumps(known, indent=1) + "\n").encode())
 
-    with open_session(find_device(arguments.on), tell=steps.note) as session:
+    device = find_device(arguments.on)
+    with open_session(device, tell=steps.note) as session:
         place = choose_place(session, arguments.format, 1)
         bench = Bench(recipe, folder, store, place, steps, arguments.test, others)
         probe = session.probe()
         conditions = {
             "begun": begun.isoformat(timespec="seconds"),
             "device": arguments.on,
+            **({} if device.twin is None else {"emulated": f"for a {device.twin}: no time of a board"}),
             "processor": probe.cpu_model,
             "cores": probe.cpu_count,
             "runtime": place.runtime,
             "threads": place.threads,
             "test inputs": arguments.test,
+            "ranks": {"forms": recipe.ranks.forms, "step": recipe.ranks.step, "passes": arguments.passes},
             "rankship": __version__,
             "python": platform.python_version(),
             **{f"version {name}": version for name, version in list_versions(arguments.format).items()},
         }
-        table = measure_costs(bench.prepare(Budget(kept_parameters=1.0)), store, place, arguments.results, steps)
+        dense = bench.prepare(Budget(kept_parameters=1.0))
+        table = measure_costs(dense, store, place, arguments.results, steps, passes=arguments.passes)
         compare(bench, table, [float(share) for share in arguments.shares.split(",")], keep)
     return 0
 

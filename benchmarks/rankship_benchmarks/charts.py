@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rankship_benchmarks.pareto import find_front
 from rankship_benchmarks.stats import Estimate, median_by_round
 from rankship_benchmarks.summary import Summary
 from rankship_pipeline.records import Accuracy, Format, LayerRank, RankPlan, Variant
+from rankship_pipeline.units import show_bytes
 from rankship_targets.trial import Trial
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ _STYLE: dict[Any, Any] = {
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "handlelength": 1.3}
 _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
+_MOST_POINTS = 11.0  # the diameter of the largest file's marker
 _ROW_IN = 0.27
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
@@ -51,7 +54,7 @@ _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
 
 
 def draw_accuracy_against_size(summary: Summary) -> str:
-    """Draw accuracy over parameters: the two variants, and hollow the alternatives, which have no artifacts."""
+    """Draw accuracy over parameters and their front: the variants; hollow the alternatives, which have no artifacts."""
     build = summary.header.build
     points: list[tuple[str, int, Accuracy, str, bool]] = []
     for variant in ("dense", "compressed"):
@@ -67,6 +70,7 @@ def draw_accuracy_against_size(summary: Summary) -> str:
             bar: dict[str, Any] = {"mfc": face, "mec": colour, "ecolor": colour, "elinewidth": 1.2, "capsize": 3}
             axes.errorbar(parameters / 1e3, 100 * accuracy.value, yerr=_margins(accuracy), fmt="o", ms=7.5, **bar)
         axes.set_xlim(0, 1.12 * max(point[1] for point in points) / 1e3)
+        _draw_front(axes, [(parameters / 1e3, 100 * accuracy.value) for _, parameters, accuracy, _, _ in points])
         axes.set_xlabel("parameters (thousands)")
         axes.set_ylabel("accuracy (%), 95 % interval")
         _label_apart(axes, [(label, x / 1e3, 100 * accuracy.value) for label, x, accuracy, _, _ in points])
@@ -76,9 +80,13 @@ def draw_accuracy_against_size(summary: Summary) -> str:
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
-    """Draw accuracy over median latency, one marker for each artifact; logarithmic where formats differ twentyfold."""
+    """Draw accuracy over median latency and its front, one marker for each artifact, its area the file's size.
+
+    The axis is logarithmic where formats differ twentyfold.
+    """
     results = [one for one in summary.results if one.accuracy]
     times = [one.latency_ns.value for one in results]
+    largest = max((one.size_bytes for one in results), default=1)
 
     def draw(axes: "Axes") -> None:
         divisor, unit = time_unit(max(times))
@@ -95,19 +103,25 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
                 color=colour,
                 elinewidth=1.2,
                 capsize=3,
-                ms=7.5,
+                ms=_MOST_POINTS * (one.size_bytes / largest) ** 0.5,
+                alpha=0.85,
             )
-            axes.plot([], [], _MARKERS[one.format], color=colour, ms=7.5, label=f"{one.format} {one.variant}")
+            name = f"{one.format} {one.variant}, {show_bytes(one.size_bytes)}"
+            axes.plot([], [], _MARKERS[one.format], color=colour, ms=7.5, label=name)
         if max(times) > _LOGARITHMIC_FROM * min(times):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
         else:
             axes.set_xlim(0, 1.1 * max(times) / divisor)
+        _draw_front(
+            axes,
+            [(one.latency_ns.value / divisor, 100 * one.accuracy.value) for one in results if one.accuracy],
+        )
         axes.set_xlabel(f"median latency ({unit}), 95 % interval")
         axes.set_ylabel("accuracy (%), 95 % interval")
         axes.grid(visible=True)
-        axes.legend(ncols=2, **_BELOW)
+        axes.legend(ncols=2, **_BELOW | {"fontsize": 9})
 
     return draw_svg("latency", draw) if results else ""
 
@@ -213,6 +227,15 @@ def draw_svg(
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace("'DejaVu Sans'", _VIEWER_FONTS)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+
+
+def _draw_front(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Draw the best accuracy that a cost buys, as a staircase behind the points, up to the right end of the axis."""
+    front = [points[place] for place in find_front(points)]
+    right = axes.get_xlim()[1]
+    costs, gains = [cost for cost, _ in front] + [right], [gain for _, gain in front] + [front[-1][1]]
+    axes.plot(costs, gains, drawstyle="steps-post", ls=(0, (4, 3)), lw=1.2, c=GREY, zorder=0, label="_front")
+    axes.set_xlim(right=right)
 
 
 def _label_apart(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> None:

@@ -29,13 +29,15 @@ _BLOCK = 100  # sweep numbers of one chunk in one pass
 Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their options
 
 
-def measure_costs(prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps) -> CostTable:
+def measure_costs(
+    prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
+) -> CostTable:
     """Measure a recipe's cost table; an interrupted measurement goes on at its first missing sweep."""
     table = _Table(prepared, store, place, steps)
     table.journal = Journal(results / f"{_name_journal(prepared, place)}.jsonl")
     worth = table.find_worthy()
     steps.note(f"{len(worth)} of {len(table.kinds)} kinds of layer take {WORTH:.0%} of the model's time or more")
-    for number in range(1, PASSES + 1):
+    for number in range(1, passes + 1):
         wanted = {site: table.pick_options(site) for site in worth}
         if not any(wanted.values()):
             break
@@ -180,7 +182,7 @@ def _name_journal(prepared: Prepared, place: Place) -> str:
             "ranks": [ranks.step, list(ranks.forms)],
             "place": [place.device, place.format, place.runtime, place.threads],
             "agent": place.session.agent_sha256,
-            "effort": [COPIES, SWEEPS, PASSES, GRID, WORTH, *SINGLE_LAYER],
+            "effort": [COPIES, SWEEPS, GRID, WORTH, *SINGLE_LAYER],
             "code": hash_code(),
         }
     )

@@ -6,15 +6,18 @@ from importlib import resources
 from pathlib import Path
 
 from rankship_benchmarks import charts, energy_table, table
+from rankship_benchmarks.profile_charts import draw_profile
+from rankship_benchmarks.profiles import Profiles, read_profiles
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.validity import keep_valid
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Artifact, record
 from rankship_pipeline.summary import describe_refinement
-from rankship_pipeline.units import show_count, show_percent
+from rankship_pipeline.units import show_count, show_ns, show_percent
 
 _TEMPLATE = "report.html.j2"
+_FRONT = "Dashed: the front, the best accuracy up to there."
 
 
 @record
@@ -48,11 +51,11 @@ def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
     """Write a run's page, by default `report.html` beside its trials, and return where it is."""
     bundle = open_bundle(bundle_folder)
     target = path or bundle_folder / "report.html"
-    write_atomic(target, render_report(bundle).encode())
+    write_atomic(target, render_report(bundle, read_profiles(bundle_folder)).encode())
     return target
 
 
-def render_report(bundle: Bundle) -> str:
+def render_report(bundle: Bundle, profiles: Profiles | None = None) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
     from jinja2 import Environment, StrictUndefined
 
@@ -73,11 +76,14 @@ def render_report(bundle: Bundle) -> str:
         energies=energy_table.list_energies(summary.results),
         energy_refusals=list(energy_table.state_refusals(summary)),
         energy_words=energy_table,
+        profiles=profiles,
+        profile_charts=_draw_profiles(profiles),
         conditions=_list_conditions(summary),
         provenance=_list_provenance(summary),
         describe_refinement=describe_refinement,
         words=table,
         show_count=show_count,
+        show_ns=show_ns,
         show_percent=show_percent,
     )
 
@@ -117,14 +123,15 @@ def _draw_charts(summary: Summary) -> list[Chart]:
     drawn = [
         Chart(
             heading="Accuracy and size",
-            reading="Hollow: other ways to choose the ranks, evaluated on the host, not exported and so not timed."
+            reading=f"{_FRONT} Hollow: other ways to choose the ranks, evaluated on the host, not exported, not timed."
             if summary.header.build.alternatives
-            else "Up is better, left is smaller. The bars are 95 % intervals over test inputs.",
+            else f"Up is better, left is smaller. {_FRONT} The bars are 95 % intervals over test inputs.",
             svg=charts.draw_accuracy_against_size(summary),
         ),
         Chart(
-            heading="Accuracy and latency",
-            reading="Left is faster, up is better. The bars are 95 % intervals, over rounds and over test inputs.",
+            heading="Accuracy, latency and size",
+            reading=f"Left is faster, up is better, a marker's area is its file's size. {_FRONT} The bars are 95 % "
+            "intervals, over rounds and over test inputs.",
             svg=charts.draw_accuracy_against_latency(summary),
         ),
         Chart(
@@ -151,6 +158,20 @@ def _draw_latencies(bundle: Bundle, summary: Summary) -> list[Chart]:
         )
         for format_ in summary.runtimes
     ]
+
+
+def _draw_profiles(profiles: Profiles | None) -> list[Chart]:
+    """Draw where each format's time goes."""
+    formats = dict.fromkeys(one.format for one in profiles.profiles) if profiles else {}
+    drawn = [
+        Chart(
+            heading=f"Every operator, {format_}",
+            reading="Profiled, in the runtime's own words and whole microseconds; from top to bottom as they run.",
+            svg=draw_profile(profiles.profiles if profiles else (), format_),
+        )
+        for format_ in formats
+    ]
+    return [chart for chart in drawn if chart.svg]
 
 
 def _list_conditions(summary: Summary) -> list[Fact]:

@@ -162,6 +162,24 @@ class Idle:
 
 
 @record
+class OperatorTime:
+    """One operator under the runtime's own profiler: `name` in its words, `ns` for each inference."""
+
+    name: str
+    kind: str
+    ns: tuple[int, ...]
+
+
+@record
+class Profiled:
+    """Every operator in running order, and what each whole inference took meanwhile, the profiler included."""
+
+    event: Literal["profiled"]
+    operators: tuple[OperatorTime, ...]
+    inference_ns: tuple[int, ...]
+
+
+@record
 class Meters:
     """Every meter the agent knows, usable or not."""
 
@@ -217,6 +235,7 @@ Event = (
     | Warmed
     | Samples
     | Idle
+    | Profiled
     | Meters
     | Metering
     | Readings
@@ -236,6 +255,7 @@ _RECORDS: dict[str, type[Event]] = {
     "warmed": Warmed,
     "samples": Samples,
     "idle": Idle,
+    "profiled": Profiled,
     "meters": Meters,
     "metering": Metering,
     "readings": Readings,

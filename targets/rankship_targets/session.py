@@ -21,7 +21,20 @@ from rankship_targets.client import call_agent, pick, split_turns
 from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
-from rankship_targets.events import Done, Event, Idle, Loaded, Opened, Probe, Samples, Settled, State, Tuned, Warmed
+from rankship_targets.events import (
+    Done,
+    Event,
+    Idle,
+    Loaded,
+    Opened,
+    Probe,
+    Profiled,
+    Samples,
+    Settled,
+    State,
+    Tuned,
+    Warmed,
+)
 from rankship_targets.greeting import greet
 from rankship_targets.lease import STALE_S, Lease, describe_owner
 from rankship_targets.link import Link
@@ -268,6 +281,15 @@ class Session:
     def open_meter(self, choice: MeterChoice, limit_ms: int) -> Meter:
         """Make a meter that records beside what is measured here, for no longer than a limit."""
         return open_meter(choice, Reach(self.device, self._agent, self._connect, limit_ms))
+
+    def profile(self, request: MeasureRequest, runs: int) -> Profiled:
+        """Have the runtime's own profiler look at so many inferences of a pushed artifact; no latency comes of it."""
+        self._refuse_unproven(request)
+        kept = ("command", "format", "artifact", "inputs", "threads")
+        word = {name: value for name, value in self._word(request).items() if name in kept}
+        word |= {"command": "profile", "runs": runs}
+        events = self._link.call(lambda link: self._ask(link, word, request.timeout_s), retry_timeouts=False)
+        return pick(events, Profiled, self.device)
 
     def forget(self, ticket: Ticket) -> None:
         """End a measurement if it goes on, and remove what it left on the device."""

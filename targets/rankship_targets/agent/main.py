@@ -16,6 +16,7 @@ from .conditions import settle
 from .governor import restore, tune
 from .meter import list_meters, sample_meter
 from .probe import probe
+from .profiles import profile
 from .protocol import PROTOCOL, Event, Fault, Request
 from .rest import rest_around
 from .runs import cancel, fetch
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
         lambda request: settle(request, lambda calm: rest_around(calm, measure)),
         f"format artifact inputs threads {LIMITS} idle_ms?",
     ),
+    "profile": (profile, "format artifact inputs threads runs"),
     "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS}"),
     "meters": (list_meters, "period_us"),
     "meter": (sample_meter, "meter period_us duration_ms"),
@@ -51,7 +53,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
 INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
-    *("period_us", "duration_ms", "idle_ms"),
+    *("period_us", "duration_ms", "idle_ms", "runs"),
 }
 LISTS = {"artifacts", "inputs", "cpus"}
 TYPES: dict[str, type] = {"request": dict, **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}  # others: str

@@ -1,0 +1,112 @@
+"""The command `profile`: what each operator takes, as the runtime's own profiler tells it.
+
+A profiler slows what it looks at, so this is a pass of its own and none of its figures is a latency. All tell whole
+microseconds. The first inferences, which set things up, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .litert_profile import profile_litert
+from .programs import find_program
+from .protocol import Event, Fault, Request
+from .runtimes import Arrays, find_runtime, open_runtime, pair
+from .system import OWN_STATUS, read_kilobytes
+from .timing import load_samples
+
+WARM_UP = 10
+NS_PER_US = 1000
+
+Operators = list[tuple[str, str, list[int]]]  # name, kind and what each inference spent in it, in ns, in running order
+Profiler = Callable[[Request, Arrays, str], tuple[Operators, list[int]]]
+
+
+def profile(request: Request) -> Iterator[Event]:
+    """Run the first sample so many times under the runtime's profiler; lacks_runtime where it offers none."""
+    name, *_ = find_runtime(request["format"]) or ("",)
+    profiler = PROFILERS.get(name)
+    if profiler is None or find_program(request["format"]) is not None:
+        raise Fault("lacks_runtime", f"the runtime for {request['format']} offers no profile here")
+    _, reading = open_runtime(request["format"])
+    yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(request["artifact"])) as folder:  # noqa: PTH120 - a string
+        operators, taken = profiler(request, next(load_samples(request["inputs"])), folder)
+    told = [{"name": name, "kind": kind, "ns": ns} for name, kind, ns in operators]
+    yield {"event": "profiled", "operators": told, "inference_ns": taken}
+    yield {"event": "done"}
+
+
+def profile_onnxruntime(request: Request, sample: Arrays, folder: str) -> tuple[Operators, list[int]]:
+    """Profile by a trace file, which has one event for every run of every node."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = request["threads"], 1
+    options.log_severity_level = 3
+    options.enable_profiling, options.profile_file_prefix = True, os.path.join(folder, "trace")  # noqa: PTH118
+    session = onnxruntime.InferenceSession(request["artifact"], options, providers=["CPUExecutionProvider"])
+    feed = dict(pair([spec.name for spec in session.get_inputs()], sample))
+    taken = time_runs(lambda: session.run(None, feed), request["runs"])
+    with open(session.end_profiling(), encoding="utf-8") as stream:  # noqa: PTH123 - as the agent's other rooms
+        events = json.load(stream)
+    found: dict[str, tuple[str, list[int]]] = {}
+    for event in events:
+        node, is_run, _ = event["name"].partition("_kernel_time")
+        if event.get("cat") == "Node" and is_run:
+            found.setdefault(node, (event["args"]["op_name"], []))[1].append(event["dur"] * NS_PER_US)
+    return [(node, kind, ns[WARM_UP:]) for node, (kind, ns) in found.items()], taken
+
+
+def profile_executorch(request: Request, sample: Arrays, folder: str) -> tuple[Operators, list[int]]:
+    """Profile by an ETDump: the operators inside XNNPACK's delegates, and those that no delegate took."""
+    import torch
+    from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
+    from executorch.extension.pybindings import _C as binding  # noqa: N811 - a module
+
+    torch.set_num_threads(request["threads"])
+    binding._unsafe_reset_threadpool(request["threads"])  # noqa: SLF001 - there is no other way
+    module = binding._load_for_executorch(request["artifact"], enable_etdump=True)  # noqa: SLF001 - as above
+    feed = [torch.from_numpy(array) for array in sample]
+    taken = time_runs(lambda: module.run_method("forward", feed), request["runs"])
+    path = os.path.join(folder, "etdump")  # noqa: PTH118 - a string
+    module.write_etdump_result_to_file(path)
+    with open(path, "rb") as stream:  # noqa: PTH123 - as above
+        dump = deserialize_from_etdump_flatcc(stream.read())
+    runs = [list(list_leaves(run)) for run in dump.run_data[-request["runs"] :]]
+    kinds = [kind for kind, _ in runs[0]]
+    times = zip(*([ns for _, ns in run] for run in runs))  # noqa: B905 - Python 3.9 knows no strict
+    return [(str(at), kind, list(ns)) for at, (kind, ns) in enumerate(zip(kinds, times))], taken  # noqa: B905
+
+
+def list_leaves(run: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - ExecuTorch's record
+    """Give kind and ns of what computed something, not of what called it."""
+    for event in run.events or ():
+        told = event.profile_event
+        if told is None or not (told.delegate_debug_id_str or (told.name or "").startswith("native_call_")):
+            continue
+        kind = told.delegate_debug_id_str or told.name[len("native_call_") :]
+        yield kind.partition(" #")[0], told.end_time - told.start_time
+
+
+def time_runs(run: Callable[[], Any], count: int) -> list[int]:
+    """Run the warm-up, then so many inferences; gives what each of these took under the profiler, in ns."""
+    taken = []
+    for _ in range(WARM_UP + count):
+        before = time.perf_counter_ns()
+        run()
+        taken.append(time.perf_counter_ns() - before)
+    return taken[WARM_UP:]
+
+
+# The runtime's distribution → its profiler.
+PROFILERS: dict[str, Profiler] = {
+    "onnxruntime": profile_onnxruntime,
+    "ai-edge-litert": lambda request, sample, _: profile_litert(request, sample, WARM_UP),
+    "executorch": profile_executorch,
+}
