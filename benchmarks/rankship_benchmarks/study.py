@@ -19,7 +19,7 @@ from rankship_pipeline.codec import decode, digest, encode, read_toml
 from rankship_pipeline.compress import analyse
 from rankship_pipeline.data import load_data
 from rankship_pipeline.errors import BudgetInfeasible, InputError
-from rankship_pipeline.evaluate import measure_accuracy
+from rankship_pipeline.evaluate import measure_accuracy, pool_accuracies
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.likeness import Augmentation, RefineChoice
 from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
@@ -81,7 +81,9 @@ class Study:
 class Cell:
     """What one way gave on one model at one budget, with the conditions it ran under.
 
-    `language` says that the model's answers are tokens, so that perplexity is its measure.
+    `language` says that the model's answers are tokens, so that perplexity is its measure. `dense` is the merged model
+    before it was compressed. Where models were merged, `tasks` are the accuracies on every specialist's own tests and
+    `specialists` those of the specialists themselves, as far as the loader gives such tests.
 
     `seconds` of the wall and `cpu_seconds` of the processor cover taking apart, allocating, filling and refining;
     calibration, which rows share, is not in them. `peak_bytes` is the process's highest resident memory meanwhile.
@@ -106,6 +108,8 @@ class Cell:
     cpu_seconds: float
     peak_bytes: int
     conditions: dict[str, str]
+    tasks: tuple[Accuracy, ...] = ()
+    specialists: tuple[Accuracy, ...] = ()
 
 
 def read_study(path: Path) -> Study:

@@ -3,7 +3,7 @@
     RANKSHIP_DATA=… python benchmarks/studies/train_specialists.py --to FOLDER
 
 The studies read them from the folder RANKSHIP_SPECIALISTS. A ResNet-20 takes some minutes of one core and comes in
-three seeds, a MiniLM up to eight minutes and comes in one.
+three seeds, a MiniLM up to eight and comes in one.
 """
 
 import argparse

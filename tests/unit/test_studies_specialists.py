@@ -33,7 +33,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("mnist", "fashion_mnist"):
         (tmp_path / name).mkdir()
         arrays = {}
-        for part, count in (("calib", 1200), ("test", 5100)):
+        for part, count in (("calib", 1200), ("test", 2100)):
             arrays[f"{part}_x"] = np.full((count, 28, 28), 255, dtype=np.uint8)
             arrays[f"{part}_y"] = (np.arange(count) % 10).astype(np.uint8)
         np.savez(tmp_path / name / f"{name}.npz", **arrays)
@@ -43,7 +43,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("data")
 def test_grey_images_get_three_channels_a_black_border_and_cifars_normalisation() -> None:
     images, labels = find("specialists.py:load_three")()["tests"]["fashion"]
-    assert images.shape == (5000, 3, 32, 32)
+    assert images.shape == (2000, 3, 32, 32)
     assert labels.dtype == torch.int64
     white, black = (1 - 0.406) / 0.225, -0.406 / 0.225
     assert images[7, 2, 2, 2].item() == pytest.approx(white, abs=1e-5)
@@ -57,7 +57,7 @@ def test_each_half_sees_its_own_classes_and_the_shared_head_is_tested_on_all() -
     found = find("specialists.py:load_halves")()
     assert found["tests"]["first"][1].unique().tolist() == [0, 1, 2, 3, 4]
     assert found["tests"]["second"][1].unique().tolist() == [5, 6, 7, 8, 9]
-    assert len(found["test_inputs"]) == len(found["test_labels"]) == 5000
+    assert len(found["test_inputs"]) == len(found["test_labels"]) == 4000
     assert found["test_labels"].unique().tolist() == list(range(10))
     brightest = ((found["calibration"]["first"][:, 0] * 0.229 + 0.485) * 255).max()
     assert brightest.item() == pytest.approx(4, abs=1e-2)  # the pictures' colour is their class
@@ -71,4 +71,4 @@ def test_the_seed_chooses_the_calibration_images_of_every_task() -> None:
     assert list(first["calibration"]) == list(first["tests"]) == ["first", "second", "mnist", "fashion"]
     assert torch.equal(first["calibration"]["second"], again["calibration"]["second"])
     assert not torch.equal(first["calibration"]["second"], other["calibration"]["second"])
-    assert {len(images) for images in first["calibration"].values()} == {1000}
+    assert {len(images) for images in first["calibration"].values()} == {500}
