@@ -102,7 +102,7 @@ def _train(module: nn.Module, name: str, seed: int) -> None:
     module.train()
     for rows in batches:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = module(images[rows].to(memory_format=torch.channels_last))
+            logits = module(images[rows])
         loss = functional.cross_entropy(logits.float(), labels[rows])
         optimiser.zero_grad()
         loss.backward()
@@ -113,11 +113,14 @@ def _train(module: nn.Module, name: str, seed: int) -> None:
 
 @cache
 def _read(name: str, part: str) -> Labelled:
-    """Normalised images (samples, 3, 32, 32) and classes (samples,) of the part "train" or "test"."""
+    """Normalised images (samples, 3, 32, 32) and classes (samples,) of the part "train" or "test".
+
+    Channels lie last in memory: convolutions take two thirds of the time so.
+    """
     if name in {"cifar10", *HALVES}:
         stored = {"train": "calib", "test": "test_A"}[part]
         listed = json.loads(find_data(f"cifar10/{stored}.json").read_text(encoding="utf-8"))["labels"]
-        images, labels = cifar.read_images(stored), torch.tensor(listed)
+        images, labels = _lay(cifar.read_images(stored)), torch.tensor(listed)
         if name in HALVES:
             mine = torch.isin(labels, torch.tensor(HALVES[name]))
             return images[mine], labels[mine]
@@ -127,4 +130,8 @@ def _read(name: str, part: str) -> Labelled:
     with np.load(find_data(f"{folder}/{folder}.npz")) as stored:
         pixels, labels = torch.from_numpy(stored[f"{kept}_x"]), torch.from_numpy(stored[f"{kept}_y"])
     padded = functional.pad(pixels, (2, 2, 2, 2))[:, None].expand(-1, 3, -1, -1)
-    return cifar.normalise(padded), labels.to(torch.int64)
+    return _lay(cifar.normalise(padded)), labels.to(torch.int64)
+
+
+def _lay(images: Tensor) -> Tensor:
+    return images.to(memory_format=torch.channels_last)
