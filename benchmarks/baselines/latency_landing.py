@@ -34,7 +34,8 @@ from rankship_pipeline.files import write_atomic
 from rankship_pipeline.landed import allow
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Recipe, choose, read_recipe
+from rankship_pipeline.recipe import Budget, Recipe, choose
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import CostTable, RankPlan
 from rankship_pipeline.stages import Model, Stages
 from rankship_pipeline.store import Store, default_root

@@ -57,6 +57,7 @@ def deploy(argv: list[str]) -> int:
     parser.add_argument(
         "--format", action="append", choices=FORMATS, help="again for more (default: all that the device can run)"
     )
+    parser.add_argument("--task", action="append", help="whose head goes along; again for more (default: every task's)")
     parser.add_argument("--variant", choices=VARIANTS, default="compressed", help="default: %(default)s")
     parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
     add_store_flag(parser)
@@ -68,18 +69,30 @@ def deploy(argv: list[str]) -> int:
     from rankship_pipeline.store import Store
 
     devices = find_devices(arguments)
-    chosen = find_deployables(arguments.build, arguments.variant, arguments.format, Store(arguments.store))
+    store, tasks = Store(arguments.store), arguments.task
+    chosen = find_deployables(arguments.build, arguments.variant, arguments.format, store, tasks)
     steps, console = Steps(), Console(highlight=False)
     for device in devices:
         for one, remote in deploy_to(device, chosen, any_format=arguments.format is not None, steps=steps):
-            kind = f"{one.manifest.verified.variant} {one.manifest.format}"
+            kind = one.manifest.verified.title
             console.print(f"{device.name}: {kind}: {remote}", soft_wrap=True, markup=False)
+            if one.manifest.verified.task is not None:
+                console.print("takes the backbone's output, gives this task's logits", markup=False)
             console.print(write_snippet(one.manifest.format, remote) + "\n", soft_wrap=True, markup=False)
     return 0
 
 
-def find_deployables(name: str, variant: Variant, formats: Sequence[Format] | None, store: "Store") -> list[Deployable]:
-    """Find what may be deployed; ManifestRefused for the first that this user did not verify."""
+def find_deployables(
+    name: str,
+    variant: Variant,
+    formats: Sequence[Format] | None,
+    store: "Store",
+    tasks: Sequence[str] | None = None,
+) -> list[Deployable]:
+    """Find what may be deployed; ManifestRefused for the first that this user did not verify.
+
+    Where tasks share a backbone, that is the backbone and the heads of `tasks` (None: of all).
+    """
     if not name.endswith(".toml") and Path(name).is_file():
         one = Deployable(path=Path(name), manifest=read_manifest(Path(name)))
         if formats and one.manifest.format not in formats:
@@ -92,6 +105,13 @@ def find_deployables(name: str, variant: Variant, formats: Sequence[Format] | No
         built = ", ".join(sorted({one.format for one in build.artifacts}))
         message = f"{build.recipe} was not built as {variant} {', '.join(missing)}".rstrip()
         raise InputError(message, hint=f"it was built as {built}")
+    heads = [one for one in build.heads if one.variant == variant and one.format in (formats or FORMATS)]
+    known = list(dict.fromkeys(one.task for one in heads))
+    unknown = [task for task in tasks or () if task not in known]
+    if unknown:
+        hint = f"its tasks are {', '.join(map(str, known))}" if known else "its models share one head: leave --task out"
+        raise InputError(f"{build.recipe} has no head of {', '.join(unknown)}", hint=hint)
+    artifacts += [one for one in heads if tasks is None or one.task in tasks]
     paths = [store.root / one.file for one in artifacts]
     return [Deployable(path=path, manifest=read_manifest(path)) for path in paths]
 

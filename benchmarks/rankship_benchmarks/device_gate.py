@@ -33,7 +33,7 @@ def verify_on_device(
     threads: int,
     steps: Steps,
 ) -> tuple[Verified, ...]:
-    """Prove every artifact on the device, in the build's order; empty for this machine, where the gate ran already.
+    """Prove every file on the device, heads last; empty for this machine, where the gate ran already.
 
     `pushed` is SHA-256 → path on the device. ParityFailed names the device; what fails on the way to it stays a
     TargetError.
@@ -42,7 +42,7 @@ def verify_on_device(
         return ()
     probe, runner = session.probe(), DeviceRunner(session, threads, pushed)
     proofs = []
-    for artifact in build.artifacts:
+    for artifact in build.files:
         path, inputs, expected = find_proof(artifact, store)
         known = {
             "artifact": artifact.sha256,
@@ -58,7 +58,7 @@ def verify_on_device(
         place = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
         proof = _read(place, artifact)
         if proof is None:
-            with steps.step(f"verify {artifact.variant} {artifact.format} on {session.device.name}"):
+            with steps.step(f"verify {artifact.title} on {session.device.name}"):
                 try:
                     proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
                 except ParityFailed as failure:

@@ -24,13 +24,13 @@ _RECORD = "verified.json"
 def verify_build(
     build: Build, store: Store, runner: Runner, runner_sha256: str, limits: ParityChoice, steps: Steps, *, fresh: bool
 ) -> tuple[Verified, ...]:
-    """Prove every artifact, in the build's order; the first that fails raises ParityFailed.
+    """Prove every file, in the build's order, heads last; the first that fails raises ParityFailed.
 
     A proof made earlier by the same runner, runtime and limits is taken from the store unless `fresh`, if this user
     signed it for this very file; what passes is signed.
     """
     verified = []
-    for artifact in build.artifacts:
+    for artifact in build.files:
         made_from: dict[str, object] = {
             "artifact": artifact.sha256,
             "file": artifact.file,
@@ -44,7 +44,7 @@ def verify_build(
         entry = store.find("verified", made_from)
         proof = None if fresh or entry is None else _read_signed(entry, path)
         if proof is None:
-            with steps.step(f"verify {artifact.variant} {artifact.format}"):
+            with steps.step(f"verify {artifact.title}"):
                 proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
             if entry is not None and _read_proof(entry) != proof:
                 store.discard(entry)

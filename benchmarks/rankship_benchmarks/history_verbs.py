@@ -88,7 +88,7 @@ def nightly(argv: list[str]) -> int:
     from rankship_pipeline.codec import digest
     from rankship_pipeline.files import ensure_writable
     from rankship_pipeline.progress import Steps
-    from rankship_pipeline.recipe import read_recipe
+    from rankship_pipeline.recipe_rules import read_recipe
     from rankship_targets.device import find_device
 
     suite, recipe = read_suite(arguments.suite)  # and the recipe's name, which is its results' name too

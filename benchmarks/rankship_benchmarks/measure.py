@@ -51,14 +51,15 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
-    from the device, where it went on. `canary` is timed like the build's artifacts, its proof the last of `verified`.
+    from the device, where it went on. `canary` is timed like the build's artifacts;
+    `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed.
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     with watching(device), open_session(device, tell=steps.note) as session:
         with steps.transfer(f"push to {device.name}") as told:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
-                for artifact, proof in zip(timed.artifacts, verified, strict=True)
+                for artifact, proof in zip(timed.files, verified, strict=True)
             }
             inputs = {
                 artifact.sha256: tuple(session.push_file(path, told=told) for path in find_inputs((artifact,), store))

@@ -81,7 +81,7 @@ class Place:
     ) -> Subject:
         """Export a whole model to this format alone and push it; other formats come when the ranks are known."""
         one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
-        (artifact,) = export_variant(one, store, steps, variant, model, plan)
+        artifact, *_heads = export_variant(one, store, steps, variant, model, plan)
         return self.push("", variant, artifact, store, prepared.recipe.parity)
 
 

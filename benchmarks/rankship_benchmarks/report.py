@@ -183,11 +183,11 @@ def _list_provenance(summary: Summary) -> list[Fact]:
     facts += [Fact(name=f"source {_shorten(name)}", value=sha256, code=True) for name, sha256 in sources.items()]
     toolchain = _merge(one.toolchain for one in header.build.artifacts)
     facts.append(Fact(name="toolchain", value=", ".join(f"{name} {version}" for name, version in toolchain.items())))
-    return [*facts, *(_name_artifact(one) for one in header.build.artifacts)]
+    return [*facts, *(_name_artifact(one) for one in header.build.files)]
 
 
 def _name_artifact(artifact: Artifact) -> Fact:
-    return Fact(name=f"{artifact.variant} {artifact.format}", value=artifact.sha256, code=True)
+    return Fact(name=artifact.title, value=artifact.sha256, code=True)
 
 
 def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:

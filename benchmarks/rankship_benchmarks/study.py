@@ -17,14 +17,14 @@ import torch
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import decode, digest, encode, read_toml
 from rankship_pipeline.compress import analyse
-from rankship_pipeline.data import load_data
 from rankship_pipeline.errors import BudgetInfeasible, InputError
 from rankship_pipeline.evaluate import measure_accuracy, pool_accuracies
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.likeness import Augmentation, RefineChoice
-from rankship_pipeline.preflight import Prepared, hash_tensors, prepare
+from rankship_pipeline.preflight import Prepared, prepare, redraw
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Comparison, check_way, read_recipe
+from rankship_pipeline.recipe import Budget, Comparison
+from rankship_pipeline.recipe_rules import check_way, read_recipe
 from rankship_pipeline.records import Accuracy, RankPlan, record
 from rankship_pipeline.refine import refine
 from rankship_pipeline.stages import Stages
@@ -147,7 +147,7 @@ def run_study(study: Study, folder: Path, results: Path, store: Store, steps: St
             steps.note(f"skipped {subject.recipe}: {missing}")
             continue
         for seed in study.seeds:
-            bench = _Bench(subject, _draw(prepared, seed), seed, store, steps)
+            bench = _Bench(subject, redraw(prepared, seed), seed, store, steps)
             for kept in subject.kept:
                 for row in study.rows:
                     for seconds in row.list_refinements(kept):
@@ -248,13 +248,6 @@ def _prepare(subject: Subject, folder: Path) -> Prepared:
     recipe = read_recipe(path)
     ranks = replace(recipe.ranks, exclude=(*recipe.ranks.exclude, *subject.exclude))
     return prepare(replace(recipe, ranks=ranks, budget=Budget(kept_parameters=1.0)), path.resolve().parent)
-
-
-def _draw(prepared: Prepared, seed: int) -> Prepared:
-    """The same models with the calibration subset of another seed."""
-    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder)
-    hashes = {name: hash_tensors(inputs) for name, inputs in data.calibration.items()}
-    return replace(prepared, data=data, calibration_sha256=hashes)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -128,7 +128,7 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
         numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
-        table.add_row(f"{one.variant} {one.format}", runtime, str(one.samples), *numbers)
+        table.add_row(one.title, runtime, str(one.samples), *numbers)
     console.print(table)
 
 

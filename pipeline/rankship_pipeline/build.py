@@ -53,7 +53,7 @@ def read_build(entry: Entry) -> Build:
 
 
 def _is_whole(build: Build, store: Store) -> bool:
-    return all((store.root / artifact.file).is_file() for artifact in build.artifacts)
+    return all((store.root / artifact.file).is_file() for artifact in build.files)
 
 
 def _ingredients(prepared: Prepared) -> dict[str, object]:
@@ -70,7 +70,7 @@ def _ingredients(prepared: Prepared) -> dict[str, object]:
 
 def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
     recipe, stages = prepared.recipe, Stages(prepared, store, steps)
-    sources = [stages.evaluate(stages.load_source(source), "source", source.name) for source in recipe.models]
+    sources = [stages.evaluate_source(source) for source in recipe.models]
     merged, interference = stages.merge(recipe.merge.method)
     fidelities = stages.judge(merged, "merged")
     refuse_lost(fidelities, recipe.quality, "max_merge_loss_points", interference)
@@ -84,16 +84,18 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         accuracies.append(stages.evaluate(final, "refined"))
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
+    files = [
+        *export_variant(prepared, store, steps, "dense", merged, None),
+        *export_variant(prepared, store, steps, "compressed", final, plan),
+    ]
     return Build(
         recipe=recipe.name,
         recipe_sha256=prepared.recipe_sha256,
         plan=plan,
         accuracies=tuple(accuracies),
         alternatives=tuple(_evaluate_alternative(stages, comparison) for comparison in recipe.compare),
-        artifacts=(
-            *export_variant(prepared, store, steps, "dense", merged, None),
-            *export_variant(prepared, store, steps, "compressed", final, plan),
-        ),
+        artifacts=tuple(one for one in files if one.task is None),
+        heads=tuple(one for one in files if one.task is not None),
         dense_parameters=prepared.dense_parameters,
         batchnorm_reestimated=tuple(
             stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
@@ -108,5 +110,5 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
 def _evaluate_alternative(stages: Stages, comparison: Comparison) -> Alternative:
     model, plan = stages.compress(comparison)
     return Alternative(
-        method=comparison.name, plan=plan, accuracy=stages.evaluate(model, "alternative", comparison.name)
+        method=comparison.name, plan=plan, accuracy=stages.evaluate(model, f"alternative:{comparison.name}")
     )

@@ -12,7 +12,7 @@ from rankship_pipeline.checkpoint import TensorHeader, find_weights, make_model,
 from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.files import hash_file
-from rankship_pipeline.huggingface import find_snapshot, list_files
+from rankship_pipeline.huggingface import PREFIX, find_snapshot, list_files
 from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.recipe import Source
 
@@ -26,6 +26,7 @@ _NOT_SETTINGS = {
     "architectures",
     *_LABELS,
 }
+_OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that a head alone reads
 _UNNAMED = re.compile(r"LABEL_\d+")
 # torch's names of types, as safetensors writes them
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
@@ -73,6 +74,22 @@ def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
         labels=source.labels,
         normalise=source.normalise,
         files=files,
+    )
+
+
+def leave_out_head(facts: Facts, head: str) -> Facts:
+    """The facts of a model's backbone, where every model keeps its own head: its tensors and class names are left out.
+
+    So is the factory, one per head: that all backbones are built alike is looked at when they are (heads.join).
+    """
+    mine = head.removeprefix(PREFIX) + "."
+    return replace(
+        facts,
+        tensors={
+            name: header for name, header in facts.tensors.items() if not name.removeprefix(PREFIX).startswith(mine)
+        },
+        settings={key: value for key, value in facts.settings.items() if key not in {"factory", *_OF_HEADS}},
+        labels=(),
     )
 
 

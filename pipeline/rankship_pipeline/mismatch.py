@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rankship_pipeline.checkpoint import list_differences
 from rankship_pipeline.errors import MergeMismatch
-from rankship_pipeline.facts import Facts, gather_facts
+from rankship_pipeline.facts import Facts, gather_facts, leave_out_head
 from rankship_pipeline.likeness import Normalisation
 from rankship_pipeline.mend import Mend
 from rankship_pipeline.merge_methods import METHODS
@@ -44,6 +44,8 @@ def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tupl
     Raises MergeMismatch with every difference of every model against the first.
     """
     facts = [gather_facts(source, folder, recipe.seed) for source in _list_compared(recipe)]
+    if recipe.merge.head is not None:
+        facts = [leave_out_head(one, recipe.merge.head) for one in facts]
     reference = facts[0]
     notes = refuse_unlike(facts, recipe.data.normalise)
     stated = next((one.normalise for one in facts if one.normalise is not None), None)

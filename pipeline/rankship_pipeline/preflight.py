@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from rankship_pipeline.errors import InputError
 from rankship_pipeline.evaluate import IGNORED
 from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.files import hash_file
+from rankship_pipeline.heads import HEADS, Headed, join, mark_tasks
 from rankship_pipeline.huggingface import PREFIX
 from rankship_pipeline.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.mend import Mend, mend_model
@@ -101,8 +102,11 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             untrained = make_model(source, folder, recipe.seed)
             mend_model(untrained, mends[source.name], data.test_inputs, name=source.name)
     model = make_model(recipe.models[0], folder, recipe.seed)
+    if recipe.merge.head is not None:
+        model = _join(recipe, folder, data)
+        data = mark_tasks(data, model)
     _check_forward(model, data, recipe)
-    layers = find_layers(model, recipe.ranks.exclude)
+    layers = find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else [])))
     _check_excluded(recipe.ranks.exclude, find_layers(model))
     if not layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
@@ -137,6 +141,21 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         for way in (choose(recipe), *recipe.compare):
             check_feasible(layers, price, budget, rank_choice(recipe, way))
     return prepared
+
+
+def redraw(prepared: Prepared, seed: int) -> Prepared:
+    """The same models with the data that the loader gives for another seed."""
+    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder)
+    if isinstance(prepared.model, Headed):
+        data = mark_tasks(data, prepared.model)
+    hashes = {name: hash_tensors(inputs) for name, inputs in data.calibration.items()}
+    return replace(prepared, data=data, calibration_sha256=hashes)
+
+
+def _join(recipe: Recipe, folder: Path, data: Data) -> Headed:
+    """The untrained backbone with the heads of all models."""
+    bare = {source.name: make_model(source, folder, recipe.seed) for source in recipe.models}
+    return join(bare, str(recipe.merge.head), data.test_inputs)
 
 
 def _check_weights(sources: Sequence[Source], folder: Path, seed: int) -> None:
@@ -200,10 +219,11 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
         wanted = "(batch, classes)" if data.test_labels.ndim == 1 else "(batch, positions, classes)"
         raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
     classes = output.shape[-1]
-    for source in recipe.models:
-        if source.labels and len(source.labels) != classes:
+    counts = model.classes if isinstance(model, Headed) else [classes] * len(recipe.models)
+    for source, count in zip(recipe.models, counts, strict=True):
+        if source.labels and len(source.labels) != count:
             raise InputError(
-                f"model {source.name!r} has {classes} classes, its `labels` name {len(source.labels)}",
+                f"model {source.name!r} has {count} classes, its `labels` name {len(source.labels)}",
                 hint="name every class once, in the order of the model's outputs",
             )
     counted = data.test_labels[data.test_labels != IGNORED]

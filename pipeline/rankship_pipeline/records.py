@@ -21,6 +21,11 @@ def record(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, slots=True, kw_only=True)(cls)
 
 
+def name_file(variant: Variant, format_: Format, task: str | None) -> str:
+    """An exported file to people: "compressed onnx", "compressed onnx, head of mnist"."""
+    return f"{variant} {format_}" + ("" if task is None else f", head of {task}")
+
+
 @record
 class TensorSpec:
     """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name."""
@@ -34,7 +39,8 @@ class TensorSpec:
 class Artifact:
     """One exported file and everything that made it.
 
-    `parameters` counts every trainable parameter of the torch model (embeddings, norms, biases, heads);
+    `task` is whose head it is, None for a whole model or the backbone that tasks share. `parameters` counts every
+    trainable parameter of the torch module in it (embeddings, norms, biases, heads);
     `factored_layers` are the layers stored as chains of smaller operators, by their torch names.
     """
 
@@ -50,6 +56,12 @@ class Artifact:
     recipe_sha256: str
     source_sha256: dict[str, str]
     toolchain: dict[str, str]
+    task: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What tables and errors call it."""
+        return name_file(self.variant, self.format, self.task)
 
 
 @record
@@ -57,7 +69,8 @@ class Verified:
     """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
 
     `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples and outputs; `min_cosine` is the
-    worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees.
+    worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees (of a backbone: its
+    largest feature). `task` is whose head was proven, on the backbone's features, None for anything else.
     """
 
     artifact_sha256: str
@@ -69,6 +82,12 @@ class Verified:
     max_relative_error: float
     min_cosine: float
     top1_agreement: float
+    task: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What tables call what was proven."""
+        return name_file(self.variant, self.format, self.task)
 
 
 @record
@@ -292,7 +311,8 @@ class Build:
 
     `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
-    `landing` tells how a latency budget was met on its device, None for other budgets.
+    `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
+    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task, variant and format.
     """
 
     recipe: str
@@ -307,6 +327,12 @@ class Build:
     mended: tuple[str, ...] = ()
     refinement: Refinement | None = None
     landing: Landing | None = None
+    heads: tuple[Artifact, ...] = ()
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        """Every file that was exported: what is proven and pushed; only `artifacts` are timed."""
+        return (*self.artifacts, *self.heads)
 
 
 @record

@@ -15,6 +15,7 @@ from rankship_pipeline.data import Inputs
 from rankship_pipeline.errors import BuildError
 from rankship_pipeline.evaluate import predict
 from rankship_pipeline.files import write_atomic
+from rankship_pipeline.heads import open_logits
 from rankship_pipeline.likeness import Augmentation, RefineChoice
 from rankship_pipeline.records import Refinement
 
@@ -42,38 +43,39 @@ def refine(
     saving: Saving | None = None,
     tell: Callable[[float], None] = lambda _share: None,
 ) -> tuple[nn.Module, Refinement]:
-    """A copy of the student trained towards each teacher's logits on its own inputs in turn, and what that took.
+    """A copy of the student trained towards each teacher's logits on its own inputs, and what that took.
 
-    The loss is the squared error of the logits over their variance, so that teachers of different scale weigh the
-    same; Adam on a one-cycle schedule over the choice's `steps`, or by the clock (seconds of the processor: other work
-    may share the machine), so that a slower machine takes fewer steps and still ends at the bottom. Factors are
-    balanced already (factorise.balance), which this needs. Batch-norm statistics follow the data; dropout stays off.
-    No labels are read. `steps` give the same bytes on every run, interrupted or not; `tell` hears the share that is
-    done before each step. BuildError where the loss is no longer finite.
+    Every batch holds as many samples of each teacher, so that batch-norm sees them mixed as it will in use. The loss is
+    the squared error of the logits (of a sample's own task, see heads.py) over their variance, so that teachers of
+    different scale weigh the same; Adam on a one-cycle schedule over the choice's `steps`, or by the clock (seconds of
+    the processor: other work may share the machine), so that a slower machine takes fewer steps and still ends at the
+    bottom. Factors are balanced already (factorise.balance), which this needs. Batch-norm statistics follow the data;
+    dropout stays off. No labels are read. `steps` give the same bytes on every run, interrupted or not; `tell` hears
+    the share that is done before each step. BuildError where the loss is no longer finite.
     """
     student = copy.deepcopy(student).eval()
     for module in student.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - torch's own common class
             module.train()
     generator = torch.Generator().manual_seed(seed)
-    scales = [float(predict(teacher, inputs).var()) for teacher, inputs in teachers]
+    scales = [_measure_variance(predict(teacher, inputs)) for teacher, inputs in teachers]
     optimizer = torch.optim.Adam(student.parameters(), lr=_PEAK_STEP)
     augment = AUGMENTS[choice.augment]
     done, spent = _go_on(saving, student, optimizer, generator)
     start, kept = clock(), time.monotonic()
     while (share := _measure_share(choice, done, spent + clock() - start)) < 1:
         tell(share)
-        which = done % len(teachers)
-        teacher, inputs = teachers[which]
-        picked = torch.randint(len(inputs[0]), (min(BATCH, len(inputs[0])),), generator=generator)
-        batch = tuple(tensor[picked] for tensor in inputs)
-        if augment is not None:
-            batch = (augment(batch[0], generator), *batch[1:])
+        batches = [_draw(inputs, BATCH // len(teachers), augment, generator) for _, inputs in teachers]
         with torch.no_grad():
-            wanted = teacher(*batch)
+            wanted = [teacher(*batch) for (teacher, _), batch in zip(teachers, batches, strict=True)]
         for group in optimizer.param_groups:
             group["lr"] = _PEAK_STEP * _cycle(share)
-        loss = (student(*batch) - wanted).square().mean() / scales[which]
+        said = student(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        errors = [
+            (one - logits)[open_logits(logits)].square().mean() / scale
+            for one, logits, scale in zip(said.split([len(one) for one in wanted]), wanted, scales, strict=True)
+        ]
+        loss = torch.stack(errors).mean()
         if not loss.isfinite():
             raise BuildError(f"refinement diverged at step {done}", hint="leave [refine] out, or allow a larger budget")
         optimizer.zero_grad()
@@ -84,6 +86,16 @@ def refine(
             _keep(saving.file, student, optimizer, generator, (done, spent + clock() - start))
             kept = time.monotonic()
     return student.eval(), Refinement(steps=done, cpu_seconds=spent + clock() - start, augment=choice.augment)
+
+
+def _measure_variance(logits: Tensor) -> float:
+    return float(logits[open_logits(logits)].var())
+
+
+def _draw(inputs: Inputs, count: int, augment: Augment | None, generator: torch.Generator) -> Inputs:
+    picked = torch.randint(len(inputs[0]), (max(1, min(count, len(inputs[0]))),), generator=generator)
+    batch = tuple(tensor[picked] for tensor in inputs)
+    return batch if augment is None else (augment(batch[0], generator), *batch[1:])
 
 
 def _measure_share(choice: RefineChoice, done: int, spent: float) -> float:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rankship_pipeline.batchnorm import settle_batchnorm
 from rankship_pipeline.calibrate import Grams, collect_curvatures, collect_grams
 from rankship_pipeline.checkpoint import State, copy_state, load_into, make_model, train_or_load
 from rankship_pipeline.codec import decode, digest, encode
 from rankship_pipeline.compress import Analysis, analyse, fill
+from rankship_pipeline.data import Inputs
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
 from rankship_pipeline.factorise import Metric
+from rankship_pipeline.heads import Headed, separate, specialise
 from rankship_pipeline.likeness import RefineChoice
 from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.merge import Sources, merge_states
@@ -25,7 +27,7 @@ from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.merge_methods import METHODS, RANDOM, MergeMethod, fill_settings
 from rankship_pipeline.plan import make_plan
-from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.preflight import Prepared, hash_tensors
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.quality import compare_with_source
 from rankship_pipeline.rebuild import rebuild
@@ -77,12 +79,22 @@ class Stages:
             state = train_or_load(source, folder, seed)
             if mend != Mend():
                 module = load_into(make_model(source, folder, seed), state, where=source.name)
-                mend_model(module, mend, self.prepared.data.test_inputs, name=source.name)
+                data = self.prepared.data
+                mend_model(module, mend, data.strip(data.test_inputs), name=source.name)
                 state = copy_state(module)
             save_file(state, target / _STATE)
 
         entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")
-        return Model(self._fill(make_model(source, folder, seed), entry), entry)
+        return Model(self._specialise(self._fill(make_model(source, folder, seed), entry), source), entry)
+
+    def _specialise(self, module: nn.Module, source: Source) -> nn.Module:
+        """A source in the form of the merged model: with heads, its backbone and its own head; the base has none."""
+        joined, data = self.prepared.model, self.prepared.data
+        if not isinstance(joined, Headed):
+            return module
+        task = data.tasks.index(source.name) if source.name in data.tasks else None
+        head = str(self.prepared.recipe.merge.head)
+        return specialise(module, head, joined, task, data.strip(data.test_inputs), name=source.name)
 
     def calibrate(self, model: Model, name: str | None) -> tuple[Grams, str]:
         """Gram matrices of a model on one source's calibration data, or on all of it (None), and their content hash."""
@@ -161,7 +173,7 @@ class Stages:
         }
 
         def make(target: Path) -> None:
-            states: list[State] = [source.module.state_dict() for source in sources]
+            states, heads = separate([source.module.state_dict() for source in sources])
             known = Sources(
                 states=states,
                 layers=self.prepared.layers,
@@ -171,7 +183,7 @@ class Stages:
             )
             state = merge_states(method, known, settings, recipe.seed)
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
-            module = load_into(copy.deepcopy(self.prepared.model), state, where=f"{method} merge")
+            module = load_into(copy.deepcopy(self.prepared.model), {**state, **heads}, where=f"{method} merge")
             self._save(*self.settle(module), target)
             (target / "interference.json").write_text(json.dumps(costs), encoding="utf-8")
 
@@ -226,14 +238,20 @@ class Stages:
             self._analyses[place] = analyse(merged.module, self.prepared.layers, metrics, whitening)
         return self._analyses[place]
 
-    def evaluate(self, model: Model, stage: str, source: str | None = None) -> Accuracy:
-        """Accuracy on the whole test set; `source` only makes the name of the stage."""
-        name = stage if source is None else f"{stage}:{source}"
-        made_from = {"model": model.entry.content, "test": self.prepared.test_sha256, "stage": name}
+    def evaluate_source(self, source: Source) -> Accuracy:
+        """A specialist's accuracy on the whole test set; one with a head of its own knows its own tests alone."""
+        model, stage, data = self.load_source(source), f"source:{source.name}", self.prepared.data
+        return self.evaluate(model, stage, data.tests[source.name] if data.tasks else None)
+
+    def evaluate(self, model: Model, stage: str, tests: tuple[Inputs, Tensor] | None = None) -> Accuracy:
+        """Accuracy on the whole test set, or on `tests`."""
         data = self.prepared.data
+        inputs, labels = tests or (data.test_inputs, data.test_labels)
+        sha256 = self.prepared.test_sha256 if tests is None else hash_tensors((*inputs, labels))
+        made_from = {"model": model.entry.content, "test": sha256, "stage": stage}
 
         def make(target: Path) -> None:
-            accuracy = measure_accuracy(model.module, data.test_inputs, data.test_labels, stage=name)
+            accuracy = measure_accuracy(model.module, inputs, labels, stage=stage)
             (target / "accuracy.json").write_text(encode(accuracy), encoding="utf-8")
 
         entry = self.store.produce("accuracy", self._stamp(made_from), make)

@@ -93,7 +93,7 @@ def _ranks(build: Build) -> Table:
 
 
 def _files(build: Build) -> Table:
-    table = start_table("file", "variant", "format", "size")
-    for artifact in build.artifacts:
-        table.add_row(artifact.file, artifact.variant, artifact.format, show_bytes(artifact.size_bytes))
+    table = start_table("file", "what", "size")
+    for artifact in build.files:
+        table.add_row(artifact.file, artifact.title, show_bytes(artifact.size_bytes))
     return table

@@ -58,7 +58,7 @@ def add_store_flag(parser: argparse.ArgumentParser) -> None:
 
 def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
     """Read a recipe and check everything that can be checked before long work."""
-    from rankship_pipeline.recipe import read_recipe
+    from rankship_pipeline.recipe_rules import read_recipe
 
     recipe = read_recipe(path)  # before torch is imported: a typing mistake is told at once
     with steps.step("check the recipe, its models and its data"):

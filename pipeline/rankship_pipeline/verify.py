@@ -26,7 +26,7 @@ def verify_artifact(
 
     `path` is hashed first, so a stale, swapped or truncated file is found before its numbers are looked at.
     """
-    where = f"{artifact.variant} {artifact.format} ({path.name})"
+    where = f"{artifact.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -47,7 +47,7 @@ def verify_artifact(
 
 def refuse_changed(artifact: Artifact, path: Path) -> None:
     """Raise ParityFailed unless the file is byte for byte the one that was built."""
-    where = f"{artifact.variant} {artifact.format} ({path.name})"
+    where = f"{artifact.title} ({path.name})"
     if not path.is_file():
         raise ParityFailed(f"{where}: the file is gone", hint="build it again")
     size = path.stat().st_size
@@ -63,7 +63,7 @@ def compare_outputs(
     artifact: Artifact, got: Sequence[Array], want: Sequence[Array], *, runtime: str, version: str
 ) -> Verified:
     """The measures of `Verified`; outputs of another number or shape, or not finite, are ParityFailed at once."""
-    where = f"{artifact.variant} {artifact.format}"
+    where = artifact.title
     if [a.shape for a in got] != [b.shape for b in want]:
         raise ParityFailed(
             f"{where}: outputs of shape {[a.shape for a in got]}, torch gives {[b.shape for b in want]}",
@@ -82,6 +82,7 @@ def compare_outputs(
         max_relative_error=max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs),
         min_cosine=min(float(_cosines(a, b).min()) for a, b in pairs),
         top1_agreement=float((pairs[0][0].argmax(-1) == pairs[0][1].argmax(-1)).mean()),
+        task=artifact.task,
     )
 
 

@@ -1,7 +1,8 @@
 """Pairs of specialists on scikit-learn's handwritten digits: 1,797 real scans of 8×8 pixels, ten classes.
 
-Both of a pair start from one initialisation and share one head, so merging them must give a model that knows all.
-One pair splits the kind of picture (ink and chalk), the other the classes (low and high).
+Both of a pair start from one initialisation. One pair splits the kind of picture (ink and chalk), another the classes
+(low and high): they share one head, so merging them must give a model that knows all. The third pair answers different
+questions, each with a head of its own: which digit it is, and whether it is odd.
 """
 
 import torch
@@ -37,15 +38,15 @@ class Block(nn.Module):
 class DigitNet(nn.Module):
     """A small ResNet, 64 to 128 channels: wide enough that low rank pays on a CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 64, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(64)
         self.blocks = nn.Sequential(Block(64, 64), Block(64, 128, 2), Block(128, 128))
-        self.head = nn.Linear(128, 10)
+        self.head = nn.Linear(128, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (batch, 1, 8, 8) to logits (batch, 10)."""
+        """Map images (batch, 1, 8, 8) to logits (batch, classes)."""
         y = self.blocks(functional.relu(self.norm(self.stem(x))))
         return self.head(y.mean((2, 3)))
 
@@ -53,6 +54,11 @@ class DigitNet(nn.Module):
 def make_resnet() -> nn.Module:
     """The untrained model; its initial weights follow torch's seed."""
     return DigitNet()
+
+
+def make_parity() -> nn.Module:
+    """The untrained model that tells even from odd; its backbone starts as make_resnet's."""
+    return DigitNet(classes=2)
 
 
 def train_ink(model: nn.Module, seed: int) -> None:
@@ -103,6 +109,24 @@ def load_low_and_high() -> dict[str, object]:
         "calibration": {"low": training[low][:CALIBRATION_SAMPLES], "high": training[~low][:CALIBRATION_SAMPLES]},
         "test_inputs": images[TRAINING_SAMPLES:],
         "test_labels": labels[TRAINING_SAMPLES:],
+    }
+
+
+def train_parity(model: nn.Module, seed: int) -> None:
+    """Train a specialist that tells even (0) from odd (1) on a blackboard."""
+    images, labels = _read()
+    _train(model, -images[:TRAINING_SAMPLES], labels[:TRAINING_SAMPLES] % 2, seed + 2)
+
+
+def load_digit_and_parity() -> dict[str, object]:
+    """Calibration images, unlabelled training images and tests of both tasks: digits in ink, parity in chalk."""
+    images, labels = _read()
+    calibration, training, test = images[:CALIBRATION_SAMPLES], images[:TRAINING_SAMPLES], images[TRAINING_SAMPLES:]
+    answers = labels[TRAINING_SAMPLES:]
+    return {
+        "calibration": {"digit": calibration, "parity": -calibration},
+        "unlabelled": {"digit": training, "parity": -training},
+        "tests": {"digit": (test, answers), "parity": (-test, answers % 2)},
     }
 
 

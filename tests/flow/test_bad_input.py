@@ -12,7 +12,7 @@ from rankship_benchmarks.suite import read_suite, read_suite_of
 from rankship_pipeline.checkpoint import hash_source
 from rankship_pipeline.cli import main
 from rankship_pipeline.preflight import prepare
-from rankship_pipeline.recipe import read_recipe
+from rankship_pipeline.recipe_rules import read_recipe
 
 Spoil = Callable[[Path], None]
 

@@ -16,7 +16,8 @@ from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import ParityChoice, choose, read_recipe
+from rankship_pipeline.recipe import ParityChoice, choose
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import FORMATS, Artifact, Build, Format, Verified
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store

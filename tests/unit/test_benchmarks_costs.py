@@ -24,7 +24,7 @@ from rankship_pipeline.errors import ParityFailed, Throttled, UnlikeConditions
 from rankship_pipeline.layers import find_layers
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import read_recipe
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import CostTable, Factors, Format, LayerCost, RunOutput
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store

@@ -18,7 +18,8 @@ from rankship_pipeline.codec import digest, encode
 from rankship_pipeline.errors import BudgetInfeasible, InputError
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, read_recipe
+from rankship_pipeline.recipe import Budget
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import CostTable, Factors, Landing, LandingTry, LayerCost
 from rankship_pipeline.store import Store
 from rankship_pipeline.summary import print_build, state_landing

@@ -15,7 +15,8 @@ from rankship_pipeline.checkpoint import copy_state, hash_source, load_into, mak
 from rankship_pipeline.errors import InputError
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Source, find_base, list_sources, read_recipe
+from rankship_pipeline.recipe import Source, find_base, list_sources
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
 

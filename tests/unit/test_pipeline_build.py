@@ -11,7 +11,8 @@ from rankship_pipeline.build import build_recipe
 from rankship_pipeline.errors import InputError, MergeMismatch, QualityLost
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import choose, read_recipe
+from rankship_pipeline.recipe import choose
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
 from rankship_pipeline.summary import print_build

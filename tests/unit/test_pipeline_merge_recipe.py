@@ -13,7 +13,7 @@ from rankship_pipeline.errors import InputError, MergeMismatch
 from rankship_pipeline.merge_methods import MergeMethod
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import read_recipe
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store
 

@@ -4,7 +4,8 @@ import pytest
 
 from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import InputError
-from rankship_pipeline.recipe import Recipe, read_recipe
+from rankship_pipeline.recipe import Recipe
+from rankship_pipeline.recipe_rules import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "pipeline/recipes"
 MODEL = """

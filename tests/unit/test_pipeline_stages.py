@@ -11,7 +11,8 @@ from rankship_pipeline.files import hash_file
 from rankship_pipeline.merge_methods import MergeMethod
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Comparison, read_recipe
+from rankship_pipeline.recipe import Comparison
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import CostTable, Factors, LayerCost, LayerRank
 from rankship_pipeline.stages import Model, Stages
 from rankship_pipeline.store import Store
