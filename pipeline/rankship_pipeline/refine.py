@@ -60,12 +60,12 @@ def refine(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - torch's own common class
             module.train()
     generator = torch.Generator().manual_seed(seed)
-    start, kept = clock(), time.monotonic()
     scales = [_measure_variance(teacher, inputs) for teacher, inputs in teachers]
     products = torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
     optimizer = torch.optim.Adam(student.parameters(), lr=_PEAK_STEP)
     augment = AUGMENTS[choice.augment]
     done, spent = _go_on(saving, student, optimizer, generator)
+    start, kept = clock(), time.monotonic()
     while (share := _measure_share(choice, done, spent + clock() - start)) < 1:
         tell(share)
         batches = [_draw(inputs, BATCH // len(teachers), augment, generator) for _, inputs in teachers]
