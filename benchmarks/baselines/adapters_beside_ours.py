@@ -4,8 +4,8 @@
     RANKSHIP_DATA=… RANKSHIP_SPECIALISTS=… python benchmarks/baselines/adapters_beside_ours.py     # needs bitsandbytes
 
 Three ways to serve SST-2 and SNIPS from one MiniLM-L6: right answers, bytes on disk, latency. LoRA: the pretrained
-encoder, dense, and an adapter with a head per task (peft, rank 8 on every linear layer). QLoRA: the same over an encoder
-whose linear layers are 4-bit (bitsandbytes: NF4 in blocks of 64, scales quantised too). Ours: both specialists
+encoder, dense, and an adapter with a head per task (peft, rank 8 on every linear layer). QLoRA: the same over an
+encoder whose linear layers are 4-bit (bitsandbytes: NF4 in blocks of 64, scales quantised too). Ours: both specialists
 merged (joint), compressed to the bytes that QLoRA takes in all, and refined without labels. Each adapter takes
 `--steps` steps of 64 labelled sentences; ours takes as many steps of 64 unlabelled sentences of each task. What ours
 has besides is its teachers: specialists that were fine-tuned before, on labels.
