@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rankship_pipeline import __version__
 from rankship_pipeline.codec import decode, digest, encode, read_toml
 from rankship_pipeline.compress import analyse
+from rankship_pipeline.data import Data
 from rankship_pipeline.errors import BudgetInfeasible, InputError
-from rankship_pipeline.evaluate import measure_accuracy
+from rankship_pipeline.evaluate import measure_accuracy, pool_accuracies
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.likeness import Augmentation, RefineChoice
 from rankship_pipeline.preflight import Prepared, prepare, redraw
@@ -81,7 +83,9 @@ class Study:
 class Cell:
     """What one way gave on one model at one budget, with the conditions it ran under.
 
-    `language` says that the model's answers are tokens, so that perplexity is its measure.
+    `language` says that the model's answers are tokens, so that perplexity is its measure. `dense` is the merged model
+    before it was compressed. Where models were merged, `tasks` are the accuracies on every specialist's own tests and
+    `specialists` those of the specialists themselves, as far as the loader gives such tests.
 
     `seconds` of the wall and `cpu_seconds` of the processor cover taking apart, allocating, filling and refining;
     calibration, which rows share, is not in them. `peak_bytes` is the process's highest resident memory meanwhile.
@@ -106,6 +110,8 @@ class Cell:
     cpu_seconds: float
     peak_bytes: int
     conditions: dict[str, str]
+    tasks: tuple[Accuracy, ...] = ()
+    specialists: tuple[Accuracy, ...] = ()
 
 
 def read_study(path: Path) -> Study:
@@ -143,7 +149,7 @@ def run_study(study: Study, folder: Path, results: Path, store: Store, steps: St
             steps.note(f"skipped {subject.recipe}: {missing}")
             continue
         for seed in study.seeds:
-            bench = _Bench(subject, redraw(prepared, seed), seed, store, steps)
+            bench = _Bench(subject, Stages(redraw(prepared, seed), store, steps), seed)
             for kept in subject.kept:
                 for row in study.rows:
                     for seconds in row.list_refinements(kept):
@@ -165,14 +171,12 @@ class _Bench:
     """One model with one calibration subset, and everything rows share: the merged model and its accuracy."""
 
     subject: Subject
-    prepared: Prepared
+    stages: Stages
     seed: int
-    store: Store
-    steps: Steps
 
     def make_key(self, kept: float, row: Row, seconds: float) -> str:
         """The hash of all that a cell's numbers depend on, our own code included."""
-        prepared = self.prepared
+        prepared = self.stages.prepared
         return digest(
             {
                 "sources": prepared.source_sha256,
@@ -188,13 +192,13 @@ class _Bench:
 
     def measure(self, key: str, kept: float, row: Row, seconds: float) -> Cell:
         """Compress one way, settle batch-norm as every row may, refine if asked, and test."""
-        prepared = replace(self.prepared, budget=self._find_budget(kept))
-        stages = Stages(prepared, self.store, self.steps)
+        prepared = replace(self.stages.prepared, budget=self._find_budget(kept))
+        stages = replace(self.stages, prepared=prepared)  # what the sources say is asked once for all rows
         merged, interference = stages.merge(row.way.merge)
         dense = stages.evaluate(merged, "merged")
         metrics, _ = stages.choose_metrics(merged, row.way)
         title = f"{prepared.recipe.name} {kept:.3g} seed {self.seed}: {row.way.name}{' refined' if seconds else ''}"
-        with self.steps.step(title):
+        with stages.steps.step(title):
             _reset_peak()
             start, begun = time.monotonic(), time.process_time()
             analysis = analyse(merged.module, prepared.layers, metrics, row.way.whitening)
@@ -208,7 +212,7 @@ class _Bench:
                 choice = RefineChoice(cpu_seconds=seconds, augment=self.subject.augment)
                 module, _ = refine(module, teachers, choice, self.seed)
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
-            accuracy = measure_accuracy(module, prepared.data.test_inputs, prepared.data.test_labels, stage="test")
+            tasks, accuracy = _test(module, prepared.data)
         return Cell(
             key=key,
             subject=prepared.recipe.name,
@@ -229,13 +233,31 @@ class _Bench:
             cpu_seconds=worked,
             peak_bytes=peak,
             conditions=_describe_conditions(),
+            tasks=tasks,
+            specialists=self._test_specialists(),
         )
 
+    def _test_specialists(self) -> tuple[Accuracy, ...]:
+        """Each specialist on its own tests, where all of them share one backbone."""
+        prepared = self.stages.prepared
+        if not prepared.data.tasks:
+            return ()
+        return tuple(replace(self.stages.evaluate_source(one), stage=one.name) for one in prepared.recipe.models)
+
     def _find_budget(self, kept: float) -> int:
+        prepared = self.stages.prepared
         if self.subject.of == "model":
-            return int(kept * self.prepared.dense_parameters)
-        fixed = self.prepared.fixed_parameters
-        return fixed + int(kept * (self.prepared.dense_parameters - fixed))
+            return int(kept * prepared.dense_parameters)
+        fixed = prepared.fixed_parameters
+        return fixed + int(kept * (prepared.dense_parameters - fixed))
+
+
+def _test(module: nn.Module, data: Data) -> tuple[tuple[Accuracy, ...], Accuracy]:
+    """Accuracy by task, where there are several with a head each, and over all tests."""
+    if not data.tasks:
+        return (), measure_accuracy(module, data.test_inputs, data.test_labels, stage="test")
+    tasks = tuple(measure_accuracy(module, *data.tests[name], stage=name) for name in data.tasks)
+    return tasks, pool_accuracies(tasks, stage="test")
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:

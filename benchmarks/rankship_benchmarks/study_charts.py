@@ -1,6 +1,7 @@
 """A study's charts as SVG: quality against size for every way, and what each layer keeps and loses in ours."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.charts import ABOVE, FAINT, GREY, draw_svg
@@ -44,8 +45,10 @@ def draw_quality(lines: Sequence["Line"]) -> str:
                 ls=style,
                 capsize=2,
             )
-        axes.axhline(lines[0].dense, color=GREY, lw=1, ls=":")
-        axes.annotate("dense", (1, lines[0].dense), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        specialists = lines[0].specialists.values()
+        top, name = (mean(specialists), "specialists") if specialists else (lines[0].dense, "dense")
+        axes.axhline(top, color=GREY, lw=1, ls=":")
+        axes.annotate(name, (1, top), xycoords=("axes fraction", "data"), ha="right", va="bottom")
         if lines[0].unit == "perplexity":
             axes.set_yscale("log")
             for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

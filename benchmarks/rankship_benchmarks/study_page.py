@@ -24,7 +24,9 @@ PAGE, SUMMARY = "study.html", "summary.json"
 class Line:
     """One row of a table: all seeds of one way at one budget. Quality is in `unit`; `low`, `high` are its range.
 
-    Over one seed the range is the test set's own 95 % interval. `cpu_seconds` and `peak_bytes` are the largest seen.
+    Over one seed the range is the test set's own 95 % interval. `dense` is the merged model's quality before it was
+    compressed; `tasks` and `specialists` are percent by task, where a study merges. `cpu_seconds` and `peak_bytes` are
+    the largest seen.
     """
 
     subject: str
@@ -45,6 +47,8 @@ class Line:
     cpu_seconds: float
     peak_bytes: int
     cells: tuple[Cell, ...]
+    tasks: dict[str, float]
+    specialists: dict[str, float]
 
 
 def summarise_cells(cells: Iterable[Cell]) -> list[Line]:
@@ -82,7 +86,14 @@ def _summarise(group: Sequence[Cell]) -> Line:
         cpu_seconds=max(cell.cpu_seconds for cell in group),
         peak_bytes=max(cell.peak_bytes for cell in group),
         cells=tuple(group),
+        tasks=_average_by_stage([cell.tasks for cell in group]),
+        specialists=_average_by_stage([cell.specialists for cell in group]),
     )
+
+
+def _average_by_stage(seeds: Sequence[Sequence[Accuracy]]) -> dict[str, float]:
+    """Percent right by stage, over the seeds; `seeds` name the same stages."""
+    return {same[0].stage: 100 * mean(one.value for one in same) for same in zip(*seeds, strict=True)}
 
 
 def _unit(cell: Cell) -> str:
@@ -158,6 +169,7 @@ def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:
             {
                 "subject": subject,
                 "lines": mine,
+                "specialists": mean(mine[0].specialists.values()) if mine[0].specialists else None,
                 "quality": study_charts.draw_quality(mine),
                 "layers": study_charts.draw_layers(chosen) if chosen else "",
                 "errors": study_charts.draw_errors(chosen) if chosen else "",

@@ -106,7 +106,22 @@ def load_resnet56(seed: int = 0) -> dict[str, object]:
 
 def load_unlabelled() -> Tensor:
     """All 5,000 training images at hand, for refinement without labels: (5000, 3, 32, 32)."""
-    return _read_images("calib")
+    return read_images("calib")
+
+
+def read_images(part: str) -> Tensor:
+    """Normalised images (5000, 3, 32, 32) of a part, stored as PNG strips: one image under the other."""
+    strips = []
+    for number in range(STRIPS):
+        with Image.open(find_data(f"cifar10/{part}_{number:02}.png")) as strip:
+            strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
+    return normalise(torch.from_numpy(np.concatenate(strips)).permute(0, 3, 1, 2))
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Bytes (samples, 3, 32, 32) as the published nets want them."""
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    return ((pixels.to(torch.float32) / 255 - mean) / deviation).contiguous()
 
 
 def _drop_count(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -125,17 +140,6 @@ def _load(name: str, seed: int) -> dict[str, object]:
     return {
         "calibration": {name: images[chosen]},
         "unlabelled": {name: images},
-        "test_inputs": _read_images("test_A"),
+        "test_inputs": read_images("test_A"),
         "test_labels": torch.tensor(labels),
     }
-
-
-def _read_images(part: str) -> Tensor:
-    """Normalised images of a part, stored as PNG strips: one image under the other."""
-    strips = []
-    for number in range(STRIPS):
-        with Image.open(find_data(f"cifar10/{part}_{number:02}.png")) as strip:
-            strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
-    images = torch.from_numpy(np.concatenate(strips)).permute(0, 3, 1, 2).to(torch.float32) / 255
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
-    return ((images - mean) / deviation).contiguous()

@@ -1,6 +1,6 @@
 """How well a model does on the test inputs, and how far it is from another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import sqrt
 
 import torch
@@ -71,6 +71,14 @@ def measure_accuracy(model: nn.Module, inputs: Inputs, labels: Tensor, *, stage:
         nats += float(cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum"))
     low, high = wilson_interval(correct, answers)
     return Accuracy(stage=stage, samples=answers, correct=correct, low=low, high=high, cross_entropy=nats / answers)
+
+
+def pool_accuracies(parts: Sequence[Accuracy], *, stage: str) -> Accuracy:
+    """One accuracy over the answers of all parts."""
+    samples, correct = sum(part.samples for part in parts), sum(part.correct for part in parts)
+    low, high = wilson_interval(correct, samples)
+    nats = sum(part.samples * (part.cross_entropy or 0.0) for part in parts) / samples
+    return Accuracy(stage=stage, samples=samples, correct=correct, low=low, high=high, cross_entropy=nats)
 
 
 def wilson_interval(successes: int, trials: int, z: float = _Z95) -> tuple[float, float]:

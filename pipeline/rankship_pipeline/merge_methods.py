@@ -37,7 +37,7 @@ class Needs:
     defaults: Mapping[str, float]
 
 
-# 0.4 is what Yadav et al. 2023 (§4) take for task arithmetic where nothing can be tuned; 0.2 and 1 are TIES' own.
+# 0.4 is what Yadav et al. 2023 take for task arithmetic where nothing can be tuned; 0.2 and 1 are TIES' own.
 METHODS: dict[MergeMethod, Needs] = {
     "average": Needs(defaults={}),
     "slerp": Needs(defaults={"position": 0.5}),

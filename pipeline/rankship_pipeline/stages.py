@@ -63,6 +63,7 @@ class Stages:
     store: Store
     steps: Steps
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
+    _answers: dict[str, Tensor] = field(default_factory=dict)
 
     def load_source(self, source: Source) -> Model:
         """A trained model as the recipe names it, mended to be like the others."""
@@ -313,16 +314,22 @@ class Stages:
 
     def settle(self, module: nn.Module) -> tuple[nn.Module, bool]:
         """Settle batch-norm against what each source itself says on its own calibration data."""
-        data, mode = self.prepared.data, self.prepared.recipe.merge.batchnorm
-        teachers = [
-            (inputs, predict(source.module, inputs))
-            for source, inputs in zip(self._load_sources(), data.calibration.values(), strict=True)
-        ]
+        data, recipe = self.prepared.data, self.prepared.recipe
 
         def distance(candidate: nn.Module) -> float:
-            return sum(measure_divergence(candidate, inputs, teacher) for inputs, teacher in teachers)
+            return sum(
+                measure_divergence(candidate, data.calibration[source.name], self._answer(source))
+                for source in recipe.models
+            )
 
-        return settle_batchnorm(module, data.pool_calibration(), mode, distance)
+        return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, distance)
+
+    def _answer(self, source: Source) -> Tensor:
+        """What a source says on its own calibration data, asked once."""
+        if source.name not in self._answers:
+            inputs = self.prepared.data.calibration[source.name]
+            self._answers[source.name] = predict(self.load_source(source).module, inputs)
+        return self._answers[source.name]
 
     @staticmethod
     def _save(module: nn.Module, reestimated: bool, target: Path) -> None:  # noqa: FBT001 - as settle gives it

@@ -65,6 +65,58 @@ way = { name = "ours", merge = "average", ranks = "knapsack", whitening = "eigen
 """
 
 
+HEADS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        torch.manual_seed(classes)
+        self.body = nn.Linear(6, 8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+def two():
+    return Net(2)
+
+def three():
+    return Net(3)
+
+def train(model, seed):
+    pass
+
+def load():
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tests = {"two": (x, two()(x).argmax(1)), "three": (x[:40], three()(x[:40]).argmax(1))}
+    return {"calibration": {"two": x, "three": x}, "tests": tests}
+"""
+HEADS_RECIPE = """
+name = "heads"
+[[models]]
+name = "two"
+factory = "heads.py:two"
+train = "heads.py:train"
+[[models]]
+name = "three"
+factory = "heads.py:three"
+train = "heads.py:train"
+[merge]
+head = "head"
+[data]
+loader = "heads.py:load"
+[export]
+formats = ["onnx"]
+[budget]
+kept_parameters = 0.8
+[ranks]
+step = 1
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
@@ -119,6 +171,27 @@ def test_a_second_run_computes_nothing_and_a_new_row_only_itself(folder: Path, m
     assert measured == []
     assert len(compute(folder, wider)) == len(cells) + 4
     assert len(measured) == 4
+
+
+def test_a_merge_is_tested_by_task_beside_its_specialists(folder: Path) -> None:
+    (folder / "heads.py").write_text(HEADS)
+    (folder / "recipe.toml").write_text(HEADS_RECIPE)
+    (folder / "study.toml").write_text(
+        STUDY.replace('merge = "average", ranks = "knapsack"', 'merge = "joint", ranks = "knapsack"')
+    )
+    study = replace(read_study(folder / "study.toml"), seeds=(0,))
+    cells = compute(folder, study)
+    for cell in cells:
+        assert [(one.stage, one.samples) for one in cell.tasks] == [("two", 60), ("three", 40)]
+        assert cell.accuracy.samples == 100
+        assert cell.accuracy.correct == sum(one.correct for one in cell.tasks)
+        assert [(one.stage, one.correct) for one in cell.specialists] == [("two", 60), ("three", 40)]
+    line = summarise_cells(cells)[0]
+    assert line.specialists == {"two": 100, "three": 100}
+    assert line.tasks["three"] == 100 * cells[0].tasks[1].value
+    page = write_page("tiny", cells, folder).read_text()
+    assert "two 100.00, three 100.00 %, mean 100.00 %" in page
+    assert "<th>two / three</th>" in page
 
 
 def test_a_torn_last_line_is_computed_again(folder: Path) -> None:

@@ -56,6 +56,33 @@ def test_a_student_comes_nearer_to_all_its_teachers() -> None:
     assert measure(refined) < 0.7 * measure(student)
 
 
+class Reader(nn.Module):
+    """A classifier of tokens that notes how many positions it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inputs = ("input_ids", "attention_mask")
+        self.embedding = nn.Embedding(9, 4)
+        self.classifier = nn.Linear(4, 3)
+        self.widths: list[int] = []
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.widths.append(ids.shape[1])
+        logits: torch.Tensor = self.classifier((self.embedding(ids) * mask[:, :, None]).sum(1))
+        return logits
+
+
+def test_positions_that_every_sentence_hides_are_not_computed() -> None:
+    teacher, student = Reader(), Reader()
+    ids = torch.randint(9, (20, 16), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(16) < 5).to(torch.int64).repeat(20, 1)
+    refined, _ = refine(student, [(teacher, (ids, mask))], RefineChoice(steps=2), 0)
+    assert isinstance(refined, Reader)
+    assert refined.widths[-2:] == [5, 5]
+    assert teacher.widths[-2:] == [5, 5]
+
+
 class Killed(Exception):
     """What ends a process in the middle."""
 

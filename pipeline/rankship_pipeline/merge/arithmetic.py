@@ -16,7 +16,7 @@ def merge_average(given: MergeInput) -> Tensor:
 
 
 def merge_task_arithmetic(given: MergeInput) -> Tensor:
-    """θ_0 + λ Σ_t τ_t (Ilharco et al. 2023, §2), biases and norms alike; λ = 1 is plain addition of adapters."""
+    """θ_0 + λ Σ_t τ_t (Ilharco et al. 2023), biases and norms alike; λ = 1 is plain addition of adapters."""
     return given.origin + given.settings["scale"] * sum_in_order(given.changes)
 
 
@@ -36,7 +36,7 @@ def merge_slerp(given: MergeInput) -> Tensor:
 
 
 def merge_model_stock(given: MergeInput) -> Tensor:
-    """t·mean + (1−t)·θ_0 with t = N·cos θ / (1 + (N−1)·cos θ) (Jang et al. 2024, eq. 7 and appendix).
+    """t·mean + (1−t)·θ_0 with t = N·cos θ / (1 + (N−1)·cos θ) (Jang et al. 2024).
 
     θ is the angle between two task vectors, its cosine the mean over all pairs, for each tensor by itself, biases and
     norms alike. A negative mean cosine, of which the paper does not speak, counts as 0: the base is kept.

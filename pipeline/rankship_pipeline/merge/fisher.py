@@ -10,7 +10,7 @@ from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 
 
 def merge_fisher(given: MergeInput) -> Tensor:
-    """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, eq. 4, every model weighing the same).
+    """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, every model weighing the same).
 
     Biases and norms alike; what no model's predictions depend on, and what is no parameter, is averaged.
     """

@@ -31,7 +31,7 @@ def merge_joint(given: MergeInput) -> Tensor:
 
 
 def merge_regmean(given: MergeInput) -> Tensor:
-    """RegMean (Jin et al. 2023, eq. 1 and §3.2): the same closed form with the Grams' off-diagonals × 0.9.
+    """RegMean (Jin et al. 2023): the same closed form with the Grams' off-diagonals × 0.9.
 
     Convolutions by their patches, which the paper does not merge so; what is no layer is averaged, as there.
     """
@@ -41,7 +41,7 @@ def merge_regmean(given: MergeInput) -> Tensor:
 def merge_wudi(given: MergeInput) -> Tensor:
     """The joint form without data: Δ = (Σ_t Δ_t G̃_t)(Σ_t G̃_t)⁺ with G̃_t = Δ_tᵀΔ_t / ‖Δ_t‖² in place of Grams.
 
-    The minimiser of WUDI's loss Σ_t ‖(Δ − Δ_t)Δ_tᵀ‖² / ‖Δ_t‖² (Cheng et al. 2025, eq. 10), which that paper descends
+    The minimiser of WUDI's loss Σ_t ‖(Δ − Δ_t)Δ_tᵀ‖² / ‖Δ_t‖² (Cheng et al. 2025), which that paper descends
     by Adam; ACE (Xu et al. 2026) is of the family. The pseudo-inverse gives the least change that attains it. Biases,
     norms and embeddings are averaged.
     """
@@ -75,7 +75,7 @@ def _apply(weight: Tensor, gram: Tensor) -> Tensor:
 
 
 def shrink_off_diagonal(gram: Tensor, factor: float) -> Tensor:
-    """Scale a Gram's off-diagonal elements (RegMean §3.2: 0.9 to 1 guards against over-fitting the calibration set)."""
+    """Scale a Gram's off-diagonal elements (RegMean: 0.9 to 1 guards against over-fitting the calibration set)."""
     return gram if factor == 1 or gram.ndim == 1 else factor * gram + (1 - factor) * gram.diagonal().diag()
 
 

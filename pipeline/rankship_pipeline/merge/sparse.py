@@ -11,7 +11,7 @@ _MANY, _SAMPLE = 1 << 20, 1 << 16  # selection takes a pass over memory more per
 
 
 def merge_ties(given: MergeInput) -> Tensor:
-    """Trim, elect sign, disjoint mean: θ_0 + λ·τ_m (Yadav et al. 2023, algorithm 1), biases and norms alike.
+    """Trim, elect sign, disjoint mean: θ_0 + λ·τ_m (Yadav et al. 2023), biases and norms alike.
 
     The largest `density` of every tensor is kept, where the paper ranks a model's parameters all together; equal
     magnitudes at the edge are all kept, so that no order of theirs matters.
@@ -47,7 +47,7 @@ def trim(change: Tensor, settings: Mapping[str, float]) -> Tensor:
 
 
 def elect_and_average(changes: Sequence[Tensor]) -> Tensor:
-    """Elect sgn(Σ_t τ_t), then take each element's mean over the models that change it that way (TIES, §3)."""
+    """Elect sgn(Σ_t τ_t), then take each element's mean over the models that change it that way (TIES)."""
     elected = sum_in_order(changes).sign_()
     kept, agreeing = torch.zeros_like(elected), torch.zeros_like(elected)
     for change in changes:
@@ -58,7 +58,7 @@ def elect_and_average(changes: Sequence[Tensor]) -> Tensor:
 
 
 def merge_dare(given: MergeInput) -> Tensor:
-    """θ_0 + λ Σ_t τ̂_t, τ̂_t = (1 − m) ⊙ τ_t / (1 − p), m ~ Bernoulli(p) (Yu et al. 2024, eq. 2, on task arithmetic).
+    """θ_0 + λ Σ_t τ̂_t, τ̂_t = (1 − m) ⊙ τ_t / (1 − p), m ~ Bernoulli(p) (Yu et al. 2024, on task arithmetic).
 
     Biases and norms alike. The default p is that of the authors' own merging command; they prune to 0.9 and beyond
     where changes are as small as those of fine-tuned language models.
@@ -72,7 +72,7 @@ def merge_dare(given: MergeInput) -> Tensor:
 
 
 def merge_della(given: MergeInput) -> Tensor:
-    """Drop small changes likelier than large ones, rescale, elect, average (Deep et al. 2024, MagPrune and §3).
+    """Drop small changes likelier than large ones, rescale, elect, average (Deep et al. 2024, MagPrune).
 
     Within each row (a neuron) of n changes the r-th largest, from 0, is dropped with p_r = p − ε/2 + r·ε/n and else
     divided by 1 − p_r; then as TIES does: θ_0 + λ·τ_m. Biases and norms are one row.

@@ -12,7 +12,7 @@ _TINY = 1e-10  # singular values below this share of the largest are rounding
 
 
 def merge_tsv(given: MergeInput) -> Tensor:
-    """TSV-M (Gargiulo et al. 2025, §4.2): the leading r/T of every SVD(Δ_t) side by side, made orthogonal.
+    """TSV-M (Gargiulo et al. 2025): the leading r/T of every SVD(Δ_t) side by side, made orthogonal.
 
     Û = PQᵀ of the concatenated U's own SVD (the nearest orthonormal matrix), V̂ likewise; θ_0 + α·Û Σ V̂ᵀ. Biases,
     norms and embeddings are averaged.
@@ -43,7 +43,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def merge_iso(given: MergeInput) -> Tensor:
-    """Iso-C (Marczak et al. 2025, algorithm 1): SVD(Σ_t Δ_t) = UΣVᵀ with every σ replaced by their mean.
+    """Iso-C (Marczak et al. 2025): SVD(Σ_t Δ_t) = UΣVᵀ with every σ replaced by their mean.
 
     θ_0 + α·σ̄·UVᵀ. Biases, norms and embeddings are averaged.
     """
@@ -55,7 +55,7 @@ def merge_iso(given: MergeInput) -> Tensor:
 
 
 def merge_knots(given: MergeInput) -> Tensor:
-    """KnOTS (Stoica et al. 2025, §4): [Δ_1 … Δ_T] = UΣ[V_1ᵀ … V_Tᵀ], the V_tᵀ merged by TIES; θ_0 + λ·UΣVᵀ.
+    """KnOTS (Stoica et al. 2025): [Δ_1 … Δ_T] = UΣ[V_1ᵀ … V_Tᵀ], the V_tᵀ merged by TIES; θ_0 + λ·UΣVᵀ.
 
     Made for LoRA adapters, whose changes share few directions; holds for any change. Biases, norms and embeddings are
     averaged.
