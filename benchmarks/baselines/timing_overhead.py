@@ -37,7 +37,8 @@ from rankship_pipeline.artifacts import find_proof
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import choose, read_recipe
+from rankship_pipeline.recipe import choose
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import Format
 from rankship_pipeline.stages import Stages
 from rankship_pipeline.store import Store, default_root

@@ -225,8 +225,8 @@ def test_a_head_whose_input_is_used_elsewhere_too_is_refused() -> None:
             self.head = nn.Linear(4, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.head(x)
-            return y + self.head(2 * x)
+            y: torch.Tensor = self.head(x) + self.head(2 * x)
+            return y
 
     with pytest.raises(MergeMismatch, match="more than one tensor"):
         take_apart(Twice().eval(), "head", (torch.randn(3, 4),), name="twice")
