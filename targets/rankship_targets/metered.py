@@ -9,6 +9,7 @@ from rankship_targets.device import Device
 from rankship_targets.meters.choice import MeterChoice
 from rankship_targets.meters.meter import Meter
 from rankship_targets.session import MeasureRequest, Session
+from rankship_targets.trace import Offer
 from rankship_targets.trial import MeteredTrial
 
 
@@ -36,20 +37,24 @@ def require_meter(device: Device) -> MeterChoice:
     return device.meter
 
 
-def check_meter(session: Session) -> None:
-    """See that the device's meter can be read now and has the rails that are wanted; a file is looked at when read."""
+def check_meter(session: Session) -> Offer | None:
+    """See that the device's meter can be read now and has the rails that are wanted; gives what it offers.
+
+    None where it leaves a file, which is looked at when it is read.
+    """
     device, choice = session.device, require_meter(session.device)
     if choice.file is not None:
-        return
+        return None
     offer = session.open_meter(choice, limit_ms=1).probe()
     if offer.problem:
         message = f"{device.name}: meter {choice.name}: {offer.problem}"
         raise Lacks(message, hint="choose another meter, or mend what the message says")
     known = tuple(channel.name for channel in offer.channels)
-    refuse_rails(choice.rails, known, f"{device.name}: meter {choice.name}")
+    _refuse_rails(choice.rails, known, f"{device.name}: meter {choice.name}")
+    return offer
 
 
-def refuse_rails(wanted: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
+def _refuse_rails(wanted: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
     """Raise InputError where it is not clear which rails are meant; () means the only one."""
     missing = [name for name in wanted if name not in known]
     if missing or (not wanted and len(known) != 1):

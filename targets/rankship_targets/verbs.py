@@ -12,6 +12,7 @@ from rankship_targets.device import TWIN_TRANSPORTS, find_device, inventory_path
 if TYPE_CHECKING:
     from rankship_targets.device import Device
     from rankship_targets.doctor import Check
+    from rankship_targets.session import Session
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -81,6 +82,7 @@ def _examine(device: "Device") -> "list[Check]":
             asked_ns = time.time_ns()
             probe = session.probe()
             answered_ns = time.time_ns()
+            meter = _examine_meter(session)
     except TargetError as failure:
         finding = f"{type(failure).__name__}: {failure}"
         name = "equipment" if isinstance(failure, Lacks) else "reachable"
@@ -94,7 +96,26 @@ def _examine(device: "Device") -> "list[Check]":
     if troubles:
         quarantine.clear(device)
         way.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
-    return [*way, *examine(device, probe), examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+    return [*way, *examine(device, probe), *meter, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+
+
+def _examine_meter(session: "Session") -> "list[Check]":
+    """Whether the meter that the inventory names can be read, and which rails it has."""
+    from rankship_targets.doctor import Check
+    from rankship_targets.metered import check_meter
+
+    choice = session.device.meter
+    if choice is None:
+        return []
+    try:
+        offer = check_meter(session)
+    except (InputError, Lacks) as failure:
+        return [Check(name="meter", verdict="warn", finding=str(failure), advice=failure.hint)]
+    if offer is None:
+        return [Check(name="meter", verdict="ok", finding=f"{choice.name}: its file is read as each trial ends")]
+    rails = " + ".join(choice.rails or [channel.name for channel in offer.channels])
+    finding = "; ".join([f"{choice.name} ({offer.provenance}): {rails}", *offer.notes])
+    return [Check(name="meter", verdict="ok", finding=finding)]
 
 
 def _examine_way(device: "Device") -> "list[Check]":

@@ -97,6 +97,21 @@ def test_measure_keeps_every_sample_and_its_conditions(model: Path) -> None:
     assert [event["when"] for event in events if event["event"] == "state"] == ["before", "after"]
 
 
+def test_a_measurement_between_two_rests_tells_when_they_and_the_loop_were(model: Path) -> None:
+    events, done = call(ask_measure(model, idle_ms=30))
+    assert done.returncode == 0, done.stderr
+    names = [event["event"] for event in events]
+    assert names[:4] == ["hello", "settled", "idle", "state"]
+    assert names[-3:] == ["samples", "idle", "done"]
+    before, after = (event for event in events if event["event"] == "idle")
+    loop = find(events, "samples")
+    assert [before["when"], after["when"]] == ["before", "after"]
+    instants = [one[key] for one in (before, loop, after) for key in ("start_ns", "end_ns")]
+    assert instants == sorted(instants)
+    assert min(one["end_ns"] - one["start_ns"] for one in (before, after)) >= 30_000_000
+    assert loop["end_ns"] - loop["start_ns"] >= sum(loop["ns"])
+
+
 def test_peak_memory_is_not_the_parents(model: Path) -> None:
     ballast = np.ones(60_000_000)  # 480 MB here, which ru_maxrss of a child would show
     events, _ = call(ask_measure(model))

@@ -90,6 +90,12 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         (SSH + "name = 'other'", "heading is the name"),
         (SSH.replace('"ssh"', '"telnet"'), "transport"),
         ("[this-machine]\ntransport = 'local'", "built in"),
+        (SSH + "[pi4.meter]\nname = 'amps'", "meter.name"),
+        (SSH + "[pi4.meter]\nname = 'hwmon'\nrail = 'x'", "unknown key"),
+        (SSH + "[pi4.meter]\nname = 'bench'\nfile = 'x'", "keeps a clock of its own"),
+        (SSH + "[pi4.meter]\nname = 'replay'", "replay needs one"),
+        (SSH + "[pi4.meter]\nname = 'hwmon'\nperiod_us = 9", "out of range"),
+        (SSH + "[pi4.meter]\nname = 'hwmon'\nrails = ['a', 'a']", "one twice"),
         ("pi4 = 3", "is no table"),
         ("[pi4", "devices.toml"),
     ],
@@ -103,6 +109,13 @@ def test_inventory_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(InputError, match="writable by everyone"):
         load_inventory(path)
+
+
+def test_a_meters_file_lies_beside_the_inventory(tmp_path: Path) -> None:
+    path = write(tmp_path, SSH + "[pi4.meter]\nname = 'replay'\nfile = 'known.json'")
+    meter = load_inventory(path)["pi4"].meter
+    assert meter is not None
+    assert meter.file == str(tmp_path / "known.json")
 
 
 def test_shipped_example_is_read_and_its_placeholder_key_is_refused_later() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankship_pipeline.errors import InputError
 from rankship_targets.device import load_inventory
 from rankship_targets.inventory import add_device, refuse_known, remove_device, set_value, write_table
+from rankship_targets.meters.choice import MeterChoice
 from rankship_targets.verbs import devices
 
 BOARD = {"transport": "ssh", "host": "pi4.local", "user": "pi", "host_key": "ssh-ed25519 AAAA"}
@@ -74,6 +75,18 @@ def test_the_users_own_lines_stay_byte_for_byte(tmp_path: Path) -> None:
         path.read_text().rstrip()
         == WRITTEN.replace(WRITTEN[WRITTEN.index("[pi4]") : WRITTEN.index("\n# the")], "").rstrip()
     )
+
+
+def test_a_devices_meter_goes_with_it_and_a_value_is_set_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "devices.toml"
+    board, other = '[board]\ntransport = "local"\n', '[other]\ntransport = "local"\n'
+    text = f'{board}\n[board.meter]\nname = "hwmon"  # on its supply\n\n{other}'
+    path.write_text(text)
+    set_value(path, "board", "python", "/kit/python")
+    found = load_inventory(path)["board"]
+    assert (found.python, found.meter) == ("/kit/python", MeterChoice(name="hwmon"))
+    remove_device(path, "board")
+    assert path.read_text().strip() == '[other]\ntransport = "local"'
 
 
 def test_one_value_is_set_and_changed_in_its_own_table_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -92,9 +93,12 @@ def test_it_computes_exactly_what_the_python_binding_computes(runner: Path, mode
 
 def test_it_measures_single_inferences_with_less_memory_than_python(runner: Path, model: Path) -> None:
     limits = {"min_samples": 25, "min_duration_ms": 2, "max_warmup_ms": 500}
+    earliest_ns = time.monotonic_ns()  # the runner's clock must be the one that meters are read by
     events = {event["event"]: event for event in call("measure", model, runner, **limits)}
     assert len(events["samples"]["ns"]) >= 25
     assert sum(events["samples"]["ns"]) >= 1_000_000  # the loop itself takes a little
+    began_ns, ended_ns = events["samples"]["start_ns"], events["samples"]["end_ns"]
+    assert earliest_ns < began_ns < began_ns + sum(events["samples"]["ns"]) <= ended_ns < time.monotonic_ns()
     assert min(events["samples"]["ns"] + events["warmed"]["ns"]) > 0
     assert 0 < events["opened"]["rss_bytes"] <= events["warmed"]["peak_rss_bytes"] < 100_000_000
     assert events["loaded"]["load_ns"] > 0

@@ -141,6 +141,9 @@ def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tm
     assert reading.name == "onnxruntime"
     assert len(trial.samples_ns) >= 30
     assert trial.load_ns > 0
+    assert trial.loop is not None
+    assert trial.loop.length_ns >= sum(trial.samples_ns)
+    assert trial.idle == ()
     assert trial.device == device.name
     assert trial.retries == 0
     assert trial.agent_sha256 == hashlib.sha256(find_agent().read_bytes()).hexdigest()
@@ -376,6 +379,31 @@ def test_doctor_prints_every_check(local: Device, tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     for name in ("reachable", "python", "onnx", "tflite", "executorch", "governor", "temperature", "load", "disk"):
         assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("meter", "said"),
+    [
+        ('name = "replay"\nfile = "t.json"', "read as each trial ends"),
+        ('name = "rapl"', "no powercap zone"),
+        ('name = "hwmon"', "hwmon (measured): ina226@hwmon0:power1"),
+        ('name = "hwmon"\nrails = ["gpu"]', "has no rail 'gpu'"),
+    ],
+)
+def test_doctor_looks_at_the_meter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, meter: str, said: str
+) -> None:
+    sensor = tmp_path / "root/sys/class/hwmon/hwmon0"
+    sensor.mkdir(parents=True)
+    (sensor / "name").write_text("ina226\n")
+    (sensor / "power1_input").write_text("3000000\n")
+    monkeypatch.setenv("RANKSHIP_AGENT_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("COLUMNS", "200")
+    inventory = tmp_path / "devices.toml"
+    here = f'python = "{sys.executable}"\nworkdir = "{tmp_path / "work"}"\n'
+    inventory.write_text(f'[board]\ntransport = "local"\n{here}[board.meter]\n{meter}\n')
+    assert doctor(["board", "--inventory", str(inventory)]) in {0, 4}
+    assert said in capsys.readouterr().out
 
 
 def test_doctor_of_an_unreachable_device_fails_with_advice(
