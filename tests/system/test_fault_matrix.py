@@ -1,10 +1,10 @@
 """Every fault of a board × {probe, push, measure, fetch}, injected for real into a board with namespaces of its own.
 
-The board is a real OpenSSH server, or the stand-in for a phone's daemon behind a real adb, with a network, processes and
-mounts of its own: packets are swallowed by nftables, connections reset by the kernel, processes stopped and killed, its
-disk filled and turned read-only, all of it killed at once as by a power cut. Each cell names the error or the recovery.
-Afterwards nothing is half-written there or here, no lease is left, and the next try works and sends nothing again that
-is whole.
+The board is a real OpenSSH server, or the stand-in for a phone's daemon behind a real adb, with a network, processes
+and mounts of its own: packets are swallowed by nftables, connections reset by the kernel, processes stopped and killed,
+its disk filled and turned read-only, all of it killed at once as by a power cut. Each cell names the error or the
+recovery. Afterwards nothing is half-written there or here, no lease is left, and the next try works and sends nothing
+again that is whole.
 
 RANKSHIP_FAULT_FIGURES=FILE adds a line for each cell, with the seconds it took; RANKSHIP_FAULT_LIMITS=true keeps the
 limits that users have (the tests otherwise shorten the waits, not what is waited for).
@@ -712,8 +712,7 @@ def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         pytest.skip("no adb here: apt-get install adb")
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("phone")
-        for room in (adb, adb_command):
-            patch.setattr(room, "HOME", str(folder / "work"))
+        patch.setattr(adb_command, "HOME", str(folder / "work"))
         made = Board(folder, "adb")
         with open_session(made.device):
             pass
