@@ -31,9 +31,11 @@ from pathlib import Path
 
 from rankship_benchmarks.stats import median_interval
 from rankship_pipeline.files import hash_file
+from rankship_targets.adb_client import open_client
 from rankship_targets.copying import copy_many, copy_verified
 from rankship_targets.device import Device, find_device
 from rankship_targets.transport import Transport, open_transport
+from rankship_targets.twin import ensure_running
 
 MEBI = 1 << 20
 TREE_FILES, TREE_BYTES = 1500, 57_000_000
@@ -109,7 +111,7 @@ def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[s
     if device.transport == "adb":
         return {
             "rankship": push,
-            "adb push": call("adb", "-s", str(device.serial), "push", str(source), target),
+            "adb push": call(*open_client(device).argv("push", str(source), target)),
         }
     known = folder / "known_hosts"
     key = " ".join((device.host_key or "").split()[:2])
@@ -219,6 +221,7 @@ def main() -> None:
         with ExitStack() as stack:
             if chosen.device:
                 device = find_device(chosen.device, chosen.inventory)
+                device = ensure_running(device) if device.twin else device
             else:
                 device = stack.enter_context(start_server(folder))
             figures = compare(device, folder, source, chosen.runs)

@@ -1,7 +1,6 @@
-"""A phone over adb: found by its serial, its build pinned in the inventory, files home by adb's own copying."""
+"""A phone over adb: found by its serial, its build pinned in the inventory; files travel through commands."""
 
 import os
-import posixpath
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -10,12 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rankship_pipeline.errors import CommandFailed, InputError, TargetError, TargetTimeout
-from rankship_targets.adb_client import AdbClient, explain, is_explained, list_attached, open_client, show_end
-from rankship_targets.adb_command import HOME, AdbCommand
-from rankship_targets.adb_state import READY, await_ready, check_build, explain_state, find_state
+from rankship_pipeline.errors import CommandFailed, ConnectionLost, InputError, TargetTimeout
+from rankship_targets.adb_client import AdbClient, list_attached, open_client
+from rankship_targets.adb_command import SIGNALLED, AdbCommand
+from rankship_targets.adb_state import await_ready, check_build
 from rankship_targets.device import Device
-from rankship_targets.receiving import SLOWEST_LINK_BYTES_PER_S
 from rankship_targets.transport import (
     STEP_TIMEOUT_S,
     Completed,
@@ -80,16 +78,26 @@ class AdbTransport:
                 return Completed(code=done.code, stdout=stdout.decode(errors="replace"), stderr=done.stderr)
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Copy a file with `adb pull`, under another name until it is whole."""
-        path = posixpath.join(HOME, remote)
-        size_bytes = read_size(run_checked(self, ["stat", "-L", "-c", "%s %F", "--", path]), remote)
-        target = local.resolve()
+        """Copy a file from the device, as its `cat` gives it, under another name until it is whole."""
+        what, target = f"fetching {remote}", local.resolve()
         part = target.with_name(f".{secrets.token_hex(4)}.part")
         try:
-            self._pull(path, str(part), size_bytes, f"fetching {remote}")
+            with (
+                self._limiting(what, STEP_TIMEOUT_S),
+                AdbCommand(self._client, ["cat", "--", remote], STEP_TIMEOUT_S) as command,
+                part.open("wb") as stream,
+            ):
+                for chunk in command.chunks():
+                    stream.write(chunk)
+                    command.put_off(STEP_TIMEOUT_S)
+                done = command.done()
+            if done.code > SIGNALLED:
+                raise ConnectionLost(f"{what}: the device's end was killed", hint="`dmesg` there may say by whom")
+            if done.code != 0:
+                raise explain_failure([what], done.code, done.stderr)
             part.replace(target)
         except OSError as failure:
-            message = f"fetching {remote} to {local}: {failure.strerror}"
+            message = f"{what} to {local}: {failure.strerror}"
             raise CommandFailed(message, hint="check that the local folder may be written") from None
         finally:
             part.unlink(missing_ok=True)
@@ -109,24 +117,6 @@ class AdbTransport:
     ) -> None:
         self.close()
 
-    def _pull(self, source: str, target: str, size_bytes: int, what: str) -> None:
-        done = self._client.call(
-            "pull", source, target, timeout_s=STEP_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
-        )
-        if done.code != 0:
-            raise self._explain_copy(done, what)
-
-    def _explain_copy(self, done: Completed, what: str) -> TargetError:
-        """Tell a broken connection from a device that refused: adb's words do not always say."""
-        if is_explained(done):
-            return explain(done, what)
-        state = find_state(self._client, self._device)
-        if state != READY:
-            return explain_state(self._device, state, f"{what}: {show_end(done)}")
-        return CommandFailed(
-            f"{what}: {show_end(done)}", hint="check that both paths exist and may be read and written"
-        )
-
     @contextmanager
     def _limiting(self, what: str, timeout_s: float) -> Iterator[None]:
         try:
@@ -134,17 +124,6 @@ class AdbTransport:
         except TimeoutError:
             message = f"{self._device.name} ({self._device.serial}): {what} did not end within {timeout_s:g} s"
             raise TargetTimeout(message, hint="see whether the device is overloaded or the link hangs") from None
-
-
-def read_size(said: str, remote: str) -> int:
-    """Read a regular file's bytes as `stat` prints "12 regular file"; CommandFailed for anything else."""
-    found = re.fullmatch(r"([0-9]{1,18}) ([^\n]+)\s*", said)
-    if not found:
-        message = f"fetching {remote}: the device's stat said {said[:200]!r}"
-        raise CommandFailed(message, hint="expected a size and a kind of file: what is `stat` there?")
-    if not found[2].startswith("regular"):
-        raise CommandFailed(f"fetching {remote}: it is a {found[2].strip()}", hint="only files are fetched")
-    return int(found[1])
 
 
 def read_properties(transport: AdbTransport) -> dict[str, str]:

@@ -153,11 +153,6 @@ def explain(done: Completed, what: str) -> TargetError:
     return ConnectionLost(f"{what}: {said or f'adb ended with status {done.code}'}", hint=_AGAIN)
 
 
-def is_explained(done: Completed) -> bool:
-    """Tell whether adb's words are known."""
-    return any(words in show_end(done) for words, _, _ in _FAULTS)
-
-
 def show_end(done: Completed) -> str:
     """Give the end of what adb said, on one line."""
     lines: Sequence[str] = (done.stderr + "\n" + done.stdout).splitlines()

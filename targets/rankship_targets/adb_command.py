@@ -20,7 +20,7 @@ from rankship_targets.transport import Completed
 HOME = "/data/local/tmp"
 _CHUNK = 1 << 16
 _KILL_TIMEOUT_S = 10.0
-_SIGNALLED = 128
+SIGNALLED = 128
 _LOOK_S = 0.2
 STALLED_S = 60.0
 QUIET_S, ANSWER_S = 15.0, 30.0  # after so long without a word a phone is asked for one, and has so long to answer
@@ -100,6 +100,10 @@ class AdbCommand:
             raise TimeoutError from None
         self._done = self._judge(code, "" if self._group else rest.decode(errors="replace"))
 
+    def put_off(self, timeout_s: float) -> None:
+        """Count the limit from now on."""
+        self._deadline = time.monotonic() + timeout_s
+
     def done(self) -> Completed:
         """Give the exit status and stderr, once `chunks` is exhausted; `stdout` is empty."""
         if self._done is None:
@@ -153,7 +157,7 @@ class AdbCommand:
         number, _, late = status.partition("\n")
         if mark and re.fullmatch("[0-9]{1,3}", number.strip()):
             return Completed(code=int(number), stdout="", stderr=said + late)
-        if self._group and code > _SIGNALLED:  # the shell itself was killed, and adbd told so
+        if self._group and code > SIGNALLED:  # the shell itself was killed, and adbd told so
             return Completed(code=code, stdout="", stderr=stderr)
         raise explain(Completed(code=code, stdout=stdout, stderr=stderr), f"running {self._name}")
 

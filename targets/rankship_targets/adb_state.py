@@ -29,7 +29,8 @@ def await_ready(client: AdbClient, device: Device) -> None:
     over_tcp = is_address(device.serial or "")
     said = _connect(client, device) if over_tcp else ""
     start = time.monotonic()
-    reconnected = "already connected" not in said  # a fresh connection needs no second
+    # A fresh connection needs no second; one that was there may be dead without the server's knowing it yet.
+    reconnected = bool(said) and "already connected" not in said
     while True:
         state = find_state(client, device)
         if state == READY:

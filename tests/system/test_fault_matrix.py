@@ -1,9 +1,10 @@
 """Every fault of a board × {probe, push, measure, fetch}, injected for real into a board with namespaces of its own.
 
-The board is a real OpenSSH server with a network, processes and mounts of its own: packets are swallowed by nftables,
-connections reset by the kernel, processes stopped and killed, its disk filled and turned read-only, all of it killed at
-once as by a power cut. Each cell names the error or the recovery. Afterwards nothing is half-written there or here, no
-lease is left, and the next try works and sends nothing again that is whole.
+The board is a real OpenSSH server, or the stand-in for a phone's daemon behind a real adb, with a network, processes
+and mounts of its own: packets are swallowed by nftables, connections reset by the kernel, processes stopped and killed,
+its disk filled and turned read-only, all of it killed at once as by a power cut. Each cell names the error or the
+recovery. Afterwards nothing is half-written there or here, no lease is left, and the next try works and sends nothing
+again that is whole.
 
 RANKSHIP_FAULT_FIGURES=FILE adds a line for each cell, with the seconds it took; RANKSHIP_FAULT_LIMITS=true keeps the
 limits that users have (the tests otherwise shorten the waits, not what is waited for).
@@ -14,14 +15,15 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -40,19 +42,36 @@ from rankship_pipeline.errors import (
     TargetError,
     TargetTimeout,
     Throttled,
+    Unauthorised,
     Unreachable,
 )
 from rankship_pipeline.files import hash_file
 from rankship_pipeline.records import Format, Verified
-from rankship_targets import client, detached, lease, link, receiving, session, ssh, ssh_route, transport
+from rankship_targets import (
+    adb,
+    adb_command,
+    adb_state,
+    client,
+    detached,
+    lease,
+    link,
+    receiving,
+    session,
+    ssh,
+    ssh_route,
+    transport,
+)
+from rankship_targets.adb import AdbTransport
 from rankship_targets.detached import Ticket, make_ticket
 from rankship_targets.device import Device
 from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.manifest import sign_artifact
 from rankship_targets.session import MeasureRequest, Session, open_session
 from rankship_targets.ssh import SshTransport
-from rankship_targets.transport import Completed
+from rankship_targets.transport import Completed, Transport
 from rankship_targets.trial import Trial
+from rankship_targets.twin.adbd import Screen
+from rankship_targets.twin.banner import find_free_port
 
 PROGRAMS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "/usr/sbin/sshd": "openssh-server"}
 pytestmark = [
@@ -87,11 +106,30 @@ SetEnv HOME={folder}/work
 """
 
 
-class Board:
-    """A board on a network of its own, which ends with this process at the latest."""
+# The phone's daemon as a program of this machine: what is injected here is the way's trouble, not Android's.
+ADB_PORT = 15555  # one of adb's own would be taken for an emulator's
+DAEMON = """
+import asyncio, os, sys
+from rankship_targets.twin import adbd_shell
+from rankship_targets.twin.adbd import Adbd
 
-    def __init__(self, folder: Path) -> None:
+async def serve(host, port, screen):
+    server = await asyncio.start_server(Adbd(screen).serve, host, int(port))
+    await server.serve_forever()
+
+adbd_shell.SHELL = "/bin/sh"
+adbd_shell.ENVIRONMENT = dict(os.environ)
+asyncio.run(serve(*sys.argv[1:]))
+"""
+
+
+class Board:
+    """A board on a network of its own, reached by ssh or adb, which ends with this process at the latest."""
+
+    def __init__(self, folder: Path, way: Literal["ssh", "adb"] = "ssh") -> None:
         self.folder = folder
+        self.way = way
+        self.screen: Screen = "open"
         self.root = folder / "root"
         self.heat = self.root / "sys/class/thermal/thermal_zone0/temp"
         self.boot = self.root / "proc/sys/kernel/random/boot_id"
@@ -110,19 +148,39 @@ class Board:
         self.holder = self._hold(f"{net}.{number % 64 * 4 + 1}")
         self.work = Path(f"/proc/{self.holder.pid}/root{folder}/work")  # as the board sees it
         (folder / "sshd_config").write_text(CONFIGURATION.format(address=self.address, folder=folder))
+        (folder / "daemon.py").write_text(DAEMON)
+        (folder / "getprop").write_text("#!/bin/sh\necho build\n")
+        (folder / "getprop").chmod(0o755)
         self.server: subprocess.Popen[bytes] | None = None
+        self.adb: subprocess.Popen[bytes] | None = None
         self.start()
-        self.device = Device(
+        common = Device(
             name="board",
-            transport="ssh",
-            host=self.address,
-            user="root",
-            host_key=(folder / "host_key.pub").read_text().strip(),
-            key_file=str(folder / "user_key"),
+            transport=way,
             python=str(self.python),
             workdir=str(folder / "work/rankship"),
             cool_below_mc=50_000,
         )
+        self.device = self._reach_by_adb(common) if way == "adb" else self._reach_by_ssh(common)
+
+    def _reach_by_ssh(self, common: Device) -> Device:
+        key = (self.folder / "host_key.pub").read_text().strip()
+        return replace(common, host=self.address, user="root", host_key=key, key_file=str(self.folder / "user_key"))
+
+    def _reach_by_adb(self, common: Device) -> Device:
+        """Start an adb server of our own, which knows nobody's keys."""
+        port = find_free_port()
+        environment = {**os.environ, "HOME": str(self.folder), "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
+        command = [sys.executable, "-m", "rankship_targets.twin.warden", str(os.getpid()), "adb"]
+        with (self.folder / "adb.log").open("wb") as log:
+            argv = [*command, "-L", f"tcp:localhost:{port}", "nodaemon", "server"]
+            self.adb = subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert self.adb.poll() is None, (self.folder / "adb.log").read_text()
+            time.sleep(0.05)
+        return replace(common, serial=f"{self.address}:{ADB_PORT}", host="127.0.0.1", port=port)
 
     def _hold(self, host_address: str) -> subprocess.Popen[bytes]:
         """Make the namespaces that outlive the board's restarts, with its disk and its cable."""
@@ -158,7 +216,11 @@ class Board:
         warden = [sys.executable, "-m", "rankship_targets.twin.warden", str(os.getpid())]
         enter = ["nsenter", "-t", str(self.holder.pid), "--net", "--mount"]
         first = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
-        boot = f"sleep {after_s}; exec /usr/sbin/sshd -D -e -f {self.folder}/sshd_config"
+        serve = f"exec /usr/sbin/sshd -D -e -f {self.folder}/sshd_config"
+        if self.way == "adb":
+            daemon = f"{sys.executable} {self.folder}/daemon.py {self.address} {ADB_PORT} {self.screen}"
+            serve = f"cd {self.folder}/work; PATH={self.folder}:$PATH exec {daemon}"
+        boot = f"sleep {after_s}; {serve}"
         with (self.folder / "log").open("ab") as log:
             self.server = subprocess.Popen([*warden, *enter, *first, "sh", "-c", boot], stdout=log, stderr=log)
         if not after_s:
@@ -192,6 +254,9 @@ class Board:
     def stop(self) -> None:
         """Take the board away."""
         self.cut_power()
+        if self.adb is not None:
+            self.adb.terminate()
+            self.adb.wait()
         self.holder.kill()
         self.holder.wait()
         assert self.holder.stderr is not None
@@ -257,6 +322,26 @@ def refuse_logins(board: Board) -> None:
 
 def allow_logins(board: Board) -> None:
     shutil.copy(board.folder / "user_key.pub", board.folder / "authorized")
+
+
+def forget_computer(board: Board) -> None:
+    """Have nobody before the phone's screen who accepts this computer's key."""
+    board.cut_power()
+    board.screen = "ignore"
+    board.start()
+
+
+def accept_computer(board: Board) -> None:
+    board.cut_power()
+    board.screen = "open"
+    board.start()
+
+
+def pull_cable_briefly(board: Board) -> None:
+    """Take the way away for three seconds; the phone itself goes on."""
+    swallow(board)
+    reset(board)
+    threading.Timer(3.0, let_through, (board,)).start()
 
 
 def change_key(board: Board) -> None:
@@ -386,6 +471,48 @@ FAULTS = {
     "wrong ABI": Fault(bring_foreign_runner, find_runtimes, before=True, first=True, kind="executorch"),
 }
 RECOVERS = None
+ADB_FAULTS = {
+    "unauthorised": Fault(forget_computer, accept_computer, first=True, cuts=True),
+    "gone": Fault(unplug, plug_in, first=True, cuts=True),
+    "cable out for 3 s": Fault(pull_cable_briefly, let_through, cuts=True),
+    "frozen adbd": Fault(freeze, thaw, cuts=True),
+    "no space": FAULTS["no space"],
+    "read-only": FAULTS["read-only"],
+    "agent killed": FAULTS["agent killed"],
+    "rebooted": FAULTS["rebooted"],
+}
+ADB_CELLS: dict[tuple[str, str], type[TargetError] | None] = {
+    ("unauthorised", "probe"): Unauthorised,
+    ("unauthorised", "push"): Unauthorised,
+    ("unauthorised", "measure"): Unauthorised,
+    ("unauthorised", "fetch"): Unauthorised,
+    ("gone", "probe"): Unreachable,
+    ("gone", "push"): Unreachable,
+    ("gone", "measure"): Unreachable,
+    ("gone", "fetch"): Unreachable,
+    ("cable out for 3 s", "probe"): RECOVERS,
+    ("cable out for 3 s", "push"): RECOVERS,
+    ("cable out for 3 s", "measure"): RECOVERS,
+    ("cable out for 3 s", "fetch"): RECOVERS,
+    ("frozen adbd", "probe"): Unreachable,
+    ("frozen adbd", "push"): Unreachable,
+    ("frozen adbd", "measure"): Unreachable,
+    ("frozen adbd", "fetch"): Unreachable,
+    ("no space", "probe"): NoSpace,
+    ("no space", "push"): NoSpace,
+    ("no space", "measure"): NoSpace,
+    ("no space", "fetch"): RECOVERS,
+    ("read-only", "probe"): ReadOnly,
+    ("read-only", "push"): ReadOnly,
+    ("read-only", "measure"): ReadOnly,
+    ("read-only", "fetch"): ReadOnly,
+    ("agent killed", "push"): RECOVERS,
+    ("agent killed", "measure"): RECOVERS,
+    ("rebooted", "probe"): RECOVERS,
+    ("rebooted", "push"): RECOVERS,
+    ("rebooted", "measure"): RECOVERS,
+    ("rebooted", "fetch"): RECOVERS,
+}
 CELLS: dict[tuple[str, str], type[TargetError] | None] = {
     ("login refused", "probe"): AuthError,
     ("login refused", "push"): AuthError,
@@ -579,16 +706,33 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    if not shutil.which("adb"):
+        pytest.skip("no adb here: apt-get install adb")
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("phone")
+        patch.setattr(adb_command, "HOME", str(folder / "work"))
+        made = Board(folder, "adb")
+        with open_session(made.device):
+            pass
+        yield made
+        made.stop()
+
+
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Shorten every wait, unless the figures of the true ones are wanted; end what hangs past all of them."""
     if not TRUE_LIMITS:
-        for room in (client, detached, lease, receiving, session, ssh, transport):
+        for room in (adb, client, detached, lease, receiving, session, ssh, transport):
             if hasattr(room, "STEP_TIMEOUT_S"):
                 monkeypatch.setattr(room, "STEP_TIMEOUT_S", 8.0)
         for function in (transport.run_checked, transport.hash_remote, transport.hash_many):
             assert function.__kwdefaults__
             monkeypatch.setitem(function.__kwdefaults__, "timeout_s", 8.0)
+        monkeypatch.setattr(adb_command, "QUIET_S", 2.0)
+        monkeypatch.setattr(adb_command, "ANSWER_S", 4.0)
+        monkeypatch.setattr(adb_state, "ANSWER_S", 4.0)
         monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 4.0)
         monkeypatch.setattr(ssh, "KEEPALIVE_S", 1)
         monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 3000)
@@ -613,13 +757,17 @@ class Sent:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    spied, feed = Sent(), SshTransport.feed
+    spied = Sent()
 
-    def note(self: SshTransport, argv: Any, local: Path, *, offset: int = 0, **rest: Any) -> Completed:  # noqa: ANN401
-        spied.offsets.setdefault(local.name, []).append(offset)
-        return feed(self, argv, local, offset=offset, **rest)
+    def spy(feed: Callable[..., Completed]) -> Callable[..., Completed]:
+        def note(self: Transport, argv: Any, local: Path, *, offset: int = 0, **rest: Any) -> Completed:  # noqa: ANN401
+            spied.offsets.setdefault(local.name, []).append(offset)
+            return feed(self, argv, local, offset=offset, **rest)
 
-    monkeypatch.setattr(SshTransport, "feed", note)
+        return note
+
+    for kind in (SshTransport, AdbTransport):
+        monkeypatch.setattr(kind, "feed", spy(kind.feed))
     return spied
 
 
@@ -650,11 +798,29 @@ def left_by_steps(board: Board) -> list[str]:
     return [str(path) for path in left]
 
 
-@pytest.mark.parametrize(("fault", "name"), CELLS, ids=lambda word: str(word).replace(" ", "-"))
+def name_cell(word: object) -> str:
+    """Name a cell's part in the test's name."""
+    return str(word).replace(" ", "-")
+
+
+@pytest.mark.parametrize(("fault", "name"), CELLS, ids=name_cell)
 def test_a_fault_ends_in_its_error_or_is_got_over(
     board: Board, sent: Sent, tmp_path: Path, fault: str, name: str
 ) -> None:
-    expected, what = CELLS[fault, name], FAULTS[fault]
+    try_cell(board, sent, tmp_path, fault, name)
+
+
+@pytest.mark.parametrize(("fault", "name"), ADB_CELLS, ids=name_cell)
+def test_a_phones_fault_ends_in_its_error_or_is_got_over(
+    phone: Board, sent: Sent, tmp_path: Path, fault: str, name: str
+) -> None:
+    try_cell(phone, sent, tmp_path, fault, name)
+
+
+def try_cell(board: Board, sent: Sent, tmp_path: Path, fault: str, name: str) -> None:
+    """Strike in mid-step, and see what is said, what is left, and what the next try does."""
+    cells, faults = (CELLS, FAULTS) if board.way == "ssh" else (ADB_CELLS, ADB_FAULTS)
+    expected, what = cells[fault, name], faults[fault]
     struck_s: list[float] = []
 
     def strike() -> None:
@@ -679,7 +845,7 @@ def test_a_fault_ends_in_its_error_or_is_got_over(
     assert struck_s, "the fault never came"
     what.go(board)
     board.heat.write_text(COLD)
-    note_figures(fault, name, failure, ended_s - struck_s[0], retries)
+    note_figures(board.way, fault, name, failure, ended_s - struck_s[0], retries)
     assert type(failure) is (type(None) if expected is None else expected), repr(failure)
     if failure is not None:
         assert str(failure)
@@ -722,10 +888,11 @@ def test_a_trial_in_which_the_board_slowed_itself_down_does_not_count(board: Boa
     assert left_by_steps(board) == []
 
 
-def note_figures(fault: str, step: str, failure: TargetError | None, seconds: float, retries: int) -> None:
+def note_figures(way: str, fault: str, step: str, failure: TargetError | None, seconds: float, retries: int) -> None:
     """Add a line to the file of figures, where one is wanted."""
     if "RANKSHIP_FAULT_FIGURES" in os.environ:
         line = {
+            "way": way,
             "fault": fault,
             "step": step,
             "outcome": "recovered" if failure is None else type(failure).__name__,

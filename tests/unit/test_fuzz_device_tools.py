@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rankship_pipeline.errors import CommandFailed, TargetError, WrongSystem
-from rankship_targets.adb import read_properties, read_size
+from rankship_targets.adb import read_properties
 from rankship_targets.adb_command import read_group
 from rankship_targets.benchmark_model import parse_output
 from rankship_targets.fake import FakeTransport
@@ -37,19 +37,6 @@ ANSWERS = st.fixed_dictionaries(
         "interpreter": st.one_of(JSON, st.just("/usr/bin/python3")),
     }
 )
-
-
-@given(said=SAID)
-@example(said="12 regular file\n")
-@example(said="9" * 5000 + " regular file")
-def test_a_size_is_what_was_said_or_an_error(said: str) -> None:
-    try:
-        size = read_size(said, "there")
-    except CommandFailed as failure:
-        str(failure).encode(errors="surrogatepass")
-    else:
-        assert said.startswith(f"{int(said.split(' ', maxsplit=1)[0]):0{len(said.split(' ', maxsplit=1)[0])}} regular")
-        assert size == int(said.split(" ", maxsplit=1)[0])
 
 
 @given(line=st.one_of(st.binary(max_size=30), st.from_regex(rb"[0-9]{1,12}\s*", fullmatch=True)))
