@@ -1,7 +1,7 @@
 """LiteRT's profiler, by way of the C interface in its wheel: the Python one does not offer it.
 
-Its table is printed for people; one table of one inference each is asked for, so that a median can be taken. Names
-of types and numbers are those of LiteRT 2.3; whatever does not answer as it did is a fault, not a figure.
+Names, structures and numbers are those of LiteRT 2.3; another release is refused, for a wrong structure would be read
+as figures. Its own table for people is no use: it is a mean over all that was ever run, and one pause spoils it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .protocol import Fault, Request
+from .runtimes import find_version
 
 Handle = ctypes.c_void_p
 CPU, WRITE = 1, 1  # an accelerator, a lock's mode
 PROFILING = b"enable_profiling = true"
 KEEP = ctypes.CFUNCTYPE(None, Handle)(lambda _: None)  # the text is ours: nothing is freed
 ELEMENTS = {"float32": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
-_ROW = re.compile(r"\s*(?:Delegate/)?(\S.*?)\s+[\d.]+\s+[\d.]+\s+([\d.]+)\s+[\d.]+%\s+[\d.]+%\s+[\d.]+\s+\d+\s+(\S.*)")
-_NEXT_TABLE = "Top by Computation Time"
-_NS_PER_MS = 1_000_000
+RELEASE = "2.3."  # of ai-edge-litert, whose structures these are
+OPERATOR_EVENTS = {2, 4, 8}  # an operator, one inside a delegate, one inside a delegate that stands for the former
+_NS_PER_US = 1000
 
 
 class Layout(ctypes.Structure):
@@ -36,6 +36,21 @@ class TensorType(ctypes.Structure):
     """An element type and a shape."""
 
     _fields_ = [("element", ctypes.c_int), ("layout", Layout)]
+
+
+class Event(ctypes.Structure):
+    """What the profiler noted: a name, one of the kinds above, times in microseconds, memory, and an index."""
+
+    _fields_ = [
+        ("tag", ctypes.c_char_p),
+        ("kind", ctypes.c_int),
+        ("start_us", ctypes.c_uint64),
+        ("taken_us", ctypes.c_uint64),
+        ("memory", ctypes.c_uint64 * 6),
+        ("index", ctypes.c_uint64),
+        ("more", ctypes.c_uint64),
+        ("source", ctypes.c_int),
+    ]
 
 
 class Library:
@@ -62,6 +77,9 @@ def profile_litert(
     request: Request, sample: list[Any], warm_up: int
 ) -> tuple[list[tuple[str, str, list[int]]], list[int]]:
     """Give name, kind and ns by inference of every operator, and what each inference took."""
+    version = find_version("ai-edge-litert")
+    if version is None or not version.startswith(RELEASE):
+        raise Fault("lacks_runtime", f"LiteRT's profile is read from release {RELEASE}x only, here is {version}")
     try:
         library = Library()
         environment = library.make("CreateEnvironment", 0, None)
@@ -70,24 +88,29 @@ def profile_litert(
         raise Fault("lacks_runtime", f"this LiteRT offers no profile: {failure}") from failure
     run = bind(library, environment, model, sample, count_outputs(request["artifact"]))
     profiler = library.make("CompiledModelGetProfiler", model)
-    tables: list[list[tuple[str, str, int]]] = []
+    runs: list[list[tuple[str, int]]] = []
     taken: list[int] = []
-    for number in range(warm_up + request["runs"]):
+    for _ in range(warm_up + request["runs"]):
         library.call("ResetProfiler", profiler)
         library.call("StartProfiler", profiler)
         before = time.perf_counter_ns()
         run()
-        after = time.perf_counter_ns()
+        taken.append(time.perf_counter_ns() - before)
         library.call("StopProfiler", profiler)
-        if number >= warm_up:
-            taken.append(after - before)
-            summary = ctypes.c_char_p()
-            library.call("GetProfileSummary", profiler, model, ctypes.byref(summary))
-            tables.append(read_table((summary.value or b"").decode()))
-    rows = [[row[:2] for row in one] for one in tables]
-    if not rows[0] or any(one != rows[0] for one in rows):
-        raise Fault("failed", "LiteRT's profile is not the same table every time")
-    return [(name, kind, [one[at][2] for one in tables]) for at, (name, kind) in enumerate(rows[0])], taken
+        runs.append(read_events(library, profiler))
+    names = [name for name, _ in runs[0]]
+    if not names or any([name for name, _ in one] != names for one in runs):
+        raise Fault("failed", "LiteRT's profile does not name the same operators every time")
+    return [(str(at), name, [one[at][1] for one in runs[warm_up:]]) for at, name in enumerate(names)], taken[warm_up:]
+
+
+def read_events(library: Library, profiler: Handle) -> list[tuple[str, int]]:
+    """Read name and ns of every operator that ran since the profiler was reset."""
+    count = ctypes.c_int()
+    library.call("GetNumProfilerEvents", profiler, ctypes.byref(count))
+    events = (Event * count.value)()
+    library.call("GetProfilerEvents", profiler, count, events)
+    return [(one.tag.decode(), one.taken_us * _NS_PER_US) for one in events if one.kind in OPERATOR_EVENTS]
 
 
 def compile_model(library: Library, environment: Handle, path: str) -> Handle:
@@ -133,9 +156,3 @@ def bind(library: Library, environment: Handle, model: Handle, sample: list[Any]
     given = (Handle * len(buffers_in))(*buffers_in)
     made = (Handle * outputs)(*buffers_out)
     return lambda: library.call("RunCompiledModel", model, first, count(len(buffers_in)), given, count(outputs), made)
-
-
-def read_table(text: str) -> list[tuple[str, str, int]]:
-    """Read name, kind and ns of every operator from the table in running order."""
-    rows = (_ROW.fullmatch(line) for line in text.partition(_NEXT_TABLE)[0].splitlines())
-    return [(row[3], row[1], round(float(row[2]) * _NS_PER_MS)) for row in rows if row]

