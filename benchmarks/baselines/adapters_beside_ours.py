@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ from rankship_pipeline.huggingface import LogitsOnly
 from rankship_pipeline.likeness import RefineChoice
 from rankship_pipeline.preflight import prepare
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Comparison, read_recipe
+from rankship_pipeline.recipe import Comparison
+from rankship_pipeline.recipe_rules import read_recipe
 from rankship_pipeline.records import Accuracy
 from rankship_pipeline.refine import refine
 from rankship_pipeline.stages import Stages
@@ -75,13 +76,17 @@ OURS = Comparison(
 
 @dataclass(frozen=True)
 class Way:
-    """One way to serve both tasks: what each task runs, its right answers, and the bytes of everything on disk."""
+    """One way to serve both tasks: what each task runs, its right answers, and the bytes of everything on disk.
+
+    `specialists` are the models that ours was made of, where it was.
+    """
 
     name: str
     modules: dict[str, nn.Module]
     accuracies: dict[str, Accuracy]
     size_bytes: int
     cpu_seconds: float
+    specialists: dict[str, Accuracy] = field(default_factory=dict)
 
 
 class OneTask(nn.Module):
@@ -151,7 +156,7 @@ def make_adapters(name: str, tasks: dict[str, Any], steps: int, folder: Path, *,
         kept = {key: value for key, value in base.items() if key not in stored}
         save_file({**kept, **stored}, folder / "base.safetensors")  # the same for every task
         adapted = train_adapter(module, data["labelled"], steps, seed=0)
-        adapted.save_pretrained(folder / task)
+        adapted.save_pretrained(folder / task, save_embedding_layers=False)
         modules[task] = LogitsOnly(adapted.base_model.model, NAMES).eval()
     took = time.process_time() - begun
     for task, data in tasks.items():
@@ -184,6 +189,7 @@ def make_ours(name: str, size_bytes: int, steps: int, folder: Path, store: Path)
         name=name,
         modules={task: OneTask(module, number) for number, task in enumerate(names)},
         accuracies={task: measure_accuracy(module, *prepared.data.tests[task], stage=name) for task in names},
+        specialists={one.name: stages.evaluate_source(one) for one in prepared.recipe.models},
         size_bytes=(folder / f"{name}.safetensors").stat().st_size,
         cpu_seconds=took,
     )
@@ -254,6 +260,7 @@ def describe(way: Way, latencies: dict[str, list[float]], files: dict[str, Path]
         "accuracy_percent": {task: 100 * one.value for task, one in way.accuracies.items()},
         "interval_percent": {task: [100 * one.low, 100 * one.high] for task, one in way.accuracies.items()},
         "mean_percent": statistics.mean(values),
+        "specialists_percent": {task: 100 * one.value for task, one in way.specialists.items()},
         "bytes_on_disk": way.size_bytes,
         "cpu_seconds": way.cpu_seconds,
         "latency_ms": {
@@ -267,7 +274,7 @@ def describe(way: Way, latencies: dict[str, list[float]], files: dict[str, Path]
 def main() -> None:
     """Make the ways, measure them in turns, print and write all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="of each adapter; ours takes as many of both tasks")
+    parser.add_argument("--steps", type=int, default=40, help="of each adapter; ours takes as many of both tasks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--store", type=Path, default=Path("adapters_store"))
     parser.add_argument("--out", type=Path, default=Path("adapters_beside_ours.json"))

@@ -40,7 +40,8 @@ CELLS = "cells.jsonl"
 class Subject:
     """A recipe's models at some budgets: shares `kept` of the whole model, or of its factorable layers `of` "layers".
 
-    `exclude` keeps more layers dense than the recipe does. `augment` is what refinement may do to the inputs.
+    `exclude` keeps more layers dense than the recipe does. `augment` is what refinement may do to the inputs,
+    `step_size` is its own (see likeness.RefineChoice).
     """
 
     recipe: str
@@ -48,6 +49,7 @@ class Subject:
     of: str = "model"
     exclude: tuple[str, ...] = ()
     augment: Augmentation = "none"
+    step_size: float = 3e-3
 
 
 @record
@@ -182,7 +184,7 @@ class _Bench:
                 "sources": prepared.source_sha256,
                 "data": [prepared.calibration_sha256, prepared.test_sha256],
                 "recipe": digest(prepared.recipe),
-                "subject": [kept, self.subject.of, self.subject.exclude, self.subject.augment],
+                "subject": [kept, self.subject.of, self.subject.exclude, self.subject.augment, self.subject.step_size],
                 "way": digest(row.way),
                 "seconds": seconds,
                 "seed": self.seed,
@@ -209,7 +211,9 @@ class _Bench:
                     (stages.load_source(source).module, prepared.data.list_unlabelled(source.name))
                     for source in prepared.recipe.models
                 ]
-                choice = RefineChoice(cpu_seconds=seconds, augment=self.subject.augment)
+                choice = RefineChoice(
+                    cpu_seconds=seconds, augment=self.subject.augment, step_size=self.subject.step_size
+                )
                 module, _ = refine(module, teachers, choice, self.seed)
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
             tasks, accuracy = _test(module, prepared.data)

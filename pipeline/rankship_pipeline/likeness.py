@@ -45,12 +45,14 @@ class QualityChoice:
 class RefineChoice:
     """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
 
-    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs.
+    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs. `step_size` is Adam's at
+    the top of its cycle: as METHODS §1 found it for convolutions; transformers want a fifth of it or less.
     """
 
     cpu_seconds: float | None = None
     steps: int | None = None
     augment: Augmentation = "none"
+    step_size: float = 3e-3
 
 
 def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
@@ -79,6 +81,8 @@ def check_refinement(choice: RefineChoice | None) -> list[str]:
     """Complaints about refinement."""
     if choice is None:
         return []
+    if not 0 < choice.step_size <= 1:
+        return [f"refine.step_size must lie in (0, 1], got {choice.step_size}"]
     amounts = [one for one in (choice.cpu_seconds, choice.steps) if one is not None]
     if len(amounts) == 1 and amounts[0] > 0:
         return []

@@ -22,7 +22,6 @@ from rankship_pipeline.records import Refinement
 
 BATCH = 128
 _SCALED_ON = 512  # inputs of a teacher that its logits' variance is taken from
-_PEAK_STEP = 3e-3  # Adam's step size at the top of the cycle (METHODS §1)
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -62,7 +61,7 @@ def refine(
     generator = torch.Generator().manual_seed(seed)
     scales = [_measure_variance(teacher, inputs) for teacher, inputs in teachers]
     products = torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
-    optimizer = torch.optim.Adam(student.parameters(), lr=_PEAK_STEP)
+    optimizer = torch.optim.Adam(student.parameters(), lr=choice.step_size)
     augment = AUGMENTS[choice.augment]
     done, spent = _go_on(saving, student, optimizer, generator)
     start, kept = clock(), time.monotonic()
@@ -75,7 +74,7 @@ def refine(
         with torch.no_grad(), products:
             wanted = [teacher(*batch).float() for (teacher, _), batch in zip(teachers, batches, strict=True)]
         for group in optimizer.param_groups:
-            group["lr"] = _PEAK_STEP * _cycle(share)
+            group["lr"] = choice.step_size * _cycle(share)
         with products:
             said = student(*joined).float()
         errors = [

@@ -215,6 +215,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ("[refine]", "exactly one of cpu_seconds and steps"),
         ("[refine]\nsteps = 0", "above zero"),
         ("[refine]\ncpu_seconds = -1", "above zero"),
+        ("[refine]\nsteps = 5\nstep_size = 0.0", r"refine.step_size must lie in \(0, 1\], got 0"),
         ('[refine]\nsteps = 5\naugment = "mixup"', "refine.augment: input should be 'none' or 'flip-and-shift'"),
         ("[quality]\nmax_loss_points = -1", r"quality\.max_loss_points must lie in \[0, 100\], got -1"),
         ("[quality]\nmax_merge_loss_points = 101", r"quality\.max_merge_loss_points must lie in"),
