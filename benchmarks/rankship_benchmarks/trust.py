@@ -31,7 +31,7 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
     if STAND_IN in bundle.header.conditions:
         what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
-        yield f"{what}: its times, temperature and memory say nothing of a real one."
+        yield f"{what}: its times, temperature, memory and energy say nothing of a real one."
     yield from _name_refused(bundle.trials)
     yield from _name_doubted(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
