@@ -721,7 +721,7 @@ def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
 
 
 @pytest.fixture(autouse=True)
-def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Shorten every wait, unless the figures of the true ones are wanted; end what hangs past all of them."""
     if not TRUE_LIMITS:
         for room in (adb, client, detached, lease, receiving, session, ssh, transport):
@@ -736,7 +736,8 @@ def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 4.0)
         monkeypatch.setattr(ssh, "KEEPALIVE_S", 1)
         monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 3000)
-        monkeypatch.setattr(link, "PATIENCE_S", 4.0)
+        # The phone's daemon takes a while to start, and some of its faults come while nobody waits for that.
+        monkeypatch.setattr(link, "PATIENCE_S", 20.0 if "phone" in request.fixturenames else 4.0)
 
     def give_up(*_: object) -> None:
         pytest.fail(f"it hung for {HUNG_S:g} s")
