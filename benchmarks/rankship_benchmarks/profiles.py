@@ -15,7 +15,7 @@ from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import Lacks, TargetError
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.records import Artifact, Format, Variant, Verified, record
+from rankship_pipeline.records import FORMATS, Artifact, Format, Variant, Verified, record
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
 from rankship_targets.events import OperatorTime, Profiled
@@ -76,7 +76,8 @@ def profile_run(folder: Path, store: Store, device: Device, threads: int, steps:
         steps.note(f"{device.name} was not profiled: {failure}")
         return
     taken = datetime.now(UTC).isoformat(timespec="seconds")
-    found = Profiles(taken_utc=taken, profiles=tuple(profiles), missing=missing)
+    ordered = sorted(profiles, key=lambda one: FORMATS.index(one.format))  # dense before compressed, as it was
+    found = Profiles(taken_utc=taken, profiles=tuple(ordered), missing=missing)
     write_atomic(folder / _FILE, encode(found).encode())
 
 
