@@ -10,6 +10,7 @@ from pathlib import Path
 from rankship_benchmarks.device_gate import verify_on_device
 from rankship_benchmarks.gate import find_inputs
 from rankship_benchmarks.pending import Pending, drop_pending, note_pending, read_pending
+from rankship_benchmarks.profiles import profile_run
 from rankship_benchmarks.results import (
     STAND_IN,
     Header,
@@ -45,6 +46,7 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     *,
     limits: ParityChoice,
     canary: Artifact | None = None,
+    profile: bool = False,
 ) -> Path:
     """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
@@ -52,6 +54,7 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
     from the device, where it went on. `canary` is timed like the build's artifacts, its proof the last of `verified`.
+    With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary apart.
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     with watching(device), open_session(device, tell=steps.note) as session:
@@ -70,6 +73,9 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
         folder = _find_or_create(header, results, session, steps)
         with writing(folder):
             _run_rounds(folder, timed.artifacts, remote, inputs, suite, session, steps)
+            if profile:
+                requests = [_request(0, one, remote, inputs, suite) for one in build.artifacts]
+                profile_run(folder, requests, session, steps)
             finish_bundle(folder)
     return folder
 
@@ -133,21 +139,27 @@ def _run_rounds(
             if pending is None or (pending.round, pending.variant, pending.format) != name:
                 pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
                 note_pending(folder, pending)
-            request = MeasureRequest(
-                round=number,
-                variant=artifact.variant,
-                format=artifact.format,
-                artifact=remote[artifact.sha256],
-                artifact_sha256=artifact.sha256,
-                inputs=inputs[artifact.sha256],
-                threads=suite.threads,
-                min_samples=suite.min_samples,
-                min_duration_ms=suite.min_duration_ms,
-                max_warmup_ms=suite.max_warmup_ms,
-                timeout_s=suite.timeout_s,
-            )
+            request = _request(number, artifact, remote, inputs, suite)
             append_trial(folder, session.measure(request, pending.ticket))
             _forget_pending(folder, session)  # only now: until here the device has the only copy
+
+
+def _request(
+    number: int, artifact: Artifact, remote: dict[str, str], inputs: dict[str, tuple[str, ...]], suite: Suite
+) -> MeasureRequest:
+    return MeasureRequest(
+        round=number,
+        variant=artifact.variant,
+        format=artifact.format,
+        artifact=remote[artifact.sha256],
+        artifact_sha256=artifact.sha256,
+        inputs=inputs[artifact.sha256],
+        threads=suite.threads,
+        min_samples=suite.min_samples,
+        min_duration_ms=suite.min_duration_ms,
+        max_warmup_ms=suite.max_warmup_ms,
+        timeout_s=suite.timeout_s,
+    )
 
 
 def _describe(

@@ -1,23 +1,24 @@
 """Profiles and fronts: what is shown of many operators, and what no other choice beats."""
 
 import runpy
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rankship_benchmarks.pareto import find_front
 from rankship_benchmarks.profile_charts import draw_profile, list_rows
-from rankship_benchmarks.profiles import Profile, Profiles, profile_run, read_profiles
+from rankship_benchmarks.profiles import RUNS, Profile, Profiles, profile_run, read_profiles
 from rankship_benchmarks.report import render_report
 from rankship_benchmarks.results import Bundle
+from rankship_pipeline.errors import ConnectionLost, Lacks
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.store import Store
-from rankship_targets.device import Device
-from rankship_targets.events import OperatorTime
+from rankship_pipeline.records import Format
+from rankship_targets.events import OperatorTime, Profiled
+from rankship_targets.session import MeasureRequest, Session
 
 SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_benchmarks_summary.py")))
 make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
@@ -66,18 +67,45 @@ def test_a_page_with_profiles_keeps_them_apart_from_latencies_and_says_what_is_m
     assert "No profile of tflite: the runtime &lt;offers&gt; none" in section
 
 
-def test_a_device_that_is_away_leaves_a_run_without_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankship_benchmarks import profiles
-    from rankship_benchmarks.results import create_bundle
-    from rankship_pipeline.errors import ConnectionLost
+class Device:
+    """Profiles ONNX, lacks a profiler for TFLite, and goes away at ExecuTorch."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise ConnectionLost("gone", hint="look")
+    device = types.SimpleNamespace(name="pi")
 
-    create_bundle(tmp_path / "run", make_bundle().header)
-    monkeypatch.setattr(profiles, "open_session", refuse)
-    profile_run(tmp_path / "run", Store(tmp_path / "store"), Device(name="pi", transport="local"), 1, Steps())
-    assert read_profiles(tmp_path / "run") is None
+    def profile(self, request: MeasureRequest, runs: int) -> Profiled:
+        if request.format == "tflite":
+            raise Lacks("offers none", hint="look")
+        if request.format == "executorch":
+            raise ConnectionLost("gone", hint="look")
+        operator = OperatorTime(name="a", kind="Conv", ns=(1000,) * runs)
+        return Profiled(event="profiled", operators=(operator,), inference_ns=(2000,) * runs)
+
+
+def ask(format_: Format) -> MeasureRequest:
+    return MeasureRequest(
+        round=0,
+        variant="dense",
+        format=format_,
+        artifact="model",
+        artifact_sha256="0",
+        inputs=(),
+        threads=1,
+        min_samples=1,
+        min_duration_ms=1,
+        max_warmup_ms=1,
+    )
+
+
+def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:
+    session = cast("Session", Device())
+    profile_run(tmp_path, [ask("executorch"), ask("onnx")], session, Steps())
+    assert read_profiles(tmp_path) is None
+    profile_run(tmp_path, [ask("tflite"), ask("onnx")], session, Steps())
+    found = read_profiles(tmp_path)
+    assert found is not None
+    assert [one.format for one in found.profiles] == ["onnx"]
+    assert "offers none" in found.missing["tflite"]
+    assert len(found.profiles[0].inference_ns) == RUNS
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
