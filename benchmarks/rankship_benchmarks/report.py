@@ -11,6 +11,7 @@ from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.validity import keep_valid
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import Artifact, record
+from rankship_pipeline.summary import describe_refinement
 from rankship_pipeline.units import show_count, show_percent
 
 _TEMPLATE = "report.html.j2"
@@ -71,6 +72,7 @@ def render_report(bundle: Bundle) -> str:
         spreads=_draw_latencies(bundle, summary),
         conditions=_list_conditions(summary),
         provenance=_list_provenance(summary),
+        describe_refinement=describe_refinement,
         words=table,
         show_count=show_count,
         show_percent=show_percent,

@@ -31,7 +31,8 @@ class Headed(nn.Module):
         self.heads = nn.ModuleDict({str(task): head for task, head in heads.items()})
         self.classes = tuple(classes)
         if hasattr(backbone, "inputs"):
-            self.inputs = (*backbone.inputs, "task")  # find_mask looks for the attention mask by its name
+            names: tuple[str, ...] = backbone.inputs  # type: ignore[assignment]  # as huggingface.LogitsOnly has it
+            self.inputs = (*names, "task")  # find_mask looks for the attention mask by its name
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map the backbone's inputs and the tasks' numbers (batch,) to logits (batch, classes of all tasks).

@@ -27,7 +27,7 @@ def print_build(build: Build, entry: Entry) -> None:
     if build.fidelities:
         console.print(_fidelities(build))
     if build.refinement is not None:
-        console.print(_describe_refinement(build.refinement), soft_wrap=True, markup=False)
+        console.print(describe_refinement(build.refinement), soft_wrap=True, markup=False)
     console.print(_ranks(build))
     console.print(_files(build))
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
@@ -69,7 +69,7 @@ def _fidelities(build: Build) -> Table:
     return table
 
 
-def _describe_refinement(taken: Refinement) -> str:
+def describe_refinement(taken: Refinement) -> str:
     """One sentence: what is exported, and what refining it took."""
     return (
         f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"

@@ -1,11 +1,16 @@
 """A recipe of seconds: two tiny specialists with weights on disk, three formats, every stage real."""
 
+import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from rankship_targets.device import Device
+from rankship_targets.inventory import Value, add_device
 
 MODEL = """
 import torch
@@ -90,3 +95,21 @@ def shared_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
+
+
+class Server(Protocol):
+    """What the fixture `ssh_server` gives."""
+
+    device: Device
+
+
+@pytest.fixture
+def inventory(ssh_server: Server, tmp_path: Path) -> Path:
+    """Two boards behind one server, each with a folder of its own whose name needs quoting."""
+    board = ssh_server.device
+    table: dict[str, Value] = {"transport": "ssh", "host": "127.0.0.1", "port": board.port, "user": board.user or ""}
+    table |= {"host_key": board.host_key or "", "key_file": board.key_file or ""}
+    for name in ("one", "two"):
+        workdir = str(tmp_path / f"it's {name}")
+        add_device(tmp_path / "devices.toml", name, {**table, "python": sys.executable, "workdir": workdir})
+    return tmp_path / "devices.toml"

@@ -4,33 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from rankship_benchmarks.deploy import write_snippet
 from rankship_pipeline.cli import main
 from rankship_pipeline.records import FORMATS
-from rankship_targets.device import Device
-from rankship_targets.inventory import Value, add_device
 from rankship_targets.manifest import manifest_path
-
-
-class Server(Protocol):
-    """What the fixture `ssh_server` gives."""
-
-    device: Device
-
-
-@pytest.fixture
-def inventory(ssh_server: Server, tmp_path: Path) -> Path:
-    board = ssh_server.device
-    table: dict[str, Value] = {"transport": "ssh", "host": "127.0.0.1", "port": board.port, "user": board.user or ""}
-    table |= {"host_key": board.host_key or "", "key_file": board.key_file or ""}
-    for name in ("one", "two"):
-        workdir = str(tmp_path / f"it's {name}")
-        add_device(tmp_path / "devices.toml", name, {**table, "python": sys.executable, "workdir": workdir})
-    return tmp_path / "devices.toml"
 
 
 def deploy(build: Path, inventory: Path, store: Path, *flags: str) -> int:

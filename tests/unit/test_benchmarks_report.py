@@ -12,6 +12,7 @@ from rankship_benchmarks import charts
 from rankship_benchmarks.report import render_report, write_report
 from rankship_benchmarks.results import Bundle, append_trial, create_bundle, finish_bundle, writing
 from rankship_benchmarks.summary import summarise
+from rankship_pipeline.records import Accuracy, Fidelity, Refinement
 
 # The realistic run is made where the summary's tests are.
 SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_benchmarks_summary.py")))
@@ -167,3 +168,23 @@ def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
     drawing = charts.draw_accuracy_against_latency(summarise(dataclasses.replace(bundle, trials=slow)))
     assert "median latency (ms)" in drawing
     assert "mathdefault" not in drawing
+
+
+def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
+    bundle = make_bundle()
+    build = bundle.header.build
+    assert "What each specialist keeps" not in render_report(bundle)
+    before = Accuracy(stage="source:ink", samples=200, correct=198, low=0.96, high=0.997)
+    after = Accuracy(stage="merged", samples=200, correct=183, low=0.87, high=0.95)
+    kept = Fidelity(stage="merged", source="ink", answers=64, agreement=0.875, before=before, after=after)
+    untested = Fidelity(stage="merged", source="chalk", answers=32, agreement=0.75)
+    head = dataclasses.replace(build.artifacts[0], task="ink", sha256="e" * 64)
+    refined = Refinement(steps=300, cpu_seconds=32.0, augment="none")
+    changed = dataclasses.replace(build, fidelities=(kept, untested), heads=(head,), refinement=refined)
+    page = render_report(dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, build=changed)))
+    read_outline(page)
+    table = page[page.index("What each specialist keeps") : page.index("<h2>Ranks")]
+    for shown in ("99.0 %", "91.5 %", "-7.5", "87.5 %", "of 64", "75.0 %", "300 steps without labels"):
+        assert shown in table.replace("\u00a0", " "), shown
+    assert "Timed is the backbone" in page
+    assert f"{head.variant} {head.format}, head of ink" in page

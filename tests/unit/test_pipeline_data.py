@@ -36,10 +36,10 @@ def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"test_labels": ""}, "must return calibration, test_inputs and test_labels"),
+        ({"test_labels": ""}, "must return calibration, test_inputs, test_labels"),
         (
             {"calibration": '{"a": torch.ones(2, 2)}'},
-            r"calibration data for \['a'\], the recipe's models are \['a', 'b'\]",
+            r"gives calibration for \['a'\], the recipe's models are \['a', 'b'\]",
         ),
         ({"calibration": "torch.ones(2, 2)"}, "calibration"),
         ({"test_inputs": "torch.ones(0, 2)"}, "test_inputs is empty"),

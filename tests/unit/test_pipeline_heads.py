@@ -244,7 +244,8 @@ def test_masks_of_padding_reach_the_backbone_by_name() -> None:
         inputs = ("input_ids", "attention_mask")
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return ids * mask
+            hidden: torch.Tensor = ids * mask
+            return hidden
 
     from rankship_pipeline.calibrate import find_mask
 

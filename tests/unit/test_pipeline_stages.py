@@ -166,7 +166,7 @@ def test_a_renamed_comparison_is_evaluated_under_its_new_name(store: Store) -> N
     stages = make_stages(store)
     for name in ("one", "two"):
         model, _ = stages.compress(make_comparison(name))
-        assert stages.evaluate(model, "alternative", name).stage == f"alternative:{name}"
+        assert stages.evaluate(model, f"alternative:{name}").stage == f"alternative:{name}"
 
 
 @pytest.mark.parametrize(
