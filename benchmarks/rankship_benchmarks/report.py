@@ -6,26 +6,18 @@ from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
-<<<<<<< HEAD
 from rankship_benchmarks import charts, energy_table, table
-=======
-from rankship_benchmarks import charts, table
 from rankship_benchmarks.earlier_runs import Case, list_histories
 from rankship_benchmarks.history import Night
 from rankship_benchmarks.history_charts import draw_history
->>>>>>> refs/heads/landing
 from rankship_benchmarks.profile_charts import draw_profile
 from rankship_benchmarks.profiles import Profiles, read_profiles
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.validity import keep_valid
 from rankship_pipeline.files import write_atomic
-<<<<<<< HEAD
-from rankship_pipeline.records import Artifact, record
-from rankship_pipeline.summary import describe_refinement
-=======
 from rankship_pipeline.records import FORMATS, Artifact, record
->>>>>>> refs/heads/landing
+from rankship_pipeline.summary import describe_refinement
 from rankship_pipeline.units import show_count, show_ns, show_percent
 
 _TEMPLATE = "report.html.j2"
@@ -88,13 +80,10 @@ def render_report(
         figures=_pick_figures(summary),
         charts=_draw_charts(summary),
         spreads=_draw_latencies(bundle, summary),
-<<<<<<< HEAD
         energies=energy_table.list_energies(summary.results),
         energy_refusals=list(energy_table.state_refusals(summary)),
         energy_words=energy_table,
-=======
         earlier=_draw_histories(histories),
->>>>>>> refs/heads/landing
         profiles=profiles,
         profile_charts=_draw_profiles(profiles),
         conditions=_list_conditions(summary),
