@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +82,7 @@ class Way:
     """
 
     name: str
-    modules: dict[str, nn.Module]
+    modules: Mapping[str, nn.Module]
     accuracies: dict[str, Accuracy]
     size_bytes: int
     cpu_seconds: float
@@ -138,7 +138,7 @@ def train_adapter(module: nn.Module, labelled: tuple[Inputs, Tensor], steps: int
             logits = student(ids[rows, :width], mask[rows, :width])
         loss = functional.cross_entropy(logits.float(), labels[rows])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(chosen, 1.0)
         optimiser.step()
         schedule.step()
@@ -156,8 +156,8 @@ def make_adapters(name: str, tasks: dict[str, Any], steps: int, folder: Path, *,
         kept = {key: value for key, value in base.items() if key not in stored}
         save_file({**kept, **stored}, folder / "base.safetensors")  # the same for every task
         adapted = train_adapter(module, data["labelled"], steps, seed=0)
-        adapted.save_pretrained(folder / task, save_embedding_layers=False)
-        modules[task] = LogitsOnly(adapted.base_model.model, NAMES).eval()
+        adapted.save_pretrained(os.fspath(folder / task), save_embedding_layers=False)
+        modules[task] = LogitsOnly(adapted.get_submodule("base_model.model"), NAMES).eval()
     took = time.process_time() - begun
     for task, data in tasks.items():
         accuracies[task] = measure_accuracy(modules[task], *data["tests"], stage=name)
