@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=default_root(), help="default: the user's own")
     parser.add_argument("--rounds", type=int, default=16, help="a night, on this machine (default: %(default)s)")
     parser.add_argument("--emulated-rounds", type=int, default=6, help="a night, on the Pi (default: %(default)s)")
+    parser.add_argument("--note", default="", help="what else is to be known of this run; kept with the figures")
     arguments = parser.parse_args()
     arguments.to.mkdir(parents=True)
     pi, began = find_device(arguments.pi, arguments.inventory), time.monotonic()
@@ -256,6 +257,7 @@ def main() -> None:
     runs = find_runs(nights, arguments.here, results)
     report = {
         "what": NOTE,
+        "note": arguments.note,
         "cores": os.cpu_count(),
         "conditions": runs[0].header.conditions,
         "load_told": any(one.before.load_1m_milli is not None for run in runs for one in run.trials),
