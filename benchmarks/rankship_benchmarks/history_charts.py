@@ -25,7 +25,7 @@ def draw_history(
     """Draw the last nights of one case; empty where none of them counts.
 
     A night that does not count is a grey band with a cross at its foot, and no point. A step is a dashed line before
-    its first night, with the ratio of the levels. The time axis need not begin at 0.
+    its first night, with the ratio of the levels. The latency axis need not begin at 0.
     """
     shown = list(nights)[-SHOWN_NIGHTS:]
     levels = {place: estimate_median(night.rounds_ns) for place, night in enumerate(shown) if night.rounds_ns}
@@ -41,15 +41,24 @@ def draw_history(
             _draw_step(axes, COLOURS[variant], step, shown)
         every = max(1, -(-len(shown) // _MOST_TICKS))
         places = list(range(0, len(shown), every))
-        axes.set_xticks(places, [shown[place].started_utc[5:10] for place in places])
+        when, which = _name_nights(shown)
+        axes.set_xticks(places, [when[place] for place in places])
         axes.set_xlim(-0.6, len(shown) - 0.4)
         more = f"\n{beyond} of {len(levels)} intervals reach beyond the axis" if beyond else ""
-        axes.set_xlabel(f"{noun}, by its date in UTC (month-day){more}")
+        axes.set_xlabel(f"{noun}, by {which}{more}")
         axes.set_ylabel(f"latency ({unit})")
         axes.grid(visible=True, axis="y")
         axes.legend(ncols=2, **ABOVE)
 
     return draw_svg(name, draw, width_in=_WIDTH_IN, height_in=_HEIGHT_IN)
+
+
+def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
+    """Name the nights by their dates, or by the time of day where all are of one; gives what the names are too."""
+    dates = [night.started_utc[:10] for night in shown]
+    if len(shown) > 1 and len(set(dates)) == 1:
+        return [night.started_utc[11:16] for night in shown], f"its time in UTC on {dates[0]}"
+    return [date[5:] for date in dates], "its date in UTC (month-day)"
 
 
 def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: int, divisor: float) -> None:

@@ -67,7 +67,7 @@ def export_variant(
     inputs `input.<i>.npy` and torch's outputs `expected.0.npy`.
     """
     parts = list_parts(prepared, variant, model.module, plan)
-    return [one for part in parts for one in _export_part(prepared, store, steps, model.entry.content, part)]
+    return [one for part in parts for one in _export_part(prepared, store, steps, model.content, part)]
 
 
 def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, part: Part) -> list[Artifact]:

@@ -44,10 +44,16 @@ _NORMS = "batchnorm_reestimated.json"
 
 @dataclass(frozen=True)
 class Model:
-    """A torch module in evaluation mode and the store entry that holds its tensors."""
+    """A torch module in evaluation mode, the store entry that holds its tensors, and the hash of its own files."""
 
     module: nn.Module
     entry: Entry
+    files_sha256: str
+
+    @property
+    def content(self) -> str:
+        """What later stages are made from: its tensors, and the code that says what is computed with them."""
+        return digest([self.entry.content, self.files_sha256])
 
     @property
     def batchnorm_reestimated(self) -> bool:
@@ -86,7 +92,8 @@ class Stages:
             save_file(state, target / _STATE)
 
         entry = self._produce("source", made_from, make, f"{'train' if source.train else 'load'} {source.name}")
-        return Model(self._specialise(self._fill(make_model(source, folder, seed), entry), source), entry)
+        module = self._specialise(self._fill(make_model(source, folder, seed), entry), source)
+        return Model(module, entry, self.prepared.source_sha256[source.name])
 
     def _specialise(self, module: nn.Module, source: Source) -> nn.Module:
         """A source in the form of the merged model: with heads, its backbone and its own head; the base has none."""
@@ -103,7 +110,7 @@ class Stages:
         inputs = data.pool_calibration() if name is None else data.calibration[name]
         hashes = self.prepared.calibration_sha256
         made_from = {
-            "model": model.entry.content,
+            "model": model.content,
             "data": hashes if name is None else hashes[name],
             "layers": [layer.name for layer in self.prepared.layers],
         }
@@ -117,7 +124,7 @@ class Stages:
     def weigh_outputs(self, model: Model) -> tuple[Grams, str]:
         """Curvature at every layer's output, from a model's own predictions on all calibration data, and its hash."""
         made_from = {
-            "model": model.entry.content,
+            "model": model.content,
             "data": self.prepared.calibration_sha256,
             "layers": [layer.name for layer in self.prepared.layers],
             "seed": self.prepared.recipe.seed,
@@ -134,7 +141,7 @@ class Stages:
     def weigh_parameters(self, model: Model, name: str, samples: int) -> tuple[State, str]:
         """The diagonal Fisher information of one source on its own calibration data, and its content hash."""
         made_from = {
-            "model": model.entry.content,
+            "model": model.content,
             "data": self.prepared.calibration_sha256[name],
             "samples": samples,
             "seed": self.prepared.recipe.seed,
@@ -166,8 +173,8 @@ class Stages:
             "settings": settings,
             "seed": recipe.seed if method in RANDOM else None,
             "batchnorm": recipe.merge.batchnorm,
-            "models": [source.entry.content for source in sources],
-            "base": None if base is None else base.entry.content,
+            "models": [source.content for source in sources],
+            "base": None if base is None else base.content,
             "grams": keys,
             "fishers": [key for _, key in fishers],
             "layers": [layer.name for layer in self.prepared.layers],
@@ -190,7 +197,7 @@ class Stages:
 
         entry = self._produce("merged", made_from, make, f"merge by {method}")
         interference: dict[str, float] = json.loads(entry.read("interference.json").read_text(encoding="utf-8"))
-        return Model(self._fill(self.prepared.model, entry), entry), interference if len(sources) > 1 else {}
+        return self._make(self.prepared.model, entry), interference if len(sources) > 1 else {}
 
     def compress(self, way: Comparison) -> tuple[Model, RankPlan]:
         """The merged model compressed to the budget by one way of merging, whitening and allocating."""
@@ -199,7 +206,7 @@ class Stages:
         merged, interference = self.merge(way.merge)
         metrics, key = self.choose_metrics(merged, way)
         made_from = {
-            "merged": merged.entry.content,
+            "merged": merged.content,
             "metrics": key,
             "ranks": digest(choice),
             "whitening": way.whitening,
@@ -218,7 +225,7 @@ class Stages:
 
         entry = self._produce("compressed", made_from, make, f"compress: {way.name}")
         plan = decode(RankPlan, entry.read("plan.json").read_bytes(), where=str(entry.folder))
-        return Model(self._fill(rebuild(self.prepared.model, plan.factors), entry), entry), plan
+        return self._make(rebuild(self.prepared.model, plan.factors), entry), plan
 
     def make_compressed(
         self, analysis: Analysis, way: Comparison, interference: dict[str, float]
@@ -234,7 +241,7 @@ class Stages:
         return fill(analysis, plan.factors), plan
 
     def _analyse(self, merged: Model, metrics: dict[str, Metric], key: str, whitening: str) -> Analysis:
-        place = (merged.entry.content + key, whitening)
+        place = (merged.content + key, whitening)
         if place not in self._analyses:
             self._analyses[place] = analyse(merged.module, self.prepared.layers, metrics, whitening)
         return self._analyses[place]
@@ -249,7 +256,7 @@ class Stages:
         data = self.prepared.data
         inputs, labels = tests or (data.test_inputs, data.test_labels)
         sha256 = self.prepared.test_sha256 if tests is None else hash_tensors((*inputs, labels))
-        made_from = {"model": model.entry.content, "test": sha256, "stage": stage}
+        made_from = {"model": model.content, "test": sha256, "stage": stage}
 
         def make(target: Path) -> None:
             accuracy = measure_accuracy(model.module, inputs, labels, stage=stage)
@@ -262,8 +269,8 @@ class Stages:
         """The compressed model after label-free refinement; one that was killed goes on from its last minute."""
         prepared, sources = self.prepared, self._load_sources()
         made_from = {
-            "compressed": compressed.entry.content,
-            "sources": [source.entry.content for source in sources],
+            "compressed": compressed.content,
+            "sources": [source.content for source in sources],
             "data": prepared.unlabelled_sha256,
             "choice": digest(choice),
             "seed": prepared.recipe.seed,
@@ -286,7 +293,7 @@ class Stages:
         entry = self.store.produce("refined", self._stamp(made_from), make)
         shutil.rmtree(unfinished, ignore_errors=True)
         taken = decode(Refinement, entry.read("refinement.json").read_bytes(), where=str(entry.folder))
-        return Model(self._fill(rebuild(prepared.model, plan.factors), entry), entry), taken
+        return self._make(rebuild(prepared.model, plan.factors), entry), taken
 
     def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
         """How well a stage's model does each specialist's own task."""
@@ -295,8 +302,8 @@ class Stages:
     def _compare(self, model: Model, stage: str, source: Source) -> Fidelity:
         specialist, prepared = self.load_source(source), self.prepared
         made_from = {
-            "model": model.entry.content,
-            "source": specialist.entry.content,
+            "model": model.content,
+            "source": specialist.content,
             "name": source.name,
             "stage": stage,
             "data": [prepared.calibration_sha256[source.name], prepared.tests_sha256.get(source.name)],
@@ -366,6 +373,11 @@ class Stages:
 
     def _stamp(self, made_from: Mapping[str, object]) -> dict[str, object]:
         return {**made_from, "code": hash_code(), "versions": list_versions()}
+
+    def _make(self, structure: nn.Module, entry: Entry) -> Model:
+        """A model of the recipe's own, which runs its sources' code."""
+        files = {one.name: self.prepared.source_sha256[one.name] for one in self.prepared.recipe.models}
+        return Model(self._fill(structure, entry), entry, digest(files))
 
     def _fill(self, structure: nn.Module, entry: Entry) -> nn.Module:
         return load_into(copy.deepcopy(structure), load_file(entry.read(_STATE)), where=str(entry.folder))

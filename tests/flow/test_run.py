@@ -134,3 +134,23 @@ def test_build_records_say_what_made_them(recipe: Path, tmp_path: Path) -> None:
         assert record["inputs"] == [{"name": "input.0", "shape": [1, 1, 8, 8], "dtype": "float32"}]
         assert record["outputs"][0]["shape"] == [1, 3]
         assert bool(record["factored_layers"]) == (record["variant"] == "compressed")
+
+
+def test_a_change_of_the_model_s_code_alone_is_built_anew(recipe: Path, tmp_path: Path) -> None:
+    """Another operator without weights leaves every tensor as it was, and still makes another model."""
+    _shrink(recipe)
+    store, code = tmp_path / "store", recipe.with_name("model.py")
+    texts = [code.read_text(), code.read_text().replace("nn.ReLU(), nn.Flatten()", "nn.Tanh(), nn.Flatten()")]
+    counts = []
+    for text in texts:
+        code.write_text(text)
+        done = subprocess.run(
+            _command("build", recipe, "--store", store),
+            env=_environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        counts.append(sorted(b"Tanh" in path.read_bytes() for path in store.glob("artifact-*/model.onnx")))
+    assert counts == [[False, False], [False, False, True, True]]

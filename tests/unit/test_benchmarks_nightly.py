@@ -23,6 +23,7 @@ from rankship_benchmarks import judge_night, nightly_page
 from rankship_benchmarks import measure as measuring
 from rankship_benchmarks import nights as nights_file
 from rankship_benchmarks.history import Night
+from rankship_benchmarks.history_charts import draw_history
 from rankship_benchmarks.index import INDEX_FILE, refresh_own_index
 from rankship_benchmarks.judge_night import state_exit
 from rankship_benchmarks.measure_fleet import Measure
@@ -400,6 +401,22 @@ def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
     assert "<board" not in page
     assert not re.search(r"@import|url\((?!#)|\bsrc=", page)
     assert "night does not count" in page
+
+
+@pytest.mark.parametrize(
+    ("moments", "names"),
+    [
+        (("2026-11-26T02:15", "2026-11-26T14:30"), ("02:15", "14:30", "in UTC on 2026-11-26")),
+        (("2026-11-25T02:15", "2026-11-26T02:15"), ("11-25", "11-26", "month-day")),
+        (("2026-11-26T02:15",), ("11-26", "month-day")),
+    ],
+)
+def test_nights_of_one_day_are_told_apart_by_their_time(moments: tuple[str, ...], names: tuple[str, ...]) -> None:
+    nights = [
+        Night(run_id=moment, started_utc=f"{moment}:00+00:00", rounds_ns=(5e6, 5.1e6, 5.2e6)) for moment in moments
+    ]
+    svg = draw_history("chart", "dense", nights, ())
+    assert [name for name in names if name not in svg] == []
 
 
 def test_a_quarantined_device_is_named_by_its_reason_only_once(tmp_path: Path) -> None:
