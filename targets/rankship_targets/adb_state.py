@@ -18,7 +18,7 @@ from rankship_targets.transport import Transport, run_checked
 READY = "device"
 # How long each state may still become another: `adb connect` reports failure while the phone is still deciding.
 PATIENCE_S = {"offline": 6.0, "connecting": 6.0, "unauthorized": 3.0, "authorizing": 6.0}
-ANSWER_S = 15.0
+ANSWER_S = 10.0  # less than the quiet after which a running command asks by itself
 _ABSENT_PATIENCE_S = 2.0
 _POLL_S = 0.1
 _RECONNECT = {"offline", "connecting"}

@@ -10,7 +10,7 @@ import paramiko
 from rankship_pipeline.errors import Unreachable
 from rankship_targets.ssh_command import end_link
 
-# A link that swallows packets would hang SFTP for ever; the kernel drops it after this long without an answer.
+# A link that swallows packets would hang a copy for ever; the kernel drops it after this long without an answer.
 SILENCE_LIMIT_MS = 30_000
 _REFUSED_BY_POLICY = 1  # RFC 4254's "administratively prohibited"
 
