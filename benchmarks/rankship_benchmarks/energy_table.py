@@ -94,7 +94,7 @@ def describe_estimate(estimate: EnergyEstimate | None) -> str:
     """Say in small print what stands behind a figure: the meter's part of its ±."""
     if estimate is None or not estimate.value_nj:
         return ""
-    return f"meter ± {estimate.bound_nj / abs(estimate.value_nj):.1%}"
+    return f"meter ± {estimate.bound_nj / abs(estimate.value_nj):.2%}"
 
 
 def name_provenance(energy: CaseEnergy) -> str:

@@ -19,7 +19,9 @@ _USUAL_SPANS = 3  # beyond the medians: one uncertain night must not flatten all
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
 
 
-def draw_history(name: str, variant: Variant, nights: Sequence[Night], steps: Sequence[Step]) -> str:
+def draw_history(
+    name: str, variant: Variant, nights: Sequence[Night], steps: Sequence[Step], *, noun: str = "night"
+) -> str:
     """Draw the last nights of one case; empty where none of them counts.
 
     A night that does not count is a grey band with a cross at its foot, and no point. A step is a dashed line before
@@ -34,7 +36,7 @@ def draw_history(name: str, variant: Variant, nights: Sequence[Night], steps: Se
         divisor, unit = time_unit(max(level.value for level in levels.values()))
         _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor)
         beyond = _fit(axes, list(levels.values()), divisor)
-        _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels])
+        _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels], noun)
         for step in steps:
             _draw_step(axes, COLOURS[variant], step, shown)
         every = max(1, -(-len(shown) // _MOST_TICKS))
@@ -42,7 +44,7 @@ def draw_history(name: str, variant: Variant, nights: Sequence[Night], steps: Se
         axes.set_xticks(places, [shown[place].started_utc[5:10] for place in places])
         axes.set_xlim(-0.6, len(shown) - 0.4)
         more = f"\n{beyond} of {len(levels)} intervals reach beyond the axis" if beyond else ""
-        axes.set_xlabel(f"night, by its date in UTC (month-day){more}")
+        axes.set_xlabel(f"{noun}, by its date in UTC (month-day){more}")
         axes.set_ylabel(f"latency ({unit})")
         axes.grid(visible=True, axis="y")
         axes.legend(ncols=2, **ABOVE)
@@ -73,7 +75,7 @@ def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
     return sum((level.low or low) < low or (level.high or high) > high for level in levels)
 
 
-def _draw_gaps(axes: "Axes", places: Sequence[int]) -> None:
+def _draw_gaps(axes: "Axes", places: Sequence[int], noun: str) -> None:
     from matplotlib.transforms import blended_transform_factory
 
     if not places:
@@ -82,7 +84,7 @@ def _draw_gaps(axes: "Axes", places: Sequence[int]) -> None:
         axes.axvspan(place - 0.5, place + 0.5, color=_GAP_COLOUR, lw=0, zorder=0)
     foot: Any = blended_transform_factory(axes.transData, axes.transAxes)
     axes.plot(
-        places, [0.06] * len(places), "x", color=GREY, ms=6, mew=1.4, transform=foot, label="night does not count"
+        places, [0.06] * len(places), "x", color=GREY, ms=6, mew=1.4, transform=foot, label=f"{noun} does not count"
     )
 
 

@@ -12,6 +12,7 @@ from rankship_benchmarks.device_gate import verify_on_device
 from rankship_benchmarks.energy_rounds import measure_energy
 from rankship_benchmarks.gate import find_inputs
 from rankship_benchmarks.pending import Pending, forget_pending, note_pending, read_pending
+from rankship_benchmarks.profiles import profile_run
 from rankship_benchmarks.results import (
     STAND_IN,
     Header,
@@ -48,6 +49,7 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     *,
     limits: ParityChoice,
     canary: Artifact | None = None,
+    profile: bool = False,
 ) -> Path:
     """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
@@ -55,7 +57,8 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
     from the device, where it went on. `canary` is timed like the build's artifacts;
-    `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed.
+    `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed. With
+    `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary apart.
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
@@ -81,6 +84,8 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
             if suite.energy:
                 planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
                 measure_energy(folder, planned, ask, suite.energy, session, steps)
+            if profile:
+                profile_run(folder, [ask(0, one) for one in build.artifacts], session, steps)
             finish_bundle(folder)
     return folder
 

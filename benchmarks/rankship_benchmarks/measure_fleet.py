@@ -49,16 +49,25 @@ def measure_devices(
 
 
 def prepare_measuring(
-    build: Build, prepared: "Prepared", suite: Suite, store: Store, results: Path, steps: Steps
+    build: Build,
+    prepared: "Prepared",
+    suite: Suite,
+    store: Store,
+    results: Path,
+    steps: Steps,
+    *,
+    profile: bool = False,
 ) -> Measure:
-    """Verify a build, and the canary where the suite wants one; gives what measures both on one device."""
+    """Verify a build, and the canary where the suite wants one; gives what measures, and profiles, on one device."""
     canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)
 
     def measure(device: Device, own: Steps) -> Path:
-        return measure_build(build, verified, store, device, suite, results, own, limits=limits, canary=canary)
+        return measure_build(
+            build, verified, store, device, suite, results, own, limits=limits, canary=canary, profile=profile
+        )
 
     return measure
 

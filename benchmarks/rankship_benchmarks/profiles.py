@@ -4,22 +4,19 @@ A profiler slows what it looks at. So nothing here is a latency, nothing of it e
 place that shows it says "profiled".
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-from rankship_benchmarks.gate import find_inputs
-from rankship_benchmarks.results import open_bundle
 from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.errors import Lacks, TargetError
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.records import Artifact, Format, Variant, Verified, record
-from rankship_pipeline.store import Store
-from rankship_targets.device import Device
+from rankship_pipeline.records import FORMATS, Format, Variant, record
 from rankship_targets.events import OperatorTime, Profiled
-from rankship_targets.session import MeasureRequest, Session, open_session
+from rankship_targets.session import MeasureRequest, Session
 
 RUNS = 20  # profiled inferences of each artifact
 _FILE = "profiles.json"
@@ -56,25 +53,23 @@ class Profiles:
     missing: dict[Format, str]
 
 
-def profile_run(folder: Path, store: Store, device: Device, threads: int, steps: Steps) -> None:
-    """Profile what a run has measured, once; where the device cannot be reached the run stays without profiles."""
+def profile_run(folder: Path, requests: Sequence[MeasureRequest], session: Session, steps: Steps) -> None:
+    """Profile pushed artifacts, once; where that fails, the run stays without: what was measured stays measured."""
     if (folder / _FILE).exists():
         return
-    header = open_bundle(folder).header
     profiles: list[Profile] = []
     missing: dict[Format, str] = {}
-    try:
-        with open_session(device, tell=steps.note) as session, steps.step(f"profile on {device.name}"):
-            for artifact, proof in zip(header.build.artifacts, header.verified, strict=False):
-                if artifact.format in missing:
-                    continue
-                try:
-                    profiles.append(_profile(session, artifact, proof, store, threads))
-                except Lacks as lacking:
-                    missing[artifact.format] = str(lacking)
-    except TargetError as failure:  # what was measured stays measured
-        steps.note(f"{device.name} was not profiled: {failure}")
-        return
+    with steps.step(f"profile on {session.device.name}"):
+        for request in sorted(requests, key=lambda one: FORMATS.index(one.format)):  # dense before compressed
+            if request.format in missing:
+                continue
+            try:
+                profiles.append(_keep(request, session.profile(request, RUNS)))
+            except Lacks as lacking:
+                missing[request.format] = str(lacking)
+            except TargetError as failure:
+                steps.note(f"{session.device.name} was not profiled: {failure}")
+                return
     taken = datetime.now(UTC).isoformat(timespec="seconds")
     found = Profiles(taken_utc=taken, profiles=tuple(profiles), missing=missing)
     write_atomic(folder / _FILE, encode(found).encode())
@@ -87,25 +82,12 @@ def read_profiles(folder: Path) -> Profiles | None:
     return None
 
 
-def _profile(session: Session, artifact: Artifact, proof: Verified, store: Store, threads: int) -> Profile:
-    request = MeasureRequest(
-        round=0,
-        variant=artifact.variant,
-        format=artifact.format,
-        artifact=session.push(store.root / artifact.file, proof),
-        artifact_sha256=artifact.sha256,
-        inputs=tuple(session.push_file(path) for path in find_inputs((artifact,), store)),
-        threads=threads,
-        min_samples=RUNS,
-        min_duration_ms=0,
-        max_warmup_ms=0,
-    )
-    found: Profiled = session.profile(request, RUNS)
+def _keep(request: MeasureRequest, found: Profiled) -> Profile:
     return Profile(
-        variant=artifact.variant,
-        format=artifact.format,
-        artifact_sha256=artifact.sha256,
-        threads=threads,
+        variant=request.variant,
+        format=request.format,
+        artifact_sha256=request.artifact_sha256,
+        threads=request.threads,
         operators=found.operators,
         inference_ns=found.inference_ns,
     )

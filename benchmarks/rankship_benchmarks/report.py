@@ -1,18 +1,22 @@
 """The report: one self-contained HTML page, verdict first, that opens offline and prints."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 from rankship_benchmarks import charts, energy_table, table
+from rankship_benchmarks.earlier_runs import Case, list_histories
+from rankship_benchmarks.history import Night
+from rankship_benchmarks.history_charts import draw_history
 from rankship_benchmarks.profile_charts import draw_profile
 from rankship_benchmarks.profiles import Profiles, read_profiles
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.validity import keep_valid
 from rankship_pipeline.files import write_atomic
-from rankship_pipeline.records import Artifact, record
+from rankship_pipeline.records import FORMATS, Artifact, record
 from rankship_pipeline.summary import describe_refinement
 from rankship_pipeline.units import show_count, show_ns, show_percent
 
@@ -51,11 +55,14 @@ def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
     """Write a run's page, by default `report.html` beside its trials, and return where it is."""
     bundle = open_bundle(bundle_folder)
     target = path or bundle_folder / "report.html"
-    write_atomic(target, render_report(bundle, read_profiles(bundle_folder)).encode())
+    histories = list_histories(bundle_folder, bundle)
+    write_atomic(target, render_report(bundle, read_profiles(bundle_folder), histories).encode())
     return target
 
 
-def render_report(bundle: Bundle, profiles: Profiles | None = None) -> str:
+def render_report(
+    bundle: Bundle, profiles: Profiles | None = None, histories: Mapping[Case, Sequence[Night]] = MappingProxyType({})
+) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
     from jinja2 import Environment, StrictUndefined
 
@@ -76,6 +83,7 @@ def render_report(bundle: Bundle, profiles: Profiles | None = None) -> str:
         energies=energy_table.list_energies(summary.results),
         energy_refusals=list(energy_table.state_refusals(summary)),
         energy_words=energy_table,
+        earlier=_draw_histories(histories),
         profiles=profiles,
         profile_charts=_draw_profiles(profiles),
         conditions=_list_conditions(summary),
@@ -158,6 +166,19 @@ def _draw_latencies(bundle: Bundle, summary: Summary) -> list[Chart]:
         )
         for format_ in summary.runtimes
     ]
+
+
+def _draw_histories(histories: Mapping[Case, Sequence[Night]]) -> list[Chart]:
+    """Draw each case's latency through the runs before this one."""
+    drawn = [
+        Chart(
+            heading=f"{format_}, {variant}",
+            reading=f"{len(nights)} runs, this one last.",
+            svg=draw_history(f"earlier-{format_}-{variant}", variant, nights, (), noun="run"),
+        )
+        for (variant, format_), nights in sorted(histories.items(), key=lambda pair: FORMATS.index(pair[0][1]))
+    ]
+    return [chart for chart in drawn if chart.svg]
 
 
 def _draw_profiles(profiles: Profiles | None) -> list[Chart]:

@@ -105,9 +105,7 @@ def find_devices(arguments: argparse.Namespace) -> "list[Device]":
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
     """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
     from rankship_benchmarks.measure_fleet import measure_devices, prepare_measuring, raise_first
-    from rankship_benchmarks.profiles import profile_run
     from rankship_benchmarks.ready import check_ready
-    from rankship_benchmarks.results import open_bundle
     from rankship_benchmarks.schedule import read_jobs
     from rankship_pipeline.progress import Steps
     from rankship_pipeline.store import Store
@@ -131,12 +129,10 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
             prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
         )
     build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
-    by_name = {one.name: one for one in devices}
-    ended = measure_devices(read_jobs(arguments.on), by_name, measure, steps, pauses_s=())
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
+    ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
     for one in ended.values():
         if one.result is not None:
-            profile_run(one.result, store, by_name[open_bundle(one.result).header.device], suite.threads, steps)
             _report(one.result, None, steps)
     raise_first(ended, steps)
 

@@ -72,8 +72,8 @@ def train_sst2(module: nn.Module, seed: int) -> None:
 
 
 def train_sst2_briefly(module: nn.Module, seed: int) -> None:
-    """Fine-tune on 16,000 of the training phrases, about two minutes of one core: a specialist to merge."""
-    _train(module, "sst2", seed, sentences=16_000)
+    """Fine-tune on 8,000 of the training phrases, about a minute of one core: a specialist to merge."""
+    _train(module, "sst2", seed, sentences=8_000)
 
 
 def train_clinc150(module: nn.Module, seed: int) -> None:

@@ -70,7 +70,7 @@ def refine(
         batches = [_draw(inputs, BATCH // len(teachers), augment, generator) for _, inputs in teachers]
         sizes = [len(batch[0]) for batch in batches]
         joined = _arrange(student, tuple(torch.cat(parts) for parts in zip(*batches, strict=True)))
-        batches = list(zip(*(tensor.split(sizes) for tensor in joined), strict=True))
+        batches = list(zip(*(torch.split(tensor, sizes) for tensor in joined), strict=True))
         with torch.no_grad(), products:
             wanted = [teacher(*batch).float() for (teacher, _), batch in zip(teachers, batches, strict=True)]
         for group in optimizer.param_groups:

@@ -86,7 +86,7 @@ class SshTransport:
         link = self._link()
         with open_source(local) as source, self._explaining(f"sending {local.name}", timeout_s):
             source.seek(offset)
-            with SshCommand(link, argv, timeout_s, fed=True) as command, _cutting(link):
+            with _cutting(link), SshCommand(link, argv, timeout_s, fed=True) as command:
                 command.feed(source, STEP_TIMEOUT_S, told)
                 stdout = b"".join(command.chunks())
                 return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())

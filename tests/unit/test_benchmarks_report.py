@@ -80,6 +80,29 @@ def test_the_page_is_well_formed_and_the_same_each_time() -> None:
     assert page == render_report(bundle)
 
 
+def test_a_run_shows_the_like_runs_before_it_and_no_others(tmp_path: Path) -> None:
+    def keep(name: str, created: str, conditions: dict[str, str] | None = None) -> None:
+        header = dataclasses.replace(bundle.header, run_id=name, created_utc=created)
+        header = header if conditions is None else dataclasses.replace(header, conditions=conditions)
+        create_bundle(tmp_path / name, header)
+        with writing(tmp_path / name):
+            for trial in bundle.trials:
+                append_trial(tmp_path / name, trial)
+            finish_bundle(tmp_path / name)
+
+    bundle = make_bundle(samples=5)
+    keep("first", "2026-11-01T02:15:00+00:00")
+    assert "The runs before this one" not in write_report(tmp_path / "first").read_text()
+    keep("unlike", "2026-11-02T02:15:00+00:00", conditions={"kernel": "another"})
+    keep("later", "2026-11-09T02:15:00+00:00")
+    keep("this", "2026-11-03T02:15:00+00:00")
+    page = write_report(tmp_path / "this").read_text()
+    assert "2 runs, this one last." in page
+    assert "11-01" in page
+    assert "11-02" not in page
+    assert "11-09" not in page
+
+
 def test_the_verdict_comes_first_and_everything_asked_for_is_there() -> None:
     page = render_report(make_bundle())
     assert page.index("2.5\u00d7 fewer parameters") < page.index("compressed is not faster in executorch")

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rankship_targets.agent import main, runtimes, timing
+from rankship_targets.agent import litert_profile, main, profiles, protocol, runtimes, timing
 from rankship_targets.agent_file import find_agent, pack_agent
 
 AGENT = find_agent()
@@ -367,6 +367,32 @@ def test_load_tells_time_and_memory_without_an_inference(model: Path) -> None:
     assert [event["event"] for event in events] == ["hello", "opened", "loaded", "done"]
     assert events[2]["load_ns"] > 0
     assert events[2]["rss_bytes"] >= events[1]["rss_bytes"] > 0
+
+
+def test_a_profile_tells_every_operator_of_every_inference_and_leaves_nothing(model: Path) -> None:
+    before = sorted(model.parent.iterdir())
+    request = {key: value for key, value in ask_infer(model).items() if key != "output"}
+    events, done = call({**request, "command": "profile", "runs": 7})
+    assert done.returncode == 0, events
+    told = find(events, "profiled")
+    assert [one["kind"] for one in told["operators"]] == ["MatMul", "Neg"]
+    assert [len(one["ns"]) for one in told["operators"]] == [7, 7]
+    assert len(told["inference_ns"]) == 7
+    assert sorted(model.parent.iterdir()) == before
+
+
+def test_a_runtime_without_a_profiler_is_lacking_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "PROFILERS", {})
+    with pytest.raises(protocol.Fault) as refused:
+        next(profiles.profile({**ask_infer(model), "runs": 1}))
+    assert refused.value.args[0] == "lacks_runtime"
+
+
+def test_litert_of_another_release_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert_profile, "find_version", lambda _: "2.4.0")
+    with pytest.raises(protocol.Fault) as refused:
+        litert_profile.profile_litert({"artifact": "model", "runs": 1}, [], 1)
+    assert refused.value.args[0] == "lacks_runtime"
 
 
 def test_hung_up_before_the_first_word_is_an_end(model: Path) -> None:
