@@ -66,7 +66,8 @@ class MergeChoice:
     adapters of one model it need not be given. `scale` is λ (or α); `density` the share of each change that trimming
     keeps, `drop` and `epsilon` how likely a change is dropped; `position` where SLERP stops between the two models;
     `off_diagonal` scales the Grams' off-diagonals as RegMean does (1 = not at all); `core_rank` is that of CtM's cores
-    (0: the adapters' own), `samples` how many inputs Fisher sees.
+    (0: the adapters' own), `samples` how many inputs of each model
+    Fisher, and solving layer by layer, see.
     `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
     re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
     """

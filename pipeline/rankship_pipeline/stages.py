@@ -19,7 +19,8 @@ from rankship_pipeline.compress import Analysis, analyse, fill
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
 from rankship_pipeline.factorise import Metric
-from rankship_pipeline.heads import Headed, separate, specialise
+from rankship_pipeline.heads import HEADS, Headed, separate, specialise
+from rankship_pipeline.layers import find_layers
 from rankship_pipeline.likeness import RefineChoice
 from rankship_pipeline.mend import Mend, mend_model
 from rankship_pipeline.merge import Sources, merge_states
@@ -35,6 +36,7 @@ from rankship_pipeline.recipe import Comparison, Source, find_base, rank_choice
 from rankship_pipeline.reconstruct import reconstruct
 from rankship_pipeline.records import Accuracy, Fidelity, RankPlan, Refinement
 from rankship_pipeline.refine import Saving, refine
+from rankship_pipeline.refit import refit
 from rankship_pipeline.store import Entry, Store
 from rankship_pipeline.toolchain import hash_code, list_versions
 
@@ -192,6 +194,8 @@ class Stages:
             state = merge_states(method, known, settings, recipe.seed)
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
             module = load_into(copy.deepcopy(self.prepared.model), {**state, **heads}, where=f"{method} merge")
+            if method == "sequential":
+                module = refit(module, find_layers(module, (HEADS,)), self._list_teachers(int(settings["samples"])))
             self._save(*self.settle(module), target)
             (target / "interference.json").write_text(json.dumps(costs), encoding="utf-8")
 
@@ -236,6 +240,10 @@ class Stages:
         plan = make_plan(
             analysis, choice, prepared.fixed_parameters, prepared.budget, inputs, interference, prepared.price
         )
+        if way.reconstruct and way.merge == "sequential":
+            samples = int(fill_settings(way.merge, prepared.recipe.merge.given)["samples"])
+            layers = find_layers(analysis.model, (HEADS,))
+            return refit(analysis.model, layers, self._list_teachers(samples), plan.factors, analysis.layers), plan
         if way.reconstruct:
             return reconstruct(analysis, plan.factors, inputs), plan
         return fill(analysis, plan.factors), plan
@@ -315,6 +323,11 @@ class Stages:
 
         entry = self.store.produce("fidelity", self._stamp(made_from), make)
         return decode(Fidelity, entry.read("fidelity.json").read_bytes(), where=str(entry.folder))
+
+    def _list_teachers(self, samples: int) -> list[tuple[nn.Module, Inputs]]:
+        """Every source with so many of its own calibration samples."""
+        pairs = zip(self._load_sources(), self.prepared.data.calibration.values(), strict=True)
+        return [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
 
     def _load_sources(self) -> list[Model]:
         return [self.load_source(source) for source in self.prepared.recipe.models]

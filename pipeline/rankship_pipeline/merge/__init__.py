@@ -45,6 +45,7 @@ MERGES: dict[MergeMethod, Method] = {
     "fisher": Method(merge_fisher),
     "regmean": Method(merge_regmean),
     "joint": Method(merge_joint),
+    "sequential": Method(merge_joint),  # where refit.py starts from
     "wudi": Method(merge_wudi),
     "tsv-m": Method(merge_tsv),
     "iso-c": Method(merge_iso),
