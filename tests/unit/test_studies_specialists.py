@@ -32,11 +32,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "cifar10" / f"{part}.json").write_text(json.dumps({"labels": classes.tolist()}))
     for name in ("mnist", "fashion_mnist"):
         (tmp_path / name).mkdir()
-        arrays = {}
-        for part, count in (("calib", 1200), ("test", 2100)):
-            arrays[f"{part}_x"] = np.full((count, 28, 28), 255, dtype=np.uint8)
-            arrays[f"{part}_y"] = (np.arange(count) % 10).astype(np.uint8)
-        np.savez(tmp_path / name / f"{name}.npz", **arrays)
+        white, digits = np.full((2100, 28, 28), 255, dtype=np.uint8), (np.arange(2100) % 10).astype(np.uint8)
+        np.savez(
+            tmp_path / name / f"{name}.npz", calib_x=white[:1200], calib_y=digits[:1200], test_x=white, test_y=digits
+        )
     return tmp_path
 
 
