@@ -175,7 +175,7 @@ def _describe_row(device: str, case: CaseWord, latency: Estimate | None) -> Row:
         interval=show_time_interval(latency) if latency else "",
         ratio=f"{TIMES} {case.ratio.value:.3f}" if case.ratio else UNKNOWN,
         ratio_interval=_show_fine_interval(case.ratio) if case.ratio else "",
-        reason="; ".join(filter(None, (case.step, case.reason))),
+        reason=f"{case.step}; against the last night: {case.reason}" if case.step else case.reason,
     )
 
 
