@@ -256,6 +256,7 @@ def _label_apart(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> No
             ha="right" if left else "left",
             va="center",
             fontsize=9.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the front passes behind a name
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.7, "shrinkA": 1, "shrinkB": 4},
         )
 
