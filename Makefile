@@ -4,6 +4,7 @@
 # For every day, and for what takes gigabytes:
 #   make test-quick     without emulated devices
 #   make test-images    the container images, really built and run
+#   make test-phone-faults   every fault of a phone, into an emulated one: ten minutes
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see README, Installing.
 
 SHELL := /bin/bash
@@ -42,7 +43,7 @@ define install
 		echo "could not install$$missing: the tests that need them are skipped by name"
 endef
 
-.PHONY: demo test test-quick test-images lint clean
+.PHONY: demo test test-quick test-images test-phone-faults lint clean
 
 demo: $(INSTALLED)
 	@start=$$SECONDS; \
@@ -51,7 +52,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(call install,TEST_NEEDS)
-	$(BIN)/python -m pytest -m "not images"
+	$(BIN)/python -m pytest -m "not images and not phone_faults"
 
 test-quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not twin and not system and not images"
@@ -59,6 +60,10 @@ test-quick: $(INSTALLED)
 test-images: $(INSTALLED)
 	$(call install,IMAGE_NEEDS)
 	$(BIN)/python -m pytest -m images
+
+test-phone-faults: $(INSTALLED)
+	$(call install,TEST_NEEDS)
+	$(BIN)/python -m pytest -m phone_faults
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
