@@ -145,7 +145,7 @@ class Board:
         self.set_python(f'RANKSHIP_AGENT_ROOT="{self.root}" exec {sys.executable} "$@"')
         number = os.getpid() % 16384  # the range for tests of networks, in nets of four addresses
         net = f"198.{18 + number // 8192}.{number % 8192 // 64}"
-        self.interface, self.address = f"rsb{number}", f"{net}.{number % 64 * 4 + 2}"
+        self.interface, self.address = f"rs{'p' if way == 'adb' else 'b'}{number}", f"{net}.{number % 64 * 4 + 2}"
         self.holder = self._hold(f"{net}.{number % 64 * 4 + 1}")
         self.work = Path(f"/proc/{self.holder.pid}/root{folder}/work")  # as the board sees it
         (folder / "sshd_config").write_text(CONFIGURATION.format(address=self.address, folder=folder))

@@ -40,8 +40,11 @@ import importlib, sys
 sys.path.remove({folder!r}); del sys.modules["onnxruntime"]
 real = importlib.import_module("onnxruntime")
 class Wrong(real.InferenceSession):
-    def run(self, *words):
-        return [1.01 * output for output in super().run(*words)]
+    def io_binding(self):
+        bound = super().io_binding()
+        right = bound.copy_outputs_to_cpu
+        bound.copy_outputs_to_cpu = lambda: [1.01 * output for output in right()]
+        return bound
 real.InferenceSession = Wrong
 """
 
