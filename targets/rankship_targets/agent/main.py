@@ -114,8 +114,11 @@ def main() -> None:
     os.environ.update(NOISE)
     event: Event = {"event": "hello", "protocol": PROTOCOL}
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as protocol:
-        print(json.dumps(event), file=protocol)
-        for event in answer(sys.argv[1] if len(sys.argv) > 1 else ""):
+        try:
             print(json.dumps(event), file=protocol)
+            for event in answer(sys.argv[1] if len(sys.argv) > 1 else ""):
+                print(json.dumps(event), file=protocol)
+        except BrokenPipeError:  # the same word, met here before the thread heard of it
+            os._exit(EXIT_UNHEARD)
         sys.stdout.flush()  # what runtimes printed; _exit would lose it
         os._exit(EXIT_FAILED if event["event"] == "error" else 0)
