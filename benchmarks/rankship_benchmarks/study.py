@@ -207,14 +207,10 @@ class _Bench:
             module, plan = stages.make_compressed(analysis, row.way, interference)
             module, reestimated = stages.settle(module)
             if seconds:
-                teachers = [
-                    (stages.load_source(source).module, prepared.data.list_unlabelled(source.name))
-                    for source in prepared.recipe.models
-                ]
                 choice = RefineChoice(
                     cpu_seconds=seconds, augment=self.subject.augment, step_size=self.subject.step_size
                 )
-                module, _ = refine(module, teachers, choice, self.seed)
+                module, _ = refine(module, stages.list_teachers(), choice, self.seed)
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
             tasks, accuracy = _test(module, prepared.data)
         return Cell(

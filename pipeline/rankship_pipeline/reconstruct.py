@@ -20,7 +20,7 @@ from rankship_pipeline.records import Factors
 RIDGE = 1e-3
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The layer under study has seen its input; the rest of the forward pass is not needed."""
 
 
@@ -111,13 +111,13 @@ def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs
 
     def stop(_layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
         seen.append(as_rows(module, x, mask))
-        raise _Reached
+        raise Reached
 
     with watch_inputs(dense, [layer], stop) as run_dense, watch_inputs(student, [layer], stop) as run_student:
         for batch in split(inputs):
             seen.clear()
             for run in (run_dense, run_student):
-                with contextlib.suppress(_Reached):
+                with contextlib.suppress(Reached):
                     run(batch)
             crossed.add(*seen)
 

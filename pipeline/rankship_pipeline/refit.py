@@ -18,16 +18,12 @@ from rankship_pipeline.calibrate import as_outputs, as_rows, find_mask, split
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.factorise import Metric
 from rankship_pipeline.forms import Decomposition, compose
-from rankship_pipeline.layers import Layer, get_layer, shape_weight
+from rankship_pipeline.layers import Layer, as_matrix, get_layer, shape_weight
 from rankship_pipeline.rebuild import fill_factors, rebuild
-from rankship_pipeline.reconstruct import RIDGE
+from rankship_pipeline.reconstruct import RIDGE, Reached
 from rankship_pipeline.records import Factors
 
 Teachers = Sequence[tuple[nn.Module, Inputs]]
-
-
-class _Reached(Exception):
-    """What is looked for has run; the rest of the forward pass is not needed."""
 
 
 def refit(
@@ -168,11 +164,11 @@ def _see(model: nn.Module, layer: Layer, place: str, batch: Inputs, *, inputs_wa
         x = args[0] if args else named["input"]
         rows = as_rows(module, x, mask) if inputs_wanted else as_outputs(module, y, mask)
         seen.append(rows)
-        raise _Reached
+        raise Reached
 
     handle = model.get_submodule(place).register_forward_hook(hook, with_kwargs=True)
     try:
-        with suppress(_Reached):
+        with suppress(Reached):
             model(*batch)
     finally:
         handle.remove()
@@ -181,7 +177,7 @@ def _see(model: nn.Module, layer: Layer, place: str, batch: Inputs, *, inputs_wa
 
 def _as_followed(student: nn.Module, layer: Layer, norm: str | None) -> Tensor:
     """The merged weight as a matrix, with the scale that the norm behind it gives its rows."""
-    matrix = get_layer(student, layer.name).weight.detach().to(torch.float64).flatten(1)
+    matrix = as_matrix(get_layer(student, layer.name))
     if norm is None:
         return matrix
     behind = student.get_submodule(norm)

@@ -19,6 +19,7 @@ from rankship_pipeline.compress import Analysis, analyse, fill
 from rankship_pipeline.data import Inputs
 from rankship_pipeline.evaluate import measure_accuracy, measure_divergence, predict
 from rankship_pipeline.factorise import Metric
+from rankship_pipeline.forms import Decomposition
 from rankship_pipeline.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.layers import find_layers
 from rankship_pipeline.likeness import RefineChoice
@@ -34,7 +35,7 @@ from rankship_pipeline.quality import compare_with_source
 from rankship_pipeline.rebuild import rebuild
 from rankship_pipeline.recipe import Comparison, Source, find_base, rank_choice
 from rankship_pipeline.reconstruct import reconstruct
-from rankship_pipeline.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.records import Accuracy, Factors, Fidelity, RankPlan, Refinement
 from rankship_pipeline.refine import Saving, refine
 from rankship_pipeline.refit import refit
 from rankship_pipeline.store import Entry, Store
@@ -195,7 +196,7 @@ class Stages:
             costs = {layer.name: measure_interference(state, states, grams, layer) for layer in self.prepared.layers}
             module = load_into(copy.deepcopy(self.prepared.model), {**state, **heads}, where=f"{method} merge")
             if method == "sequential":
-                module = refit(module, find_layers(module, (HEADS,)), self._list_teachers(int(settings["samples"])))
+                module = self._solve_in_order(module, {}, {})
             self._save(*self.settle(module), target)
             (target / "interference.json").write_text(json.dumps(costs), encoding="utf-8")
 
@@ -241,9 +242,7 @@ class Stages:
             analysis, choice, prepared.fixed_parameters, prepared.budget, inputs, interference, prepared.price
         )
         if way.reconstruct and way.merge == "sequential":
-            samples = int(fill_settings(way.merge, prepared.recipe.merge.given)["samples"])
-            layers = find_layers(analysis.model, (HEADS,))
-            return refit(analysis.model, layers, self._list_teachers(samples), plan.factors, analysis.layers), plan
+            return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
         if way.reconstruct:
             return reconstruct(analysis, plan.factors, inputs), plan
         return fill(analysis, plan.factors), plan
@@ -286,14 +285,10 @@ class Stages:
         unfinished = self.store.keep_unfinished("refined", self._stamp(made_from))
 
         def make(target: Path) -> None:
-            teachers = [
-                (source.module, prepared.data.list_unlabelled(name))
-                for source, name in zip(sources, prepared.data.calibration, strict=True)
-            ]
             saving = Saving(unfinished / _STATE)
             with self.steps.follow("refine without labels") as tell:
                 module, taken = refine(
-                    compressed.module, teachers, choice, prepared.recipe.seed, saving=saving, tell=tell
+                    compressed.module, self.list_teachers(), choice, prepared.recipe.seed, saving=saving, tell=tell
                 )
             self._save(module, compressed.batchnorm_reestimated, target)
             (target / "refinement.json").write_text(encode(taken), encoding="utf-8")
@@ -324,10 +319,19 @@ class Stages:
         entry = self.store.produce("fidelity", self._stamp(made_from), make)
         return decode(Fidelity, entry.read("fidelity.json").read_bytes(), where=str(entry.folder))
 
-    def _list_teachers(self, samples: int) -> list[tuple[nn.Module, Inputs]]:
-        """Every source with so many of its own calibration samples."""
+    def list_teachers(self) -> list[tuple[nn.Module, Inputs]]:
+        """Every source with what refinement may see of its task."""
+        data, models = self.prepared.data, self.prepared.recipe.models
+        return [(self.load_source(one).module, data.list_unlabelled(one.name)) for one in models]
+
+    def _solve_in_order(
+        self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
+    ) -> nn.Module:
+        """A merged model solved layer by layer, planned layers as factors, for what the sources say (see refit.py)."""
+        samples = int(fill_settings("sequential", self.prepared.recipe.merge.given)["samples"])
         pairs = zip(self._load_sources(), self.prepared.data.calibration.values(), strict=True)
-        return [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
+        teachers = [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
+        return refit(merged, find_layers(merged, (HEADS,) if self.prepared.data.tasks else ()), teachers, plan, taken)
 
     def _load_sources(self) -> list[Model]:
         return [self.load_source(source) for source in self.prepared.recipe.models]
