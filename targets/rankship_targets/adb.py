@@ -11,10 +11,11 @@ from typing import Self
 
 from rankship_pipeline.errors import CommandFailed, ConnectionLost, InputError, TargetTimeout
 from rankship_targets.adb_client import AdbClient, list_attached, open_client
-from rankship_targets.adb_command import SIGNALLED, AdbCommand
+from rankship_targets.adb_command import AdbCommand
 from rankship_targets.adb_state import await_ready, check_build
 from rankship_targets.device import Device
 from rankship_targets.transport import (
+    SIGNALLED,
     STEP_TIMEOUT_S,
     Completed,
     explain_failure,

@@ -15,12 +15,11 @@ from typing import BinaryIO, Self
 
 from rankship_pipeline.errors import ConnectionLost, TargetError, TargetTimeout
 from rankship_targets.adb_client import AdbClient, explain
-from rankship_targets.transport import Completed
+from rankship_targets.transport import SIGNALLED, Completed
 
 HOME = "/data/local/tmp"
 _CHUNK = 1 << 16
 _KILL_TIMEOUT_S = 10.0
-SIGNALLED = 128
 _LOOK_S = 0.2
 STALLED_S = 60.0
 QUIET_S, ANSWER_S = 15.0, 30.0  # after so long without a word a phone is asked for one, and has so long to answer

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rankship_pipeline.errors import CommandFailed, ConnectionLost
-from rankship_targets.transport import STEP_TIMEOUT_S, Transport, name_refusal
+from rankship_targets.transport import SIGNALLED, STEP_TIMEOUT_S, Transport, name_refusal
 
 SLOWEST_LINK_BYTES_PER_S = 500_000  # a poor wireless link; slower than this counts as hung
 SLOWEST_DISK_BYTES_PER_S = 5_000_000  # a worn SD card, read or hashed
 PYTHON_FROM_BYTES = 1 << 22  # of a smaller file the hash takes less time than an interpreter's start
-_SIGNALLED = 128
 # Every byte goes to its own place and nothing is cut off before the end: a receiver of a broken link that lives on, or
 # another host's, writes the same bytes to the same places of this part.
 _RECEIVER = """
@@ -69,7 +68,7 @@ def receive(
     argv = ["sh", "-c", RECEIVE, "sh", part, str(offset), sha256, place, receiver]
     done = transport.feed(argv, local, offset=offset, timeout_s=limit_copy_s(size), told=told)
     what = f"copying {local.name} to {place}"
-    if done.code > _SIGNALLED:
+    if done.code > SIGNALLED:
         raise ConnectionLost(f"{what}: the device's end was killed", hint="see what ends processes there: `dmesg`")
     if done.code != 0:
         raise name_refusal(f"{what}: {done.stderr.strip()}", hint="check that the path exists and may be written")

@@ -23,6 +23,7 @@ from rankship_targets.ssh_command import SshCommand, end_link
 from rankship_targets.ssh_key import PinnedKey, name_host, read_private_key, refuse_key
 from rankship_targets.ssh_route import dial, dig, watch, watching
 from rankship_targets.transport import (
+    SIGNALLED,
     STEP_TIMEOUT_S,
     Completed,
     explain_failure,
@@ -33,7 +34,6 @@ from rankship_targets.transport import (
 
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15
-SIGNALLED = 128
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
 

@@ -20,6 +20,7 @@ TRANSPORTS = {
 }
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
+SIGNALLED = 128  # above it: of programs that a signal ended
 _TAIL_CHARACTERS = 2000
 _BATCH_BYTES = 16_000  # of one command line: a shell takes 128 KiB as one word, an old adb far less
 _SHOWN_CHARACTERS = 200
