@@ -62,7 +62,7 @@ class FakeTransport:
         """Take a file in, as copying has it done; a failure that was ordered comes halfway."""
         with open_source(local) as source:
             content = source.read()
-        part, _, sha256, name, _ = argv[4:]
+        part, _, sha256, name, *_ = argv[4:]
         part, place = posixpath.normpath(part), posixpath.normpath(name)
         if (posixpath.dirname(part) or ".") not in self.folders:
             return _refuse(f"{part}: No such file or directory")

@@ -1,8 +1,11 @@
 """One command that takes a file in: what comes is hashed on the device, compared, and only then given its name.
 
 Where the device has a Python, it hashes while the bytes come; elsewhere its shell hashes what lies there afterwards.
+Content is on the disk before it has its name, and the name before the command ends: what was said to have arrived is
+there after a power cut, and a name never stands for a file without its content.
 """
 
+import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ PYTHON_FROM_BYTES = 1 << 22  # of a smaller file the hash takes less time than a
 # another host's, writes the same bytes to the same places of this part.
 _RECEIVER = """
 import hashlib, os, sys
-part, offset, expected, place = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+part, offset, expected, place, folder = sys.argv[1], int(sys.argv[2]), *sys.argv[3:6]
 known, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
 try:
     file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
@@ -31,21 +34,24 @@ try:
             rest = rest[os.write(file, rest):]
     if known.hexdigest() == expected:
         os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR))
+        os.fsync(file)
         os.replace(part, place)
+        os.fsync(os.open(folder, os.O_RDONLY))
     print(known.hexdigest())
 except OSError as failure:
     sys.exit(f"{failure.filename or part}: {failure.strerror}")
 """
-# Words: the part, how much of it is right, the hash of the whole, its name, and the receiver or nothing.
+# Words: the part, how much of it is right, the hash of the whole, its name, the name's folder, the receiver or nothing.
 RECEIVE = (
     "LC_ALL=C; export LC_ALL; "
     'if [ -d "$4" ]; then echo "$4: Is a directory" >&2; exit 1; fi; '
-    'if [ -n "$5" ] && command -v python3 >/dev/null; then python3 -I -S -c "$5" "$@"; code=$?; '
+    'if [ -n "$6" ] && command -v python3 >/dev/null; then python3 -I -S -c "$6" "$@"; code=$?; '
     "case $code in 126|127) ;; *) exit $code ;; esac; fi; "  # one that does not start has taken nothing
     'if [ "$2" = 0 ]; then cat > "$1"; else cat >> "$1"; fi || exit; '
     # Of a part that another host gave its name meanwhile, nothing is left: the caller looks again.
     'sum=$(sha256sum < "$1" || sha256sum < /dev/null); sum=${sum%% *}; '
-    'if [ "$sum" = "$3" ]; then mv -f -- "$1" "$4" || exit; fi; echo "$sum"'
+    # A `sync` that knows no names (toybox) writes out everything.
+    'if [ "$sum" = "$3" ]; then sync -- "$1" && mv -f -- "$1" "$4" && sync -- "$5" || exit; fi; echo "$sum"'
 )
 
 
@@ -65,7 +71,7 @@ def receive(
     """
     size = local.stat().st_size
     receiver = _RECEIVER if size >= PYTHON_FROM_BYTES else ""
-    argv = ["sh", "-c", RECEIVE, "sh", part, str(offset), sha256, place, receiver]
+    argv = ["sh", "-c", RECEIVE, "sh", part, str(offset), sha256, place, posixpath.dirname(place) or ".", receiver]
     done = transport.feed(argv, local, offset=offset, timeout_s=limit_copy_s(size), told=told)
     what = f"copying {local.name} to {place}"
     if done.code > SIGNALLED:

@@ -77,7 +77,7 @@ def test_it_reboots_when_told_over_ssh(system_pi: Machine) -> None:
 
 
 @pytest.mark.parametrize(("kind", "repeats"), [("onnx", 2), ("tflite", 1)])  # each takes many seconds
-def test_low_rank_costs_fewer_instructions_and_they_are_the_same_in_every_run(
+def test_low_rank_costs_fewer_instructions_and_every_run_counts_nearly_the_same(
     icount_machine: Machine, models: dict[Any, Any], samples: Path, kind: str, repeats: int
 ) -> None:
     def count(variant: str) -> int:
@@ -85,7 +85,8 @@ def test_low_rank_costs_fewer_instructions_and_they_are_the_same_in_every_run(
         return count_instructions(icount_machine, model.path, model.verified, [samples]).per_inference
 
     dense, compressed = [count("dense") for _ in range(repeats)], count("compressed")
-    assert max(dense) - min(dense) <= 0.001 * min(dense), dense
+    # Repeats differ by some hundred instructions, whatever a model costs: that is much of so small a one.
+    assert max(dense) - min(dense) <= 0.005 * min(dense), dense
     assert compressed < 0.75 * min(dense)  # with an eighth of the products: what a runtime does besides stays
 
 

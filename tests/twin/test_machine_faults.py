@@ -1,5 +1,6 @@
 """What only a machine with a kernel of its own suffers in mid-measurement: its clock set, the machine reset."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,11 +12,14 @@ import pytest
 
 from rankship_benchmarks.validity import judge_trial, refuse_trials
 from rankship_pipeline.errors import ClockJumped
+from rankship_pipeline.files import hash_file
+from rankship_targets.copying import copy_many
 from rankship_targets.detached import make_ticket
 from rankship_targets.manifest import sign_artifact
+from rankship_targets.receiving import PYTHON_FROM_BYTES
 from rankship_targets.session import MeasureRequest, open_session
 from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import run_checked
+from rankship_targets.transport import hash_many, run_checked
 from rankship_targets.trial import Trial
 from rankship_targets.twin.machine import Machine
 
@@ -31,6 +35,7 @@ sudo -n date -s '+1 hour') >/dev/null 2>&1 &
 
 # As a watchdog or a power cut does it: at once, with nothing written out before.
 RESET = "(sleep 0.5; sudo -n sh -c 'echo b > /proc/sysrq-trigger') >/dev/null 2>&1 &"
+SHELLS_BYTES = 100_000  # the device's shell takes in a file of this size
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -38,6 +43,13 @@ def order(machine: Machine, script: str) -> str:
     """Do something on the machine, over a connection of its own."""
     with open_ssh(machine.device) as transport:
         return run_checked(transport, ["sh", "-c", script])
+
+
+def write_chance(folder: Path, size_bytes: int) -> tuple[Path, str]:
+    """Make a file of chance; gives it and its SHA-256."""
+    file = folder / str(size_bytes)
+    file.write_bytes(os.urandom(size_bytes))
+    return file, hash_file(file)
 
 
 def heat(machine: Machine, temperature_mc: int) -> None:
@@ -93,17 +105,25 @@ def test_a_trial_in_which_the_machine_was_reset_is_begun_anew_and_counts_that(
     system_pi: Machine,
     models: dict[Any, Any],
     samples: Path,
+    tmp_path: Path,
 ) -> None:
     boot, struck_s = order(system_pi, BOOT_ID), 0.0
+    copied = {f"copied-{size}": write_chance(tmp_path, size) for size in (1, SHELLS_BYTES, PYTHON_FROM_BYTES)}
 
     def reset() -> None:
         nonlocal struck_s
         struck_s = time.monotonic()
-        order(system_pi, RESET)  # it comes up cool: what a test wrote there is forgotten
+        with open_ssh(system_pi.device) as transport:
+            copy_many(transport, copied)
+            # It comes up cool: what a test wrote there is forgotten.
+            run_checked(transport, ["sh", "-c", RESET])
 
     trial = measure(system_pi, models["onnx", "dense"], samples, reset)
     sys.stderr.write(f"reset: the trial was there {time.monotonic() - struck_s:.1f} s later\n")
     assert order(system_pi, BOOT_ID) != boot
     assert len(trial.samples_ns) >= 20
     assert trial.retries >= 2, "the lost connection and the beginning anew"
+    with open_ssh(system_pi.device) as transport:
+        hashes = {name: sha256 for name, (_, sha256) in copied.items()}
+        assert hash_many(transport, list(copied)) == hashes, "what had arrived is there after a power cut"
     assert "EXT4-fs error" not in system_pi.serial_log.read_text()
