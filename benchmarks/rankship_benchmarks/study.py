@@ -89,6 +89,7 @@ class Cell:
     before it was compressed. Where models were merged, `tasks` are the accuracies on every specialist's own tests and
     `specialists` those of the specialists themselves, as far as the loader gives such tests.
 
+    `refine_steps` are those that fitted into `refine_cpu_seconds`: how many depends on what else the machine did.
     `seconds` of the wall and `cpu_seconds` of the processor cover taking apart, allocating, filling and refining;
     calibration, which rows share, is not in them. `peak_bytes` is the process's highest resident memory meanwhile.
     """
@@ -114,6 +115,7 @@ class Cell:
     conditions: dict[str, str]
     tasks: tuple[Accuracy, ...] = ()
     specialists: tuple[Accuracy, ...] = ()
+    refine_steps: int = 0
 
 
 def read_study(path: Path) -> Study:
@@ -206,11 +208,13 @@ class _Bench:
             analysis = analyse(merged.module, prepared.layers, metrics, row.way.whitening)
             module, plan = stages.make_compressed(analysis, row.way, interference)
             module, reestimated = stages.settle(module)
+            refine_steps = 0
             if seconds:
                 choice = RefineChoice(
                     cpu_seconds=seconds, augment=self.subject.augment, step_size=self.subject.step_size
                 )
-                module, _ = refine(module, stages.list_teachers(), choice, self.seed)
+                module, refinement = refine(module, stages.list_teachers(), choice, self.seed)
+                refine_steps = refinement.steps
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
             tasks, accuracy = _test(module, prepared.data)
         return Cell(
@@ -235,6 +239,7 @@ class _Bench:
             conditions=_describe_conditions(),
             tasks=tasks,
             specialists=self._test_specialists(),
+            refine_steps=refine_steps,
         )
 
     def _test_specialists(self) -> tuple[Accuracy, ...]:
