@@ -4,8 +4,8 @@
     python benchmarks/baselines/instruction_counts.py pipeline/recipes/digits.toml --out instruction_counts.json
 
 Builds and verifies the recipe (what is in the store is taken from there), boots the virtual machine whose clock moves
-one nanosecond per instruction, and counts every artifact that the machine has a runtime for, several times, each in a
-fresh process there, dense and compressed in turn. Needs root, qemu-system-arm and Debian's arm64 packages.
+one nanosecond per instruction, installs a kit with ExecuTorch's runner on it, and counts every artifact several times,
+each in a fresh process there, dense and compressed in turn. Needs root, qemu-system-arm and Debian's arm64 packages.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,9 +24,13 @@ from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact, Verified
 from rankship_pipeline.store import Store, default_root
 from rankship_pipeline.verbs import prepare_recipe
+from rankship_targets.kit.build import build_kit
+from rankship_targets.kit.install import install_kit
+from rankship_targets.kit.system import ask_system
 from rankship_targets.session import open_session
+from rankship_targets.transport import open_transport
 from rankship_targets.twin.instructions import SAMPLES, Instructions, count_instructions
-from rankship_targets.twin.machine import boot
+from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import QEMU, describe_machine
 
 LABEL = "instructions of one inference (batch of 1, one thread) on a virtual Cortex-A72 without caches; no time of a Pi"
@@ -64,6 +69,8 @@ def count_all(
     with steps.step("boot the machine that counts"):
         machine = boot(icount=True, name="counting-pi")
     with machine:
+        with steps.step("build and install its kit"):
+            machine = install_runner(machine)
         with open_session(machine.device) as session:
             probe = session.probe()
         able = [(artifact, proof) for artifact, proof in proven if probe.runtimes.get(artifact.format) is not None]
@@ -92,6 +99,15 @@ def count_all(
         },
         "not_counted": sorted({artifact.format for artifact, _ in proven} - set(formats)),
     }
+
+
+def install_runner(machine: Machine) -> Machine:
+    """Give the machine what it lacks beside its own runtimes, by a kit; its device then names the kit's Python."""
+    with open_transport(machine.device) as transport:
+        system = ask_system(transport, machine.device)
+        lock, folder = build_kit(system, machine.device.name, ["executorch"], lambda _: None)
+        installed = install_kit(transport, machine.device, lock, folder, lambda _: None)
+    return replace(machine, device=replace(machine.device, python=installed.python))
 
 
 def describe(found: list[Instructions]) -> dict[str, object]:

