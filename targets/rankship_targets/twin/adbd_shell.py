@@ -60,8 +60,8 @@ async def run_shell(stream: Stream, command: str, *, packets: bool) -> None:
             await stream.write(struct.pack("<BIB", Packet.EXIT, 1, code if code >= 0 else 128 - code))
     finally:
         feeder.cancel()
-        for output in (1, 2):  # whatever still writes there is ended by SIGPIPE, as behind adbd
-            pipe = process._transport.get_pipe_transport(output)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way to it
+        for end in (0, 1, 2):  # what still runs meets the end of its stdin, or SIGPIPE, as behind adbd
+            pipe = process._transport.get_pipe_transport(end)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way to it
             if pipe is not None:
                 pipe.close()
 
