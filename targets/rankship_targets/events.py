@@ -180,6 +180,14 @@ class Profiled:
 
 
 @record
+class Traced:
+    """What a program of ExecuTorch's wrote of its inferences: an ETDump, in base64."""
+
+    event: Literal["traced"]
+    etdump: str
+
+
+@record
 class Meters:
     """Every meter the agent knows, usable or not."""
 
@@ -236,6 +244,7 @@ Event = (
     | Samples
     | Idle
     | Profiled
+    | Traced
     | Meters
     | Metering
     | Readings
@@ -256,6 +265,7 @@ _RECORDS: dict[str, type[Event]] = {
     "samples": Samples,
     "idle": Idle,
     "profiled": Profiled,
+    "traced": Traced,
     "meters": Meters,
     "metering": Metering,
     "readings": Readings,

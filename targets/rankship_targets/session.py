@@ -21,6 +21,7 @@ from rankship_targets.client import call_agent, pick, split_turns
 from rankship_targets.copying import Told, copy_verified, remove_old_parts
 from rankship_targets.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.device import Device
+from rankship_targets.etdump import read_etdump
 from rankship_targets.events import (
     Done,
     Event,
@@ -32,6 +33,7 @@ from rankship_targets.events import (
     Samples,
     Settled,
     State,
+    Traced,
     Tuned,
     Warmed,
 )
@@ -289,6 +291,8 @@ class Session:
         word = {name: value for name, value in self._word(request).items() if name in kept}
         word |= {"command": "profile", "runs": runs}
         events = self._link.call(lambda link: self._ask(link, word, request.timeout_s), retry_timeouts=False)
+        if any(isinstance(one, Traced) for one in events):
+            return read_etdump(pick(events, Traced, self.device).etdump, runs)
         return pick(events, Profiled, self.device)
 
     def forget(self, ticket: Ticket) -> None:

@@ -396,7 +396,8 @@ def is_at_work(process: psutil.Process) -> bool:
 def kill_agent(board: Board) -> None:
     """Kill what works for us there this moment."""
     for process in filter(is_at_work, board.processes()):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end of itself meanwhile
+            process.kill()
 
 
 def kill_next_agent(board: Board) -> None:

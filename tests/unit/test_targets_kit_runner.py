@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rankship_pipeline.errors import AgentMismatch
 from rankship_targets.agent_file import find_agent
+from rankship_targets.etdump import read_etdump
 from rankship_targets.kit.compile import LIBRARIES, PROGRAM, build_runner, pack_runner
 
 pytestmark = [
@@ -157,6 +159,32 @@ def test_a_trace_tells_every_operator_inside_the_delegate(runner: Path, model: P
     )
     said = subprocess.run([sys.executable, "-c", code, tmp_path / "trace"], capture_output=True, text=True, check=True)
     assert "Convolution" in said.stdout
+
+
+def test_its_profile_is_read_on_the_host_and_leaves_nothing_there(runner: Path, model: Path) -> None:
+    before = sorted(model.parent.iterdir())
+    events = {event["event"]: event for event in call("profile", model, runner, runs=5)}
+    assert sorted(model.parent.iterdir()) == before
+    assert events["opened"]["runtime"]["name"] == "executorch"
+    found = read_etdump(events["traced"]["etdump"], 5)
+    by_binding = {event["event"]: event for event in call("profile", model, None, runs=5)}["profiled"]
+    assert [one.kind for one in found.operators] == [one["kind"] for one in by_binding["operators"]]
+    assert any("Convolution" in one.kind for one in found.operators)
+    assert {len(one.ns) for one in found.operators} == {5}
+    operators_ns = [sum(one.ns[run] for one in found.operators) for run in range(5)]
+    assert all(0 < told <= whole for told, whole in zip(operators_ns, found.inference_ns, strict=True))
+
+
+def test_a_trace_of_too_few_inferences_is_refused(runner: Path, model: Path) -> None:
+    events = {event["event"]: event for event in call("profile", model, runner, runs=1)}
+    with pytest.raises(AgentMismatch, match="11 inferences, expected 12"):
+        read_etdump(events["traced"]["etdump"], 12)
+
+
+@pytest.mark.parametrize("text", ["", "?", "AAAA", "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="])
+def test_what_is_no_trace_is_refused(text: str) -> None:
+    with pytest.raises(AgentMismatch, match="ETDump"):
+        read_etdump(text, 1)
 
 
 def test_wrong_words_are_refused_and_nothing_is_said_on_stdout(runner: Path, model: Path) -> None:

@@ -6,6 +6,7 @@ microseconds. The first inferences, which set things up, are left out.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .litert_profile import profile_litert
-from .programs import find_program
+from .programs import Program, find_program, infer_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, find_runtime, open_runtime, pair
 from .system import OWN_STATUS, read_kilobytes
@@ -29,9 +30,13 @@ Profiler = Callable[[Request, Arrays, str], tuple[Operators, list[int]]]
 
 def profile(request: Request) -> Iterator[Event]:
     """Run the first sample so many times under the runtime's profiler; lacks_runtime where it offers none."""
+    program = find_program(request["format"])
+    if program is not None:
+        yield from trace(program, request)
+        return
     name, *_ = find_runtime(request["format"]) or ("",)
     profiler = PROFILERS.get(name)
-    if profiler is None or find_program(request["format"]) is not None:
+    if profiler is None:
         raise Fault("lacks_runtime", f"the runtime for {request['format']} offers no profile here")
     _, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
@@ -39,6 +44,24 @@ def profile(request: Request) -> Iterator[Event]:
         operators, taken = profiler(request, next(load_samples(request["inputs"])), folder)
     told = [{"name": name, "kind": kind, "ns": ns} for name, kind, ns in operators]
     yield {"event": "profiled", "operators": told, "inference_ns": taken}
+    yield {"event": "done"}
+
+
+def trace(program: Program, request: Request) -> Iterator[Event]:
+    """Have ExecuTorch's program trace itself; its ETDump is told as it is: the host has the tools to read it."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(request["artifact"])) as folder:  # noqa: PTH120 - a string
+        place = os.path.join(folder, "{}").format  # noqa: PTH118 - as above
+        sample = next(load_samples(request["inputs"]))
+        for position, array in enumerate(sample):
+            np.save(place(f"{position}.npy"), np.repeat(array, WARM_UP + request["runs"], axis=0))
+        inputs = [place(f"{position}.npy") for position in range(len(sample))]
+        options = ["--etdump", place("etdump")]
+        events = list(infer_with(program, {**request, "inputs": inputs, "output": place("output")}, options))
+        yield from events[:-1]
+        with open(place("etdump"), "rb") as stream:  # noqa: PTH123 - as the agent's other rooms
+            yield {"event": "traced", "etdump": base64.b64encode(stream.read()).decode("ascii")}
     yield {"event": "done"}
 
 
@@ -78,10 +101,15 @@ def profile_executorch(request: Request, sample: Arrays, folder: str) -> tuple[O
     module.write_etdump_result_to_file(path)
     with open(path, "rb") as stream:  # noqa: PTH123 - as above
         dump = deserialize_from_etdump_flatcc(stream.read())
-    runs = [list(list_leaves(run)) for run in dump.run_data[-request["runs"] :]]
+    return list_operators(dump, request["runs"]), taken
+
+
+def list_operators(dump: Any, count: int) -> Operators:  # noqa: ANN401 - ExecuTorch's record
+    """Give the operators of an ETDump's last inferences."""
+    runs = [list(list_leaves(run)) for run in dump.run_data[-count:]]
     kinds = [kind for kind, _ in runs[0]]
     times = zip(*([ns for _, ns in run] for run in runs))  # noqa: B905 - Python 3.9 knows no strict
-    return [(str(at), kind, list(ns)) for at, (kind, ns) in enumerate(zip(kinds, times))], taken  # noqa: B905
+    return [(str(at), kind, list(ns)) for at, (kind, ns) in enumerate(zip(kinds, times))]  # noqa: B905
 
 
 def list_leaves(run: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - ExecuTorch's record

@@ -44,9 +44,9 @@ def load_with(program: Program, request: Request) -> Iterator[Event]:
     yield from _follow(program, "load", {**request, "inputs": []}, [])
 
 
-def infer_with(program: Program, request: Request) -> Iterator[Event]:
+def infer_with(program: Program, request: Request, options: list[str] | None = None) -> Iterator[Event]:
     """Have every sample run by the program, which writes the .npy files itself."""
-    yield from _follow(program, "infer", request, ["--output", request["output"]])
+    yield from _follow(program, "infer", request, ["--output", request["output"], *(options or [])])
 
 
 def measure_with(program: Program, request: Request) -> Iterator[Event]:

@@ -60,10 +60,7 @@ async def run_shell(stream: Stream, command: str, *, packets: bool) -> None:
             await stream.write(struct.pack("<BIB", Packet.EXIT, 1, code if code >= 0 else 128 - code))
     finally:
         feeder.cancel()
-        for end in (0, 1, 2):  # what still runs meets the end of its stdin, or SIGPIPE, as behind adbd
-            pipe = process._transport.get_pipe_transport(end)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way to it
-            if pipe is not None:
-                pipe.close()
+        _let_go(process)
 
 
 async def _drain(stream: Stream, source: asyncio.StreamReader | None, packet: Packet | None) -> None:
@@ -89,6 +86,15 @@ async def _feed(stream: Stream, process: Process, *, packets: bool) -> None:
                     await process.stdin.drain()
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGHUP)
+    _let_go(process)
+
+
+def _let_go(process: Process) -> None:
+    """Close all pipes: what the shell started meets the end of its stdin, or SIGPIPE, as behind adbd."""
+    for end in (0, 1, 2):
+        pipe = process._transport.get_pipe_transport(end)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+        if pipe is not None:
+            pipe.close()
 
 
 async def _read_packet(stream: Stream) -> tuple[int, bytes]:
