@@ -59,6 +59,7 @@ COLUMNS: dict[Rows, dict[str, str]] = {
         **_NAMES,
         "started_utc": "string",
         "valid": "bool",
+        "trusted": "bool",
         "reasons": "string",
         "meter": "string",
         "provenance": "string",
@@ -116,6 +117,7 @@ def _list_energies(bundle: Bundle) -> Iterator[Row]:
     """One row for each trial that a meter watched; the marginal figure is null where it is not supported."""
     plan = bundle.header.energy
     cases = read_rounds(bundle.metered, plan) if plan else {}
+    believed = {id(trial) for trial in keep_trusted([one.trial for one in bundle.metered])}
     for one in bundle.metered:
         trial, case = one.trial, cases[one.trial.variant, one.trial.format]
         found = case.rounds.get(trial.round)
@@ -123,6 +125,7 @@ def _list_energies(bundle: Bundle) -> Iterator[Row]:
         yield _name(bundle, trial) | {
             "started_utc": trial.started_utc,
             "valid": found is not None,
+            "trusted": found is not None and id(trial) in believed,
             "reasons": case.refused.get(trial.round) or (found.overlap if found else "") or None,
             "meter": one.trace.meter,
             "provenance": one.trace.provenance,

@@ -149,9 +149,10 @@ def _print_night(night: "NightRecord", page: Path) -> None:
     console.print(f"night {night.number}: {state_headline(night)}", style="bold", markup=False, soft_wrap=True)
     table = start_table("device", "case", "verdict", "ratio")
     for one in night.devices:
-        for case in one.cases:
+        marked = [*((case, "") for case in one.cases), *((case, ", energy") for case in one.energies)]
+        for case, figure in marked:
             ratio = show_ratio(case.ratio) if case.ratio else "–"
-            table.add_row(one.device, f"{case.format} {case.variant}", f"{SIGNS[case.word]} {case.word}", ratio)
+            table.add_row(one.device, f"{case.format} {case.variant}{figure}", f"{SIGNS[case.word]} {case.word}", ratio)
     console.print(table)
     for line in list_alarms(night):
         console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, insert,
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from rankship_benchmarks.energy_figures import CaseEnergy, judge_energy
 from rankship_benchmarks.index_tables import BY_RUN, CASES, METADATA, REASONS, RUNS, TRIALS, VERSION, VERSIONS
 from rankship_benchmarks.results import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.stats import estimate_median, median_by_round
@@ -167,9 +168,24 @@ def _add_run(connection: Connection, source: str, folder: Path) -> None:
 
 def _list_cases(bundle: Bundle) -> Iterator[dict[str, object]]:
     artifacts = {(one.variant, one.format): one for one in bundle.header.build.artifacts}
+    energies = judge_energy(bundle)
     for name, trials in group_trials(bundle.trials).items():
         if name in artifacts:
-            yield _describe_case(bundle, artifacts[name], trials)
+            yield _describe_case(bundle, artifacts[name], trials) | _describe_energy(energies.get(name))
+
+
+def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
+    """Every row names every column, so that rows with and without a meter are written together."""
+    total, marginal = (energy.total, energy.marginal) if energy else (None, None)
+    return {
+        "meter": energy.meter if energy else None,
+        "provenance": energy.provenance if energy else None,
+        "energy_rounds": total.rounds if total else None,
+        "energy_nj": total.value_nj if total else None,
+        "energy_uncertainty_nj": total.uncertainty_nj if total else None,
+        "marginal_nj": marginal.value_nj if marginal else None,
+        "marginal_uncertainty_nj": marginal.uncertainty_nj if marginal else None,
+    }
 
 
 def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> dict[str, object]:

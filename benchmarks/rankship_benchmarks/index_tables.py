@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 
 # Raised whenever a column changes: an index of another version is dropped and built anew.
-VERSION = 1
+VERSION = 2
 
 METADATA = MetaData()
 # `source` says which results folder on which host a run lies in, so that many hosts may fill one index.
@@ -40,7 +40,8 @@ RUNS = Table(
     Column("conditions", JSON),
     UniqueConstraint("source", "folder"),
 )
-# One artifact in one run. Latency is the median over valid rounds with its 95 % interval, null without one.
+# One artifact in one run. Latency is the median over valid rounds with its 95 % interval, null without one. Energy is
+# an inference's, in total and above idle, with its ± (energy_figures.EnergyEstimate); null where it is not supported.
 CASES = Table(
     "cases",
     METADATA,
@@ -59,6 +60,13 @@ CASES = Table(
     Column("latency_ns", Float),
     Column("latency_low_ns", Float),
     Column("latency_high_ns", Float),
+    Column("meter", String),
+    Column("provenance", String),  # measured, counter or modelled
+    Column("energy_rounds", Integer),
+    Column("energy_nj", BigInteger),
+    Column("energy_uncertainty_nj", BigInteger),
+    Column("marginal_nj", BigInteger),
+    Column("marginal_uncertainty_nj", BigInteger),
 )
 TRIALS = Table(
     "trials",

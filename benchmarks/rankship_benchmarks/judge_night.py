@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rankship_benchmarks.compare import compare_bundles
 from rankship_benchmarks.history import Night, Step, find_steps
+from rankship_benchmarks.night_energy import judge_energies
 from rankship_benchmarks.night_history import Case
 from rankship_benchmarks.nights import CaseWord, DeviceNight, NightRecord
 from rankship_benchmarks.results import Bundle, open_bundle
@@ -37,14 +38,15 @@ def judge_device(
     gaps = {told.gap for told in mine.values()}
     if gaps and None not in gaps:
         return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
-    verdicts = _compare(results, one, before, tonight)
+    baseline = _find_baseline(results, one, before, tonight)
+    verdicts = _compare(baseline, tonight)
     words = [_judge_case(case, histories[case], told, verdicts) for case, told in mine.items()]
-    return replace(one, cases=tuple(words))
+    return replace(one, cases=tuple(words), energies=judge_energies(baseline, tonight))
 
 
 def state_exit(night: NightRecord) -> int:
     """Find the night's exit status: 1 only if a case is worse; else what kept a device from being measured or used."""
-    codes = {1 for one in night.devices for case in one.cases if case.word == "worse"}
+    codes = {1 for one in night.devices for case in (*one.cases, *one.energies) if case.word == "worse"}
     for one in night.devices:
         kind = getattr(errors, one.error or "", None)
         if isinstance(kind, type) and issubclass(kind, RankshipError):
@@ -52,12 +54,9 @@ def state_exit(night: NightRecord) -> int:
     return next((code for code in _GRAVITY if code in codes), 0)
 
 
-def _compare(
-    results: Path, one: DeviceNight, before: Sequence[NightRecord], tonight: Bundle
-) -> dict[tuple[str, str], CaseWord]:
+def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[tuple[str, str], CaseWord]:
     """Compare with the last night that counts; every case is unknown where there is none, or it is unlike."""
     names = dict.fromkeys((trial.variant, trial.format) for trial in tonight.trials)
-    baseline = _find_baseline(results, one, before, tonight)
     if baseline is None:
         return {name: _not_compared(name, "no earlier night counts") for name in names}
     try:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from rankship_benchmarks.energy_figures import name_meters
 from rankship_benchmarks.results import Bundle, open_bundle
 from rankship_benchmarks.stats import Estimate
 from rankship_benchmarks.summary import Result, summarise
@@ -51,6 +52,8 @@ def list_parameters(bundle: Bundle) -> dict[str, str]:
     header = bundle.header
     named = {"device": header.device, "build_sha256": header.build_sha256, "suite_sha256": header.suite_sha256}
     named |= {"rounds": str(header.rounds), "rankship": header.rankship_version}
+    if bundle.metered:  # a joule is never told without how it is known
+        named["energy meter"] = ", ".join(f"{name} {provenance}" for name, provenance in name_meters(bundle.metered))
     return named | {f"condition {name}": value for name, value in header.conditions.items()}
 
 
@@ -76,8 +79,13 @@ def _list_numbers(one: Result) -> dict[str, float | None]:
         "ratio": one.ratio,
         "load_ns": one.load_ns,
         "cold_ns": one.cold_ns,
+        "energy_ratio": one.energy.ratio if one.energy else None,
     }
     for name, estimate in estimates.items():
         if estimate is not None:
             numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    energies = {"energy": one.energy.total, "marginal": one.energy.marginal} if one.energy else {}
+    for name, energy in energies.items():
+        if energy is not None:
+            numbers |= {f"{name}_nj": energy.value_nj, f"{name}_uncertainty_nj": energy.uncertainty_nj}
     return numbers

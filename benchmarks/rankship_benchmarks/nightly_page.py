@@ -16,7 +16,7 @@ from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import record
 
 PAGE = "nightly.html"
-SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}
+SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are told
 _GAP, _ABSENT = "×", "–"
 _MOST_BYTES = 1_700_000  # of charts: the whole page stays below 2 MB
 _CALENDAR_NIGHTS = 30
@@ -102,6 +102,7 @@ def render_page(
         standing=list_standing(nights, histories),
         gaps=list_gaps(night),
         rows=list(_list_rows(night, histories)),
+        energies=list_energies(night),
         sections=sections,
         undrawn=undrawn,
         columns=columns,
@@ -113,10 +114,16 @@ def render_page(
 def state_headline(night: NightRecord) -> str:
     """Say the night in one sentence: how many cases are worse, better, the same, and which devices gave no number."""
     words = [case.word for one in night.devices for case in one.cases]
-    counts = [f"{words.count(word)} {word}" for word in ("worse", "better", "same", "unknown") if word in words]
+    energies = [case.word for one in night.devices for case in one.energies]
     missing = [one.device for one in night.devices if one.gap is not None]
-    text = f"{len(words)} cases: {', '.join(counts)}" if words else "No case was compared"
+    text = f"{len(words)} cases: {_count_words(words)}" if words else "No case was compared"
+    text += f"; energy: {_count_words(energies)}" if energies else ""
     return f"{text}; no number from {', '.join(missing)}." if missing else f"{text}."
+
+
+def _count_words(words: Sequence[str]) -> str:
+    counted = (f"{words.count(word)} {word}" for word in SIGNS if word in words)
+    return ", ".join(counted)
 
 
 def list_alarms(night: NightRecord) -> list[str]:
@@ -126,6 +133,22 @@ def list_alarms(night: NightRecord) -> list[str]:
         for one in night.devices
         for case in one.cases
         if case.word == "worse"
+    ] + [
+        f"{_name(one)}, {case.format} {case.variant}: {case.reason}"  # which says "energy"
+        for one in night.devices
+        for case in one.energies
+        if case.word == "worse"
+    ]
+
+
+def list_energies(night: NightRecord) -> list[str]:
+    """One sentence for each case that a meter watched: its word, tonight's energy over the last night's, and why."""
+    return [
+        f"{SIGNS.get(case.word, '?')} {case.word}: {_name(one)}, {case.format} {case.variant}"
+        + (f", {TIMES} {case.ratio.value:.3f} {_show_fine_interval(case.ratio)}" if case.ratio else "")
+        + f": {case.reason}"
+        for one in night.devices
+        for case in one.energies
     ]
 
 
@@ -233,7 +256,7 @@ def _tell(one: DeviceNight | None) -> Cell:
     if one.gap is not None:
         sign = _GAP if one.run else _ABSENT
         return Cell(sign=sign, short=one.error or one.gap, reason=one.gap)
-    words = [case.word for case in one.cases]
+    words = [case.word for case in (*one.cases, *one.energies)]
     for word in ("worse", "better", "unknown"):
         if word in words:
             many = f"{words.count(word)} {word}"

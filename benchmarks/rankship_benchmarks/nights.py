@@ -27,8 +27,8 @@ _LONGEST_NIGHT_S = 20 * 3600
 class CaseWord:
     """What a night says of one artifact on one device, against the last night that counted.
 
-    `word` is better, worse, same or unknown; `ratio` is tonight's latency over that night's, None where they were not
-    compared. `step` tells of a lasting change that tonight's numbers made sure.
+    `word` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None where
+    they were not compared. `step` tells of a lasting change that tonight's numbers made sure.
     """
 
     variant: Variant
@@ -45,7 +45,7 @@ class DeviceNight:
 
     `run` is the folder of its bundle, None where it could not be measured. `gap` says why nothing of this night counts
     (None: it counts), `error` is the class of what went wrong. `measured_on` is the twin that stood in, else the
-    device itself.
+    device itself. `energies` are the words on energy, empty where no meter watched.
     """
 
     device: str
@@ -55,6 +55,7 @@ class DeviceNight:
     error: str | None
     losses: tuple[str, ...]
     cases: tuple[CaseWord, ...]
+    energies: tuple[CaseWord, ...] = ()
 
 
 @record

@@ -22,6 +22,7 @@ FREQUENCY_MOVE = 0.10
 DRIFT = 0.10
 STALL_NS, STALL_FACTOR = 500_000_000, 20  # one inference so long, and so many times the median: nobody ran
 CANARY_BAND = 0.10  # a round's canary against its run's middle one
+WAITED = 0.01  # of the loop: below the 1.5 % by which verdicts tell a change, even were every inference struck alike
 _FEWEST_CANARIES = 3
 _NOW_BITS, _SINCE_BOOT_SHIFT = 0b1111, 16  # of a Raspberry Pi: under-voltage, capped, throttled, too warm
 THROTTLED, JUMPED, GOVERNED, CANARY = "throttled", "clock jumped", "governor changed", "canary off"
@@ -136,7 +137,13 @@ def _has_drifted(trial: Trial) -> bool:
 
 
 def _has_other_load(trial: Trial) -> bool:
-    """Tell whether, before the trial, more was running than there are cores: some of it must have waited for others."""
+    """Tell whether others took processor time that the trial wanted.
+
+    One thread's own waiting says so itself. Several threads also wait for each other, and waking one counts as waiting:
+    there, and where nothing is told, it is whether more was running before the trial than there are cores.
+    """
+    if trial.threads == 1 and trial.waited_ns is not None and trial.loop is not None:
+        return trial.waited_ns > WAITED * trial.loop.length_ns
     cores = len(trial.before.frequency_khz or trial.conditions.cpus or ())
     load = trial.before.load_1m_milli
     return cores > 0 and load is not None and load > 1000 * cores

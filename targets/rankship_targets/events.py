@@ -142,13 +142,15 @@ class Warmed:
 class Samples:
     """Every timed inference in order; the loop around them began and ended at these instants of the monotonic clock.
 
-    None where a kit's runner is too old to tell.
+    None where a kit's runner is too old to tell. `waited_ns` is how long the thread that timed them was ready to run
+    meanwhile and waited for a processor; None where the kernel does not count it, and from a kit's runner.
     """
 
     event: Literal["samples"]
     ns: tuple[int, ...]
     start_ns: int | None = None
     end_ns: int | None = None
+    waited_ns: int | None = None
 
 
 @record

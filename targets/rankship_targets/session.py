@@ -332,6 +332,7 @@ class Session:
                 cpus=settled.cpus, cooling_ms=settled.cooling_ms, unmet=(*self._unmet, *settled.unmet)
             ),
             loop=_read_loop(samples),
+            waited_ns=samples.waited_ns,
             idle=tuple(Span(start_ns=one.start_ns, end_ns=one.end_ns) for one in events if isinstance(one, Idle)),
         )
 

@@ -74,6 +74,7 @@ class Trial:
     peak resident memory after load and warm-up, `runtime_rss_bytes` the resident memory with the runtime imported
     and no model loaded. `retries` counts transient target errors met on the way. `loop` is when the samples were taken
     (None: a runner that does not tell), `idle` the rests before and after the trial, where it was asked to rest.
+    `waited_ns` is how long in `loop` the thread that timed was ready to run but waited for a processor (None: untold).
     """
 
     round: int
@@ -97,6 +98,7 @@ class Trial:
     conditions: Conditions = Conditions()
     loop: Span | None = None
     idle: tuple[Span, ...] = ()
+    waited_ns: int | None = None
 
 
 @record

@@ -244,6 +244,7 @@ def test_rows_of_energy_say_what_the_meter_said(tmp_path: Path) -> None:
     assert {row["meter"] for row in rows} == {"test"}
     good = [float(row["total_nj"]) for row in rows if row["variant"] == "dense" and row["valid"] == "True"]
     assert np.mean(good) == pytest.approx(TRUE_NJ["dense"], rel=0.01)
+    assert [row["trusted"] for row in rows] == [row["valid"] for row in rows]  # nothing here is doubted
     (gap,) = [row for row in rows if row["variant"] == "dense" and row["round"] == "2"]
     assert (gap["total_nj"], gap["reasons"].partition(":")[0]) == ("", "trace gap")
 

@@ -20,7 +20,7 @@ from rankship_benchmarks.validity import (
 )
 from rankship_pipeline.errors import ClockJumped, MeasurementError, Throttled
 from rankship_pipeline.records import Artifact, Build, RankPlan
-from rankship_targets.trial import Conditions, DeviceState, RuntimeReading, Trial
+from rankship_targets.trial import Conditions, DeviceState, RuntimeReading, Span, Trial
 
 CALM = DeviceState(
     governor="performance",
@@ -242,3 +242,22 @@ def test_conditions_that_could_not_be_had_are_said() -> None:
     unmet = Conditions(unmet=("governor performance: Permission denied",))
     summary = summarise(make_bundle(replace(TRIAL, conditions=unmet), replace(TRIAL, round=1)))
     assert "Conditions: governor performance: Permission denied (1 of 2 trials)." in summary.cautions
+
+
+@pytest.mark.parametrize(
+    ("threads", "waited_ns", "loop", "load_1m_milli", "doubted"),
+    [
+        (1, 10_000_000, Span(start_ns=0, end_ns=10**9), 9_000, False),  # others were at work, elsewhere
+        (1, 10_000_001, Span(start_ns=0, end_ns=10**9), 100, True),  # one that the load average missed
+        (1, None, Span(start_ns=0, end_ns=10**9), 9_000, True),
+        (1, 0, None, 9_000, True),
+        (4, 0, Span(start_ns=0, end_ns=10**9), 9_000, True),
+        (4, 900_000_000, Span(start_ns=0, end_ns=10**9), 100, False),  # for each other, as far as is known
+    ],
+)
+def test_one_threads_own_waiting_decides_about_other_load_and_else_the_load_average(
+    threads: int, waited_ns: int | None, loop: Span | None, load_1m_milli: int, *, doubted: bool
+) -> None:
+    before = replace(CALM, load_1m_milli=load_1m_milli)
+    trial = replace(TRIAL, before=before, threads=threads, waited_ns=waited_ns, loop=loop)
+    assert doubt_trial(trial) == (("other load",) if doubted else ())

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rankship_targets.agent import litert_profile, main, profiles, protocol, runtimes, timing
+from rankship_targets.agent import litert_profile, main, profiles, protocol, runtimes, system, timing
 from rankship_targets.agent_file import find_agent, pack_agent
 
 AGENT = find_agent()
@@ -218,6 +218,33 @@ def test_runtime_that_prints_does_not_reach_the_protocol(model: Path, tmp_path: 
     assert [event["event"] for event in events] == ["hello", "error"]
     assert "noise from python" in done.stderr
     assert "noise from C" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "waited_ns"),
+    [
+        ("1284711053 60252 113", 60_252),
+        ("2210417 0 4", 0),
+        ("0 0 0", None),  # compiled in, but switched off
+        ("", None),
+        ("not a number", None),
+    ],
+)
+def test_a_threads_waiting_is_read_where_the_kernel_counts_it(text: str, waited_ns: int | None) -> None:
+    assert system.parse_waited(text) == waited_ns
+
+
+def test_a_measurement_that_shares_its_core_says_that_it_waited(model: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    hog = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"])
+    try:
+        events, done = call(ask_measure(model, cpus=[core], min_duration_ms=300))
+    finally:
+        hog.kill()
+        hog.wait()
+    assert done.returncode == 0, done.stderr
+    samples = find(events, "samples")
+    assert 0.01 * 300_000_000 < samples["waited_ns"] < samples["end_ns"] - samples["start_ns"]
 
 
 def test_probe_reads_a_pretended_board(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from .protocol import Event
 ROOT = os.environ.get("RANKSHIP_AGENT_ROOT", "")
 # VmHWM there is this process's own peak; getrusage's ru_maxrss starts at the parent's, which exec inherits.
 OWN_STATUS = "/proc/self/status"
+OWN_SCHEDULE = "/proc/thread-self/schedstat"  # ns on a processor, ns runnable but waiting for one, turns taken
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, hexadecimal
 ASK_TIMEOUT_S = 5
 # Android's BatteryManager constants, in the kernel's words; and what each says of the battery being fed.
@@ -53,6 +54,17 @@ def read_kilobytes(path: str, name: str) -> int | None:
     """Read a line "name:  123 kB" of /proc, in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", read_text(path), re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def read_waited() -> int | None:
+    """Read how long this thread has waited for a processor since it began, in ns; None where the kernel counts none."""
+    return parse_waited(read_text(OWN_SCHEDULE))
+
+
+def parse_waited(text: str) -> int | None:
+    """Parse a thread's schedstat; a kernel that does not count says "0 0 0", though who asks has surely run."""
+    found = re.fullmatch(r"(\d+) (\d+) \d+", text)
+    return int(found.group(2)) if found and int(found.group(1)) else None
 
 
 def ask_psutil(question: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - whatever it answers

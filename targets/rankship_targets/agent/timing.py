@@ -11,7 +11,7 @@ from typing import Any
 from .programs import find_program, infer_with, load_with, measure_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
-from .system import OWN_STATUS, read_kilobytes, read_state
+from .system import OWN_STATUS, read_kilobytes, read_state, read_waited
 
 WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # one look at the warm-up lasts until both are reached
 # Of the last windows' medians: how many count, largest over smallest, first over last where they fall.
@@ -67,12 +67,15 @@ def measure(request: Request) -> Iterator[Event]:
     gc.disable()
     warmup, steady = warm_up(model, feed, request["max_warmup_ms"] * 1_000_000)
     peak = read_kilobytes(OWN_STATUS, "VmHWM")  # more work in between would cool the caches
+    waited = read_waited()
     start_ns = time.monotonic_ns()  # the clock that meters are read by
     taken = time_inferences(model, feed, request["min_samples"], request["min_duration_ms"] * 1_000_000)
     end_ns = time.monotonic_ns()
+    waited_after = read_waited()
+    waited_ns = None if waited is None or waited_after is None else waited_after - waited
     yield {"event": "state", "when": "after", "state": read_state()}
     yield {"event": "warmed", "ns": warmup, "steady": steady, "peak_rss_bytes": peak}
-    yield {"event": "samples", "ns": taken, "start_ns": start_ns, "end_ns": end_ns}
+    yield {"event": "samples", "ns": taken, "start_ns": start_ns, "end_ns": end_ns, "waited_ns": waited_ns}
     yield {"event": "done"}
 
 
