@@ -17,7 +17,8 @@ device of the inventory may keep its load to itself, as one does whose kernel te
     #!/bin/sh
     exec unshare --mount sh -c 'mount --bind /dev/null /proc/loadavg && exec .venv/bin/python "$@"' sh "$@"
 
-The figures then say so (`load_told`), and how busy the machine was.
+The figures then say so (`load_told`), and how busy the machine was. Since they were taken, a trial of one thread tells
+its own wait for a processor too, which this does not hide: on a machine as busy, its rounds would be doubted today.
 """
 
 import argparse
