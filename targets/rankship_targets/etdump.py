@@ -1,9 +1,11 @@
 """An ETDump that a device's ExecuTorch program wrote, read on this host: the device has no tools for it."""
 
 import base64
+import os
 import subprocess
 
 from rankship_pipeline.errors import AgentMismatch, Lacks
+from rankship_targets.agent.main import NOISE
 from rankship_targets.agent.profiles import list_operators
 from rankship_targets.events import OperatorTime, Profiled
 
@@ -16,6 +18,8 @@ def read_etdump(text: str, runs: int) -> Profiled:
 
     Lacks where ExecuTorch is not installed here, AgentMismatch where the text is no ETDump of so many inferences.
     """
+    for name, value in NOISE.items():  # what its import says without it concerns nobody
+        os.environ.setdefault(name, value)
     try:
         from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
     except ImportError as failure:
