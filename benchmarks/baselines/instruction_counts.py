@@ -111,15 +111,15 @@ def install_runner(machine: Machine) -> Machine:
 
 
 def describe(found: list[Instructions]) -> dict[str, object]:
-    """Give each repeat's median, and how far they lie apart."""
-    medians = [one.per_inference for one in found]
+    """Give each repeat's count, and how far they lie apart."""
+    counts = [one.per_inference for one in found]
     samples = [sample for one in found for sample in one.samples]
     return {
         "runtime": f"{found[0].runtime} {found[0].runtime_version}",
         "artifact_sha256": found[0].artifact_sha256,
-        "per_inference": round(statistics.median(medians)),
-        "per_inference_by_repeat": medians,
-        "spread_of_repeats": (max(medians) - min(medians)) / min(medians),
+        "per_inference": round(statistics.median(counts)),
+        "per_inference_by_repeat": counts,
+        "spread_of_repeats": (max(counts) - min(counts)) / min(counts),
         "spread_of_single_inferences": (max(samples) - min(samples)) / min(samples),
         "first_inference_by_repeat": [one.first_inference for one in found],
         "loading_by_repeat": [one.loading for one in found],
