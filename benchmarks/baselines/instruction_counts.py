@@ -56,7 +56,7 @@ def main() -> None:
         "recipe_sha256": build.recipe_sha256,
         "counted_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "repeats": chosen.repeats,
-        "inferences_per_repeat": SAMPLES,
+        "least_inferences_per_repeat": SAMPLES,
         **count_all(proven, find_inputs(build.artifacts, store), store, chosen.repeats, steps),
     }
     write_atomic(chosen.out, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
