@@ -245,7 +245,12 @@ class Board:
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on the board."""
         assert self.server is not None
-        return [one for one in psutil.Process(self.server.pid).children(recursive=True) if one.name() != "unshare"]
+        running = []
+        for one in psutil.Process(self.server.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end of itself meanwhile
+                if one.name() != "unshare":
+                    running.append(one)
+        return running
 
     def set_python(self, words: str) -> None:
         """Choose what the interpreter of the inventory starts."""
@@ -407,8 +412,9 @@ def kill_next_agent(board: Board) -> None:
         deadline = time.monotonic() + HUNG_S
         while time.monotonic() < deadline:
             for process in filter(is_agent, board.processes()):
-                process.kill()
-                return
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    return
             time.sleep(0.002)
 
     threading.Thread(target=watch, daemon=True).start()
