@@ -11,6 +11,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TESTS := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
 
 # Where one of these is missing its package is installed; where it cannot be, the tests that need it are skipped by name.
@@ -52,10 +53,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(call install,TEST_NEEDS)
-	$(BIN)/python -m pytest -m "not images and not phone_faults"
+	$(TESTS) -m "not images and not phone_faults"
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not twin and not system and not images"
+	$(TESTS) -m "not twin and not system and not images"
 
 test-images: $(INSTALLED)
 	$(call install,IMAGE_NEEDS)

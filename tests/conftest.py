@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pytest
@@ -24,6 +24,9 @@ from rankship_targets.device import Device
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import find_root
 from rankship_targets.twin.pixel import Phone, launch_phone, reach
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
 
 SSHD = Path("/usr/sbin/sshd")
 TWIN_NEEDS = {"qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap", "arch-test": "arch-test"}
@@ -67,6 +70,19 @@ class SshServer:
 StartSshd = Callable[..., SshServer]
 T = TypeVar("T")
 MakeOrSkip = Callable[[Callable[[], T]], T]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling":  # noqa: ANN401 - xdist's
+    """Keep a file's tests in one process, for what they share, and all emulated devices in one: they share storage."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no type information
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "emulated devices" if "twin" in file or "test_transport" in file else file
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,7 @@ def make_masked(module: Any, ratio: float, *, repaired: bool) -> tuple[Masked, S
     return Masked(module, spectrum, mask, repaired=repaired), spectrum
 
 
-@pytest.mark.parametrize(("module", "x"), MODULES, ids=str)
+@pytest.mark.parametrize(("module", "x"), MODULES, ids=[str(module) for module, _ in MODULES])
 def test_a_masked_layer_below_one_computes_its_truncated_self(module: Any, x: Tensor) -> None:  # noqa: ANN401
     masked, spectrum = make_masked(module, 0.6, repaired=True)
     cut = copy.deepcopy(module)
@@ -193,7 +193,7 @@ def test_a_masked_layer_below_one_computes_its_truncated_self(module: Any, x: Te
 
 
 @pytest.mark.parametrize("choice", [ORIGINAL, REPAIRED], ids=["original", "repaired"])
-@pytest.mark.parametrize(("module", "x"), MODULES, ids=str)
+@pytest.mark.parametrize(("module", "x"), MODULES, ids=[str(module) for module, _ in MODULES])
 def test_a_masked_layer_from_one_on_computes_its_dense_self(module: Any, x: Tensor, choice: AraChoice) -> None:  # noqa: ANN401
     masked, _ = make_masked(module, 1.05, repaired=choice.repaired)
     torch.testing.assert_close(masked(x), module(x))
