@@ -7,6 +7,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_url_of_no_database_is_refused_without_its_password(url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """Start a cluster of its own on a socket in a temporary folder; gives its URL."""
     found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     programs = next((Path(one).resolve().parent for one in found if one), None)
@@ -165,26 +166,25 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = os.geteuid() == 0
     if root and subprocess.run(["id", "postgres"], capture_output=True, check=False).returncode:
         pytest.skip("Postgres refuses to run as root, and there is no user postgres")
-    folder = Path(tmp_path_factory.mktemp("postgres"))
     user = "postgres" if root else getpass.getuser()
-    if root:  # the server's user must reach its folder
-        for place in (folder, *folder.parents[:2]):
-            place.chmod(0o755)
-        shutil.chown(folder, "postgres")
     as_user = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if root else []
-    data, log = folder / "data", folder / "log"
-    make: list[str | Path] = [*as_user, programs / "initdb", "-D", data, "-A", "peer", "--no-sync"]
-    subprocess.run(make, check=True, capture_output=True, cwd=folder)
-    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    control: list[str | Path] = [*as_user, programs / "pg_ctl", "-D", data, "-w"]
-    if root:
-        (data / "pg_ident.conf").write_text("here root postgres\nhere postgres postgres\n")
-        (data / "pg_hba.conf").write_text("local all all peer map=here\n")
-    subprocess.run([*control, "-l", log, "-o", settings, "start"], check=True, capture_output=True, cwd=folder)
-    try:
-        yield f"postgresql+psycopg://{user}@/postgres?host={folder}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd=folder)
+    with tempfile.TemporaryDirectory(prefix="rankship-postgres-") as name:  # the server's user must reach it
+        folder = Path(name)
+        if root:
+            shutil.chown(folder, "postgres")
+        data, log = folder / "data", folder / "log"
+        make: list[str | Path] = [*as_user, programs / "initdb", "-D", data, "-A", "peer", "--no-sync"]
+        subprocess.run(make, check=True, capture_output=True, cwd=folder)
+        settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+        control: list[str | Path] = [*as_user, programs / "pg_ctl", "-D", data, "-w"]
+        if root:
+            (data / "pg_ident.conf").write_text("here root postgres\nhere postgres postgres\n")
+            (data / "pg_hba.conf").write_text("local all all peer map=here\n")
+        subprocess.run([*control, "-l", log, "-o", settings, "start"], check=True, capture_output=True, cwd=folder)
+        try:
+            yield f"postgresql+psycopg://{user}@/postgres?host={folder}"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd=folder)
 
 
 @pytest.mark.system
