@@ -1,6 +1,7 @@
 """The system stand-in: a kernel of its own, memory that is true, a reboot, a spoiled network, counted instructions."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -106,8 +107,11 @@ time.sleep(600)
 
 
 @pytest.mark.usefixtures("able_qemu")
-def test_nothing_runs_on_after_kill_9_of_its_host(await_gone: Callable[[list[psutil.Process]], None]) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True) as host:
+def test_nothing_runs_on_after_kill_9_of_its_host(
+    await_gone: Callable[[list[psutil.Process]], None], tmp_path: Path
+) -> None:
+    own = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed host cannot take its machine's folder away
+    with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True, env=own) as host:
         assert host.stdout is not None
         warden = psutil.Process(json.loads(host.stdout.readline()))
         family = [warden, *warden.children(recursive=True)]
