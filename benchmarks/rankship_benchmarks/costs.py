@@ -14,7 +14,7 @@ from rankship_pipeline.codec import digest
 from rankship_pipeline.forms import list_ladder
 from rankship_pipeline.preflight import Prepared
 from rankship_pipeline.progress import Steps
-from rankship_pipeline.records import CostTable, Factors, Form
+from rankship_pipeline.records import CostTable, CostUnit, Factors, Form
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store
 from rankship_pipeline.toolchain import hash_code
@@ -32,9 +32,16 @@ Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their
 def measure_costs(
     prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
 ) -> CostTable:
-    """Measure a recipe's cost table; an interrupted measurement goes on at its first missing sweep."""
-    table = _Table(prepared, store, place, steps)
-    table.journal = Journal(results / f"{_name_journal(prepared, place)}.jsonl")
+    """Measure a recipe's table of times; an interrupted measurement goes on at its first missing sweep."""
+    return time_layers(prepared, store, place, results, steps, passes=passes).finish()
+
+
+def time_layers(
+    prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
+) -> "LayerTimes":
+    """Time the layers that are worth it, in as many passes; `offers` of what comes back says what to offer of each."""
+    table = LayerTimes(prepared, store, place, steps)
+    table.journal = Journal(results / f"{name_journal(prepared, place)}.jsonl")
     worth = table.find_worthy()
     steps.note(f"{len(worth)} of {len(table.kinds)} kinds of layer take {WORTH:.0%} of the model's time or more")
     for number in range(1, passes + 1):
@@ -42,11 +49,12 @@ def measure_costs(
         if not any(wanted.values()):
             break
         table.time_options(number, {site: some for site, some in wanted.items() if some})
-    return table.finish({site: table.list_offers(site) for site in worth})
+    table.offers = {site: table.list_offers(site) for site in worth}
+    return table
 
 
 @dataclass
-class _Table:
+class LayerTimes:
     """A table in the making: what was pushed, timed, and asked for in each pass."""
 
     prepared: Prepared
@@ -54,6 +62,7 @@ class _Table:
     place: Place
     steps: Steps
     journal: Journal = field(init=False)
+    offers: dict[Site, list[Offer]] = field(init=False)
     ladders: dict[tuple[Site, Form], list[Factors]] = field(default_factory=dict)
     asked: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
     _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
@@ -101,20 +110,36 @@ class _Table:
             offers += [Offer(factors=ladder[place], ratio=measured[place]) for place in keep_steps(measured)]
         return offers
 
-    def finish(self, offers: Mapping[Site, Sequence[Offer]]) -> CostTable:
-        """The table of all layers."""
-        shares = {site: SiteTimes(self.journal.timings, site.name).share() for site in self.kinds}
-        dense = find_model_ns(self.journal.timings)
+    def finish(self) -> CostTable:
+        """The table of all layers in ns."""
+        shares, timings = {site: self.share(site) for site in self.kinds}, self.journal.timings
+        latest = max(one.trial.started_utc for one in timings)
+        return self.price("ns", find_model_ns(timings), shares, self.offers, latest, SWEEPS)
+
+    def share(self, site: Site) -> Estimate:
+        """One dense layer's time as a share of the model's."""
+        return SiteTimes(self.journal.timings, site.name).share()
+
+    def price(
+        self,
+        unit: CostUnit,
+        dense: int,
+        shares: Mapping[Site, Estimate],
+        offers: Mapping[Site, Sequence[Offer]],
+        measured_utc: str,
+        rounds: int,
+    ) -> CostTable:
+        """The table of all layers in a unit; `dense` is the whole dense model's cost."""
         layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items()}
         return CostTable(
-            unit="ns",
+            unit=unit,
             device=self.place.device,
             format=self.place.format,
             runtime=self.place.runtime,
             threads=self.place.threads,
             agent_sha256=self.place.session.agent_sha256,
-            measured_utc=max(one.trial.started_utc for one in self.journal.timings),
-            rounds=SWEEPS,
+            measured_utc=measured_utc,
+            rounds=rounds,
             model_sha256=self.prepared.model_sha256,
             dense=dense,
             fixed=dense - sum(options[0].cost for options in layers.values()),
@@ -142,7 +167,7 @@ class _Table:
             self._pushed[site.name, name] = self.place.push(site.name, name, artifact, self.store, LIMITS)
         return [self._pushed[site.name, name] for name in wanted]
 
-    def _make(self, chunk: Chunk) -> list[Subject]:
+    def make(self, chunk: Chunk) -> list[Subject]:
         """The model, then every site's dense layer and options, made, proven and pushed."""
         with self.steps.track(f"make and prove {_count(chunk)} layers", len(chunk)) as advance:
             subjects = [self._model()]
@@ -156,8 +181,9 @@ class _Table:
         places = range(len(chunks))
         order = [(place, turn) for turn in range(SWEEPS) for place in (places if turn % 2 == 0 else places[::-1])]
         numbered = [((number * _BLOCK + place) * _BLOCK + turn, place, turn) for place, turn in order]
-        missing = [one for one in numbered if one[0] not in self.journal.done]
-        made = {place: self._make(chunks[place]) for place in sorted({place for _, place, _ in missing})}
+        done = self.journal.done
+        missing = [one for one in numbered if one[0] not in done]
+        made = {place: self.make(chunks[place]) for place in sorted({place for _, place, _ in missing})}
         with self.steps.track(f"time {title} on {self.place.device}", len(missing)) as advance:
             for at, place, turn in missing:
                 advance(f"time {title} on {self.place.device}: sweep {turn + 1} of {SWEEPS}")
@@ -172,7 +198,7 @@ def _count(chunk: Mapping[Site, Sequence[Factors]]) -> int:
     return sum(2 + len(options) for options in chunk.values())
 
 
-def _name_journal(prepared: Prepared, place: Place) -> str:
+def name_journal(prepared: Prepared, place: Place) -> str:
     """One journal for all that its timings depend on."""
     ranks = prepared.recipe.ranks
     key = digest(

@@ -1,7 +1,7 @@
 """What one layer costs, from sweeps in which it ran as several copies side by side.
 
 In one sweep, that is in one process within seconds, run: the whole dense model, the site's dense layer once and
-COPIES times, and its options COPIES times each. With m, s, d and o their median times,
+COPIES times, and its options COPIES times each. With m, s, d and o their median times (or energies),
 
     layer = (d − s) / (COPIES − 1)        one dense layer, with the addition that joins it to the others
     overhead = s − layer                  reading the input and calling the runtime: paid once, whatever runs
@@ -11,12 +11,14 @@ A dense layer is told as a share of m, an option as a share of the dense layer i
 the whole device down for a while cancels. Sweeps are the unit of independence: medians and intervals go over them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from statistics import median
 
 from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
 from rankship_benchmarks.timings import Timing
 from rankship_benchmarks.validity import keep_valid, refuse_trials
+from rankship_pipeline.errors import RankshipError
 from rankship_pipeline.records import Factors, LayerCost, record
 from rankship_pipeline.sites import Site
 
@@ -35,40 +37,56 @@ class Offer:
     ratio: Estimate
 
 
-class SiteTimes:
-    """One site's median times by subject and sweep, in ns, and the whole model's; without trials that do not count."""
+class SiteCosts(ABC):
+    """What one site's subjects cost by sweep, and the whole model, in one unit; what does not count is left out."""
 
-    def __init__(self, timings: Iterable[Timing], site: str) -> None:
-        mine = [one for one in timings if one.site in {site, ""}]
-        self._trials = [one.trial for one in mine]
-        self._times: dict[str, BySweep] = {}
-        for one in mine:
-            if keep_valid([one.trial]):
-                self._times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
+    def __init__(self, costs: Mapping[str, BySweep]) -> None:
+        self._costs = costs
 
     @property
     def dense(self) -> BySweep:
-        """One dense layer's ns by sweep; where noise swallowed it, at or below zero."""
-        single, several = self._times.get(SINGLE, {}), self._times.get(DENSE, {})
+        """One dense layer's cost by sweep; where noise swallowed it, at or below zero."""
+        single, several = self._costs.get(SINGLE, {}), self._costs.get(DENSE, {})
         return {sweep: (several[sweep] - single[sweep]) / (COPIES - 1) for sweep in single if sweep in several}
 
     def cost(self, subject: str) -> BySweep:
-        """One layer's ns by sweep, stored as the subject says."""
-        single, dense, taken = self._times[SINGLE], self.dense, self._times.get(subject, {})
+        """One layer's cost by sweep, stored as the subject says."""
+        single, dense, taken = self._costs[SINGLE], self.dense, self._costs.get(subject, {})
         return {sweep: (taken[sweep] - (single[sweep] - dense[sweep])) / COPIES for sweep in taken if sweep in dense}
 
     def share(self) -> Estimate:
-        """One dense layer as a share of the whole dense model; refused without a sweep in which both count."""
-        model, dense = self._times.get(MODEL, {}), self.dense
+        """One dense layer as a share of the whole dense model; refused without a sweep in which both can be told."""
+        model, dense = self._costs.get(MODEL, {}), self.dense
         shares = [dense[sweep] / model[sweep] for sweep in dense if sweep in model]
         if not shares:
-            raise refuse_trials("cost table", self._trials)
+            raise self.refuse()
         return estimate_median(shares)
+
+    @abstractmethod
+    def refuse(self) -> RankshipError:
+        """Say why nothing can be told."""
 
     def ratio(self, factors: Factors) -> Estimate | None:
         """A factored layer as a share of the dense one; None without a sweep in which that can be told."""
         dense = {sweep: one for sweep, one in self.dense.items() if one > 0}
         return estimate_ratio(self.cost(str(factors)), dense)
+
+
+class SiteTimes(SiteCosts):
+    """One site's median times in ns; without trials that do not count."""
+
+    def __init__(self, timings: Iterable[Timing], site: str) -> None:
+        mine = [one for one in timings if one.site in {site, ""}]
+        self._trials = [one.trial for one in mine]
+        times: dict[str, BySweep] = {}
+        for one in mine:
+            if keep_valid([one.trial]):
+                times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
+        super().__init__(times)
+
+    def refuse(self) -> RankshipError:
+        """Say why nothing can be told."""
+        return refuse_trials("cost table", self._trials)
 
 
 def find_model_ns(timings: Iterable[Timing]) -> int:
@@ -81,15 +99,15 @@ def find_model_ns(timings: Iterable[Timing]) -> int:
 
 
 def price_layer(
-    sites: Iterable[Site], shares: Mapping[Site, Estimate], offers: Mapping[Site, Iterable[Offer]], model_ns: int
+    sites: Iterable[Site], shares: Mapping[Site, Estimate], offers: Mapping[Site, Iterable[Offer]], model_cost: int
 ) -> tuple[LayerCost, ...]:
     """A layer's line of the table: dense first, then what is offered at every site where it is called."""
     options: list[dict[Factors | None, Scaled]] = []
     for site in sites:
         share = shares[site]
-        unit = max(share.value, 0.0) * model_ns
+        unit = max(share.value, 0.0) * model_cost
         scaled: dict[Factors | None, Scaled] = {one.factors: _scale(one.ratio, unit) for one in offers.get(site, ())}
-        scaled[None] = _scale(share, model_ns)
+        scaled[None] = _scale(share, model_cost)
         options.append(scaled)
     if not options:  # a layer that is never called
         return (LayerCost(factors=None, cost=0),)

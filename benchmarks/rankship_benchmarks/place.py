@@ -47,23 +47,23 @@ class Place:
 
     def time(self, subjects: Sequence[Subject], number: int, effort: tuple[int, int, int]) -> list[Trial]:
         """Time subjects one after the other in one fresh process."""
+        return self.session.sweep([self.ask(one, number, effort) for one in subjects])
+
+    def ask(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
+        """How a subject is timed."""
         min_samples, min_duration_ms, max_warmup_ms = effort
-        requests = [
-            MeasureRequest(
-                round=number,
-                variant=one.artifact.variant,
-                format=self.format,
-                artifact=one.remote,
-                artifact_sha256=one.artifact.sha256,
-                inputs=one.inputs,
-                threads=self.threads,
-                min_samples=min_samples,
-                min_duration_ms=min_duration_ms,
-                max_warmup_ms=max_warmup_ms,
-            )
-            for one in subjects
-        ]
-        return self.session.sweep(requests)
+        return MeasureRequest(
+            round=number,
+            variant=subject.artifact.variant,
+            format=self.format,
+            artifact=subject.remote,
+            artifact_sha256=subject.artifact.sha256,
+            inputs=subject.inputs,
+            threads=self.threads,
+            min_samples=min_samples,
+            min_duration_ms=min_duration_ms,
+            max_warmup_ms=max_warmup_ms,
+        )
 
     def push(self, site: str, name: str, artifact: Artifact, store: Store, limits: ParityChoice) -> Subject:
         """Prove an artifact's parity on this host and copy it to the device with its inputs."""

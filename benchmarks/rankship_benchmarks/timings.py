@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from rankship_pipeline.codec import decode, encode
 from rankship_pipeline.files import write_atomic
 from rankship_pipeline.records import record
 from rankship_targets.trial import Trial
+
+Line = TypeVar("Line")
 
 
 @record
@@ -27,25 +30,39 @@ class Sweep:
     timings: tuple[Timing, ...]
 
 
-class Journal:
-    """A file of sweeps that only grows; what a killed writer left of its last line is cut off."""
+class Lines(Generic[Line]):
+    """A file of records, one a line, that only grows; what a killed writer left of its last line is cut off."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, kind: type[Line], path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             write_atomic(path, whole)
-        sweeps = [decode(Sweep, line, where=f"{path}:{at}") for at, line in enumerate(whole.splitlines(), start=1)]
-        self.done = {sweep.number for sweep in sweeps}
-        self.timings = [timing for sweep in sweeps for timing in sweep.timings]
+        self.lines = [decode(kind, line, where=f"{path}:{at}") for at, line in enumerate(whole.splitlines(), start=1)]
 
-    def append(self, sweep: Sweep) -> None:
-        """Add a sweep and return when the disk has it."""
+    def append(self, line: Line) -> None:
+        """Add a record and return when the disk has it."""
         with self.path.open("ab") as stream:
-            stream.write(encode(sweep).encode() + b"\n")
+            stream.write(encode(line).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
-        self.done.add(sweep.number)
-        self.timings += sweep.timings
+        self.lines.append(line)
+
+
+class Journal(Lines[Sweep]):
+    """All sweeps of a table."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Sweep, path)
+
+    @property
+    def done(self) -> set[int]:
+        """The numbers of the sweeps that are there."""
+        return {sweep.number for sweep in self.lines}
+
+    @property
+    def timings(self) -> list[Timing]:
+        """What all of them timed."""
+        return [timing for sweep in self.lines for timing in sweep.timings]

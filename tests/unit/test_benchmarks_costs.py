@@ -1,26 +1,32 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
-from rankship_benchmarks import costs
+from rankship_benchmarks import costs, energy_costs
+from rankship_benchmarks.cost_verb import tabulate
 from rankship_benchmarks.costs import measure_costs
+from rankship_benchmarks.energy_costs import SiteEnergies, Watched, find_model_uj, measure_energies
 from rankship_benchmarks.land import refuse_foreign
 from rankship_benchmarks.layer_costs import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
-from rankship_benchmarks.place import Place, choose_place
+from rankship_benchmarks.place import Place, Subject, choose_place
 from rankship_benchmarks.probes import LIMITS, Probe, make_probes, prove
 from rankship_benchmarks.staircase import find_gaps, keep_steps, pick_rungs, spread_positions
 from rankship_benchmarks.stats import Estimate
-from rankship_benchmarks.timings import Journal, Sweep, Timing
+from rankship_benchmarks.suite import EnergyChoice, plan_energy
+from rankship_benchmarks.timings import Journal, Lines, Sweep, Timing
 from rankship_pipeline.codec import encode
-from rankship_pipeline.errors import ParityFailed, Throttled, UnlikeConditions
+from rankship_pipeline.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
 from rankship_pipeline.layers import find_layers
 from rankship_pipeline.preflight import Prepared, prepare
 from rankship_pipeline.progress import Steps
@@ -29,9 +35,11 @@ from rankship_pipeline.records import CostTable, Factors, Format, LayerCost, Run
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store
 from rankship_targets.device import Device
+from rankship_targets.meters.choice import MeterChoice
 from rankship_targets.runner import HostRunner
 from rankship_targets.session import open_session
-from rankship_targets.trial import DeviceState, RuntimeReading, Trial
+from rankship_targets.trace import PowerTrace, Rail
+from rankship_targets.trial import DeviceState, MeteredTrial, RuntimeReading, Span, Trial
 
 SITE = Site(
     kind="convolution", rows=16, columns=72, bias=False, input_shape=(1, 8, 8, 8), kernel=(3, 3), padding=(1, 1)
@@ -290,3 +298,103 @@ def check_table(table: CostTable, prepared: Prepared) -> None:
         assert dense.factors is None
         assert all(one.high is not None and one.cost < dense.cost for one in options)
     assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
+
+
+MS = 10**6
+PLAN = plan_energy(EnergyChoice(rounds=5, busy_ms=1000, idle_ms=1000), MeterChoice(name="hwmon"))
+
+
+def make_metered(trial: Trial, nj: float) -> MeteredTrial:
+    """Rest, a second of work in which an inference takes so much energy, rest; the meter loses nothing."""
+    idle = (Span(start_ns=0, end_ns=1000 * MS), Span(start_ns=2000 * MS, end_ns=3000 * MS))
+    loop = Span(start_ns=1000 * MS, end_ns=2000 * MS)
+    at = tuple(range(0, 3010 * MS, 10 * MS))
+    power = round(nj * len(trial.samples_ns) / 1000)
+    rail = Rail(
+        name="supply",
+        at_ns=at,
+        power_uw=(power,) * len(at),
+        energy_uj=None,
+        resolution_uw=1,
+        resolution_uj=None,
+        lag_ns=0,
+        gaps=(),
+        skipped=0,
+    )
+    trace = PowerTrace(meter="hwmon", provenance="measured", clock="monotonic", period_ns=10 * MS, rails=(rail,))
+    return MeteredTrial(trial=replace(trial, loop=loop, idle=idle), trace=trace, trace_sha256="t")
+
+
+def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
+    watched = [
+        Watched(
+            round=one.sweep,
+            site=one.site,
+            subject=one.subject,
+            metered=make_metered(one.trial, 3 * one.trial.samples_ns[0]),
+        )
+        for one in make_world({8: 0.4}, sweeps=5)
+    ]
+    read = SiteEnergies(watched, "s", PLAN)
+    assert read.share().value == pytest.approx(0.1, rel=1e-3)
+    ratio = read.ratio(Factors(rank=8))
+    assert ratio is not None
+    assert ratio.value == pytest.approx(0.4, rel=1e-3)
+    spoilt = [
+        replace(one, metered=replace(one.metered, trial=replace(one.metered.trial, loop=None))) for one in watched
+    ]
+    with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not tell"):
+        SiteEnergies(spoilt, "s", PLAN).share()
+    with pytest.raises(MeasurementError, match="no round counts"):
+        find_model_uj(spoilt, PLAN)
+
+
+@pytest.mark.slow
+def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
+    prepared: Prepared, here: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial is really watched, by the agent's own meter on a pretended sensor; the rest takes 4 W by its times."""
+    sensor = tmp_path / "root/sys/class/hwmon/hwmon0"
+    sensor.mkdir(parents=True)
+    (sensor / "name").write_text("ina226\n")
+    (sensor / "power1_input").write_text("4000000\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nRANKSHIP_AGENT_ROOT="{tmp_path}/root" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name, value in {"SWEEPS": 6, "GRID": 2}.items():
+        monkeypatch.setattr(costs, name, value)
+    store, steps, taken, really = Store(tmp_path / "store"), Steps(quiet=True), [], energy_costs._take
+    real = Place.time
+    monkeypatch.setattr(Place, "time", lambda place, some, number, _: real(place, some, number, (5, 1, 1)))
+
+    def take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> MeteredTrial:
+        taken.append((number, subject.site, subject.name))
+        if len(taken) == 1:
+            return really(subject, number, place, choice)
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+        (trial,) = place.time([subject], number, (5, 1, 1))
+        return make_metered(trial, 4 * median(trial.samples_ns))
+
+    monkeypatch.setattr(energy_costs, "_take", take)
+    with open_session(here) as session, pytest.raises(InputError, match="here has no meter"):
+        measure_energies(prepared, store, choose_place(session, "onnx", 1), tmp_path, steps, PLAN.choice)
+    metered = replace(here, python=str(python), meter=MeterChoice(name="hwmon"))
+    with open_session(metered) as session:
+        place = choose_place(session, "onnx", 1)
+        with pytest.raises(KeyboardInterrupt):
+            measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice)
+        table = measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice)
+        times = measure_costs(prepared, store, place, tmp_path, steps)
+        assert measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice) == table
+    assert len(set(taken)) == len(taken) - 1
+    assert (table.unit, table.rounds, list(table.layers)) == ("uj", 5, list(times.layers))
+    for name, options in table.layers.items():
+        assert {one.factors for one in options} <= {one.factors for one in times.layers[name]}
+    assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
+    (first,) = (one for one in Lines(Watched, next(tmp_path.glob("energies-*.jsonl"))).lines[:1])
+    assert first.metered.trace.rails[0].power_uw is not None
+    assert set(first.metered.trace.rails[0].power_uw) == {4_000_000}
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(tabulate(table))
+    assert f"{table.dense:,} µJ" in drawn.getvalue()

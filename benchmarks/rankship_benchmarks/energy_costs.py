@@ -1,0 +1,139 @@
+"""Cost tables of energy: what a timed table offers is metered, every layer at every rank between two rests.
+
+The arithmetic is that of times (layer_costs.py), over rounds of metered trials in place of sweeps. Energies are totals:
+what the rails gave while inferences ran, the board's own part of that time included.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+from rankship_benchmarks.costs import LayerTimes, name_journal, time_layers
+from rankship_benchmarks.energy import read_round
+from rankship_benchmarks.energy_rounds import stretch
+from rankship_benchmarks.layer_costs import MODEL, BySweep, Offer, SiteCosts
+from rankship_benchmarks.place import WHOLE, Place, Subject
+from rankship_benchmarks.suite import EnergyChoice, EnergyPlan, plan_energy
+from rankship_benchmarks.timings import Lines
+from rankship_benchmarks.validity import judge_trial
+from rankship_pipeline.codec import digest
+from rankship_pipeline.errors import MeasurementError, RankshipError
+from rankship_pipeline.preflight import Prepared
+from rankship_pipeline.progress import Steps
+from rankship_pipeline.records import CostTable, record
+from rankship_pipeline.sites import Site
+from rankship_pipeline.store import Store
+from rankship_targets.detached import make_ticket
+from rankship_targets.metered import check_meter, measure_metered, require_meter
+from rankship_targets.session import LONGEST_COOLING_S
+from rankship_targets.trial import MeteredTrial
+
+_NJ_PER_UJ = 1000
+
+
+@record
+class Watched:
+    """One subject metered in one round; `site` is empty for the whole model."""
+
+    round: int
+    site: str
+    subject: str
+    metered: MeteredTrial
+
+
+class SiteEnergies(SiteCosts):
+    """One site's energies in nJ an inference by round; what the trace does not support is left out with its reason."""
+
+    def __init__(self, watched: Iterable[Watched], site: str, plan: EnergyPlan) -> None:
+        energies: dict[str, BySweep] = {}
+        self._reasons: list[str] = []
+        for one in watched:
+            if one.site in {site, ""}:
+                read = read_energy(one.metered, plan)
+                if isinstance(read, str):
+                    self._reasons.append(f"{one.subject}, round {one.round}: {read}")
+                else:
+                    energies.setdefault(one.subject, {})[one.round] = read
+        super().__init__(energies)
+
+    def refuse(self) -> RankshipError:
+        """Say why nothing can be told."""
+        return refuse_energies(self._reasons)
+
+
+def measure_energies(
+    prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, choice: EnergyChoice
+) -> CostTable:
+    """Time a recipe's layers, then meter what those times offer; gives a table in µJ, and goes on where it was.
+
+    Kinds of layer under 1 % of the model's time are not metered: they stay dense, at their share of its time.
+    InputError where the inventory names no meter, Lacks where it cannot be read, both before anything is timed.
+    """
+    plan = plan_energy(choice, require_meter(place.session.device))
+    check_meter(place.session)
+    table = time_layers(prepared, store, place, results, steps)
+    key = digest({"times": name_journal(prepared, place), "energy": plan})
+    journal = Lines(Watched, results / f"energies-{prepared.recipe.name}-{place.device}-{key[:12]}.jsonl")
+    subjects = table.make({site: [one.factors for one in some] for site, some in table.offers.items()})
+    _watch(subjects, place, journal, steps, choice)
+    return _price(table, journal.lines, plan)
+
+
+def _watch(
+    subjects: Sequence[Subject], place: Place, journal: Lines[Watched], steps: Steps, choice: EnergyChoice
+) -> None:
+    """Meter every subject once a round, forwards and backwards in turn; what is in the journal is not taken again."""
+    done = {(one.round, one.site, one.subject) for one in journal.lines}
+    rounds = [(number, subjects if number % 2 == 0 else subjects[::-1]) for number in range(choice.rounds)]
+    wanted = [(number, one) for number, some in rounds for one in some if (number, one.site, one.name) not in done]
+    with steps.track(f"meter layers on {place.device}", len(wanted)) as advance:
+        for number, subject in wanted:
+            advance(f"meter layers on {place.device}: round {number + 1} of {choice.rounds}")
+            metered = _take(subject, number, place, choice)
+            journal.append(Watched(round=number, site=subject.site, subject=subject.name, metered=metered))
+
+
+def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> MeteredTrial:
+    session, ticket = place.session, make_ticket()
+    request = stretch(place.ask(subject, number, WHOLE), choice)
+    meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
+    try:
+        return measure_metered(session, request, meter, ticket)
+    finally:
+        session.forget(ticket)
+
+
+def _price(table: LayerTimes, watched: Sequence[Watched], plan: EnergyPlan) -> CostTable:
+    read = {site: SiteEnergies(watched, site.name, plan) for site in table.offers}
+    shares = {site: read[site].share() if site in read else table.share(site) for site in table.kinds}
+    offers: dict[Site, list[Offer]] = {}
+    for site, some in table.offers.items():
+        ratios = [(one.factors, read[site].ratio(one.factors)) for one in some]
+        offers[site] = [Offer(factors=factors, ratio=ratio) for factors, ratio in ratios if ratio is not None]
+    latest = max(one.metered.trial.started_utc for one in watched)
+    return table.price("uj", find_model_uj(watched, plan), shares, offers, latest, plan.choice.rounds)
+
+
+def find_model_uj(watched: Iterable[Watched], plan: EnergyPlan) -> int:
+    """The whole dense model's energy of one inference: the median over rounds."""
+    read = [read_energy(one.metered, plan) for one in watched if one.subject == MODEL]
+    found = [one for one in read if not isinstance(one, str)]
+    if not found:
+        raise refuse_energies([one for one in read if isinstance(one, str)])
+    return round(median(found) / _NJ_PER_UJ)
+
+
+def read_energy(metered: MeteredTrial, plan: EnergyPlan) -> float | str:
+    """Total nJ of one inference, or why there is none."""
+    if reasons := judge_trial(metered.trial):
+        return f"{', '.join(reasons)} while it was measured"
+    try:
+        return read_round(metered, plan).total.value_nj
+    except MeasurementError as failure:  # a gap in the trace is one too
+        return str(failure)
+
+
+def refuse_energies(reasons: Sequence[str]) -> MeasurementError:
+    """Say that no energy of a layer can be told, and why not of the first."""
+    said = f", first of {len(reasons)}: {reasons[0]}" if reasons else ""
+    return MeasurementError(f"cost table: no round counts{said}", hint="mend what the message says, and go on")
