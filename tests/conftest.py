@@ -74,13 +74,18 @@ MakeOrSkip = Callable[[Callable[[], T]], T]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling":  # noqa: ANN401 - xdist's
-    """Keep a file's tests in one process, for what they share, and all emulated devices in one: they share storage."""
+    """Keep a file's tests in one process, for what they share; emulated devices, which share storage; and this machine.
+
+    As a device this machine is leased: whoever measured on it beside others would find it busy.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no type information
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "emulated devices" if "twin" in file or "test_transport" in file else file
+            if "twin" in file or "test_transport" in file:
+                return "emulated devices"
+            return "this machine" if "/flow/" in file or "test_runner" in file else file
 
     return Together(config, log)
 
