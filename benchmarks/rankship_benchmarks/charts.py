@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.pareto import find_front
-from rankship_benchmarks.stats import Estimate, median_by_round
-from rankship_benchmarks.summary import Summary
+from rankship_benchmarks.stats import CONFIDENCE, Estimate, median_by_round
+from rankship_benchmarks.summary import Result, Summary
 from rankship_pipeline.records import Accuracy, Format, LayerRank, RankPlan, Variant
 from rankship_pipeline.units import show_bytes
 from rankship_targets.trial import Trial
@@ -48,6 +48,7 @@ _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
 _MOST_POINTS = 11.0  # the diameter of the largest file's marker
 _ROW_IN = 0.27
+_MILLIJOULES_FROM = 1e7  # nJ
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
 _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
@@ -84,21 +85,36 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
     The axis is logarithmic where formats differ twentyfold.
     """
-    results = [one for one in summary.results if one.accuracy]
-    times = [one.latency_ns.value for one in results]
-    largest = max((one.size_bytes for one in results), default=1)
+    spent = [(one, one.latency_ns) for one in summary.results]
+    divisor, unit = time_unit(max((time.value for _, time in spent), default=1))
+    return _draw_accuracy_against("latency", spent, divisor, f"median latency ({unit}), 95 % interval")
+
+
+def draw_accuracy_against_energy(summary: Summary) -> str:
+    """Draw accuracy over the total energy of an inference in the same way; empty where a meter told none."""
+    spent = [
+        (one, Estimate(value=nj, low=nj - apart, high=nj + apart, confidence=CONFIDENCE, rounds=total.rounds))
+        for one in summary.results
+        if one.energy and (total := one.energy.total)
+        for nj, apart in [(total.value_nj, total.uncertainty_nj)]
+    ]
+    divisor, unit = (1e6, "mJ") if max((one.value for _, one in spent), default=0) >= _MILLIJOULES_FROM else (1e3, "µJ")
+    return _draw_accuracy_against("energy", spent, divisor, f"energy of an inference ({unit}), meter's ± and 95 %")
+
+
+def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], divisor: float, label: str) -> str:
+    known = [(one, spends, one.accuracy) for one, spends in spent if one.accuracy]
+    costs = [spends.value for _, spends, _ in known]
+    largest = max((one.size_bytes for one, _, _ in known), default=1)
 
     def draw(axes: "Axes") -> None:
-        divisor, unit = time_unit(max(times))
-        for one in results:
-            if one.accuracy is None:
-                continue
+        for one, spends, accuracy in known:
             colour = COLOURS[one.variant]
             axes.errorbar(
-                one.latency_ns.value / divisor,
-                100 * one.accuracy.value,
-                xerr=_reach(one.latency_ns, divisor),
-                yerr=_margins(one.accuracy),
+                spends.value / divisor,
+                100 * accuracy.value,
+                xerr=_reach(spends, divisor),
+                yerr=_margins(accuracy),
                 fmt=_MARKERS[one.format],
                 color=colour,
                 elinewidth=1.2,
@@ -106,24 +122,21 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
                 ms=_MOST_POINTS * (one.size_bytes / largest) ** 0.5,
                 alpha=0.85,
             )
-            name = f"{one.format} {one.variant}, {show_bytes(one.size_bytes)}"
-            axes.plot([], [], _MARKERS[one.format], color=colour, ms=7.5, label=name)
-        if max(times) > _LOGARITHMIC_FROM * min(times):
+            title = f"{one.format} {one.variant}, {show_bytes(one.size_bytes)}"
+            axes.plot([], [], _MARKERS[one.format], color=colour, ms=7.5, label=title)
+        if max(costs) > _LOGARITHMIC_FROM * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
         else:
-            axes.set_xlim(0, 1.1 * max(times) / divisor)
-        _draw_front(
-            axes,
-            [(one.latency_ns.value / divisor, 100 * one.accuracy.value) for one in results if one.accuracy],
-        )
-        axes.set_xlabel(f"median latency ({unit}), 95 % interval")
+            axes.set_xlim(0, 1.1 * max(costs) / divisor)
+        _draw_front(axes, [(spends.value / divisor, 100 * accuracy.value) for _, spends, accuracy in known])
+        axes.set_xlabel(label)
         axes.set_ylabel("accuracy (%), 95 % interval")
         axes.grid(visible=True)
         axes.legend(ncols=2, **_BELOW | {"fontsize": 9})
 
-    return draw_svg("latency", draw) if results else ""
+    return draw_svg(name, draw) if known else ""
 
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
@@ -278,10 +291,10 @@ def _margins(accuracy: Accuracy) -> list[list[float]]:
     return [[100 * max(0.0, down)], [100 * max(0.0, up)]]
 
 
-def _reach(time: Estimate, divisor: float) -> list[list[float]] | None:
-    if time.low is None or time.high is None:
+def _reach(spent: Estimate, divisor: float) -> list[list[float]] | None:
+    if spent.low is None or spent.high is None:
         return None
-    return [[(time.value - time.low) / divisor], [(time.high - time.value) / divisor]]
+    return [[(spent.value - spent.low) / divisor], [(spent.high - spent.value) / divisor]]
 
 
 def time_unit(longest_ns: float) -> tuple[float, str]:

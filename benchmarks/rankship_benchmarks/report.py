@@ -143,6 +143,12 @@ def _draw_charts(summary: Summary) -> list[Chart]:
             svg=charts.draw_accuracy_against_latency(summary),
         ),
         Chart(
+            heading="Accuracy, energy and size",
+            reading=f"Left takes less, up is better, a marker's area is its file's size. {_FRONT} What read the energy "
+            "stands with its table.",
+            svg=charts.draw_accuracy_against_energy(summary),
+        ),
+        Chart(
             heading="Rank kept in each layer",
             reading="A factored layer runs as two or three smaller operators; the number is the width between them.",
             svg=charts.draw_ranks(plan),

@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import re
 import runpy
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from rankship_benchmarks import charts
+from rankship_benchmarks.energy_figures import CaseEnergy, EnergyEstimate
 from rankship_benchmarks.report import render_report, write_report
 from rankship_benchmarks.results import Bundle, append_trial, create_bundle, finish_bundle, writing
 from rankship_benchmarks.summary import summarise
@@ -178,6 +180,31 @@ def test_charts_keep_their_text_as_text() -> None:
     assert "svd 57" in charts.draw_ranks(summary.header.build.plan)
     assert "output energy lost (%), predicted" in charts.draw_errors(summary.header.build.plan)
     assert "compressed: 8 rounds" in charts.draw_latencies(make_bundle().trials, "tflite")
+
+
+def test_energy_has_a_front_of_its_own_where_a_meter_told_one() -> None:
+    summary = summarise(make_bundle())
+    assert charts.draw_accuracy_against_energy(summary) == ""
+    total = EnergyEstimate(value_nj=12_400_000, bound_nj=200_000, spread_nj=100_000, rounds=6)
+    energy = CaseEnergy(
+        meter="hwmon",
+        provenance="measured",
+        rails=("supply",),
+        total=total,
+        marginal=None,
+        ratio=None,
+        refused=(),
+        idle_uw=None,
+        idle_drift_uw=None,
+        calibration_ppm=None,
+    )
+    first, *others = summary.results
+    drawing = charts.draw_accuracy_against_energy(
+        dataclasses.replace(summary, results=(dataclasses.replace(first, energy=energy), *others))
+    )
+    assert "energy of an inference (mJ), meter's ± and 95 %" in html.unescape(drawing)
+    assert f"{first.format} {first.variant}" in drawing
+    assert not any(f"{one.format} {one.variant}" in drawing for one in others)
 
 
 def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
