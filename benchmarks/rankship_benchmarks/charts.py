@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rankship_benchmarks.energy_table import energy_unit
 from rankship_benchmarks.pareto import find_front
-from rankship_benchmarks.stats import CONFIDENCE, Estimate, median_by_round
+from rankship_benchmarks.stats import Estimate, median_by_round
 from rankship_benchmarks.summary import Result, Summary
 from rankship_pipeline.records import Accuracy, Format, LayerRank, RankPlan, Variant
 from rankship_pipeline.units import show_bytes
@@ -48,7 +49,6 @@ _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
 _MOST_POINTS = 11.0  # the diameter of the largest file's marker
 _ROW_IN = 0.27
-_MILLIJOULES_FROM = 1e7  # nJ
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
 _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
@@ -92,13 +92,8 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
 def draw_accuracy_against_energy(summary: Summary) -> str:
     """Draw accuracy over the total energy of an inference in the same way; empty where a meter told none."""
-    spent = [
-        (one, Estimate(value=nj, low=nj - apart, high=nj + apart, confidence=CONFIDENCE, rounds=total.rounds))
-        for one in summary.results
-        if one.energy and (total := one.energy.total)
-        for nj, apart in [(total.value_nj, total.uncertainty_nj)]
-    ]
-    divisor, unit = (1e6, "mJ") if max((one.value for _, one in spent), default=0) >= _MILLIJOULES_FROM else (1e3, "µJ")
+    spent = [(one, one.energy.total.interval) for one in summary.results if one.energy and one.energy.total]
+    divisor, unit = energy_unit(max((energy.value for _, energy in spent), default=0))
     return _draw_accuracy_against("energy", spent, divisor, f"energy of an inference ({unit}), meter's ± and 95 %")
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 
 from rankship_benchmarks.costs import LayerTimes, name_journal, time_layers
-from rankship_benchmarks.energy import read_round
-from rankship_benchmarks.energy_rounds import stretch
+from rankship_benchmarks.energy import RoundEnergy
+from rankship_benchmarks.energy_figures import read_trial
+from rankship_benchmarks.energy_rounds import stretch, watch
 from rankship_benchmarks.layer_costs import MODEL, BySweep, Offer, SiteCosts
 from rankship_benchmarks.place import WHOLE, Place, Subject
 from rankship_benchmarks.suite import EnergyChoice, EnergyPlan, plan_energy
 from rankship_benchmarks.timings import Lines
-from rankship_benchmarks.validity import judge_trial
 from rankship_pipeline.codec import digest
 from rankship_pipeline.errors import MeasurementError, RankshipError
 from rankship_pipeline.preflight import Prepared
@@ -24,8 +24,7 @@ from rankship_pipeline.records import CostTable, record
 from rankship_pipeline.sites import Site
 from rankship_pipeline.store import Store
 from rankship_targets.detached import make_ticket
-from rankship_targets.metered import check_meter, measure_metered, require_meter
-from rankship_targets.session import LONGEST_COOLING_S
+from rankship_targets.metered import check_meter, require_meter
 from rankship_targets.trial import MeteredTrial
 
 _NJ_PER_UJ = 1000
@@ -41,19 +40,22 @@ class Watched:
     metered: MeteredTrial
 
 
-class SiteEnergies(SiteCosts):
-    """One site's energies in nJ an inference by round; what the trace does not support is left out with its reason."""
+Read = Sequence[tuple[Watched, RoundEnergy | str]]  # what each trace says, or why it must not count
 
-    def __init__(self, watched: Iterable[Watched], site: str, plan: EnergyPlan) -> None:
+
+class SiteEnergies(SiteCosts):
+    """One site's total energies in nJ an inference by round; what must not count is left out with its reason."""
+
+    def __init__(self, read: Read, site: str) -> None:
         energies: dict[str, BySweep] = {}
         self._reasons: list[str] = []
-        for one in watched:
-            if one.site in {site, ""}:
-                read = read_energy(one.metered, plan)
-                if isinstance(read, str):
-                    self._reasons.append(f"{one.subject}, round {one.round}: {read}")
-                else:
-                    energies.setdefault(one.subject, {})[one.round] = read
+        for one, said in read:
+            if one.site not in {site, ""}:
+                continue
+            if isinstance(said, str):
+                self._reasons.append(f"{one.subject}, round {one.round}: {said}")
+            else:
+                energies.setdefault(one.subject, {})[one.round] = said.total.value_nj
         super().__init__(energies)
 
     def refuse(self) -> RankshipError:
@@ -95,42 +97,36 @@ def _watch(
 
 def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> MeteredTrial:
     session, ticket = place.session, make_ticket()
-    request = stretch(place.ask(subject, number, WHOLE), choice)
-    meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
     try:
-        return measure_metered(session, request, meter, ticket)
+        return watch(stretch(place.ask(subject, number, WHOLE), choice), session, ticket)
     finally:
         session.forget(ticket)
 
 
 def _price(table: LayerTimes, watched: Sequence[Watched], plan: EnergyPlan) -> CostTable:
-    read = {site: SiteEnergies(watched, site.name, plan) for site in table.offers}
-    shares = {site: read[site].share() if site in read else table.share(site) for site in table.kinds}
+    read = read_all(watched, plan)
+    energies = {site: SiteEnergies(read, site.name) for site in table.offers}
+    shares = {site: energies[site].share() if site in energies else table.share(site) for site in table.kinds}
     offers: dict[Site, list[Offer]] = {}
     for site, some in table.offers.items():
-        ratios = [(one.factors, read[site].ratio(one.factors)) for one in some]
+        ratios = [(one.factors, energies[site].ratio(one.factors)) for one in some]
         offers[site] = [Offer(factors=factors, ratio=ratio) for factors, ratio in ratios if ratio is not None]
     latest = max(one.metered.trial.started_utc for one in watched)
-    return table.price("uj", find_model_uj(watched, plan), shares, offers, latest, plan.choice.rounds)
+    return table.price("uj", find_model_uj(read), shares, offers, latest, plan.choice.rounds)
 
 
-def find_model_uj(watched: Iterable[Watched], plan: EnergyPlan) -> int:
+def read_all(watched: Iterable[Watched], plan: EnergyPlan) -> Read:
+    """Read every trace once."""
+    return [(one, read_trial(one.metered, plan)) for one in watched]
+
+
+def find_model_uj(read: Read) -> int:
     """The whole dense model's energy of one inference: the median over rounds."""
-    read = [read_energy(one.metered, plan) for one in watched if one.subject == MODEL]
-    found = [one for one in read if not isinstance(one, str)]
+    said = [said for one, said in read if one.subject == MODEL]
+    found = [one.total.value_nj for one in said if not isinstance(one, str)]
     if not found:
-        raise refuse_energies([one for one in read if isinstance(one, str)])
+        raise refuse_energies([one for one in said if isinstance(one, str)])
     return round(median(found) / _NJ_PER_UJ)
-
-
-def read_energy(metered: MeteredTrial, plan: EnergyPlan) -> float | str:
-    """Total nJ of one inference, or why there is none."""
-    if reasons := judge_trial(metered.trial):
-        return f"{', '.join(reasons)} while it was measured"
-    try:
-        return read_round(metered, plan).total.value_nj
-    except MeasurementError as failure:  # a gap in the trace is one too
-        return str(failure)
 
 
 def refuse_energies(reasons: Sequence[str]) -> MeasurementError:

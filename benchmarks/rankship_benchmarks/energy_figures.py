@@ -38,6 +38,12 @@ class EnergyEstimate:
         """Both together."""
         return self.bound_nj + self.spread_nj
 
+    @property
+    def interval(self) -> Estimate:
+        """The value between its ends, in nJ."""
+        low, high = self.value_nj - self.uncertainty_nj, self.value_nj + self.uncertainty_nj
+        return Estimate(value=self.value_nj, low=low, high=high, confidence=CONFIDENCE, rounds=self.rounds)
+
 
 @record
 class CaseEnergy:
@@ -73,17 +79,24 @@ def read_rounds(metered: Iterable[MeteredTrial], plan: EnergyPlan) -> dict[Case,
     for one in sorted(metered, key=lambda one: one.trial.round):
         trial = one.trial
         mine = cases.setdefault((trial.variant, trial.format), CaseRounds(rounds={}, refused={}))
-        reasons = judge_trial(trial)
-        if reasons:
-            mine.refused[trial.round] = f"{', '.join(reasons)} while it was measured"
-            continue
-        try:
-            mine.rounds[trial.round] = read_round(one, plan)
-        except TraceGap as gap:
-            mine.refused[trial.round] = f"trace gap: {gap}"
-        except MeasurementError as failure:
-            mine.refused[trial.round] = str(failure)
+        read = read_trial(one, plan)
+        if isinstance(read, str):
+            mine.refused[trial.round] = read
+        else:
+            mine.rounds[trial.round] = read
     return cases
+
+
+def read_trial(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy | str:
+    """Read one metered trial, or say why it must not count."""
+    if reasons := judge_trial(metered.trial):
+        return f"{', '.join(reasons)} while it was measured"
+    try:
+        return read_round(metered, plan)
+    except TraceGap as gap:
+        return f"trace gap: {gap}"
+    except MeasurementError as failure:
+        return str(failure)
 
 
 def judge_energy(bundle: Bundle) -> dict[Case, CaseEnergy]:

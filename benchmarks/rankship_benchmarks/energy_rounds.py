@@ -14,7 +14,7 @@ from rankship_benchmarks.validity import FEWEST_SAMPLES
 from rankship_pipeline.errors import ConnectionLost
 from rankship_pipeline.progress import Steps
 from rankship_pipeline.records import Artifact
-from rankship_targets.detached import make_ticket
+from rankship_targets.detached import Ticket, make_ticket
 from rankship_targets.metered import measure_metered, require_meter
 from rankship_targets.session import LONGEST_COOLING_S, MeasureRequest, Session
 from rankship_targets.trial import MeteredTrial
@@ -59,14 +59,19 @@ def stretch(request: MeasureRequest, choice: EnergyChoice) -> MeasureRequest:
     )
 
 
+def watch(request: MeasureRequest, session: Session, ticket: Ticket) -> MeteredTrial:
+    """Take one trial while the device's meter records, for no longer than the trial may last."""
+    meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
+    return measure_metered(session, request, meter, ticket)
+
+
 def _take(folder: Path, request: MeasureRequest, session: Session) -> MeteredTrial:
     """Take one trial, anew where the recording broke off."""
-    meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
     for attempt in range(REPEATS + 1):
         pending = Pending(round=request.round, variant=request.variant, format=request.format, ticket=make_ticket())
         note_pending(folder, pending)
         try:
-            return measure_metered(session, request, meter, pending.ticket)
+            return watch(request, session, pending.ticket)
         except ConnectionLost:
             if attempt == REPEATS:
                 raise

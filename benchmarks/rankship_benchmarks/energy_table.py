@@ -79,10 +79,15 @@ def show_energy(estimate: EnergyEstimate | None) -> str:
     """Show `12.4 ± 0.3 mJ`, a dash where there is no figure."""
     if estimate is None:
         return UNKNOWN
-    scale, unit = next(((scale, unit) for scale, unit in _UNITS if abs(estimate.value_nj) >= scale), _UNITS[-1])
+    scale, unit = energy_unit(estimate.value_nj)
     value, apart = estimate.value_nj / scale, estimate.uncertainty_nj / scale
     places = max(0, _DIGITS - len(str(int(abs(value)))))
     return f"{value:,.{places}f} ± {apart:,.{places}f} {unit}"
+
+
+def energy_unit(value_nj: float) -> tuple[float, str]:
+    """Choose the unit of an energy: how many nJ it has, and its sign."""
+    return next(((scale, unit) for scale, unit in _UNITS if abs(value_nj) >= scale), _UNITS[-1])
 
 
 def show_power(power_uw: int | None) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from rankship_benchmarks import costs, energy_costs
 from rankship_benchmarks.cost_verb import tabulate
 from rankship_benchmarks.costs import measure_costs
-from rankship_benchmarks.energy_costs import SiteEnergies, Watched, find_model_uj, measure_energies
+from rankship_benchmarks.energy_costs import SiteEnergies, Watched, find_model_uj, measure_energies, read_all
 from rankship_benchmarks.land import refuse_foreign
 from rankship_benchmarks.layer_costs import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
 from rankship_benchmarks.place import Place, Subject, choose_place
@@ -335,7 +335,7 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
         )
         for one in make_world({8: 0.4}, sweeps=5)
     ]
-    read = SiteEnergies(watched, "s", PLAN)
+    read = SiteEnergies(read_all(watched, PLAN), "s")
     assert read.share().value == pytest.approx(0.1, rel=1e-3)
     ratio = read.ratio(Factors(rank=8))
     assert ratio is not None
@@ -344,9 +344,9 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
         replace(one, metered=replace(one.metered, trial=replace(one.metered.trial, loop=None))) for one in watched
     ]
     with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not tell"):
-        SiteEnergies(spoilt, "s", PLAN).share()
+        SiteEnergies(read_all(spoilt, PLAN), "s").share()
     with pytest.raises(MeasurementError, match="no round counts"):
-        find_model_uj(spoilt, PLAN)
+        find_model_uj(read_all(spoilt, PLAN))
 
 
 @pytest.mark.slow
@@ -392,7 +392,7 @@ def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
     for name, options in table.layers.items():
         assert {one.factors for one in options} <= {one.factors for one in times.layers[name]}
     assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
-    (first,) = (one for one in Lines(Watched, next(tmp_path.glob("energies-*.jsonl"))).lines[:1])
+    first = Lines(Watched, next(tmp_path.glob("energies-*.jsonl"))).lines[0]
     assert first.metered.trace.rails[0].power_uw is not None
     assert set(first.metered.trace.rails[0].power_uw) == {4_000_000}
     drawn = io.StringIO()
