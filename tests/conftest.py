@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import pytest
 
-from rankship_pipeline.errors import RankshipError
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.errors import RankshipError
+from rankship_targets.devices.device import Device
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import find_root
 from rankship_targets.twin.pixel import Phone, launch_phone, reach

@@ -30,21 +30,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rankship_benchmarks.stats import estimate_median, estimate_ratio
-from rankship_pipeline.compress import analyse
-from rankship_pipeline.data import Inputs
-from rankship_pipeline.evaluate import measure_accuracy, pool_accuracies
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.heads import Headed
-from rankship_pipeline.likeness import RefineChoice
-from rankship_pipeline.preflight import Prepared, prepare
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Comparison
-from rankship_pipeline.recipe_rules import read_recipe
-from rankship_pipeline.records import Accuracy
-from rankship_pipeline.refine import refine
-from rankship_pipeline.stages import Stages
-from rankship_pipeline.store import Store, default_root
+from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio
+from rankship_pipeline.evaluate.accuracy import measure_accuracy, pool_accuracies
+from rankship_pipeline.factors.analysis import analyse
+from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Accuracy
+from rankship_pipeline.foundation.store import Store, default_root
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.recipe.choices import Budget, Comparison
+from rankship_pipeline.recipe.normalisation import RefineChoice
+from rankship_pipeline.recipe.rules import read_recipe
+from rankship_pipeline.recover.refine import refine
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 sys.path.insert(0, str(STUDIES))

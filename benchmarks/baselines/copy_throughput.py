@@ -29,12 +29,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rankship_benchmarks.stats import median_interval
-from rankship_pipeline.files import hash_file
-from rankship_targets.adb_client import open_client
-from rankship_targets.copying import copy_many, copy_verified
-from rankship_targets.device import Device, find_device
-from rankship_targets.transport import Transport, open_transport
+from rankship_benchmarks.stats.estimates import median_interval
+from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.devices.device import Device, find_device
+from rankship_targets.transport.adb.client import open_client
+from rankship_targets.transport.copying import copy_many, copy_verified
+from rankship_targets.transport.protocol import Transport, open_transport
 from rankship_targets.twin import ensure_running
 
 MEBI = 1 << 20

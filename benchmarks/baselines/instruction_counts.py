@@ -17,18 +17,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rankship_benchmarks.gate import find_inputs, verify_on_host
-from rankship_pipeline.build import build_recipe
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.records import Artifact, Verified
-from rankship_pipeline.store import Store, default_root
+from rankship_benchmarks.measure.host_gate import find_inputs, verify_on_host
+from rankship_pipeline.flow.build import build_recipe
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Artifact, Verified
+from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.verbs import prepare_recipe
 from rankship_targets.kit.build import build_kit
 from rankship_targets.kit.install import install_kit
 from rankship_targets.kit.system import ask_system
-from rankship_targets.session import open_session
-from rankship_targets.transport import open_transport
+from rankship_targets.session.session import open_session
+from rankship_targets.transport.protocol import open_transport
 from rankship_targets.twin.instructions import SAMPLES, Instructions, count_instructions
 from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import QEMU, describe_machine

@@ -22,27 +22,27 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rankship_benchmarks.costs import PASSES, measure_costs
-from rankship_benchmarks.land import land
-from rankship_benchmarks.place import WHOLE, Place, Subject, choose_place
-from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
-from rankship_benchmarks.validity import keep_valid
+from rankship_benchmarks.costs.landing import land
+from rankship_benchmarks.costs.runtime_on_device import WHOLE, Place, Subject, choose_place
+from rankship_benchmarks.costs.time_table import PASSES, measure_costs
+from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline import __version__
-from rankship_pipeline.codec import encode
-from rankship_pipeline.errors import BudgetInfeasible
-from rankship_pipeline.evaluate import measure_accuracy
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.landed import allow
-from rankship_pipeline.preflight import Prepared, prepare
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import Budget, Recipe, choose
-from rankship_pipeline.recipe_rules import read_recipe
-from rankship_pipeline.records import CostTable, RankPlan
-from rankship_pipeline.stages import Model, Stages
-from rankship_pipeline.store import Store, default_root
-from rankship_pipeline.toolchain import list_versions
-from rankship_targets.device import find_device
-from rankship_targets.session import open_session
+from rankship_pipeline.evaluate.accuracy import measure_accuracy
+from rankship_pipeline.flow.landed_budget import allow
+from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import BudgetInfeasible
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import CostTable, RankPlan
+from rankship_pipeline.foundation.store import Store, default_root
+from rankship_pipeline.foundation.toolchain import list_versions
+from rankship_pipeline.recipe.choices import Budget, Recipe, choose
+from rankship_pipeline.recipe.rules import read_recipe
+from rankship_targets.devices.device import find_device
+from rankship_targets.session.session import open_session
 
 BISECTIONS = 4
 ROUNDS = 15

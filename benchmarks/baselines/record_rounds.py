@@ -12,15 +12,15 @@ import platform
 from pathlib import Path
 from statistics import median
 
-from rankship_benchmarks.gate import find_inputs, verify_on_host
-from rankship_pipeline.canary import make_canary
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import ParityChoice
-from rankship_pipeline.records import Build, RankPlan
-from rankship_pipeline.store import Store, default_root
-from rankship_targets.device import THIS_MACHINE, find_device
-from rankship_targets.session import MeasureRequest, open_session
+from rankship_benchmarks.measure.host_gate import find_inputs, verify_on_host
+from rankship_pipeline.export.canary import make_canary
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Build, RankPlan
+from rankship_pipeline.foundation.store import Store, default_root
+from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_targets.devices.device import THIS_MACHINE, find_device
+from rankship_targets.session.session import MeasureRequest, open_session
 
 ROUNDS = int(os.environ.get("ROUNDS", "40"))
 NO_PLAN = RankPlan(

@@ -23,8 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rankship_benchmarks.fleet import run_fleet
-from rankship_benchmarks.results import (
+from rankship_benchmarks.bundle.bundle import (
     BUNDLE_FILE,
     Header,
     append_trial,
@@ -33,12 +32,13 @@ from rankship_benchmarks.results import (
     open_bundle,
     writing,
 )
-from rankship_benchmarks.schedule import Job, Schedule
-from rankship_pipeline.codec import digest
-from rankship_pipeline.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.records import Build, RankPlan
-from rankship_targets.trial import DeviceState, RuntimeReading, Trial
+from rankship_benchmarks.fleet.schedule import Job, Schedule
+from rankship_benchmarks.fleet.threads import run_fleet
+from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Build, RankPlan
+from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 KINDS, TWINS, JOBS, FAULTS, TRIALS = 8, 25, 10_000, 1_000, 12
 HOST_KILLS, DEVICES_GONE = 10, 5

@@ -17,12 +17,12 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from rankship_benchmarks.compare import Rule, choose_word, count_rounds_needed
-from rankship_benchmarks.history import AlarmRule, Night, find_steps
-from rankship_benchmarks.rounds import find_disorder
-from rankship_benchmarks.shift import Shift, correct_holm, find_shift
-from rankship_benchmarks.stats import estimate_median, estimate_ratio, percentile_bound
-from rankship_pipeline.files import write_atomic
+from rankship_benchmarks.judge.compare import Rule, choose_word, count_rounds_needed
+from rankship_benchmarks.stats.disorder import find_disorder
+from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, percentile_bound
+from rankship_benchmarks.stats.shift import Shift, correct_holm, find_shift
+from rankship_benchmarks.stats.steps import AlarmRule, Night, find_steps
+from rankship_pipeline.foundation.files import write_atomic
 
 HERE = Path(__file__).parent
 Array = NDArray[np.float64]

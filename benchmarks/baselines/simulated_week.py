@@ -22,20 +22,20 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from rankship_benchmarks import nights
-from rankship_benchmarks.history import find_steps
-from rankship_benchmarks.index import refresh_own_index
-from rankship_benchmarks.night_history import list_histories
-from rankship_benchmarks.nightly import Tonight, run_night
-from rankship_benchmarks.nightly_page import write_page
-from rankship_benchmarks.results import Bundle, append_trial, create_bundle, finish_bundle, open_bundle, writing
-from rankship_benchmarks.schedule import read_jobs
-from rankship_benchmarks.stats import relative_spread
-from rankship_benchmarks.validity import keep_valid
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.progress import Steps
-from rankship_targets.device import Device
-from rankship_targets.trial import Trial
+from rankship_benchmarks.bundle.bundle import Bundle, append_trial, create_bundle, finish_bundle, open_bundle, writing
+from rankship_benchmarks.fleet.schedule import read_jobs
+from rankship_benchmarks.index.index import refresh_own_index
+from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.nightly import records as nights
+from rankship_benchmarks.nightly.histories import list_histories
+from rankship_benchmarks.nightly.night import Tonight, run_night
+from rankship_benchmarks.nightly.page import write_page
+from rankship_benchmarks.stats.estimates import relative_spread
+from rankship_benchmarks.stats.steps import find_steps
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_targets.devices.device import Device
+from rankship_targets.trials.trial import Trial
 
 QUIET_NIGHTS, WEEK = 14, 7
 THROTTLED_NIGHT, REGRESSED_NIGHT = QUIET_NIGHTS + 3, QUIET_NIGHTS + 5

@@ -27,9 +27,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from rankship_pipeline import stream
-from rankship_pipeline.blocks import INDEX, make_empty
-from rankship_pipeline.recipe import RankChoice
+from rankship_pipeline.models.decoder import INDEX, make_empty
+from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.stream import compress as stream
 
 REAL_BLOCKS = 32
 KEPT = 0.8

@@ -29,21 +29,21 @@ from typing import Any
 
 import numpy as np
 
-from rankship_benchmarks.place import Place, Subject, choose_place
-from rankship_benchmarks.stats import Estimate, estimate_median, estimate_ratio
-from rankship_benchmarks.validity import keep_valid
+from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
+from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline import __version__
-from rankship_pipeline.artifacts import find_proof
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.preflight import prepare
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import choose
-from rankship_pipeline.recipe_rules import read_recipe
-from rankship_pipeline.records import Format
-from rankship_pipeline.stages import Stages
-from rankship_pipeline.store import Store, default_root
-from rankship_targets.device import THIS_MACHINE, find_device
-from rankship_targets.session import open_session
+from rankship_pipeline.flow.artifacts import find_proof
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.store import Store, default_root
+from rankship_pipeline.recipe.choices import choose
+from rankship_pipeline.recipe.rules import read_recipe
+from rankship_targets.devices.device import THIS_MACHINE, find_device
+from rankship_targets.session.session import open_session
 
 EFFORT = (500, 300, 500)  # samples and ms at least, ms of warm-up at most
 RUNS = 500

@@ -31,18 +31,18 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from rankship_benchmarks.history import Night, find_steps
-from rankship_benchmarks.index import refresh_own_index
-from rankship_benchmarks.measure import plan_rounds
-from rankship_benchmarks.night_history import Case, list_histories
-from rankship_benchmarks.nightly_page import write_page
-from rankship_benchmarks.nights import CaseWord, NightRecord, list_nights
-from rankship_benchmarks.results import Bundle, open_bundle
-from rankship_benchmarks.stats import estimate_median, estimate_ratio, relative_spread
+from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
+from rankship_benchmarks.index.index import refresh_own_index
+from rankship_benchmarks.measure.one_device import plan_rounds
+from rankship_benchmarks.nightly.histories import Case, list_histories
+from rankship_benchmarks.nightly.page import write_page
+from rankship_benchmarks.nightly.records import CaseWord, NightRecord, list_nights
+from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, relative_spread
+from rankship_benchmarks.stats.steps import Night, find_steps
 from rankship_pipeline.cli import main as rankship
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.store import default_root
-from rankship_targets.device import THIS_MACHINE, Device, find_device
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.store import default_root
+from rankship_targets.devices.device import THIS_MACHINE, Device, find_device
 from rankship_targets.twin.board import THROTTLED
 from rankship_targets.twin.pi import overlay_folder, start_pi
 

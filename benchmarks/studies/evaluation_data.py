@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 
 
 def find_data(path: str) -> Path:

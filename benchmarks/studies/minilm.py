@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankship_pipeline.errors import InputError
-from rankship_pipeline.huggingface import LogitsOnly
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.huggingface import LogitsOnly
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

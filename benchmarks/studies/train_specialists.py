@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from rankship_pipeline.checkpoint import train_or_load
-from rankship_pipeline.files import write_atomic
-from rankship_pipeline.recipe import Source
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.models.source import train_or_load
+from rankship_pipeline.recipe.choices import Source
 
 STUDIES = Path(__file__).parent
 SPECIALISTS = {

@@ -6,27 +6,30 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rankship_pipeline import __version__
-from rankship_pipeline.errors import RankshipError
+from rankship_pipeline.foundation.errors import RankshipError
 
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
 VERBS: dict[str, tuple[str, str]] = {
-    "run": ("rankship_benchmarks.verbs:run", "build, verify, push, measure and report in one go"),
+    "run": ("rankship_benchmarks.verbs.run:run", "build, verify, push, measure and report in one go"),
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
     "merge": ("rankship_pipeline.merge_verbs:merge", "merge checkpoints on disk into one, without data"),
-    "verify": ("rankship_benchmarks.verbs:verify", "prove that every artifact computes what torch computes"),
-    "bench": ("rankship_benchmarks.verbs:bench", "push verified artifacts to a device and measure them there"),
-    "deploy": ("rankship_benchmarks.deploy:deploy", "copy verified artifacts to devices and say how to load them"),
-    "costs": ("rankship_benchmarks.cost_verb:costs", "time each layer on a device, dense and factored: a cost table"),
-    "report": ("rankship_benchmarks.verbs:report", "draw the page and the table of a finished measurement"),
-    "nightly": ("rankship_benchmarks.history_verbs:nightly", "build, measure, compare with the nights before, report"),
-    "index": ("rankship_benchmarks.history_verbs:index", "bring the index over many runs up to date"),
-    "export": ("rankship_benchmarks.history_verbs:export", "give many runs to a notebook or to MLflow"),
-    "compare": ("rankship_benchmarks.compare_verb:compare", "judge a run against an earlier one, case by case"),
-    "study": ("rankship_benchmarks.verbs:study", "compare many ways to many budgets on several models"),
+    "verify": ("rankship_benchmarks.verbs.run:verify", "prove that every artifact computes what torch computes"),
+    "bench": ("rankship_benchmarks.verbs.run:bench", "push verified artifacts to a device and measure them there"),
+    "deploy": (
+        "rankship_benchmarks.verbs.deploy:deploy",
+        "copy verified artifacts to devices and say how to load them",
+    ),
+    "costs": ("rankship_benchmarks.verbs.costs:costs", "time each layer on a device, dense and factored: a cost table"),
+    "report": ("rankship_benchmarks.verbs.run:report", "draw the page and the table of a finished measurement"),
+    "nightly": ("rankship_benchmarks.verbs.nightly:nightly", "build, measure, compare with the nights before, report"),
+    "index": ("rankship_benchmarks.verbs.nightly:index", "bring the index over many runs up to date"),
+    "export": ("rankship_benchmarks.verbs.nightly:export", "give many runs to a notebook or to MLflow"),
+    "compare": ("rankship_benchmarks.verbs.compare:compare", "judge a run against an earlier one, case by case"),
+    "study": ("rankship_benchmarks.verbs.run:study", "compare many ways to many budgets on several models"),
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
-    "devices": ("rankship_targets.verbs:devices", "list, add and remove devices"),
-    "doctor": ("rankship_targets.verbs:doctor", "say why a device would give bad numbers, and how to mend it"),
-    "kit": ("rankship_targets.kit_verbs:kit", "make the runtimes that a device needs, and install them there"),
+    "devices": ("rankship_targets.verbs.devices:devices", "list, add and remove devices"),
+    "doctor": ("rankship_targets.verbs.devices:doctor", "say why a device would give bad numbers, and how to mend it"),
+    "kit": ("rankship_targets.verbs.kit:kit", "make the runtimes that a device needs, and install them there"),
 }
 
 
@@ -60,7 +63,7 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
     if name not in VERBS:
         import difflib
 
-        from rankship_pipeline.errors import InputError
+        from rankship_pipeline.foundation.errors import InputError
 
         nearest = difflib.get_close_matches(name, VERBS, n=1)
         guess = f"did you mean {nearest[0]!r}? " if nearest else ""

@@ -14,16 +14,16 @@ def merge(argv: list[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder to make; must not exist")
     arguments = parser.parse_args(argv)
 
-    from rankship_pipeline.merge_file import read_merge_file
+    from rankship_pipeline.recipe.merge_file import read_merge_file
 
     asked = read_merge_file(arguments.file)  # before torch is imported: a typing mistake is told at once
 
-    from rankship_pipeline.files import ensure_writable
-    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.files import ensure_writable
 
     ensure_writable(arguments.to.absolute().parent, "--to")
 
-    from rankship_pipeline.stream_merge import merge_checkpoints
+    from rankship_pipeline.stream.merge import merge_checkpoints
 
     merge_checkpoints(asked, arguments.file.resolve().parent, arguments.to.absolute(), Steps())
     sys.stdout.write(f"{arguments.to}\n")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rankship_pipeline.preflight import Prepared
-    from rankship_pipeline.progress import Steps
-    from rankship_pipeline.records import Build
-    from rankship_pipeline.store import Entry, Store
+    from rankship_pipeline.flow.preflight import Prepared
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.records import Build
+    from rankship_pipeline.foundation.store import Entry, Store
 
 
 def build(argv: list[str]) -> int:
@@ -18,17 +18,17 @@ def build(argv: list[str]) -> int:
     add_store_flag(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_pipeline.files import ensure_writable
-    from rankship_pipeline.progress import Steps
-    from rankship_pipeline.store import Store
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.files import ensure_writable
+    from rankship_pipeline.foundation.store import Store
 
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(arguments.recipe, steps)
     ensure_writable(arguments.store, "--store")
     store.sweep()
 
-    from rankship_pipeline.build import build_recipe  # after the recipe was read: this imports torch
-    from rankship_pipeline.summary import print_build
+    from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
+    from rankship_pipeline.flow.show import print_build
 
     made, entry = build_recipe(prepared, store, steps)
     print_build(made, entry)
@@ -42,8 +42,8 @@ def show(argv: list[str]) -> int:
     add_store_flag(parser)
     arguments = parser.parse_args(argv)
 
-    from rankship_pipeline.store import Store
-    from rankship_pipeline.summary import print_build
+    from rankship_pipeline.flow.show import print_build
+    from rankship_pipeline.foundation.store import Store
 
     print_build(*find_by_name(arguments.build, Store(arguments.store)))
     return 0
@@ -51,18 +51,18 @@ def show(argv: list[str]) -> int:
 
 def add_store_flag(parser: argparse.ArgumentParser) -> None:
     """The flag `--store`, common to every verb that reads or makes builds."""
-    from rankship_pipeline.store import default_root
+    from rankship_pipeline.foundation.store import default_root
 
     parser.add_argument("--store", type=Path, default=default_root(), help="artifact store (default: %(default)s)")
 
 
 def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
     """Read a recipe and check everything that can be checked before long work."""
-    from rankship_pipeline.recipe_rules import read_recipe
+    from rankship_pipeline.recipe.rules import read_recipe
 
     recipe = read_recipe(path)  # before torch is imported: a typing mistake is told at once
     with steps.step("check the recipe, its models and its data"):
-        from rankship_pipeline.preflight import prepare
+        from rankship_pipeline.flow.preflight import prepare
 
         prepared = prepare(recipe, path.resolve().parent)
     for note in prepared.notes:
@@ -72,8 +72,8 @@ def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
 
 def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
     """A finished build by the path of its recipe or by a prefix of its hash."""
-    from rankship_pipeline.build import find_build, read_build
-    from rankship_pipeline.progress import Steps
+    from rankship_pipeline.flow.build import find_build, read_build
+    from rankship_pipeline.foundation.console import Steps
 
     if name.endswith(".toml"):
         return find_build(prepare_recipe(Path(name), Steps()), store)

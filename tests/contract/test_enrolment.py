@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from rankship_pipeline.errors import AuthError, CommandFailed, HostKeyChanged, InputError, Lacks, Unreachable
-from rankship_targets.device import Device, find_device, load_inventory
-from rankship_targets.enrolment import describe_key, enrol_phone, parse_address, pin_host_key
-from rankship_targets.fake import FakeTransport
-from rankship_targets.session import open_session
-from rankship_targets.transport import Completed
-from rankship_targets.verbs import devices
+from rankship_pipeline.foundation.errors import AuthError, CommandFailed, HostKeyChanged, InputError, Lacks, Unreachable
+from rankship_targets.devices.device import Device, find_device, load_inventory
+from rankship_targets.enrol.enrolment import describe_key, enrol_phone, parse_address, pin_host_key
+from rankship_targets.session.session import open_session
+from rankship_targets.transport.fake import FakeTransport
+from rankship_targets.transport.protocol import Completed
+from rankship_targets.verbs.devices import devices
 
 
 @pytest.fixture

@@ -14,18 +14,18 @@ from typing import get_args
 
 import pytest
 
-from rankship_pipeline.errors import InputError, Lacks, TraceGap
+from rankship_pipeline.foundation.errors import InputError, Lacks, TraceGap
 from rankship_targets.agent import gauges, main, meter, system
 from rankship_targets.agent.protocol import PROTOCOL
-from rankship_targets.device import Device
-from rankship_targets.fake import FakeTransport
-from rankship_targets.integrate import integrate
-from rankship_targets.meters.choice import MeterChoice, MeterName, TableColumns
+from rankship_targets.devices.device import Device
+from rankship_targets.devices.meter_choice import MeterChoice, MeterName, TableColumns
 from rankship_targets.meters.device_meter import DeviceMeter
 from rankship_targets.meters.file_meter import replay_trace, write_trace
+from rankship_targets.meters.integrate import integrate
 from rankship_targets.meters.meter import METERS, Meter, Reach, open_meter
-from rankship_targets.trace import PowerTrace, Rail
-from rankship_targets.transport import Completed
+from rankship_targets.transport.fake import FakeTransport
+from rankship_targets.transport.protocol import Completed
+from rankship_targets.trials.trace import PowerTrace, Rail
 
 POWER_UW = 3_001_000  # not a multiple of any gauge's step
 MODEL_POWER_UW = 2_286_000 + 4_534_000 // 2

@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.errors import CommandFailed
-from rankship_pipeline.runner import FakeRunner, Runner
-from rankship_targets.device import describe_this_machine
-from rankship_targets.runner import DeviceRunner, HostRunner
-from rankship_targets.session import open_session
+from rankship_pipeline.export.runner import FakeRunner, Runner
+from rankship_pipeline.foundation.errors import CommandFailed
+from rankship_targets.devices.device import describe_this_machine
+from rankship_targets.session.runner import DeviceRunner, HostRunner
+from rankship_targets.session.session import open_session
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from rankship_pipeline.errors import (
+from rankship_pipeline.foundation.errors import (
     CommandFailed,
     ConnectionLost,
     InputError,
@@ -21,14 +21,14 @@ from rankship_pipeline.errors import (
     NoSpace,
     TargetTimeout,
 )
-from rankship_targets import receiving
-from rankship_targets.adb import open_adb
-from rankship_targets.copying import copy_many, copy_verified, name_part, remove_old_parts
-from rankship_targets.fake import COMMANDS, FakeTransport
-from rankship_targets.local import LocalTransport
-from rankship_targets.receiving import receive
-from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import Completed, Transport, hash_many, hash_remote, run_checked
+from rankship_targets.transport import receiving
+from rankship_targets.transport.adb.connection import open_adb
+from rankship_targets.transport.copying import copy_many, copy_verified, name_part, remove_old_parts
+from rankship_targets.transport.fake import COMMANDS, FakeTransport
+from rankship_targets.transport.local import LocalTransport
+from rankship_targets.transport.protocol import Completed, Transport, hash_many, hash_remote, run_checked
+from rankship_targets.transport.receiving import receive
+from rankship_targets.transport.ssh.connection import open_ssh
 
 NASTY_NAMES = [
     "plain",

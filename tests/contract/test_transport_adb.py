@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankship_pipeline.errors import (
+from rankship_pipeline.foundation.errors import (
     AmbiguousDevice,
     CommandFailed,
     ConnectionLost,
@@ -26,12 +26,12 @@ from rankship_pipeline.errors import (
     Unauthorised,
     Unreachable,
 )
-from rankship_pipeline.files import hash_file
-from rankship_targets.adb import AdbTransport, open_adb, read_properties
-from rankship_targets.adb_client import AdbClient, find_adb, list_attached, open_client
-from rankship_targets.adb_command import AdbCommand
-from rankship_targets.copying import copy_verified
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.adb.client import AdbClient, find_adb, list_attached, open_client
+from rankship_targets.transport.adb.command import AdbCommand
+from rankship_targets.transport.adb.connection import AdbTransport, open_adb, read_properties
+from rankship_targets.transport.copying import copy_verified
 from rankship_targets.twin.android_files import PROPERTIES
 from rankship_targets.twin.phone import SDCARD_BYTES, SHELL_USER
 from rankship_targets.twin.pixel import Phone, reach

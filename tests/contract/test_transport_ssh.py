@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from rankship_pipeline.errors import (
+from rankship_pipeline.foundation.errors import (
     AuthError,
     CommandFailed,
     ConnectionLost,
@@ -22,11 +22,12 @@ from rankship_pipeline.errors import (
     TargetTimeout,
     Unreachable,
 )
-from rankship_pipeline.files import hash_file
-from rankship_targets import ssh, ssh_route
-from rankship_targets.copying import copy_verified, name_part
-from rankship_targets.device import Device
-from rankship_targets.ssh import open_ssh
+from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.copying import copy_verified, name_part
+from rankship_targets.transport.ssh import connection as ssh
+from rankship_targets.transport.ssh import route as ssh_route
+from rankship_targets.transport.ssh.connection import open_ssh
 
 
 def make_key(folder: Path, kind: str = "ed25519") -> Path:
@@ -239,7 +240,7 @@ def test_closed_connection_says_so(device: Device) -> None:
 
 
 def test_noisy_login_shell_is_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankship_targets.ssh_command._WRAPPER", "echo Welcome!")
+    monkeypatch.setattr("rankship_targets.transport.ssh.command._WRAPPER", "echo Welcome!")
     with open_ssh(device) as transport, pytest.raises(CommandFailed, match="Welcome"):
         transport.run(["true"], timeout_s=30)
 

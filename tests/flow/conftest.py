@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rankship_targets.device import Device
-from rankship_targets.inventory import Value, add_device
+from rankship_targets.devices.device import Device
+from rankship_targets.devices.inventory import Value, add_device
 
 MODEL = """
 import torch

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankship_benchmarks.suite import read_suite, read_suite_of
-from rankship_pipeline.checkpoint import hash_source
+from rankship_benchmarks.bundle.suite import read_suite, read_suite_of
 from rankship_pipeline.cli import main
-from rankship_pipeline.preflight import prepare
-from rankship_pipeline.recipe_rules import read_recipe
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.models.source import hash_source
+from rankship_pipeline.recipe.rules import read_recipe
 
 Spoil = Callable[[Path], None]
 

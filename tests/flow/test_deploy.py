@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rankship_benchmarks.deploy import write_snippet
+from rankship_benchmarks.verbs.deploy import write_snippet
 from rankship_pipeline.cli import main
-from rankship_pipeline.records import FORMATS
-from rankship_targets.manifest import manifest_path
+from rankship_pipeline.foundation.records import FORMATS
+from rankship_targets.session.manifest import manifest_path
 
 
 def deploy(build: Path, inventory: Path, store: Path, *flags: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rankship_benchmarks.results import open_bundle
+from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
 
 MODEL = """

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from rankship_pipeline.cli import main
-from rankship_pipeline.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rankship_benchmarks.nights import list_nights
-from rankship_benchmarks.results import open_bundle
+from rankship_benchmarks.bundle.bundle import open_bundle
+from rankship_benchmarks.nightly.records import list_nights
 from rankship_pipeline.cli import main
 
 SUITE = 'recipe = "{recipe}"\nrounds = 2\nmin_samples = 20\nmin_duration_ms = 5\nmax_warmup_ms = 50\ncanary = false\n'

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from rankship_benchmarks.results import Bundle, open_bundle
+from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_pipeline.cli import main
-from rankship_pipeline.records import FORMATS, VARIANTS
-from rankship_targets.device import Device, find_device
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_targets.devices.device import Device, find_device
 from rankship_targets.kit import lock
-from rankship_targets.session import open_session
+from rankship_targets.session.session import open_session
 from rankship_targets.twin import board, debian_root, pi, pixel
 
 pytestmark = [pytest.mark.twin, pytest.mark.slow]

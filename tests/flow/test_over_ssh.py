@@ -7,10 +7,10 @@ from typing import Protocol
 
 import pytest
 
-from rankship_benchmarks.results import open_bundle
+from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
-from rankship_pipeline.records import FORMATS
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.records import FORMATS
+from rankship_targets.devices.device import Device
 
 
 class Server(Protocol):

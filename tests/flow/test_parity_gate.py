@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from rankship_pipeline.artifacts import find_proof
-from rankship_pipeline.build import build_recipe
-from rankship_pipeline.errors import BuildError, ParityFailed
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
-from rankship_pipeline.files import hash_file
-from rankship_pipeline.preflight import prepare
-from rankship_pipeline.progress import Steps
-from rankship_pipeline.recipe import ParityChoice, choose
-from rankship_pipeline.recipe_rules import read_recipe
-from rankship_pipeline.records import FORMATS, Artifact, Build, Format, Verified
-from rankship_pipeline.stages import Stages
-from rankship_pipeline.store import Store
-from rankship_pipeline.verify import verify_artifact
-from rankship_targets.device import describe_this_machine
-from rankship_targets.runner import HostRunner
-from rankship_targets.session import open_session
+from rankship_pipeline.export.parity import verify_artifact
+from rankship_pipeline.flow.artifacts import find_proof
+from rankship_pipeline.flow.build import build_recipe
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import BuildError, ParityFailed
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import FORMATS, Artifact, Build, Format, Verified
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.recipe.choices import ParityChoice, choose
+from rankship_pipeline.recipe.rules import read_recipe
+from rankship_targets.devices.device import describe_this_machine
+from rankship_targets.session.runner import HostRunner
+from rankship_targets.session.session import open_session
 
 pytestmark = pytest.mark.slow
 FACTORED = "3"  # the second convolution: in the tiny recipe it always becomes two operators

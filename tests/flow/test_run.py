@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rankship_benchmarks.results import open_bundle
-from rankship_pipeline.store import MANIFEST, Store
+from rankship_benchmarks.bundle.bundle import open_bundle
+from rankship_pipeline.foundation.store import MANIFEST, Store
 
 pytestmark = pytest.mark.slow
 ROUNDS, CASES = 6, 4  # what `run` measures by default; two formats, dense and compressed

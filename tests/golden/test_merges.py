@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from rankship_pipeline.checkpoint import State
-from rankship_pipeline.layers import Layer
 from rankship_pipeline.merge import Sources, merge_states
-from rankship_pipeline.merge_methods import MergeMethod, fill_settings
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.models.source import State
+from rankship_pipeline.recipe.merge_methods import MergeMethod, fill_settings
 
 STORED = Path(__file__).with_name("merges.json")
 # sums and products of single elements only: the same bits on every machine

@@ -18,15 +18,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.calibrate import collect_curvatures, collect_grams
-from rankship_pipeline.compress import analyse, gather_stats
-from rankship_pipeline.factorise import WHITENINGS, Metric, truncate
-from rankship_pipeline.forms import compose
-from rankship_pipeline.layers import as_matrix, count_parameters, find_layers, get_layer
+from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
+from rankship_pipeline.factors.analysis import analyse, gather_stats
+from rankship_pipeline.factors.decompose import WHITENINGS, Metric, truncate
+from rankship_pipeline.factors.forms import compose
+from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.merge.grams import output_energy
-from rankship_pipeline.ranks import allocate, keep_to_method
-from rankship_pipeline.recipe import RankChoice
-from rankship_pipeline.records import Factors, RankPlan
+from rankship_pipeline.models.layers import as_matrix, count_parameters, find_layers, get_layer
+from rankship_pipeline.ranks.allocators import allocate, keep_to_method
+from rankship_pipeline.recipe.choices import RankChoice
 
 STORED = Path(__file__).with_name("plans.json")
 STEP = 2

@@ -3,8 +3,13 @@
 import re
 from pathlib import Path
 
-from rankship_pipeline import errors
-from rankship_pipeline.errors import MeasurementError, PersistentTargetError, TargetError, TransientTargetError
+from rankship_pipeline.foundation import errors
+from rankship_pipeline.foundation.errors import (
+    MeasurementError,
+    PersistentTargetError,
+    TargetError,
+    TransientTargetError,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs/faults.md").read_text()
 ROOTS = {"TargetError", "TransientTargetError", "PersistentTargetError", "MeasurementError"}

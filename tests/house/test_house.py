@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {Path(package).name for package in PACKAGES}
-    assert "rankship_benchmarks/report.html.j2" in names
+    assert "rankship_benchmarks/report/page.html.j2" in names
     assert {f"{top}/py.typed" for top in tops} <= names
     assert "rankship_targets/agent/main.py" in names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]

@@ -31,8 +31,8 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from rankship_benchmarks.validity import judge_trial, refuse_trials
-from rankship_pipeline.errors import (
+from rankship_benchmarks.judge.validity import judge_trial, refuse_trials
+from rankship_pipeline.foundation.errors import (
     AgentDied,
     AuthError,
     ConnectionLost,
@@ -46,31 +46,27 @@ from rankship_pipeline.errors import (
     Unauthorised,
     Unreachable,
 )
-from rankship_pipeline.files import hash_file
-from rankship_pipeline.records import Format, Verified
-from rankship_targets import (
-    adb,
-    adb_command,
-    adb_state,
-    client,
-    detached,
-    lease,
-    link,
-    receiving,
-    session,
-    ssh,
-    ssh_route,
-    transport,
-)
-from rankship_targets.adb import AdbTransport
-from rankship_targets.detached import Ticket, make_ticket
-from rankship_targets.device import Device
-from rankship_targets.manifest import SUFFIX as MANIFEST_SUFFIX
-from rankship_targets.manifest import sign_artifact
-from rankship_targets.session import MeasureRequest, Session, open_session
-from rankship_targets.ssh import SshTransport
-from rankship_targets.transport import Completed, Transport
-from rankship_targets.trial import Trial
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import Format, Verified
+from rankship_targets.client import calls as client
+from rankship_targets.client import detached
+from rankship_targets.client.detached import Ticket, make_ticket
+from rankship_targets.devices.device import Device
+from rankship_targets.session import session
+from rankship_targets.session.manifest import SUFFIX as MANIFEST_SUFFIX
+from rankship_targets.session.manifest import sign_artifact
+from rankship_targets.session.session import MeasureRequest, Session, open_session
+from rankship_targets.transport import lease, link, receiving
+from rankship_targets.transport import protocol as transport
+from rankship_targets.transport.adb import command as adb_command
+from rankship_targets.transport.adb import connection as adb
+from rankship_targets.transport.adb import state as adb_state
+from rankship_targets.transport.adb.connection import AdbTransport
+from rankship_targets.transport.protocol import Completed, Transport
+from rankship_targets.transport.ssh import connection as ssh
+from rankship_targets.transport.ssh import route as ssh_route
+from rankship_targets.transport.ssh.connection import SshTransport
+from rankship_targets.trials.trial import Trial
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.banner import find_free_port
 

@@ -16,9 +16,9 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.records import Format, Variant, Verified
-from rankship_targets.device import Device
-from rankship_targets.manifest import sign_artifact
+from rankship_pipeline.foundation.records import Format, Variant, Verified
+from rankship_targets.devices.device import Device
+from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.twin.debian_root import find_root
 from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import PACKAGES, QEMU, TOOLS, find_machine_files

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from rankship_pipeline.errors import BuildError, WrongSystem
-from rankship_targets.device import Device
-from rankship_targets.doctor import examine
+from rankship_pipeline.foundation.errors import BuildError, WrongSystem
+from rankship_targets.devices.device import Device
+from rankship_targets.enrol.doctor import examine
 from rankship_targets.kit.build import build_kit
 from rankship_targets.kit.debian import unpack_packages
 from rankship_targets.kit.system import ask_system
-from rankship_targets.session import open_session
-from rankship_targets.ssh import open_ssh
+from rankship_targets.session.session import open_session
+from rankship_targets.transport.ssh.connection import open_ssh
 
 EMULATOR = "qemu-arm-static"
 pytestmark = [

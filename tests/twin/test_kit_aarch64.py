@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankship_targets.agent_file import find_agent
+from rankship_targets.client.agent_file import find_agent
 from rankship_targets.kit import lock as keeping
 from rankship_targets.kit.build import build_kit
 from rankship_targets.kit.lock import KitLock

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from rankship_benchmarks.validity import judge_trial, refuse_trials
-from rankship_pipeline.errors import ClockJumped
-from rankship_pipeline.files import hash_file
-from rankship_targets.copying import copy_many
-from rankship_targets.detached import make_ticket
-from rankship_targets.manifest import sign_artifact
-from rankship_targets.receiving import PYTHON_FROM_BYTES
-from rankship_targets.session import MeasureRequest, open_session
-from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import hash_many, run_checked
-from rankship_targets.trial import Trial
+from rankship_benchmarks.judge.validity import judge_trial, refuse_trials
+from rankship_pipeline.foundation.errors import ClockJumped
+from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.client.detached import make_ticket
+from rankship_targets.session.manifest import sign_artifact
+from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.transport.copying import copy_many
+from rankship_targets.transport.protocol import hash_many, run_checked
+from rankship_targets.transport.receiving import PYTHON_FROM_BYTES
+from rankship_targets.transport.ssh.connection import open_ssh
+from rankship_targets.trials.trial import Trial
 from rankship_targets.twin.machine import Machine
 
 pytestmark = [pytest.mark.twin, pytest.mark.system, pytest.mark.slow]

@@ -14,14 +14,14 @@ import numpy as np
 import psutil
 import pytest
 
-from rankship_pipeline.errors import ConnectionLost, InputError, TargetError, TargetTimeout
-from rankship_pipeline.files import hash_file
-from rankship_pipeline.records import Format, Variant
-from rankship_targets.copying import copy_verified
-from rankship_targets.device import Device
-from rankship_targets.session import MeasureRequest, open_session
-from rankship_targets.ssh import open_ssh
-from rankship_targets.transport import Completed, Transport, open_transport, run_checked
+from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import Format, Variant
+from rankship_targets.devices.device import Device
+from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.transport.copying import copy_verified
+from rankship_targets.transport.protocol import Completed, Transport, open_transport, run_checked
+from rankship_targets.transport.ssh.connection import open_ssh
 from rankship_targets.twin import binfmt, board
 from rankship_targets.twin.debian_root import WHEELS, find_root
 from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi
@@ -185,7 +185,7 @@ def test_it_outlives_the_thread_that_started_it() -> None:
 
 HOST = """
 import json, sys, time
-from rankship_targets.device import Device
+from rankship_targets.devices.device import Device
 from rankship_targets.twin import pi
 device = pi.start_pi(Device(name="brief", transport="ssh"))
 print(json.dumps([device.port, str(pi.overlay_folder(device).parent)]), flush=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankship_pipeline.errors import InputError, TargetBusy
-from rankship_pipeline.files import hash_file
-from rankship_targets.adb import AdbTransport, open_adb
-from rankship_targets.copying import copy_verified
-from rankship_targets.device import Device
-from rankship_targets.lease import Lease, describe_owner
-from rankship_targets.transport import hash_remote, open_transport, run_checked
+from rankship_pipeline.foundation.errors import InputError, TargetBusy
+from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.adb.connection import AdbTransport, open_adb
+from rankship_targets.transport.copying import copy_verified
+from rankship_targets.transport.lease import Lease, describe_owner
+from rankship_targets.transport.protocol import hash_remote, open_transport, run_checked
 from rankship_targets.twin import android
 from rankship_targets.twin import pixel as pixel_room
 from rankship_targets.twin.pixel import Phone, start_pixel
@@ -27,9 +27,9 @@ from rankship_targets.twin.pixel import Phone, start_pixel
 pytestmark = pytest.mark.twin
 PROGRAM = """
 import json, os, sys
-from rankship_targets.device import Device
+from rankship_targets.devices.device import Device
 from rankship_targets.twin.pixel import launch_phone
-from rankship_targets.adb import open_adb
+from rankship_targets.transport.adb.connection import open_adb
 from rankship_targets.twin.pixel import reach
 phone = launch_phone()
 with open_adb(reach(phone, Device(name="phone", transport="adb", serial="-"))) as transport:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
 OTHERS = 3  # wrong endings beside the true one

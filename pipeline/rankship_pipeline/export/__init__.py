@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from rankship_pipeline.errors import BuildError, InputError
-from rankship_pipeline.records import Format, RankPlan, record
+from rankship_pipeline.foundation.errors import BuildError, InputError
+from rankship_pipeline.foundation.records import Format, RankPlan, record
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -16,8 +16,8 @@ from executorch.exir import to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
 from torch.export import ExportedProgram
 
-from rankship_pipeline.errors import BuildError, UnsupportedOp
 from rankship_pipeline.export import Operator
+from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
 _HEADER_MAGIC = b"XH00"  # XNNHeader: 4 bytes zero, magic, u16 length, u32 flatbuffer offset, u32 flatbuffer size
 _WEIGHTED = {"XNNConv2d", "XNNFullyConnected"}

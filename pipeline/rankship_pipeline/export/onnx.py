@@ -10,8 +10,8 @@ import torch
 from onnx import numpy_helper
 from torch.export import ExportedProgram
 
-from rankship_pipeline.errors import UnsupportedOp
 from rankship_pipeline.export import Operator
+from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset whose models every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20

@@ -8,8 +8,8 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
 
-from rankship_pipeline.errors import UnsupportedOp
 from rankship_pipeline.export import Operator
+from rankship_pipeline.foundation.errors import UnsupportedOp
 
 _WEIGHTED = {"CONV_2D", "FULLY_CONNECTED"}
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rankship_pipeline.calibrate import Grams
-from rankship_pipeline.checkpoint import State
-from rankship_pipeline.layers import Layer
+from rankship_pipeline.evaluate.calibrate import Grams
 from rankship_pipeline.merge.arithmetic import merge_average, merge_model_stock, merge_slerp, merge_task_arithmetic
 from rankship_pipeline.merge.fisher import merge_fisher
 from rankship_pipeline.merge.grams import merge_joint, merge_regmean, merge_wudi
 from rankship_pipeline.merge.sparse import find_edge, merge_dare, merge_della, merge_ties
 from rankship_pipeline.merge.spectral import merge_ctm, merge_iso, merge_knots, merge_tsv
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
-from rankship_pipeline.merge_methods import MergeMethod
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.models.source import State
+from rankship_pipeline.recipe.merge_methods import MergeMethod
 
 # Running statistics are no weights: a task vector of a variance, scaled, would make it negative. They are averaged.
 _STATISTICS = ("running_mean", "running_var")

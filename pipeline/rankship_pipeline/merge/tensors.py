@@ -7,7 +7,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from rankship_pipeline.layers import Layer, matricise, shape_weight
+from rankship_pipeline.models.layers import Layer, matricise, shape_weight
 
 
 @dataclass(frozen=True)

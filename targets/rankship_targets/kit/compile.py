@@ -8,7 +8,7 @@ import zipfile
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from rankship_pipeline.errors import BuildError
+from rankship_pipeline.foundation.errors import BuildError
 from rankship_targets.kit.system import Machine
 
 PROGRAM = "rankship-executorch"

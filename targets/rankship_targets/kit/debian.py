@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankship_pipeline.errors import BuildError
+from rankship_pipeline.foundation.errors import BuildError
 
 TIMEOUT_S = 900
 # Everything that apt writes goes below one private folder; where packages come from, and whose signatures are

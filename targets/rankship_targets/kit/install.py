@@ -7,19 +7,19 @@ from contextlib import contextmanager, suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from rankship_pipeline.codec import encode
-from rankship_pipeline.errors import NoSpace, TargetError, WrongSystem
-from rankship_pipeline.files import hash_file
-from rankship_pipeline.records import record
-from rankship_pipeline.units import show_bytes
-from rankship_targets.copying import copy_verified
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.errors import NoSpace, TargetError, WrongSystem
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.units import show_bytes
+from rankship_targets.devices.device import Device
 from rankship_targets.kit.build import RUNNER_ARCHIVE
 from rankship_targets.kit.lock import KitFile, KitLock
 from rankship_targets.kit.system import Board, ask_board, ask_system
 from rankship_targets.kit.unpack import EXIT_UNFIT
-from rankship_targets.lease import Lease, describe_owner
-from rankship_targets.transport import (
+from rankship_targets.transport.copying import copy_verified
+from rankship_targets.transport.lease import Lease, describe_owner
+from rankship_targets.transport.protocol import (
     STEP_TIMEOUT_S,
     Transport,
     explain_failure,

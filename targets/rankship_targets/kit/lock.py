@@ -3,11 +3,11 @@
 import zipfile
 from pathlib import Path
 
-from rankship_pipeline.codec import decode, digest, encode
-from rankship_pipeline.errors import BuildError
-from rankship_pipeline.files import hash_file, publish_folder, write_atomic
-from rankship_pipeline.records import Format, record
-from rankship_targets.device import user_folder
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.foundation.files import hash_file, publish_folder, write_atomic
+from rankship_pipeline.foundation.records import Format, record
+from rankship_targets.devices.device import user_folder
 from rankship_targets.kit.system import Board, Phone
 
 _NAME_CHARACTERS = 16

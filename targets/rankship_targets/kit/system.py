@@ -4,10 +4,10 @@ import json
 import re
 from typing import Literal
 
-from rankship_pipeline.errors import CommandFailed, Lacks, WrongSystem
-from rankship_pipeline.records import record
-from rankship_targets.device import Device
-from rankship_targets.transport import STEP_TIMEOUT_S, Completed, Transport, run_checked
+from rankship_pipeline.foundation.errors import CommandFailed, Lacks, WrongSystem
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Completed, Transport, run_checked
 
 Machine = Literal["aarch64", "x86_64"]
 OLDEST_GLIBC = (2, 28)  # what onnxruntime's wheels ask for

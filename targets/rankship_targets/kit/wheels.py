@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rankship_pipeline.errors import BuildError, WrongSystem
-from rankship_pipeline.records import Format
+from rankship_pipeline.foundation.errors import BuildError, WrongSystem
+from rankship_pipeline.foundation.records import Format
 from rankship_targets.kit.system import Board
 
 TIMEOUT_S = 1800

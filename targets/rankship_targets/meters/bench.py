@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 
-from rankship_pipeline.errors import InputError
-from rankship_targets.meters.choice import TableColumns
+from rankship_pipeline.foundation.errors import InputError
+from rankship_targets.devices.meter_choice import TableColumns
 from rankship_targets.meters.readings import LARGEST, build_trace
-from rankship_targets.trace import Channel, Offer, PowerTrace
+from rankship_targets.trials.trace import Channel, Offer, PowerTrace
 
 _TO_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _TO_UW = {"W": 10**6, "mW": 10**3, "uW": 1}

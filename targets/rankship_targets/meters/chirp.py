@@ -3,9 +3,9 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rankship_pipeline.errors import MeasurementError, TraceGap
-from rankship_pipeline.records import record
-from rankship_targets.trace import Rail
+from rankship_pipeline.foundation.errors import MeasurementError, TraceGap
+from rankship_pipeline.foundation.records import record
+from rankship_targets.trials.trace import Rail
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,14 +5,14 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import cast
 
-from rankship_pipeline.errors import InputError, Lacks, MeasurementError, RankshipError, TargetTimeout
-from rankship_targets.client import call_agent, pick
-from rankship_targets.events import Event, Metering, Meters, Readings
-from rankship_targets.meters.choice import MeterChoice
+from rankship_pipeline.foundation.errors import InputError, Lacks, MeasurementError, RankshipError, TargetTimeout
+from rankship_targets.client.calls import call_agent, pick
+from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.meters.meter import Reach
 from rankship_targets.meters.readings import Reading, build_trace
-from rankship_targets.trace import Offer, PowerTrace
-from rankship_targets.transport import STEP_TIMEOUT_S
+from rankship_targets.transport.protocol import STEP_TIMEOUT_S
+from rankship_targets.trials.events import Event, Metering, Meters, Readings
+from rankship_targets.trials.trace import Offer, PowerTrace
 
 _BATCHES_AFTER = 2  # the first batch that arrives after `stop` may have been read before it
 _SLACK_S = 60.0

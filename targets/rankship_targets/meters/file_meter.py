@@ -4,14 +4,14 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from rankship_pipeline.codec import decode, encode
-from rankship_pipeline.errors import InputError, RankshipError
-from rankship_pipeline.files import write_atomic
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.errors import InputError, RankshipError
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_targets.devices.meter_choice import MeterChoice, TableColumns
 from rankship_targets.meters.bench import parse_table
-from rankship_targets.meters.choice import MeterChoice, TableColumns
 from rankship_targets.meters.meter import Reach, require_file
 from rankship_targets.meters.perfetto import parse_perfetto
-from rankship_targets.trace import Channel, Offer, PowerTrace, Provenance, Rail
+from rankship_targets.trials.trace import Channel, Offer, PowerTrace, Provenance, Rail
 
 LARGEST_BYTES = 1 << 30
 

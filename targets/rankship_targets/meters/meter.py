@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rankship_pipeline.errors import InputError
-from rankship_targets.device import Device
-from rankship_targets.meters.choice import MeterChoice, MeterName
-from rankship_targets.trace import Offer, PowerTrace
-from rankship_targets.transport import Transport, open_transport
+from rankship_pipeline.foundation.errors import InputError
+from rankship_targets.devices.device import Device
+from rankship_targets.devices.meter_choice import MeterChoice, MeterName
+from rankship_targets.transport.protocol import Transport, open_transport
+from rankship_targets.trials.trace import Offer, PowerTrace
 
 _ON_DEVICE = "rankship_targets.meters.device_meter:open_device_meter"
 _FROM_FILE = "rankship_targets.meters.file_meter:open_file_meter"

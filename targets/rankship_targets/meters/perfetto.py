@@ -5,9 +5,9 @@ Field numbers are those of perfetto's trace_packet.proto and power_rails.proto; 
 
 from collections.abc import Iterator
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.meters.readings import Reading, build_trace
-from rankship_targets.trace import Channel, Offer, PowerTrace
+from rankship_targets.trials.trace import Channel, Offer, PowerTrace
 
 PACKET, COMPRESSED, POWER_RAILS = 1, 50, 40
 DESCRIPTOR, ENERGY = 1, 2

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import gcd
 
-from rankship_targets.trace import Channel, Gap, Offer, PowerTrace, Rail, Why
+from rankship_targets.trials.trace import Channel, Gap, Offer, PowerTrace, Rail, Why
 
 Reading = tuple[int, int, int | None]  # position of the channel, time in ns, value in the channel's unit or None
 _LATE_FACTOR = 5  # a sample that comes this many periods after the last leaves a gap

@@ -6,8 +6,8 @@ They show that code runs and that the way to it works; their times, temperatures
 import importlib
 from collections.abc import Callable
 
-from rankship_pipeline.errors import InputError
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.errors import InputError
+from rankship_targets.devices.device import Device
 
 # twin → module:function that starts it (or finds it running in this process) and gives the device that reaches it.
 TWINS: dict[str, str] = {

@@ -7,7 +7,7 @@ against glibc fails here as it does on a phone.
 import shutil
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.twin import android_files
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.cache import find_or_make

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 
 INTERPRETER = Path("/usr/libexec/qemu-binfmt/aarch64-binfmt-P")
 PACKAGES = "qemu-user-static mmdebstrap arch-test"

@@ -12,8 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
-from rankship_pipeline.files import write_atomic
-from rankship_targets.device import user_folder
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_targets.devices.device import user_folder
 
 _STAMP = "made.json"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.twin.binfmt import PACKAGES as HOST_PACKAGES
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import THROTTLED

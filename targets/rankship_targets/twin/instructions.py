@@ -7,9 +7,9 @@ cheaper or dearer to compute, and silent on how long a Raspberry Pi takes.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
-from rankship_pipeline.records import Verified, record
-from rankship_targets.session import MeasureRequest, open_session
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Verified, record
+from rankship_targets.session.session import MeasureRequest, open_session
 from rankship_targets.twin.machine import Machine
 
 SAMPLES = 15

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from rankship_pipeline.codec import decode
-from rankship_pipeline.records import record
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.records import record
 from rankship_targets.twin.binfmt import (
     HOST_NAME,
     MOUNTS,

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rankship_pipeline.errors import Unreachable
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.errors import Unreachable
+from rankship_targets.devices.device import Device
 from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.debian_root import PYTHON, USER, read_public_key
 from rankship_targets.twin.ending import end_process

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from rankship_pipeline.errors import InputError
+from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.twin import board, cpio, debian_root
 from rankship_targets.twin.cache import find_or_make, tell
 from rankship_targets.twin.debian_root import find_root, run_tool, unpack_packages

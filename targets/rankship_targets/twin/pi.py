@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankship_pipeline.codec import encode
-from rankship_pipeline.errors import InputError, Unreachable
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.errors import InputError, Unreachable
+from rankship_targets.devices.device import Device
 from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import KERNEL, write_board

@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rankship_pipeline.errors import Lacks, TargetTimeout
-from rankship_pipeline.records import record
-from rankship_targets.adb_client import find_adb
-from rankship_targets.device import Device
+from rankship_pipeline.foundation.errors import Lacks, TargetTimeout
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.adb.client import find_adb
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import STAND_IN, find_root
 from rankship_targets.twin.android_files import list_condition_files

@@ -1,0 +1,239 @@
+"""A run's results: one folder with one append-only file of JSON lines, readable after any crash.
+
+    <results>/<run_id>/trials.jsonl     lines of the kinds header, trial*, metered*, end?
+
+A writer killed in mid-line leaves a torn tail. Readers ignore exactly that tail, the next append cuts it off, and
+a line that is wrong anywhere else is an error: it was not a crash that made it so.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rankship_benchmarks.bundle.suite import EnergyPlan
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import publish_folder
+from rankship_pipeline.foundation.records import Artifact, Build, Verified, record
+from rankship_targets.trials.trial import MeteredTrial, Trial
+
+BUNDLE_FILE = "trials.jsonl"
+_LOCK_FILE = ".writing"
+STAND_IN = "stand-in"  # the condition that a device is emulated, and for what it stands
+
+
+@record
+class Header:
+    """What a run measures and what made it; `conditions` are the host's words (kernel, CPU), shown as they are.
+
+    `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
+    read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
+    runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
+    `rounds` is how many the suite asks for. `canary` is the reference model timed in each round, None where the suite
+    wants none; its proofs are among the others. `energy` is how a meter is read, None where no energy is asked for.
+    """
+
+    run_id: str
+    created_utc: str
+    suite_sha256: str
+    recipe: str
+    recipe_sha256: str
+    build_sha256: str
+    device: str
+    build: Build
+    verified: tuple[Verified, ...]
+    rounds: int
+    conditions: dict[str, str]
+    rankship_version: str
+    verified_on_device: tuple[Verified, ...] = ()
+    canary: Artifact | None = None
+    energy: EnergyPlan | None = None
+
+
+@record
+class End:
+    """The run's last line: how many trials it holds, of either kind, so that a lost one is noticed."""
+
+    trials: int
+    finished_utc: str
+    metered: int = 0
+
+
+@record
+class Bundle:
+    """One run as read back; `finished` is False while trials may still be appended.
+
+    `metered` are the trials that a meter watched; their times are no latencies.
+    """
+
+    header: Header
+    trials: tuple[Trial, ...]
+    finished: bool
+    metered: tuple[MeteredTrial, ...] = ()
+
+
+def create_bundle(folder: Path, header: Header) -> None:
+    """Start a run: `folder` appears with its header already on disk, or not at all."""
+    if folder.exists():
+        raise InputError(f"{folder} exists: a run's folder is written once", hint="choose another run id")
+    with publish_folder(folder) as private:
+        (private / BUNDLE_FILE).write_bytes(_line("header", header))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the right to append to a bundle; a second writer is refused at once, a dead one leaves nothing behind."""
+    with (folder / _LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another run is writing here", hint="wait until it ends, or end that process first"
+            ) from None
+        yield
+
+
+def append_trial(folder: Path, trial: Trial) -> None:
+    """Add one trial and flush it to disk; call it inside `writing(folder)`."""
+    _append(folder / BUNDLE_FILE, _line("trial", trial))
+
+
+def append_metered(folder: Path, metered: MeteredTrial) -> None:
+    """Add one trial with its power trace and flush it to disk; call it inside `writing(folder)`."""
+    _append(folder / BUNDLE_FILE, _line("metered", metered))
+
+
+def finish_bundle(folder: Path) -> None:
+    """Add the end line, after which nothing can be appended; call it inside `writing(folder)`."""
+    bundle = open_bundle(folder)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    end = End(trials=len(bundle.trials), finished_utc=now, metered=len(bundle.metered))
+    _append(folder / BUNDLE_FILE, _line("end", end))
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a run, finished or not, without its torn tail."""
+    path = folder / BUNDLE_FILE
+    header: Header | None = None
+    trials: list[Trial] = []
+    end: End | None = None
+    metered: list[MeteredTrial] = []
+    seen: set[tuple[str, int, str, str]] = set()
+    for number, line in enumerate(_whole_lines(_read(path)), start=1):
+        where = f"{path}:{number}"
+        kind, text = _split(line, where)
+        if (kind == "header") != (number == 1) or end is not None:
+            raise InputError(f"{where}: a {kind} line is out of place", hint=_DAMAGED)
+        if kind == "header":
+            header = decode(Header, text, where=where)
+        elif kind == "trial":
+            trials.append(decode(Trial, text, where=where))
+            _refuse_second(kind, trials[-1], seen, where)
+        elif kind == "metered":
+            metered.append(_decode_metered(text, where))
+            _refuse_second(kind, metered[-1].trial, seen, where)
+        else:
+            end = decode(End, text, where=where)
+    if header is None:
+        raise InputError(f"{path}: no header, so nothing says what was measured", hint="delete the folder, run again")
+    held = len(trials), len(metered)
+    if end is not None and (end.trials, end.metered) != held:
+        told = f"{end.trials} and {end.metered}"
+        message = f"{path}: holds {held[0]} trials and {held[1]} metered ones, its end line says {told}"
+        raise InputError(message, hint=_DAMAGED)
+    return Bundle(header=header, trials=tuple(trials), finished=end is not None, metered=tuple(metered))
+
+
+def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, str, str]], where: str) -> None:
+    key = (kind, trial.round, trial.variant, trial.format)
+    if key in seen:
+        raise InputError(f"{where}: {trial.variant} {trial.format} round {trial.round} again", hint=_DAMAGED)
+    seen.add(key)
+
+
+def _decode_metered(text: str, where: str) -> MeteredTrial:
+    """Read a trial and its trace; a trace that is not the one which was written is damage."""
+    metered = decode(MeteredTrial, text, where=where)
+    if digest(metered.trace) != metered.trace_sha256:
+        raise InputError(f"{where}: the power trace is not the one whose hash stands beside it", hint=_DAMAGED)
+    return metered
+
+
+def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, device: str) -> Path | None:
+    """Find the newest folder of an unfinished run of the same suite and build on the same device, to go on with."""
+    found: list[tuple[str, Path]] = []
+    for path in results_dir.glob(f"*/{BUNDLE_FILE}"):
+        wanted = {"suite_sha256": suite_sha256, "build_sha256": build_sha256, "device": device}
+        # Three names of the header are read first: a damaged bundle of another suite must not stop this run.
+        if wanted.items() <= _peek(path).items():
+            bundle = open_bundle(path.parent)
+            if not bundle.finished:
+                found.append((bundle.header.created_utc, path.parent))
+    return max(found)[1] if found else None
+
+
+_DAMAGED = "this is no crash's trace: restore the file from a copy, or delete the folder and measure again"
+_KINDS = ("header", "trial", "metered", "end")
+
+
+def _line(kind: str, thing: Header | Trial | MeteredTrial | End) -> bytes:
+    return f'{{"kind":"{kind}",{encode(thing)[1:]}\n'.encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file", hint="give the folder of one run; it holds trials.jsonl") from None
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """Keep the lines that were written whole: what has no newline, or is a last line of no JSON, is the torn tail."""
+    *lines, tail = data.split(b"\n")
+    if not tail and lines and _parse(lines[-1]) is None:
+        lines.pop()
+    return lines
+
+
+def _parse(line: bytes) -> dict[str, object] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _split(line: bytes, where: str) -> tuple[str, str]:
+    """Take apart a line's kind and the JSON of the record without it."""
+    value = _parse(line)
+    if value is None:
+        raise InputError(f"{where}: not a JSON object", hint=_DAMAGED)
+    kind = value.pop("kind", None)
+    if kind not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise InputError(
+            f"{where}: unknown kind {kind!r}, expected one of {known}", hint="read it with a newer rankship"
+        )
+    return str(kind), json.dumps(value)
+
+
+def _peek(path: Path) -> dict[str, object]:
+    with path.open("rb") as stream:
+        return _parse(stream.readline()) or {}
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Cut off a torn tail, add `line`, and return when the disk has it."""
+    lines = _whole_lines(_read(path))
+    if lines and _split(lines[-1], f"{path}:{len(lines)}")[0] == "end":
+        raise InputError(f"{path}: this run is finished", hint="start a new run")
+    with path.open("r+b") as stream:
+        stream.truncate(sum(len(whole) + 1 for whole in lines))
+        stream.seek(0, os.SEEK_END)
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,99 @@
+"""A suite: what to measure, how often and how long. One TOML file, or the defaults for one recipe."""
+
+from pathlib import Path
+
+from rankship_pipeline.foundation.codec import read_toml
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.meter_choice import MeterChoice, MeterName
+
+FEWEST_ENERGY_ROUNDS = 5
+_SHORTEST_MS = 1000
+
+
+@record
+class EnergyChoice:
+    """Energy is asked for: `rounds` of trials of their own, each a rest, a timed loop and a rest, of these lengths.
+
+    In ten seconds a meter that shows a new value every 32 ms is off by less than 1 %; what is shorter has wider bounds,
+    which the report shows. Five rounds are the fewest that show how far they lie apart, six give the ratio an interval.
+    """
+
+    rounds: int = 6
+    busy_ms: int = 10_000
+    idle_ms: int = 10_000
+
+
+@record
+class EnergyPlan:
+    """How a run reads energy: as the suite asks, by the device's meter; its rails are added up, () the only one.
+
+    `calibration_ppm` is how far the meter's gain may be from the truth, None where nobody stated it.
+    """
+
+    choice: EnergyChoice
+    meter: MeterName
+    period_us: int
+    rails: tuple[str, ...]
+    calibration_ppm: int | None
+
+
+def plan_energy(choice: EnergyChoice, meter: MeterChoice) -> EnergyPlan:
+    """Join what the suite asks for with what the inventory says of the meter, but for where a file of its lies."""
+    return EnergyPlan(
+        choice=choice,
+        meter=meter.name,
+        period_us=meter.period_us,
+        rails=meter.rails,
+        calibration_ppm=meter.calibration_ppm,
+    )
+
+
+@record
+class Suite:
+    """Every artifact of `recipe` (a path beside the suite), timed in `rounds` interleaved rounds of fresh processes.
+
+    A trial's timed loop ends when `min_samples` and `min_duration_ms` are both reached; its warm-up ends when steady,
+    at the latest after `max_warmup_ms`; one that is not done after `timeout_s` is an error. Six rounds are the fewest
+    that give a 95 % interval of the median, 12 the fewest that show whether rounds hang together. With `canary` a small
+    frozen model is timed in every round too, so that a change of the device is not taken for one of the build. With
+    `energy` the meter that the inventory names for the device is read in trials of their own, after all others.
+    """
+
+    recipe: str
+    rounds: int = 6
+    threads: int = 1
+    min_samples: int = 200
+    min_duration_ms: int = 200
+    max_warmup_ms: int = 1500
+    timeout_s: int = 900
+    canary: bool = True
+    energy: EnergyChoice | None = None
+
+
+def read_suite(path: Path) -> tuple[Suite, Path]:
+    """A suite and the path of its recipe."""
+    suite = read_toml(Suite, path, "suite")
+    for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
+        if getattr(suite, name) < 1:
+            raise InputError(f"{path}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")
+    if suite.energy is not None:
+        _check_energy(suite.energy, path)
+    return suite, path.resolve().parent / suite.recipe
+
+
+def _check_energy(energy: EnergyChoice, path: Path) -> None:
+    least = {"rounds": FEWEST_ENERGY_ROUNDS, "busy_ms": _SHORTEST_MS, "idle_ms": _SHORTEST_MS}
+    for name, lowest in least.items():
+        if getattr(energy, name) < lowest:
+            message = f"{path}: energy.{name} must be at least {lowest}, got {getattr(energy, name)}"
+            raise InputError(message, hint="correct the suite")
+
+
+def read_suite_of(recipe: Path, path: Path) -> Suite:
+    """A suite that is this recipe's; InputError where it names another."""
+    suite, named = read_suite(path)
+    if named.resolve() != recipe.resolve():
+        message = f"{path} is a suite of {named}, not of {recipe}"
+        raise InputError(message, hint="give the suite of this recipe, or that recipe")
+    return suite

@@ -1,0 +1,1 @@
+"""Layers timed or metered on a device, and budgets landed by it."""

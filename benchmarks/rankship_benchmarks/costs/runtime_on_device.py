@@ -1,0 +1,94 @@
+"""Where costs are measured and budgets landed: one runtime of a device that is held, and what was pushed to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rankship_benchmarks.costs.probes import prove
+from rankship_pipeline.flow.artifacts import export_variant
+from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import Lacks
+from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.recipe.choices import ExportChoice, ParityChoice
+from rankship_targets.session.runner import HostRunner
+from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.trials.trial import Trial
+
+# Fewest samples, least duration and longest warm-up of a trial, both in ms.
+SINGLE_LAYER, WHOLE = (20, 15, 20), (50, 100, 200)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something proven and pushed, to be timed under a name; `site` is empty for a whole model."""
+
+    site: str
+    name: str
+    artifact: Artifact
+    remote: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One format's runtime (name and version) on a device, and the number of threads it runs on."""
+
+    session: Session
+    format: Format
+    runtime: str
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return self.session.device.name
+
+    def time(self, subjects: Sequence[Subject], number: int, effort: tuple[int, int, int]) -> list[Trial]:
+        """Time subjects one after the other in one fresh process."""
+        return self.session.sweep([self.ask(one, number, effort) for one in subjects])
+
+    def ask(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
+        """How a subject is timed."""
+        min_samples, min_duration_ms, max_warmup_ms = effort
+        return MeasureRequest(
+            round=number,
+            variant=subject.artifact.variant,
+            format=self.format,
+            artifact=subject.remote,
+            artifact_sha256=subject.artifact.sha256,
+            inputs=subject.inputs,
+            threads=self.threads,
+            min_samples=min_samples,
+            min_duration_ms=min_duration_ms,
+            max_warmup_ms=max_warmup_ms,
+        )
+
+    def push(self, site: str, name: str, artifact: Artifact, store: Store, limits: ParityChoice) -> Subject:
+        """Prove an artifact's parity on this host and copy it to the device with its inputs."""
+        path, inputs, proof = prove(artifact, store, HostRunner(), limits)
+        remote = self.session.push(path, proof)
+        return Subject(site, name, artifact, remote, tuple(self.session.push_file(one) for one in inputs))
+
+    def push_dense(self, prepared: Prepared, store: Store, steps: Steps) -> Subject:
+        """Merge a recipe's models and push the result as it is."""
+        merged, _ = Stages(prepared, store, steps).merge(prepared.recipe.merge.method)
+        return self.push_whole(prepared, store, steps, "dense", merged, None)
+
+    def push_whole(
+        self, prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
+    ) -> Subject:
+        """Export a whole model to this format alone and push it; other formats come when the ranks are known."""
+        one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
+        artifact, *_heads = export_variant(one, store, steps, variant, model, plan)
+        return self.push("", variant, artifact, store, prepared.recipe.parity)
+
+
+def choose_place(session: Session, format_: Format, threads: int) -> Place:
+    """A runtime of a held device; Lacks where it has none for the format."""
+    runtime = session.probe().runtimes.get(format_)
+    if runtime is None:
+        name = session.device.name
+        raise Lacks(f"{name} has no runtime for {format_}", hint=f"rankship kit install {name}; or name another format")
+    return Place(session, format_, " ".join(runtime), threads)

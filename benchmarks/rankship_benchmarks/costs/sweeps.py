@@ -1,0 +1,132 @@
+"""What one layer costs, from sweeps in which it ran as several copies side by side.
+
+In one sweep, that is in one process within seconds, run: the whole dense model, the site's dense layer once and
+COPIES times, and its options COPIES times each. With m, s, d and o their median times (or energies),
+
+    layer = (d − s) / (COPIES − 1)        one dense layer, with the addition that joins it to the others
+    overhead = s − layer                  reading the input and calling the runtime: paid once, whatever runs
+    option = (o − overhead) / COPIES      the same for a factored layer
+
+A dense layer is told as a share of m, an option as a share of the dense layer in the same sweep, so that what slows
+the whole device down for a while cancels. Sweeps are the unit of independence: medians and intervals go over them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+from rankship_benchmarks.costs.timings import Timing
+from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
+from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
+from rankship_pipeline.foundation.errors import RankshipError
+from rankship_pipeline.foundation.records import Factors, LayerCost, record
+from rankship_pipeline.ranks.call_sites import Site
+
+COPIES = 4
+MODEL, SINGLE, DENSE = "model", "dense once", "dense"
+
+BySweep = dict[int, float]
+Scaled = tuple[float, float | None, float | None]  # a cost and its interval
+
+
+@record
+class Offer:
+    """One way to store a site's layer and its cost as a share of the dense layer's."""
+
+    factors: Factors
+    ratio: Estimate
+
+
+class SiteCosts(ABC):
+    """What one site's subjects cost by sweep, and the whole model, in one unit; what does not count is left out."""
+
+    def __init__(self, costs: Mapping[str, BySweep]) -> None:
+        self._costs = costs
+
+    @property
+    def dense(self) -> BySweep:
+        """One dense layer's cost by sweep; where noise swallowed it, at or below zero."""
+        single, several = self._costs.get(SINGLE, {}), self._costs.get(DENSE, {})
+        return {sweep: (several[sweep] - single[sweep]) / (COPIES - 1) for sweep in single if sweep in several}
+
+    def cost(self, subject: str) -> BySweep:
+        """One layer's cost by sweep, stored as the subject says."""
+        single, dense, taken = self._costs[SINGLE], self.dense, self._costs.get(subject, {})
+        return {sweep: (taken[sweep] - (single[sweep] - dense[sweep])) / COPIES for sweep in taken if sweep in dense}
+
+    def share(self) -> Estimate:
+        """One dense layer as a share of the whole dense model; refused without a sweep in which both can be told."""
+        model, dense = self._costs.get(MODEL, {}), self.dense
+        shares = [dense[sweep] / model[sweep] for sweep in dense if sweep in model]
+        if not shares:
+            raise self.refuse()
+        return estimate_median(shares)
+
+    @abstractmethod
+    def refuse(self) -> RankshipError:
+        """Say why nothing can be told."""
+
+    def ratio(self, factors: Factors) -> Estimate | None:
+        """A factored layer as a share of the dense one; None without a sweep in which that can be told."""
+        dense = {sweep: one for sweep, one in self.dense.items() if one > 0}
+        return estimate_ratio(self.cost(str(factors)), dense)
+
+
+class SiteTimes(SiteCosts):
+    """One site's median times in ns; without trials that do not count."""
+
+    def __init__(self, timings: Iterable[Timing], site: str) -> None:
+        mine = [one for one in timings if one.site in {site, ""}]
+        self._trials = [one.trial for one in mine]
+        times: dict[str, BySweep] = {}
+        for one in mine:
+            if keep_valid([one.trial]):
+                times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
+        super().__init__(times)
+
+    def refuse(self) -> RankshipError:
+        """Say why nothing can be told."""
+        return refuse_trials("cost table", self._trials)
+
+
+def find_model_ns(timings: Iterable[Timing]) -> int:
+    """The whole dense model's time: the median over all sweeps of its median in each."""
+    trials = [one.trial for one in timings if one.subject == MODEL]
+    valid = keep_valid(trials)
+    if not valid:
+        raise refuse_trials("cost table", trials)
+    return round(median(median(trial.samples_ns) for trial in valid))
+
+
+def price_layer(
+    sites: Iterable[Site], shares: Mapping[Site, Estimate], offers: Mapping[Site, Iterable[Offer]], model_cost: int
+) -> tuple[LayerCost, ...]:
+    """A layer's line of the table: dense first, then what is offered at every site where it is called."""
+    options: list[dict[Factors | None, Scaled]] = []
+    for site in sites:
+        share = shares[site]
+        unit = max(share.value, 0.0) * model_cost
+        scaled: dict[Factors | None, Scaled] = {one.factors: _scale(one.ratio, unit) for one in offers.get(site, ())}
+        scaled[None] = _scale(share, model_cost)
+        options.append(scaled)
+    if not options:  # a layer that is never called
+        return (LayerCost(factors=None, cost=0),)
+    common = [None, *(one for one in options[0] if one is not None and all(one in other for other in options))]
+    return tuple(_add(factors, [one[factors] for one in options]) for factors in common)
+
+
+def _scale(estimate: Estimate, unit: float) -> Scaled:
+    low, high = estimate.low, estimate.high
+    return estimate.value * unit, None if low is None else low * unit, None if high is None else high * unit
+
+
+def _add(factors: Factors | None, costs: list[Scaled]) -> LayerCost:
+    """Sum over a layer's calls; intervals are summed too, which is too wide rather than too narrow."""
+    lows = [low for _, low, _ in costs if low is not None]
+    highs = [high for _, _, high in costs if high is not None]
+    return LayerCost(
+        factors=factors,
+        cost=max(1, round(sum(cost for cost, _, _ in costs))),  # what noise swallowed still runs
+        low=round(sum(lows)) if len(lows) == len(costs) else None,
+        high=round(sum(highs)) if len(highs) == len(costs) else None,
+    )

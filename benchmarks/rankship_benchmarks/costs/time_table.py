@@ -1,0 +1,215 @@
+"""Cost tables: every kind of layer of a model timed on a device, dense and at ranks that the timings choose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes
+from rankship_benchmarks.costs.runtime_on_device import SINGLE_LAYER, Place, Subject
+from rankship_benchmarks.costs.sweeps import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
+from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
+from rankship_benchmarks.stats.estimates import Estimate
+from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
+from rankship_pipeline.factors.forms import list_ladder
+from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.foundation.toolchain import hash_code
+from rankship_pipeline.ranks.call_sites import Site
+
+SWEEPS = 9  # of each pass: the fewest whose 95 % interval lets one of them be an outlier
+PASSES = 4  # an even grid, then three bisections
+CHUNK = 60  # subjects that one process times: starting it takes longer than timing one
+GRID = 4  # ranks of a form at first
+WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
+_BLOCK = 100  # sweep numbers of one chunk in one pass
+
+Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their options
+
+
+def measure_costs(
+    prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
+) -> CostTable:
+    """Measure a recipe's table of times; an interrupted measurement goes on at its first missing sweep."""
+    return time_layers(prepared, store, place, results, steps, passes=passes).finish()
+
+
+def time_layers(
+    prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
+) -> "LayerTimes":
+    """Time the layers that are worth it, in as many passes; `offers` of what comes back says what to offer of each."""
+    table = LayerTimes(prepared, store, place, steps)
+    table.journal = Journal(results / f"{name_journal(prepared, place)}.jsonl")
+    worth = table.find_worthy()
+    steps.note(f"{len(worth)} of {len(table.kinds)} kinds of layer take {WORTH:.0%} of the model's time or more")
+    for number in range(1, passes + 1):
+        wanted = {site: table.pick_options(site) for site in worth}
+        if not any(wanted.values()):
+            break
+        table.time_options(number, {site: some for site, some in wanted.items() if some})
+    table.offers = {site: table.list_offers(site) for site in worth}
+    return table
+
+
+@dataclass
+class LayerTimes:
+    """A table in the making: what was pushed, timed, and asked for in each pass."""
+
+    prepared: Prepared
+    store: Store
+    place: Place
+    steps: Steps
+    journal: Journal = field(init=False)
+    offers: dict[Site, list[Offer]] = field(init=False)
+    ladders: dict[tuple[Site, Form], list[Factors]] = field(default_factory=dict)
+    asked: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
+    _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        everywhere = self.prepared.sites
+        self.sites = {layer.name: everywhere[layer.name] for layer in self.prepared.layers}
+        self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
+
+    def find_worthy(self) -> list[Site]:
+        """Time every kind of layer as it is; gives those that take enough of the model's time to be worth more."""
+        alone: Chunk = dict.fromkeys(self.kinds, ())
+        self._run(0, [alone], "dense layers")
+        first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
+        calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
+        return [site for site in self.kinds if calls[site] * SiteTimes(first, site.name).share().value >= WORTH]
+
+    def pick_options(self, site: Site) -> list[Factors]:
+        """What to measure of a site in the next pass, by what is known so far."""
+        times, chosen = SiteTimes(self.journal.timings, site.name), []
+        for form in self.prepared.recipe.ranks.forms:
+            key = (site, form)
+            ladder = self.ladders.setdefault(key, list_ladder(site.layer, self.prepared.recipe.ranks.step, form))
+            passes = self.asked.setdefault(key, [])
+            rungs = pick_rungs(len(ladder), [self._read(times, ladder, one) for one in passes], GRID)
+            passes.append(rungs)
+            chosen += [ladder[place] for place in rungs]
+        return chosen
+
+    def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
+        """One pass: every site's options beside its own dense layer and the whole model."""
+        chunks: list[Chunk] = []
+        for site, options in wanted.items():
+            if not chunks or _count(chunks[-1]) + _count({site: options}) > CHUNK:
+                chunks.append({})
+            chunks[-1][site] = options
+        self._run(number, chunks, f"pass {number}")
+
+    def list_offers(self, site: Site) -> list[Offer]:
+        """The last rank of each step of each form."""
+        times, offers = SiteTimes(self.journal.timings, site.name), []
+        for form in self.prepared.recipe.ranks.forms:
+            ladder, passes = self.ladders[site, form], self.asked[site, form]
+            measured = self._read(times, ladder, [place for one in passes for place in one])
+            offers += [Offer(factors=ladder[place], ratio=measured[place]) for place in keep_steps(measured)]
+        return offers
+
+    def finish(self) -> CostTable:
+        """The table of all layers in ns."""
+        shares, timings = {site: self.share(site) for site in self.kinds}, self.journal.timings
+        latest = max(one.trial.started_utc for one in timings)
+        return self.price("ns", find_model_ns(timings), shares, self.offers, latest, SWEEPS)
+
+    def share(self, site: Site) -> Estimate:
+        """One dense layer's time as a share of the model's."""
+        return SiteTimes(self.journal.timings, site.name).share()
+
+    def price(
+        self,
+        unit: CostUnit,
+        dense: int,
+        shares: Mapping[Site, Estimate],
+        offers: Mapping[Site, Sequence[Offer]],
+        measured_utc: str,
+        rounds: int,
+    ) -> CostTable:
+        """The table of all layers in a unit; `dense` is the whole dense model's cost."""
+        layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items()}
+        return CostTable(
+            unit=unit,
+            device=self.place.device,
+            format=self.place.format,
+            runtime=self.place.runtime,
+            threads=self.place.threads,
+            agent_sha256=self.place.session.agent_sha256,
+            measured_utc=measured_utc,
+            rounds=rounds,
+            model_sha256=self.prepared.model_sha256,
+            dense=dense,
+            fixed=dense - sum(options[0].cost for options in layers.values()),
+            layers=layers,
+        )
+
+    @staticmethod
+    def _read(times: SiteTimes, ladder: Sequence[Factors], places: Sequence[int]) -> dict[int, Estimate]:
+        found = {place: times.ratio(ladder[place]) for place in places}
+        return {place: ratio for place, ratio in found.items() if ratio is not None}
+
+    def _model(self) -> Subject:
+        if ("", MODEL) not in self._pushed:
+            pushed = self.place.push_dense(self.prepared, self.store, self.steps)
+            self._pushed["", MODEL] = replace(pushed, name=MODEL)
+        return self._pushed["", MODEL]
+
+    def _push(self, site: Site, options: Sequence[Factors]) -> list[Subject]:
+        """A site's dense layer, once and as copies, and options; each is made and pushed once."""
+        wanted = {SINGLE: Probe(site, None, 1), DENSE: Probe(site, None, COPIES)}
+        wanted |= {str(one): Probe(site, one, COPIES) for one in options}
+        missing = {name: probe for name, probe in wanted.items() if (site.name, name) not in self._pushed}
+        artifacts = make_probes(list(missing.values()), self.place.format, self.store)
+        for name, artifact in zip(missing, artifacts, strict=True):
+            self._pushed[site.name, name] = self.place.push(site.name, name, artifact, self.store, LIMITS)
+        return [self._pushed[site.name, name] for name in wanted]
+
+    def make(self, chunk: Chunk) -> list[Subject]:
+        """The model, then every site's dense layer and options, made, proven and pushed."""
+        with self.steps.track(f"make and prove {_count(chunk)} layers", len(chunk)) as advance:
+            subjects = [self._model()]
+            for site, options in chunk.items():
+                advance(f"make and prove {site}")
+                subjects += self._push(site, options)
+        return subjects
+
+    def _run(self, number: int, chunks: Sequence[Chunk], title: str) -> None:
+        """Every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels too."""
+        places = range(len(chunks))
+        order = [(place, turn) for turn in range(SWEEPS) for place in (places if turn % 2 == 0 else places[::-1])]
+        numbered = [((number * _BLOCK + place) * _BLOCK + turn, place, turn) for place, turn in order]
+        done = self.journal.done
+        missing = [one for one in numbered if one[0] not in done]
+        made = {place: self.make(chunks[place]) for place in sorted({place for _, place, _ in missing})}
+        with self.steps.track(f"time {title} on {self.place.device}", len(missing)) as advance:
+            for at, place, turn in missing:
+                advance(f"time {title} on {self.place.device}: sweep {turn + 1} of {SWEEPS}")
+                chunk = made[place] if turn % 2 == 0 else made[place][::-1]
+                pairs = zip(chunk, self.place.time(chunk, at, SINGLE_LAYER), strict=True)
+                timings = [Timing(sweep=at, site=one.site, subject=one.name, trial=trial) for one, trial in pairs]
+                self.journal.append(Sweep(number=at, timings=tuple(timings)))
+
+
+def _count(chunk: Mapping[Site, Sequence[Factors]]) -> int:
+    """How many layers a chunk times: each site's dense one once and as copies, and its options."""
+    return sum(2 + len(options) for options in chunk.values())
+
+
+def name_journal(prepared: Prepared, place: Place) -> str:
+    """One journal for all that its timings depend on."""
+    ranks = prepared.recipe.ranks
+    key = digest(
+        {
+            "model": prepared.model_sha256,
+            "layers": [layer.name for layer in prepared.layers],
+            "ranks": [ranks.step, list(ranks.forms)],
+            "place": [place.device, place.format, place.runtime, place.threads],
+            "agent": place.session.agent_sha256,
+            "effort": [COPIES, SWEEPS, GRID, WORTH, *SINGLE_LAYER],
+            "code": hash_code(),
+        }
+    )
+    return f"costs-{prepared.recipe.name}-{place.device}-{key[:12]}"

@@ -1,0 +1,81 @@
+"""Several devices measured at once, each with progress lines of its own; what fails on one stops no other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_benchmarks.bundle.suite import Suite
+from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
+from rankship_benchmarks.measure.host_gate import verify_on_host
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_pipeline.export.canary import make_canary
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.records import Build
+from rankship_pipeline.foundation.store import Store
+from rankship_targets.devices.device import Device
+
+if TYPE_CHECKING:
+    from rankship_pipeline.flow.preflight import Prepared
+
+Measure = Callable[[Device, Steps], Path]
+
+
+def measure_devices(
+    jobs: Sequence[Job],
+    devices: Mapping[str, Device],
+    measure: Measure,
+    steps: Steps,
+    *,
+    ended: Callable[[str, str, Path], None] = lambda *_: None,
+    pauses_s: Sequence[float] = PAUSES_S,
+) -> Mapping[str, Ended[Path]]:
+    """Do every job by `measure(device, its own steps)`, which gives the run's folder; tells what became of each.
+
+    `ended(job's name, device's name, folder)` is called as each run is done, in the thread of its device.
+    """
+    alone = len(devices) == 1
+    with nullcontext(lambda _: steps) if alone else steps.side_by_side() as start:
+        own = {name: start(name) for name in devices}
+
+        def work(name: str, job: Job) -> Path:
+            folder = measure(devices[name], own[name])
+            ended(job.name, name, folder)
+            return folder
+
+        return run_fleet(jobs, work, pauses_s=pauses_s)
+
+
+def prepare_measuring(
+    build: Build,
+    prepared: "Prepared",
+    suite: Suite,
+    store: Store,
+    results: Path,
+    steps: Steps,
+    *,
+    profile: bool = False,
+) -> Measure:
+    """Verify a build, and the canary where the suite wants one; gives what measures, and profiles, on one device."""
+    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
+    limits = prepared.recipe.parity
+    verified = verify_on_host(timed, store, limits, steps)
+
+    def measure(device: Device, own: Steps) -> Path:
+        return measure_build(
+            build, verified, store, device, suite, results, own, limits=limits, canary=canary, profile=profile
+        )
+
+    return measure
+
+
+def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:
+    """Raise what ended the first job that failed, after naming every device that did; nothing where none did."""
+    failed = {name: one.error for name, one in ended.items() if one.error is not None}
+    for name, error in failed.items() if len(ended) > 1 else ():
+        steps.note(f"{name} was not measured: {type(error).__name__}: {error}")
+    for error in failed.values():
+        raise error

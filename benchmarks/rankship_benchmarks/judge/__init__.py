@@ -1,0 +1,1 @@
+"""Numbers with their uncertainty, every reason to doubt them, and verdicts between runs."""

@@ -1,0 +1,156 @@
+"""Every reason to distrust a bundle of trials, found in the data itself and said out loud."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import pairwise
+
+from rankship_benchmarks.bundle.bundle import STAND_IN, Bundle
+from rankship_benchmarks.judge.validity import CANARY, doubt_trial, find_canary_off, find_frequency_move, judge_trial
+from rankship_benchmarks.stats.estimates import (
+    CORRELATION_ROUNDS,
+    count_needed,
+    find_widening,
+    median_by_round,
+    relative_drift,
+    relative_spread,
+)
+from rankship_pipeline.foundation.records import Format, Variant
+from rankship_targets.trials.trial import Trial
+
+# What must be exceeded before a caution is printed.
+_FREQUENCY_MOVE = 0.10
+_ROUND_SPREAD = 0.05
+_WIDENED = 1.3
+_TRIAL_DRIFT = 0.05
+_ROUND_GAP_S = 600
+
+
+def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+    """Every caution that the data itself gives cause for, gravest first."""
+    if not bundle.finished:
+        yield f"The run is unfinished: {len(bundle.trials)} trials so far."
+    if STAND_IN in bundle.header.conditions:
+        what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
+        yield f"{what}: its times, temperature, memory and energy say nothing of a real one."
+    yield from _name_refused(bundle.trials)
+    yield from _name_doubted(bundle.trials)
+    proven = {one.artifact_sha256 for one in bundle.header.verified}
+    for (variant, format_), trials in groups.items():
+        if trials[0].artifact_sha256 not in proven:
+            yield f"{variant} {format_} was timed without a proof of parity."
+    yield from _distrust_rounds(groups)
+    yield from _distrust_gaps(bundle.trials)
+    yield from _distrust_device(bundle.trials)
+    retries = sum(trial.retries for trial in bundle.trials)
+    if retries:
+        yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured anew."
+
+
+def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """One caution for each reason and artifact with trials that do not count."""
+    refused: dict[tuple[str, Variant, Format], set[int]] = {}
+    for trial in trials:
+        for reason in judge_trial(trial):
+            refused.setdefault((reason, trial.variant, trial.format), set()).add(trial.round)
+    for (reason, variant, format_), rounds in refused.items():
+        yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
+
+
+def _name_doubted(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
+    doubted: dict[str, set[tuple[int, Variant, Format]]] = {}
+    for trial in trials:
+        for reason in doubt_trial(trial):
+            doubted.setdefault(reason, set()).add((trial.round, trial.variant, trial.format))
+    for reason, which in doubted.items():
+        rounds = name_rounds({number for number, _, _ in which})
+        share = f"{len(which)} of {len(trials)} trials ({rounds})"
+        yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
+    off = find_canary_off(trials)
+    if off:
+        yield f"Doubted: {CANARY} in {name_rounds(off)}; no verdict between runs uses them."
+
+
+def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+    """Cautions about the timings: warm-up, number of rounds, spread between rounds, drift inside a trial."""
+    counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
+    if counts:
+        where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
+        few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
+        yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
+    fewest = min(map(len, groups.values()))
+    if count_needed() <= fewest < CORRELATION_ROUNDS:
+        enough = f"({CORRELATION_ROUNDS} can)"
+        yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
+    for (variant, format_), trials in groups.items():
+        name = f"{variant} {format_}"
+        cold = {trial.round for trial in trials if not trial.warmed_up}
+        if cold:
+            share = f"{len(cold)} of {len(trials)} rounds ({name_rounds(cold)})"
+            yield f"Warm-up: {name} never reached a steady state in {share}."
+        medians = list(median_by_round(trials).values())
+        spread, widening = relative_spread(medians), find_widening(medians)
+        if spread > _ROUND_SPREAD:
+            yield f"Spread: the rounds of {name} differ by {spread:.0%} (interquartile range over median)."
+        if widening > _WIDENED:
+            yield f"Rounds: those of {name} hang together, so its interval is × {widening:.1f} wider."
+        drifts = {trial.round: relative_drift(trial.samples_ns) for trial in trials}
+        drifted = {number: drift for number, drift in drifts.items() if abs(drift) > _TRIAL_DRIFT}
+        if drifted:
+            worst = max(drifted.values(), key=abs)
+            yield f"Drift: {name} changed speed inside {name_rounds(drifted)} (second half {worst:+.0%} at worst)."
+
+
+def _distrust_gaps(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """A caution for each round that an interruption tore apart: its halves are paired, yet hours may lie between."""
+    rounds: dict[int, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda one: one.started_utc):
+        rounds.setdefault(trial.round, []).append(trial)
+    for number, members in sorted(rounds.items()):
+        idle = max((_idle_s(one, following) for one, following in pairwise(members)), default=0)
+        if idle > _ROUND_GAP_S:
+            yield f"Interrupted: {idle / 60:.0f} minutes lie between two trials of round {number}."
+
+
+def _idle_s(trial: Trial, following: Trial) -> float:
+    """Seconds from the end of one trial's inferences to the start of the next trial."""
+    busy_ns = trial.load_ns + sum(trial.warmup_ns) + sum(trial.samples_ns)
+    begun, next_begun = (datetime.fromisoformat(one.started_utc) for one in (trial, following))
+    return (next_begun - begun).total_seconds() - busy_ns / 1e9
+
+
+def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """Cautions about the device: what could not be set, governor, frequency, temperature."""
+    for phrase in dict.fromkeys(phrase for trial in trials for phrase in trial.conditions.unmet):
+        count = sum(phrase in trial.conditions.unmet for trial in trials)
+        yield f"Conditions: {phrase} ({count} of {len(trials)} trials)."
+    states = [state for trial in trials for state in (trial.before, trial.after)]
+    governors = {state.governor for state in states}
+    others = sorted(governor for governor in governors if governor not in {None, "performance"})
+    if others:
+        yield f"Governor: {', '.join(others)}, not performance; the clock may follow the load."
+    if None in governors:
+        yield "Governor unknown: the device does not tell, so frequency scaling cannot be excluded."
+    moves = [move for trial in trials if (move := find_frequency_move(trial)) is not None]
+    moved = [move for move in moves if move > _FREQUENCY_MOVE]
+    if moved:
+        yield f"Frequency: moved by up to {max(moved):.0%} between the start and end of {len(moved)} trials."
+    if len(moves) < len(trials):
+        yield "Frequency unknown: the device does not tell its clock, so a change of speed would go unseen."
+    if any(state.temperature_mc is None for state in states):
+        yield "Temperature unknown: the device does not tell, so throttling cannot be excluded."
+
+
+def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:
+    return ", ".join(f"{variant} {format_}" for variant, format_ in groups)
+
+
+def name_rounds(numbers: Iterable[int]) -> str:
+    """`round 3`, or `rounds 1, 2, 5`; only the first eight are listed."""
+    ordered, most = sorted(numbers), 8
+    listed = ", ".join(map(str, ordered[:most])) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    return f"round {listed}" if len(ordered) == 1 else f"rounds {listed}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

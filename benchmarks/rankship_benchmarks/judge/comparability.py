@@ -1,0 +1,91 @@
+"""What must be alike before two runs are compared: one table of what is looked at, and what a difference means."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from rankship_benchmarks.bundle.bundle import Bundle
+from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
+from rankship_pipeline.foundation.records import FORMATS, record
+from rankship_targets.trials.trial import Trial
+
+Weight = Literal["forbids", "cautions"]  # no comparison at all; a comparison with a word about it
+
+
+@record
+class Difference:
+    """One aspect in which two runs differ, and what each of them says."""
+
+    aspect: str
+    weight: Weight
+    baseline: str
+    candidate: str
+
+    def __str__(self) -> str:
+        """As people read it."""
+        return f"{self.aspect} was {self.baseline}, is {self.candidate}"
+
+
+def _read_condition(name: str) -> Callable[[Bundle], str | None]:
+    return lambda bundle: bundle.header.conditions.get(name)
+
+
+def _read_trials(read: Callable[[Trial], object]) -> Callable[[Bundle], str | None]:
+    def join(bundle: Bundle) -> str | None:
+        seen = {read(trial) for trial in bundle.trials} - {None}
+        return ", ".join(sorted(map(str, seen))) or None
+
+    return join
+
+
+def _read_runtime(name: str) -> Callable[[Bundle], str | None]:
+    return _read_trials(lambda trial: f"{trial.runtime.name} {trial.runtime.version}" if trial.format == name else None)
+
+
+# aspect → how it is read (None: not told, which is no difference), and what a difference means. What moves the time of
+# an inference by itself forbids; what may move it, or only says who measured, cautions.
+ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
+    "device": (lambda bundle: bundle.header.device, "forbids"),
+    "processor": (_read_condition("processor"), "forbids"),
+    "architecture": (_read_condition("architecture"), "forbids"),
+    "cores": (_read_condition("cores"), "forbids"),
+    "threads": (_read_trials(lambda trial: trial.threads), "forbids"),
+    "affinity": (_read_trials(lambda trial: trial.conditions.cpus), "forbids"),
+    "governor": (_read_trials(lambda trial: trial.before.governor), "forbids"),
+    "timed loop": (_read_condition("timed loop"), "forbids"),
+    "agent": (_read_trials(lambda trial: trial.agent_sha256[:12]), "forbids"),
+    **{f"{name} runtime": (_read_runtime(name), "forbids") for name in FORMATS},
+    "unmet": (_read_trials(lambda trial: "; ".join(trial.conditions.unmet) or "nothing"), "cautions"),
+    "kernel": (_read_condition("kernel"), "cautions"),
+    "python": (_read_condition("python"), "cautions"),
+    "memory": (_read_condition("memory"), "cautions"),
+    "charging": (_read_trials(lambda trial: trial.before.charging), "cautions"),
+    "rankship": (lambda bundle: bundle.header.rankship_version, "cautions"),
+}
+
+
+def find_differences(baseline: Bundle, candidate: Bundle) -> tuple[Difference, ...]:
+    """List every aspect that both runs tell and in which they differ, in the table's order."""
+    found = []
+    for aspect, (read, weight) in ASPECTS.items():
+        before, after = read(baseline), read(candidate)
+        if before is not None and after is not None and before != after:
+            found.append(Difference(aspect=aspect, weight=weight, baseline=before, candidate=after))
+    return tuple(found)
+
+
+def refuse_unlike_runs(baseline: Bundle, candidate: Bundle, *, across: Iterable[str] = ()) -> tuple[Difference, ...]:
+    """Raise UnlikeConditions naming every difference that forbids a comparison; gives those that only caution.
+
+    `across` names aspects that may differ because they are what is asked about: a new runtime, another governor.
+    """
+    wanted = set(across)
+    unknown = sorted(wanted - set(ASPECTS))
+    if unknown:
+        raise InputError(f"no aspect is called {', '.join(unknown)}", hint=f"one of: {', '.join(ASPECTS)}")
+    differences = find_differences(baseline, candidate)
+    grave = [one for one in differences if one.weight == "forbids" and one.aspect not in wanted]
+    if grave:
+        runs = f"{baseline.header.run_id} and {candidate.header.run_id}"
+        hint = "measure both anew under the same conditions; or ask about one difference itself: `--across ASPECT`"
+        raise UnlikeConditions(f"runs {runs} must not be compared: {'; '.join(map(str, grave))}", hint=hint)
+    return tuple(one for one in differences if one not in grave)

@@ -1,0 +1,67 @@
+"""Two runs' energies: the same rules as for times, and only between what the same meter knows in the same way.
+
+What is compared is the total of an inference. The meter's gain is alike in both runs and cancels; what it misses by
+chance lies in the spread of rounds.
+"""
+
+from collections.abc import Iterable
+
+from rankship_benchmarks.bundle.bundle import Bundle
+from rankship_benchmarks.bundle.suite import EnergyPlan
+from rankship_benchmarks.judge.compare import Case, Rounds, Rule, Verdict, judge_runs, judge_unknown
+from rankship_benchmarks.judge.energy_figures import name_meters, read_rounds
+from rankship_benchmarks.judge.summary import group_trials
+from rankship_benchmarks.judge.validity import keep_trusted, name_distrust
+
+
+def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = None) -> tuple[Verdict, ...]:
+    """Judge the energy of every case that a meter watched in both runs; () where a run has no energy.
+
+    The two have been found comparable already (compare_bundles). Where their meters are unlike, every case is unknown.
+    """
+    chosen, plans = rule or Rule(), (baseline.header.energy, candidate.header.energy)
+    if plans[0] is None or plans[1] is None or not baseline.metered or not candidate.metered:
+        return ()
+    runs = _collect(baseline, plans[0]), _collect(candidate, plans[1])
+    unlike = "; ".join(_name_differences(baseline, candidate))
+    if unlike:
+        cases = list(dict.fromkeys([*runs[0], *runs[1]]))
+        return tuple(judge_unknown(case, f"energies are unlike: {unlike}", chosen, "energy") for case in cases)
+    return judge_runs((baseline, candidate), runs, chosen, "energy")
+
+
+def _collect(bundle: Bundle, plan: EnergyPlan) -> dict[Case, Rounds]:
+    """Each case's totals by round, as far as a verdict may rest on them."""
+    everything = [one.trial for one in bundle.metered]
+    trusted = {id(trial) for trial in keep_trusted(everything)}
+    read = read_rounds((one for one in bundle.metered if id(one.trial) in trusted), plan)
+    found = {}
+    for case, trials in group_trials(everything).items():
+        rounds = read[case].rounds if case in read else {}
+        reasons = [f"{reason} in {count}" for reason, count in name_distrust(trials, everything).items()]
+        reasons += list(read[case].refused.values())[:1] if case in read else []
+        found[case] = Rounds(values={one: rounds[one].total.value_nj for one in rounds}, distrust=", ".join(reasons))
+    return found
+
+
+def _name_differences(baseline: Bundle, candidate: Bundle) -> Iterable[str]:
+    """What was read otherwise in the two runs."""
+    before, after = (_describe(bundle) for bundle in (baseline, candidate))
+    for name, value in before.items():
+        if value != after[name]:
+            yield f"{name} was {value}, is {after[name]}"
+
+
+def _describe(bundle: Bundle) -> dict[str, str]:
+    """What must be alike, in words."""
+    plan = bundle.header.energy
+    meters = ", ".join(f"{name} ({provenance})" for name, provenance in name_meters(bundle.metered))
+    if plan is None:
+        return {"meter": meters}
+    rails = sorted({rail.name for one in bundle.metered for rail in one.trace.rails}) if not plan.rails else plan.rails
+    return {
+        "meter": meters,
+        "rails": " + ".join(rails),
+        "reading": f"every {plan.period_us} µs",
+        "loop": f"{plan.choice.busy_ms} ms between rests of {plan.choice.idle_ms} ms",
+    }

@@ -1,0 +1,1 @@
+"""One device measured, from the parity gate to the raw samples."""

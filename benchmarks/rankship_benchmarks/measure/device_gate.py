@@ -1,0 +1,87 @@
+"""The parity gate on the device: what is timed there is first compared with torch there, by the runtime that is timed.
+
+A proof is kept in the user's state folder, beside what else this user knows of the device, and holds as long as the
+artifact, its inputs, the limits, the agent and the device's own runtime and interpreter are the same.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from rankship_pipeline.export.parity import verify_artifact
+from rankship_pipeline.flow.artifacts import find_proof
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import InputError, ParityFailed
+from rankship_pipeline.foundation.files import hash_file, write_atomic
+from rankship_pipeline.foundation.records import Artifact, Build, Verified
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.foundation.toolchain import hash_code
+from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_targets.devices.device import THIS_MACHINE, Device, user_folder
+from rankship_targets.session.runner import DeviceRunner
+from rankship_targets.session.session import Session
+from rankship_targets.trials.events import Probe
+
+
+def verify_on_device(
+    build: Build,
+    store: Store,
+    session: Session,
+    pushed: Mapping[str, str],
+    limits: ParityChoice,
+    threads: int,
+    steps: Steps,
+) -> tuple[Verified, ...]:
+    """Prove every file on the device, heads last; empty for this machine, where the gate ran already.
+
+    `pushed` is SHA-256 → path on the device. ParityFailed names the device; what fails on the way to it stays a
+    TargetError.
+    """
+    if session.device.name == THIS_MACHINE:  # the host's gate: the same agent under the same interpreter
+        return ()
+    probe, runner = session.probe(), DeviceRunner(session, threads, pushed)
+    proofs = []
+    for artifact in build.files:
+        path, inputs, expected = find_proof(artifact, store)
+        known = {
+            "artifact": artifact.sha256,
+            "inputs": [hash_file(one) for one in (*inputs, *expected)],
+            "limits": digest(limits),
+            "threads": threads,
+            "agent": session.agent_sha256,
+            "code": hash_code(),
+            "device": _identify(session.device),
+            "system": [probe.machine, probe.cpu_model, session.device.python, probe.python, probe.numpy],
+            "runtime": probe.runtimes.get(artifact.format),
+        }
+        place = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
+        proof = _read(place, artifact)
+        if proof is None:
+            with steps.step(f"verify {artifact.title} on {session.device.name}"):
+                try:
+                    proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
+                except ParityFailed as failure:
+                    raise _say_where(failure, session.device, probe, artifact) from None
+            write_atomic(place, encode(proof).encode(), mode=0o600)
+        proofs.append(proof)
+    return tuple(proofs)
+
+
+def _identify(device: Device) -> list[object]:
+    return [device.name, device.transport, device.host, device.serial, device.fingerprint, device.twin]
+
+
+def _read(place: Path, artifact: Artifact) -> Verified | None:
+    """Read a kept proof; None where there is none, it is not whole, or it is another file's."""
+    with suppress(FileNotFoundError, InputError):
+        proof = decode(Verified, place.read_bytes(), where=str(place))
+        return proof if proof.artifact_sha256 == artifact.sha256 else None
+    return None
+
+
+def _say_where(failure: ParityFailed, device: Device, probe: Probe, artifact: Artifact) -> ParityFailed:
+    runtime = " ".join(probe.runtimes.get(artifact.format) or (f"no runtime for {artifact.format}",))
+    message = f"on {device.name} ({runtime}, {probe.machine}): {failure}"
+    hint = "nothing was timed; the host's runtime computes it right: give the device the host's version of it"
+    return ParityFailed(message, hint=f"{hint} (`rankship kit build {device.name}`), or see what [parity] allows")

@@ -1,0 +1,79 @@
+"""Rounds in which a meter watches: every artifact between two rests, in trials of their own, after the timed ones.
+
+A meter that the agent reads loads the device a little, alike in rest and work; so no latency is taken from here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rankship_benchmarks.bundle.bundle import append_metered, open_bundle
+from rankship_benchmarks.bundle.suite import EnergyChoice
+from rankship_benchmarks.judge.validity import FEWEST_SAMPLES
+from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import ConnectionLost
+from rankship_pipeline.foundation.records import Artifact
+from rankship_targets.client.detached import Ticket, make_ticket
+from rankship_targets.session.metered import measure_metered, require_meter
+from rankship_targets.session.session import LONGEST_COOLING_S, MeasureRequest, Session
+from rankship_targets.trials.trial import MeteredTrial
+
+REPEATS = 1  # how often a trial is taken anew whose recording broke off with the way to the device
+
+
+def measure_energy(
+    folder: Path,
+    planned: Sequence[tuple[int, Artifact]],
+    ask: Callable[[int, Artifact], MeasureRequest],
+    choice: EnergyChoice,
+    session: Session,
+    steps: Steps,
+) -> None:
+    """Take every planned trial that the bundle does not hold yet; call it inside `writing(folder)`.
+
+    What a killed host left going on is ended: its recording died with it.
+    """
+    forget_pending(folder, session)
+    done = {(one.trial.round, one.trial.variant, one.trial.format) for one in open_bundle(folder).metered}
+    wanted = [
+        (number, artifact) for number, artifact in planned if (number, artifact.variant, artifact.format) not in done
+    ]
+    with steps.track(f"meter on {session.device.name}", len(wanted)) as advance:
+        for number, artifact in wanted:
+            advance(f"round {number + 1}/{choice.rounds}: {artifact.variant} {artifact.format}")
+            request = stretch(ask(number, artifact), choice)
+            append_metered(folder, _take(folder, request, session))
+            forget_pending(folder, session)
+
+
+def stretch(request: MeasureRequest, choice: EnergyChoice) -> MeasureRequest:
+    """Make a timed loop long enough for a meter, between two rests."""
+    extra_s = (choice.busy_ms + 2 * choice.idle_ms) / 1000
+    return replace(
+        request,
+        min_samples=FEWEST_SAMPLES,
+        min_duration_ms=choice.busy_ms,
+        idle_ms=choice.idle_ms,
+        timeout_s=request.timeout_s + extra_s,
+    )
+
+
+def watch(request: MeasureRequest, session: Session, ticket: Ticket) -> MeteredTrial:
+    """Take one trial while the device's meter records, for no longer than the trial may last."""
+    meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
+    return measure_metered(session, request, meter, ticket)
+
+
+def _take(folder: Path, request: MeasureRequest, session: Session) -> MeteredTrial:
+    """Take one trial, anew where the recording broke off."""
+    for attempt in range(REPEATS + 1):
+        pending = Pending(round=request.round, variant=request.variant, format=request.format, ticket=make_ticket())
+        note_pending(folder, pending)
+        try:
+            return watch(request, session, pending.ticket)
+        except ConnectionLost:
+            if attempt == REPEATS:
+                raise
+            forget_pending(folder, session)
+    raise AssertionError("the last attempt returns or raises")

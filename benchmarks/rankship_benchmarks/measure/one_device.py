@@ -1,0 +1,203 @@
+"""Interleaved rounds of every artifact of a build on one device, appended to a bundle as they come."""
+
+import platform
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from rankship_benchmarks.bundle.bundle import (
+    STAND_IN,
+    Header,
+    append_trial,
+    create_bundle,
+    find_unfinished,
+    finish_bundle,
+    open_bundle,
+    writing,
+)
+from rankship_benchmarks.bundle.suite import Suite, plan_energy
+from rankship_benchmarks.measure.device_gate import verify_on_device
+from rankship_benchmarks.measure.energy_rounds import measure_energy
+from rankship_benchmarks.measure.host_gate import find_inputs
+from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
+from rankship_benchmarks.measure.profiles import profile_run
+from rankship_pipeline import __version__
+from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.records import Artifact, Build, Verified
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.foundation.units import show_bytes
+from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_targets.client.detached import make_ticket
+from rankship_targets.devices.device import Device
+from rankship_targets.devices.quarantine import watching
+from rankship_targets.session.metered import check_meter, require_meter
+from rankship_targets.session.session import MeasureRequest, Session, open_session
+
+
+def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits, where, how, and where to
+    build: Build,
+    verified: Sequence[Verified],
+    store: Store,
+    device: Device,
+    suite: Suite,
+    results: Path,
+    steps: Steps,
+    *,
+    limits: ParityChoice,
+    canary: Artifact | None = None,
+    profile: bool = False,
+) -> Path:
+    """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
+
+    Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
+    bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
+    answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
+    from the device, where it went on. `canary` is timed like the build's artifacts;
+    `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed. With
+    `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary apart.
+    """
+    timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
+    energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
+    with watching(device), open_session(device, tell=steps.note) as session:
+        if energy:
+            check_meter(session)
+        with steps.transfer(f"push to {device.name}") as told:
+            remote = {
+                proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
+                for artifact, proof in zip(timed.files, verified, strict=True)
+            }
+            inputs = {
+                artifact.sha256: tuple(session.push_file(path, told=told) for path in find_inputs((artifact,), store))
+                for artifact in timed.artifacts
+            }
+        on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)
+        header = _describe(build, (tuple(verified), on_device), device, suite, session)
+        header = replace(header, canary=canary, energy=energy)
+        folder = _find_or_create(header, results, session, steps)
+        with writing(folder):
+            ask = partial(_ask, remote, inputs, suite)
+            _run_rounds(folder, timed.artifacts, ask, suite, session, steps)
+            if suite.energy:
+                planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
+                measure_energy(folder, planned, ask, suite.energy, session, steps)
+            if profile:
+                profile_run(folder, [ask(0, one) for one in build.artifacts], session, steps)
+            finish_bundle(folder)
+    return folder
+
+
+def _find_or_create(header: Header, results: Path, session: Session, steps: Steps) -> Path:
+    folder = find_unfinished(results, header.suite_sha256, header.build_sha256, header.device)
+    if folder is not None:
+        begun = open_bundle(folder).header
+        before = begun.conditions
+        changed = [name for name, value in header.conditions.items() if before.get(name) != value]
+        changed += ["the canary"] if begun.canary != header.canary else []
+        changed += ["the meter"] if begun.energy != header.energy else []
+        changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
+        if not changed:
+            steps.note(f"continuing {folder.name}")
+            return folder
+        steps.note(f"{folder.name} stays unfinished: {', '.join(changed)} changed since; a new run begins")
+        forget_pending(folder, session)
+    folder = results / header.run_id
+    create_bundle(folder, header)
+    return folder
+
+
+def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[int, Artifact]]:
+    """Every artifact once per round; every other round runs backwards, so that drift within a round cancels too."""
+    for number in range(rounds):
+        for artifact in artifacts if number % 2 == 0 else reversed(artifacts):
+            yield number, artifact
+
+
+def _run_rounds(
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    ask: Callable[[int, Artifact], MeasureRequest],
+    suite: Suite,
+    session: Session,
+    steps: Steps,
+) -> None:
+    done = {(trial.round, trial.variant, trial.format) for trial in open_bundle(folder).trials}
+    wanted = [
+        (number, artifact)
+        for number, artifact in plan_rounds(artifacts, suite.rounds)
+        if (number, artifact.variant, artifact.format) not in done
+    ]
+    pending = read_pending(folder)
+    if pending is not None and (pending.round, pending.variant, pending.format) in done:
+        forget_pending(folder, session)  # the last writer died between the two
+        pending = None
+    with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
+        for number, artifact in wanted:
+            advance(f"round {number + 1}/{suite.rounds}: {artifact.variant} {artifact.format}")
+            name = (number, artifact.variant, artifact.format)
+            if pending is None or (pending.round, pending.variant, pending.format) != name:
+                pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
+                note_pending(folder, pending)
+            append_trial(folder, session.measure(ask(number, artifact), pending.ticket))
+            forget_pending(folder, session)  # only now: until here the device has the only copy
+
+
+def _ask(
+    remote: Mapping[str, str], inputs: Mapping[str, tuple[str, ...]], suite: Suite, number: int, artifact: Artifact
+) -> MeasureRequest:
+    """Say what is timed in one round; paths are the device's, by the artifact's SHA-256."""
+    return MeasureRequest(
+        round=number,
+        variant=artifact.variant,
+        format=artifact.format,
+        artifact=remote[artifact.sha256],
+        artifact_sha256=artifact.sha256,
+        inputs=inputs[artifact.sha256],
+        threads=suite.threads,
+        min_samples=suite.min_samples,
+        min_duration_ms=suite.min_duration_ms,
+        max_warmup_ms=suite.max_warmup_ms,
+        timeout_s=suite.timeout_s,
+    )
+
+
+def _describe(
+    build: Build,
+    proofs: tuple[tuple[Verified, ...], tuple[Verified, ...]],
+    device: Device,
+    suite: Suite,
+    session: Session,
+) -> Header:
+    """Describe a run; `proofs` are the host's and the device's."""
+    probe, now = session.probe(), datetime.now(UTC)
+    formats = {artifact.format for artifact in build.artifacts}
+    runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
+    return Header(
+        run_id=f"{build.recipe}-{device.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}",
+        created_utc=now.isoformat(timespec="seconds"),
+        suite_sha256=digest({"suite": digest(suite), "agent": session.agent_sha256, "code": __version__}),
+        recipe=build.recipe,
+        recipe_sha256=build.recipe_sha256,
+        build_sha256=digest(build),
+        device=device.name,
+        build=build,
+        verified=proofs[0],
+        rounds=suite.rounds,
+        conditions={
+            "processor": probe.cpu_model or "model unknown",
+            "cores": str(probe.cpu_count),
+            "memory": show_bytes(probe.memory_bytes) if probe.memory_bytes else "unknown",
+            "architecture": probe.machine,
+            "kernel": probe.kernel,
+            "python": probe.python,
+            **runtimes,
+            **({} if device.twin is None else {STAND_IN: f"emulated, for a {device.twin}"}),
+            "host": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
+        },
+        rankship_version=__version__,
+        verified_on_device=proofs[1],
+    )

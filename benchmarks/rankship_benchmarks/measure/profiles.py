@@ -1,0 +1,93 @@
+"""Where an inference's time goes, operator by operator: a pass of its own once a run is measured, kept beside it.
+
+A profiler slows what it looks at. So nothing here is a latency, nothing of it enters a trial or a verdict, and every
+place that shows it says "profiled".
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import Lacks, TargetError
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import FORMATS, Format, Variant, record
+from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.trials.events import OperatorTime, Profiled
+
+RUNS = 20  # profiled inferences of each artifact
+_FILE = "profiles.json"
+
+
+@record
+class Profile:
+    """One artifact's operators in running order, profiled on a run's device; `inference_ns` includes the profiler."""
+
+    variant: Variant
+    format: Format
+    artifact_sha256: str
+    threads: int
+    operators: tuple[OperatorTime, ...]
+    inference_ns: tuple[int, ...]
+
+    @property
+    def told_ns(self) -> float:
+        """What the operators' medians add up to."""
+        return sum(median(one.ns) for one in self.operators)
+
+    @property
+    def middle_ns(self) -> float:
+        """The median of whole inferences under the profiler."""
+        return median(self.inference_ns)
+
+
+@record
+class Profiles:
+    """Every profile of a run, and why a format has none."""
+
+    taken_utc: str
+    profiles: tuple[Profile, ...]
+    missing: dict[Format, str]
+
+
+def profile_run(folder: Path, requests: Sequence[MeasureRequest], session: Session, steps: Steps) -> None:
+    """Profile pushed artifacts, once; where that fails, the run stays without: what was measured stays measured."""
+    if (folder / _FILE).exists():
+        return
+    profiles: list[Profile] = []
+    missing: dict[Format, str] = {}
+    with steps.step(f"profile on {session.device.name}"):
+        for request in sorted(requests, key=lambda one: FORMATS.index(one.format)):  # dense before compressed
+            if request.format in missing:
+                continue
+            try:
+                profiles.append(_keep(request, session.profile(request, RUNS)))
+            except Lacks as lacking:
+                missing[request.format] = str(lacking)
+            except TargetError as failure:
+                steps.note(f"{session.device.name} was not profiled: {failure}")
+                return
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
+    found = Profiles(taken_utc=taken, profiles=tuple(profiles), missing=missing)
+    write_atomic(folder / _FILE, encode(found).encode())
+
+
+def read_profiles(folder: Path) -> Profiles | None:
+    """A run's profiles; None where none were taken."""
+    with suppress(FileNotFoundError):
+        return decode(Profiles, (folder / _FILE).read_bytes(), where=str(folder / _FILE))
+    return None
+
+
+def _keep(request: MeasureRequest, found: Profiled) -> Profile:
+    return Profile(
+        variant=request.variant,
+        format=request.format,
+        artifact_sha256=request.artifact_sha256,
+        threads=request.threads,
+        operators=found.operators,
+        inference_ns=found.inference_ns,
+    )

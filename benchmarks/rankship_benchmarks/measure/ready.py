@@ -1,0 +1,35 @@
+"""Devices are asked before any long work: whether they are there, let us in, and can run what will be pushed."""
+
+from collections.abc import Iterable, Sequence
+
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import Lacks
+from rankship_pipeline.foundation.records import Format
+from rankship_targets.client.calls import PACKAGES
+from rankship_targets.devices.device import Device
+from rankship_targets.devices.quarantine import watching
+from rankship_targets.session.metered import check_meter
+from rankship_targets.session.session import open_session
+
+
+def check_ready(
+    devices: Iterable[Device], formats: Sequence[Format], steps: Steps, *, with_energy: bool = False
+) -> None:
+    """Open a session on each device and probe it; Lacks names every runtime that is missing there, or its meter."""
+    for device in devices:
+        with steps.step(f"ask {device.name} whether it is ready"), watching(device), open_session(device) as session:
+            probe = session.probe()
+            if with_energy:
+                check_meter(session)
+        kit = f"`rankship kit build {device.name} && rankship kit install {device.name}`"
+        missing = [name for name in formats if probe.runtimes.get(name) is None]
+        if not missing and probe.numpy is None:
+            raise Lacks(
+                f"{device.name} has no numpy", hint=f"{kit}; or on the device: {device.python} -m pip install numpy"
+            )
+        if missing:
+            install = "; ".join(f"{device.python} -m pip install {PACKAGES[name]}" for name in missing)
+            raise Lacks(
+                f"{device.name} has no runtime for {', '.join(missing)}",
+                hint=f"{kit}; or on the device: {install}; or leave the format out of the recipe",
+            )

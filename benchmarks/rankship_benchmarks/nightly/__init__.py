@@ -1,0 +1,1 @@
+"""Every night, and the page over all of them."""

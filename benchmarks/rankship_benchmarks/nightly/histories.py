@@ -1,0 +1,114 @@
+"""Each case's history over the nights, as charts and step detection take it: read from the index, gaps with reasons."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine, select
+
+from rankship_benchmarks.index.tables import REASONS, RUNS, TRIALS
+from rankship_benchmarks.nightly.records import DeviceNight, NightRecord
+from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Format, Variant, record
+
+_CANARY = "canary"
+_FEWEST_TRUSTED = 0.5  # of the rounds that were asked for
+
+
+@record
+class Case:
+    """One artifact of one recipe on one device, night after night."""
+
+    device: str
+    recipe: str
+    format: Format
+    variant: Variant
+
+
+@dataclass
+class _Run:
+    """What the index holds of one run: medians in ns of the rounds that verdicts may rest on, and why not others."""
+
+    rounds: int
+    medians: dict[tuple[Format, Variant], list[float]] = field(default_factory=dict)
+    reasons: dict[tuple[Format, Variant], Counter[str]] = field(default_factory=dict)
+
+    def list_cases(self) -> list[tuple[Format, Variant]]:
+        """List what was compared, dense first; the canary is what they are compared with."""
+        return [
+            case
+            for case in ((format_, variant) for format_ in FORMATS for variant in VARIANTS)
+            if case in self.medians or case in self.reasons
+        ]
+
+    @property
+    def canary_ns(self) -> tuple[float, ...]:
+        """The canary's rounds; empty where the run had none."""
+        return tuple(time for (_, variant), times in self.medians.items() if variant == _CANARY for time in times)
+
+    def find_gap(self, case: tuple[Format, Variant]) -> str | None:
+        """Say why a case does not count; None where at least half of the rounds asked for may be rested on."""
+        trusted = len(self.medians.get(case, []))
+        if trusted and trusted >= _FEWEST_TRUSTED * self.rounds:
+            return None
+        common = [reason for reason, _ in self.reasons.get(case, Counter()).most_common(1)]
+        return (
+            f"{common[0]}: only {trusted} of {self.rounds} rounds count"
+            if common
+            else f"{trusted} rounds of {self.rounds}"
+        )
+
+
+def list_histories(engine: Engine, nights: Sequence[NightRecord]) -> dict[Case, tuple[Night, ...]]:
+    """Give every case's nights in order, one entry for each night in which its device was asked or stood in."""
+    runs = _read_runs(engine, {one.run for night in nights for one in night.devices if one.run})
+    cases: dict[Case, None] = {}
+    for night in nights:
+        for one in night.devices:
+            if one.run in runs and one.measured_on:
+                for name, which in runs[one.run].list_cases():
+                    cases[Case(device=one.measured_on, recipe=night.recipe, format=name, variant=which)] = None
+    return {case: tuple(_follow(case, nights, runs)) for case in cases}
+
+
+def _follow(case: Case, nights: Sequence[NightRecord], runs: dict[str, _Run]) -> list[Night]:
+    return [
+        _tell_night(case, night, one, runs)
+        for night in nights
+        for one in night.devices
+        if night.recipe == case.recipe and case.device in {one.device, one.measured_on}
+    ]
+
+
+def _tell_night(case: Case, night: NightRecord, one: DeviceNight, runs: dict[str, _Run]) -> Night:
+    run, name = runs.get(one.run or ""), (case.format, case.variant)
+    if run is None or one.measured_on != case.device:
+        why = one.gap or (f"{one.measured_on} stood in" if one.measured_on else "not measured")
+        return Night(run_id=f"night {night.number}", started_utc=night.started_utc, rounds_ns=(), gap=why)
+    gap = one.gap or run.find_gap(name)
+    rounds = () if gap else tuple(run.medians[name])
+    return Night(
+        run_id=one.run or "", started_utc=night.started_utc, rounds_ns=rounds, canary_ns=run.canary_ns, gap=gap
+    )
+
+
+def _read_runs(engine: Engine, folders: set[str]) -> dict[str, _Run]:
+    runs: dict[str, _Run] = {}
+    with engine.connect() as connection:
+        numbers: dict[int, str] = {}
+        chosen = select(RUNS.c.id, RUNS.c.folder, RUNS.c.rounds).where(RUNS.c.damage.is_(None))
+        for number, folder, rounds in connection.execute(chosen):
+            if folder in folders:
+                numbers[number] = folder
+                runs[folder] = _Run(rounds=rounds)
+        medians = select(TRIALS.c.run, TRIALS.c.format, TRIALS.c.variant, TRIALS.c.median_ns)
+        counted = TRIALS.c.trusted.is_(True) & TRIALS.c.median_ns.is_not(None)
+        for number, format_, variant, median_ns in connection.execute(medians.where(counted).order_by(TRIALS.c.round)):
+            if number in numbers:
+                runs[numbers[number]].medians.setdefault((format_, variant), []).append(median_ns)
+        for number, format_, variant, reason in connection.execute(
+            select(REASONS.c.run, REASONS.c.format, REASONS.c.variant, REASONS.c.reason)
+        ):
+            if number in numbers:
+                runs[numbers[number]].reasons.setdefault((format_, variant), Counter())[reason] += 1
+    return runs

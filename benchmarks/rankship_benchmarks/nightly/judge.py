@@ -1,0 +1,118 @@
+"""What one night says of one device: each case against the last night that counts, and the steps it makes sure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
+from rankship_benchmarks.judge.compare import compare_bundles
+from rankship_benchmarks.judge.summary import TIMES, summarise
+from rankship_benchmarks.nightly.histories import Case
+from rankship_benchmarks.nightly.night_energy import judge_energies
+from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
+from rankship_benchmarks.stats.steps import Night, Step, find_steps
+from rankship_pipeline.foundation import errors
+from rankship_pipeline.foundation.errors import BuildError, InputError, MeasurementError, RankshipError, TargetError
+
+# Graver first: a night that is worse says so, whatever else went wrong.
+_GRAVITY = (1, BuildError.exit_code, TargetError.exit_code, MeasurementError.exit_code, InputError.exit_code)
+
+
+def judge_device(
+    results: Path,
+    one: DeviceNight,
+    before: Sequence[NightRecord],
+    histories: Mapping[Case, Sequence[Night]],
+) -> DeviceNight:
+    """Give a device's line with its cases judged; the whole night is a gap where no case counts."""
+    try:
+        tonight = open_bundle(results / str(one.run))
+        summarise(tonight)  # refuses what must not be used at all
+    except (MeasurementError, InputError) as failure:
+        return replace(one, gap=str(failure), error=type(failure).__name__)
+    mine = {
+        case: told
+        for case, nights in histories.items()
+        if case.device == one.measured_on and (told := _find_tonight(nights, one)) is not None
+    }
+    gaps = {told.gap for told in mine.values()}
+    if gaps and None not in gaps:
+        return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
+    baseline = _find_baseline(results, one, before, tonight)
+    verdicts = _compare(baseline, tonight)
+    words = [_judge_case(case, histories[case], told, verdicts) for case, told in mine.items()]
+    return replace(one, cases=tuple(words), energies=judge_energies(baseline, tonight))
+
+
+def state_exit(night: NightRecord) -> int:
+    """Find the night's exit status: 1 only if a case is worse; else what kept a device from being measured or used."""
+    codes = {1 for one in night.devices for case in (*one.cases, *one.energies) if case.word == "worse"}
+    for one in night.devices:
+        kind = getattr(errors, one.error or "", None)
+        if isinstance(kind, type) and issubclass(kind, RankshipError):
+            codes.add(kind.exit_code)
+    return next((code for code in _GRAVITY if code in codes), 0)
+
+
+def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[tuple[str, str], CaseWord]:
+    """Compare with the last night that counts; every case is unknown where there is none, or it is unlike."""
+    names = dict.fromkeys((trial.variant, trial.format) for trial in tonight.trials)
+    if baseline is None:
+        return {name: _not_compared(name, "no earlier night counts") for name in names}
+    try:
+        verdicts = compare_bundles(baseline, tonight)
+    except MeasurementError as failure:
+        return {name: _not_compared(name, f"{type(failure).__name__}: {failure}") for name in names}
+    return {
+        (verdict.variant, verdict.format): CaseWord(
+            variant=verdict.variant,
+            format=verdict.format,
+            word=verdict.word,
+            reason=verdict.reason,
+            ratio=verdict.ratio,
+        )
+        for verdict in verdicts
+    }
+
+
+def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord], tonight: Bundle) -> Bundle | None:
+    for earlier in reversed(before):
+        for other in earlier.devices:
+            if other.measured_on == one.measured_on and other.run and other.gap is None:
+                try:
+                    bundle = open_bundle(results / other.run)
+                except InputError:
+                    continue  # deleted or damaged since: the night before it serves
+                if bundle.header.recipe == tonight.header.recipe:
+                    return bundle
+    return None
+
+
+def _judge_case(
+    case: Case, nights: Sequence[Night], tonight: Night, verdicts: Mapping[tuple[str, str], CaseWord]
+) -> CaseWord:
+    name = (case.variant, case.format)
+    word = verdicts.get(name) or _not_compared(name, "not compared")
+    if tonight.gap is not None:
+        word = _not_compared(name, tonight.gap)
+    told = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
+    if not told:
+        return word
+    step = told[-1]
+    return replace(word, word=step.word if word.word in {"same", "unknown"} else word.word, step=show_step(step))
+
+
+def show_step(step: Step) -> str:
+    """Say a lasting step: since when, and how the levels compare."""
+    low, high = step.ratio.low, step.ratio.high
+    span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{step.word} since {step.started_utc[:10]}: {TIMES} {step.ratio.value:.3f}{span}"
+
+
+def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
+    return next((night for night in reversed(nights) if night.run_id == one.run), None)
+
+
+def _not_compared(name: tuple[str, str], reason: str) -> CaseWord:
+    variant, format_ = name
+    return CaseWord(variant=variant, format=format_, word="unknown", reason=reason)  # type: ignore[arg-type]

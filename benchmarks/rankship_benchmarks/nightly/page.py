@@ -1,0 +1,264 @@
+"""The page over all devices, cases and nights: tonight's verdict first, then every history."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rankship_benchmarks.judge.summary import TIMES
+from rankship_benchmarks.nightly.histories import Case
+from rankship_benchmarks.nightly.judge import show_step
+from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
+from rankship_benchmarks.report.history_charts import draw_history
+from rankship_benchmarks.report.page import Chart, read_style
+from rankship_benchmarks.report.words import UNKNOWN, show_ratio_interval, show_time, show_time_interval
+from rankship_benchmarks.stats.estimates import Estimate, estimate_median
+from rankship_benchmarks.stats.steps import Night, find_steps
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import record
+
+PAGE = "nightly.html"
+SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are told
+_GAP, _ABSENT = "×", "–"
+_MOST_BYTES = 1_700_000  # of charts: the whole page stays below 2 MB
+_CALENDAR_NIGHTS = 30
+_STANDING_NIGHTS = 14
+
+
+@record
+class Row:
+    """One case as the table shows it; all are texts."""
+
+    device: str
+    format: str
+    variant: str
+    word: str
+    sign: str
+    latency: str
+    interval: str
+    ratio: str
+    ratio_interval: str
+    reason: str
+
+
+@record
+class Cell:
+    """One device in one night: a sign, a word or two, and the whole reason."""
+
+    sign: str
+    short: str
+    reason: str
+
+
+@record
+class Line:
+    """One night of the calendar."""
+
+    number: int
+    began: str
+    cells: tuple[Cell, ...]
+    exit: str
+
+
+@record
+class Section:
+    """One device's charts."""
+
+    device: str
+    charts: tuple[Chart, ...]
+
+
+def write_page(
+    results: Path,
+    night: NightRecord,
+    nights: Sequence[NightRecord],
+    histories: Mapping[Case, Sequence[Night]],
+    note: str = "",
+) -> Path:
+    """Write the page beside the runs, for `night`, the last of `nights`; returns its path. `note` labels the data."""
+    path = results / PAGE
+    write_atomic(path, render_page(night, nights, histories, note).encode())
+    return path
+
+
+def render_page(
+    night: NightRecord, nights: Sequence[NightRecord], histories: Mapping[Case, Sequence[Night]], note: str = ""
+) -> str:
+    """Fill the page's template; every text is escaped, only the charts are markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections, undrawn = _draw_sections(night, histories)
+    columns = tuple(dict.fromkeys(one.device for each in nights[-_CALENDAR_NIGHTS:] for one in each.devices))
+    return environment.get_template("page.html.j2").render(
+        night=night,
+        note=note,
+        headline=state_headline(night),
+        alarms=list_alarms(night),
+        standing=list_standing(nights, histories),
+        gaps=list_gaps(night),
+        rows=list(_list_rows(night, histories)),
+        energies=list_energies(night),
+        sections=sections,
+        undrawn=undrawn,
+        columns=columns,
+        calendar=[_line_up(each, columns) for each in reversed(nights[-_CALENDAR_NIGHTS:])],
+        style=read_style(),
+    )
+
+
+def state_headline(night: NightRecord) -> str:
+    """Say the night in one sentence: how many cases are worse, better, the same, and which devices gave no number."""
+    words = [case.word for one in night.devices for case in one.cases]
+    energies = [case.word for one in night.devices for case in one.energies]
+    missing = [one.device for one in night.devices if one.gap is not None]
+    text = f"{len(words)} cases: {_count_words(words)}" if words else "No case was compared"
+    text += f"; energy: {_count_words(energies)}" if energies else ""
+    return f"{text}; no number from {', '.join(missing)}." if missing else f"{text}."
+
+
+def _count_words(words: Sequence[str]) -> str:
+    counted = (f"{words.count(word)} {word}" for word in SIGNS if word in words)
+    return ", ".join(counted)
+
+
+def list_alarms(night: NightRecord) -> list[str]:
+    """One sentence for each case that is worse."""
+    return [
+        f"{_name(one)}, {case.format} {case.variant}: {case.step or case.reason}"
+        for one in night.devices
+        for case in one.cases
+        if case.word == "worse"
+    ] + [
+        f"{_name(one)}, {case.format} {case.variant}: {case.reason}"  # which says "energy"
+        for one in night.devices
+        for case in one.energies
+        if case.word == "worse"
+    ]
+
+
+def list_energies(night: NightRecord) -> list[str]:
+    """One sentence for each case that a meter watched: its word, tonight's energy over the last night's, and why."""
+    return [
+        f"{SIGNS.get(case.word, '?')} {case.word}: {_name(one)}, {case.format} {case.variant}"
+        + (f", {TIMES} {case.ratio.value:.3f} {_show_fine_interval(case.ratio)}" if case.ratio else "")
+        + f": {case.reason}"
+        for one in night.devices
+        for case in one.energies
+    ]
+
+
+def list_standing(nights: Sequence[NightRecord], histories: Mapping[Case, Sequence[Night]]) -> list[str]:
+    """One sentence for each lasting step that one of the last nights told: what a weekend must not swallow."""
+    recent = {one.run for night in nights[-_STANDING_NIGHTS:] for one in night.devices}
+    return [
+        f"{case.device}, {case.format} {case.variant}: {show_step(step)}, told on {step.told_utc[:10]}"
+        for case, history in histories.items()
+        if case.recipe == nights[-1].recipe
+        for step in find_steps(history)
+        if step.told_run_id in recent
+    ]
+
+
+def list_gaps(night: NightRecord) -> list[str]:
+    """One sentence for each device, or case, of which tonight has no number that counts, and for each stand-in."""
+    whole = [f"{one.device}: {one.gap}" for one in night.devices if one.gap is not None]
+    instead = [
+        f"{one.device}: {one.measured_on} stood in for it ({'; '.join(one.losses)})"
+        for one in night.devices
+        if one.measured_on not in {None, one.device}
+    ]
+    return [*whole, *instead]
+
+
+def _name(one: DeviceNight) -> str:
+    return one.measured_on or one.device
+
+
+def _list_rows(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> Iterable[Row]:
+    for one in night.devices:
+        for case in one.cases:
+            known = Case(device=_name(one), recipe=night.recipe, format=case.format, variant=case.variant)
+            rounds = next((each.rounds_ns for each in histories.get(known, ()) if each.run_id == one.run), ())
+            yield _describe_row(_name(one), case, estimate_median(rounds) if rounds else None)
+
+
+def _describe_row(device: str, case: CaseWord, latency: Estimate | None) -> Row:
+    return Row(
+        device=device,
+        format=case.format,
+        variant=case.variant,
+        word=case.word,
+        sign=SIGNS.get(case.word, "?"),
+        latency=show_time(latency),
+        interval=show_time_interval(latency) if latency else "",
+        ratio=f"{TIMES} {case.ratio.value:.3f}" if case.ratio else UNKNOWN,
+        ratio_interval=_show_fine_interval(case.ratio) if case.ratio else "",
+        reason=f"{case.step}; against the last night: {case.reason}" if case.step else case.reason,
+    )
+
+
+def _show_fine_interval(ratio: Estimate) -> str:
+    """Three digits: a night is about changes of one per cent."""
+    if ratio.low is None or ratio.high is None:
+        return show_ratio_interval(ratio)
+    return f"[{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> tuple[list[Section], list[str]]:
+    """Draw what is worse first, until the page is full; gives the sections by device and the cases left out."""
+    worse = {
+        (_name(one), case.format, case.variant) for one in night.devices for case in one.cases if case.word == "worse"
+    }
+    mine = [case for case in histories if case.recipe == night.recipe]
+    room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), list[str]()
+    for case in sorted(mine, key=lambda case: (case.device, case.format, case.variant) not in worse):
+        if undrawn:
+            undrawn.append(f"{case.device} {case.format} {case.variant}")
+            continue
+        place = mine.index(case)
+        steps = find_steps(histories[case])
+        svg = draw_history(f"history-{place}", case.variant, histories[case], steps)
+        if len(svg.encode()) > room:
+            undrawn.append(f"{case.device} {case.format} {case.variant}")
+        elif svg:
+            room -= len(svg.encode())
+            drawn[case] = Chart(
+                heading=f"{case.format}, {case.variant}", reading=_read(histories[case], len(steps)), svg=svg
+            )
+    devices = dict.fromkeys(case.device for case in mine if case in drawn)
+    charts = {name: tuple(drawn[case] for case in mine if case in drawn and case.device == name) for name in devices}
+    return [Section(device=name, charts=charts[name]) for name in devices], undrawn
+
+
+def _read(nights: Sequence[Night], steps: int) -> str:
+    counted = sum(bool(night.rounds_ns) for night in nights)
+    told = {0: "no lasting step", 1: "one lasting step"}.get(steps, f"{steps} lasting steps")
+    return f"{counted} of {len(nights)} nights count; {told}."
+
+
+def _line_up(night: NightRecord, columns: Sequence[str]) -> Line:
+    return Line(
+        number=night.number,
+        began=night.started_utc[:16].replace("T", " "),
+        cells=tuple(_tell(night.find(device)) for device in columns),
+        exit=UNKNOWN if night.exit_code is None else str(night.exit_code),
+    )
+
+
+def _tell(one: DeviceNight | None) -> Cell:
+    if one is None:
+        return Cell(sign="", short="", reason="not asked")
+    if one.gap is not None:
+        sign = _GAP if one.run else _ABSENT
+        return Cell(sign=sign, short=one.error or one.gap, reason=one.gap)
+    words = [case.word for case in (*one.cases, *one.energies)]
+    for word in ("worse", "better", "unknown"):
+        if word in words:
+            many = f"{words.count(word)} {word}"
+            return Cell(sign=SIGNS[word], short=many, reason=many)
+    return Cell(sign=SIGNS["same"], short="", reason="every case the same")

@@ -1,0 +1,179 @@
+"""What a nightly leaves behind: one small file for each night, by number, that says what became of every device.
+
+    <results>/nights/000012.json    written anew as each device ends; `finished_utc` is null until the night is over
+
+Nights are ordered by their number and never by a clock, which may be set back.
+"""
+
+import fcntl
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
+from rankship_benchmarks.stats.estimates import Estimate
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Format, Variant, record
+
+_FOLDER, _LOCK_FILE = "nights", ".nightly"
+_LONGEST_NIGHT_S = 20 * 3600
+
+
+@record
+class CaseWord:
+    """What a night says of one artifact on one device, against the last night that counted.
+
+    `word` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None where
+    they were not compared. `step` tells of a lasting change that tonight's numbers made sure.
+    """
+
+    variant: Variant
+    format: Format
+    word: str
+    reason: str
+    ratio: Estimate | None = None
+    step: str | None = None
+
+
+@record
+class DeviceNight:
+    """What became of one device in one night.
+
+    `run` is the folder of its bundle, None where it could not be measured. `gap` says why nothing of this night counts
+    (None: it counts), `error` is the class of what went wrong. `measured_on` is the twin that stood in, else the
+    device itself. `energies` are the words on energy, empty where no meter watched.
+    """
+
+    device: str
+    measured_on: str | None
+    run: str | None
+    gap: str | None
+    error: str | None
+    losses: tuple[str, ...]
+    cases: tuple[CaseWord, ...]
+    energies: tuple[CaseWord, ...] = ()
+
+
+@record
+class NightRecord:
+    """One night: what was asked for, and what became of it. `failure` is what ended it before any device was asked.
+
+    `strangers` are the runs that lay in the folder when it began and belong to no night: none is taken for its own.
+    """
+
+    number: int
+    suite: str
+    suite_sha256: str
+    recipe: str
+    build_sha256: str | None
+    started_utc: str
+    finished_utc: str | None
+    asked: tuple[str, ...]
+    devices: tuple[DeviceNight, ...]
+    failure: str | None
+    exit_code: int | None
+    strangers: tuple[str, ...] = ()
+
+    def find(self, device: str) -> DeviceNight | None:
+        """Find what became of one device; None where nothing is known yet."""
+        return next((one for one in self.devices if one.device == device), None)
+
+
+@contextmanager
+def holding(results: Path) -> Iterator[bool]:
+    """Hold the results folder for one nightly; gives False where another has it. A dead one leaves nothing behind."""
+    with (results / _LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def list_nights(results: Path) -> list[NightRecord]:
+    """Read every night in order; a file that is not whole is an error, because none is ever written in part."""
+    paths = sorted((results / _FOLDER).glob("[0-9]*.json"))
+    return [decode(NightRecord, path.read_bytes(), where=str(path)) for path in paths]
+
+
+def write_night(results: Path, night: NightRecord) -> Path:
+    """Write one night's file; returns its path."""
+    path = results / _FOLDER / f"{night.number:06}.json"
+    write_atomic(path, encode(night).encode() + b"\n")
+    return path
+
+
+def begin_night(
+    results: Path, nights: Sequence[NightRecord], suite: tuple[str, str], recipe: str, asked: Sequence[str]
+) -> NightRecord:
+    """Go on with the last night if it never ended and asked for the same; else close it and begin a new one.
+
+    `suite` is its name and digest. A night that lies more than 20 hours off, in either direction, is not gone on with.
+    """
+    now = datetime.now(UTC)
+    last = nights[-1] if nights else None
+    if last is not None and last.finished_utc is None:
+        near = abs((now - datetime.fromisoformat(last.started_utc)).total_seconds()) < _LONGEST_NIGHT_S
+        if near and (last.suite_sha256, last.recipe, last.asked) == (suite[1], recipe, tuple(asked)):
+            return last
+        close_interrupted(results, last)
+    night = NightRecord(
+        number=1 + (last.number if last else 0),
+        suite=suite[0],
+        suite_sha256=suite[1],
+        recipe=recipe,
+        build_sha256=None,
+        started_utc=now.isoformat(timespec="seconds"),
+        finished_utc=None,
+        asked=tuple(asked),
+        devices=(),
+        failure=None,
+        exit_code=None,
+        strangers=tuple(sorted(_list_runs(results) - list_known(nights))),
+    )
+    write_night(results, night)
+    return night
+
+
+def list_known(nights: Iterable[NightRecord]) -> set[str]:
+    """Give the folders of every run that a night counts as its own."""
+    return {one.run for night in nights for one in night.devices if one.run}
+
+
+def _list_runs(results: Path) -> set[str]:
+    return {path.parent.name for path in results.glob(f"[!.]*/{BUNDLE_FILE}")}
+
+
+def find_own_run(results: Path, night: NightRecord, device: str, known: Container[str]) -> str | None:
+    """Find the finished run of a device that this night made before it was cut short, and had not noted yet."""
+    for folder in sorted(_list_runs(results) - set(night.strangers)):
+        with suppress(InputError):  # damaged ones are the index's to tell
+            bundle = open_bundle(results / folder)
+            wanted = (bundle.header.device, bundle.header.build_sha256) == (device, night.build_sha256)
+            if wanted and bundle.finished and folder not in known:
+                return folder
+    return None
+
+
+def close_interrupted(results: Path, night: NightRecord) -> None:
+    """End a night that nobody went on with: what it had not measured is a gap."""
+    missing = tuple(
+        DeviceNight(
+            device=name, measured_on=None, run=None, gap="interrupted", error="Interrupted", losses=(), cases=()
+        )
+        for name in night.asked
+        if night.find(name) is None
+    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_night(results, replace(night, devices=(*night.devices, *missing), finished_utc=now, exit_code=130))
+
+
+def put_device(night: NightRecord, one: DeviceNight) -> NightRecord:
+    """Give the night with one device's line, new or in place of what was there, in the order that was asked for."""
+    found = {old.device: old for old in night.devices} | {one.device: one}
+    return replace(night, devices=tuple(found[name] for name in night.asked if name in found))

@@ -1,0 +1,1 @@
+"""The page and the terminal tables of one run."""

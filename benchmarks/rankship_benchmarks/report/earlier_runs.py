@@ -1,0 +1,52 @@
+"""A run's own past: runs beside it of the same recipe, device, suite, agent and conditions, as a history to draw."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, Header, open_bundle
+from rankship_benchmarks.judge.summary import group_trials
+from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.stats.estimates import median_by_round
+from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Format, Variant
+
+MOST = 30  # runs, the newest
+
+Case = tuple[Variant, Format]
+
+
+def list_histories(folder: Path, bundle: Bundle) -> Mapping[Case, tuple[Night, ...]]:
+    """Every case of a run through the finished runs before it, the run itself last; empty where it is the first.
+
+    What was built may have changed between them, nothing else. A case that a run has no valid trial of is a gap in it.
+    """
+    before: list[tuple[str, Bundle]] = []
+    for path in folder.resolve().parent.glob(f"*/{BUNDLE_FILE}"):
+        with suppress(InputError):  # a damaged bundle beside it is no business of this run
+            other = open_bundle(path.parent)
+            if other.finished and _is_before(other.header, bundle.header):
+                before.append((other.header.created_utc, other))
+    runs = [one for _, one in sorted(before, key=lambda pair: pair[0])][-MOST:]
+    if not runs:
+        return {}
+    built = bundle.header.build.artifacts
+    return {
+        (one.variant, one.format): tuple(_tell(run, (one.variant, one.format)) for run in [*runs, bundle])
+        for one in built
+    }
+
+
+def _is_before(other: Header, header: Header) -> bool:
+    alike = all(
+        getattr(other, name) == getattr(header, name) for name in ("recipe", "device", "suite_sha256", "conditions")
+    )
+    return alike and other.run_id != header.run_id and other.created_utc <= header.created_utc
+
+
+def _tell(run: Bundle, case: Case) -> Night:
+    trials = group_trials(keep_valid(run.trials)).get(case, [])
+    rounds = tuple(median_by_round(trials).values())
+    gap = None if rounds else "no trial that counts"
+    return Night(run_id=run.header.run_id, started_utc=run.header.created_utc, rounds_ns=rounds, gap=gap)

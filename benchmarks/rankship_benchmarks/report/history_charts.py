@@ -1,0 +1,115 @@
+"""A case's history as a chart: one point a night with its interval, gaps where a night does not count, steps marked."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rankship_benchmarks.report.charts import ABOVE, COLOURS, GREY, INK, draw_svg, time_unit
+from rankship_benchmarks.stats.estimates import Estimate, estimate_median
+from rankship_benchmarks.stats.steps import Night, Step
+from rankship_pipeline.foundation.records import Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN_NIGHTS = 90
+_GAP_COLOUR = "#EEF1F4"
+_MOST_TICKS = 7
+_LEAST_REACH = 0.06  # of the median, above and below: noise must not look like a mountain range
+_USUAL_SPANS = 3  # beyond the medians: one uncertain night must not flatten all others
+_WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
+
+
+def draw_history(
+    name: str, variant: Variant, nights: Sequence[Night], steps: Sequence[Step], *, noun: str = "night"
+) -> str:
+    """Draw the last nights of one case; empty where none of them counts.
+
+    A night that does not count is a grey band with a cross at its foot, and no point. A step is a dashed line before
+    its first night, with the ratio of the levels. The latency axis need not begin at 0.
+    """
+    shown = list(nights)[-SHOWN_NIGHTS:]
+    levels = {place: estimate_median(night.rounds_ns) for place, night in enumerate(shown) if night.rounds_ns}
+    if not levels:
+        return ""
+
+    def draw(axes: "Axes") -> None:
+        divisor, unit = time_unit(max(level.value for level in levels.values()))
+        _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor)
+        beyond = _fit(axes, list(levels.values()), divisor)
+        _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels], noun)
+        for step in steps:
+            _draw_step(axes, COLOURS[variant], step, shown)
+        every = max(1, -(-len(shown) // _MOST_TICKS))
+        places = list(range(0, len(shown), every))
+        when, which = _name_nights(shown)
+        axes.set_xticks(places, [when[place] for place in places])
+        axes.set_xlim(-0.6, len(shown) - 0.4)
+        more = f"\n{beyond} of {len(levels)} intervals reach beyond the axis" if beyond else ""
+        axes.set_xlabel(f"{noun}, by {which}{more}")
+        axes.set_ylabel(f"latency ({unit})")
+        axes.grid(visible=True, axis="y")
+        axes.legend(ncols=2, **ABOVE)
+
+    return draw_svg(name, draw, width_in=_WIDTH_IN, height_in=_HEIGHT_IN)
+
+
+def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
+    """Name the nights by their dates, or by the time of day where all are of one; gives what the names are too."""
+    dates = [night.started_utc[:10] for night in shown]
+    if len(shown) > 1 and len(set(dates)) == 1:
+        return [night.started_utc[11:16] for night in shown], f"its time in UTC on {dates[0]}"
+    return [date[5:] for date in dates], "its date in UTC (month-day)"
+
+
+def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: int, divisor: float) -> None:
+    """Join neighbouring nights that count; a gap breaks the line."""
+    for place, level in levels.items():
+        if level.low is not None and level.high is not None:
+            axes.vlines(place, level.low / divisor, level.high / divisor, color=colour, lw=1.2)
+    middles = [levels[place].value / divisor if place in levels else float("nan") for place in range(count)]
+    axes.plot(range(count), middles, "o-", color=colour, lw=1.1, ms=4.5, label="median, 95 % interval")
+
+
+def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
+    """Show every median and usual interval, and a few per cent around them; gives how many intervals reach beyond."""
+    spans = sorted(level.high - level.low for level in levels if level.low is not None and level.high is not None)
+    usual = spans[len(spans) // 2] if spans else 0.0
+    values = sorted(level.value for level in levels)
+    middle = values[len(values) // 2]
+    low = min(values[0] - _USUAL_SPANS * usual, (1 - _LEAST_REACH) * middle)
+    high = max(values[-1] + _USUAL_SPANS * usual, (1 + _LEAST_REACH) * middle)
+    margin = 0.08 * (high - low)
+    low, high = max(0.0, low - margin), high + 1.5 * margin
+    axes.set_ylim(low / divisor, high / divisor)
+    return sum((level.low or low) < low or (level.high or high) > high for level in levels)
+
+
+def _draw_gaps(axes: "Axes", places: Sequence[int], noun: str) -> None:
+    from matplotlib.transforms import blended_transform_factory
+
+    if not places:
+        return
+    for place in places:
+        axes.axvspan(place - 0.5, place + 0.5, color=_GAP_COLOUR, lw=0, zorder=0)
+    foot: Any = blended_transform_factory(axes.transData, axes.transAxes)
+    axes.plot(
+        places, [0.06] * len(places), "x", color=GREY, ms=6, mew=1.4, transform=foot, label=f"{noun} does not count"
+    )
+
+
+def _draw_step(axes: "Axes", colour: str, step: Step, shown: Sequence[Night]) -> None:
+    place = next((place for place, night in enumerate(shown) if night.run_id == step.run_id), None)
+    if place is None:
+        return
+    axes.axvline(place - 0.5, color=colour, lw=1.1, ls=(0, (4, 3)))
+    left = place > len(shown) / 2
+    axes.annotate(
+        f"{100 * (step.ratio.value - 1):+.1f} %".replace("-", "\u2212"),
+        (place - 0.5, axes.get_ylim()[1]),
+        (-4 if left else 4, -3),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="top",
+        fontsize=9.5,
+        color=INK,
+    )

@@ -1,0 +1,259 @@
+"""The report: one self-contained HTML page, verdict first, that opens offline and prints."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
+from rankship_benchmarks.judge.summary import TIMES, Summary, find_accuracy, summarise
+from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.measure.profiles import Profiles, read_profiles
+from rankship_benchmarks.report import charts
+from rankship_benchmarks.report import energy_words as energy_table
+from rankship_benchmarks.report import words as table
+from rankship_benchmarks.report.earlier_runs import Case, list_histories
+from rankship_benchmarks.report.history_charts import draw_history
+from rankship_benchmarks.report.profile_charts import draw_profile
+from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.flow.show import describe_refinement
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import FORMATS, Artifact, record
+from rankship_pipeline.foundation.units import show_count, show_ns, show_percent
+
+_TEMPLATE = "page.html.j2"
+_FRONT = "Dashed: the front, the best accuracy up to there."
+
+
+@record
+class Chart:
+    """One drawing with its heading and the sentence that says how to read it."""
+
+    heading: str
+    reading: str
+    svg: str
+
+
+@record
+class Fact:
+    """One line of the page's provenance; `code` sets it in a fixed-width face."""
+
+    name: str
+    value: str
+    code: bool = False
+
+
+@record
+class Figure:
+    """One headline number: what it is, its value, and in small print what stands behind it."""
+
+    name: str
+    value: str
+    detail: str
+
+
+def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
+    """Write a run's page, by default `report.html` beside its trials, and return where it is."""
+    bundle = open_bundle(bundle_folder)
+    target = path or bundle_folder / "report.html"
+    histories = list_histories(bundle_folder, bundle)
+    write_atomic(target, render_report(bundle, read_profiles(bundle_folder), histories).encode())
+    return target
+
+
+def render_report(
+    bundle: Bundle, profiles: Profiles | None = None, histories: Mapping[Case, Sequence[Night]] = MappingProxyType({})
+) -> str:
+    """Fill the page's template; every text is escaped, only the charts are markup."""
+    from jinja2 import Environment, StrictUndefined
+
+    summary = summarise(bundle)
+    build = summary.header.build
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_read_template())
+    return template.render(
+        summary=summary,
+        header=summary.header,
+        build=build,
+        plan=build.plan,
+        chosen=find_accuracy(build, "compressed"),
+        headline=_keep_together(table.state_headline(summary)),
+        figures=_pick_figures(summary),
+        charts=_draw_charts(summary),
+        spreads=_draw_latencies(bundle, summary),
+        energies=energy_table.list_energies(summary.results),
+        energy_refusals=list(energy_table.state_refusals(summary)),
+        energy_words=energy_table,
+        earlier=_draw_histories(histories),
+        profiles=profiles,
+        profile_charts=_draw_profiles(profiles),
+        conditions=_list_conditions(summary),
+        provenance=_list_provenance(summary),
+        describe_refinement=describe_refinement,
+        words=table,
+        show_count=show_count,
+        show_ns=show_ns,
+        show_percent=show_percent,
+    )
+
+
+def read_style() -> str:
+    """Read the page's style sheet, for other pages that shall look alike."""
+    return _read_template().partition("<style>")[2].partition("</style>")[0]
+
+
+def _read_template() -> str:
+    return resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+
+
+def _pick_figures(summary: Summary) -> list[Figure]:
+    """Pick the few numbers that a reader should take away."""
+    build = summary.header.build
+    kept = build.plan.total_parameters
+    sizes = f"{show_count(build.dense_parameters)} → {show_count(kept)}"
+    figures = [Figure(name="fewer parameters", value=f"{build.dense_parameters / kept:.1f}{TIMES}", detail=sizes)]
+    before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
+    if before and after:
+        change = 100 * (after.value - before.value)
+        detail = f"{show_percent(before.value)} → {show_percent(after.value)}"
+        figures.append(Figure(name="accuracy, points", value=f"{change:+.1f}".replace("-", "\u2212"), detail=detail))
+    for one in summary.results:
+        if one.ratio:
+            detail = table.show_ratio_interval(one.ratio) or "too few rounds for an interval"
+            verdict = table.state_verdict(one.ratio)
+            name = f"latency, {one.format}" + (f": {verdict}" if verdict else "")
+            figures.append(Figure(name=name, value=f"{TIMES} {one.ratio.value:.2f}", detail=detail))
+    return figures
+
+
+def _draw_charts(summary: Summary) -> list[Chart]:
+    """Draw the charts of accuracy and ranks that the run has data for."""
+    plan = summary.header.build.plan
+    drawn = [
+        Chart(
+            heading="Accuracy and size",
+            reading=f"{_FRONT} Hollow: other ways to choose the ranks, evaluated on the host, not exported, not timed."
+            if summary.header.build.alternatives
+            else f"Up is better, left is smaller. {_FRONT} The bars are 95 % intervals over test inputs.",
+            svg=charts.draw_accuracy_against_size(summary),
+        ),
+        Chart(
+            heading="Accuracy, latency and size",
+            reading=f"Left is faster, up is better, a marker's area is its file's size. {_FRONT} The bars are 95 % "
+            "intervals, over rounds and over test inputs.",
+            svg=charts.draw_accuracy_against_latency(summary),
+        ),
+        Chart(
+            heading="Accuracy, energy and size",
+            reading=f"Left takes less, up is better, a marker's area is its file's size. {_FRONT} What read the energy "
+            "stands with its table.",
+            svg=charts.draw_accuracy_against_energy(summary),
+        ),
+        Chart(
+            heading="Rank kept in each layer",
+            reading="A factored layer runs as two or three smaller operators; the number is the width between them.",
+            svg=charts.draw_ranks(plan),
+        ),
+        Chart(
+            heading="What the ranks cost",
+            reading="The share of each layer's output energy that its rank discards, predicted on calibration data.",
+            svg=charts.draw_errors(plan),
+        ),
+    ]
+    return [chart for chart in drawn if chart.svg]
+
+
+def _draw_latencies(bundle: Bundle, summary: Summary) -> list[Chart]:
+    """Draw each format's distribution of latencies."""
+    return [
+        Chart(
+            heading=f"Every inference, {format_}",
+            reading="One thin curve for each round, all samples; the ticks at 50 % are the rounds' medians.",
+            svg=charts.draw_latencies(keep_valid(bundle.trials), format_),
+        )
+        for format_ in summary.runtimes
+    ]
+
+
+def _draw_histories(histories: Mapping[Case, Sequence[Night]]) -> list[Chart]:
+    """Draw each case's latency through the runs before this one."""
+    drawn = [
+        Chart(
+            heading=f"{format_}, {variant}",
+            reading=f"{len(nights)} runs, this one last.",
+            svg=draw_history(f"earlier-{format_}-{variant}", variant, nights, (), noun="run"),
+        )
+        for (variant, format_), nights in sorted(histories.items(), key=lambda pair: FORMATS.index(pair[0][1]))
+    ]
+    return [chart for chart in drawn if chart.svg]
+
+
+def _draw_profiles(profiles: Profiles | None) -> list[Chart]:
+    """Draw where each format's time goes."""
+    formats = dict.fromkeys(one.format for one in profiles.profiles) if profiles else {}
+    drawn = [
+        Chart(
+            heading=f"Every operator, {format_}",
+            reading="Profiled, in the runtime's own words and whole microseconds; from top to bottom as they run.",
+            svg=draw_profile(profiles.profiles if profiles else (), format_),
+        )
+        for format_ in formats
+    ]
+    return [chart for chart in drawn if chart.svg]
+
+
+def _list_conditions(summary: Summary) -> list[Fact]:
+    """List what the numbers were taken under."""
+    header = summary.header
+    fewest = min(one.fewest_samples for one in summary.results)
+    most = max(one.most_samples for one in summary.results)
+    samples = show_count(fewest) if fewest == most else f"{show_count(fewest)} to {show_count(most)}"
+    facts = [
+        Fact(name="device", value=header.device),
+        Fact(name="rounds", value=str(header.rounds)),
+        Fact(name="samples per round", value=samples),
+        Fact(name="threads", value=str(summary.threads)),
+    ]
+    for format_, runtime in summary.runtimes.items():
+        place = f"Python {runtime.python}, {runtime.machine}, kernel {runtime.kernel}"
+        facts.append(Fact(name=f"{format_} runtime", value=f"{runtime.name} {runtime.version}; {place}"))
+    facts += [Fact(name=name, value=_shorten(value)) for name, value in sorted(header.conditions.items())]
+    return [*facts, Fact(name="retries", value=str(sum(one.retries for one in summary.results)))]
+
+
+def _list_provenance(summary: Summary) -> list[Fact]:
+    """List what made the artifacts and the numbers, by hash and version."""
+    header = summary.header
+    facts = [
+        Fact(name="run", value=header.run_id, code=True),
+        Fact(name="started", value=header.created_utc),
+        Fact(name="rankship", value=header.rankship_version),
+        Fact(name="recipe", value=f"{header.recipe} {header.recipe_sha256}", code=True),
+        Fact(name="suite", value=header.suite_sha256, code=True),
+        Fact(name="build record", value=header.build_sha256, code=True),
+        Fact(name="agent", value=summary.agent_sha256, code=True),
+    ]
+    sources = _merge(one.source_sha256 for one in header.build.artifacts)
+    facts += [Fact(name=f"source {_shorten(name)}", value=sha256, code=True) for name, sha256 in sources.items()]
+    toolchain = _merge(one.toolchain for one in header.build.artifacts)
+    facts.append(Fact(name="toolchain", value=", ".join(f"{name} {version}" for name, version in toolchain.items())))
+    return [*facts, *(_name_artifact(one) for one in header.build.files)]
+
+
+def _name_artifact(artifact: Artifact) -> Fact:
+    return Fact(name=artifact.title, value=artifact.sha256, code=True)
+
+
+def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:
+    return dict(sorted({name: value for entries in tables for name, value in entries.items()}.items()))
+
+
+def _keep_together(text: str) -> str:
+    """Forbid line breaks inside intervals, before a per cent sign and behind a multiplication sign."""
+    return re.sub(rf"(?<=\d) (?=%)|(?<={TIMES}) (?=\d)|(?<=\d,) (?=[\d.]+\])", "\u00a0", text)
+
+
+def _shorten(text: str) -> str:
+    """Drop the folders of an absolute path: where a file lay on the host is nobody's business."""
+    return Path(text).name if Path(text).is_absolute() else text

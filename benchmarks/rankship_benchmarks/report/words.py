@@ -1,0 +1,185 @@
+"""A summary as words and tables for a terminal or a pipe; the page uses the same words."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rankship_benchmarks.bundle.bundle import Header
+from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accuracy
+from rankship_benchmarks.stats.estimates import Estimate
+from rankship_pipeline.flow.show import state_landing
+from rankship_pipeline.foundation.records import Accuracy, Verified
+from rankship_pipeline.foundation.tables import start_table
+from rankship_pipeline.foundation.units import show_bytes, show_count, show_percent
+from rankship_targets.devices.device import THIS_MACHINE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+UNKNOWN = "\u2013"  # a dash where nothing was measured
+_MS_FROM_NS = 1e7
+
+
+def state_headline(summary: Summary) -> str:
+    """Say the run in one sentence: what compression took, what it cost, what it gave."""
+    build = summary.header.build
+    kept = build.plan.total_parameters
+    parts = [f"{build.dense_parameters / kept:.1f}{TIMES} fewer parameters"]
+    before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
+    if before and after:
+        parts.append(f"accuracy {show_percent(before.value)} → {show_percent(after.value)}")
+    ratios = ", ".join(state_latency(one) for one in summary.results if one.ratio is not None)
+    parts += [f"latency {ratios}"] if ratios else []
+    return f"{parts[0]}: {', '.join(parts[1:])}." if parts[1:] else f"{parts[0]}."
+
+
+def state_latency(result: Result) -> str:
+    """Say one format's latency ratio, with plain words where it is no gain."""
+    ratio = result.ratio
+    if ratio is None:
+        return ""
+    verdict = state_verdict(ratio)
+    return f"{show_ratio(ratio)} ({result.format}{': ' if verdict else ''}{verdict})"
+
+
+def state_verdict(ratio: Estimate) -> str:
+    """Say why a ratio is no proven gain; empty where its interval lies below 1."""
+    if ratio.low is None or ratio.high is None:
+        return "too few rounds to tell"
+    if ratio.low > 1:
+        return "slower"
+    return "" if ratio.high < 1 else "not faster"
+
+
+def show_ratio(ratio: Estimate) -> str:
+    """Show a ratio and its interval: 0.46 [0.44, 0.48] behind a multiplication sign."""
+    return " ".join(filter(None, (f"{TIMES} {ratio.value:.2f}", show_ratio_interval(ratio))))
+
+
+def show_ratio_interval(ratio: Estimate) -> str:
+    """Show `[0.44, 0.48]`, empty where there is none."""
+    return "" if ratio.low is None or ratio.high is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def show_time(time: Estimate | None) -> str:
+    """Show a time in µs below 10 ms, else in ms."""
+    return UNKNOWN if time is None else f"{_scale(time, time.value)} {_unit(time)}"
+
+
+def show_time_interval(time: Estimate) -> str:
+    """Show a time's interval in the unit of its value, empty where there is none."""
+    if time.low is None or time.high is None:
+        return ""
+    return f"[{_scale(time, time.low)}, {_scale(time, time.high)}]"
+
+
+def show_accuracy_interval(accuracy: Accuracy) -> str:
+    """Show `[95.2, 96.5]`, in per cent."""
+    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def show_size(value: int | None) -> str:
+    """Show bytes in people's units, a dash where not measured."""
+    return UNKNOWN if value is None else show_bytes(value)
+
+
+def print_summary(summary: Summary, console: "Console") -> None:
+    """Print headline, results, accuracies, alternatives and cautions."""
+    header = summary.header
+    console.print(state_headline(summary), style="bold", markup=False, highlight=False)
+    threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
+    details = f"recipe {header.recipe} · device {header.device} · {threads} · {header.rounds} rounds"
+    console.print(details, markup=False, highlight=False)
+    if header.build.landing is not None:
+        console.print(state_landing(header.build.landing), markup=False, highlight=False)
+    console.print(_tabulate_results(summary.results))
+    console.print(_tabulate_accuracies("accuracy after", header.build.accuracies))
+    if header.build.alternatives:
+        console.print(_tabulate_alternatives(summary))
+    for line in state_parity(header):
+        console.print(line, markup=False, highlight=False)
+    for note in summary.slower_notes:
+        console.print(f"✗ {note}", style="red", markup=False, highlight=False)
+    for caution in summary.cautions:
+        console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
+
+
+def list_places(header: Header) -> list[str]:
+    """Name where parity is proven: this host, and the device where it is another machine."""
+    return ["this host"] if header.device == THIS_MACHINE else ["this host", header.device]
+
+
+def state_parity(header: Header) -> Iterator[str]:
+    """Say for each place how well every artifact agrees with torch there."""
+    for place, proofs in zip(list_places(header), (header.verified, header.verified_on_device), strict=False):
+        if not proofs:
+            yield f"Parity on {place}: not proven."
+            continue
+        error = max(one.max_relative_error for one in proofs)
+        cosine, agreement = min(one.min_cosine for one in proofs), min(one.top1_agreement for one in proofs)
+        numbers = f"relative max error {error:.1e}, cosine {cosine:.7f}, top-1 agreement {show_percent(agreement)}"
+        yield f"Parity on {place}, worst of {len(proofs)} artifacts: {numbers}."
+
+
+def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
+    """Print every artifact's agreement with torch."""
+    table = start_table("artifact", "runtime", "samples", "relative max error", "cosine", "top-1 agreement")
+    for one in proofs:
+        runtime = f"{one.runtime} {one.runtime_version}"
+        numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
+        table.add_row(one.title, runtime, str(one.samples), *numbers)
+    console.print(table)
+
+
+def _tabulate_results(results: Iterable[Result]) -> "Table":
+    headings = ("size\nparameters", "accuracy\n[95 %]", "latency\n[95 %]", "vs dense\n[95 %]", "peak RSS\n(its own)")
+    table = start_table("format\nmodel", *headings)
+    for one in results:
+        accuracy, ratio = one.accuracy, one.ratio
+        table.add_row(
+            f"{one.format}\n{one.variant}",
+            f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
+            f"{show_percent(accuracy.value)}\n{show_accuracy_interval(accuracy)}" if accuracy else UNKNOWN,
+            f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
+            f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
+            f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
+            end_section=one.variant == "compressed",
+        )
+    return table
+
+
+def _tabulate_accuracies(title: str, accuracies: Iterable[Accuracy]) -> "Table":
+    table = start_table(title, "accuracy", "95 % interval", "correct")
+    for one in accuracies:
+        share = f"{show_count(one.correct)} of {show_count(one.samples)}"
+        table.add_row(_plain(one.stage), show_percent(one.value), show_accuracy_interval(one), share)
+    return table
+
+
+def _tabulate_alternatives(summary: Summary) -> "Table":
+    build = summary.header.build
+    table = start_table("ranks chosen by", "parameters", "accuracy", "95 % interval")
+    chosen = find_accuracy(build, "compressed")
+    rows = [(f"{build.plan.method} (this build)", build.plan.total_parameters, chosen)]
+    rows += [(one.method, one.plan.total_parameters, one.accuracy) for one in build.alternatives]
+    for method, parameters, accuracy in rows:
+        value = show_percent(accuracy.value) if accuracy else UNKNOWN
+        table.add_row(
+            _plain(method), show_count(parameters), value, show_accuracy_interval(accuracy) if accuracy else UNKNOWN
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    """Make rich show text as it is, brackets too."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _scale(time: Estimate, value: float) -> str:
+    return f"{value / 1e3:,.1f}" if time.value < _MS_FROM_NS else f"{value / 1e6:,.2f}"
+
+
+def _unit(time: Estimate) -> str:
+    return "µs" if time.value < _MS_FROM_NS else "ms"

@@ -1,0 +1,1 @@
+"""Many ways to many budgets on several models."""

@@ -1,0 +1,88 @@
+"""The verb `compare`: two runs' bundles, a verdict per case; its status is 1 only where something became worse."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rankship_benchmarks.judge.compare import Verdict, Word
+    from rankship_benchmarks.stats.estimates import Estimate
+
+_STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": "", "unknown": "yellow"}
+
+
+def compare(argv: list[str]) -> int:
+    """`rankship compare RUN_A RUN_B`: whether B is better or worse than A, case by case, and why."""
+    parser = argparse.ArgumentParser(
+        prog="rankship compare",
+        description="Judge a run against an earlier one. Status 1: something became worse; 5: unlike conditions.",
+    )
+    parser.add_argument("baseline", type=Path, help="the earlier run's folder")
+    parser.add_argument("candidate", type=Path, help="the later run's folder")
+    parser.add_argument("--effect", type=float, default=0.03, help="the smallest change to find (default: %(default)s)")
+    parser.add_argument(
+        "--across", action="append", default=[], metavar="ASPECT", help="a condition that may differ: it is asked about"
+    )
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.bundle.bundle import open_bundle
+    from rankship_benchmarks.judge.comparability import refuse_unlike_runs
+    from rankship_benchmarks.judge.compare import Rule, compare_bundles
+    from rankship_benchmarks.judge.compare_energy import compare_energies
+    from rankship_pipeline.foundation.errors import InputError
+
+    if not 0 < arguments.effect < 1:
+        raise InputError(f"--effect is {arguments.effect}, expected a share between 0 and 1", hint="3 % is 0.03")
+    baseline, candidate = open_bundle(arguments.baseline), open_bundle(arguments.candidate)
+    rule = Rule(effect=arguments.effect)
+    verdicts = compare_bundles(baseline, candidate, rule, across=arguments.across)
+    energies = compare_energies(baseline, candidate, rule)
+    cautions = [str(one) for one in refuse_unlike_runs(baseline, candidate, across=arguments.across)]
+    cautions += [
+        f"{one.header.run_id} is unfinished: {len(one.trials)} trials so far"
+        for one in (baseline, candidate)
+        if not one.finished
+    ]
+    console = Console(highlight=False)
+    print_verdicts(verdicts, cautions, console)
+    if energies:
+        print_verdicts(energies, (), console)
+    return 1 if any(one.word == "worse" for one in (*verdicts, *energies)) else 0
+
+
+def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], console: "Console") -> None:
+    """Print the table of verdicts, what the canary did, and every caution."""
+    from rich.markup import escape
+
+    from rankship_benchmarks.report.words import UNKNOWN
+    from rankship_pipeline.foundation.tables import start_table
+
+    figure = verdicts[0].figure if verdicts else "time"
+    table = start_table("case", "verdict", f"{figure} vs baseline\n[95 %]", "why")
+    for one in verdicts:
+        ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
+        table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+    table.columns[-1].justify = "left"
+    console.print(table)
+    canary = verdicts[0].canary_ratio if verdicts else None
+    if canary is None:
+        said = "No canary that counts in both runs: what moved the whole device would read as a change of every case."
+    else:
+        moved = f"{_show_finely(canary)} {'as long as' if figure == 'time' else 'the energy'}"
+        said = f"{figure.capitalize()} is relative to the canary's, which itself took {moved} in the baseline."
+    console.print(said, markup=False)
+    for caution in cautions:
+        console.print(f"! {caution}", style="yellow", markup=False)
+
+
+def _show_finely(ratio: "Estimate") -> str:
+    """Show a ratio to a thousandth: effects of a few per cent are looked for."""
+    from rankship_benchmarks.judge.summary import TIMES
+
+    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{TIMES} {ratio.value:.3f}{interval}"

@@ -1,0 +1,170 @@
+"""The verbs over many runs: `index`, `export` and `nightly`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.verbs import add_store_flag
+
+if TYPE_CHECKING:
+    from rankship_benchmarks.bundle.suite import Suite
+    from rankship_benchmarks.fleet.measure import Measure
+    from rankship_benchmarks.nightly.records import NightRecord
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_targets.devices.device import Device
+
+
+def index(argv: list[str]) -> int:
+    """`rankship index`: bring the index over a results folder up to date; exit 5 if a bundle cannot be read."""
+    parser = argparse.ArgumentParser(prog="rankship index", description="Bring the index over many runs up to date.")
+    _add_results_flag(parser)
+    parser.add_argument("--url", default=None, help="database (default: index.sqlite in the results folder)")
+    arguments = parser.parse_args(argv)
+    _check_results(arguments.results)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.index.index import default_url, open_index, refresh_index
+    from rankship_pipeline.foundation.errors import MeasurementError
+
+    done = refresh_index(open_index(arguments.url or default_url(arguments.results)), arguments.results)
+    console = Console(highlight=False)
+    counts = f"{len(done.added)} read, {done.unchanged} unchanged, {len(done.removed)} removed"
+    console.print(f"index: {counts}", soft_wrap=True, markup=False)
+    for folder, reason in done.damaged.items():
+        console.print(f"! {folder} cannot be read: {reason}", style="yellow", soft_wrap=True, markup=False)
+    return MeasurementError.exit_code if done.damaged else 0
+
+
+def export(argv: list[str]) -> int:
+    """`rankship export RESULTS`: rows for a notebook, or runs for an MLflow server."""
+    parser = argparse.ArgumentParser(prog="rankship export", description="Give many runs to a notebook or to MLflow.")
+    parser.add_argument("results", type=Path, help="a results folder, or one run's folder")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", type=Path, metavar="FILE", help="a file ending in .parquet or .csv")
+    where.add_argument("--mlflow", metavar="URI", help="tracking server or store, for example sqlite:///mlflow.db")
+    rows = "one row per trial with its median, per inference, or per trial that a meter watched (default: %(default)s)"
+    parser.add_argument("--rows", choices=("trials", "samples", "energy"), default="trials", help=rows)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.index.frames import list_bundles, write_frame
+
+    console, folders = Console(highlight=False), list_bundles(arguments.results)
+    if arguments.to is not None:
+        count = write_frame(folders, arguments.rows, arguments.to)
+        console.print(f"{count:,} rows of {len(folders)} runs: {arguments.to}", soft_wrap=True, markup=False)
+        return 0
+    from rankship_benchmarks.index.mlflow_export import log_bundles
+
+    logged, refused = log_bundles(folders, arguments.mlflow)
+    console.print(f"{logged} of {len(folders)} runs logged, the others were there or must not be used", markup=False)
+    for reason in refused:
+        console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
+    return 0
+
+
+def nightly(argv: list[str]) -> int:
+    """`rankship nightly SUITE --on DEVICE[/TWIN][,DEVICE]`: build, measure, compare with the nights before, report."""
+    parser = argparse.ArgumentParser(
+        prog="rankship nightly",
+        description="Build, measure every device, compare with the nights before, draw a page; a broken night goes on.",
+        epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
+    )
+    parser.add_argument("suite", type=Path)
+    on = "devices, separated by commas; behind a slash, a twin that stands in where the device is lost"
+    parser.add_argument("--on", required=True, metavar="DEVICE[/TWIN]", help=on)
+    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
+    parser.add_argument("--results", type=Path, default=Path("rankship-nightly"), help="default: %(default)s")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.bundle.suite import read_suite
+    from rankship_benchmarks.fleet.schedule import read_jobs
+    from rankship_benchmarks.nightly.night import Tonight, run_night
+    from rankship_benchmarks.nightly.page import PAGE
+    from rankship_pipeline.foundation.codec import digest
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.files import ensure_writable
+    from rankship_pipeline.recipe.rules import read_recipe
+    from rankship_targets.devices.device import find_device
+
+    suite, recipe = read_suite(arguments.suite)  # and the recipe's name, which is its results' name too
+    jobs = read_jobs(arguments.on)
+    devices = {name: find_device(name, arguments.inventory) for job in jobs for name in job.devices}
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
+    steps = Steps()
+    tonight = Tonight(
+        results=arguments.results,
+        suite=(arguments.suite.stem, digest(suite)),
+        recipe=read_recipe(recipe).name,
+        jobs=jobs,
+        devices=devices,
+    )
+    night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, steps), steps)
+    if night is None:
+        steps.note(f"another nightly is at work in {arguments.results}: nothing to do")
+        return 0
+    _print_night(night, arguments.results / PAGE)
+    return night.exit_code or 0
+
+
+def _prepare_night(
+    arguments: argparse.Namespace, recipe: Path, suite: "Suite", steps: "Steps"
+) -> "tuple[str, Measure]":
+    """Build and verify once; gives the build's digest and what measures one device."""
+    from rankship_benchmarks.fleet.measure import prepare_measuring
+    from rankship_benchmarks.measure.ready import check_ready
+    from rankship_pipeline.foundation.codec import digest
+    from rankship_pipeline.foundation.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    store = Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+
+    from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
+
+    store.sweep()
+    build, _ = build_recipe(prepared, store, steps)
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
+
+    def ask_and_measure(device: "Device", own: "Steps") -> Path:
+        check_ready([device], prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
+        return measure(device, own)
+
+    return digest(build), ask_and_measure
+
+
+def _print_night(night: "NightRecord", page: Path) -> None:
+    from rich.console import Console
+
+    from rankship_benchmarks.nightly.page import SIGNS, list_alarms, list_gaps, state_headline
+    from rankship_benchmarks.report.words import show_ratio
+    from rankship_pipeline.foundation.tables import start_table
+
+    console = Console(highlight=False)
+    console.print(f"night {night.number}: {state_headline(night)}", style="bold", markup=False, soft_wrap=True)
+    table = start_table("device", "case", "verdict", "ratio")
+    for one in night.devices:
+        marked = [*((case, "") for case in one.cases), *((case, ", energy") for case in one.energies)]
+        for case, figure in marked:
+            ratio = show_ratio(case.ratio) if case.ratio else "–"
+            table.add_row(one.device, f"{case.format} {case.variant}{figure}", f"{SIGNS[case.word]} {case.word}", ratio)
+    console.print(table)
+    for line in list_alarms(night):
+        console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)
+    for line in list_gaps(night):
+        console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"page: {page}", markup=False, soft_wrap=True)
+
+
+def _add_results_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
+
+
+def _check_results(results: Path) -> None:
+    if not results.is_dir():
+        raise InputError(f"{results}: no such folder", hint="name the results folder with --results")

@@ -1,0 +1,182 @@
+"""The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.files import ensure_writable
+from rankship_pipeline.verbs import add_store_flag
+
+if TYPE_CHECKING:
+    from rankship_benchmarks.bundle.suite import Suite
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_targets.devices.device import Device
+
+
+def run(argv: list[str]) -> int:
+    """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
+    parser = argparse.ArgumentParser(
+        prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
+    _add_measuring_flags(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.bundle.suite import Suite, read_suite_of
+
+    suite = Suite(recipe=arguments.recipe.name)
+    if arguments.suite is not None:
+        suite = read_suite_of(arguments.recipe, arguments.suite)
+    _measure(arguments, arguments.recipe, suite, make_missing=True)
+    return 0
+
+
+def verify(argv: list[str]) -> int:
+    """`rankship verify RECIPE`: run every artifact again in its own runtime and compare with torch."""
+    parser = argparse.ArgumentParser(
+        prog="rankship verify", description="Prove that every artifact computes what torch computes; exit 3 if not."
+    )
+    parser.add_argument("recipe", type=Path)
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.measure.host_gate import verify_on_host
+    from rankship_benchmarks.report.words import print_parity
+    from rankship_pipeline.flow.build import find_build
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(arguments.recipe, steps)
+    build, _ = find_build(prepared, store)
+    verified = verify_on_host(build, store, prepared.recipe.parity, steps, fresh=True)
+    print_parity(verified, Console(highlight=False))
+    return 0
+
+
+def bench(argv: list[str]) -> int:
+    """`rankship bench SUITE --on DEVICE[,DEVICE]`: measure a finished build as a suite says."""
+    parser = argparse.ArgumentParser(
+        prog="rankship bench", description="Measure a built recipe on devices; an interrupted run goes on."
+    )
+    parser.add_argument("suite", type=Path)
+    _add_measuring_flags(parser)
+    arguments = parser.parse_args(argv)
+
+    from rankship_benchmarks.bundle.suite import read_suite
+
+    suite, recipe = read_suite(arguments.suite)
+    _measure(arguments, recipe, suite, make_missing=False)
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    """`rankship report RUN`: the table and the page of one run's bundle, finished or not."""
+    parser = argparse.ArgumentParser(prog="rankship report", description="Draw a run's table and page.")
+    parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
+    parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
+    arguments = parser.parse_args(argv)
+
+    from rankship_pipeline.foundation.console import Steps
+
+    _report(arguments.run, arguments.to, Steps())
+    return 0
+
+
+def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
+    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
+    add_store_flag(parser)
+
+
+def find_devices(arguments: argparse.Namespace) -> "list[Device]":
+    """Every device that `--on` names, twins too."""
+    from rankship_benchmarks.fleet.schedule import read_jobs
+    from rankship_targets.devices.device import find_device
+
+    return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
+
+
+def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
+    """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
+    from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
+    from rankship_benchmarks.fleet.schedule import read_jobs
+    from rankship_benchmarks.measure.ready import check_ready
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+    from rankship_targets.devices.device import find_device
+
+    devices = find_devices(arguments)
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+
+    from rankship_pipeline.flow.build import build_recipe, find_build  # after the recipe was read: this imports torch
+
+    ensure_writable(arguments.store, "--store")
+    ensure_writable(arguments.results, "--results")
+    store.sweep()
+    check_ready(devices, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
+    if make_missing and prepared.recipe.budget.on is not None:
+        from rankship_benchmarks.costs.landing import land_missing
+
+        land_missing(
+            prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
+        )
+    build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
+    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
+    ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
+    for one in ended.values():
+        if one.result is not None:
+            _report(one.result, None, steps)
+    raise_first(ended, steps)
+
+
+def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
+    from rich.console import Console
+
+    from rankship_benchmarks.bundle.bundle import open_bundle
+    from rankship_benchmarks.judge.summary import summarise
+    from rankship_benchmarks.report.energy_words import print_energy
+    from rankship_benchmarks.report.page import write_report
+    from rankship_benchmarks.report.words import print_summary
+
+    summary = summarise(open_bundle(folder))
+    with steps.step("draw the report"):
+        written = write_report(folder, page)
+    console = Console(highlight=False)
+    print_summary(summary, console)
+    print_energy(summary, console)
+    console.print(f"report: {written}", soft_wrap=True, markup=False)
+
+
+def study(argv: list[str]) -> int:
+    """`rankship study STUDY`: compute a table's missing cells and draw its page; an interrupted study goes on."""
+    parser = argparse.ArgumentParser(prog="rankship study", description="Compare ways to budgets on several models.")
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
+    add_store_flag(parser)
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from rankship_benchmarks.study.page import print_cells, write_page, write_summary
+    from rankship_benchmarks.study.study import read_study, run_study
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.store import Store
+
+    wanted = read_study(arguments.study)
+    ensure_writable(arguments.results, "--results")
+    ensure_writable(arguments.store, "--store")
+    folder = arguments.results / f"study-{wanted.name}"
+    cells = run_study(wanted, arguments.study.resolve().parent, folder, Store(arguments.store), Steps())
+    print_cells(cells, Console(highlight=False))
+    if cells:
+        write_summary(wanted.name, cells, folder)
+        Console(stderr=True).print(f"page: {write_page(wanted.name, cells, folder)}", soft_wrap=True, markup=False)
+    return 0

@@ -1,0 +1,1 @@
+"""How models to merge differ, and what is made alike with proof."""

@@ -1,0 +1,93 @@
+"""Models made alike before merging: the rows of a head in one order, an input normalisation folded into weights.
+
+Every change proves itself: the mended model must compute what the original does, or the merge is refused.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.align.fold_normalisation import RETRAIN, change_pixels, fold
+from rankship_pipeline.foundation.errors import MergeMismatch
+from rankship_pipeline.foundation.records import record
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.recipe.normalisation import Normalisation
+
+_SAMPLES = 2
+_TOLERANCE = 1e-6  # of the largest output, in float64
+
+
+@record
+class Mend:
+    """How one model is changed before it is merged; the default changes nothing.
+
+    `label_order` gives, for each class of the merged model, its row in this model's head. `trained` is the
+    normalisation that the model expects, `given` the loader's.
+    """
+
+    label_order: tuple[int, ...] = ()
+    trained: Normalisation | None = None
+    given: Normalisation | None = None
+
+
+def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn.Module:
+    """The model changed in place, after proof on the first of `inputs` (as the loader gives them) in float64.
+
+    Raises MergeMismatch naming the model and the reason where it cannot be changed exactly.
+    """
+    if mend == Mend():
+        return model
+    sample = tuple(tensor[:_SAMPLES].double() if tensor.is_floating_point() else tensor[:_SAMPLES] for tensor in inputs)
+    changed = copy.deepcopy(model).double()
+    wanted = sample
+    if mend.trained is not None and mend.given is not None:
+        change = change_pixels(mend.trained, mend.given, sample[0], name=name)
+        wanted = (sample[0] * change[0] + change[1], *sample[1:])
+    expected = predict_exactly(changed, wanted)
+    if mend.label_order:
+        reorder_head(changed, sample, mend.label_order, name=name)
+        expected = expected[..., list(mend.label_order)]
+    if wanted is not sample:
+        fold(changed, sample, change, name=name)
+    error = float((predict_exactly(changed, sample) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not error <= _TOLERANCE:
+        raise MergeMismatch(
+            f"model {name!r} cannot be made like the others: changed, its outputs are off by {error:.1e} of the largest"
+            " (its input or its logits may be used in more than one place)",
+            hint=RETRAIN,
+        )
+    model.load_state_dict(changed.state_dict())  # back in the model's own type
+    return model
+
+
+@torch.inference_mode()
+def predict_exactly(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The model's outputs, detached."""
+    outputs: Tensor = model(*inputs)
+    return outputs
+
+
+def reorder_head(model: nn.Module, sample: Inputs, order: tuple[int, ...], *, name: str) -> None:
+    """Put the head's rows in another order; the head is the linear layer whose output the model returns."""
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _module, _args, y, where=where: outputs.__setitem__(where, y))
+        for where, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        logits = predict_exactly(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    heads = [where for where, y in outputs.items() if y.data_ptr() == logits.data_ptr() and y.shape == logits.shape]
+    if len(heads) != 1 or logits.shape[-1] != len(order):
+        raise MergeMismatch(
+            f"model {name!r}: {len(order)} classes stand in another order, and no linear layer gives its"
+            f" {logits.shape[-1]} logits",
+            hint="save the model again with its head's rows in the first model's order",
+        )
+    with torch.no_grad():
+        for parameter in model.get_submodule(heads[0]).parameters(recurse=False):
+            parameter.copy_(parameter[list(order)].clone())

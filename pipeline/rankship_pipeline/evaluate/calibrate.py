@@ -1,0 +1,180 @@
+"""What compression needs to know of the data, streamed: Grams of every layer's inputs, curvature at its outputs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Factorable, Layer, get_layer
+
+Grams = dict[str, Tensor]
+BATCH = 64
+# Occurrences added to every token of an embedding: one that calibration never showed still has a meaning to keep.
+TOKEN_SMOOTHING = 0.1
+# Up to this many classes the Fisher is summed over all of them; beyond, that many labels are drawn per output.
+_DRAWS = 10
+
+
+@torch.inference_mode()
+def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
+    """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
+
+    Rows of X are tokens of a linear layer or im2col patches of a convolution, divided by the number of samples, so
+    that models calibrated on different amounts of data weigh the same; padding does not count. An embedding's inputs
+    are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of activations is held.
+    """
+    grams = {layer.name: _start_gram(layer) for layer in layers}
+
+    def add(layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
+        gram = grams[layer.name]
+        if layer.kind == "embedding":
+            gram += torch.bincount(as_rows(module, x, mask), minlength=layer.columns)
+        else:
+            X = as_rows(module, x, mask).to(torch.float64)  # (positions, columns)
+            gram.addmm_(X.T, X)  # summed in float32, a singular Gram would come out indefinite
+
+    with watch_inputs(model, layers, add) as run:
+        for batch in split(inputs):
+            run(batch)
+    return {name: gram / len(inputs[0]) for name, gram in grams.items()}
+
+
+def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer], seed: int = 0) -> Grams:
+    """The Fisher information of the model's own predictions at every layer's output, (rows, rows), float64.
+
+    E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: no labels, only what the model itself would
+    say. With a Gram as `collect_grams` gives it, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence
+    in nats that an error Δ in the weight brings (Martens and Grosse 2015).
+    """
+    curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
+    outputs: dict[str, Tensor] = {}
+    modules = {layer.name: get_layer(model, layer.name) for layer in layers}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            outputs[name] = y if y.requires_grad else y.requires_grad_()
+            return y.clone()  # an activation in place must not write over what is kept
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    generator = torch.Generator().manual_seed(seed)
+    positions = dict.fromkeys(curvatures, 0)
+    try:
+        with torch.enable_grad():
+            for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
+                outputs.clear()
+                mask = find_mask(model, batch)
+                for target in draw_predictions(model(*batch), mask, generator):
+                    kept = list(outputs.values())
+                    gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
+                    for name, gradient in zip(outputs, gradients, strict=True):
+                        if gradient is None:
+                            continue  # the prediction does not depend on this layer
+                        g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
+                        curvatures[name] += (g.T @ g).to(torch.float64)
+                for name, output in outputs.items():
+                    positions[name] += len(as_outputs(modules[name], output, mask))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
+
+
+def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
+    """Cut samples into the fewest batches of at most `size`, as even as can be: averages over batches are then fair."""
+    count = -(-len(inputs[0]) // size)
+    return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
+
+
+def find_mask(model: nn.Module, batch: Inputs) -> Tensor | None:
+    """The batch's attention mask (samples, positions) as booleans, where the model names one among its inputs."""
+    names = getattr(model, "inputs", ())
+    return batch[names.index("attention_mask")].bool() if "attention_mask" in names else None
+
+
+@contextmanager
+def watch_inputs(
+    model: nn.Module, layers: Sequence[Layer], see: Callable[[Layer, Factorable, Tensor, Tensor | None], None]
+) -> Iterator[Callable[[Inputs], Tensor]]:
+    """Give a function that runs a batch, calling `see(layer, module, input, mask)` wherever one of the layers runs."""
+    mask: list[Tensor | None] = [None]
+    handles = []
+    for layer in layers:
+        module = get_layer(model, layer.name)
+
+        def hook(
+            _module: nn.Module,
+            args: tuple[Tensor, ...],
+            named: dict[str, Tensor],
+            layer: Layer = layer,
+            module: Factorable = module,
+        ) -> None:
+            see(layer, module, args[0] if args else named["input"], mask[0])
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def run(batch: Inputs) -> Tensor:
+        mask[0] = find_mask(model, batch)
+        output: Tensor = model(*batch)
+        return output
+
+    try:
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A layer's input as rows: tokens (·, in), the patches that a convolution sees (·, in·kh·kw), or token ids (·,).
+
+    With a mask (samples, positions), rows of padding are left out wherever the input has those positions.
+    """
+    if isinstance(module, nn.Embedding):
+        return (x if mask is None or x.shape != mask.shape else x[mask]).reshape(-1)
+    if isinstance(module, nn.Linear):
+        return _select(x, mask).reshape(-1, x.shape[-1])
+    if isinstance(module.padding, str):
+        left_right_top_bottom = module._reversed_padding_repeated_twice  # noqa: SLF001 - what Conv2d itself pads with
+        x = nn.functional.pad(x, left_right_top_bottom)
+        padding: int | tuple[int, ...] = 0
+    else:
+        padding = module.padding
+    patches = unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # (n, in·kh·kw, positions)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def as_outputs(module: Factorable, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A layer's output (or its gradient) as rows (positions, rows), in the order of `as_rows`."""
+    if isinstance(module, nn.Conv2d):
+        return y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
+    return _select(y, mask).reshape(-1, y.shape[-1])
+
+
+def _select(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of (samples, positions, features) that are not padding; anything else whole."""
+    return x if mask is None or x.ndim != 3 or x.shape[:2] != mask.shape else x[mask]  # noqa: PLR2004
+
+
+def _start_gram(layer: Layer) -> Tensor:
+    if layer.kind == "embedding":
+        return torch.full((layer.columns,), TOKEN_SMOOTHING, dtype=torch.float64)
+    return torch.zeros(layer.columns, layer.columns, dtype=torch.float64)
+
+
+def draw_predictions(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+    """Scalars whose gradients' outer products average to the Fisher: all classes weighted, or labels drawn."""
+    logs = logits.log_softmax(-1)  # (samples, classes) or (samples, positions, classes)
+    kept = mask if mask is not None and logits.shape[:-1] == mask.shape else torch.ones(logits.shape[:-1]).bool()
+    chances = logs.detach().exp()
+    if logits.ndim == 2 and logits.shape[-1] <= _DRAWS:  # noqa: PLR2004 - a classifier's logits
+        for index in range(logits.shape[-1]):
+            yield (chances[:, index].sqrt() * logs[:, index]).sum()
+        return
+    for _ in range(_DRAWS):
+        labels = torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(*logits.shape[:-1], 1)
+        yield logs.gather(-1, labels).squeeze(-1)[kept].sum() / _DRAWS**0.5

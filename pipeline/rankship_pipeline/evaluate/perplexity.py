@@ -1,0 +1,206 @@
+"""How well a causal language model predicts text, and GPT-2's layers made ordinary.
+
+A language model here maps token ids (batch, positions) to logits (batch, positions, vocabulary); a transformers model
+becomes one as `huggingface.LogitsOnly(model, ("input_ids",))`. Its attention must be causal: padding stands on the
+right and is not masked.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from math import exp, inf, isfinite, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from rankship_pipeline.foundation.errors import InputError, MeasurementError
+from rankship_pipeline.foundation.records import record
+
+NOT_SCORED = -100  # the label that cross_entropy and transformers ignore
+BATCH = 8  # windows run at once
+_TWO_SIDED_95 = 0.975
+_MOST_NATS = 700.0  # exp of much more is no float
+
+
+@record
+class Perplexity:
+    """exp(mean negative log-likelihood per scored token), and how it was measured.
+
+    `length_tokens` is the most positions the model saw at once, `stride_tokens` the step from one window to the next
+    (None for separate documents). `low` and `high` are the 95 % interval of the perplexity over `blocks` of text (see
+    `_summarise`); None for fewer than two blocks.
+    """
+
+    perplexity: float
+    mean_nll_nats: float
+    scored_tokens: int
+    length_tokens: int
+    stride_tokens: int | None
+    blocks: int
+    low: float | None
+    high: float | None
+
+
+def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride: int, batch: int = BATCH) -> Perplexity:
+    """Perplexity of one text, token ids (tokens,), in windows of `length` input positions that begin `stride` apart.
+
+    Every token after the first is scored exactly once, in the first window that reaches it: behind `length` - `stride`
+    to `length` tokens of context, except in the first window. This is the sliding window of the Hugging Face
+    documentation ("Perplexity of fixed-length models") with its max_length = `length` + 1: there a window's last token
+    is only predicted, here it is no input at all, so that with `stride` = `length` no token goes unscored.
+
+    Raises InputError for a text of under two tokens, anything but one row of whole numbers, or a stride outside
+    1 … `length`, and MeasurementError where the model gives NaN or infinity.
+    """
+    if tokens.ndim != 1 or tokens.is_floating_point() or len(tokens) < 2:  # noqa: PLR2004 - the first is not scored
+        raise InputError(
+            f"a text of {tokens.dtype}, shape {list(tokens.shape)}, has no perplexity",
+            hint="give one row of at least two token ids",
+        )
+    if not 1 <= stride <= length:
+        raise InputError(
+            f"stride {stride} with length {length}",
+            hint="choose a stride from 1 to the length, so that no token is lost",
+        )
+    predicted = len(tokens) - 1
+    begins = range(0, max(1, predicted - (length - stride)), stride)
+    scores = score_windows(model, (_cut(tokens, begin, length, stride) for begin in begins), batch)
+    together = -(-length // stride)  # windows that see the same tokens vary together
+    block = torch.arange(len(begins)) // together
+    return _summarise(block.bincount(scores.sums), block.bincount(scores.counts), length, stride)
+
+
+def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch: int = BATCH) -> Perplexity:
+    """Perplexity over separate documents: token ids and labels, both (documents, positions), padded on the right.
+
+    labels[d, i] is the token that should follow inputs[d, i] (already shifted, unlike what transformers' own loss
+    takes); −100 is not scored, and any valid id pads the inputs. Raises InputError where the shapes differ or nothing
+    is scored.
+    """
+    if inputs.ndim != 2 or inputs.shape != labels.shape or not bool((labels != NOT_SCORED).any()):  # noqa: PLR2004
+        raise InputError(
+            f"inputs of shape {list(inputs.shape)}, labels of shape {list(labels.shape)}: nothing can be scored",
+            hint="give both as (documents, positions), with a next token as label wherever it should count",
+        )
+    scores = score_windows(model, zip(inputs, labels, strict=True), batch)
+    counted = scores.counts > 0
+    return _summarise(scores.sums[counted], scores.counts[counted], inputs.shape[1], None)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each window, all (windows,): nats (float64), tokens scored, tokens that were the model's first guess."""
+
+    sums: Tensor
+    counts: Tensor
+    hits: Tensor
+
+
+@torch.inference_mode()
+def score_windows(model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], batch: int = BATCH) -> Scores:
+    """Negative log-likelihoods of windows: token ids and the tokens that should follow them, both (positions,).
+
+    Label −100 is not scored. Windows may differ in length. Only one batch of logits is ever held.
+    """
+    rest, scores = iter(windows), []
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # no dropout while measuring, whatever was left on
+    try:
+        while chunk := list(islice(rest, batch)):
+            scores.append(_score_batch(model, chunk))
+    finally:
+        for module in training:
+            module.training = True
+    return Scores(*(torch.cat([getattr(one, name) for one in scores]) for name in ("sums", "counts", "hits")))
+
+
+def unwrap_conv1d(model: nn.Module) -> tuple[str, ...]:
+    """Put an equal nn.Linear in place of every transformers Conv1D of GPT-2; gives the names that were replaced.
+
+    Conv1D is a linear layer that keeps its weight as (in, out), so that addmm(bias, x, weight) needs no transpose;
+    nn.Linear keeps (out, in). The weight is transposed, the bias taken over as it is, and the outputs are the same up
+    to the rounding of another matrix kernel. Everything downstream (layers, Grams, merging, rebuilding) then knows the
+    layer. Modules under two names, and weights that two Conv1D share, stay shared. State dicts saved before do not
+    load afterwards.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    replaced: dict[int, nn.Linear] = {}
+    weights: dict[int, nn.Parameter] = {}
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if name and type(module) is Conv1D]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        module = model.get_submodule(name)
+        if id(module) not in replaced:
+            replaced[id(module)] = _transpose(module, weights)
+        setattr(model.get_submodule(parent), child, replaced[id(module)])
+    return tuple(names)
+
+
+def _transpose(module: nn.Module, weights: dict[int, nn.Parameter]) -> nn.Linear:
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+    if id(weight) not in weights:
+        weights[id(weight)] = nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)
+    linear.weight, linear.bias = weights[id(weight)], nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+    return linear.train(module.training)
+
+
+def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scores:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs = pad_sequence([inputs for inputs, _ in windows], batch_first=True).to(device)
+    labels = pad_sequence([labels for _, labels in windows], batch_first=True, padding_value=NOT_SCORED).to(device)
+    scored = labels != NOT_SCORED
+    logits = model(inputs)[scored].float()  # (scored, vocabulary)
+    losses = cross_entropy(logits, labels[scored], reduction="none").double().cpu()
+    right = (logits.argmax(-1) == labels[scored]).cpu()
+    owner = scored.nonzero()[:, 0].cpu()  # each scored token's window
+    sums = torch.bincount(owner, losses, len(windows))
+    return Scores(sums, *(torch.bincount(which, minlength=len(windows)) for which in (owner, owner[right])))
+
+
+def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
+    """The window's inputs and labels, each (at most `length`,); what an earlier window scored is masked."""
+    end = min(begin + length, len(tokens) - 1)
+    labels = tokens[begin + 1 : end + 1].to(torch.int64, copy=True)
+    if begin:
+        labels[: length - stride] = NOT_SCORED
+    return tokens[begin:end], labels
+
+
+def _summarise(sums: Tensor, counts: Tensor, length: int, stride: int | None) -> Perplexity:
+    """The mean over all tokens and its 95 % interval from blocks: their summed nats and token counts, both (blocks,).
+
+    Tokens of one window or document vary together, blocks of a whole `length` nearly independently: Student's t on the
+    blocks (ratio estimator, Cochran 1977 §6.3) respects that, needs no seed and weighs a short last block rightly.
+    """
+    scored, blocks = int(counts.sum()), len(counts)
+    mean = float(sums.sum()) / scored
+    if not isfinite(mean):
+        raise MeasurementError(
+            f"the model's mean negative log-likelihood is {mean}", hint="look for NaN or overflow in its weights"
+        )
+    low = high = None
+    if blocks > 1:
+        from scipy.stats import t
+
+        residuals = sums - mean * counts
+        error = sqrt(float((residuals**2).sum()) * blocks / (blocks - 1)) / scored
+        spread = float(t.ppf(_TWO_SIDED_95, blocks - 1)) * error
+        low, high = _exponentiate(mean - spread), _exponentiate(mean + spread)
+    return Perplexity(
+        perplexity=_exponentiate(mean),
+        mean_nll_nats=mean,
+        scored_tokens=scored,
+        length_tokens=length,
+        stride_tokens=stride,
+        blocks=blocks,
+        low=low,
+        high=high,
+    )
+
+
+def _exponentiate(nats: float) -> float:
+    return exp(nats) if nats < _MOST_NATS else inf

@@ -1,0 +1,69 @@
+"""What each specialist lost: its own task before and after merging or compressing, and the gate that refuses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from rankship_pipeline.evaluate.accuracy import measure_accuracy, measure_agreement, predict
+from rankship_pipeline.foundation.errors import QualityLost
+from rankship_pipeline.foundation.records import Fidelity
+from rankship_pipeline.foundation.units import show_count, show_percent
+from rankship_pipeline.models.data import Data
+from rankship_pipeline.recipe.normalisation import QualityChoice
+
+_SHOWN_LAYERS = 5
+
+Gate = Literal["max_merge_loss_points", "max_loss_points"]
+# gate → what its layers lost by, what to do
+_GATES: dict[Gate, tuple[str, str]] = {
+    "max_merge_loss_points": (
+        "merging",
+        "try another merge.method or more calibration data, leave a specialist out, or allow more",
+    ),
+    "max_loss_points": (
+        "merging and rank",
+        "allow a larger budget, keep the named layers dense (ranks.exclude), add [refine], or allow more",
+    ),
+}
+
+
+def compare_with_source(model: nn.Module, source: nn.Module, name: str, data: Data, stage: str) -> Fidelity:
+    """How well the model of a stage does what the specialist `name` does, on that specialist's own data."""
+    inputs = data.calibration[name]
+    agreed, answers = measure_agreement(model, inputs, predict(source, inputs))
+    tests = data.tests.get(name)
+    before, after = (
+        (measure_accuracy(one, *tests, stage=stage) for one, stage in ((source, f"source:{name}"), (model, stage)))
+        if tests is not None
+        else (None, None)
+    )
+    return Fidelity(stage=stage, source=name, answers=answers, agreement=agreed / answers, before=before, after=after)
+
+
+def refuse_lost(fidelities: Sequence[Fidelity], choice: QualityChoice, gate: Gate, costs: Mapping[str, float]) -> None:
+    """Raise QualityLost naming every specialist that lost more than the recipe's quality.`gate` allows.
+
+    `costs` are shares of output energy lost per layer; the highest are named as where to look.
+    """
+    allowed_points: float | None = getattr(choice, gate)
+    lost = [one for one in fidelities if allowed_points is not None and one.lost_points > allowed_points]
+    if not lost:
+        return
+    by, hint = _GATES[gate]
+    lines = [f"after {lost[0].stage} more is lost than quality.{gate} = {allowed_points:g} points allows:"]
+    lines += [f"  {describe_loss(one)}" for one in lost]
+    worst = sorted(costs.items(), key=lambda pair: -pair[1])[:_SHOWN_LAYERS]
+    if worst:
+        layers = ", ".join(f"{name} {show_percent(cost)}" for name, cost in worst)
+        lines.append(f"  layers that lose most output energy by {by}: {layers}")
+    raise QualityLost("\n".join(lines), hint=hint)
+
+
+def describe_loss(one: Fidelity) -> str:
+    """One specialist's loss in words, e.g. "mnist: 7.3 points of test accuracy (97.0 % → 89.7 % of 1,000), …"."""
+    agreement = f"agrees on {show_percent(one.agreement)} of {show_count(one.answers)} calibration answers"
+    if one.before is None or one.after is None:
+        return f"{one.source}: {one.lost_points:.1f} points of agreement ({agreement})"
+    change = f"{show_percent(one.before.value)} → {show_percent(one.after.value)} of {show_count(one.after.samples)}"
+    return f"{one.source}: {one.lost_points:.1f} points of test accuracy ({change}), {agreement}"

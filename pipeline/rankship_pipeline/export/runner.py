@@ -1,0 +1,39 @@
+"""The seam to the runtimes that the parity gate needs, and its fake; the real ones are in the package of targets."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankship_pipeline.foundation.errors import CommandFailed
+from rankship_pipeline.foundation.records import Format, RunOutput
+
+Array = NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """Runs every sample of the inputs through one artifact, one at a time, in its own runtime."""
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
+        """Read .npy inputs (samples first), write one .npy per output into the folder, say which runtime it was.
+
+        An artifact that cannot be loaded or run is CommandFailed, a missing runtime Lacks.
+        """
+
+
+class FakeRunner:
+    """Computes a function of arrays instead of the artifact, which only has to exist and not be empty."""
+
+    def __init__(self, compute: Callable[..., Array]) -> None:
+        self._compute = compute
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
+        """Apply the function to one sample at a time and stack the results."""
+        if not artifact.is_file() or not artifact.read_bytes():
+            raise CommandFailed(f"no {format} model in {artifact.name}", hint="build it again")
+        arrays = [np.load(path, allow_pickle=False) for path in inputs]
+        samples = [self._compute(*(array[i : i + 1] for array in arrays)) for i in range(len(arrays[0]))]
+        np.save(into / "output.0.npy", np.concatenate(samples))
+        return RunOutput(outputs=(str(into / "output.0.npy"),), runtime="fake", runtime_version="1")

@@ -1,0 +1,1 @@
+"""A layer as a chain of smaller operators: decompositions, forms, and the modules that run them."""

@@ -1,0 +1,114 @@
+"""The build: a recipe's stages in order, then one file per variant and format, kept in the store."""
+
+from pathlib import Path
+
+from rankship_pipeline.evaluate.quality_gate import refuse_lost
+from rankship_pipeline.flow.artifacts import export_variant
+from rankship_pipeline.flow.landed_budget import take_landing
+from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Alternative, Build
+from rankship_pipeline.foundation.store import Entry, Store
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
+from rankship_pipeline.recipe.choices import Comparison, choose
+
+_RECORD = "build.json"
+
+
+def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build, Entry]:
+    """Make everything the recipe asks for, or read what is finished; resumes at the first missing stage.
+
+    A finished build of which a user deleted an artifact is made again.
+    """
+    prepared = take_landing(prepared, store)
+    made_from = _ingredients(prepared)
+    found = store.find("build", made_from)
+    if found is not None and not _is_whole(read_build(found), store):
+        steps.note("artifacts of the finished build are gone; making them again")
+        store.discard(found)
+        found = None
+    if found is None:
+
+        def make(target: Path) -> None:
+            (target / _RECORD).write_text(encode(_make_build(prepared, store, steps)), encoding="utf-8")
+
+        found = store.produce("build", made_from, make)
+    return read_build(found), found
+
+
+def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
+    """The finished build of a recipe; an InputError where there is none."""
+    found = store.find("build", _ingredients(take_landing(prepared, store)))
+    if found is None:
+        raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")
+    return read_build(found), found
+
+
+def read_build(entry: Entry) -> Build:
+    """The record of a finished build."""
+    return decode(Build, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
+
+
+def _is_whole(build: Build, store: Store) -> bool:
+    return all((store.root / artifact.file).is_file() for artifact in build.files)
+
+
+def _ingredients(prepared: Prepared) -> dict[str, object]:
+    formats = prepared.recipe.export.formats
+    return {
+        "recipe": prepared.recipe_sha256,
+        "sources": prepared.source_sha256,
+        "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
+        "landing": None if prepared.landing is None else digest(prepared.landing),
+        "code": hash_code(),
+        "versions": {name: list_versions(name) for name in formats},
+    }
+
+
+def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
+    recipe, stages = prepared.recipe, Stages(prepared, store, steps)
+    sources = [stages.evaluate_source(source) for source in recipe.models]
+    merged, interference = stages.merge(recipe.merge.method)
+    fidelities = stages.judge(merged, "merged")
+    refuse_lost(fidelities, recipe.quality, "max_merge_loss_points", interference)
+    compressed, plan = stages.compress(choose(recipe))
+    fidelities += stages.judge(compressed, "compressed")
+    accuracies = [*sources, stages.evaluate(merged, "merged"), stages.evaluate(compressed, "compressed")]
+    final, refinement = compressed, None
+    if recipe.refine is not None:
+        final, refinement = stages.refine(compressed, plan, recipe.refine)
+        fidelities += stages.judge(final, "refined")
+        accuracies.append(stages.evaluate(final, "refined"))
+    costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
+    refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
+    files = [
+        *export_variant(prepared, store, steps, "dense", merged, None),
+        *export_variant(prepared, store, steps, "compressed", final, plan),
+    ]
+    return Build(
+        recipe=recipe.name,
+        recipe_sha256=prepared.recipe_sha256,
+        plan=plan,
+        accuracies=tuple(accuracies),
+        alternatives=tuple(_evaluate_alternative(stages, comparison) for comparison in recipe.compare),
+        artifacts=tuple(one for one in files if one.task is None),
+        heads=tuple(one for one in files if one.task is not None),
+        dense_parameters=prepared.dense_parameters,
+        batchnorm_reestimated=tuple(
+            stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
+        ),
+        fidelities=fidelities,
+        mended=prepared.notes,
+        refinement=refinement,
+        landing=prepared.landing,
+    )
+
+
+def _evaluate_alternative(stages: Stages, comparison: Comparison) -> Alternative:
+    model, plan = stages.compress(comparison)
+    return Alternative(
+        method=comparison.name, plan=plan, accuracy=stages.evaluate(model, f"alternative:{comparison.name}")
+    )

@@ -1,0 +1,67 @@
+"""What landing a latency budget left in the store: the table of costs, and how much of it the ranks were allowed.
+
+The landing itself needs the device and is in the package of benchmarks; from then on the host builds alone.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import CostTable, Landing
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
+from rankship_pipeline.ranks.allocators import check_feasible
+from rankship_pipeline.ranks.price import price_table
+from rankship_pipeline.recipe.choices import choose, rank_choice
+
+_KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
+
+
+def allow(prepared: Prepared, table: CostTable, asked: int) -> Prepared:
+    """The same recipe with this much of a table's costs as its budget, in the table's unit."""
+    where = f"the table of {table.device}, {table.measured_utc}"
+    price = price_table(table, prepared.layers, prepared.model_sha256, where)
+    check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
+    sources = {**prepared.source_sha256, f"costs on {table.device}": digest(table)}
+    return replace(prepared, price=price, budget=asked, source_sha256=sources)
+
+
+def keep_landing(prepared: Prepared, store: Store, table: CostTable, landing: Landing) -> None:
+    """Keep how a recipe's budget was met, for every later build of the same recipe, models and data."""
+
+    def make(target: Path) -> None:
+        (target / _TABLE).write_text(encode(table), encoding="utf-8")
+        (target / _LANDING).write_text(encode(landing), encoding="utf-8")
+
+    store.produce(_KIND, _list_ingredients(prepared), make)
+
+
+def is_landed(prepared: Prepared, store: Store) -> bool:
+    """Tell whether nothing has to be measured before the recipe can be built."""
+    return prepared.recipe.budget.on is None or store.find(_KIND, _list_ingredients(prepared)) is not None
+
+
+def take_landing(prepared: Prepared, store: Store) -> Prepared:
+    """The recipe with its budget as landed, if it is one to be landed; an InputError where that was not done yet."""
+    if prepared.recipe.budget.on is None:
+        return prepared
+    entry = store.find(_KIND, _list_ingredients(prepared))
+    if entry is None:
+        name, device = prepared.recipe.name, prepared.recipe.budget.on
+        message = f"the latency budget of {name} was not landed on {device} yet, so its ranks are not known"
+        raise InputError(message, hint="`rankship run` measures there first, then builds")
+    table = decode(CostTable, entry.read(_TABLE).read_bytes(), where=str(entry.folder))
+    landing = decode(Landing, entry.read(_LANDING).read_bytes(), where=str(entry.folder))
+    return replace(allow(prepared, table, landing.shipped.asked_ns), landing=landing)
+
+
+def _list_ingredients(prepared: Prepared) -> dict[str, object]:
+    return {
+        "recipe": prepared.recipe_sha256,
+        "sources": prepared.source_sha256,
+        "data": [prepared.calibration_sha256, prepared.test_sha256],
+        "code": hash_code(),
+        "versions": list_versions(),
+    }

@@ -1,0 +1,84 @@
+"""Records to canonical JSON and back; the only door through which text becomes a record."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankship_pipeline.foundation.errors import InputError
+
+T = TypeVar("T")
+
+
+_ADAPTERS: dict[type[Any], Any] = {}
+
+
+def _adapter(cls: type[Any]) -> Any:  # noqa: ANN401 - pydantic's TypeAdapter, imported late: `--help` must not pay for it
+    from pydantic import ConfigDict, TypeAdapter
+
+    if cls not in _ADAPTERS:  # a record brings its own configuration; plain values must not turn NaN into null
+        config = None if is_dataclass(cls) else ConfigDict(ser_json_inf_nan="constants")
+        _ADAPTERS[cls] = TypeAdapter(cls, config=config)
+    return _ADAPTERS[cls]
+
+
+def encode(thing: object) -> str:
+    """Canonical JSON: keys sorted, no spaces, NaN and infinity refused."""
+    plain = _adapter(type(thing)).dump_python(thing, mode="json")
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(thing: object) -> str:
+    """SHA-256 (hex) of a record's or plain value's canonical JSON."""
+    return hashlib.sha256(encode(thing).encode()).hexdigest()
+
+
+def decode(cls: type[T], text: str | bytes, *, where: str) -> T:
+    """Parse strictly: unknown keys and wrong types are an InputError naming `where`, the field and the nearest key."""
+    from pydantic import ValidationError
+
+    try:
+        result: T = _adapter(cls).validate_json(text)
+    except ValidationError as failure:
+        lines = [_explain(cls, dict(error)) for error in failure.errors()]
+        message = f"{where}: " + "; ".join(lines)
+        raise InputError(message, hint="correct the keys named above and run again") from None
+    return result
+
+
+def read_toml(cls: type[T], path: Path, kind: str) -> T:
+    """Read one TOML file as a record; an unreadable or malformed file is an InputError naming it and its `kind`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no {kind} at {path}", hint=f"give the path of a {kind}.toml") from None
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror}", hint=f"give the path of a {kind}.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
+    return decode(cls, json.dumps(table, default=str), where=str(path))
+
+
+def _explain(cls: type[Any], error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    if error["type"] not in {"unexpected_keyword_argument", "extra_forbidden"}:
+        return f"{place}: {error['msg'].lower()} (got {_shorten(error['input'])})"
+    nearest = difflib.get_close_matches(str(error["loc"][-1]), _keys(cls), n=1)
+    if nearest == [error["loc"][-1]]:
+        return f"unknown key {place!r}: {nearest[0]!r} belongs in another table of the file"
+    return f"unknown key {place!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def _shorten(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _keys(cls: type[Any]) -> list[str]:
+    """All property names anywhere in the record's schema, for "did you mean"."""
+    schema = _adapter(cls).json_schema()
+    blocks = [schema, *schema.get("$defs", {}).values()]
+    return sorted({key for block in blocks for key in block.get("properties", {})})

@@ -1,0 +1,42 @@
+"""Which versions made a thing: part of every store key and of every artifact's record."""
+
+import hashlib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rankship_pipeline import __version__
+
+_EXPORT_PACKAGES = {
+    "onnx": ("onnx", "onnxscript"),
+    "tflite": ("litert-torch", "litert-converter"),
+    "executorch": ("executorch", "torchao"),
+}
+# format → distributions whose runtime runs it on the host, first found wins
+RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert",), "executorch": ("executorch",)}
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def find_version(distribution: str) -> str | None:
+    """An installed distribution's version, None where it is not installed; imports nothing."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def list_versions(format_name: str | None = None) -> dict[str, str]:
+    """Versions that shape a model (torch, numpy, ours), and those of one format's exporter where it is named."""
+    names = ("torch", "numpy", "scipy", "safetensors", "transformers", *_EXPORT_PACKAGES.get(format_name or "", ()))
+    found = {name: find_version(name) for name in names}
+    return {"rankship": __version__, **{name: value for name, value in found.items() if value is not None}}
+
+
+@cache
+def hash_code() -> str:
+    """SHA-256 over the source of every room of the package, so that no changed method meets an old result."""
+    state = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        state.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Trained models and data in: files, headers, modules, layers."""

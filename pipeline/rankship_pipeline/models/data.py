@@ -1,0 +1,158 @@
+"""Calibration and test data of a recipe, checked before any long work starts."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.source import load_function
+from rankship_pipeline.recipe.choices import Recipe
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
+
+    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
+    `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
+    model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
+    """
+
+    calibration: dict[str, Inputs]
+    test_inputs: Inputs
+    test_labels: Tensor
+    unlabelled: dict[str, Inputs] = field(default_factory=dict)
+    tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+
+    def list_unlabelled(self, name: str) -> Inputs:
+        """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
+        return self.unlabelled.get(name, self.calibration[name])
+
+    def pool_calibration(self) -> Inputs:
+        """All models' calibration samples, interleaved so that any prefix holds every model's share."""
+        return _interleave(list(self.calibration.values()))
+
+    def pool_tests(self) -> tuple[Inputs, Tensor]:
+        """All models' own tests, interleaved alike: inputs and labels."""
+        *inputs, labels = _interleave([(*inputs, labels) for inputs, labels in self.tests.values()])
+        return tuple(inputs), labels
+
+    def strip(self, inputs: Inputs) -> Inputs:
+        """What a single model, or an exported file, takes of these inputs: all but the task's number."""
+        return inputs[:-1] if self.tasks else inputs
+
+
+def _interleave(pools: list[Inputs]) -> Inputs:
+    joined = tuple(torch.cat(parts) for parts in zip(*pools, strict=True))
+    positions = torch.cat([torch.linspace(0, 1, len(pool[0])) for pool in pools])
+    order = positions.argsort(stable=True)
+    return tuple(tensor[order] for tensor in joined)
+
+
+def load_data(recipe: Recipe, folder: Path) -> Data:
+    """Call the recipe's loader and check what it returns.
+
+    The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
+    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as
+    `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell how well each model's
+    own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
+    """
+    where = f"data loader {recipe.data.loader!r}"
+    loader = load_function(recipe.data.loader, folder)
+    found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
+    _check_keys(found, recipe, where)
+    names = [source.name for source in recipe.models]
+    tests = {
+        name: (_check(inputs, f"{where}: tests of {name!r}"), _check_labels(labels, where))
+        for name, (inputs, labels) in ((name, found["tests"][name]) for name in names if name in found.get("tests", {}))
+    }
+    calibration = {name: _check(found["calibration"][name], f"{where}: calibration of {name!r}") for name in names}
+    _check_lengths({f"test inputs of {name!r}": pair for name, pair in tests.items()}, where)
+    if recipe.merge.head is None:
+        test_inputs = _check(found["test_inputs"], f"{where}: test_inputs")
+        test_labels = _check_labels(found["test_labels"], where)
+    else:
+        _check_alike(calibration | {f"tests of {name}": inputs for name, (inputs, _) in tests.items()}, where)
+        test_inputs, test_labels = Data(calibration, (), torch.empty(0), tests=tests).pool_tests()
+    _check_lengths({"test inputs": (test_inputs, test_labels)}, where)
+    return Data(
+        calibration=calibration,
+        test_inputs=test_inputs,
+        test_labels=test_labels,
+        unlabelled={
+            name: _check(inputs, f"{where}: unlabelled of {name!r}")
+            for name, inputs in found.get("unlabelled", {}).items()
+        },
+        tests=tests,
+    )
+
+
+def _check_keys(found: object, recipe: Recipe, where: str) -> None:
+    """Refuse a result that lacks something, or names other models than the recipe's."""
+    headed = recipe.merge.head is not None
+    wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs", "test_labels"]
+    if not isinstance(found, Mapping) or not set(wanted) <= found.keys():
+        raise InputError(f"{where} must return {', '.join(wanted)}", hint="see README, Recipes")
+    names = {source.name for source in recipe.models}
+    for key in ("calibration", *(["tests"] if headed else [])):
+        given = set(found[key]) if isinstance(found[key], Mapping) else set()
+        if given != names:
+            raise InputError(
+                f"{where} gives {key} for {sorted(given)}, the recipe's models are {sorted(names)}",
+                hint="return a mapping with one entry per model",
+            )
+    for key in ("unlabelled", "tests"):
+        if not set(found.get(key, {})) <= names:
+            raise InputError(
+                f"{where} gives {key} for {sorted(found[key])}, the recipe's models are {sorted(names)}",
+                hint="name the recipe's models",
+            )
+
+
+def _check_lengths(tests: Mapping[str, tuple[Inputs, Tensor]], where: str) -> None:
+    for what, (inputs, labels) in tests.items():
+        if len(labels) != len(inputs[0]):
+            raise InputError(
+                f"{where}: {len(inputs[0])} {what}, {len(labels)} labels", hint="return one label per test input"
+            )
+
+
+def _check_alike(inputs: Mapping[str, Inputs], where: str) -> None:
+    """One backbone takes all tasks' samples, so they must be of one shape."""
+    shapes = {name: [tuple(tensor.shape[1:]) for tensor in tensors] for name, tensors in inputs.items()}
+    first, *others = shapes
+    for other in others:
+        if shapes[other] != shapes[first]:
+            raise InputError(
+                f"{where}: a sample of {other!r} has shape {shapes[other]}, one of {first!r} {shapes[first]}",
+                hint="one backbone takes them all: pad or resize them alike",
+            )
+
+
+def _check_labels(given: object, where: str) -> Tensor:
+    labels = torch.as_tensor(given)
+    if labels.ndim not in {1, 2} or labels.is_floating_point() or labels.is_complex():
+        raise InputError(
+            f"{where}: test_labels are {labels.dtype} of shape {list(labels.shape)}",
+            hint="return one whole number per test input: the class",
+        )
+    return labels.to(torch.int64)
+
+
+def _check(given: Tensor | Inputs, what: str) -> Inputs:
+    given = given if isinstance(given, tuple | list) else (given,)
+    inputs = tuple(torch.as_tensor(tensor) for tensor in given)  # numpy arrays are welcome too
+    if not inputs or any(len(tensor) == 0 for tensor in inputs):
+        raise InputError(f"{what} is empty", hint="give at least one sample; some hundreds work well")
+    if len({len(tensor) for tensor in inputs}) > 1:
+        raise InputError(f"{what}: tensors of different length", hint="every tensor has one row per sample")
+    if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in inputs):
+        raise InputError(f"{what} holds NaN or infinity", hint="clean the data that the loader returns")
+    return inputs

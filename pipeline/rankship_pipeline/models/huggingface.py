@@ -1,0 +1,109 @@
+"""Hugging Face models as plain modules: positional tensors in, logits out."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.choices import Source
+
+# task → the transformers class that loads it
+_AUTO_CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
+
+
+# configuration, weights, and what tells two tokenizers apart
+_FETCHED = ["*.json", "*.safetensors", "vocab.txt", "*.model"]
+
+
+PREFIX = "model."  # of a transformers model's own names in the wrapped module's
+
+
+class LogitsOnly(nn.Module):
+    """Call a transformers model with positional tensors, named by `inputs`, and return its logits (batch, classes)."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Map the tensors to their names in order."""
+        logits: Tensor = self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
+        return logits
+
+
+def find_snapshot(source: Source, folder: Path) -> Path:
+    """The local folder of a model: a path beside the recipe, an absolute path, or the hub's cached snapshot."""
+    local = folder / str(source.huggingface)
+    if local.is_dir():
+        return local
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source.huggingface), revision=source.revision, allow_patterns=_FETCHED))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as failure:
+        raise InputError(
+            f"model {source.name!r}: {source.huggingface!r} is neither a folder nor a hub id that can be fetched"
+            f" ({type(failure).__name__})",
+            hint="give the path of a downloaded model, or check the id, the network and HF_TOKEN",
+        ) from None
+
+
+def list_files(source: Source, folder: Path) -> list[Path]:
+    """The configuration and weights of a model folder, sorted."""
+    snapshot = find_snapshot(source, folder)
+    weights = sorted(snapshot.glob("*.safetensors"))
+    if not weights:
+        raise InputError(
+            f"{snapshot} has no *.safetensors", hint="save the model again with save_pretrained (safetensors)"
+        )
+    if not (snapshot / "config.json").is_file():
+        raise InputError(f"{snapshot} has no config.json", hint="give the folder that save_pretrained wrote")
+    return [snapshot / "config.json", *weights]
+
+
+def make_wrapped(source: Source, folder: Path) -> nn.Module:
+    """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(find_snapshot(source, folder))
+    model = _auto_class(source).from_config(config, attn_implementation="eager")
+    return LogitsOnly(model.to(torch.float32), source.inputs).eval()
+
+
+def load_wrapped_state(source: Source, folder: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
+    """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint.
+
+    What stands in `supplied` may be missing: an adapter brings it along.
+    """
+    from rankship_pipeline.models.source import copy_state, read_state
+
+    for path in list_files(source, folder)[1:]:
+        read_state(path)
+    model, found = _auto_class(source).from_pretrained(
+        find_snapshot(source, folder),
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    missing = sorted(name for name in found["missing_keys"] if PREFIX + name not in supplied)
+    if missing:  # transformers would fill them at random
+        raise InputError(
+            f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",
+            hint=f"give a checkpoint that was trained for {source.task}",
+        )
+    return copy_state(LogitsOnly(model, source.inputs).eval())
+
+
+def _auto_class(source: Source) -> Any:  # noqa: ANN401 - transformers has no types
+    import transformers
+
+    return getattr(transformers, _AUTO_CLASSES[str(source.task)])

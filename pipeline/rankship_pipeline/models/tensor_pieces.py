@@ -1,0 +1,130 @@
+"""Safetensors read and written piece by piece: a few rows of one tensor at a time, and nothing mapped into memory.
+
+The library maps whole files, and whatever was read of them counts as this process's memory; it writes a file only from
+tensors that are all in memory. The format itself is eight bytes of length, a JSON header, and the numbers.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedWriter
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankship_pipeline.foundation.errors import InputError
+
+# the format's names of types → torch's
+TYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+_LENGTH_BYTES = 8  # of the header's length, little-endian; the header is padded to as much
+
+
+class Readable(Protocol):
+    """A tensor that is read some rows at a time: `dtype` is the type it is stored in, `type_name` the format's name."""
+
+    @property
+    def type_name(self) -> str: ...  # noqa: D102 - said above
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102 - said above
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - its own
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows, or all."""
+        ...
+
+
+def count_rows(tensor: Readable) -> int:
+    """Elements of the first dimension; 1 for a single number."""
+    return tensor.shape[0] if tensor.shape else 1
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `offset` bytes into a file, in the format's own `type_name`."""
+
+    path: Path
+    type_name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type as torch has it; KeyError for one that is not in TYPES."""
+        return TYPES[self.type_name]
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Some rows, or all, as they are stored."""
+        stop = count_rows(self) if stop is None else stop
+        shape = self.shape and (stop - start, *self.shape[1:])
+        row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        if prod(shape) == 0:
+            return torch.empty(shape, dtype=self.dtype)
+        raw = np.fromfile(self.path, np.uint8, (stop - start) * row_bytes, offset=self.offset + start * row_bytes)
+        return torch.from_numpy(raw).view(self.dtype).reshape(shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file, in the order stored; InputError for one that is missing, cut short or no safetensors."""
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header = json.loads(stream.read(min(length, size_bytes)))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        is_whole = size_bytes == _LENGTH_BYTES + length + end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(
+            f"{path} is {'not a whole safetensors file' if path.exists() else 'missing'}",
+            hint="fetch that file again, or save the model again with save_pretrained",
+        )
+    found = {
+        name: StoredTensor(
+            path=path,
+            type_name=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            offset=_LENGTH_BYTES + length + entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+def write_header(stream: BufferedWriter, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """The header of a file whose tensors follow, in this order and without gaps."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    stream.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+
+
+def write_piece(stream: BufferedWriter, piece: Tensor) -> None:
+    """The numbers of a tensor, or of its next rows."""
+    if piece.numel() == 0:
+        return
+    stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)

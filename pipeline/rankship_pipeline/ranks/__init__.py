@@ -1,0 +1,1 @@
+"""Which layer gets which rank, to an exact budget in one price."""

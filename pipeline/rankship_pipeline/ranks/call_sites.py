@@ -1,0 +1,162 @@
+"""Where each layer of a model runs, as what and on how much: all that its time on a device depends on.
+
+Layers that run alike share a site, so that a device times each kind once. A site's layer is timed as several copies
+side by side on one input, their outputs summed: reading the input and calling the runtime are then paid once for all
+copies, and one copy timed alone tells how much that is (see rankship_benchmarks.costs.sweeps).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.factors.rebuild import chain
+from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.records import Factors, record
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Factorable, Kind, Layer, get_layer
+
+
+@record
+class Site:
+    """A layer's shape and that of its input, (1, …); `padding` is torch's word or its two numbers.
+
+    `rows` and `columns` are the layer's as a matrix; a linear layer or an embedding has no kernel to speak of.
+    """
+
+    kind: Kind
+    rows: int
+    columns: int
+    bias: bool
+    input_shape: tuple[int, ...]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: str | tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def layer(self) -> Layer:
+        """The site's layer, nameless."""
+        return Layer(name="", rows=self.rows, columns=self.columns, kind=self.kind, kernel=self.kernel)
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other site, to people too."""
+        return f"{self} {digest(self)[:8]}"
+
+    def __str__(self) -> str:
+        """What tables and progress call it: "convolution 64→128 3x3 /2 on 64x8x8"."""
+        shape = "x".join(map(str, self.input_shape[1:]))
+        kernel = f" {self.kernel[0]}x{self.kernel[1]}" if self.kind == "convolution" else ""
+        stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
+        return f"{self.kind} {self.layer.channels}→{self.rows}{kernel}{stride} on {shape or 1}"
+
+
+@torch.inference_mode()
+def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, tuple[Site, ...]]:
+    """The sites of every layer by its name, one for each time it is called on one sample."""
+    found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
+    handles = []
+    for layer in layers:
+        module = get_layer(model, layer.name)
+        handles.append(module.register_forward_hook(_note(found[layer.name], layer, module)))
+    try:
+        model(*(tensor[:1] for tensor in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: tuple(sites) for name, sites in found.items()}
+
+
+def hash_model(model: nn.Module, sites: Mapping[str, Sequence[Site]]) -> str:
+    """SHA-256 of what a model's time depends on: its modules and their settings, and every site; not its weights."""
+    return digest({"modules": repr(model), "sites": {name: list(some) for name, some in sites.items()}})
+
+
+class Copies(nn.Module):
+    """Layers of one shape on one input, their outputs summed."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map whatever one layer takes to what it gives."""
+        total: Tensor = self.layers[0](x)
+        for layer in self.layers[1:]:
+            total = total + layer(x)
+        return total
+
+
+class Branches(nn.Module):
+    """Several modules on one input, each with an output of its own: what is exported in one go and then cut apart."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map the one input to all outputs, in order."""
+        return tuple(branch(x) for branch in self.branches)
+
+
+def make_copies(site: Site, factors: Factors | None, count: int) -> Copies:
+    """The site's layer, dense or factored, `count` times, each with random weights of its own; torch's seed stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = [_make_layer(site) for _ in range(count)]
+        return Copies([one if factors is None else chain(one, factors) for one in dense]).eval()
+
+
+def make_samples(site: Site, count: int) -> Tensor:
+    """Random inputs of the site, samples first; an embedding's are tokens."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, *site.input_shape[1:])
+    if site.kind == "embedding":
+        return torch.randint(site.columns, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def _note(
+    found: list[Site], layer: Layer, module: Factorable
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def see(_module: nn.Module, args: tuple[Tensor, ...], _y: Tensor) -> None:
+        found.append(_describe(layer, module, tuple(args[0].shape)))
+
+    return see
+
+
+def _describe(layer: Layer, module: Factorable, shape: tuple[int, ...]) -> Site:
+    bias = getattr(module, "bias", None) is not None
+    site = Site(kind=layer.kind, rows=layer.rows, columns=layer.columns, bias=bias, input_shape=shape)
+    if not isinstance(module, nn.Conv2d):
+        return site
+    return replace(
+        site,
+        kernel=layer.kernel,
+        stride=_pair(module.stride),
+        padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
+        dilation=_pair(module.dilation),
+    )
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = map(int, values)
+    return first, second
+
+
+def _make_layer(site: Site) -> Factorable:
+    if site.kind == "embedding":
+        return nn.Embedding(site.columns, site.rows)
+    if site.kind == "linear":
+        return nn.Linear(site.columns, site.rows, bias=site.bias)
+    return nn.Conv2d(
+        site.layer.channels,
+        site.rows,
+        site.kernel,
+        site.stride,
+        site.padding,
+        site.dilation,
+        bias=site.bias,
+    )

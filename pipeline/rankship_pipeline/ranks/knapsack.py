@@ -1,0 +1,199 @@
+"""The multiple-choice knapsack: one option per menu, least total error within a cost limit.
+
+After Kellerer, Pferschy and Pisinger, "Knapsack Problems" (2004), chapter 11, and Pisinger, "A minimal algorithm for
+the multiple-choice knapsack problem" (1995): the linear relaxation, by a greedy walk along the menus' convex hulls;
+Lagrangian bounds that thin the menus; dynamic programming over what is left, with bounds. Two things differ: what is
+still to come is bounded by its own relaxation, and the menus come coarsest first. Once every jump (a last rank to
+dense) is decided, the rest is so fine that its relaxation is nearly exact, and few partial plans live on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import fsum, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankship_pipeline.foundation.errors import BuildError
+
+_TOLERANCE = 1e-9  # of the largest error
+_EFFORTS = (1_000, 5_000, 25_000, 125_000, 625_000)  # partial plans tried per menu; counted, so that plans reproduce
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Trail = list[tuple[NDArray[np.int32], int]]  # by menu: the kept of its options × the partial plans, and how many these
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for one layer: what it costs (any integer unit) and the error it brings."""
+
+    cost: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Each menu's chosen index, their summed error, and a lower bound on the error of every plan within the limit."""
+
+    picked: list[int]
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class _Menu:
+    """Options worth having, by rising cost and falling error, and the corners of their lower convex hull.
+
+    `indexes` are the caller's; `costs` count from the caller's cheapest option; `errors` are shares of the largest of
+    all; `slopes` is what each edge of the hull saves per unit of cost, strictly falling.
+    """
+
+    indexes: Integers
+    costs: Integers
+    errors: Floats
+    corners: Integers
+    slopes: Floats
+
+
+def solve_knapsack(menus: Sequence[Sequence[Option]], limit: int) -> list[int]:
+    """Pick one option per menu minimising Σ error subject to Σ cost ≤ limit; returns each menu's chosen index."""
+    return solve(menus, limit).picked
+
+
+def solve(menus: Sequence[Sequence[Option]], limit: int) -> Solution:
+    """Solve to within 1e-9 of the largest error, or as near as bounded effort comes; `error - bound` says how near."""
+    least = sum(min(option.cost for option in menu) for menu in menus)
+    room = min(limit, sum(max(option.cost for option in menu) for menu in menus)) - least
+    if room < 0:
+        raise BuildError(
+            f"the rank allocation has no solution: the cheapest options cost {least:,}, the limit is {limit:,}",
+            hint="raise the budget",
+        )
+    if not menus:
+        return Solution([], 0.0, 0.0)
+    if room >= 2**53:  # no longer exact as floats
+        raise BuildError(f"the options' costs span {room:,}, 2^53 or more", hint="count costs in a coarser unit")
+    scale = max(option.error for menu in menus for option in menu) or 1.0
+    tables = [_read_menu(menu, room, scale) for menu in menus]
+    picked, multiplier = _relax(tables, room)
+    relaxed = fsum((table.errors + multiplier * table.costs).min() for table in tables) - multiplier * room
+    error, bound = _sum_errors(menus, picked) / scale, relaxed
+    for effort in _EFFORTS:
+        if error - bound <= _TOLERANCE:
+            break
+        found, reached = _search([_reduce(table, multiplier, error - relaxed) for table in tables], room, error, effort)
+        picked, bound = found or picked, max(bound, reached)
+        error = _sum_errors(menus, picked) / scale
+    return Solution(picked, _sum_errors(menus, picked), min(error, bound) * scale)
+
+
+def _sum_errors(menus: Sequence[Sequence[Option]], picked: Sequence[int]) -> float:
+    return fsum(menu[index].error for menu, index in zip(menus, picked, strict=True))
+
+
+def _read_menu(menu: Sequence[Option], room: int, scale: float) -> _Menu:
+    """The affordable options that are better than every cheaper one."""
+    least = min(option.cost for option in menu)
+    costs = np.array([min(option.cost - least, room + 1) for option in menu], np.int64)
+    errors = np.array([option.error / scale for option in menu])
+    kept = _find_undominated(costs, errors)
+    kept = kept[costs[kept] <= room]
+    return _make_menu(kept, costs[kept], errors[kept])
+
+
+def _make_menu(indexes: Integers, costs: Integers, errors: Floats) -> _Menu:
+    """Find the hull by a monotone chain, comparing the very slopes sorted later, so that rounding reorders none."""
+    cost, error = costs.tolist(), errors.tolist()
+    corners, slopes = [0], [inf]
+    for right in range(1, len(cost)):
+        while (slope := (error[corners[-1]] - error[right]) / (cost[right] - cost[corners[-1]])) >= slopes[-1]:
+            corners.pop()
+            slopes.pop()
+        corners.append(right)
+        slopes.append(slope)
+    return _Menu(indexes, costs, errors, np.array(corners), np.array(slopes[1:]))
+
+
+def _sort_edges(tables: Sequence[_Menu]) -> tuple[Integers, Integers, Floats]:
+    """The edges of all hulls, best first: the menu each belongs to, what it costs and what it saves."""
+    order = np.argsort(-np.concatenate([table.slopes for table in tables]), kind="stable")
+    owners = np.repeat(np.arange(len(tables)), [len(table.slopes) for table in tables])
+    costs = np.concatenate([np.diff(table.costs[table.corners]) for table in tables])
+    savings = np.concatenate([-np.diff(table.errors[table.corners]) for table in tables])
+    return owners[order], costs[order], savings[order]
+
+
+def _relax(tables: Sequence[_Menu], room: int) -> tuple[list[int], float]:
+    """The plan where the best edges stop fitting, and the multiplier: what the next edge saves per unit of cost."""
+    owners, costs, savings = _sort_edges(tables)
+    fitting = int(np.searchsorted(np.cumsum(costs), room, side="right"))
+    multiplier = float(savings[fitting] / costs[fitting]) if fitting < len(costs) else 0.0
+    return _recall(tables, [], 0, np.bincount(owners[:fitting], minlength=len(tables))), multiplier
+
+
+def _reduce(table: _Menu, multiplier: float, gap: float) -> _Menu:
+    """Drop the options whose reduced cost exceeds the gap: no plan better than the one in hand holds them."""
+    reduced = table.errors + multiplier * table.costs
+    kept = reduced - reduced.min() <= gap
+    return _make_menu(table.indexes[kept], table.costs[kept], table.errors[kept])
+
+
+def _search(tables: Sequence[_Menu], room: int, error: float, effort: int) -> tuple[list[int], float]:
+    """Dynamic programming over partial plans: a plan with less than `error`, empty if none is found, and a lower bound.
+
+    A partial plan is dropped when another is no dearer and no worse, or when its error with the relaxation of what is
+    to come is no better than the best plan known. Rounding that relaxation down makes a whole plan, so that good ones
+    are known early. Beyond `effort`, the least promising are dropped too; the bound accounts for them. The menus come
+    by the longest edges of their hulls, those that leave no choice before all.
+    """
+    order = sorted(range(len(tables)), key=lambda i: -max(np.diff(tables[i].costs[tables[i].corners]), default=inf))
+    stages = [tables[i] for i in order]
+    owners, edge_costs, savings = _sort_edges(stages)
+    first_costs = np.array([table.costs[0] for table in stages])
+    first_errors = np.array([table.errors[0] for table in stages])
+    costs, errors, lost = np.zeros(1, np.int64), np.zeros(1), inf
+    trail: Trail = []
+    plan: list[int] = []
+    for stage, (table, following) in enumerate(pairwise([*stages, stages[-1]])):
+        coming = owners > stage
+        budgets = np.cumsum(np.append(first_costs[stage + 1 :].sum(), edge_costs[coming]))
+        remains = np.cumsum(np.append(first_errors[stage + 1 :].sum(), -savings[coming]))
+        tried_costs = (table.costs[:, None] + costs).ravel()
+        tried_errors = (table.errors[:, None] + errors).ravel()
+        bounds = tried_errors + np.interp(room - tried_costs, budgets, remains, left=inf)
+        kept = np.flatnonzero(bounds < error - _TOLERANCE / 2)
+        if not len(kept):
+            break
+        kept = kept[_find_undominated(tried_costs[kept], tried_errors[kept])]
+        if len(kept) > (width := max(1, effort // len(following.costs))):
+            ranked = np.argpartition(bounds[kept], width)
+            lost = min(lost, float(bounds[kept[ranked[width:]]].min()))
+            kept = kept[np.sort(ranked[:width])]
+        trail.append((kept.astype(np.int32), len(costs)))
+        costs, errors = tried_costs[kept], tried_errors[kept]
+        reach = np.searchsorted(budgets, room - costs, side="right") - 1
+        totals = errors + remains[reach]
+        row = int(totals.argmin())
+        if totals[row] < error:
+            error = float(totals[row])
+            plan = _recall(stages, trail, row, np.bincount(owners[coming][: reach[row]], minlength=len(stages)))
+    return [index for _, index in sorted(zip(order, plan, strict=False))], min(lost, error - _TOLERANCE / 2)
+
+
+def _recall(stages: Sequence[_Menu], trail: Trail, row: int, corners: Integers) -> list[int]:
+    """The whole plan: the options that the trail leads back through, and beyond it the corners that were walked to."""
+    plan = [int(table.indexes[table.corners[corner]]) for table, corner in zip(stages, corners, strict=True)]
+    for stage, (kept, count) in reversed([*enumerate(trail)]):
+        option, row = divmod(int(kept[row]), count)
+        plan[stage] = int(stages[stage].indexes[option])
+    return plan
+
+
+def _find_undominated(costs: Integers, errors: Floats) -> Integers:
+    """Positions by strictly rising cost and strictly falling error, the first of twins; fast on a few rising runs."""
+    order = np.argsort(costs, kind="stable")
+    falling = errors[order]
+    order = order[np.append(True, falling[1:] < np.minimum.accumulate(falling)[:-1])]
+    return np.asarray(order[np.append(np.diff(costs[order]) > 0, True)], np.int64)  # of equal costs the last, the best

@@ -1,0 +1,136 @@
+"""What it costs to store a layer in some way: parameters, floating-point operations, or time and energy measured.
+
+Allocation knows costs only through a `Price`. A measured one is a table in a file, taken on a device for exactly these
+layers; a layer is offered only what the table holds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.factors.forms import count_parameters, list_smallest
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Layer, get_layer
+
+Ask = Callable[[Layer, Factors | None], int | None]
+
+
+@dataclass(frozen=True)
+class Price:
+    """A cost in one unit: `ask` gives a layer's stored so (None as factors: dense; None as answer: not on offer).
+
+    `fixed` is what the rest of the model costs, whatever is chosen. `listed` holds a table's offers by layer name; None
+    where everything can be priced.
+    """
+
+    unit: CostUnit
+    ask: Ask
+    fixed: int
+    listed: Mapping[str, Sequence[Factors | None]] | None = None
+
+    def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
+        """The least that the layer can cost at ranks that are multiples of `step`, dense included."""
+        offers = list_smallest(layer, step, forms) if self.listed is None else self._list_offers(layer, step, forms)
+        return min(cost for one in offers if (cost := self.ask(layer, one)) is not None)
+
+    def _list_offers(self, layer: Layer, step: int, forms: Sequence[Form]) -> list[Factors | None]:
+        listed = self.listed[layer.name] if self.listed else ()
+        return [one for one in listed if one is None or (one.form in forms and one.rank % step == 0)]
+
+
+def price_parameters(fixed: int) -> Price:
+    """Parameters stored; `fixed` lie outside the factorable layers."""
+    return Price("parameters", count_parameters, fixed)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The places (rows, columns) at which a layer's input and output are computed when it runs; tokens are (1, n)."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+
+
+@torch.inference_mode()
+def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Price:
+    """Floating-point operations on one sample, two for a multiply-add, as torch's own counter has them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
+    handles = [get_layer(model, layer.name).register_forward_hook(_watch(calls[layer.name], layer)) for layer in layers]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*(tensor[:1] for tensor in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def ask(layer: Layer, factors: Factors | None) -> int:
+        return sum(_count_flops(layer, factors, call) for call in calls[layer.name])
+
+    return Price("flops", ask, counter.get_total_flops() - sum(ask(layer, None) for layer in layers))
+
+
+def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str) -> Price:
+    """What was measured on a device; a table of another model (see sites.hash_model) is an InputError with `where`."""
+    costs = {name: {one.factors: one.cost for one in options} for name, options in table.layers.items()}
+    missing = [layer.name for layer in layers if None not in costs.get(layer.name, {})]
+    if missing:
+        raise InputError(
+            f"{where} does not say what {', '.join(missing)} cost dense",
+            hint="it was measured for another model or without these layers: measure this recipe's on the device",
+        )
+    if table.model_sha256 != model_sha256:
+        raise InputError(
+            f"{where} was measured for a model of other shapes ({table.model_sha256[:12]}…, not {model_sha256[:12]}…)",
+            hint="`rankship costs` with this recipe measures its own",
+        )
+    listed = {name: list(options) for name, options in costs.items()}
+    kept_dense = costs.keys() - {layer.name for layer in layers}  # which the recipe does not let be factored
+    fixed = table.fixed + sum(costs[name].get(None) or 0 for name in kept_dense)
+    return Price(table.unit, lambda layer, factors: costs[layer.name].get(factors), fixed, listed)
+
+
+def read_table(path: Path, unit: CostUnit) -> CostTable:
+    """Read a cost table, which must be in the budget's unit."""
+    try:
+        text = path.read_bytes()
+    except OSError as failure:
+        raise InputError(f"budget.costs: cannot read {path}: {failure.strerror}", hint="name a cost table") from None
+    table = decode(CostTable, text, where=str(path))
+    if table.unit != unit:
+        raise InputError(f"{path} holds {table.unit}, the budget is in {unit}", hint="name a table of the same unit")
+    return table
+
+
+def _watch(calls: list[_Call], layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def see(_module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        if layer.kind == "convolution":
+            calls.append(_Call((args[0].shape[-2], args[0].shape[-1]), (y.shape[-2], y.shape[-1])))
+        else:
+            tokens = (1, y[..., 0].numel())
+            calls.append(_Call(tokens, tokens))
+
+    return see
+
+
+def _count_flops(layer: Layer, factors: Factors | None, call: _Call) -> int:
+    """Two operations per weight and place; looking up an embedding's table is none, mixing its factors is."""
+    (before_high, before_wide), (high, wide) = call.inputs, call.outputs
+    places = high * wide
+    if factors is None:
+        return 0 if layer.kind == "embedding" else 2 * layer.parameters * places
+    height, width = layer.kernel
+    k, inner = factors.rank, factors.input_rank or 0
+    if factors.form == "spatial":  # the first operator moves along the height only
+        return 2 * k * (layer.channels * height * high * before_wide + layer.rows * width * places)
+    if factors.form == "tucker":
+        mixing = layer.channels * inner * before_high * before_wide
+        return 2 * (mixing + (inner * height * width * k + k * layer.rows) * places)
+    return 2 * k * (layer.rows + (0 if layer.kind == "embedding" else layer.columns)) * places

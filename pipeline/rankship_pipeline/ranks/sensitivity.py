@@ -1,0 +1,141 @@
+"""How much each layer's error hurts, measured: the divergence of the model's predictions with one layer changed."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.forms import Candidate, compose
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import get_layer, shape_weight
+from rankship_pipeline.ranks.allocators import Choices, Curve, LayerStats, allocate_knapsack, total_cost
+from rankship_pipeline.recipe.choices import RankChoice
+
+# Sizes (share of the dense parameters) at which every layer is measured; between them damage is log-linear. The
+# smallest offer is always among them: beyond the last measured point a solver would find damage for nothing.
+PROBED_SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
+_LEAST = 1e-9  # nats: damages below are noise of float32
+
+Tick = Callable[[], None]
+
+
+def measure_curves(
+    analysis: Analysis, stats: Sequence[LayerStats], inputs: Inputs, tick: Tick = lambda: None
+) -> tuple[LayerStats, ...]:
+    """Every layer's damage curve, each layer changed alone, on unlabelled inputs (METHODS §8)."""
+    model = copy.deepcopy(analysis.model)
+    teacher = predict(model, inputs)
+    measured = []
+    for entry in stats:
+        with _restoring(model, entry.layer.name):
+            points = []
+            for candidate in _pick_probes(entry.candidates, entry.dense_cost):
+                _write(model, analysis, entry.layer.name, candidate)
+                points.append((candidate.error, measure_divergence(model, inputs, teacher)))
+        measured.append(replace(entry, curve=_draw_curve(points)))
+        tick()
+    return tuple(measured)
+
+
+def improve(
+    analysis: Analysis,
+    stats: Sequence[LayerStats],
+    chosen: Choices,
+    available: int,
+    choice: RankChoice,
+    inputs: Inputs,
+    tick: Tick = lambda: None,
+) -> Choices:
+    """Probe around a plan and solve again, `choice.passes` times; the plan that measures best is kept.
+
+    Curves of layers changed alone ignore how errors of several layers add up (METHODS §8). Here each layer is measured
+    with all others as planned: its damage is what the divergence rises by above that layer dense.
+    """
+    teacher = predict(analysis.model, inputs)
+    best, least = chosen, _measure_plan(analysis, stats, chosen, inputs, teacher)
+    current = chosen
+    for _ in range(choice.passes):
+        model = _apply_plan(analysis, stats, current)
+        around = []
+        for entry in stats:
+            name = entry.layer.name
+            with _restoring(model, name):
+                _write(model, analysis, name, None)
+                base = measure_divergence(model, inputs, teacher)
+                points = []
+                for candidate in _pick_probes(entry.candidates, entry.dense_cost):
+                    _write(model, analysis, name, candidate)
+                    points.append((candidate.error, measure_divergence(model, inputs, teacher) - base))
+            around.append(replace(entry, curve=_draw_curve(points)))
+            tick()
+        current = allocate_knapsack(around, available, choice)
+        found = _measure_plan(analysis, stats, current, inputs, teacher)
+        if found < least and total_cost(stats, current) <= available:
+            best, least = current, found
+    return best
+
+
+def _pick_probes(candidates: Sequence[Candidate], dense: int) -> list[Candidate]:
+    """The candidates nearest to PROBED_SHARES, by rising error."""
+    if not candidates:
+        return []
+
+    def find_nearest(size: float) -> Candidate:
+        return min(candidates, key=lambda one: abs(one.cost - size))
+
+    picked = {find_nearest(share * dense) for share in PROBED_SHARES}
+    return sorted(picked, key=lambda one: one.error)
+
+
+def _draw_curve(points: Sequence[tuple[float, float]]) -> Curve:
+    """Points by rising error, made monotone: more error never hurts less but by noise."""
+    errors: list[float] = []
+    damages: list[float] = []
+    worst = _LEAST
+    for error, damage in points:
+        if error <= 0 or (errors and error <= errors[-1]):
+            continue
+        worst = max(worst, damage)
+        errors.append(error)
+        damages.append(worst)
+    return Curve(errors=tuple(errors), damages=tuple(damages))
+
+
+def _measure_plan(
+    analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices, inputs: Inputs, teacher: Tensor
+) -> float:
+    return measure_divergence(_apply_plan(analysis, stats, chosen), inputs, teacher)
+
+
+def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices) -> nn.Module:
+    """The model in its dense structure with every planned layer's weight as its factors compute it."""
+    model = copy.deepcopy(analysis.model)
+    for entry in stats:
+        factors = chosen[entry.layer.name]
+        if factors is not None:
+            _write(model, analysis, entry.layer.name, Candidate(factors, 0, 0.0))
+    return model
+
+
+@torch.no_grad()
+def _write(model: nn.Module, analysis: Analysis, name: str, candidate: Candidate | None) -> None:
+    taken = analysis.layers[name]
+    matrix = taken.weight if candidate is None else compose(taken.layer, taken.make_weights(candidate.factors))
+    weight = get_layer(model, name).weight
+    weight.copy_(shape_weight(matrix, weight, taken.layer))
+
+
+@contextmanager
+def _restoring(model: nn.Module, name: str) -> Iterator[None]:
+    weight = get_layer(model, name).weight
+    saved = weight.detach().clone()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(saved)

@@ -1,0 +1,150 @@
+"""Reading a recipe, and what no recipe can mean: every mistake is named with its key before anything is loaded."""
+
+import re
+from math import inf
+from pathlib import Path
+
+from rankship_pipeline.foundation.codec import read_toml
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.choices import AMOUNTS, Comparison, RankMethod, Recipe, choose, find_base, list_sources
+from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
+from rankship_pipeline.recipe.normalisation import check_normalisation, check_quality, check_refinement
+
+_LEAST_MS = 0.001
+PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; every mistake is an InputError that names the file and the key."""
+    recipe = read_toml(Recipe, path, "recipe")
+    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
+    if complaints:
+        raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
+    return recipe
+
+
+def _check_models(recipe: Recipe) -> list[str]:
+    complaints = []
+    if not recipe.models:
+        complaints.append("no [[models]]: name at least one trained model")
+    sources = list_sources(recipe)
+    names = [source.name for source in sources]
+    complaints += [f"two models are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if not re.fullmatch(r"[\w][\w .-]*", recipe.name):
+        complaints.append(f"name {recipe.name!r} names folders: use letters, digits, '_', '-', '.' and spaces")
+    for source in sources:
+        complaints += check_normalisation(source.normalise, f"model {source.name!r}")
+        if len(set(source.labels)) < len(source.labels):
+            complaints.append(f"model {source.name!r}: two of its `labels` have one name")
+        if source.huggingface is not None and (source.weights or source.train):
+            complaints.append(f"model {source.name!r}: `weights` and `train` belong to a factory, not to `huggingface`")
+        if source.adapter is not None and source.train is not None:
+            complaints.append(f"model {source.name!r}: an adapter belongs to a model that is loaded, not to `train`")
+        if (source.factory is None) == (source.huggingface is None):
+            complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
+        elif source.factory is not None and (source.weights is None) == (source.train is None):
+            complaints.append(f"model {source.name!r} needs exactly one of `weights` and `train` beside its factory")
+        elif source.huggingface is not None and (source.task is None or not source.inputs):
+            complaints.append(f"model {source.name!r} needs `task` and `inputs` beside `huggingface`")
+    return complaints
+
+
+def _check_ways(recipe: Recipe) -> list[str]:
+    """What the recipe's own way, and every [[compare]], cannot mean."""
+    ways = [("ranks", choose(recipe)), *((f"compare {way.name!r}", way) for way in recipe.compare)]
+    complaints = [complaint for where, way in ways for complaint in check_way(way, where)]
+    merges = [("merge", recipe.merge.method), *((where, way.merge) for where, way in ways[1:])]
+    complaints += check_settings(merges, recipe.merge.given, has_base=find_base(recipe) is not None)
+    if recipe.merge.base is not None and not any(METHODS[method].base for _, method in merges):
+        complaints.append("merge.base means nothing to the merges of this recipe: leave it out")
+    complaints += check_count(merges, len(recipe.models))
+    if recipe.budget.unit != "parameters":
+        complaints += [
+            f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
+            f" {', '.join(PRICED_METHODS)}"
+            for where, way in ways
+            if way.ranks not in PRICED_METHODS
+        ]
+    return complaints
+
+
+def check_way(way: Comparison, where: str) -> list[str]:
+    """Complaints about one way, each naming `where` it was written."""
+    rules = [
+        (bool(way.forms), "forms is empty"),
+        (way.passes >= 0, f"passes must not be negative, got {way.passes}"),
+        (
+            way.passes == 0 or (way.sensitivity == "kl" and way.ranks == "knapsack"),
+            'passes measure around a knapsack\'s plan: they need sensitivity = "kl" and the method "knapsack"',
+        ),
+        (
+            way.sensitivity != "gradient" or (way.curvature and way.whitening != "plain"),
+            'sensitivity = "gradient" needs curvature = true and a whitening other than "plain"',
+        ),
+        (not way.reconstruct or way.whitening != "plain", 'reconstruct needs a whitening other than "plain"'),
+    ]
+    return [f"{where}: {complaint}" for kept, complaint in rules if not kept]
+
+
+def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
+    """What a budget of time or energy needs, and no other may have."""
+    budget, formats = recipe.budget, recipe.export.formats
+    costs, on, measured = budget.costs is not None, budget.on is not None, budget.unit in {"ns", "uj"}
+    return [
+        (
+            costs or on if measured else not costs,
+            "budget.costs, a table measured on the device, belongs to latency and energy, which need it (or budget.on)",
+        ),
+        (not on or budget.unit == "ns", "budget.on belongs to latency_ms and latency_us"),
+        (
+            budget.latency_ms is None or budget.latency_ms >= _LEAST_MS,
+            f"budget.latency_ms must be at least {_LEAST_MS}",
+        ),
+        (budget.format is None or on, "budget.format belongs to budget.on"),
+        (budget.format in {None, *formats}, f"budget.format is {budget.format}, exported are {', '.join(formats)}"),
+    ]
+
+
+def _check_numbers(recipe: Recipe) -> list[str]:
+    budget, ranks, threshold = recipe.budget, recipe.ranks, recipe.ranks.threshold
+    given = budget.amounts
+    rules = [
+        (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
+        (
+            len(given) == (1 if threshold is None else 0),
+            f"[budget] needs exactly one of {', '.join(AMOUNTS)} (none with ranks.threshold)",
+        ),
+        (
+            all(0 < value < inf for value in given.values()),
+            f"the budget must be above zero, got {list(given.values())}",
+        ),
+        *(
+            (share <= 1, f"budget.{key} is the fraction kept, 0 to 1, got {share}")
+            for key, share in given.items()
+            if key.startswith("kept_")
+        ),
+        *_rule_measured(recipe),
+        (ranks.step >= 1, f"ranks.step must be at least 1, got {ranks.step}"),
+        (ranks.probes >= 1, f"ranks.probes must be at least 1, got {ranks.probes}"),
+        (ranks.passes >= 0, f"ranks.passes must not be negative, got {ranks.passes}"),
+        (threshold is None or 0 < threshold <= 1, f"ranks.threshold must lie in (0, 1], got {threshold}"),
+        (threshold is None or not recipe.compare, "[[compare]] needs a [budget]; with ranks.threshold there is none"),
+        (recipe.parity.samples >= 1, f"parity.samples must be at least 1, got {recipe.parity.samples}"),
+        *(
+            (low <= limit <= high, f"parity.{name} must lie in [{low}, {high}], got {limit}")
+            for name, limit, low, high in (
+                ("max_relative_error", recipe.parity.max_relative_error, 0, 0.5),
+                ("min_cosine", recipe.parity.min_cosine, 0.9, 1),
+                ("min_top1_agreement", recipe.parity.min_top1_agreement, 0.9, 1),
+            )
+        ),
+        (bool(recipe.export.formats), "export.formats is empty"),
+        (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
+        (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
+    ]
+    likeness = [
+        *check_normalisation(recipe.data.normalise, "data"),
+        *check_quality(recipe.quality),
+        *check_refinement(recipe.refine),
+    ]
+    return [*(complaint for kept, complaint in rules if not kept), *likeness]

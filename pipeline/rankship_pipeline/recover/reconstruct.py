@@ -1,0 +1,136 @@
+"""Asymmetric reconstruction: each layer refitted to what the layers before it really produce once compressed."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.evaluate.calibrate import as_rows, split, watch_inputs
+from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.rebuild import fill_factors, rebuild
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Factorable, Layer, get_layer, shape_weight
+
+# Added to the Gram's diagonal as a share of its mean: directions that little data excites keep the dense weight.
+RIDGE = 1e-3
+
+
+class Reached(Exception):
+    """The layer under study has seen its input; the rest of the forward pass is not needed."""
+
+
+def reconstruct(
+    analysis: Analysis, plan: Mapping[str, Factors], inputs: Inputs, tick: Callable[[], None] = lambda: None
+) -> nn.Module:
+    """Fill the plan's factors layer by layer, in the order in which layers run, without labels or training.
+
+    With X the dense model's inputs to a layer and X̂ those that the compressed layers before it produce, the target is
+    M = argmin ‖W·Xᵀ − M·X̂ᵀ‖² = W·(XᵀX̂)·(X̂ᵀX̂)⁻¹, and M's best factors under X̂'s Gram are kept (reduced-rank
+    regression; asymmetric reconstruction of Zhang et al. 2016, arXiv 1505.06798 §3.3). A bias takes up what the means
+    still differ by. Layers that stay dense are left as they are.
+    """
+    student = copy.deepcopy(analysis.model)
+    weights: dict[str, tuple[Tensor, ...]] = {}
+    for layer in _order(analysis, inputs):
+        if layer.name in plan:
+            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs)
+            tick()
+    for name in plan.keys() - weights.keys():  # a layer that never ran
+        weights[name] = analysis.layers[name].make_weights(plan[name])
+    compressed = rebuild(student, plan)  # takes the corrected biases along
+    for name, factors in weights.items():
+        fill_factors(compressed.get_submodule(name), factors)
+    return compressed
+
+
+def _refit(
+    analysis: Analysis, student: nn.Module, layer: Layer, factors: Factors, inputs: Inputs
+) -> tuple[Tensor, ...]:
+    taken = analysis.layers[layer.name]
+    module = get_layer(student, layer.name)
+    if layer.kind == "embedding":  # nothing runs before it
+        weights = taken.make_weights(factors)
+    else:
+        crossed = _Crossed(layer)
+        _run_both(analysis.model, student, layer, inputs, crossed)
+        target = taken.weight + crossed.correct(taken.weight)
+        metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
+        weights = Decomposition(layer, target, metric, taken.whitening).make_weights(factors)
+    matrix = compose(layer, weights)
+    with torch.no_grad():
+        module.weight.copy_(shape_weight(matrix, module.weight, layer))
+        bias = getattr(module, "bias", None)
+        if bias is not None and layer.kind != "embedding":
+            bias += (taken.weight @ crossed.mean - matrix @ crossed.changed_mean).to(bias.dtype)
+    return weights
+
+
+class _Crossed:
+    """Sums over positions of the dense (x) and the compressed (x̂) inputs to one layer, float64."""
+
+    def __init__(self, layer: Layer) -> None:
+        n = layer.columns
+        self.gram = torch.zeros(n, n, dtype=torch.float64)  # X̂ᵀX̂
+        self.cross = torch.zeros(n, n, dtype=torch.float64)  # XᵀX̂
+        self.sum = torch.zeros(n, dtype=torch.float64)
+        self.changed_sum = torch.zeros(n, dtype=torch.float64)
+        self.positions = 0
+
+    def add(self, X: Tensor, changed: Tensor) -> None:
+        X, changed = X.to(torch.float64), changed.to(torch.float64)
+        self.gram.addmm_(changed.T, changed)
+        self.cross.addmm_(X.T, changed)
+        self.sum += X.sum(0)
+        self.changed_sum += changed.sum(0)
+        self.positions += len(X)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.positions
+
+    @property
+    def changed_mean(self) -> Tensor:
+        return self.changed_sum / self.positions
+
+    def correct(self, weight: Tensor) -> Tensor:
+        """M − W = W·(XᵀX̂ − X̂ᵀX̂)·(X̂ᵀX̂ + ridge)⁻¹, (rows, columns)."""
+        damping = RIDGE * self.gram.diagonal().mean() + 1e-30
+        damped = self.gram + damping * torch.eye(len(self.gram), dtype=torch.float64)
+        correction: Tensor = torch.linalg.solve(damped, weight @ (self.cross - self.gram), left=False)
+        return correction
+
+
+@torch.inference_mode()
+def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs, crossed: _Crossed) -> None:
+    seen: list[Tensor] = []
+
+    def stop(_layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
+        seen.append(as_rows(module, x, mask))
+        raise Reached
+
+    with watch_inputs(dense, [layer], stop) as run_dense, watch_inputs(student, [layer], stop) as run_student:
+        for batch in split(inputs):
+            seen.clear()
+            for run in (run_dense, run_student):
+                with contextlib.suppress(Reached):
+                    run(batch)
+            crossed.add(*seen)
+
+
+@torch.inference_mode()
+def _order(analysis: Analysis, inputs: Inputs) -> list[Layer]:
+    """The layers in the order in which one sample runs through them; one that never runs is left out."""
+    order: dict[str, Layer] = {}
+
+    def see(layer: Layer, _module: Factorable, _x: Tensor, _mask: Tensor | None) -> None:
+        order.setdefault(layer.name, layer)
+
+    layers = [taken.layer for taken in analysis.layers.values()]
+    with watch_inputs(analysis.model, layers, see) as run:
+        run(tuple(tensor[:1] for tensor in inputs))
+    return list(order.values())

@@ -1,0 +1,215 @@
+"""Merging layer by layer: each is solved for what the specialists say, given what the merged layers before it give.
+
+A merge that looks at each layer alone takes every model's own inputs for granted. In the merged network they are not
+there any more: errors add up from layer to layer, and batch-norm, which the models no longer share statistics of, is
+left to chance. Here the layers are solved in the order in which they run, on the inputs that they will really see.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
+from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.rebuild import fill_factors, rebuild
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Layer, as_matrix, get_layer, shape_weight
+from rankship_pipeline.recover.reconstruct import RIDGE, Reached
+
+Teachers = Sequence[tuple[nn.Module, Inputs]]
+
+
+def refit(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    teachers: Teachers,
+    plan: Mapping[str, Factors] = MappingProxyType({}),
+    taken: Mapping[str, Decomposition] = MappingProxyType({}),
+) -> nn.Module:
+    """A copy of a merged model with every layer solved again, in running order, without labels or training.
+
+    With X̂_t the inputs that a layer gets in the merged model on task t's data and Z_t what task t's own model computes
+    there, M and b minimise Σ_t ‖Z_t − X̂_t·Mᵀ − b‖²: (Σ_t Z_tᵀX̂_t)(Σ_t X̂_tᵀX̂_t)⁻¹ about the means. It is the joint
+    closed form (METHODS §3) with both sides seen where they arise. Layers of the `plan`, `taken` apart before, keep
+    M's best factors under the same Gram: merging and compressing are one step then. Directions that little data excites
+    keep the merged weight.
+
+    Where a batch-norm takes the layer's output, Z_t is seen behind it: every task is normalised by its own statistics,
+    and the merged norm is set to pass M's outputs on. Layers without a bias or such a norm get no b. Embeddings, heads
+    and layers that never run stay as they are.
+    """
+    student = copy.deepcopy(model).eval()
+    norms = find_norms(student, layers, tuple(tensor[:1] for tensor in teachers[0][1]))
+    by_name = {layer.name: layer for layer in layers if layer.kind != "embedding"}
+    weights: dict[str, tuple[Tensor, ...]] = {}
+    for name, norm in norms.items():
+        if name not in by_name:
+            continue
+        layer = by_name[name]
+        sums = _gather(student, layer, norm, teachers)
+        target = sums.solve(_as_followed(student, layer, norm))
+        if name in plan:
+            before = taken[name]
+            metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
+            weights[name] = Decomposition(layer, target, metric, before.whitening).make_weights(plan[name])
+            target = compose(layer, weights[name])
+        _write(student, layer, norm, target, sums)
+    for name in plan.keys() - weights.keys():
+        weights[name] = taken[name].make_weights(plan[name])
+    compressed = rebuild(student, plan)
+    for name, factors in weights.items():
+        fill_factors(compressed.get_submodule(name), factors)
+    return compressed
+
+
+@torch.inference_mode()
+def find_norms(model: nn.Module, layers: Sequence[Layer], sample: Inputs) -> dict[str, str | None]:
+    """The layers that run on a sample, in running order, with the name of the batch-norm that takes their output."""
+    found: dict[str, str | None] = {}
+    outputs: dict[int, str] = {}
+    alive: list[Tensor] = []  # an output that was freed could lend its address to another
+
+    def see_layer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, _args: tuple[Tensor, ...], y: Tensor) -> None:
+            found.setdefault(name, None)
+            outputs[id(y)] = name
+            alive.append(y)
+
+        return hook
+
+    def see_norm(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if id(args[0]) in outputs:
+                found[outputs[id(args[0])]] = name
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = get_layer(model, layer.name).register_forward_hook(see_layer(layer.name))
+            stack.callback(handle.remove)
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm) and module.affine and module.track_running_stats:
+                stack.callback(module.register_forward_pre_hook(see_norm(name)).remove)
+        model(*sample)
+    return found
+
+
+class _Sums:
+    """Sums over positions of a layer's inputs x̂ and of what is wanted of it z, float64."""
+
+    def __init__(self, layer: Layer, *, centred: bool) -> None:
+        self.gram = torch.zeros(layer.columns, layer.columns, dtype=torch.float64)  # X̂ᵀX̂
+        self.cross = torch.zeros(layer.rows, layer.columns, dtype=torch.float64)  # ZᵀX̂
+        self.inputs = torch.zeros(layer.columns, dtype=torch.float64)
+        self.wanted = torch.zeros(layer.rows, dtype=torch.float64)
+        self.positions = 0.0
+        self.centred = centred
+
+    def add(self, X: Tensor, Z: Tensor, weight: float) -> None:
+        X, Z = X.to(torch.float64), Z.to(torch.float64)
+        self.gram.addmm_(X.T, X, alpha=weight)
+        self.cross.addmm_(Z.T, X, alpha=weight)
+        self.inputs += weight * X.sum(0)
+        self.wanted += weight * Z.sum(0)
+        self.positions += weight * len(X)
+
+    def solve(self, merged: Tensor) -> Tensor:
+        """M (rows, columns), held to the `merged` weight by the ridge."""
+        gram, cross = self.gram, self.cross
+        if self.centred:
+            gram = gram - torch.outer(self.inputs, self.inputs) / self.positions
+            cross = cross - torch.outer(self.wanted, self.inputs) / self.positions
+        damping = RIDGE * self.gram.diagonal().mean() + 1e-30
+        damped = gram + damping * torch.eye(len(gram), dtype=torch.float64)
+        solved: Tensor = torch.linalg.solve(damped, cross + damping * merged, left=False)
+        return solved
+
+    def find_bias(self, matrix: Tensor) -> Tensor:
+        """What the means still differ by, (rows,)."""
+        return (self.wanted - matrix @ self.inputs) / self.positions
+
+    def describe_outputs(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of M·x̂ over positions, each (rows,)."""
+        mean = matrix @ self.inputs / self.positions
+        square = ((matrix @ self.gram) * matrix).sum(1) / self.positions
+        return mean, (square - mean * mean).clamp_min(0)
+
+
+def _gather(student: nn.Module, layer: Layer, norm: str | None, teachers: Teachers) -> _Sums:
+    biased = getattr(get_layer(student, layer.name), "bias", None) is not None
+    sums = _Sums(layer, centred=norm is not None or biased)
+    for teacher, inputs in teachers:
+        for batch in split(inputs):
+            X = _see(student, layer, layer.name, batch, inputs_wanted=True)
+            Z = _see(teacher, layer, norm or layer.name, batch, inputs_wanted=False)
+            sums.add(X, Z, 1 / len(inputs[0]))
+    return sums
+
+
+@torch.inference_mode()
+def _see(model: nn.Module, layer: Layer, place: str, batch: Inputs, *, inputs_wanted: bool) -> Tensor:
+    """The rows that go into the layer, or those that come out of the module called `place`, at its first run."""
+    module, mask = get_layer(model, layer.name), find_mask(model, batch)
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
+        x = args[0] if args else named["input"]
+        rows = as_rows(module, x, mask) if inputs_wanted else as_outputs(module, y, mask)
+        seen.append(rows)
+        raise Reached
+
+    handle = model.get_submodule(place).register_forward_hook(hook, with_kwargs=True)
+    try:
+        with suppress(Reached):
+            model(*batch)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _as_followed(student: nn.Module, layer: Layer, norm: str | None) -> Tensor:
+    """The merged weight as a matrix, with the scale that the norm behind it gives its rows."""
+    matrix = as_matrix(get_layer(student, layer.name))
+    if norm is None:
+        return matrix
+    behind = student.get_submodule(norm)
+    assert isinstance(behind, _BatchNorm)  # noqa: S101 - find_norms looked
+    scale = behind.weight / (_fixed(behind.running_var) + behind.eps).sqrt()
+    return matrix * scale.detach().to(torch.float64)[:, None]
+
+
+@torch.no_grad()
+def _write(student: nn.Module, layer: Layer, norm: str | None, matrix: Tensor, sums: _Sums) -> None:
+    """Set the weight, and the bias or the norm behind it so that their output is M·x̂ + b.
+
+    The norm gets the outputs' own statistics: taking them afresh changes little then, and training starts where it is.
+    """
+    module = get_layer(student, layer.name)
+    module.weight.copy_(shape_weight(matrix, module.weight, layer))
+    bias = sums.find_bias(matrix)
+    if norm is None:
+        if getattr(module, "bias", None) is not None:
+            module.bias.copy_(bias)  # type: ignore[union-attr,operator]  # it is there
+        return
+    behind = student.get_submodule(norm)
+    assert isinstance(behind, _BatchNorm)  # noqa: S101 - find_norms looked
+    mean, variance = sums.describe_outputs(matrix)
+    own = getattr(module, "bias", None)
+    shift = 0 if own is None else own.to(torch.float64)
+    behind.weight.copy_((variance + behind.eps).sqrt())
+    behind.bias.copy_(bias + mean)
+    _fixed(behind.running_mean).copy_(mean + shift)
+    _fixed(behind.running_var).copy_(variance)
+
+
+def _fixed(statistic: Tensor | None) -> Tensor:
+    assert statistic is not None  # noqa: S101 - find_norms took norms that track them
+    return statistic

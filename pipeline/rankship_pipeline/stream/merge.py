@@ -1,0 +1,251 @@
+"""Whole checkpoints merged from disk to disk, one tensor at a time; a method that can takes some rows at a time.
+
+Memory is bounded by the largest tensor times the number of models and the base, in float32. Methods that work row by
+row (average, task arithmetic, DARE, DELLA) hold some megabytes, TIES one change of the largest tensor besides.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.align.differences import refuse_unlike
+from rankship_pipeline.align.facts import gather_folder_facts
+from rankship_pipeline.foundation.codec import digest, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import flush_folder
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
+from rankship_pipeline.merge import Method, choose_method
+from rankship_pipeline.merge.tensors import MergeInput, seed_generators
+from rankship_pipeline.models.decoder import INDEX, Checkpoint, publish_file, read_index
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
+from rankship_pipeline.models.source import TensorHeader
+from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, read_header, write_header, write_piece
+from rankship_pipeline.recipe.merge_file import MergeFile
+from rankship_pipeline.recipe.merge_methods import fill_settings
+from rankship_pipeline.stream.compress import SETTINGS
+
+RECORD = "rankship-merge.json"
+PIECE = 1 << 20  # elements of one model that are worked on at a time, where a method goes by rows
+_TABLES = ("*embed*", "*wte.*", "*wpe.*", "shared.*")  # what embeddings are called: rows are tokens, no directions
+_MATRIX, _KERNEL = 2, 4  # dimensions of a linear layer's weight and of a convolution's
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint and where each of its tensors lies; `files` are all that it is read from.
+
+    An adapter's `checkpoint` is its base's.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Readable]
+    files: tuple[Path, ...]
+
+
+def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps) -> None:
+    """Merge into the new folder `target`: the first model's shards, index and settings, with merged numbers.
+
+    Shards appear one by one in a hidden folder beside it, named by all that goes in; stopped anywhere, the same call
+    goes on at the first shard that is missing. `target` appears whole, in one rename.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists already", hint="name a new folder with --to, or delete this one")
+    base = None if asked.base is None else open_model(folder / asked.base)
+    models = [open_model(folder / name, base) for name in asked.models]
+    everything = models if base is None else [*models, base]
+    _check_alike(everything, steps)
+    work = target.parent / f".{target.name}.{_hash(asked, everything)[:20]}.part"
+    work.mkdir(parents=True, exist_ok=True)
+    merging = Merging(asked=asked, models=models, base=base)
+    files = models[0].checkpoint.files
+    with steps.track(f"merge {len(models)} checkpoints by {asked.merge.method}", len(files)) as begin:
+        for path in files:
+            begin(path.name)
+            if not (work / path.name).exists():
+                with publish_file(work / path.name) as temporary:
+                    merging.write_shard(read_header(path), temporary)
+    for path in {path for pattern in SETTINGS for path in models[0].checkpoint.folder.glob(pattern)}:
+        shutil.copyfile(path, work / path.name)
+    if (work / INDEX).exists() or len(files) > 1:
+        _write_index(work, models[0], merging)
+    if asked.dtype is not None:
+        _change_type(work / "config.json", asked.dtype)
+    (work / RECORD).write_text(encode(asked), encoding="utf-8")
+    flush_folder(work)
+    work.rename(target)
+    for leftover in target.parent.glob(f".{target.name}.*.part"):  # of files that asked for something else
+        shutil.rmtree(leftover)
+
+
+def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
+    """Find every tensor of a checkpoint folder, or of an adapter's and its base; what is no whole file is refused."""
+    if not (folder / CONFIG).is_file():
+        return _open_checkpoint(folder)
+    if base is None:
+        raise InputError(f"{folder} is an adapter and adds to a model", hint="name that model in base")
+    adapter = read_adapter(folder)
+    adapter.check_fits({name: one.shape for name, one in base.tensors.items()})
+    tensors: dict[str, Readable] = dict(base.tensors)
+    for name, change in adapter.changes.items():
+        tensors[name] = AdaptedTensor(tensors[name], change)
+    for name, held in adapter.replaced.items():
+        tensors[name] = HeldTensor(tensors[name], held)
+    return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
+
+
+def _open_checkpoint(folder: Path) -> OpenedModel:
+    """A folder's tensors, by the index or by the files' own headers; the library's own way would map every file."""
+    places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
+    files = sorted(set(places.values()) or folder.glob("*.safetensors"))
+    stored = {name: one for path in files for name, one in read_header(path).items()}
+    lost = sorted(name for name, path in places.items() if name not in stored or stored[name].path != path)
+    if lost or not stored:
+        what = (
+            f"{places[lost[0]]} lacks tensor {lost[0]}, which the index names" if lost else f"{folder} has no tensors"
+        )
+        raise InputError(what, hint="fetch the model again, or save it again with save_pretrained (safetensors)")
+    return OpenedModel(
+        str(folder), Checkpoint(folder, {name: one.path for name, one in stored.items()}), stored, tuple(files)
+    )
+
+
+def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
+    """Refuse what cannot be merged, and name what is merged knowingly."""
+    for model in models:
+        for name, stored in model.tensors.items():
+            if stored.type_name not in TYPES:
+                raise InputError(
+                    f"tensor {name} of {model.name} is stored as {stored.type_name}, which is not merged",
+                    hint=f"store the model as one of {', '.join(TYPES)}",
+                )
+    facts = []
+    for model in models:
+        headers = {name: TensorHeader(one.shape, one.type_name) for name, one in model.tensors.items()}
+        facts.append(gather_folder_facts(model.name, model.checkpoint.folder, headers))
+    for note in refuse_unlike(facts):
+        steps.note(note)
+
+
+@dataclass(frozen=True)
+class Merging:
+    """One merge under way."""
+
+    asked: MergeFile
+    models: list[OpenedModel]
+    base: OpenedModel | None
+
+    def choose_type(self, first: Readable) -> torch.dtype:
+        """The type a tensor is stored in."""
+        if self.asked.dtype is None or not first.dtype.is_floating_point:
+            return first.dtype
+        found: torch.dtype = getattr(torch, self.asked.dtype)
+        return found
+
+    def write_shard(self, tensors: Mapping[str, Readable], path: Path) -> None:
+        """One file with these tensors merged, in their order."""
+        with path.open("wb") as stream:
+            write_header(stream, {name: (self.choose_type(one), one.shape) for name, one in tensors.items()})
+            for name, first in tensors.items():
+                for piece in self.merge_tensor(name, first):
+                    if piece.is_floating_point() and not bool(piece.isfinite().all()):
+                        raise InputError(
+                            f"tensor {name} comes out with NaN or infinity", hint=f"look at it in {self._list_models()}"
+                        )
+                    write_piece(stream, piece)
+
+    def merge_tensor(self, name: str, first: Readable) -> Iterator[Tensor]:
+        """The merged tensor in its stored type, in pieces of some rows; integers come from the first model."""
+        if not first.dtype.is_floating_point:
+            yield first.read()
+            return
+        method = choose_method(self.asked.merge.method, name)
+        stored = [model.tensors[name] for model in self.models]
+        base = None if self.base is None else self.base.tensors[name]
+        marks = self._survey(method, stored, base)
+        generators = seed_generators(self.asked.seed, name, len(stored))
+        for start, stop in list_pieces(first) if method.by_rows else [(0, count_rows(first))]:
+            given = MergeInput(
+                values=tuple(_widen(one.read(start, stop)) for one in stored),
+                settings=self._settings,
+                base=None if base is None else _widen(base.read(start, stop)),
+                layer=guess_layer(name, first.shape),
+                marks=marks,
+                generators=generators,
+            )
+            yield method.merge(given).to(self.choose_type(first))
+
+    @property
+    def _settings(self) -> dict[str, float]:
+        return fill_settings(self.asked.merge.method, self.asked.merge.given)
+
+    def _survey(self, method: Method, stored: list[Readable], base: Readable | None) -> tuple[float, ...]:
+        """What the method must know of each model's whole change, one model after the other."""
+        if method.survey is None or base is None:
+            return ()
+        marks = []
+        for one in stored:
+            magnitudes = torch.empty(prod(one.shape), dtype=torch.promote_types(one.dtype, torch.float32))
+            row = prod(one.shape[1:])
+            for start, stop in list_pieces(one):
+                change = _widen(one.read(start, stop)) - _widen(base.read(start, stop))
+                magnitudes[start * row : stop * row] = change.abs_().flatten()
+            marks.append(method.survey(magnitudes, self._settings))
+        return tuple(marks)
+
+    def _list_models(self) -> str:
+        return ", ".join(model.name for model in self.models)
+
+
+def list_pieces(tensor: Readable) -> list[tuple[int, int]]:
+    """First row and the row after the last of every piece; a vector is one piece, as it is one row to some methods."""
+    rows, row = count_rows(tensor), prod(tensor.shape[1:])
+    step = max(1, PIECE // max(1, row)) if len(tensor.shape) > 1 else max(1, rows)
+    return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
+def guess_layer(name: str, shape: tuple[int, ...]) -> Layer | None:
+    """How a tensor is seen as a matrix, by its name and shape: no module says what it is."""
+    if not name.endswith(".weight") or len(shape) not in {_MATRIX, _KERNEL}:
+        return None
+    layer, columns = name.removesuffix(".weight"), prod(shape[1:])
+    if any(fnmatchcase(name, pattern) for pattern in _TABLES):
+        return Layer(name=layer, rows=columns, columns=shape[0], kind="embedding")
+    if len(shape) == _MATRIX:
+        return Layer(name=layer, rows=shape[0], columns=columns)
+    return Layer(name=layer, rows=shape[0], columns=columns, kind="convolution", kernel=(shape[2], shape[3]))
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """In the type that is computed in: float64 as it is, everything else as float32."""
+    return tensor if tensor.dtype in {torch.float64, torch.float32} else tensor.to(torch.float32)
+
+
+def _write_index(folder: Path, first: OpenedModel, merging: Merging) -> None:
+    size_bytes = sum(prod(one.shape) * merging.choose_type(one).itemsize for one in first.tensors.values())
+    places = {name: path.name for path in first.checkpoint.files for name in read_header(path)}
+    index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _change_type(path: Path, dtype: str) -> None:
+    """Make a config.json, where there is one, say the type that the weights now have."""
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _hash(asked: MergeFile, models: list[OpenedModel]) -> str:
+    """Everything that shapes the result; of the checkpoints' files name, size and time, for reading them takes long."""
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for model in models for path in model.files]
+    return digest({"asked": encode(asked), "files": files, "code": hash_code(), "versions": list_versions()})

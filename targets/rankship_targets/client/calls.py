@@ -1,0 +1,108 @@
+"""The host's side of the agent's protocol: one request out, events in, failures turned into errors."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TypeVar
+
+from rankship_pipeline.foundation.errors import (
+    AgentDied,
+    AgentMismatch,
+    CommandFailed,
+    Lacks,
+    NoSpace,
+    ReadOnly,
+    Rebooted,
+    TargetBusy,
+    TargetError,
+)
+from rankship_pipeline.foundation.records import Format
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.protocol import Transport
+from rankship_targets.trials.events import Done, Event, Failure, FaultKind, Hello, State, read_event
+
+# What each format's runtime is installed with, into the device's own interpreter.
+PACKAGES: dict[Format, str] = {
+    "onnx": "onnxruntime numpy",
+    "tflite": "ai-edge-litert numpy",
+    "executorch": "executorch torch numpy (torch from PyTorch's CPU index)",
+}
+# What the agent could not do → the error, and what to do.
+_FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
+    "lacks_runtime": (Lacks, "install it on the device: {install}"),
+    "bad_artifact": (
+        CommandFailed,
+        "build the artifact anew; if it fails again, the device's runtime may be too old for it",
+    ),
+    "bad_input": (CommandFailed, "the inputs must be those that the artifact was exported with"),
+    "bad_request": (CommandFailed, "the agent on the device and this host must come from one release"),
+    "failed": (CommandFailed, "the message is the runtime's own; `rankship doctor` shows its version"),
+    "no_space": (NoSpace, "free space on the device or choose another workdir in the inventory"),
+    "read_only": (ReadOnly, "choose a workdir that may be written; a card that turned read-only is wearing out"),
+    "busy": (TargetBusy, "only one run measures on a device at a time: wait for that one to end"),
+    "unknown_run": (AgentDied, "a power cut took it from the disk, or somebody removed it: measure again"),
+    "agent_died": (AgentDied, "{died}"),
+    "rebooted": (Rebooted, "see why it was restarted (power supply, watchdog), then run again"),
+}
+_DIED = "see whether the device ran out of memory (`dmesg` there says so), or who ended it"
+_KILLED = "was ended by signal 9:"  # the shell's 128 + 9, in the transports' words
+
+T = TypeVar("T")
+
+
+def call_agent(
+    transport: Transport, device: Device, agent: str, request: Mapping[str, object], *, timeout_s: float
+) -> Iterator[Event]:
+    """Give the events after the agent's greeting; ends normally only after `done`."""
+    text = json.dumps(request, sort_keys=True)
+    event: Event | None = None
+    try:
+        with closing(transport.stream([device.python, agent, text], timeout_s=timeout_s)) as lines:
+            first = next(lines, "")
+            if not isinstance(read_event(first), Hello):
+                message = f"the agent on {device.name} began with {first[:80]!r}"
+                raise AgentMismatch(message, hint="expected its greeting")
+            for line in lines:
+                event = read_event(line)
+                if isinstance(event, Failure):
+                    raise explain_fault(event, device, request)
+                yield event
+    except CommandFailed as failure:
+        if _KILLED in str(failure):
+            raise AgentDied(f"the agent on {device.name}: {failure}", hint=_DIED) from None
+        raise
+    if not isinstance(event, Done):
+        raise AgentDied(f"the agent on {device.name} ended without a last word", hint=_DIED)
+
+
+def explain_fault(fault: Failure, device: Device, request: Mapping[str, object]) -> TargetError:
+    """Make the error for what the agent could not do."""
+    kind, hint = _FAULTS[fault.kind]
+    wanted = request.get("request", request)  # a detached run's own request lies inside
+    named = str(wanted.get("format")) if isinstance(wanted, Mapping) else ""
+    return kind(f"{device.name}: {fault.message}", hint=hint.format(install=install_command(device, named), died=_DIED))
+
+
+def install_command(device: Device, artifact_format: str) -> str:
+    """Write the command that installs a format's runtime."""
+    packages = next((names for known, names in PACKAGES.items() if known == artifact_format), artifact_format)
+    return f"{device.python} -m pip install {packages}"
+
+
+def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:
+    """Find the last event of a kind that must be there."""
+    for event in reversed(events):
+        if isinstance(event, kind):
+            return event
+    message = f"the agent on {device.name} never said {kind.__name__.lower()!r}"
+    raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+
+
+def split_turns(events: Sequence[Event], count: int, device: Device) -> list[list[Event]]:
+    """Cut a sweep's events where an artifact's turn begins; what was settled before all holds for each."""
+    starts = [place for place, one in enumerate(events) if isinstance(one, State) and one.when == "before"]
+    if len(starts) != count:
+        message = f"the agent on {device.name} timed {len(starts)} artifacts, {count} were asked for"
+        raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+    ends = [*starts[1:], len(events)]
+    return [[*events[: starts[0]], *events[start:end]] for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,48 @@
+"""An ETDump that a device's ExecuTorch program wrote, read on this host: the device has no tools for it."""
+
+import base64
+import os
+import subprocess
+
+from rankship_pipeline.foundation.errors import AgentMismatch, Lacks
+from rankship_targets.agent.main import NOISE
+from rankship_targets.agent.profiles import list_operators
+from rankship_targets.trials.events import OperatorTime, Profiled
+
+_IDENTIFIER = b"ED00"  # of its format, behind the file's and the root's sizes
+_INFERENCE = "Method::execute"
+
+
+def read_etdump(text: str, runs: int) -> Profiled:
+    """Read the last `runs` inferences of an ETDump in base64: every operator, and each whole inference, in ns.
+
+    Lacks where ExecuTorch is not installed here, AgentMismatch where the text is no ETDump of so many inferences.
+    """
+    for name, value in NOISE.items():  # what its import says without it concerns nobody
+        os.environ.setdefault(name, value)
+    try:
+        from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
+    except ImportError as failure:
+        hint = "pip install executorch"
+        raise Lacks(f"an ETDump is read by executorch.devtools, which is not here: {failure}", hint=hint) from None
+    try:
+        content = base64.b64decode(text, validate=True)
+        dump = deserialize_from_etdump_flatcc(content) if content[8:12] == _IDENTIFIER else None
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError, subprocess.SubprocessError) as failure:
+        raise _refuse(f"it cannot be read: {failure}") from None
+    if dump is None:  # what reads dumps would print pages on it
+        raise _refuse("it is none")
+    inferences = [
+        event.profile_event.end_time - event.profile_event.start_time
+        for run in dump.run_data
+        for event in run.events or ()
+        if event.profile_event is not None and event.profile_event.name == _INFERENCE
+    ]
+    if len(inferences) < runs:
+        raise _refuse(f"it holds {len(inferences)} inferences, expected {runs}")
+    operators = tuple(OperatorTime(name=name, kind=kind, ns=tuple(ns)) for name, kind, ns in list_operators(dump, runs))
+    return Profiled(event="profiled", operators=operators, inference_ns=tuple(inferences[-runs:]))
+
+
+def _refuse(why: str) -> AgentMismatch:
+    return AgentMismatch(f"the device sent an ETDump, but {why}", hint="build and install its kit anew")

@@ -1,0 +1,1 @@
+"""Who a device is, and which devices are known."""

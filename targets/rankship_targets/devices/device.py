@@ -1,0 +1,217 @@
+"""Devices and the inventory that names them; nothing here talks to one."""
+
+import difflib
+import json
+import os
+import re
+import stat
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.meter_choice import MeterChoice, check_choice
+
+THIS_MACHINE = "this-machine"
+# Names stand in file names, between commas and as arguments: words of any script, with . _ - and blanks inside.
+_NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")
+# Each emulated stand-in and the one transport that reaches it.
+TWIN_TRANSPORTS: dict[str, Literal["ssh", "adb"]] = {"pi4": "ssh", "pixel6": "adb"}
+
+
+@record
+class Device:
+    """One board, phone or machine and the way to it.
+
+    Over ssh: `host_key` is the pinned public key, "ssh-ed25519 AAAA…"; `key_file` the private key on this host (None:
+    the SSH agent and the usual files are asked); `jump` names another ssh device of the inventory to go through, and
+    `via` is that device, looked up when the inventory is read. Over
+    adb: `serial` is what `adb devices` prints ("1A2B3C4D5E", "192.168.1.7:5555"), `fingerprint` the pinned build
+    (ro.build.fingerprint). `python` and `workdir` are paths on the device; a relative `workdir` starts at the login
+    folder. While measuring, a session runs on `cpus`, with the frequency `governor`, and waits until the device is
+    below `cool_below_mc` (thousandths of a degree Celsius); None leaves each as it is. `twin` says that the device is
+    an emulated stand-in, started when it is used. `meter` is what tells its power, read where a suite asks for energy.
+    `label` is free text for tables.
+    """
+
+    name: str
+    transport: Literal["local", "ssh", "adb"]
+    host: str | None = None
+    port: int = 22
+    user: str | None = None
+    host_key: str | None = None
+    key_file: str | None = None
+    jump: str | None = None
+    via: "Device | None" = None
+    serial: str | None = None
+    fingerprint: str | None = None
+    python: str = "python3"
+    workdir: str = ".cache/rankship/device"
+    cpus: tuple[int, ...] | None = None
+    governor: str | None = None
+    cool_below_mc: int | None = None
+    twin: Literal["pi4", "pixel6"] | None = None
+    meter: MeterChoice | None = None
+    label: str = ""
+
+
+def find_device(name: str, inventory: Path | None = None) -> Device:
+    """Look a device up by its name; an unknown one is an InputError with the nearest name and all known ones."""
+    devices = load_inventory(inventory)
+    if name in devices:
+        return devices[name]
+    nearest = difflib.get_close_matches(name, devices, n=1)
+    guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+    known = ", ".join(sorted(devices))
+    hint = f"{guess}known devices: {known}; add others to {inventory or inventory_path()}"
+    raise InputError(f"unknown device {name!r}", hint=hint)
+
+
+def load_inventory(path: Path | None = None) -> dict[str, Device]:
+    """Read every device by name, this machine first; a missing file is an error only where `path` names it."""
+    devices = {THIS_MACHINE: describe_this_machine()}
+    source = path or inventory_path()
+    if path is None and "RANKSHIP_DEVICES" not in os.environ and not source.exists():
+        return devices
+    for name, table in parse_tables(read_inventory(source), source).items():
+        if name in devices:
+            raise InputError(f"{source}: {name!r} is built in", hint="give your device another name")
+        devices[name] = _decode_device(name, table, source)
+    return {name: _find_way(device, devices, source) for name, device in devices.items()}
+
+
+def inventory_path() -> Path:
+    """Where the inventory is when no flag says: $RANKSHIP_DEVICES, else devices.toml in the user's configuration."""
+    named = os.environ.get("RANKSHIP_DEVICES")
+    return Path(named) if named else user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "devices.toml"
+
+
+def describe_this_machine() -> Device:
+    """Make the built-in local device, run by the interpreter that runs us."""
+    workdir = user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "device"
+    return Device(
+        name=THIS_MACHINE, transport="local", python=sys.executable, workdir=str(workdir), label="the host itself"
+    )
+
+
+def user_folder(variable: str, fallback: str) -> Path:
+    """Find an XDG folder; the specification says that relative values count as unset."""
+    named = Path(os.environ.get(variable, ""))
+    return named if named.is_absolute() else Path.home() / fallback
+
+
+def read_inventory(path: Path) -> str:
+    """Read an inventory's text; one that others could have written, itself or by its folder, is refused."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        hint = "name an existing file with --inventory or RANKSHIP_DEVICES"
+        raise InputError(f"cannot read the inventory {path}: {failure}", hint=hint) from None
+    if mode & stat.S_IWOTH:
+        message = f"the inventory {path} is writable by everyone, so its pinned host keys prove nothing"
+        raise InputError(message, hint=f"chmod o-w {path}")
+    refuse_open_folder(path.resolve().parent)
+    return text
+
+
+def refuse_open_folder(folder: Path) -> None:
+    """Refuse a folder in which everyone may replace files; a sticky one (/tmp) lets only their owners do so."""
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        message = f"the inventory's folder {folder} is writable by everyone, so its pinned host keys prove nothing"
+        raise InputError(message, hint=f"chmod o-w {folder}")
+
+
+def parse_tables(text: str, source: Path) -> dict[str, Any]:
+    """Parse an inventory's text into its tables, unchecked."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise InputError(f"{source}: {failure}", hint="correct the TOML at the place named") from None
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that could not stand in a file's name or in `--on A,B`."""
+    if not _NAME.fullmatch(name):
+        message = f"{where}: {name!r} cannot be a device's name"
+        raise InputError(message, hint="64 letters and digits at most, with '.', '_', '-' and blanks between them")
+
+
+def _decode_device(name: str, table: object, source: Path) -> Device:
+    where = f"{source}: [{name}]"
+    if not isinstance(table, dict):
+        raise InputError(f"{where} is no table", hint=f"write [{name}] and its keys below")
+    check_name(name, where)
+    for key, hint in (("name", "the table's heading is the name"), ("via", 'write jump = "…", the other\'s name')):
+        if key in table:
+            raise InputError(f"{where}: unknown key {key!r}", hint=hint)
+    text = json.dumps({**table, "name": name}, default=str)
+    device = decode(Device, text, where=where)
+    _check(device, where)
+    return _place_meter(device, source, where)
+
+
+def _place_meter(device: Device, source: Path, where: str) -> Device:
+    """Check the meter; a relative file of its lies beside the inventory."""
+    if device.meter is None:
+        return device
+    check_choice(device.meter, f"{where}: meter")
+    if device.meter.file is None:
+        return device
+    file = source.resolve().parent / Path(device.meter.file).expanduser()
+    return replace(device, meter=replace(device.meter, file=str(file)))
+
+
+def _find_way(device: Device, devices: Mapping[str, Device], source: Path, behind: tuple[str, ...] = ()) -> Device:
+    """Put the device to go through, and the one before that, into `via`."""
+    if device.jump is None:
+        return device
+    where = f"{source}: [{device.name}]"
+    jump = devices.get(device.jump)
+    if jump is None or jump.transport != "ssh" or jump.twin is not None:
+        known = ", ".join(name for name, one in devices.items() if one.transport == "ssh" and name != device.name)
+        message = f"{where}: jump {device.jump!r} is no ssh device of the inventory"
+        raise InputError(message, hint=f"ssh devices there: {known or 'none'}")
+    if device.jump in (*behind, device.name):
+        raise InputError(f"{where}: jump {device.jump!r} leads back to itself", hint="let one of them have no jump")
+    return replace(device, via=_find_way(jump, devices, source, (*behind, device.name)))
+
+
+def _check(device: Device, where: str) -> None:
+    if not device.workdir or device.workdir.startswith(("~", "-")):
+        message = f"{where}: workdir {device.workdir!r} must be absolute or start at the login folder"
+        raise InputError(message, hint='leave "~/" out: relative paths start there')
+    if device.jump is not None and device.transport != "ssh":
+        raise InputError(f"{where}: only ssh devices have a jump", hint="leave jump out")
+    if device.twin is not None:
+        if device.transport != TWIN_TRANSPORTS[device.twin]:
+            hint = f'write transport = "{TWIN_TRANSPORTS[device.twin]}"'
+            raise InputError(f"{where}: twin {device.twin!r} is not reached over {device.transport}", hint=hint)
+        return
+    if device.transport == "adb" and not device.serial:
+        raise InputError(f"{where}: an adb device needs its serial", hint="copy it from `adb devices`")
+    if device.transport == "ssh":
+        _check_ssh(device, where)
+
+
+def _check_ssh(device: Device, where: str) -> None:
+    for key in ("host", "user"):
+        if not getattr(device, key):
+            raise InputError(f"{where}: an ssh device needs {key!r}", hint=f'add {key} = "…"')
+    if not device.host_key:
+        hint = (
+            f"remove it and run `rankship devices add {device.name} {device.user}@{device.host}`; or run "
+            f"`ssh-keyscan -t ed25519 {device.host}`, compare its fingerprint with the one the board itself shows "
+            "(`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its console), and add "
+            'host_key = "ssh-ed25519 AAAA…"'
+        )
+        raise InputError(f"{where}: an ssh device needs its host key pinned", hint=hint)
+    if len(device.host_key.split()) not in {2, 3}:
+        message = f"{where}: host_key is not of the form 'ssh-ed25519 AAAA…'"
+        raise InputError(message, hint="copy the type and the key from the board's ssh_host_ed25519_key.pub")

@@ -1,0 +1,180 @@
+"""Writing the inventory: one table more or less, or one value, everything else byte for byte as the user left it."""
+
+import fcntl
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_targets.devices.device import (
+    THIS_MACHINE,
+    check_name,
+    find_device,
+    load_inventory,
+    parse_tables,
+    read_inventory,
+    refuse_open_folder,
+)
+
+Value = str | int | tuple[int, ...]
+_PRIVATE = 0o600
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+# What TOML wants escaped and JSON leaves as it is.
+_DELETE = "\x7f"
+
+
+def refuse_known(name: str, path: Path) -> None:
+    """Refuse a name that cannot be added, before anything is asked of a device."""
+    check_name(name, str(path))
+    if name == THIS_MACHINE:
+        raise InputError(f"{name!r} is built in", hint="give your device another name")
+    if path.exists() and name in load_inventory(path):
+        raise InputError(f"{path} has a device {name!r} already", hint=f"`rankship devices remove {name}` first")
+
+
+def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:
+    """Append one device's table; a new inventory is readable by its owner only."""
+    with _holding(path) as target:
+        refuse_known(name, target)
+        before = read_inventory(target) if target.exists() else ""
+        gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
+        after = f"{before}{gap}{write_table(name, table)}"
+        expected = {**parse_tables(before, target), name: _as_toml_reads(table)}
+        _replace(target, after, expected)
+
+
+def remove_device(path: Path, name: str) -> None:
+    """Take one device's table out; InputError where it is unknown, needed as a jump, or written in an unusual way."""
+    with _holding(path) as target:
+        if name == THIS_MACHINE:
+            raise InputError(f"{name!r} is built in", hint="it cannot be removed")
+        find_device(name, target)
+        behind = [one.name for one in load_inventory(target).values() if one.jump == name]
+        if behind:
+            raise InputError(f"{', '.join(behind)} is reached through {name}", hint="remove or change that one first")
+        before = read_inventory(target)
+        expected = {key: table for key, table in parse_tables(before, target).items() if key != name}
+        _replace(target, _cut_table(before, name), expected)
+
+
+def set_value(path: Path, name: str, key: str, value: Value) -> None:
+    """Set one key of a device's table; InputError where it is unknown, or written in an unusual way."""
+    with _holding(path) as target:
+        if name == THIS_MACHINE:
+            raise InputError(f"{name!r} is built in", hint="it has no entry that could be changed")
+        find_device(name, target)
+        before = read_inventory(target)
+        expected = parse_tables(before, target)
+        expected[name] = {**expected[name], key: _as_toml_reads({key: value})[key]}
+        _replace(target, _write_line(before, name, key, f"{key} = {_write_value(value)}\n"), expected)
+
+
+def write_table(name: str, table: Mapping[str, Value]) -> str:
+    """Write one table as TOML."""
+    heading = name if _BARE.fullmatch(name) else _quote(name)
+    return "\n".join([f"[{heading}]", *(f"{key} = {_write_value(value)}" for key, value in table.items()), ""])
+
+
+def _write_value(value: Value) -> str:
+    if isinstance(value, str):
+        return _quote(value)
+    return str(value) if isinstance(value, int) else f"[{', '.join(map(str, value))}]"
+
+
+def _quote(text: str) -> str:
+    """Write a basic string: JSON's form is TOML's, but for one character."""
+    return json.dumps(text, ensure_ascii=False).replace(_DELETE, "\\u007f")
+
+
+def _as_toml_reads(table: Mapping[str, Value]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+
+
+def _cut_table(text: str, name: str) -> str:
+    """Leave out a table's lines and those inside it, from its heading to the last that is no blank and no comment."""
+    lines = text.splitlines(keepends=True)
+    start, end = _find_table(lines, name, with_inner=True)
+    return "".join(lines[:start] + lines[end:])
+
+
+def _write_line(text: str, name: str, key: str, line: str) -> str:
+    """Put a line in the place of the one that sets this key, or at the end of the table."""
+    lines = text.splitlines(keepends=True)
+    start, end = _find_table(lines, name)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    places = [number for number in range(start + 1, end) if _read_key(lines[number]) == key]
+    first, after = (places[0], places[0] + 1) if places else (end, end)
+    return "".join([*lines[:first], line, *lines[after:]])
+
+
+def _find_table(lines: Sequence[str], name: str, *, with_inner: bool = False) -> tuple[int, int]:
+    """Find where a table begins, and what follows its last line that is neither blank nor a comment; 0, 0: nowhere.
+
+    `with_inner` goes on over the tables inside it that follow at once: [pi4.meter] after [pi4].
+    """
+    headings = [(number, _read_heading(lines, number)) for number in range(len(lines))]
+    starts = [number for number, heading in headings if heading == name]
+    if not starts:
+        return 0, 0
+    own = {None, name} if with_inner else {None}
+    ends = [number for number, heading in headings if heading not in own and number > starts[0]]
+    end = ends[0] if ends else len(lines)
+    while end > starts[0] + 1 and lines[end - 1].lstrip()[:1] in {"", "#"}:
+        end -= 1
+    return starts[0], end
+
+
+def _read_key(line: str) -> str | None:
+    """Read the key that a line sets; None where it is not whole by itself."""
+    try:
+        return next(iter(tomllib.loads(line)), None)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def _read_heading(lines: Sequence[str], number: int) -> str | None:
+    """Read the first name in a line such as `[pi4]  # mine`; None for others, also inside a string of several lines."""
+    if not lines[number].lstrip().startswith("["):
+        return None
+    try:
+        tomllib.loads("".join(lines[:number]))
+        tables = tomllib.loads(lines[number])
+    except tomllib.TOMLDecodeError:
+        return None
+    return next(iter(tables), None)
+
+
+def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
+    """Write the new text if it says what it should, no more and no less."""
+    try:
+        fits = tomllib.loads(text) == expected
+        data = text.encode()
+    except (tomllib.TOMLDecodeError, UnicodeEncodeError):
+        fits, data = False, b""
+    if not fits:
+        message = f"{path} is written in a way that cannot be changed by rule: nothing was changed"
+        raise InputError(message, hint="edit it by hand: one [table] for each device")
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else _PRIVATE
+    write_atomic(path, data, mode=mode)
+
+
+@contextmanager
+def _holding(path: Path) -> Iterator[Path]:
+    """Keep other writers out; gives the file itself where the path is a link to it."""
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    refuse_open_folder(target.parent)
+    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield target
+    finally:
+        os.close(handle)

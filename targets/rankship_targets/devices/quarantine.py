@@ -1,0 +1,97 @@
+"""Devices that failed three times in a row are left alone until somebody looks: `rankship doctor` clears them.
+
+What a device did stands in one small file of the user's state folder. Two processes that note a failure in the same
+moment may count it once; a quarantine then begins one failure later.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.errors import InputError, Lacks, ManifestRefused, Quarantined, TargetBusy, TargetError
+from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.device import Device, user_folder
+
+LIMIT = 3
+# Somebody else measures there, something is not installed yet, our own files are wrong: none is the device failing.
+_NOT_ITS_OWN = (TargetBusy, Lacks, ManifestRefused, Quarantined)
+
+
+@record
+class Trouble:
+    """One failure of a device: when, which error, and its message."""
+
+    time_utc: str
+    error: str
+    message: str
+
+
+@record
+class Troubles:
+    """A device's failures since it last did what it was asked, oldest first."""
+
+    device: str
+    failures: tuple[Trouble, ...]
+
+
+@contextmanager
+def watching(device: Device) -> Iterator[None]:
+    """Refuse a device in quarantine; count what fails inside, forget all of it where nothing does.
+
+    An error that is not the device's own, and an interruption, change nothing.
+    """
+    refuse_quarantined(device)
+    try:
+        yield
+    except _NOT_ITS_OWN:
+        raise
+    except TargetError as failure:
+        _note(device, failure)
+        raise
+    clear(device)
+
+
+def refuse_quarantined(device: Device) -> None:
+    """Raise Quarantined with the evidence where the device failed too often in a row."""
+    troubles = read_troubles(device)
+    if troubles is not None and len(troubles.failures) >= LIMIT:
+        message = f"{device.name} is in quarantine: {describe(troubles)}"
+        raise Quarantined(message, hint=f"run `rankship doctor {device.name}`: it clears the device when it answers")
+
+
+def describe(troubles: Troubles) -> str:
+    """Write the evidence: how often, and each failure."""
+    shown = "; ".join(f"{one.time_utc} {one.error}: {one.message}" for one in troubles.failures)
+    times = "once" if len(troubles.failures) == 1 else f"{len(troubles.failures)} times in a row"
+    return f"it failed {times}: {shown}"
+
+
+def read_troubles(device: Device) -> Troubles | None:
+    """Read what the device did; None where all is well, or the file is not whole."""
+    path = _place(device)
+    with suppress(FileNotFoundError, InputError):
+        return decode(Troubles, path.read_bytes(), where=str(path))
+    return None
+
+
+def clear(device: Device) -> None:
+    """Forget every failure."""
+    _place(device).unlink(missing_ok=True)
+
+
+def _note(device: Device, failure: TargetError) -> None:
+    before = read_troubles(device)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    trouble = Trouble(time_utc=now, error=type(failure).__name__, message=str(failure))
+    kept = (*(before.failures if before else ()), trouble)[-LIMIT:]
+    with suppress(OSError):  # a full disk here must not hide the device's own error
+        write_atomic(_place(device), encode(Troubles(device=device.name, failures=kept)).encode(), mode=0o600)
+
+
+def _place(device: Device) -> Path:
+    """Name the file by the device and its address: an entry that was corrected begins anew."""
+    who = [device.name, device.transport, device.host, device.port, device.serial, device.twin]
+    return user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "troubles" / f"{digest(who)[:32]}.json"

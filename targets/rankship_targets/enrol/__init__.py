@@ -1,0 +1,1 @@
+"""How a device joins the inventory, and what spoils its numbers."""

@@ -1,0 +1,227 @@
+"""What a device's answers say about the numbers it would give."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from rankship_pipeline.foundation.records import FORMATS, record
+from rankship_pipeline.foundation.units import show_bytes, show_celsius
+from rankship_targets.client.calls import install_command
+from rankship_targets.devices.device import Device
+from rankship_targets.trials.events import Probe
+
+WARM_MC, HOT_MC = 65_000, 80_000  # a Pi 4 slows down at 80 °C
+BUSY_SHARE_MILLI = 250  # one-minute load per core above which another program shares the cores
+LITTLE_DISK_BYTES, NO_DISK_BYTES = 1_000_000_000, 100_000_000
+SOME_SWAP_BYTES = 16_000_000  # what an idle system may have put aside long ago
+LOW_BATTERY_PERCENT = 30  # phones save power below
+CLOCK_OFFSET_NS = 1_000_000_000
+# The bits of a Raspberry Pi's `vcgencmd get_throttled`; each again 16 bits higher for "since boot".
+THROTTLED_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "at the soft temperature limit"}
+_SINCE_BOOT = 16
+_WORDS_64 = {"aarch64", "x86_64", "riscv64"}
+
+
+@record
+class Check:
+    """One finding; `advice` says what to do and is empty where all is well."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    finding: str
+    advice: str = ""
+
+
+def examine(device: Device, probe: Probe) -> list[Check]:
+    """Judge everything that the probe told."""
+    return [
+        Check(name="python", verdict="ok", finding=f"{probe.python} on {probe.machine}, kernel {probe.kernel}"),
+        *_examine_words(probe.machine, probe.userland_bits),
+        *_examine_runtimes(device, probe),
+        _examine_governor(probe.state.governor),
+        _examine_temperature(probe.state.temperature_mc),
+        *_examine_throttling(probe.throttled),
+        _examine_load(probe.state.load_1m_milli, probe.cpu_count),
+        *_examine_cpus(device, probe),
+        *_examine_swap(probe.swap_used_bytes),
+        *_examine_battery(probe.battery_percent, probe.battery_status),
+        _examine_disk(probe.free_bytes, device.workdir),
+        _examine_psutil(device, probe.psutil),
+    ]
+
+
+def _examine_runtimes(device: Device, probe: Probe) -> Iterator[Check]:
+    """Judge what is installed: a missing runtime closes one format, without any nothing can be measured."""
+    any_found = any(probe.runtimes.values())
+    kit = f"rankship kit install {device.name}"
+    for known in FORMATS:
+        found = probe.runtimes.get(known)
+        if found:
+            yield Check(name=known, verdict="ok", finding=" ".join(found))
+        else:
+            advice = f"{kit}; or on the device: {install_command(device, known)}"
+            yield Check(name=known, verdict="warn" if any_found else "fail", finding="no runtime", advice=advice)
+    if probe.numpy is None:
+        advice = f"{kit}; or on the device: {device.python} -m pip install numpy"
+        yield Check(name="numpy", verdict="fail", finding="not installed", advice=advice)
+
+
+def _examine_words(machine: str, userland_bits: int | None) -> Iterator[Check]:
+    """Judge the word size: there are runtimes for 64 bits only."""
+    if userland_bits is None:
+        return
+    if userland_bits == 64:  # noqa: PLR2004 - the very word
+        yield Check(name="system", verdict="ok", finding="64-bit userland")
+        return
+    kernel = "a 64-bit kernel" if machine in _WORDS_64 else f"{machine}, a 32-bit kernel"
+    finding = f"{userland_bits}-bit userland on {kernel} (WrongSystem: no runtime is built for it)"
+    advice = "write a 64-bit system to its card: Raspberry Pi OS (64-bit)"
+    yield Check(name="system", verdict="fail", finding=finding, advice=advice)
+
+
+def decode_throttled(bits: int) -> tuple[list[str], list[str]]:
+    """What a Raspberry Pi's bits say: now, and at some moment since it booted."""
+    now = [word for bit, word in THROTTLED_BITS.items() if bits >> bit & 1]
+    return now, [word for bit, word in THROTTLED_BITS.items() if bits >> (bit + _SINCE_BOOT) & 1]
+
+
+def _examine_throttling(bits: int | None) -> Iterator[Check]:
+    """Judge a Raspberry Pi's own word on power and heat; other boards have none."""
+    if bits is None:
+        return
+    now, since_boot = decode_throttled(bits)
+    if not now and not since_boot:
+        yield Check(name="throttling", verdict="ok", finding="none since boot")
+        return
+    told = [f"now: {', '.join(now)}"] if now else []
+    told += [f"since boot: {', '.join(since_boot)}"] if since_boot else []
+    volts = any("voltage" in word for word in now + since_boot)
+    cause = "use the board's own 5.1 V 3 A supply and a short cable" if volts else "cool it: heat sink and fan"
+    advice = cause if now else f"{cause}; `sudo reboot` clears what is past"
+    yield Check(name="throttling", verdict="fail" if now else "warn", finding="; ".join(told), advice=advice)
+
+
+def _examine_cpus(device: Device, probe: Probe) -> Iterator[Check]:
+    """Judge whether the processors that the inventory names are there."""
+    if device.cpus is None:
+        return
+    there = probe.cpus_online or tuple(range(probe.cpu_count))
+    missing = [number for number in device.cpus if number not in there]
+    shown = f"{', '.join(map(str, device.cpus)) or 'none'} of {', '.join(map(str, there))}"
+    if device.cpus and not missing:
+        yield Check(name="cpus", verdict="ok", finding=shown)
+        return
+    finding = f"{shown}: not there or not online: {', '.join(map(str, missing)) or 'any'}"
+    advice = f"correct cpus in the inventory's [{device.name}], or bring them online"
+    yield Check(name="cpus", verdict="fail", finding=finding, advice=advice)
+
+
+def _examine_swap(used_bytes: int | None) -> Iterator[Check]:
+    """Judge the swap: pages that come back from a card or a disk while measuring cost milliseconds."""
+    if used_bytes is None:
+        return
+    finding = f"{show_bytes(used_bytes)} in use"
+    if used_bytes <= SOME_SWAP_BYTES:
+        yield Check(name="swap", verdict="ok", finding=finding)
+        return
+    advice = "stop what fills the memory, then on the device: sudo swapoff -a"
+    yield Check(name="swap", verdict="warn", finding=finding, advice=advice)
+
+
+def _examine_battery(percent: int | None, status: str | None) -> Iterator[Check]:
+    """Judge a phone's battery: a low one saves power, a charging one heats."""
+    if percent is None:
+        return
+    finding = f"{percent} %, {status.lower() if status else 'status unknown'}"
+    if percent < LOW_BATTERY_PERCENT:
+        advice = f"charge it above {LOW_BATTERY_PERCENT} % first: phones slow down to save power"
+        yield Check(name="battery", verdict="warn", finding=finding, advice=advice)
+    elif status == "Charging":
+        advice = "charging heats it and feeds the meter: wait until it is full, or unplug it and use adb over Wi-Fi"
+        yield Check(name="battery", verdict="warn", finding=finding, advice=advice)
+    else:
+        yield Check(name="battery", verdict="ok", finding=finding)
+
+
+def examine_clock(clock_utc_ns: int | None, asked_ns: int, answered_ns: int) -> Check:
+    """Judge the device's clock by ours: it was read at some moment between the question and the answer."""
+    if clock_utc_ns is None:
+        advice = "times of the device's own cannot be laid beside this host's"
+        return Check(name="clock", verdict="warn", finding="the device does not tell", advice=advice)
+    low_ns, high_ns = clock_utc_ns - answered_ns, clock_utc_ns - asked_ns
+    finding = f"between {low_ns / 1e9:+.2f} and {high_ns / 1e9:+.2f} s of this host's"
+    if low_ns <= CLOCK_OFFSET_NS and high_ns >= -CLOCK_OFFSET_NS:
+        return Check(name="clock", verdict="ok", finding=finding)
+    advice = "let both follow NTP: sudo timedatectl set-ntp true"
+    return Check(name="clock", verdict="warn", finding=finding, advice=advice)
+
+
+def examine_attached(device: Device, attached: Sequence[tuple[str, str, str]]) -> Check:
+    """Judge what adb sees, as (serial, state, model): this phone must be there once, and let us in."""
+    states = [state for serial, state, _ in attached if serial == device.serial]
+    others = f"; {len(attached) - len(states)} others are attached" if len(attached) > len(states) else ""
+    if states == ["device"]:
+        return Check(name="attached", verdict="ok", finding=f"{device.serial}{others}")
+    if len(states) > 1:
+        advice = "unplug one of them, or reach one over TCP: `adb tcpip 5600`, `adb connect HOST:5600`"
+        finding = f"{len(states)} devices answer to serial {device.serial}"
+        return Check(name="attached", verdict="fail", finding=finding, advice=advice)
+    finding = f"{device.serial} is {states[0] if states else 'not attached'}{others}"
+    advice = (
+        "accept the computer's key on the phone's screen"
+        if states == ["unauthorized"]
+        else "plug it in, enable USB debugging, see `adb devices -l`"
+    )
+    return Check(name="attached", verdict="fail", finding=finding, advice=advice)
+
+
+def _examine_governor(governor: str | None) -> Check:
+    if governor is None:
+        advice = "fine for a virtual machine; its latencies are only comparable with themselves"
+        return Check(name="governor", verdict="warn", finding="the device does not tell", advice=advice)
+    if governor == "performance":
+        return Check(name="governor", verdict="ok", finding=governor)
+    advice = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+    return Check(
+        name="governor", verdict="warn", finding=f"{governor}: frequencies move while measuring", advice=advice
+    )
+
+
+def _examine_temperature(temperature_mc: int | None) -> Check:
+    if temperature_mc is None:
+        advice = "throttling will not be seen: watch for drift inside the runs"
+        return Check(name="temperature", verdict="warn", finding="the device does not tell", advice=advice)
+    finding = show_celsius(temperature_mc)
+    if temperature_mc < WARM_MC:
+        return Check(name="temperature", verdict="ok", finding=finding)
+    verdict: Literal["warn", "fail"] = "fail" if temperature_mc >= HOT_MC else "warn"
+    return Check(
+        name="temperature", verdict=verdict, finding=finding, advice="let it cool, or give it a heat sink and a fan"
+    )
+
+
+def _examine_load(load_1m_milli: int | None, cpu_count: int) -> Check:
+    if load_1m_milli is None:
+        return Check(name="load", verdict="ok", finding="the device does not tell")
+    finding = f"{load_1m_milli / 1000:.2f} over the last minute on {cpu_count} cores"
+    if load_1m_milli <= BUSY_SHARE_MILLI * cpu_count:
+        return Check(name="load", verdict="ok", finding=finding)
+    return Check(
+        name="load", verdict="warn", finding=finding, advice="see with `top` on the device what runs, and stop it"
+    )
+
+
+def _examine_disk(free_bytes: int, workdir: str) -> Check:
+    finding = f"{show_bytes(free_bytes)} free for {workdir}"
+    if free_bytes >= LITTLE_DISK_BYTES:
+        return Check(name="disk", verdict="ok", finding=finding)
+    verdict: Literal["warn", "fail"] = "fail" if free_bytes < NO_DISK_BYTES else "warn"
+    return Check(
+        name="disk", verdict=verdict, finding=finding, advice=f"delete old files below {workdir} on the device"
+    )
+
+
+def _examine_psutil(device: Device, version: str | None) -> Check:
+    if version:
+        return Check(name="psutil", verdict="ok", finding=version)
+    advice = f"only where /sys does not tell frequency or temperature: {device.python} -m pip install psutil"
+    return Check(name="psutil", verdict="warn", finding="not installed", advice=advice)

@@ -1,0 +1,111 @@
+"""How a device comes into the inventory: its identity is shown, confirmed and pinned before anything else is asked."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rankship_pipeline.foundation.errors import CommandFailed, HostKeyChanged, InputError
+from rankship_targets.devices.device import TWIN_TRANSPORTS, Device, find_device
+from rankship_targets.devices.inventory import Value, add_device
+from rankship_targets.session.session import open_session
+from rankship_targets.transport.protocol import Transport, open_transport, run_checked
+
+_ADDRESS = re.compile(
+    r"(?P<user>[^@\s-][^@\s]*)@(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:@\s\[\]-][^:@\s\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
+)
+_LAST_PORT = 65_535
+_BUILD = "ro.build.fingerprint"
+_WORKDIR_ANDROID = "/data/local/tmp/rankship"
+
+
+def parse_address(name: str, text: str) -> Device:
+    """Read user@host, user@host:port or user@[IPv6]:port; an ssh device without a host key yet."""
+    found = _ADDRESS.fullmatch(text)
+    port = int(found["port"] or 22) if found else 0
+    if found is None or not 0 < port <= _LAST_PORT:
+        raise InputError(f"{text!r} is no address", hint="write USER@HOST, or USER@HOST:PORT; pi@raspberrypi.local")
+    return Device(name=name, transport="ssh", user=found["user"], host=found["v6"] or found["host"], port=port)
+
+
+def pin_host_key(device: Device, fingerprint: str | None, ask: Callable[[str], str]) -> Device:
+    """Fetch the host key, and give the device with it pinned once it is confirmed.
+
+    `fingerprint` is what the user read at the board's own console (SHA256:…) and must be the very same; without it
+    the fingerprint is shown and `ask` must answer "yes".
+    """
+    from rankship_targets.transport.ssh.key import fetch_host_key
+
+    found = fetch_host_key(device)
+    kind = found.get_name()
+    if fingerprint is not None:
+        if fingerprint != found.fingerprint:
+            message = f"{device.host}:{device.port} shows {kind} {found.fingerprint}, --fingerprint says {fingerprint}"
+            raise HostKeyChanged(message, hint="read it at the board's own console: something else may answer here")
+    elif ask(describe_key(device, kind, found.fingerprint)) != "yes":
+        raise InputError("the fingerprint was not confirmed: nothing was written", hint='type the whole word "yes"')
+    return replace(device, host_key=f"{kind} {found.get_base64()}")
+
+
+def describe_key(device: Device, kind: str, fingerprint: str) -> str:
+    """Write what the user must compare before saying yes."""
+    short = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}.get(kind, kind.partition("-")[0])
+    return (
+        f"{device.host}:{device.port} shows this host key:\n\n    {kind} {fingerprint}\n\n"
+        "Compare it with what the board says at its own console (keyboard and screen, or serial line):\n\n"
+        f"    ssh-keygen -lf /etc/ssh/ssh_host_{short}_key.pub\n\n"
+        "Are the two the same? Type yes to pin it: "
+    )
+
+
+def enrol_board(device: Device, inventory: Path) -> str:
+    """Log in with the pinned key, probe the board and write its entry; gives what the board says it is."""
+    with open_session(device) as session:
+        probe = session.probe()
+    label = probe.cpu_model or probe.machine
+    table: dict[str, Value] = {"transport": "ssh", "host": device.host or ""}
+    if device.port != Device(name="", transport="ssh").port:
+        table["port"] = device.port
+    table |= {"user": device.user or "", "host_key": device.host_key or ""}
+    chosen = {"key_file": device.key_file, "jump": device.jump}
+    table |= {key: value for key, value in chosen.items() if value is not None}
+    if device.python != Device(name="", transport="ssh").python:
+        table["python"] = device.python
+    add_device(inventory, device.name, {**table, "label": label})
+    return label
+
+
+def enrol_phone(
+    name: str, serial: str, inventory: Path, connect: Callable[[Device], Transport] = open_transport
+) -> str:
+    """Pin a phone by its serial and its build, and write its entry; gives its model."""
+    with connect(Device(name=name, transport="adb", serial=serial, workdir=_WORKDIR_ANDROID)) as transport:
+        build = _ask_property(transport, _BUILD)
+        model = _ask_property(transport, "ro.product.model")
+    if not build:
+        message = f"{serial} has no {_BUILD}: this is no Android device, or its shell is restricted"
+        raise CommandFailed(message, hint=f"`adb -s {serial} shell getprop {_BUILD}` must print one line")
+    table: dict[str, Value] = {"transport": "adb", "serial": serial, "fingerprint": build}
+    add_device(inventory, name, {**table, "workdir": _WORKDIR_ANDROID, "label": model})
+    return model
+
+
+def enrol_twin(name: str, twin: str, inventory: Path) -> str:
+    """Write the entry of an emulated stand-in, which is started whenever it is used."""
+    label = f"emulated stand-in for a {twin}: its numbers mean nothing"
+    add_device(inventory, name, {"transport": TWIN_TRANSPORTS[twin], "twin": twin, "label": label})
+    return label
+
+
+def find_jump(device: Device, jump: str | None, inventory: Path) -> Device:
+    """Give the device with the one to go through."""
+    if jump is None:
+        return device
+    via = find_device(jump, inventory)
+    if via.transport != "ssh" or via.twin is not None:
+        raise InputError(f"--jump {jump}: that is no ssh device", hint="add the jump host as a device first")
+    return replace(device, jump=jump, via=via)
+
+
+def _ask_property(transport: Transport, name: str) -> str:
+    return run_checked(transport, ["getprop", name]).strip()

@@ -1,0 +1,103 @@
+"""LiteRT's own `benchmark_model`, brought by the user, for delegates that no package offers: GPU and NNAPI.
+
+It prints a summary, not its samples, so nothing of it can become a Trial or be compared with confidence. Its output is
+parsed as its sources and published logs show it; it was never run on a phone by us.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from rankship_pipeline.foundation.errors import CommandFailed, Lacks
+from rankship_pipeline.foundation.records import record
+from rankship_targets.transport.protocol import NOT_EXECUTABLE, NOT_FOUND, Transport, explain_failure
+
+Delegate = Literal["cpu", "gpu", "nnapi"]
+Share = Literal["completely", "partially", "not"]
+DELEGATES: dict[Delegate, tuple[str, ...]] = {
+    "cpu": ("--use_xnnpack=true",),
+    "gpu": ("--use_gpu=true",),
+    "nnapi": ("--use_nnapi=true",),
+}
+_LOG_PREFIX = re.compile(r"^(?:(?:INFO|VERBOSE|WARNING|ERROR): |[IWEV]\s+tflite\s*: )?")
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+_PAIR = re.compile(rf"\b(count|first|curr|min|max|avg|std|p5|median|p95)={_NUMBER}(?=[\s(]|$)")
+_INIT = re.compile(rf"^Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, ")
+_APPLIED = re.compile(
+    r"^Explicitly applied (\w+) delegate, and the model graph will be (completely|partially) executed"
+)
+_NOT_APPLIED = re.compile(r"^Though (\w+) delegate is explicitly applied, the model graph will not be executed")
+_ABSURD = 1e15  # microseconds: thirty years
+_LEAST_RUNS = 2  # the warm-up and the measurement each say how it went
+
+
+@record
+class BenchmarkSummary:
+    """What the program said of its timed inferences, in whole nanoseconds from its microseconds; raw samples it keeps.
+
+    `delegated` says how much of the graph each delegate runs, as far as the program tells; `median_ns` is None in
+    releases that do not print it, `std_ns` where every inference took equally long.
+    """
+
+    count: int
+    mean_ns: int
+    min_ns: int
+    max_ns: int
+    std_ns: int | None
+    median_ns: int | None
+    init_ns: int
+    first_ns: int
+    delegated: dict[str, Share]
+
+
+def run_benchmark(
+    transport: Transport, binary: str, model: str, delegate: Delegate, *, threads: int, runs: int, timeout_s: float
+) -> BenchmarkSummary:
+    """Run the program on a model that lies on the device; both paths are the device's."""
+    argv = [binary, f"--graph={model}", f"--num_threads={threads}", f"--num_runs={runs}", *DELEGATES[delegate]]
+    done = transport.run(argv, timeout_s=timeout_s)
+    if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
+        message = f"{binary} cannot be started: {done.stderr.strip()}"
+        hint = "copy LiteRT's benchmark_model for the device's ABI there and make it executable (chmod +x)"
+        raise Lacks(message, hint=hint)
+    if done.code != 0:
+        raise explain_failure(argv, done.code, done.stderr or done.stdout)
+    return parse_output((done.stdout + "\n" + done.stderr).splitlines())  # which of the two depends on the platform
+
+
+def parse_output(lines: Sequence[str]) -> BenchmarkSummary:
+    """Read the summary out of everything that the program printed; CommandFailed where there is none."""
+    runs: list[dict[str, float]] = []
+    delegated: dict[str, Share] = {}
+    init = None
+    for line in lines:
+        text = _LOG_PREFIX.sub("", line.strip(), count=1)
+        if text.startswith("count="):
+            pairs = [(name, float(value)) for name, value in _PAIR.findall(text)]
+            runs.append({name: value for name, value in pairs if value < _ABSURD})
+        elif (found := _INIT.match(text)) and max(float(found[1]), float(found[2])) < _ABSURD:
+            init = (float(found[1]), float(found[2]))
+        elif found := _APPLIED.match(text):
+            delegated[found[1]] = "completely" if found[2] == "completely" else "partially"
+        elif found := _NOT_APPLIED.match(text):
+            delegated[found[1]] = "not"
+    if init is None or len(runs) < _LEAST_RUNS or not runs[-1].get("count") or "curr" not in runs[-1]:
+        said = " / ".join(line.strip() for line in lines[-3:])[-300:]
+        message = f"benchmark_model ended without its summary; its last words: {said or '(none)'}"
+        raise CommandFailed(message, hint="run it by hand on the device: does it load the model?")
+    last, only = runs[-1], runs[-1]["curr"]  # where all are the same, it says one of them
+    return BenchmarkSummary(
+        count=int(last["count"]),
+        mean_ns=_to_ns(last.get("avg", only)),
+        min_ns=_to_ns(last.get("min", only)),
+        max_ns=_to_ns(last.get("max", only)),
+        std_ns=_to_ns(last["std"]) if "std" in last else None,
+        median_ns=_to_ns(last["median"]) if "median" in last else None,
+        init_ns=_to_ns(init[0]),
+        first_ns=_to_ns(init[1]),
+        delegated=delegated,
+    )
+
+
+def _to_ns(microseconds: float) -> int:
+    return round(microseconds * 1000)

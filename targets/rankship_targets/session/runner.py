@@ -1,0 +1,64 @@
+"""Runtimes for the parity gate: the agent in a fresh process, here or on a device."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rankship_pipeline.foundation.errors import CommandFailed
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import Format, RunOutput
+from rankship_targets.client.agent_file import find_agent
+from rankship_targets.client.calls import call_agent, pick
+from rankship_targets.devices.device import Device, describe_this_machine
+from rankship_targets.session.session import INFER_TIMEOUT_S, Session
+from rankship_targets.transport.local import LocalTransport
+from rankship_targets.trials.events import Done, Opened
+from rankship_targets.trials.trial import RuntimeReading
+
+
+class HostRunner:
+    """Runs artifacts on this machine."""
+
+    def __init__(self, threads: int = 1, device: Device | None = None) -> None:
+        self._threads = threads
+        self._device = device or describe_this_machine()
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - the seam's word
+        """Run every sample; `into` gets one .npy file per output."""
+        request = {
+            "command": "infer",
+            "format": format,
+            "artifact": str(artifact.resolve()),
+            "inputs": [str(path.resolve()) for path in inputs],
+            "output": str(into.resolve() / "output"),
+            "threads": self._threads,
+        }
+        with LocalTransport() as transport:
+            events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
+        count = pick(events, Done, self._device).outputs
+        files = [into / f"output.{position}.npy" for position in range(count)]
+        return _describe(files, pick(events, Opened, self._device).runtime)
+
+
+class DeviceRunner:
+    """Runs artifacts, proven or not, on a device that a session holds.
+
+    `pushed` is SHA-256 → path on the device of files that the session has put there: these are not copied again.
+    """
+
+    def __init__(self, session: Session, threads: int = 1, pushed: Mapping[str, str] | None = None) -> None:
+        self._session = session
+        self._threads = threads
+        self._pushed = pushed or {}
+
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as above
+        """Copy what is needed, run every sample there, and bring the outputs into `into`."""
+        remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
+        remotes = [self._session.push_file(path) for path in inputs]
+        files, reading = self._session.infer(format, remote, remotes, into, self._threads)
+        return _describe(files, reading)
+
+
+def _describe(files: Sequence[Path], reading: RuntimeReading) -> RunOutput:
+    if not files:
+        raise CommandFailed("the artifact gave no output", hint="export a model that returns at least one tensor")
+    return RunOutput(outputs=tuple(map(str, files)), runtime=reading.name, runtime_version=reading.version)

@@ -1,0 +1,159 @@
+"""The `adb` program of the Android platform tools: found, called with a limit, and what it says turned into errors."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
+
+from rankship_pipeline.foundation.errors import (
+    AmbiguousDevice,
+    ConnectionLost,
+    Lacks,
+    NoSpace,
+    ReadOnly,
+    TargetError,
+    TargetTimeout,
+    Unauthorised,
+    Unreachable,
+)
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.device import Device
+from rankship_targets.transport.protocol import Completed
+
+CALL_TIMEOUT_S = 20.0
+_TAIL_CHARACTERS = 500
+_CABLE = "see that the phone is on, its cable in and USB debugging allowed; `adb devices` lists what is there"
+_PROMPT = "unlock the phone and accept the prompt 'Allow USB debugging?' on its screen, then try again"
+_AGAIN = "the connection broke: see the cable or the network, then try again"
+_SERVER = "another program may hold the server's port: try `adb kill-server`, then `adb start-server`"
+_DETAILS = ("usb:", "product:", "model:", "device:", "transport_id:")
+# What adb says → what it means and what to do; the first that fits counts.
+_FAULTS: tuple[tuple[str, type[TargetError], str], ...] = (
+    ("No space left on device", NoSpace, "free space on the device or choose another workdir in the inventory"),
+    ("Read-only file system", ReadOnly, "choose a workdir below /data/local/tmp in the inventory"),
+    ("device unauthorized", Unauthorised, _PROMPT),
+    ("failed to authenticate", Unauthorised, _PROMPT),
+    ("more than one device", AmbiguousDevice, "give each its own serial, or unplug one"),
+    ("cannot connect to daemon", Unreachable, _SERVER),
+    ("cannot start server on remote host", Unreachable, _SERVER),
+    ("device offline", ConnectionLost, _AGAIN),
+    ("device still connecting", ConnectionLost, _AGAIN),
+    ("device still authorizing", ConnectionLost, _PROMPT),
+    ("' not found", Unreachable, _CABLE),
+    ("no devices", Unreachable, _CABLE),
+    ("error: closed", ConnectionLost, _AGAIN),
+    ("protocol fault", ConnectionLost, _AGAIN),
+    ("connect failed", ConnectionLost, _AGAIN),
+    ("Connection reset", ConnectionLost, _AGAIN),
+    ("Broken pipe", ConnectionLost, _AGAIN),
+)
+
+
+class Attached(NamedTuple):
+    """One line of `adb devices`: `state` is "device" where it may be used; `model` as the device says, or empty."""
+
+    serial: str
+    state: str
+    model: str = ""
+
+
+@record
+class AdbClient:
+    """How adb is called: the program, another server than this machine's usual one, and the device meant."""
+
+    program: str
+    server: tuple[str, int] | None = None
+    serial: str | None = None
+
+    def argv(self, *words: str) -> list[str]:
+        """Give the whole command."""
+        server = ["-H", self.server[0], "-P", str(self.server[1])] if self.server else []
+        return [self.program, *server, *(["-s", self.serial] if self.serial else []), *words]
+
+    def call(self, *words: str, timeout_s: float = CALL_TIMEOUT_S) -> Completed:
+        """Run adb to its end; TargetTimeout, and adb is ended, after `timeout_s`."""
+        # Files, not pipes: an adb server that adb starts may hold a pipe open for ever.
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            process = subprocess.Popen(self.argv(*words), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                message = f"`adb {words[0]}` did not end within {timeout_s:g} s"
+                raise TargetTimeout(message, hint=f"see whether the device answers; {_SERVER}") from None
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+            texts = []
+            for stream in (stdout, stderr):
+                stream.seek(0)
+                texts.append(stream.read().decode(errors="replace"))
+        return Completed(code=code, stdout=texts[0], stderr=texts[1])
+
+
+def open_client(device: Device) -> AdbClient:
+    """Find adb and have its server running; `device.host` and `port` name another server, which must run already."""
+    server = (device.host, device.port) if device.host else None
+    client = AdbClient(program=find_adb(), server=server, serial=device.serial)
+    if server is None:
+        ensure_server(client)
+    return client
+
+
+def find_adb() -> str:
+    """Find adb on PATH or below $ANDROID_HOME."""
+    found = shutil.which("adb")
+    homes = [os.environ.get(name) for name in ("ANDROID_HOME", "ANDROID_SDK_ROOT")]
+    below = [str(path) for home in homes if home and os.access(path := Path(home, "platform-tools", "adb"), os.X_OK)]
+    for program in ([found] if found else []) + below:
+        return program
+    message = "this machine lacks `adb`: it is neither on PATH nor in $ANDROID_HOME/platform-tools"
+    raise Lacks(message, hint="apt-get install adb, or install Android's platform tools")
+
+
+def ensure_server(client: AdbClient) -> None:
+    """Start this machine's adb server unless it runs."""
+    done = client.call("start-server")
+    if done.code != 0:
+        message = f"the adb server does not start: {show_end(done)}"
+        raise Unreachable(message, hint=_SERVER)
+
+
+def list_attached(client: AdbClient | None = None) -> tuple[Attached, ...]:
+    """List what the adb server sees, whatever its state."""
+    if client is None:
+        client = AdbClient(program=find_adb())
+        ensure_server(client)
+    done = client.call("devices", "-l")
+    if done.code != 0:
+        raise explain(done, "`adb devices`")
+    lines = [line for line in done.stdout.splitlines() if line.strip() and not line.startswith(("List of", "*"))]
+    return tuple(read_attached(line) for line in lines)
+
+
+def read_attached(line: str) -> Attached:
+    """Read one line of `adb devices -l`: serial, state (perhaps several words), then key:value pairs."""
+    serial, *words = line.split()
+    pairs = [word for word in words if word.startswith(_DETAILS)]
+    details = dict(pair.split(":", 1) for pair in pairs)
+    # "no permissions (user in plugdev group; …); see [http://…]" and bus paths like "1-2" stand between.
+    state = " ".join(words[: words.index(pairs[0])] if pairs else words)
+    return Attached(serial=serial, state=state, model=details.get("model", "").replace("_", " "))
+
+
+def explain(done: Completed, what: str) -> TargetError:
+    """Make the error for what adb could not do."""
+    said = show_end(done)
+    for words, kind, hint in _FAULTS:
+        if words in said:
+            return kind(f"{what}: {said}", hint=hint)
+    return ConnectionLost(f"{what}: {said or f'adb ended with status {done.code}'}", hint=_AGAIN)
+
+
+def show_end(done: Completed) -> str:
+    """Give the end of what adb said, on one line."""
+    lines: Sequence[str] = (done.stderr + "\n" + done.stdout).splitlines()
+    return "; ".join(line.strip() for line in lines if line.strip())[-_TAIL_CHARACTERS:]

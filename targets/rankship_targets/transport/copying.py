@@ -1,0 +1,186 @@
+"""How files get to a device: only what is missing, whole or not at all, and on from where a broken copy stopped.
+
+A file is written under a name of its own for its place and content, checked there and renamed. What a broken
+connection left under that name is the beginning of the next try, if its hash says so.
+"""
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rankship_pipeline.foundation.errors import CommandFailed, InputError, NoSpace, PersistentTargetError, TargetError
+from rankship_pipeline.foundation.units import show_bytes
+from rankship_targets.transport.protocol import (
+    Transport,
+    explain_failure,
+    hash_many,
+    hash_remote,
+    make_batches,
+    open_source,
+    run_checked,
+)
+from rankship_targets.transport.receiving import limit_hash_s, receive
+
+RESUMED_FROM_BYTES = 1 << 20  # looking at what is left of a smaller file takes longer than sending it again
+SHOWN_FROM_BYTES = 2_000_000
+PARTS_AGE_MINUTES = 24 * 60
+NO_FOLDER = 73  # a status of our own, which no shell and no `mkdir` has
+_CHUNK = 1 << 20
+_PART = "*." + "[0-9a-f]" * 16 + ".part"
+# Makes the part's folder, and looks once at its length and the hash of that many bytes: another host may be writing on.
+LOOK = f'mkdir -p -- "$2" || exit {NO_FOLDER}; n=$(stat -c %s -- "$1") && echo "$n" && head -c "$n" < "$1" | sha256sum'
+
+Told = Callable[[int, int], None]  # (bytes that are there or on their way, bytes in all)
+
+
+def copy_verified(transport: Transport, local: Path, remote: str, sha256: str, *, told: Told | None = None) -> bool:
+    """Make `remote` hold exactly the content with this hash; False where it already did.
+
+    A reader on the device sees the old file or the whole new one.
+    """
+    return bool(copy_many(transport, {remote: (local, sha256)}, told=told))
+
+
+def copy_many(
+    transport: Transport, files: Mapping[str, tuple[Path, str]], *, told: Told | None = None
+) -> tuple[str, ...]:
+    """Make every remote path hold the content with its hash; gives the paths that did not before.
+
+    The paths are all absolute or all relative. `told` hears of copies large enough to be waited for.
+    """
+    sizes = {remote: _size(local) for remote, (local, _) in files.items()}
+    copied = missing = _find_missing(transport, files, sizes)
+    for _ in range(2):  # a part that another host took away or damaged is sent once more
+        if missing:
+            missing = _find_missing(transport, _copy_parts(transport, missing, sizes, told), sizes)
+    if not missing:
+        return tuple(copied)
+    (remote, (local, sha256)), *_ = missing.items()
+    arrived = hash_remote(transport, remote)
+    message = f"{local.name} did not arrive at {remote}: SHA-256 there is {arrived}, expected {sha256}"
+    raise CommandFailed(message, hint="the local file changed or the copy was damaged: copy again")
+
+
+def name_part(remote: str, sha256: str) -> str:
+    """Name the file in which content on its way to `remote` is gathered; the same for every try and host."""
+    folder, name = posixpath.split(remote)
+    # File systems hold 255 bytes per name, of which a suffix of 22 is ours.
+    return posixpath.join(folder, f"{name.encode()[:200].decode(errors='ignore')}.{sha256[:16]}.part")
+
+
+def remove_old_parts(transport: Transport, folder: str, *, age_minutes: int = PARTS_AGE_MINUTES) -> None:
+    """Remove what broken copies left below `folder` and nobody has gone on with since."""
+    old = ["-name", _PART, "-type", "f", "-mmin", f"+{age_minutes}"]
+    run_checked(transport, ["find", _shield(folder), *old, "-exec", "rm", "-f", "--", "{}", "+"])
+
+
+def _copy_parts(
+    transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int], told: Told | None
+) -> dict[str, tuple[Path, str]]:
+    """Send what is missing; gives what did not arrive whole and has its name not.
+
+    Where trying again cannot help, no part stays; where the link broke, all stay for the next try.
+    """
+    parts = {remote: name_part(remote, sha256) for remote, (_, sha256) in files.items()}
+    small = {posixpath.dirname(remote) or "." for remote in files if sizes[remote] < RESUMED_FROM_BYTES}
+    for batch in make_batches(sorted(small)):
+        run_checked(transport, ["mkdir", "-p", "--", *batch])
+    wrong = {}
+    try:
+        begun = {remote: _begin(transport, files[remote][0], part, sizes[remote]) for remote, part in parts.items()}
+        _check_room(transport, files, _sum_up(sizes, files) - sum(begun.values()))
+        bar = _Bar(told, _sum_up(sizes, files))
+        for remote, (local, sha256) in files.items():
+            offset = begun[remote]
+            if sha256 != receive(
+                transport, local, parts[remote], offset=offset, sha256=sha256, place=remote, told=bar.move
+            ):
+                wrong[remote] = files[remote]
+            bar.base_bytes += sizes[remote]
+        _remove(transport, [parts[remote] for remote in wrong])
+    except PersistentTargetError:
+        with suppress(TargetError):
+            _remove(transport, list(parts.values()))
+        raise
+    return wrong
+
+
+class _Bar:
+    """Adds up the bytes of several files for one progress bar."""
+
+    def __init__(self, told: Told | None, total_bytes: int) -> None:
+        self.base_bytes = 0
+        self._told = told if total_bytes >= SHOWN_FROM_BYTES else None
+        self._total_bytes = total_bytes
+
+    def move(self, sent_bytes: int) -> None:
+        """Show how much of the current file is on its way."""
+        if self._told:
+            self._told(self.base_bytes + sent_bytes, self._total_bytes)
+
+
+def _find_missing(
+    transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int]
+) -> dict[str, tuple[Path, str]]:
+    found = hash_many(transport, list(files), timeout_s=limit_hash_s(_sum_up(sizes, files))) if files else {}
+    return {remote: (local, sha256) for remote, (local, sha256) in files.items() if found.get(remote) != sha256}
+
+
+def _begin(transport: Transport, local: Path, part: str, size: int) -> int:
+    """Tell how many bytes of a part are right; one that is wrong is removed."""
+    if size < RESUMED_FROM_BYTES:
+        return 0
+    folder = posixpath.dirname(part) or "."
+    done = transport.run(["sh", "-c", LOOK, "sh", part, folder], timeout_s=limit_hash_s(size))
+    if done.code == NO_FOLDER:
+        raise explain_failure(["mkdir"], done.code, done.stderr)
+    if not done.stdout and done.code != 0:
+        return 0
+    match = re.fullmatch(r"([0-9]{1,18})\n\\?([0-9a-f]{64})\s.*\s*", done.stdout)
+    if match and int(match[1]) <= size and _hash_start(local, int(match[1])) == match[2]:
+        return int(match[1])
+    _remove(transport, [part])
+    return 0
+
+
+def _hash_start(local: Path, length: int) -> str:
+    known, left = hashlib.sha256(), length
+    with open_source(local) as source:
+        while left and (chunk := source.read(min(_CHUNK, left))):
+            known.update(chunk)
+            left -= len(chunk)
+    return known.hexdigest()
+
+
+def _check_room(transport: Transport, files: Mapping[str, tuple[Path, str]], needed: int) -> None:
+    folder = posixpath.commonpath([posixpath.dirname(remote) for remote in files]) or "."
+    free = transport.free_bytes(folder)
+    if free < needed:
+        names = [local.name for local, _ in files.values()]
+        what = f"{names[0]} needs" if len(names) == 1 else f"{len(names)} files need"
+        message = f"{folder} has {show_bytes(free)} free, {what} {show_bytes(needed)}"
+        raise NoSpace(message, hint="free space on the device or choose another workdir in the inventory")
+
+
+def _remove(transport: Transport, names: Sequence[str]) -> None:
+    for batch in make_batches(names):
+        run_checked(transport, ["rm", "-f", "--", *batch])
+
+
+def _shield(name: str) -> str:
+    """Keep a relative name that begins with a dash from being taken for an option."""
+    return f"./{name}" if name.startswith("-") else name
+
+
+def _sum_up(sizes: Mapping[str, int], files: Iterable[str]) -> int:
+    return sum(sizes[remote] for remote in files)
+
+
+def _size(local: Path) -> int:
+    try:
+        return local.stat().st_size
+    except OSError as failure:
+        raise InputError(f"cannot read {local}: {failure.strerror}", hint="the file to copy must exist") from None

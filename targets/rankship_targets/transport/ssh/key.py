@@ -1,0 +1,88 @@
+"""The host key an inventory pins and the refusal of any other; the user's own key."""
+
+import base64
+from contextlib import ExitStack
+from pathlib import Path
+
+import paramiko
+from paramiko.pkey import UnknownKeyType
+
+from rankship_pipeline.foundation.errors import AuthError, HostKeyChanged, InputError, Unreachable
+from rankship_targets.devices.device import Device
+
+SSH_PORT = 22
+
+
+class PinnedKey(paramiko.MissingHostKeyPolicy):
+    """One device's expected public key; as the library's policy it refuses keys of every other type."""
+
+    def __init__(self, where: str, text: str) -> None:
+        self._where = where
+        try:
+            kind, blob = text.split()[:2]
+            self.key = paramiko.PKey.from_type_string(kind, base64.b64decode(blob, validate=True))
+        except (ValueError, paramiko.SSHException, UnknownKeyType) as failure:
+            hint = "copy type and key from the board's /etc/ssh/ssh_host_ed25519_key.pub"
+            raise InputError(f"{where}: host_key is no public key: {failure}", hint=hint) from None
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        """Refuse a key of another type than the pinned one."""
+        raise refuse_key(self._where, self.key, key)
+
+
+def fetch_host_key(device: Device) -> paramiko.PKey:
+    """Ask the server for its host key, ed25519 if it has one; nothing is sent that could be stolen."""
+    from rankship_targets.transport.ssh.connection import CONNECT_TIMEOUT_S, describe_address, open_way
+
+    where = describe_address(device)
+    with ExitStack() as stack:
+        jump, way = open_way(device)
+        if jump is not None:
+            stack.callback(jump.close)
+        stack.callback(way.close)
+        try:
+            link = paramiko.Transport(way)
+            stack.callback(link.close)
+            link.banner_timeout = CONNECT_TIMEOUT_S
+            options = link.get_security_options()
+            options.key_types = sorted(options.key_types, key=lambda kind: kind != "ssh-ed25519")
+            link.start_client(timeout=CONNECT_TIMEOUT_S)
+            return link.get_remote_server_key()
+        except (paramiko.SSHException, EOFError, OSError) as failure:
+            message = f"{where} shows no host key: {str(failure) or type(failure).__name__}"
+            raise Unreachable(message, hint="see whether an SSH server listens on that port") from None
+
+
+def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostKeyChanged:
+    """Make the error that shows both fingerprints."""
+    message = f"{where} shows host key {_show(shown)}, the inventory pins {_show(pinned)}"
+    hint = (
+        "if the board was set up anew, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its own "
+        "console and correct host_key; otherwise something else answers at this address"
+    )
+    return HostKeyChanged(message, hint=hint)
+
+
+def read_private_key(where: str, path: Path) -> paramiko.PKey:
+    """Read the user's private key; its content is never part of a message."""
+    path = path.expanduser()
+    try:
+        return paramiko.PKey.from_path(path)
+    except OSError as failure:
+        message = f"{where}: no key file {path}: {failure.strerror}"
+        raise InputError(message, hint="correct key_file in the inventory") from None
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: the cryptography library's word for it
+        hint = f"`ssh-add {path}`, and leave key_file out of the inventory: then the SSH agent is asked"
+        raise AuthError(f"{where}: the key file {path} needs a passphrase", hint=hint) from None
+    except (ValueError, UnknownKeyType, paramiko.SSHException):
+        message = f"{where}: {path} holds no private key that can be read"
+        raise InputError(message, hint="name the private key, not the .pub file beside it") from None
+
+
+def name_host(host: str, port: int) -> str:
+    """Write an address the way SSH looks hosts up."""
+    return host if port == SSH_PORT else f"[{host}]:{port}"
+
+
+def _show(key: paramiko.PKey) -> str:
+    return f"{key.get_name()} {key.fingerprint}"

@@ -1,0 +1,85 @@
+"""The byte stream to a board's SSH port: straight, or through another board's connection; nobody is trusted yet."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread, Timer
+
+import paramiko
+
+from rankship_pipeline.foundation.errors import Unreachable
+from rankship_targets.transport.ssh.command import end_link
+
+# A link that swallows packets would hang a copy for ever; the kernel drops it after this long without an answer.
+SILENCE_LIMIT_MS = 30_000
+_REFUSED_BY_POLICY = 1  # RFC 4254's "administratively prohibited"
+
+
+def dial(where: str, host: str, port: int, timeout_s: float) -> socket.socket:
+    """Open a TCP connection that the kernel gives up when the other end falls silent."""
+    try:
+        connection = socket.create_connection((host, port), timeout_s)
+    except socket.gaierror as failure:
+        hint = "correct host in the inventory; names that end in .local need mDNS on both machines"
+        raise Unreachable(f"{where}: {host!r} is no known name: {failure.strerror}", hint=hint) from None
+    except TimeoutError:
+        message = f"{where}: nothing answers at {host} within {timeout_s:g} s"
+        raise Unreachable(message, hint="see whether the device is on and in this network") from None
+    except ConnectionRefusedError:
+        message = f"{where}: {host} refused the connection to port {port}"
+        raise Unreachable(message, hint="start the device's SSH server, or correct port in the inventory") from None
+    except (OSError, UnicodeError) as failure:  # UnicodeError: a host that no name could ever be
+        reason = getattr(failure, "strerror", None) or failure
+        message = f"{where}: {host} cannot be reached: {reason}"
+        raise Unreachable(message, hint="see whether the device is on and in this network") from None
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT_MS)
+    return connection
+
+
+def dig(where: str, link: paramiko.Transport, host: str, port: int, timeout_s: float) -> paramiko.Channel:
+    """Open a channel to another host's port through the connection to a jump host."""
+    try:
+        return link.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout_s)
+    except paramiko.ChannelException as failure:
+        forbidden = failure.code == _REFUSED_BY_POLICY
+        hint = (
+            "its sshd_config forbids it: AllowTcpForwarding must allow at least `local`"
+            if forbidden
+            else "see whether the device is on, and whether that host can reach it by this name"
+        )
+        raise Unreachable(f"{where} cannot reach {host}:{port}: {failure.text}", hint=hint) from None
+    except (paramiko.SSHException, EOFError, OSError) as failure:
+        message = f"{where} did not answer when asked for {host}:{port}: {failure}"
+        raise Unreachable(message, hint="see whether that host is overloaded or the network slow") from None
+
+
+@contextmanager
+def watching(link: paramiko.Transport, pause_s: float) -> Iterator[None]:
+    """Watch a connection while nothing large goes over it, behind which an answer would have to wait."""
+    over = Event()
+    watch(link, pause_s, over)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def watch(link: paramiko.Transport, pause_s: float, over: Event) -> None:
+    """End a connection whose far end falls silent where no kernel tells us: its server hangs, or it is behind another.
+
+    Every server answers a request that it does not know, if only to refuse it.
+    """
+
+    def ask_again_and_again() -> None:
+        while not over.wait(pause_s) and link.is_active():
+            cut = Timer(SILENCE_LIMIT_MS / 1000, end_link, (link,))
+            cut.daemon = True
+            cut.start()
+            try:
+                link.global_request("keepalive@openssh.com", wait=True)
+            except (paramiko.SSHException, EOFError, OSError):
+                return
+            finally:
+                cut.cancel()
+
+    Thread(target=ask_again_and_again, daemon=True).start()

@@ -1,0 +1,1 @@
+"""What one measurement asked for and what it brought home."""

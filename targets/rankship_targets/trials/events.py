@@ -1,0 +1,298 @@
+"""What the agent may say, one record per event; `read_event` is the only way from a line to a record."""
+
+import json
+from typing import Any, Literal
+
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.errors import AgentMismatch, InputError
+from rankship_pipeline.foundation.records import Format, record
+from rankship_targets.trials.trace import Offer
+from rankship_targets.trials.trial import DeviceState, RuntimeReading
+
+PROTOCOL = 2
+_SHOWN_CHARACTERS = 120
+_HINT = "the agent on the device and this host must come from one release: reconnect, it is copied anew"
+
+
+FaultKind = Literal[
+    "lacks_runtime",
+    "bad_artifact",
+    "bad_request",
+    "bad_input",
+    "failed",
+    "no_space",
+    "read_only",
+    "busy",
+    "unknown_run",
+    "agent_died",
+    "rebooted",
+]
+
+
+@record
+class Hello:
+    """The agent's first word."""
+
+    event: Literal["hello"]
+    protocol: int
+
+
+@record
+class Probe:
+    """A device as its agent finds it; a runtime is (name, version), None where no runtime for the format is there.
+
+    `throttled` are the bits of a Raspberry Pi's `vcgencmd get_throttled`; `userland_bits` is the interpreter's word
+    size, whatever the kernel's; `clock_utc_ns` the device's own clock at that moment.
+    """
+
+    event: Literal["probe"]
+    python: str
+    machine: str
+    kernel: str
+    cpu_count: int
+    cpu_model: str | None
+    memory_bytes: int | None
+    free_bytes: int
+    runtimes: dict[Format, tuple[str, str] | None]
+    numpy: str | None
+    psutil: str | None
+    state: DeviceState
+    userland_bits: int | None = None
+    throttled: int | None = None
+    swap_used_bytes: int | None = None
+    cpus_online: tuple[int, ...] | None = None
+    battery_percent: int | None = None
+    battery_status: str | None = None
+    clock_utc_ns: int | None = None
+
+
+@record
+class State:
+    """The device's condition before or after the timed loop."""
+
+    event: Literal["state"]
+    when: Literal["before", "after"]
+    state: DeviceState
+
+
+@record
+class Opened:
+    """The runtime is imported; `rss_bytes` is the process's resident memory at that moment."""
+
+    event: Literal["opened"]
+    runtime: RuntimeReading
+    rss_bytes: int | None
+
+
+@record
+class Loaded:
+    """The artifact is loaded; `rss_bytes` is the process's resident memory at that moment."""
+
+    event: Literal["loaded"]
+    load_ns: int
+    rss_bytes: int | None = None
+
+
+@record
+class Cooling:
+    """The device is still too warm to be measured."""
+
+    event: Literal["cooling"]
+    temperature_mc: int
+
+
+@record
+class Settled:
+    """The conditions are as wanted, but for what is `unmet`; `cpus` are the cores that the process may run on."""
+
+    event: Literal["settled"]
+    cpus: tuple[int, ...]
+    cooling_ms: int
+    unmet: tuple[str, ...]
+
+
+@record
+class Tuned:
+    """The frequency governor after it was set, and why not as wanted."""
+
+    event: Literal["tuned"]
+    governor: str | None
+    unmet: tuple[str, ...]
+
+
+@record
+class Spooled:
+    """A detached run goes on or is finished; `born` tells its beginning from that of another under the same name."""
+
+    event: Literal["spooled"]
+    born: str
+
+
+@record
+class Warmed:
+    """The warm-up is over, steadily or because its budget was spent."""
+
+    event: Literal["warmed"]
+    ns: tuple[int, ...]
+    steady: bool
+    peak_rss_bytes: int | None
+
+
+@record
+class Samples:
+    """Every timed inference in order; the loop around them began and ended at these instants of the monotonic clock.
+
+    None where a kit's runner is too old to tell. `waited_ns` is how long the thread that timed them was ready to run
+    meanwhile and waited for a processor; None where the kernel does not count it, and from a kit's runner.
+    """
+
+    event: Literal["samples"]
+    ns: tuple[int, ...]
+    start_ns: int | None = None
+    end_ns: int | None = None
+    waited_ns: int | None = None
+
+
+@record
+class Idle:
+    """The device rested, before or after the timed loop; by its monotonic clock."""
+
+    event: Literal["idle"]
+    when: Literal["before", "after"]
+    start_ns: int
+    end_ns: int
+
+
+@record
+class OperatorTime:
+    """One operator under the runtime's own profiler: `name` in its words, `ns` for each inference."""
+
+    name: str
+    kind: str
+    ns: tuple[int, ...]
+
+
+@record
+class Profiled:
+    """Every operator in running order, and what each whole inference took meanwhile, the profiler included."""
+
+    event: Literal["profiled"]
+    operators: tuple[OperatorTime, ...]
+    inference_ns: tuple[int, ...]
+
+
+@record
+class Traced:
+    """What a program of ExecuTorch's wrote of its inferences: an ETDump, in base64."""
+
+    event: Literal["traced"]
+    etdump: str
+
+
+@record
+class Meters:
+    """Every meter the agent knows, usable or not."""
+
+    event: Literal["meters"]
+    meters: tuple[Offer, ...]
+
+
+@record
+class Metering:
+    """A meter is being read from now on, by the device's monotonic clock."""
+
+    event: Literal["metering"]
+    meter: Offer
+    start_ns: int
+
+
+@record
+class Readings:
+    """What was read since the last batch: position of the channel, time, value (None: no reading)."""
+
+    event: Literal["readings"]
+    rows: tuple[tuple[int, int, int | None], ...]
+    until_ns: int
+
+
+@record
+class Done:
+    """The request was carried out; `outputs` counts the files that infer wrote."""
+
+    event: Literal["done"]
+    outputs: int = 0
+
+
+@record
+class Failure:
+    """The request was not carried out; `kind` says who must act."""
+
+    event: Literal["error"]
+    kind: FaultKind
+    message: str
+
+
+Event = (
+    Hello
+    | Probe
+    | State
+    | Opened
+    | Loaded
+    | Cooling
+    | Settled
+    | Tuned
+    | Spooled
+    | Warmed
+    | Samples
+    | Idle
+    | Profiled
+    | Traced
+    | Meters
+    | Metering
+    | Readings
+    | Done
+    | Failure
+)
+_RECORDS: dict[str, type[Event]] = {
+    "hello": Hello,
+    "probe": Probe,
+    "state": State,
+    "opened": Opened,
+    "loaded": Loaded,
+    "cooling": Cooling,
+    "settled": Settled,
+    "tuned": Tuned,
+    "spooled": Spooled,
+    "warmed": Warmed,
+    "samples": Samples,
+    "idle": Idle,
+    "profiled": Profiled,
+    "traced": Traced,
+    "meters": Meters,
+    "metering": Metering,
+    "readings": Readings,
+    "done": Done,
+    "error": Failure,
+}
+
+
+def read_event(line: str) -> Event:
+    """Parse one line of the protocol; anything else is AgentMismatch showing the line."""
+    try:
+        thing: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no JSON", hint=_HINT) from None
+    name = thing.get("event") if isinstance(thing, dict) else None
+    if not isinstance(name, str) or name not in _RECORDS:
+        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no event", hint=_HINT)
+    if name == "hello" and thing.get("protocol") != PROTOCOL:
+        message = f"the agent speaks protocol {_shorten(str(thing.get('protocol')))}, this host speaks {PROTOCOL}"
+        raise AgentMismatch(message, hint=_HINT)
+    try:
+        return decode(_RECORDS[name], line, where=f"the agent's event {name!r}")
+    except (InputError, ValueError, RecursionError) as failure:
+        raise AgentMismatch(f"{failure}: {_shorten(line)}", hint=_HINT) from None
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

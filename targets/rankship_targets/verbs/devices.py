@@ -1,0 +1,204 @@
+"""The verbs about devices; what they need is imported when they run."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.errors import InputError, Lacks, TargetError
+from rankship_targets.devices.device import TWIN_TRANSPORTS, find_device, inventory_path, load_inventory
+
+if TYPE_CHECKING:
+    from rankship_targets.devices.device import Device
+    from rankship_targets.enrol.doctor import Check
+    from rankship_targets.session.session import Session
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def devices(argv: list[str]) -> int:
+    """`rankship devices [add|remove]`: list the inventory, or change it."""
+    parser = argparse.ArgumentParser(prog="rankship devices", description="List the devices, add one, remove one.")
+    _add_inventory(parser)
+    verbs = parser.add_subparsers(dest="change", metavar="add|remove")
+    add = verbs.add_parser("add", help="pin a device's identity and write its entry")
+    add.add_argument("name", help="what to call it")
+    add.add_argument("address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH")
+    add.add_argument("--adb", metavar="SERIAL", help="a phone instead, as `adb devices` prints it")
+    add.add_argument("--twin", choices=sorted(TWIN_TRANSPORTS), help="an emulated stand-in instead, to try things out")
+    add.add_argument("--key", type=Path, metavar="FILE", help="private key (default: the SSH agent, the usual files)")
+    add.add_argument("--jump", metavar="NAME", help="the device of the inventory to go through")
+    add.add_argument("--python", metavar="PATH", help="the interpreter on the device (default: python3)")
+    add.add_argument("--fingerprint", metavar="SHA256:…", help="what the board's own console says; asked for if absent")
+    remove = verbs.add_parser("remove", help="take a device's entry out")
+    remove.add_argument("name")
+    for verb in (add, remove):
+        _add_inventory(verb, default=argparse.SUPPRESS)  # accepted before the verb and after it
+    arguments = parser.parse_args(argv)
+    if arguments.change == "add":
+        _add(arguments)
+    elif arguments.change == "remove":
+        from rankship_targets.devices.inventory import remove_device
+
+        remove_device(arguments.inventory or inventory_path(), arguments.name)
+        sys.stderr.write(f"removed {arguments.name}\n")
+    else:
+        _list(load_inventory(arguments.inventory))
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """Probe a device and print every check; exit status 4 if one failed."""
+    parser = argparse.ArgumentParser(prog="rankship doctor", description="Say why a device would give bad numbers.")
+    parser.add_argument("device", help="a name from `rankship devices`")
+    _add_inventory(parser)
+    arguments = parser.parse_args(argv)
+    device = find_device(arguments.device, arguments.inventory)
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    checks = _examine(device)
+    table = Table("check", "", "finding", "what to do", title=escape(f"{device.name} {device.label}".strip()))
+    for check in checks:
+        colour = _COLOURS[check.verdict]
+        table.add_row(check.name, f"[{colour}]{check.verdict}[/]", escape(check.finding), escape(check.advice))
+    Console().print(table)
+    return TargetError.exit_code if any(check.verdict == "fail" for check in checks) else 0
+
+
+def _examine(device: "Device") -> "list[Check]":
+    """Every check, those of the way to the device first; an answer ends its quarantine."""
+    from rankship_targets.devices import quarantine
+    from rankship_targets.enrol.doctor import Check, examine, examine_clock
+    from rankship_targets.session.session import open_session
+
+    troubles = quarantine.read_troubles(device)
+    way = _examine_way(device)
+    try:
+        with open_session(device) as session:
+            asked_ns = time.time_ns()
+            probe = session.probe()
+            answered_ns = time.time_ns()
+            meter = _examine_meter(session)
+    except TargetError as failure:
+        finding = f"{type(failure).__name__}: {failure}"
+        name = "equipment" if isinstance(failure, Lacks) else "reachable"
+        way.append(Check(name=name, verdict="fail", finding=finding, advice=failure.hint))
+        if troubles:
+            advice = "mend what is said above, then run `rankship doctor` again"
+            finding = quarantine.describe(troubles)
+            way.append(Check(name="quarantine", verdict="fail", finding=finding, advice=advice))
+        return way
+    way.append(Check(name="reachable", verdict="ok", finding=f"over {device.transport}"))
+    if troubles:
+        quarantine.clear(device)
+        way.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
+    return [*way, *examine(device, probe), *meter, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+
+
+def _examine_meter(session: "Session") -> "list[Check]":
+    """Whether the meter that the inventory names can be read, and which rails it has."""
+    from rankship_targets.enrol.doctor import Check
+    from rankship_targets.session.metered import check_meter
+
+    choice = session.device.meter
+    if choice is None:
+        return []
+    try:
+        offer = check_meter(session)
+    except (InputError, Lacks) as failure:
+        return [Check(name="meter", verdict="warn", finding=str(failure), advice=failure.hint)]
+    if offer is None:
+        return [Check(name="meter", verdict="ok", finding=f"{choice.name}: its file is read as each trial ends")]
+    rails = " + ".join(choice.rails or [channel.name for channel in offer.channels])
+    finding = "; ".join([f"{choice.name} ({offer.provenance}): {rails}", *offer.notes])
+    return [Check(name="meter", verdict="ok", finding=finding)]
+
+
+def _examine_way(device: "Device") -> "list[Check]":
+    """What can be seen of a phone without asking it."""
+    if device.transport != "adb" or device.twin is not None:
+        return []
+    from rankship_targets.enrol.doctor import examine_attached
+    from rankship_targets.transport.adb.connection import list_attached
+
+    return [examine_attached(device, list_attached())]
+
+
+def _add(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be written first, then pin, probe and write."""
+    if sum(way is not None for way in (arguments.address, arguments.adb, arguments.twin)) != 1:
+        raise InputError("say how the device is reached", hint="one of USER@HOST[:PORT], --adb SERIAL, --twin NAME")
+    ssh_flags = ("key", "jump", "python", "fingerprint")
+    given = [f"--{flag}" for flag in ssh_flags if getattr(arguments, flag) is not None]
+    if given and arguments.address is None:
+        raise InputError(f"{', '.join(given)}: only for a board over SSH", hint="leave it out")
+
+    from dataclasses import replace
+
+    from rankship_targets.devices.inventory import refuse_known
+    from rankship_targets.enrol import enrolment
+
+    name, path = arguments.name, arguments.inventory or inventory_path()
+    refuse_known(name, path)
+    if arguments.twin:
+        label = enrolment.enrol_twin(name, arguments.twin, path)
+    elif arguments.adb:
+        label = enrolment.enrol_phone(name, arguments.adb, path)
+    else:
+        device = enrolment.find_jump(enrolment.parse_address(name, arguments.address), arguments.jump, path)
+        if arguments.key is not None:
+            device = replace(device, key_file=str(arguments.key.expanduser().absolute()))
+        if arguments.python is not None:
+            device = replace(device, python=arguments.python)
+        label = enrolment.enrol_board(enrolment.pin_host_key(device, arguments.fingerprint, _ask), path)
+    sys.stderr.write(f"added {name} to {path}: {label}\nnext: rankship doctor {name}\n")
+
+
+def _ask(question: str) -> str:
+    """Ask on the terminal; where there is none, the answer can only come with --fingerprint."""
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    if not sys.stdin.isatty():
+        sys.stderr.write("\n")
+        hint = "compare it at the board's console and give it with --fingerprint SHA256:…"
+        raise InputError("nobody can be asked here: there is no terminal", hint=hint)
+    return sys.stdin.readline().strip()
+
+
+def _list(inventory: "dict[str, Device]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("device", "kind", "over", "address", "label")
+    for device in inventory.values():
+        table.add_row(*map(escape, (device.name, _kind(device), device.transport, _address(device), device.label)))
+    Console().print(table)
+
+
+def _kind(device: "Device") -> str:
+    if device.twin is not None:
+        return f"twin of a {device.twin}"
+    return {"local": "this host", "ssh": "board", "adb": "phone"}[device.transport]
+
+
+def _address(device: "Device") -> str:
+    if device.twin is not None or device.transport == "local":
+        return ""
+    if device.transport == "adb":
+        return device.serial or ""
+    through = f" through {device.jump}" if device.jump else ""
+    return f"{device.user}@{device.host}:{device.port}{through}"
+
+
+def _add_inventory(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--inventory",
+        type=Path,
+        default=default,
+        help="inventory file (default: $RANKSHIP_DEVICES, else the user's own)",
+    )

@@ -1,0 +1,126 @@
+"""The verb `kit`: what it needs is imported when it runs."""
+
+import argparse
+from pathlib import Path
+
+from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
+from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_targets.devices.device import Device, find_device, inventory_path
+
+BENCHMARK_TIMEOUT_S = 600.0
+_EXPLANATION = """\
+build      ask DEVICE what it is and put a kit for it together on this host (needs a package index)
+install    copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)
+benchmark  run LiteRT's own benchmark_model, brought by you, on DEVICE: the way to its GPU and NNAPI delegates"""
+
+
+def kit(argv: list[str]) -> int:
+    """Build a device's kit, install it, or drive a benchmark program of the user's own."""
+    parser = argparse.ArgumentParser(
+        prog="rankship kit",
+        description="The runtimes that a device needs, made here and installed there.\n\n" + _EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    building, installing, measuring = (verbs.add_parser(name) for name in ("build", "install", "benchmark"))
+    measuring.add_argument("--binary", required=True, help="path of benchmark_model on the device")
+    measuring.add_argument("--model", required=True, help="path of a .tflite on the device (`rankship deploy` says it)")
+    measuring.add_argument("--delegate", choices=("cpu", "gpu", "nnapi"), default="cpu")
+    measuring.add_argument("--threads", type=int, default=1, help="threads of what stays on the CPU (default: 1)")
+    measuring.add_argument("--runs", type=int, default=50, help="timed inferences at least (default: 50)")
+    building.add_argument("--formats", default=",".join(FORMATS), help="formats to run, with commas (default: all)")
+    for one in (building, installing, measuring):
+        one.add_argument("device", help="a name from `rankship devices`")
+        one.add_argument("--inventory", type=Path, help="inventory file (default: $RANKSHIP_DEVICES, else your own)")
+    arguments = parser.parse_args(argv)
+    device = find_device(arguments.device, arguments.inventory)
+    if arguments.verb == "build":
+        return _build(device, _parse_formats(arguments.formats))
+    if arguments.verb == "install":
+        return _install(device, arguments.inventory or inventory_path())
+    return _benchmark(device, arguments)
+
+
+def _build(device: Device, formats: list[Format]) -> int:
+    from rankship_pipeline.foundation.units import show_bytes
+    from rankship_targets.kit.build import build_kit
+    from rankship_targets.kit.system import ask_system
+    from rankship_targets.transport.protocol import open_transport
+
+    with open_transport(device) as transport:
+        system = ask_system(transport, device)
+    _say(f"{device.name} is {system}")
+    lock, folder = build_kit(system, device.name, formats, _say)
+    names = ", ".join(f"{name} {version}" for name, version in dict.fromkeys(lock.runtimes.values()))
+    size = show_bytes(sum(file.size_bytes for file in lock.files))
+    print(f"kit {lock.name} for {device.name}: {names}; {size} in {folder}")  # noqa: T201 - the verb's answer
+    print(f"install it with: rankship kit install {device.name}")  # noqa: T201 - as above
+    return 0
+
+
+def _install(device: Device, inventory: Path) -> int:
+    from rankship_pipeline.foundation.units import show_bytes
+    from rankship_targets.kit.install import install_kit
+    from rankship_targets.kit.lock import find_kit
+    from rankship_targets.transport.protocol import open_transport
+
+    lock, folder = find_kit(device.name)
+    with open_transport(device) as transport:
+        done = install_kit(transport, device, lock, folder, _say)
+    news = "is there already, nothing was sent" if done.was_there else f"installed, {show_bytes(done.sent_bytes)} sent"
+    print(f"kit {lock.name} on {device.name}: {news}")  # noqa: T201 - the verb's answer
+    if device.python != done.python:
+        _name_python(device, done.python, inventory)
+    return 0
+
+
+def _name_python(device: Device, python: str, inventory: Path) -> None:
+    """Let the inventory name the kit's interpreter, so that the next session runs on it; else say what to write."""
+    from rankship_targets.devices.inventory import set_value
+
+    try:
+        set_value(inventory, device.name, "python", python)
+    except (InputError, OSError) as failure:
+        by_hand = f'in {inventory}, under [{device.name}], write\n    python = "{python}"'
+        print(f"the inventory could not be changed ({failure}); {by_hand}")  # noqa: T201 - the verb's answer
+    else:
+        print(f"{inventory} names it: python = {python} (before: {device.python})")  # noqa: T201 - as above
+
+
+def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
+    from rankship_pipeline.foundation.units import show_ns
+    from rankship_targets.kit.benchmark_model import run_benchmark
+    from rankship_targets.transport.protocol import open_transport
+
+    wanted = {"threads": arguments.threads, "runs": arguments.runs, "timeout_s": BENCHMARK_TIMEOUT_S}
+    with open_transport(device) as transport:
+        found = run_benchmark(transport, arguments.binary, arguments.model, arguments.delegate, **wanted)
+    deviation = "" if found.std_ns is None else f", standard deviation {show_ns(found.std_ns)}"
+    median = "" if found.median_ns is None else f", median {show_ns(found.median_ns)}"
+    shares = [f"{name} delegate: {share} applied" for name, share in found.delegated.items()]
+    share = ", ".join(shares) or "it does not say who ran it"
+    print(  # noqa: T201 - the verb's answer
+        f"{found.count} inferences: mean {show_ns(found.mean_ns)}{median}{deviation}, "
+        f"from {show_ns(found.min_ns)} to {show_ns(found.max_ns)}; first {show_ns(found.first_ns)}, "
+        f"initialised in {show_ns(found.init_ns)}; {share}"
+    )
+    print("benchmark_model's own summary: it gives no samples, so no interval and no comparison")  # noqa: T201 - as above
+    if arguments.delegate != "cpu" and found.delegated.get(arguments.delegate.upper(), "not") == "not":
+        message = f"nothing shows that the {arguments.delegate} delegate ran any of {arguments.model}"
+        raise UnlikeConditions(message, hint="these times are the CPU's: see what benchmark_model says on the device")
+    return 0
+
+
+def _parse_formats(text: str) -> list[Format]:
+    named = text.split(",")
+    unknown = sorted(set(named) - set(FORMATS))
+    if unknown:
+        raise InputError(f"--formats: unknown {', '.join(map(repr, unknown))}", hint=f"known: {', '.join(FORMATS)}")
+    return [known for known in FORMATS if known in named]
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, highlight=False).print(f"[dim]·[/] {escape(text)}", soft_wrap=True)

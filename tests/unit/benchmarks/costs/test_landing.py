@@ -1,0 +1,245 @@
+"""Landing: devices that are slower than their table says, unevenly, noisily, or in steps; and how it ends each time."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from safetensors.torch import save_file
+from torch import nn
+
+from rankship_benchmarks.costs import landing as land
+from rankship_benchmarks.costs import landing_search as landing
+from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
+from rankship_benchmarks.costs.runtime_on_device import Place, choose_place
+from rankship_pipeline.flow.build import build_recipe, find_build
+from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.show import print_build, state_landing
+from rankship_pipeline.foundation.codec import digest, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
+from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LayerCost
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.recipe.choices import Budget
+from rankship_pipeline.recipe.rules import read_recipe
+from rankship_targets.devices.device import Device
+from rankship_targets.session.session import open_session
+
+TABLE = Range(least_ns=300_000, dense_ns=1_000_000)
+
+
+def make_try(predicted_ns: int, measured_ns: float, dense_ns: int = 1_000_000) -> LandingTry:
+    return LandingTry(
+        asked_ns=predicted_ns,
+        predicted_ns=predicted_ns,
+        measured_ns=round(measured_ns),
+        low_ns=round(measured_ns) - 1000,
+        high_ns=round(measured_ns) + 1000,
+        dense_ns=dense_ns,
+        ratio=measured_ns / dense_ns,
+        ratio_low=None,
+        ratio_high=None,
+    )
+
+
+class World:
+    """A device where a plan that the table prices at p takes `true(p)`; plans exist at multiples of `step`."""
+
+    def __init__(self, true: Callable[[float], float], step: int = 1000) -> None:
+        self.true, self.step = true, step
+        self.asked: list[int] = []
+        self._seen: set[int] = set()
+
+    def attempt(self, asked_ns: int) -> LandingTry | None:
+        assert TABLE.least_ns <= asked_ns <= TABLE.dense_ns
+        self.asked.append(asked_ns)
+        plan = asked_ns // self.step * self.step
+        if plan in self._seen:
+            return None
+        self._seen.add(plan)
+        return make_try(plan, self.true(plan))
+
+    def land(self, budget_ns: int) -> tuple[list[LandingTry], str]:
+        return approach(budget_ns, make_try(TABLE.dense_ns, self.true(TABLE.dense_ns)), TABLE, self.attempt)
+
+
+@pytest.mark.parametrize("budget_ns", [350_000, 500_000, 800_000, 930_000])
+@pytest.mark.parametrize(
+    "true",
+    [
+        lambda p: p,
+        lambda p: 2 * p,  # the device is slower now than it was
+        lambda p: p + 120_000,  # something the table does not know
+        lambda p: 0.7 * p + 0.3 * p * p / 1e6,  # unevenly
+        lambda p: 1.25 * p if p < 6e5 else 0.9 * p,  # a kink
+    ],
+)
+def test_every_device_that_can_is_landed_on(budget_ns: int, true: Callable[[float], float]) -> None:
+    world = World(true)
+    reachable = true(TABLE.least_ns) <= budget_ns * (1 + TOLERANCE)
+    if not reachable:
+        with pytest.raises(BudgetInfeasible, match="can be reached"):
+            world.land(budget_ns)
+        return
+    tries, word = world.land(budget_ns)
+    shipped = tries[choose_try(tries, budget_ns)]
+    assert word in {"landed", "dense fits"}
+    assert len(tries) <= 1 + CORRECTIONS
+    if word == "landed":
+        assert abs(shipped.measured_ns / budget_ns - 1) <= TOLERANCE
+    else:
+        assert shipped.measured_ns <= budget_ns * (1 + TOLERANCE)
+
+
+def test_a_device_that_only_became_slower_takes_one_try() -> None:
+    world = World(lambda p: 3 * p)
+    tries, word = world.land(1_800_000)
+    assert (word, len(tries)) == ("landed", 1)
+    assert world.asked == [600_000]
+
+
+def test_noise_of_three_per_cent_lands_almost_always() -> None:
+    random = Random(1)  # noqa: S311 - not for secrets
+    words = []
+    for _ in range(200):
+        world = World(lambda p: (p + 100_000) * random.gauss(1, 0.03))
+        words.append(world.land(600_000)[1])
+    assert words.count("landed") >= 190
+
+
+def test_a_coarse_staircase_ships_the_nearest_below_and_says_so() -> None:
+    tries, word = World(lambda p: p, step=200_000).land(700_000)
+    assert word == "nearest below"
+    assert tries[choose_try(tries, 700_000)].measured_ns == 600_000
+
+
+def test_a_budget_out_of_reach_names_the_range_that_is_not() -> None:
+    with pytest.raises(BudgetInfeasible, match=r"budget is 400\.0 µs; .* 600\.0 µs to 2,000\.0 µs \(dense\)"):
+        World(lambda p: 2 * p).land(400_000)
+
+
+def test_a_fast_enough_dense_model_is_left_alone() -> None:
+    tries, word = World(lambda p: p).land(1_000_000)
+    assert (word, len(tries)) == ("dense fits", 1)
+
+
+def test_a_correction_lies_between_tries_on_both_sides() -> None:
+    tries = [make_try(400_000, 500_000), make_try(300_000, 350_000), make_try(600_000, 900_000)]
+    assert correct(tries, 700_000) == pytest.approx(500_000)
+    assert correct(tries[:2], 700_000) == pytest.approx(300_000 * 7 / 3.5)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("landed", "landed; the table foretold 400.0 µs, measured 410.0 µs [409.0 µs, 411.0 µs], error +2.5 % after 2"),
+        ("dense fits", "the dense model takes 410.0 µs, so nothing was compressed"),
+    ],
+)
+def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
+    landed = Landing(
+        budget_ns=400_000,
+        device="pi4",
+        format="onnx",
+        runtime="onnxruntime 1",
+        threads=1,
+        table_sha256="t",
+        rounds=9,
+        tries=(make_try(300_000, 500_000), make_try(400_000, 410_000)),
+        chosen=1,
+        word=word,  # type: ignore[arg-type]
+    )
+    assert landed.error == pytest.approx(0.025)
+    assert said in state_landing(landed)
+    assert "400.0 µs in onnx on pi4" in state_landing(landed)
+
+
+NET = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+def load():
+    x = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
+"""
+RECIPE = """
+name = "net"
+[[models]]
+name = "a"
+factory = "net.py:make"
+weights = "a.safetensors"
+[data]
+loader = "net.py:load"
+[ranks]
+step = 2
+forms = ["svd"]
+[export]
+formats = ["onnx"]
+[parity]
+samples = 4
+[budget]
+latency_ms = 0.001
+on = "here"
+costs = "cost-table.json"
+"""
+
+
+def make_table(prepared: Prepared, place: Place) -> CostTable:
+    """A table in which the middle layer is nearly all of the model's time, and cheap at rank 4."""
+    cheap = (LayerCost(factors=None, cost=90_000), LayerCost(factors=Factors(rank=4), cost=9_000))
+    layers = {"0": cheap[:1], "2": cheap, "4": cheap[:1]}
+    return CostTable(
+        unit="ns",
+        device="here",
+        format="onnx",
+        runtime=place.runtime,
+        threads=1,
+        agent_sha256=place.session.agent_sha256,
+        measured_utc="2026-11-25T00:00:00Z",
+        rounds=9,
+        model_sha256=prepared.model_sha256,
+        dense=280_000,
+        fixed=10_000,
+        layers=layers,
+    )
+
+
+@pytest.mark.slow
+def test_a_recipe_is_landed_once_and_then_built_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.toml").write_text(RECIPE)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    save_file(net.state_dict(), tmp_path / "a.safetensors")
+    here = Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    store, steps = Store(tmp_path / "store"), Steps(quiet=True)
+    plain = replace(read_recipe(tmp_path / "net.toml"), budget=Budget(kept_parameters=1.0))
+    with open_session(here) as session:
+        table = make_table(prepare(plain, tmp_path), choose_place(session, "onnx", 1))
+    (tmp_path / "cost-table.json").write_text(encode(table))
+    prepared = prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
+    with pytest.raises(InputError, match="latency budget of net was not landed on here yet"):
+        build_recipe(prepared, store, steps)
+    monkeypatch.setattr(land, "ROUNDS", 2)
+    with pytest.raises(BudgetInfeasible, match=r"the budget is 1\.0 µs; 1 tries measured"):
+        land.land_missing(prepared, store, here, tmp_path, steps)
+    monkeypatch.setattr(landing, "has_landed", lambda *_: True)
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    build, entry = build_recipe(prepared, store, steps)
+    assert build.landing is not None
+    assert build.landing.word == "landed"
+    assert build.landing.table_sha256 == digest(table)
+    assert build.landing.shipped.predicted_ns == build.plan.total_cost == 280_000 - 90_000 + 9_000
+    assert build.plan.factors == {"2": Factors(rank=4)}
+    assert build.artifacts[1].source_sha256["costs on here"] == digest(table)
+    assert find_build(prepared, store)[1].key == entry.key
+    monkeypatch.setattr(land, "open_session", lambda *_, **__: pytest.fail("it was landed before"))
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    print_build(build, entry)
+    assert "Latency budget 1.0 µs in onnx on here: landed" in capsys.readouterr().out

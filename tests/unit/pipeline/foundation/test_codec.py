@@ -1,0 +1,162 @@
+import hashlib
+import json
+from typing import Any, TypeVar, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import (
+    FORMATS,
+    VARIANTS,
+    Accuracy,
+    Alternative,
+    Artifact,
+    Build,
+    Factors,
+    Form,
+    LayerRank,
+    RankPlan,
+    TensorSpec,
+    Verified,
+)
+
+T = TypeVar("T")
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**60)
+words = st.text(max_size=8)
+maps = st.dictionaries(words, words, max_size=3)
+
+
+def rows(strategy: st.SearchStrategy[T], most: int = 3) -> st.SearchStrategy[tuple[T, ...]]:
+    return st.lists(strategy, max_size=most).map(tuple)
+
+
+specs = st.builds(TensorSpec, name=words, shape=rows(counts), dtype=words)
+artifacts = st.builds(
+    Artifact,
+    variant=st.sampled_from(VARIANTS),
+    format=st.sampled_from(FORMATS),
+    file=words,
+    size_bytes=counts,
+    sha256=words,
+    inputs=rows(specs),
+    outputs=rows(specs),
+    parameters=counts,
+    factored_layers=rows(words),
+    recipe_sha256=words,
+    source_sha256=maps,
+    toolchain=maps,
+)
+verified = st.builds(
+    Verified,
+    artifact_sha256=words,
+    variant=st.sampled_from(VARIANTS),
+    format=st.sampled_from(FORMATS),
+    runtime=words,
+    runtime_version=words,
+    samples=counts,
+    max_relative_error=numbers,
+    min_cosine=numbers,
+    top1_agreement=numbers,
+)
+factors = st.builds(Factors, form=st.sampled_from(get_args(Form)), rank=counts, input_rank=st.none() | counts)
+layers = st.builds(
+    LayerRank,
+    name=words,
+    rows=counts,
+    columns=counts,
+    factors=st.none() | factors,
+    operators=rows(st.tuples(counts, counts)),
+    dense_parameters=counts,
+    chosen_parameters=counts,
+    relative_error=numbers,
+    interference=st.none() | numbers,
+)
+plans = st.builds(
+    RankPlan,
+    method=words,
+    layers=rows(layers),
+    fixed_parameters=counts,
+    total_parameters=counts,
+    unit=st.sampled_from(["parameters", "flops", "ns", "uj"]),
+    total_cost=counts,
+    budget_cost=counts,
+    predicted_error=numbers,
+)
+accuracies = st.builds(
+    Accuracy, stage=words, samples=counts, correct=counts, low=numbers, high=numbers, cross_entropy=st.none() | numbers
+)
+builds = st.builds(
+    Build,
+    recipe=words,
+    recipe_sha256=words,
+    artifacts=rows(artifacts, 2),
+    plan=plans,
+    accuracies=rows(accuracies),
+    alternatives=rows(st.builds(Alternative, method=words, plan=plans, accuracy=accuracies), 2),
+    dense_parameters=counts,
+    batchnorm_reestimated=rows(words),
+)
+
+SPEC = TensorSpec(name="x", shape=(1, 2), dtype="float32")
+
+
+@settings(max_examples=150)
+@given(plans | artifacts | verified | builds)
+def test_a_record_comes_back_as_it_went(record: RankPlan | Artifact | Verified | Build) -> None:
+    text = encode(record)
+    again = decode(type(record), text, where="test")
+    assert again == record
+    assert encode(again) == text
+
+
+def test_json_is_canonical() -> None:
+    assert encode(SPEC) == '{"dtype":"float32","name":"x","shape":[1,2]}'
+    assert encode({"b": 1, "a": "é", "c": (1, None)}) == '{"a":"é","b":1,"c":[1,null]}'
+
+
+def test_the_order_of_keys_does_not_change_a_hash() -> None:
+    assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+def test_a_hash_is_sha256_of_the_canonical_json() -> None:
+    assert digest(SPEC) == hashlib.sha256(b'{"dtype":"float32","name":"x","shape":[1,2]}').hexdigest()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_refused_in_records_and_in_plain_values(value: float) -> None:
+    accuracy = Accuracy(stage="s", samples=1, correct=1, low=value, high=1.0)
+    for thing in (accuracy, {"a": value}, [value], {"a": {"b": (value,)}}):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            encode(thing)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"nam": "x"}, "unknown key 'nam', did you mean 'name'"),
+        ({"shape": [1, "2"]}, "shape.1: .*integer.* \\(got '2'\\)"),
+        ({"shape": [1, 2.5]}, "shape.1: .*integer"),
+        ({"dtype": None}, "dtype: .*string.* \\(got None\\)"),
+    ],
+)
+def test_decoding_is_strict_and_names_the_place(change: dict[str, Any], complaint: str) -> None:
+    table = {**json.loads(encode(SPEC)), **change}
+    with pytest.raises(InputError, match=f"^here.json: {complaint}"):
+        decode(TensorSpec, json.dumps(table), where="here.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name":"x"}'])
+def test_text_that_is_no_record_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError, match=r"^here\.json: "):
+        decode(TensorSpec, text, where="here.json")
+
+
+def test_a_long_wrong_value_is_shortened() -> None:
+    with pytest.raises(InputError) as caught:
+        decode(TensorSpec, json.dumps({"name": ["y" * 1000], "shape": [], "dtype": ""}), where="here")
+    assert len(str(caught.value)) < 200

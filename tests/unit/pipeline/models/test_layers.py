@@ -1,0 +1,116 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from rankship_pipeline.models.layers import as_matrix, count_parameters, find_layers, get_layer, matricise, shape_weight
+
+
+class Aliased(nn.Module):
+    """One layer under two names, and one weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.right.weight = self.left.weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Use each once."""
+        y: Tensor = self.head(self.right(self.left(self.again(self.first(x)))))
+        return y
+
+
+class Curious(nn.Linear):
+    """A subclass may do anything in its forward."""
+
+
+def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, (3, 2), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5))
+    conv, linear = find_layers(net)
+    assert (conv.name, conv.rows, conv.columns, conv.parameters) == ("0", 8, 18, 144)
+    assert (linear.name, linear.rows, linear.columns, linear.parameters) == ("3", 5, 8, 40)
+    assert (conv.kind, conv.kernel, conv.channels) == ("convolution", (3, 2), 3)
+    assert (linear.kind, linear.kernel, linear.channels) == ("linear", (1, 1), 8)
+    assert conv.count_factored(2) == 52
+    assert as_matrix(get_layer(net, "0")).shape == (8, 18)
+    assert as_matrix(get_layer(net, "0")).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 4, 3),
+        nn.Conv1d(4, 4, 3),
+        nn.Embedding(4, 4, max_norm=1.0),
+        nn.Embedding(4, 4, sparse=True),
+        nn.EmbeddingBag(4, 4),
+        nn.BatchNorm2d(4),
+        Curious(4, 4),
+    ],
+    ids=lambda module: str(module)[:40],
+)
+def test_what_cannot_become_two_operators_is_left_out(module: nn.Module) -> None:
+    assert find_layers(nn.Sequential(module)) == ()
+    with pytest.raises(TypeError, match="not a layer that find_layers gave"):
+        get_layer(nn.Sequential(module), "0")
+
+
+def test_an_embedding_is_the_matrix_that_its_one_hot_inputs_meet() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4))
+    (layer,) = find_layers(net)
+    assert (layer.rows, layer.columns, layer.kind, layer.parameters) == (4, 9, "embedding", 36)
+    one_hot = torch.eye(9, dtype=torch.float64)
+    torch.testing.assert_close(one_hot @ as_matrix(get_layer(net, "0")).T, net(torch.arange(9)).double())
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 8, (3, 2)), lambda: nn.Linear(4, 5), lambda: nn.Embedding(7, 3)])
+def test_a_matrix_goes_back_into_the_weight_that_it_was(make: Any) -> None:  # noqa: ANN401
+    net = nn.Sequential(make())
+    (layer,) = find_layers(net)
+    weight = net.state_dict()["0.weight"]
+    matrix = matricise(weight, layer)
+    assert matrix.shape == (layer.rows, layer.columns)
+    assert torch.equal(shape_weight(matrix, weight, layer), weight)
+
+
+def test_tied_weights_and_layers_with_two_names_are_left_out() -> None:
+    assert [layer.name for layer in find_layers(Aliased())] == ["head"]
+
+
+def test_a_layer_used_twice_in_a_sequence_is_left_out() -> None:
+    shared = nn.Linear(4, 4)
+    assert find_layers(nn.Sequential(shared, nn.ReLU(), shared)) == ()
+
+
+def test_a_model_that_is_itself_a_layer_has_no_name_to_factor_under() -> None:
+    assert find_layers(nn.Linear(4, 4)) == ()
+
+
+def test_a_layer_whose_weight_is_computed_is_left_out() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(net[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    assert [layer.name for layer in find_layers(net)] == ["1"]
+
+
+def test_excluded_names_are_left_out() -> None:
+    net = nn.Sequential()
+    for name in ("stem", "head", "Head"):
+        net.add_module(name, nn.Sequential(nn.Linear(2, 2)))
+    assert [layer.name for layer in find_layers(net, ("head*",))] == ["stem.0", "Head.0"]
+    assert [layer.name for layer in find_layers(net, ("*.0",))] == []
+    assert len(find_layers(net, ("nothing",))) == 3
+
+
+def test_parameters_are_counted_once_and_buffers_never() -> None:
+    net = Aliased()
+    assert count_parameters(net) == (16 + 4) + (16 + 4 + 4) + (8 + 2)
+    assert count_parameters(nn.BatchNorm2d(3)) == 6

@@ -1,0 +1,218 @@
+"""Measured sensitivity: curves that mean what they say, and a search around a plan that can only help."""
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.factors.analysis import Analysis, analyse, fill, gather_stats
+from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.ranks import sensitivity
+from rankship_pipeline.ranks.allocators import Choices, Curve, LayerStats, allocate, total_cost
+from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.recipe.choices import RankChoice
+
+CHOICE = RankChoice(step=1, sensitivity="kl", passes=2)
+X = (torch.randn(120, 2, 6, 6, generator=torch.Generator().manual_seed(7)),)
+
+
+class Net(nn.Module):
+    """Layers that matter very unequally, so that measuring tells what energy does not; one hardly matters at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1)
+        self.side = nn.Conv2d(2, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 12, 3, stride=2)
+        self.head = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.stem(x)) + 0.02 * torch.relu(self.side(x))
+        logits: Tensor = 6 * self.head(torch.relu(self.body(y)).mean((2, 3)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    torch.manual_seed(0)
+    net = Net().eval()
+    grams = collect_grams(net, X, find_layers(net))
+    return analyse(net, find_layers(net), {name: Metric(gram=gram) for name, gram in grams.items()}, "eigen")
+
+
+@pytest.fixture(scope="module")
+def stats(analysis: Analysis) -> tuple[LayerStats, ...]:
+    return gather_stats(analysis, CHOICE, {})
+
+
+@pytest.fixture(scope="module")
+def measured(analysis: Analysis, stats: tuple[LayerStats, ...]) -> tuple[LayerStats, ...]:
+    return measure_curves(analysis, stats, X)
+
+
+def get_curve(entry: LayerStats) -> Curve:
+    assert entry.curve is not None
+    return entry.curve
+
+
+def measure_alone(analysis: Analysis, name: str, factors: Factors) -> float:
+    """Through the operators themselves, not through their product in the dense structure."""
+    return measure_divergence(fill(analysis, {name: factors}), X, predict(analysis.model, X))
+
+
+def test_curves_rise_with_the_error(measured: tuple[LayerStats, ...]) -> None:
+    for entry in measured:
+        curve = get_curve(entry)
+        assert len(curve.errors) == len(curve.damages) >= 2
+        assert all(left < right for left, right in pairwise(curve.errors))
+        assert all(left <= right for left, right in pairwise(curve.damages))
+        assert min(curve.damages) > 0
+
+
+def test_a_curve_holds_what_the_factored_layer_really_does(
+    analysis: Analysis, measured: tuple[LayerStats, ...]
+) -> None:
+    for entry in measured:
+        damages = {one.error: one for one in entry.candidates}
+        worst = 0.0
+        for error, damage in zip(get_curve(entry).errors, get_curve(entry).damages, strict=True):
+            worst = max(worst, measure_alone(analysis, entry.layer.name, damages[error].factors))
+            assert damage == pytest.approx(worst, rel=1e-2, abs=1e-6)
+
+
+def test_the_curve_knows_which_layer_hardly_matters(measured: tuple[LayerStats, ...]) -> None:
+    stem, side = measured[0], measured[1]
+    assert get_curve(stem).read(0.3) > 20 * get_curve(side).read(0.3)
+
+
+def test_the_model_is_as_it_was_and_every_layer_ticks(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+    before = copy.deepcopy(analysis.model.state_dict())
+    ticks: list[int] = []
+    measure_curves(analysis, stats, X, lambda: ticks.append(1))
+    assert len(ticks) == len(stats)
+    chosen: Choices = {entry.layer.name: entry.candidates[0].factors for entry in stats}
+    improve(analysis, stats, chosen, 10**6, CHOICE, X, lambda: ticks.append(1))
+    assert len(ticks) == len(stats) * (1 + CHOICE.passes)
+    assert all(torch.equal(value, before[name]) for name, value in analysis.model.state_dict().items())
+
+
+def measure(analysis: Analysis, chosen: Choices) -> float:
+    plan = {name: factors for name, factors in chosen.items() if factors is not None}
+    return measure_divergence(fill(analysis, plan), X, predict(analysis.model, X))
+
+
+def choose_badly(stats: tuple[LayerStats, ...], available: int, seed: int) -> Choices:
+    """A plan within the budget that nobody would want: dense or any candidate, drawn until it fits."""
+    random = np.random.default_rng(seed)
+    while True:
+        chosen: Choices = {}
+        for entry in stats:
+            menu = [None, *(one.factors for one in entry.candidates)]
+            chosen[entry.layer.name] = menu[random.integers(len(menu))]
+        if total_cost(stats, chosen) <= available:
+            return chosen
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_improving_never_measures_worse_nor_costs_more_than_the_budget(
+    analysis: Analysis, stats: tuple[LayerStats, ...], share: float, seed: int
+) -> None:
+    available = int(share * sum(entry.layer.parameters for entry in stats))
+    chosen = choose_badly(stats, available, seed)
+    better = improve(analysis, stats, chosen, available, CHOICE, X)
+    assert list(better) == list(chosen)
+    assert total_cost(stats, better) <= available
+    assert measure(analysis, better) <= measure(analysis, chosen) + 1e-6
+
+
+def test_a_measured_plan_is_better_than_an_unmeasured_one_and_passes_better_still(
+    analysis: Analysis, stats: tuple[LayerStats, ...], measured: tuple[LayerStats, ...]
+) -> None:
+    available = int(0.45 * sum(entry.layer.parameters for entry in stats))
+    relative, alone = (
+        {layer.name: layer.factors for layer in allocate(known, 0, available, choice).layers}
+        for known, choice in ((stats, replace(CHOICE, sensitivity="relative")), (measured, CHOICE))
+    )
+    around = improve(analysis, stats, alone, available, CHOICE, X)
+    first, second, third = (measure(analysis, chosen) for chosen in (relative, alone, around))
+    assert second < 0.9 * first
+    assert third <= second + 1e-6
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_from_a_bad_plan_measuring_around_it_finds_as_good_a_one_as_any(
+    analysis: Analysis, stats: tuple[LayerStats, ...], measured: tuple[LayerStats, ...], share: float
+) -> None:
+    available = int(share * sum(entry.layer.parameters for entry in stats))
+    alone = {layer.name: layer.factors for layer in allocate(measured, 0, available, CHOICE).layers}
+    found = improve(analysis, stats, choose_badly(stats, available, 1), available, CHOICE, X)
+    assert measure(analysis, found) <= 1.1 * measure(analysis, alone)
+
+
+def test_without_passes_the_plan_is_kept(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+    chosen = choose_badly(stats, 700, 3)
+    assert improve(analysis, stats, chosen, 700, replace(CHOICE, passes=0), X) == chosen
+
+
+def test_a_worse_find_and_one_over_the_budget_are_refused(
+    analysis: Analysis, stats: tuple[LayerStats, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available = 900
+    good = {layer.name: layer.factors for layer in allocate(stats, 0, available, RankChoice(step=1)).layers}
+    for offered in ({entry.layer.name: entry.candidates[0].factors for entry in stats}, dict.fromkeys(good, None)):
+        monkeypatch.setattr(sensitivity, "allocate_knapsack", lambda *_, offered=offered: offered)
+        assert improve(analysis, stats, good, available, CHOICE, X) == good
+
+
+def test_a_layer_with_nothing_on_offer_has_an_empty_curve(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+    (entry,) = measure_curves(analysis, (replace(stats[0], candidates=()),), X)
+    assert get_curve(entry) == Curve(errors=(), damages=())
+    assert get_curve(entry).read(0.5) == 0
+
+
+# --- reading between the points ------------------------------------------------------------------------------------
+
+
+@st.composite
+def draw_curve(draw: st.DrawFn) -> Curve:
+    errors = sorted(draw(st.lists(st.floats(1e-9, 1), min_size=1, max_size=6, unique=True)))
+    damages = sorted(draw(st.lists(st.floats(1e-9, 50), min_size=len(errors), max_size=len(errors))))
+    return Curve(errors=tuple(errors), damages=tuple(damages))
+
+
+@given(draw_curve())
+def test_reading_at_a_measured_error_gives_what_was_measured(curve: Curve) -> None:
+    for error, damage in zip(curve.errors, curve.damages, strict=True):
+        assert curve.read(error) == pytest.approx(damage, rel=1e-6)
+
+
+@given(draw_curve(), st.floats(0, 1), st.floats(0, 1))
+def test_reading_rises_with_the_error_and_never_leaves_what_was_measured(
+    curve: Curve, first: float, second: float
+) -> None:
+    less, more = sorted((first, second))
+    assert 0 <= curve.read(less) <= curve.read(more) * (1 + 1e-9) <= curve.damages[-1] * (1 + 2e-9)
+    assert curve.read(0) == 0
+
+
+@given(draw_curve(), st.floats(0, 1))
+def test_below_the_first_point_damage_is_proportional_and_beyond_the_last_it_stays(curve: Curve, share: float) -> None:
+    assert curve.read(share * curve.errors[0]) == pytest.approx(share * curve.damages[0], rel=1e-9, abs=1e-300)
+    assert curve.read(curve.errors[-1] * (1 + share)) == pytest.approx(curve.damages[-1])
+
+
+def test_between_two_points_damage_is_a_power_of_the_error() -> None:
+    curve = Curve(errors=(0.01, 0.1, 0.4), damages=(1e-3, 1e-1, 2e-1))
+    assert curve.read(10**-1.5) == pytest.approx(1e-2)  # half-way in logarithms: slope 2
+    assert curve.read(0.2) == pytest.approx(0.1 * 2**0.5)  # slope ½

@@ -1,0 +1,150 @@
+"""Refinement moves a student towards its teachers; by steps it is the same to the bit, killed or not."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.recipe.normalisation import RefineChoice
+from rankship_pipeline.recover.refine import Saving, flip_and_shift, refine
+
+
+def make_net(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    net[1].running_var.fill_(0.5)  # type: ignore[operator]
+    return net.eval()
+
+
+def make_teachers() -> list[tuple[nn.Module, Inputs]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(make_net(seed), (torch.randn(40, 1, 4, 4, generator=generator),)) for seed in (1, 2)]
+
+
+def is_same(left: nn.Module, right: nn.Module) -> bool:
+    states = left.state_dict(), right.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_steps_give_the_same_bytes_every_time_and_touch_no_one_elses() -> None:
+    student, teachers = make_net(3), make_teachers()
+    before = copy.deepcopy([student, *(teacher for teacher, _ in teachers)])
+    first, taken = refine(student, teachers, RefineChoice(steps=7), 5)
+    torch.rand(3)
+    again, _ = refine(student, teachers, RefineChoice(steps=7), 5)
+    assert is_same(first, again)
+    assert not is_same(first, refine(student, teachers, RefineChoice(steps=7), 6)[0])
+    assert (taken.steps, taken.augment) == (7, "none")
+    assert not any(module.training for module in first.modules())
+    for now, then in zip([student, *(teacher for teacher, _ in teachers)], before, strict=True):
+        assert is_same(now, then)
+
+
+def test_a_student_comes_nearer_to_all_its_teachers() -> None:
+    student, teachers = make_net(3), make_teachers()
+    refined, _ = refine(student, teachers, RefineChoice(steps=120), 0)
+
+    def measure(model: nn.Module) -> float:
+        return sum(measure_divergence(model, inputs, predict(teacher, inputs)) for teacher, inputs in teachers)
+
+    assert measure(refined) < 0.7 * measure(student)
+
+
+class Reader(nn.Module):
+    """A classifier of tokens that notes how many positions it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inputs = ("input_ids", "attention_mask")
+        self.embedding = nn.Embedding(9, 4)
+        self.classifier = nn.Linear(4, 3)
+        self.widths: list[int] = []
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.widths.append(ids.shape[1])
+        logits: torch.Tensor = self.classifier((self.embedding(ids) * mask[:, :, None]).sum(1))
+        return logits
+
+
+def test_positions_that_every_sentence_hides_are_not_computed() -> None:
+    teacher, student = Reader(), Reader()
+    ids = torch.randint(9, (20, 16), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(16) < 5).to(torch.int64).repeat(20, 1)
+    refined, _ = refine(student, [(teacher, (ids, mask))], RefineChoice(steps=2), 0)
+    assert isinstance(refined, Reader)
+    assert refined.widths[-2:] == [5, 5]
+    assert teacher.widths[-2:] == [5, 5]
+
+
+class Killed(Exception):
+    """What ends a process in the middle."""
+
+
+@pytest.mark.parametrize("kills", [(1,), (4, 9), (10,)])
+def test_a_killed_refinement_goes_on_to_the_same_bytes(tmp_path: Path, kills: tuple[int, ...]) -> None:
+    student, teachers, choice = make_net(3), make_teachers(), RefineChoice(steps=11, augment="flip-and-shift")
+    whole, _ = refine(student, teachers, choice, 5)
+    saving = Saving(tmp_path / "folder/unfinished.safetensors", every_s=0)
+    heard: list[float] = []
+    for kill in kills:
+
+        def tell(share: float, kill: int = kill) -> None:
+            heard.append(share)
+            if share >= kill / 11:
+                raise Killed
+
+        with pytest.raises(Killed):
+            refine(student, teachers, choice, 5, saving=saving, tell=tell)
+    again, taken = refine(student, teachers, choice, 5, saving=saving, tell=heard.append)
+    assert is_same(whole, again)
+    assert taken.steps == 11
+    done_twice = len(heard) - 11
+    assert done_twice == len(kills), "only the step that was killed is done again"
+
+
+def test_what_is_kept_only_now_and_then_is_done_again(tmp_path: Path) -> None:
+    saving = Saving(tmp_path / "unfinished.safetensors", every_s=3600)
+    refine(make_net(3), make_teachers(), RefineChoice(steps=3), 5, saving=saving)
+    assert not saving.file.exists()
+
+
+def test_a_processors_seconds_are_counted_over_interruptions(tmp_path: Path) -> None:
+    student, teachers, choice = make_net(3), make_teachers(), RefineChoice(cpu_seconds=10)
+    saving = Saving(tmp_path / "unfinished.safetensors", every_s=0)
+    clock = itertools.count()
+
+    def stop(share: float) -> None:
+        if share > 0.5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        refine(student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, tell=stop)
+    shares: list[float] = []
+    _, taken = refine(student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, tell=shares.append)
+    assert shares[0] > 0.3, "what was spent before counts"
+    assert 10 <= taken.cpu_seconds < 13
+    assert taken.steps < 10
+
+
+def test_a_refinement_that_diverges_is_told() -> None:
+    student = make_net(3)
+    with torch.no_grad():
+        student[4].weight.fill_(float("inf"))  # type: ignore[operator]
+    with pytest.raises(BuildError, match="refinement diverged at step 0"):
+        refine(student, make_teachers(), RefineChoice(steps=3), 0)
+
+
+def test_images_are_mirrored_and_moved_and_keep_their_pixels() -> None:
+    images = torch.zeros(64, 1, 9, 9)
+    images[:, 0, 4, 4] = 1
+    moved = flip_and_shift(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert (moved.sum((1, 2, 3)) == 1).all()
+    assert len({tuple(place) for place in moved.nonzero()[:, 2:].tolist()}) > 10

@@ -1,0 +1,186 @@
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from rankship_pipeline import __version__, cli
+from rankship_pipeline.foundation import errors
+from rankship_pipeline.foundation.errors import InputError, RankshipError
+
+Install = Callable[[Callable[[list[str]], int]], None]
+
+EXIT_CODES = {
+    "RankshipError": 1,
+    "InputError": 2,
+    "BuildError": 3,
+    "BudgetInfeasible": 3,
+    "UnsupportedOp": 3,
+    "ParityFailed": 3,
+    "MergeMismatch": 3,
+    "QualityLost": 3,
+    "TargetError": 4,
+    "TransientTargetError": 4,
+    "ConnectionLost": 4,
+    "Unreachable": 4,
+    "Rebooted": 4,
+    "TargetTimeout": 4,
+    "TargetBusy": 4,
+    "AgentDied": 4,
+    "PersistentTargetError": 4,
+    "AuthError": 4,
+    "Unauthorised": 4,
+    "HostKeyChanged": 4,
+    "CommandFailed": 4,
+    "AgentMismatch": 4,
+    "Lacks": 4,
+    "WrongSystem": 4,
+    "AmbiguousDevice": 4,
+    "NoSpace": 4,
+    "ReadOnly": 4,
+    "Quarantined": 4,
+    "ManifestRefused": 4,
+    "MeasurementError": 5,
+    "UnlikeConditions": 5,
+    "Throttled": 5,
+    "ClockJumped": 5,
+    "TraceGap": 5,
+}
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a function behind the verb `try`."""
+
+    def put(function: Callable[[list[str]], int]) -> None:
+        module = ModuleType("verbs_of_this_test")
+        module.try_it = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.VERBS, "try", ("verbs_of_this_test:try_it", "try"))
+
+    return put
+
+
+def raise_it(error: BaseException) -> Callable[[list[str]], int]:
+    def verb(_arguments: list[str]) -> int:
+        raise error
+
+    return verb
+
+
+def test_the_table_of_exit_codes_names_every_error() -> None:
+    found = {name for name, thing in vars(errors).items() if isinstance(thing, type) and issubclass(thing, Exception)}
+    assert found == EXIT_CODES.keys()
+
+
+@pytest.mark.parametrize(("name", "code"), EXIT_CODES.items())
+def test_every_kind_of_error_has_its_exit_status(
+    name: str, code: int, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind: type[RankshipError] = getattr(errors, name)
+    install(raise_it(kind("it broke", hint="mend it")))
+    assert cli.main(["try"]) == code
+    assert capsys.readouterr() == ("", f"{name}: it broke\n  → mend it\n")
+
+
+def test_an_error_without_a_hint_is_one_line(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install(raise_it(InputError("it broke")))
+    assert cli.main(["try"]) == 2
+    assert capsys.readouterr().err == "InputError: it broke\n"
+
+
+def test_an_interrupt_exits_130_and_says_that_nothing_is_lost(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(raise_it(KeyboardInterrupt()))
+    assert cli.main(["try"]) == 130
+    assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_a_programming_mistake_is_not_hidden(install: Install) -> None:
+    install(raise_it(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_told_without_a_traceback(
+    number: int, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(raise_it(OSError(number, os.strerror(number), "/the/store")))
+    assert cli.main(["try"]) == 1
+    assert capsys.readouterr().err.startswith(f"{os.strerror(number)}: /the/store\n")
+
+
+def test_any_other_trouble_with_files_keeps_its_traceback(install: Install) -> None:
+    install(raise_it(FileNotFoundError(errno.ENOENT, "gone", "/x")))
+    with pytest.raises(FileNotFoundError):
+        cli.main(["try"])
+
+
+def test_a_verb_gets_its_arguments_and_gives_its_status(install: Install) -> None:
+    install(len)
+    assert cli.main(["try", "a", "--b"]) == 2
+
+
+def test_without_arguments_the_command_line_is_read(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
+    install(len)
+    monkeypatch.setattr(sys, "argv", ["rankship", "try", "1", "2", "3"])
+    assert cli.main() == 3
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("biuld", "build"), ("benchmark", "bench"), ("reprot", "report")])
+def test_an_unknown_verb_suggests_the_nearest(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([typed]) == 2
+    err = capsys.readouterr().err
+    assert f"unknown verb {typed!r}" in err
+    assert f"did you mean {meant!r}?" in err
+
+
+def test_a_verb_like_no_other_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zzz"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean" not in err
+    assert "rankship --help" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_every_verb(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    for verb, (_, summary) in cli.VERBS.items():
+        assert f"  {verb:9}{summary}\n" in out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rankship {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_is_there_and_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: rankship {verb}" in capsys.readouterr().out
+
+
+def test_help_loads_no_heavy_package() -> None:
+    program = (
+        "import sys; from rankship_pipeline.cli import main; main(['--help']);"
+        "print(*sorted({'torch', 'numpy', 'pydantic', 'rich', 'scipy'} & sys.modules.keys()), file=sys.stderr, end='')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert result.stderr == ""
+
+
+def test_a_spelling_mistake_in_a_recipe_is_told_before_torch_is_loaded() -> None:
+    program = (
+        "import sys; from rankship_pipeline.cli import main; status = main(['build', '/nowhere/recipe.toml']);"
+        "print(status, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert result.stdout == "2 False\n"
