@@ -41,8 +41,7 @@ from rankship_pipeline.foundation.records import Accuracy
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
-from rankship_pipeline.recipe.choices import Budget, Comparison
-from rankship_pipeline.recipe.normalisation import RefineChoice
+from rankship_pipeline.recipe.choices import Budget, Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover.refine import refine
 

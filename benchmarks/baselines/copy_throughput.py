@@ -31,10 +31,11 @@ from pathlib import Path
 
 from rankship_benchmarks.stats.estimates import median_interval
 from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device, find_device
 from rankship_targets.transport.adb.client import open_client
 from rankship_targets.transport.copying import copy_many, copy_verified
-from rankship_targets.transport.protocol import Transport, open_transport
+from rankship_targets.transport.protocol import Transport
 from rankship_targets.twin import ensure_running
 
 MEBI = 1 << 20

@@ -24,12 +24,12 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import Artifact, Verified
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.verbs import prepare_recipe
+from rankship_targets.client.connect import open_transport
 from rankship_targets.kit.build import build_kit
 from rankship_targets.kit.install import install_kit
 from rankship_targets.kit.system import ask_system
+from rankship_targets.session.instructions import SAMPLES, Instructions, count_instructions
 from rankship_targets.session.session import open_session
-from rankship_targets.transport.protocol import open_transport
-from rankship_targets.twin.instructions import SAMPLES, Instructions, count_instructions
 from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import QEMU, describe_machine
 

@@ -145,7 +145,7 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
 def count_flops(plan: RankPlan, by_flops: Prepared) -> int:
     """Floating-point operations of one sample under a plan."""
     chosen, price = {layer.name: layer.factors for layer in plan.layers}, by_flops.price
-    return price.fixed + sum(price.ask(layer, chosen[layer.name]) or 0 for layer in by_flops.layers)
+    return price.fixed + sum(price.price_layer(layer, chosen[layer.name]) or 0 for layer in by_flops.layers)
 
 
 def describe(plan: RankPlan, right: int, by_flops: Prepared) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def main() -> int:
         write_atomic(arguments.out, (json.dumps(known, indent=1) + "\n").encode())
 
     device = find_device(arguments.on)
-    with open_session(device, tell=steps.note) as session:
+    with open_session(device, on_news=steps.note) as session:
         place = choose_place(session, arguments.format, 1)
         bench = Bench(recipe, folder, store, place, steps, arguments.test, others)
         probe = session.probe()

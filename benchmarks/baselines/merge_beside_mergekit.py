@@ -31,7 +31,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rankship_pipeline.foundation.toolchain import list_versions
-from rankship_pipeline.models.decoder import INDEX, make_empty
+from rankship_pipeline.models.decoder import make_empty
+from rankship_pipeline.models.sharded import INDEX
 from rankship_pipeline.stream.merge import open_model
 
 OURS = (sys.executable, "-c", "import sys; from rankship_pipeline.cli import main; sys.exit(main())")

@@ -20,7 +20,8 @@ from rankship_pipeline.foundation.records import Build, RankPlan
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import THIS_MACHINE, find_device
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
+from rankship_targets.trials.request import MeasureRequest
 
 ROUNDS = int(os.environ.get("ROUNDS", "40"))
 NO_PLAN = RankPlan(

@@ -27,7 +27,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from rankship_pipeline.models.decoder import INDEX, make_empty
+from rankship_pipeline.models.decoder import make_empty
+from rankship_pipeline.models.sharded import INDEX
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.stream import compress as stream
 

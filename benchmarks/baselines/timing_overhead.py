@@ -33,7 +33,7 @@ from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_p
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline import __version__
-from rankship_pipeline.flow.artifacts import find_proof
+from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
@@ -194,7 +194,7 @@ def main() -> int:
     formats: tuple[Format, ...] = ("onnx", "tflite")
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_session(find_device(THIS_MACHINE), tell=steps.note) as session,
+        open_session(find_device(THIS_MACHINE), on_news=steps.note) as session,
     ):
         loops = {"onnx": build_loop(Path(folder)), "tflite": None}
         places = [choose_place(session, one, 1) for one in formats]

@@ -12,7 +12,7 @@ from rankship_pipeline.foundation.errors import RankshipError
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("rankship_benchmarks.verbs.run:run", "build, verify, push, measure and report in one go"),
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
-    "merge": ("rankship_pipeline.merge_verbs:merge", "merge checkpoints on disk into one, without data"),
+    "merge": ("rankship_pipeline.verbs:merge", "merge checkpoints on disk into one, without data"),
     "verify": ("rankship_benchmarks.verbs.run:verify", "prove that every artifact computes what torch computes"),
     "bench": ("rankship_benchmarks.verbs.run:bench", "push verified artifacts to a device and measure them there"),
     "deploy": (

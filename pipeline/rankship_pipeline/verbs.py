@@ -1,6 +1,7 @@
 """The pipeline's own verbs: `build` and `show`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,3 +80,28 @@ def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
         return find_build(prepare_recipe(Path(name), Steps()), store)
     entry = store.match("build", name)
     return read_build(entry), entry
+
+
+def merge(argv: list[str]) -> int:
+    """`rankship merge FILE --to FOLDER`: prints the new folder on stdout; the same command resumes."""
+    parser = argparse.ArgumentParser(
+        prog="rankship merge", description="Merge safetensors checkpoints into one folder, streaming; resumes by shard."
+    )
+    parser.add_argument("file", type=Path, help="a TOML file: models, base, [merge], dtype, seed")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder to make; must not exist")
+    arguments = parser.parse_args(argv)
+
+    from rankship_pipeline.recipe.merge_file import read_merge_file
+
+    asked = read_merge_file(arguments.file)  # before torch is imported: a typing mistake is told at once
+
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.files import ensure_writable
+
+    ensure_writable(arguments.to.absolute().parent, "--to")
+
+    from rankship_pipeline.stream.merge import merge_checkpoints
+
+    merge_checkpoints(asked, arguments.file.resolve().parent, arguments.to.absolute(), Steps())
+    sys.stdout.write(f"{arguments.to}\n")
+    return 0

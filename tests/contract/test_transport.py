@@ -266,7 +266,7 @@ def test_a_command_is_fed_a_file_or_its_rest(bench: Bench, tmp_path: Path) -> No
     path, _ = write(tmp_path, content)
     for offset in (0, 999_999, len(content)):
         heard: list[int] = []
-        done = bench.transport.feed(["sha256sum"], path, offset=offset, timeout_s=60, told=heard.append)
+        done = bench.transport.feed(["sha256sum"], path, offset=offset, timeout_s=60, on_progress=heard.append)
         assert (done.code, done.stdout.split()[0]) == (0, hashlib.sha256(content[offset:]).hexdigest())
         assert heard == sorted(heard)
         assert heard[-1:] in ([len(content)], [])
@@ -332,7 +332,7 @@ def test_a_broken_copy_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) ->
     offsets: list[int] = []
     heard: list[tuple[int, int]] = []
     counting = Counting(bench.transport, offsets)
-    assert copy_verified(counting, path, bench.place("file"), sha256, told=lambda *state: heard.append(state))
+    assert copy_verified(counting, path, bench.place("file"), sha256, on_progress=lambda *state: heard.append(state))
     assert offsets == [2_000_000]
     assert heard[-1] == (len(LARGE), len(LARGE))
     assert run(bench, "cat", "--", bench.place("file")).code == 0
@@ -403,10 +403,10 @@ class Counting:
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         self.offsets.append(offset)
-        return self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, told=told)
+        return self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, on_progress=on_progress)
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
         return self.inner.run(argv, timeout_s=timeout_s)
@@ -458,7 +458,7 @@ class Faulty:
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         if self.damage is not None:
             local = local.with_name("damaged")
@@ -469,7 +469,7 @@ class Faulty:
             local.write_bytes(content[:limit])
             self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s)
             raise ConnectionLost("cable out")
-        done = self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, told=told)
+        done = self.inner.feed(argv, local, offset=offset, timeout_s=timeout_s, on_progress=on_progress)
         return done if self.refusal is None else Completed(code=1, stdout="", stderr=self.refusal)
 
     def fetch(self, remote: str, local: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
     def copy() -> None:
         try:
             if direction == "send":
-                copy_verified(transport, local, "file2", hash_file(local), told=pause)
+                copy_verified(transport, local, "file2", hash_file(local), on_progress=pause)
             else:
                 transport.fetch("file", tmp_path / "back")
         except TargetError as failure:

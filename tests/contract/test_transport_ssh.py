@@ -221,7 +221,7 @@ def test_a_copy_that_stalled_goes_on_where_it_stopped(
     assert begun > 1_000_000
     heard: list[tuple[int, int]] = []
     with open_ssh(device) as transport:
-        assert copy_verified(transport, file, place, hash_file(file), told=lambda *state: heard.append(state))
+        assert copy_verified(transport, file, place, hash_file(file), on_progress=lambda *state: heard.append(state))
     assert heard[0][0] > begun
     assert hash_file(Path(place)) == hash_file(file)
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
+from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import verify_artifact
-from rankship_pipeline.flow.artifacts import find_proof
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages

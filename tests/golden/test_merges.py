@@ -17,7 +17,7 @@ import torch
 
 from rankship_pipeline.merge import Sources, merge_states
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_methods import MergeMethod, fill_settings
 
 STORED = Path(__file__).with_name("merges.json")

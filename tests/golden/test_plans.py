@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
-from rankship_pipeline.factors.analysis import analyse, gather_stats
+from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.factors.decompose import WHITENINGS, Metric, truncate
 from rankship_pipeline.factors.forms import compose
 from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.merge.grams import output_energy
 from rankship_pipeline.models.layers import as_matrix, count_parameters, find_layers, get_layer
-from rankship_pipeline.ranks.allocators import allocate, keep_to_method
+from rankship_pipeline.ranks.budget import keep_to_method
+from rankship_pipeline.ranks.plan import allocate
+from rankship_pipeline.ranks.stats import gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 
 STORED = Path(__file__).with_name("plans.json")

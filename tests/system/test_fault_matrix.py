@@ -55,7 +55,7 @@ from rankship_targets.devices.device import Device
 from rankship_targets.session import session
 from rankship_targets.session.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.session.manifest import sign_artifact
-from rankship_targets.session.session import MeasureRequest, Session, open_session
+from rankship_targets.session.session import Session, open_session
 from rankship_targets.transport import lease, link, receiving
 from rankship_targets.transport import protocol as transport
 from rankship_targets.transport.adb import command as adb_command
@@ -66,6 +66,7 @@ from rankship_targets.transport.protocol import Completed, Transport
 from rankship_targets.transport.ssh import connection as ssh
 from rankship_targets.transport.ssh import route as ssh_route
 from rankship_targets.transport.ssh.connection import SshTransport
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.banner import find_free_port
@@ -626,7 +627,7 @@ class Step:
             if sent_bytes >= TOLD_BYTES:
                 self._strike()
 
-        remote = held.push(self._artifact, prove(self._artifact), told=hear)
+        remote = held.push(self._artifact, prove(self._artifact), on_progress=hear)
         assert hash_file(self._board.work / Path(remote).relative_to(self._board.folder / "work")) == hash_file(
             self._artifact
         )
@@ -841,7 +842,7 @@ def try_cell(board: Board, sent: Sent, tmp_path: Path, fault: str, name: str) ->
     failure: TargetError | None = None
     retries = 0
     try:
-        with open_session(board.device, tell=step.hear) as held:
+        with open_session(board.device, on_news=step.hear) as held:
             step.prepare(held)
             sent.offsets.clear()
             step.act(held)
@@ -884,7 +885,7 @@ def try_cell(board: Board, sent: Sent, tmp_path: Path, fault: str, name: str) ->
 def test_a_trial_in_which_the_board_slowed_itself_down_does_not_count(board: Board, tmp_path: Path) -> None:
     step = Step("measure", tmp_path, board, lambda: throttle(board), before=False)
     try:
-        with open_session(board.device, tell=step.hear) as held:
+        with open_session(board.device, on_news=step.hear) as held:
             step.prepare(held)
             step.act(held)
             held.forget(step.ticket)

@@ -21,8 +21,9 @@ import pytest
 
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
-from rankship_targets.transport.protocol import open_transport, run_checked
+from rankship_targets.transport.protocol import run_checked
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 KILLS = int(os.environ.get("RANKSHIP_HOST_KILLS", "5"))

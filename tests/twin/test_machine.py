@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
+from rankship_targets.session.instructions import count_instructions
 from rankship_targets.session.session import open_session
 from rankship_targets.transport.protocol import Transport, run_checked
 from rankship_targets.transport.ssh.connection import open_ssh
 from rankship_targets.twin import board
-from rankship_targets.twin.instructions import count_instructions
 from rankship_targets.twin.machine import Machine
 
 pytestmark = [pytest.mark.twin, pytest.mark.system, pytest.mark.slow]

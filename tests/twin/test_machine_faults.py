@@ -15,11 +15,12 @@ from rankship_pipeline.foundation.errors import ClockJumped
 from rankship_pipeline.foundation.files import hash_file
 from rankship_targets.client.detached import make_ticket
 from rankship_targets.session.manifest import sign_artifact
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
 from rankship_targets.transport.copying import copy_many
 from rankship_targets.transport.protocol import hash_many, run_checked
 from rankship_targets.transport.receiving import PYTHON_FROM_BYTES
 from rankship_targets.transport.ssh.connection import open_ssh
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 from rankship_targets.twin.machine import Machine
 
@@ -67,7 +68,7 @@ def measure(machine: Machine, model: Any, samples: Path, strike: Callable[[], No
             strike()
 
     heat(machine, HOT)
-    with open_session(replace(machine.device, cool_below_mc=50_000), tell=tell) as held:
+    with open_session(replace(machine.device, cool_below_mc=50_000), on_news=tell) as held:
         request = MeasureRequest(
             round=0,
             variant="dense",

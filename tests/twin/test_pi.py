@@ -17,11 +17,13 @@ import pytest
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Format, Variant
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
 from rankship_targets.transport.copying import copy_verified
-from rankship_targets.transport.protocol import Completed, Transport, open_transport, run_checked
+from rankship_targets.transport.protocol import Completed, Transport, run_checked
 from rankship_targets.transport.ssh.connection import open_ssh
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.twin import binfmt, board
 from rankship_targets.twin.debian_root import WHEELS, find_root
 from rankship_targets.twin.pi import log_file, overlay_folder, start_pi, stop_pi

@@ -15,11 +15,12 @@ import pytest
 
 from rankship_pipeline.foundation.errors import InputError, TargetBusy
 from rankship_pipeline.foundation.files import hash_file
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.adb.connection import AdbTransport, open_adb
 from rankship_targets.transport.copying import copy_verified
 from rankship_targets.transport.lease import Lease, describe_owner
-from rankship_targets.transport.protocol import hash_remote, open_transport, run_checked
+from rankship_targets.transport.protocol import hash_remote, run_checked
 from rankship_targets.twin import android
 from rankship_targets.twin import pixel as pixel_room
 from rankship_targets.twin.pixel import Phone, start_pixel

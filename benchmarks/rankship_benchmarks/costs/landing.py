@@ -17,7 +17,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions
 from rankship_pipeline.foundation.records import CostTable, Landing, LandingTry
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.ranks.allocators import keep_to_method, resolve_budget
+from rankship_pipeline.ranks.budget import keep_to_method, resolve_budget
 from rankship_pipeline.ranks.price import Price, price_table, read_table
 from rankship_pipeline.recipe.choices import choose
 from rankship_targets.devices.device import Device
@@ -34,7 +34,7 @@ def land_missing(prepared: Prepared, store: Store, device: Device, results: Path
         return
     budget = prepared.recipe.budget
     table = None if budget.costs is None else read_table(prepared.folder / budget.costs, "ns")
-    with watching(device), open_session(device, tell=steps.note) as session:
+    with watching(device), open_session(device, on_news=steps.note) as session:
         format_ = budget.format or prepared.recipe.export.formats[0]
         place = choose_place(session, format_, 1 if table is None else table.threads)
         if table is None:

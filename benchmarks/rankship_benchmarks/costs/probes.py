@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import EXPORTERS, keep_stdout_clean, load_exporter
-from rankship_pipeline.export.graph import list_graph_operators
+from rankship_pipeline.export.artifact import find_proof, read_artifact
+from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
-from rankship_pipeline.flow.artifacts import find_proof, read_artifact, trace_graph
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file

@@ -13,7 +13,8 @@ from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Var
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ExportChoice, ParityChoice
 from rankship_targets.session.runner import HostRunner
-from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.session.session import Session
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 
 # Fewest samples, least duration and longest warm-up of a trial, both in ms.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import verify_artifact
-from rankship_pipeline.flow.artifacts import find_proof
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, ParityFailed

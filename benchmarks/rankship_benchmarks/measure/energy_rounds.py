@@ -16,7 +16,8 @@ from rankship_pipeline.foundation.errors import ConnectionLost
 from rankship_pipeline.foundation.records import Artifact
 from rankship_targets.client.detached import Ticket, make_ticket
 from rankship_targets.session.metered import measure_metered, require_meter
-from rankship_targets.session.session import LONGEST_COOLING_S, MeasureRequest, Session
+from rankship_targets.session.session import LONGEST_COOLING_S, Session
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import MeteredTrial
 
 REPEATS = 1  # how often a trial is taken anew whose recording broke off with the way to the device

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import refuse_changed, verify_artifact
 from rankship_pipeline.export.runner import Runner
-from rankship_pipeline.flow.artifacts import find_proof
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ManifestRefused

@@ -35,7 +35,8 @@ from rankship_targets.client.detached import make_ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
 from rankship_targets.session.metered import check_meter, require_meter
-from rankship_targets.session.session import MeasureRequest, Session, open_session
+from rankship_targets.session.session import Session, open_session
+from rankship_targets.trials.request import MeasureRequest
 
 
 def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits, where, how, and where to
@@ -62,16 +63,18 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
     """
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
-    with watching(device), open_session(device, tell=steps.note) as session:
+    with watching(device), open_session(device, on_news=steps.note) as session:
         if energy:
             check_meter(session)
-        with steps.transfer(f"push to {device.name}") as told:
+        with steps.transfer(f"push to {device.name}") as on_progress:
             remote = {
-                proof.artifact_sha256: session.push(store.root / artifact.file, proof, told=told)
+                proof.artifact_sha256: session.push(store.root / artifact.file, proof, on_progress=on_progress)
                 for artifact, proof in zip(timed.files, verified, strict=True)
             }
             inputs = {
-                artifact.sha256: tuple(session.push_file(path, told=told) for path in find_inputs((artifact,), store))
+                artifact.sha256: tuple(
+                    session.push_file(path, on_progress=on_progress) for path in find_inputs((artifact,), store)
+                )
                 for artifact in timed.artifacts
             }
         on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)

@@ -15,8 +15,9 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks, TargetError
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import FORMATS, Format, Variant, record
-from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
+from rankship_targets.trials.request import MeasureRequest
 
 RUNS = 20  # profiled inferences of each artifact
 _FILE = "profiles.json"

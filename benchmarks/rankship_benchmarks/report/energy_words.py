@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rankship_benchmarks.judge.energy_figures import CaseEnergy, EnergyEstimate
 from rankship_benchmarks.judge.summary import TIMES, Result, Summary
 from rankship_benchmarks.report.words import UNKNOWN, show_ratio_interval
-from rankship_pipeline.foundation.tables import start_table
+from rankship_pipeline.foundation.console import start_table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,8 +7,8 @@ from rankship_benchmarks.bundle.bundle import Header
 from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accuracy
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.flow.show import state_landing
+from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.records import Accuracy, Verified
-from rankship_pipeline.foundation.tables import start_table
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_percent
 from rankship_targets.devices.device import THIS_MACHINE
 

@@ -9,7 +9,7 @@ from rankship_benchmarks.report.charts import ABOVE, FAINT, GREY, draw_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rankship_benchmarks.study.page import Line
+    from rankship_benchmarks.study.lines import Line
 
 # Okabe & Ito 2008, safe for the colour-blind; ours is vermilion and thick, markers tell the rest apart in print.
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import exp
 from pathlib import Path
 from statistics import mean
 
@@ -10,101 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from rankship_benchmarks.report.page import read_style
+from rankship_benchmarks.study.lines import Line, summarise_cells
 from rankship_benchmarks.study.study import Cell
 from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Accuracy, record
-from rankship_pipeline.foundation.tables import start_table
+from rankship_pipeline.foundation.records import record
 from rankship_pipeline.foundation.units import show_bytes, show_count
 
 PAGE, SUMMARY = "study.html", "summary.json"
-
-
-@record
-class Line:
-    """One row of a table: all seeds of one way at one budget. Quality is in `unit`; `low`, `high` are its range.
-
-    Over one seed the range is the test set's own 95 % interval. `dense` is the merged model's quality before it was
-    compressed; `tasks` and `specialists` are percent by task, where a study merges. `cpu_seconds` and `peak_bytes` are
-    the largest seen.
-    """
-
-    subject: str
-    kept: float
-    name: str
-    ours: bool
-    refined: bool
-    unit: str
-    quality: float
-    low: float
-    high: float
-    dense: float
-    seeds: int
-    parameters: int
-    budget: int
-    of_layers: float
-    size_bytes: int
-    cpu_seconds: float
-    peak_bytes: int
-    cells: tuple[Cell, ...]
-    tasks: dict[str, float]
-    specialists: dict[str, float]
-
-
-def summarise_cells(cells: Iterable[Cell]) -> list[Line]:
-    """Group cells by model, budget and way, in the order in which they were asked for."""
-    groups: dict[tuple[str, float, str, float], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.subject, cell.kept, cell.row, cell.refine_cpu_seconds), []).append(cell)
-    return [_summarise(group) for group in groups.values()]
-
-
-def _summarise(group: Sequence[Cell]) -> Line:
-    first = group[0]
-    values = [_read_quality(cell, cell.accuracy) for cell in group]
-    interval = (min(values), max(values))
-    if len(group) == 1 and _unit(first) == "%":
-        interval = (100 * first.accuracy.low, 100 * first.accuracy.high)
-    layers = first.plan
-    return Line(
-        subject=first.subject,
-        kept=first.kept,
-        name=first.row + (" + refined" if first.refine_cpu_seconds else ""),
-        ours=first.ours,
-        refined=bool(first.refine_cpu_seconds),
-        unit=_unit(first),
-        quality=mean(values),
-        low=interval[0],
-        high=interval[1],
-        dense=mean(_read_quality(cell, cell.dense) for cell in group),
-        seeds=len(group),
-        parameters=max(cell.plan.total_parameters for cell in group),
-        budget=first.plan.budget_cost,
-        of_layers=sum(one.chosen_parameters for one in layers.layers)
-        / sum(one.dense_parameters for one in layers.layers),
-        size_bytes=first.size_bytes,
-        cpu_seconds=max(cell.cpu_seconds for cell in group),
-        peak_bytes=max(cell.peak_bytes for cell in group),
-        cells=tuple(group),
-        tasks=_average_by_stage([cell.tasks for cell in group]),
-        specialists=_average_by_stage([cell.specialists for cell in group]),
-    )
-
-
-def _average_by_stage(seeds: Sequence[Sequence[Accuracy]]) -> dict[str, float]:
-    """Percent right by stage, over the seeds; `seeds` name the same stages."""
-    return {same[0].stage: 100 * mean(one.value for one in same) for same in zip(*seeds, strict=True)}
-
-
-def _unit(cell: Cell) -> str:
-    """Perplexity for language models, whose answers are tokens; percent of right answers for classifiers."""
-    return "perplexity" if cell.language else "%"
-
-
-def _read_quality(cell: Cell, accuracy: Accuracy) -> float:
-    if cell.language:
-        return exp(accuracy.cross_entropy or 0.0)
-    return 100 * accuracy.value
 
 
 def print_cells(cells: Iterable[Cell], console: Console) -> None:

@@ -28,8 +28,7 @@ from rankship_pipeline.foundation.records import Accuracy, RankPlan, record
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.data import Data
-from rankship_pipeline.recipe.choices import Budget, Comparison
-from rankship_pipeline.recipe.normalisation import Augmentation, RefineChoice
+from rankship_pipeline.recipe.choices import Augmentation, Budget, Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import check_way, read_recipe
 from rankship_pipeline.recover.refine import refine
 

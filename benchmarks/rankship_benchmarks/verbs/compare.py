@@ -60,7 +60,7 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     from rich.markup import escape
 
     from rankship_benchmarks.report.words import UNKNOWN
-    from rankship_pipeline.foundation.tables import start_table
+    from rankship_pipeline.foundation.console import start_table
 
     figure = verdicts[0].figure if verdicts else "time"
     table = start_table("case", "verdict", f"{figure} vs baseline\n[95 %]", "why")

@@ -57,7 +57,7 @@ def costs(argv: list[str]) -> int:
     ensure_writable(arguments.store, "--store")
     ensure_writable(arguments.results, "--results")
     ensure_writable(arguments.to.resolve().parent, "--to")
-    with watching(device), open_session(device, tell=steps.note) as session:
+    with watching(device), open_session(device, on_news=steps.note) as session:
         place = choose_place(session, arguments.format or prepared.recipe.export.formats[0], arguments.threads)
         if choice is None:
             table = measure_costs(prepared, store, place, arguments.results, steps)
@@ -84,7 +84,7 @@ def tabulate(table: "CostTable") -> "Table":
     """What the table holds, one line per layer; what noise swallowed is shown as it was measured."""
     from rich.markup import escape
 
-    from rankship_pipeline.foundation.tables import start_table
+    from rankship_pipeline.foundation.console import start_table
     from rankship_pipeline.foundation.units import show_ns
 
     def show(cost: int) -> str:

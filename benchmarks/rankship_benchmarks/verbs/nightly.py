@@ -143,7 +143,7 @@ def _print_night(night: "NightRecord", page: Path) -> None:
 
     from rankship_benchmarks.nightly.page import SIGNS, list_alarms, list_gaps, state_headline
     from rankship_benchmarks.report.words import show_ratio
-    from rankship_pipeline.foundation.tables import start_table
+    from rankship_pipeline.foundation.console import start_table
 
     console = Console(highlight=False)
     console.print(f"night {night.number}: {state_headline(night)}", style="bold", markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from rankship_pipeline.align.advice import PREPARATION, SETTINGS, TENSORS
 from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_head
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import MergeMismatch
-from rankship_pipeline.models.source import list_differences
+from rankship_pipeline.models.weights import list_differences
 from rankship_pipeline.recipe.choices import Recipe, Source, choose, list_sources
 from rankship_pipeline.recipe.merge_methods import METHODS
 from rankship_pipeline.recipe.normalisation import Normalisation

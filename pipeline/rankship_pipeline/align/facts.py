@@ -12,7 +12,8 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.models.huggingface import PREFIX, find_snapshot, list_files
 from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
-from rankship_pipeline.models.source import TensorHeader, find_weights, make_model, read_header
+from rankship_pipeline.models.source import find_weights, make_model
+from rankship_pipeline.models.weights import TensorHeader, read_header
 from rankship_pipeline.recipe.choices import Source
 from rankship_pipeline.recipe.normalisation import Normalisation
 

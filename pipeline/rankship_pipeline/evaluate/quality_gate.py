@@ -10,7 +10,7 @@ from rankship_pipeline.foundation.errors import QualityLost
 from rankship_pipeline.foundation.records import Fidelity
 from rankship_pipeline.foundation.units import show_count, show_percent
 from rankship_pipeline.models.data import Data
-from rankship_pipeline.recipe.normalisation import QualityChoice
+from rankship_pipeline.recipe.choices import QualityChoice
 
 _SHOWN_LAYERS = 5
 

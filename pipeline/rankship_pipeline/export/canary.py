@@ -24,7 +24,7 @@ NAME = "canary"
 
 def make_canary(format_: Format, store: Store, steps: Steps) -> Artifact:
     """Export the canary to one format, or take it from the store; its entry is like that of any artifact."""
-    from rankship_pipeline.flow.artifacts import read_artifact
+    from rankship_pipeline.export.artifact import read_artifact
 
     made_from: dict[str, object] = {
         "canary": [_CHANNELS, _SIDE, _CLASSES, _SAMPLES],
@@ -45,7 +45,7 @@ def _export(format_: Format, folder: str, target: Path) -> None:
 
     from rankship_pipeline.evaluate.accuracy import predict
     from rankship_pipeline.export import EXPORTERS, keep_stdout_clean, load_exporter
-    from rankship_pipeline.flow.artifacts import trace_graph
+    from rankship_pipeline.export.graph import trace_graph
     from rankship_pipeline.models.layers import count_parameters
 
     module, samples = make_network(), make_samples()

@@ -2,9 +2,12 @@
 
 from math import prod
 
+import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.foundation.errors import UnsupportedOp
 
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.conv2d.padding"}
 
@@ -22,3 +25,14 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
             rows, *rest = shapes[str(node.args[1])]
             found.append(Operator(kind=str(node.target), rows=rows, columns=prod(rest)))
     return tuple(found)
+
+
+def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
+    """The one graph that every format is made from, at batch size 1."""
+    try:
+        return torch.export.export(module, example)
+    except Exception as failure:  # torch.export raises whatever the model's own code and its tracer do
+        raise UnsupportedOp(
+            f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
+            hint="remove data-dependent control flow from its forward",
+        ) from failure

@@ -1,50 +1,25 @@
 """One model into one file per format, from one graph, each beside the inputs and outputs that prove it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import EXPORTERS, check_factors, keep_stdout_clean, load_exporter
-from rankship_pipeline.export.graph import list_graph_operators
+from rankship_pipeline.export.artifact import _RECORD, Part, read_artifact
+from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.flow.preflight import Prepared
 from rankship_pipeline.flow.stages import Model
-from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import UnsupportedOp
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, TensorSpec, Variant
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
-from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import count_parameters
-
-_RECORD = "artifact.json"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What becomes one file per format: a module, the inputs of its proof, and the plan of its factored layers.
-
-    `task` is whose head it is; `output` names what it gives.
-    """
-
-    variant: Variant
-    module: nn.Module
-    samples: Inputs
-    plan: RankPlan | None = None
-    task: str | None = None
-    output: str = "logits"
-
-    @property
-    def title(self) -> str:
-        """What progress and errors call it."""
-        return self.variant if self.task is None else f"{self.variant} head of {self.task}"
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
@@ -91,30 +66,6 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
                 entry = _export(prepared, store, made_from, name, graph, part)
         artifacts.append(read_artifact(entry))
     return artifacts
-
-
-def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The one graph that every format is made from, at batch size 1."""
-    try:
-        return torch.export.export(module, example)
-    except Exception as failure:  # torch.export raises whatever the model's own code and its tracer do
-        raise UnsupportedOp(
-            f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
-            hint="remove data-dependent control flow from its forward",
-        ) from failure
-
-
-def read_artifact(entry: Entry) -> Artifact:
-    """The record of an exported file; its `file` is relative to the store."""
-    return decode(Artifact, entry.read(_RECORD).read_bytes(), where=str(entry.folder))
-
-
-def find_proof(artifact: Artifact, store: Store) -> tuple[Path, list[Path], list[Path]]:
-    """The artifact's file, its parity inputs and torch's expected outputs; the arrays are known to be unchanged."""
-    path = store.root / artifact.file
-    entry = store.open(path.parent)
-    inputs = [entry.read(f"input.{index}.npy") for index in range(len(artifact.inputs))]
-    return path, inputs, [entry.read("expected.0.npy")]
 
 
 def _export(

@@ -12,7 +12,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, Landing
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
-from rankship_pipeline.ranks.allocators import check_feasible
+from rankship_pipeline.ranks.budget import check_feasible
 from rankship_pipeline.ranks.price import price_table
 from rankship_pipeline.recipe.choices import choose, rank_choice
 

@@ -25,16 +25,9 @@ from rankship_pipeline.models.heads import HEADS, Headed, join, mark_tasks
 from rankship_pipeline.models.huggingface import PREFIX
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.lora import read_adapter
-from rankship_pipeline.models.source import (
-    check_fits,
-    find_weights,
-    hash_source,
-    load_function,
-    make_model,
-    read_shapes,
-    refuse_broken,
-)
-from rankship_pipeline.ranks.allocators import check_feasible, resolve_budget
+from rankship_pipeline.models.source import find_weights, hash_source, load_function, make_model
+from rankship_pipeline.models.weights import check_fits, read_shapes, refuse_broken
+from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.call_sites import Site, find_sites, hash_model
 from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
 from rankship_pipeline.recipe.choices import Recipe, Source, choose, list_sources, rank_choice
@@ -113,7 +106,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     _check_rebuilding(model, layers, data)
     dense = count_parameters(model)
     price = _find_price(recipe, folder, model, layers, data)
-    dense_cost = price.fixed + sum(price.ask(layer, None) or 0 for layer in layers)
+    dense_cost = price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers)
     budget = _find_budget(recipe, dense_cost)
     if recipe.budget.costs is not None:  # artifacts carry what made them
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)

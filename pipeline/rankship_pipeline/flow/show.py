@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.records import Build, Landing, Refinement
 from rankship_pipeline.foundation.store import Entry
-from rankship_pipeline.foundation.tables import start_table
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 
 

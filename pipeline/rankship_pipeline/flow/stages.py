@@ -31,11 +31,11 @@ from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
-from rankship_pipeline.models.source import State, copy_state, load_into, make_model, train_or_load
+from rankship_pipeline.models.source import make_model, train_or_load
+from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.ranks.plan import make_plan
-from rankship_pipeline.recipe.choices import Comparison, Source, find_base, rank_choice
+from rankship_pipeline.recipe.choices import Comparison, RefineChoice, Source, find_base, rank_choice
 from rankship_pipeline.recipe.merge_methods import METHODS, RANDOM, MergeMethod, fill_settings
-from rankship_pipeline.recipe.normalisation import RefineChoice
 from rankship_pipeline.recover.batchnorm import settle_batchnorm
 from rankship_pipeline.recover.reconstruct import reconstruct
 from rankship_pipeline.recover.refine import Saving, refine
@@ -286,9 +286,14 @@ class Stages:
 
         def make(target: Path) -> None:
             saving = Saving(unfinished / _STATE)
-            with self.steps.follow("refine without labels") as tell:
+            with self.steps.follow("refine without labels") as on_progress:
                 module, taken = refine(
-                    compressed.module, self.list_teachers(), choice, prepared.recipe.seed, saving=saving, tell=tell
+                    compressed.module,
+                    self.list_teachers(),
+                    choice,
+                    prepared.recipe.seed,
+                    saving=saving,
+                    on_progress=on_progress,
                 )
             self._save(module, compressed.batchnorm_reestimated, target)
             (target / "refinement.json").write_text(encode(taken), encoding="utf-8")

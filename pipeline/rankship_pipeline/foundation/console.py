@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
@@ -76,10 +77,10 @@ class Steps:
         ):
             task = progress.add_task(name, total=1.0)
 
-            def tell(share: float) -> None:
+            def on_progress(share: float) -> None:
                 progress.update(task, completed=share)
 
-            yield tell
+            yield on_progress
 
     @contextmanager
     def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -89,10 +90,10 @@ class Steps:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with self._timed(name), self._bar(name, None, *columns) as (progress, task):
 
-            def tell(sent_bytes: int, total_bytes: int) -> None:
+            def on_progress(sent_bytes: int, total_bytes: int) -> None:
                 progress.update(task, completed=sent_bytes, total=total_bytes)
 
-            yield tell
+            yield on_progress
 
     @contextmanager
     def _bar(self, name: str, total: int | None, *columns: "ProgressColumn") -> Iterator["tuple[Progress, TaskID]"]:
@@ -121,3 +122,15 @@ class Steps:
     def note(self, text: str) -> None:
         """One line that belongs to no step."""
         self.console.print(f"[dim]·[/] {escape(self._prefix + text)}", soft_wrap=True)
+
+
+def start_table(first: str, *others: str) -> "Table":
+    """Begin a table: names on the left, numbers on the right, nothing ever cut."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table

@@ -14,7 +14,7 @@ from rankship_pipeline.merge.sparse import find_edge, merge_dare, merge_della, m
 from rankship_pipeline.merge.spectral import merge_ctm, merge_iso, merge_knots, merge_tsv
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 
 # Running statistics are no weights: a task vector of a variance, scaled, would make it negative. They are averaged.

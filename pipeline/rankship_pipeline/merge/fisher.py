@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import draw_predictions, find_mask, split
 from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 
 
 def merge_fisher(given: MergeInput) -> Tensor:

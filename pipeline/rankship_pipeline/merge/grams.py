@@ -8,7 +8,7 @@ from torch import Tensor
 from rankship_pipeline.evaluate.calibrate import Grams
 from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.layers import Layer, matricise, shape_weight
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 
 # Added to the Gram's diagonal as a share of its mean diagonal: directions no data excites keep the average weight.
 RIDGE = 1e-6

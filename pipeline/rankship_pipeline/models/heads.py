@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models.data import Data, Inputs
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 
 # The logit of another task's class: e to it is 0 in float32, and so is the class's share in every loss and divergence.
 SHUT = -1e4

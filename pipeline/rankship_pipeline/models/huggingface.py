@@ -83,7 +83,7 @@ def load_wrapped_state(source: Source, folder: Path, supplied: Collection[str] =
 
     What stands in `supplied` may be missing: an adapter brings it along.
     """
-    from rankship_pipeline.models.source import copy_state, read_state
+    from rankship_pipeline.models.weights import copy_state, read_state
 
     for path in list_files(source, folder)[1:]:
         read_state(path)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.source import State, TensorHeader, read_header, read_state
 from rankship_pipeline.models.tensor_pieces import Readable
+from rankship_pipeline.models.weights import State, TensorHeader, read_header, read_state
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -25,7 +25,8 @@ from rankship_pipeline.factors.decompose import Spectrum, truncate
 from rankship_pipeline.foundation.records import record
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, get_layer
-from rankship_pipeline.ranks.allocators import Choices, LayerStats, spend_remainder, total_cost
+from rankship_pipeline.ranks.allocators import spend_remainder, total_cost
+from rankship_pipeline.ranks.stats import Choices, LayerStats
 
 Tick = Callable[[int, int], None]
 

@@ -1,24 +1,20 @@
 """From a model taken apart to a rank plan: the one way through sensitivities, allocators and measuring again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from rankship_pipeline.factors.analysis import Analysis, gather_stats
-from rankship_pipeline.foundation.records import RankPlan
+from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.forms import count_parameters, list_operators
+from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.ranks import ara
-from rankship_pipeline.ranks.allocators import (
-    Choices,
-    LayerStats,
-    allocate,
-    check_feasible,
-    describe_plan,
-    keep_to_method,
-)
+from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
+from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
 from rankship_pipeline.ranks.price import Price, price_parameters
 from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 
 
@@ -37,7 +33,7 @@ def make_plan(
     """
     choice = keep_to_method(choice)
     price = price or price_parameters(fixed)
-    stats = gather_stats(analysis, choice, interference, price.ask)
+    stats = gather_stats(analysis, choice, interference, price.price_layer)
     if choice.method in {"ara", "ara-original"}:
         check_feasible([entry.layer for entry in stats], price, budget, choice)
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs)
@@ -74,3 +70,56 @@ def _is_language_model(model: nn.Module, inputs: Inputs) -> bool:
     """Tokens in, logits for every position out."""
     output = model(*(tensor[:1] for tensor in inputs))
     return not inputs[0].is_floating_point() and output.ndim > 2  # noqa: PLR2004 - (samples, positions, classes)
+
+
+def allocate(
+    stats: Sequence[LayerStats], fixed_parameters: int, budget: int, choice: RankChoice, price: Price | None = None
+) -> RankPlan:
+    """Choose factors or dense for every layer by `choice.method`; the plan's cost never exceeds the budget.
+
+    `fixed_parameters` are those outside the factorable layers. The budget is in the unit of the `price` that the
+    `stats` were made with; None: parameters. With ARP's fixed threshold the budget is what comes out.
+    """
+    price = price or price_parameters(fixed_parameters)
+    if choice.threshold is None:
+        check_feasible([entry.layer for entry in stats], price, budget, choice)
+    chosen = ALLOCATORS[choice.method](stats, budget - price.fixed, choice)
+    return describe_plan(stats, chosen, fixed_parameters, budget, choice, price)
+
+
+def describe_plan(
+    stats: Sequence[LayerStats],
+    chosen: Choices,
+    fixed_parameters: int,
+    budget: int,
+    choice: RankChoice,
+    price: Price,
+) -> RankPlan:
+    """The record of a choice for every layer."""
+    layers = tuple(_describe(entry, chosen[entry.layer.name]) for entry in stats)
+    total = price.fixed + total_cost(stats, chosen)
+    return RankPlan(
+        method=choice.method,
+        layers=layers,
+        fixed_parameters=fixed_parameters,
+        total_parameters=fixed_parameters + sum(layer.chosen_parameters for layer in layers),
+        unit=price.unit,
+        total_cost=total,
+        budget_cost=budget if choice.threshold is None else total,
+        predicted_error=sum(layer.relative_error for layer in layers),
+    )
+
+
+def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
+    layer = stats.layer
+    return LayerRank(
+        name=layer.name,
+        rows=layer.rows,
+        columns=layer.columns,
+        factors=factors,
+        operators=list_operators(layer, factors),
+        dense_parameters=layer.parameters,
+        chosen_parameters=count_parameters(layer, factors),
+        relative_error=stats.predict_error(factors),
+        interference=stats.interference,
+    )

@@ -18,26 +18,28 @@ from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, F
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer
 
-Ask = Callable[[Layer, Factors | None], int | None]
+PriceLayer = Callable[[Layer, Factors | None], int | None]
 
 
 @dataclass(frozen=True)
 class Price:
-    """A cost in one unit: `ask` gives a layer's stored so (None as factors: dense; None as answer: not on offer).
+    """A cost in one unit.
+
+    `price_layer` is what a layer costs stored so: with None as factors dense; None as the result is not on offer.
 
     `fixed` is what the rest of the model costs, whatever is chosen. `listed` holds a table's offers by layer name; None
     where everything can be priced.
     """
 
     unit: CostUnit
-    ask: Ask
+    price_layer: PriceLayer
     fixed: int
     listed: Mapping[str, Sequence[Factors | None]] | None = None
 
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
         """The least that the layer can cost at ranks that are multiples of `step`, dense included."""
         offers = list_smallest(layer, step, forms) if self.listed is None else self._list_offers(layer, step, forms)
-        return min(cost for one in offers if (cost := self.ask(layer, one)) is not None)
+        return min(cost for one in offers if (cost := self.price_layer(layer, one)) is not None)
 
     def _list_offers(self, layer: Layer, step: int, forms: Sequence[Form]) -> list[Factors | None]:
         listed = self.listed[layer.name] if self.listed else ()
@@ -71,10 +73,10 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
         for handle in handles:
             handle.remove()
 
-    def ask(layer: Layer, factors: Factors | None) -> int:
+    def price_layer(layer: Layer, factors: Factors | None) -> int:
         return sum(_count_flops(layer, factors, call) for call in calls[layer.name])
 
-    return Price("flops", ask, counter.get_total_flops() - sum(ask(layer, None) for layer in layers))
+    return Price("flops", price_layer, counter.get_total_flops() - sum(price_layer(layer, None) for layer in layers))
 
 
 def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str) -> Price:

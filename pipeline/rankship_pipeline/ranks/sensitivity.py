@@ -13,7 +13,8 @@ from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import Candidate, compose
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer, shape_weight
-from rankship_pipeline.ranks.allocators import Choices, Curve, LayerStats, allocate_knapsack, total_cost
+from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
+from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
 
 # Sizes (share of the dense parameters) at which every layer is measured; between them damage is log-linear. The

@@ -5,7 +5,7 @@ from typing import Literal
 
 from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
-from rankship_pipeline.recipe.normalisation import Normalisation, QualityChoice, RefineChoice
+from rankship_pipeline.recipe.normalisation import Normalisation
 
 RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
@@ -199,6 +199,35 @@ class ParityChoice:
     max_relative_error: float = 1e-4
     min_cosine: float = 0.9999
     min_top1_agreement: float = 1.0
+
+
+Augmentation = Literal["none", "flip-and-shift"]
+
+
+@record
+class QualityChoice:
+    """How many points a specialist may lose: of test accuracy where the loader gives its `tests`, else of agreement.
+
+    `max_merge_loss_points` judges the merged model, `max_loss_points` what is exported after it. None: measured and
+    reported, never refused.
+    """
+
+    max_merge_loss_points: float | None = None
+    max_loss_points: float | None = None
+
+
+@record
+class RefineChoice:
+    """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
+
+    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs. `step_size` is Adam's at
+    the top of its cycle: as METHODS §1 found it for convolutions; transformers want a fifth of it or less.
+    """
+
+    cpu_seconds: float | None = None
+    steps: int | None = None
+    augment: Augmentation = "none"
+    step_size: float = 3e-3
 
 
 @record

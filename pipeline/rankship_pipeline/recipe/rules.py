@@ -6,9 +6,19 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.recipe.choices import AMOUNTS, Comparison, RankMethod, Recipe, choose, find_base, list_sources
+from rankship_pipeline.recipe.choices import (
+    AMOUNTS,
+    Comparison,
+    QualityChoice,
+    RankMethod,
+    Recipe,
+    RefineChoice,
+    choose,
+    find_base,
+    list_sources,
+)
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
-from rankship_pipeline.recipe.normalisation import check_normalisation, check_quality, check_refinement
+from rankship_pipeline.recipe.normalisation import check_normalisation
 
 _LEAST_MS = 0.001
 PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
@@ -148,3 +158,28 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         *check_refinement(recipe.refine),
     ]
     return [*(complaint for kept, complaint in rules if not kept), *likeness]
+
+
+def check_quality(choice: QualityChoice) -> list[str]:
+    """Complaints about the gate."""
+    gates = {
+        "max_merge_loss_points": choice.max_merge_loss_points,
+        "max_loss_points": choice.max_loss_points,
+    }
+    return [
+        f"quality.{key} must lie in [0, 100], got {points}"
+        for key, points in gates.items()
+        if points is not None and not 0 <= points <= 100  # noqa: PLR2004 - points of a hundred
+    ]
+
+
+def check_refinement(choice: RefineChoice | None) -> list[str]:
+    """Complaints about refinement."""
+    if choice is None:
+        return []
+    if not 0 < choice.step_size <= 1:
+        return [f"refine.step_size must lie in (0, 1], got {choice.step_size}"]
+    amounts = [one for one in (choice.cpu_seconds, choice.steps) if one is not None]
+    if len(amounts) == 1 and amounts[0] > 0:
+        return []
+    return ["[refine] needs exactly one of cpu_seconds and steps, above zero"]

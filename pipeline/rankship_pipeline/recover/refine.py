@@ -17,8 +17,8 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import Refinement
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import open_logits
-from rankship_pipeline.models.source import copy_state
-from rankship_pipeline.recipe.normalisation import Augmentation, RefineChoice
+from rankship_pipeline.models.weights import copy_state
+from rankship_pipeline.recipe.choices import Augmentation, RefineChoice
 
 BATCH = 128
 _SCALED_ON = 512  # inputs of a teacher that its logits' variance is taken from
@@ -42,7 +42,7 @@ def refine(
     *,
     clock: Callable[[], float] = time.process_time,
     saving: Saving | None = None,
-    tell: Callable[[float], None] = lambda _share: None,
+    on_progress: Callable[[float], None] = lambda _share: None,
 ) -> tuple[nn.Module, Refinement]:
     """A copy of the student trained towards each teacher's logits on its own inputs, and what that took.
 
@@ -51,8 +51,8 @@ def refine(
     different scale weigh the same; Adam on a one-cycle schedule over the choice's `steps`, or by the clock (seconds of
     the processor: other work may share the machine), so that a slower machine takes fewer steps and still ends at the
     bottom. Factors are balanced already (factorise.balance), which this needs. Batch-norm statistics follow the data;
-    dropout stays off. No labels are read. `steps` give the same bytes on every run, interrupted or not; `tell` hears
-    the share that is done before each step. BuildError where the loss is no longer finite.
+    dropout stays off. No labels are read. `steps` give the same bytes on every run, interrupted or not;
+    `on_progress` gets the share that is done before each step. BuildError where the loss is no longer finite.
     """
     student = copy.deepcopy(student).eval()
     for module in student.modules():
@@ -66,7 +66,7 @@ def refine(
     done, spent = _go_on(saving, student, optimizer, generator)
     start, kept = clock(), time.monotonic()
     while (share := _measure_share(choice, done, spent + clock() - start)) < 1:
-        tell(share)
+        on_progress(share)
         batches = [_draw(inputs, BATCH // len(teachers), augment, generator) for _, inputs in teachers]
         sizes = [len(batch[0]) for batch in batches]
         joined = _arrange(student, tuple(torch.cat(parts) for parts in zip(*batches, strict=True)))

@@ -35,23 +35,16 @@ from rankship_pipeline.factors.decompose import WHITENINGS, decompose_outputs, d
 from rankship_pipeline.factors.forms import Candidate, keep_efficient
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import hash_file, publish_folder
+from rankship_pipeline.foundation.files import hash_file, publish_file, publish_folder
 from rankship_pipeline.foundation.records import Factors, RankPlan, record
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
-from rankship_pipeline.models.decoder import (
-    Call,
-    Decoder,
-    Grams,
-    find_groups,
-    open_decoder,
-    publish_file,
-    read_hidden,
-    write_hidden,
-    write_shards,
-)
+from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
-from rankship_pipeline.ranks.allocators import LayerStats, allocate
+from rankship_pipeline.models.sharded import SETTINGS, write_shards
+from rankship_pipeline.ranks.plan import allocate
+from rankship_pipeline.ranks.stats import LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden, write_hidden
 
 PLAN = "rankship.json"
 Array = NDArray[np.floating[Any]]
@@ -60,7 +53,6 @@ Parts = tuple[Array, Array, Array]  # energy (r,) float64, B (keep, columns) and
 # times the size: the tail is then right to 1e-4, measured on power-law spectra with and without an outlier.
 _TRUSTED = 100
 _TIMEOUT_S = 10  # until a scheduler must have answered
-SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*")  # copied from beside the weights
 
 
 @record

@@ -20,18 +20,17 @@ from rankship_pipeline.align.facts import gather_folder_facts
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import flush_folder
+from rankship_pipeline.foundation.files import flush_folder, publish_file
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
-from rankship_pipeline.models.decoder import INDEX, Checkpoint, publish_file, read_index
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
-from rankship_pipeline.models.source import TensorHeader
+from rankship_pipeline.models.sharded import INDEX, SETTINGS, Checkpoint, read_index
 from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, read_header, write_header, write_piece
+from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.recipe.merge_methods import fill_settings
-from rankship_pipeline.stream.compress import SETTINGS
 
 RECORD = "rankship-merge.json"
 PIECE = 1 << 20  # elements of one model that are worked on at a time, where a method goes by rows

@@ -35,14 +35,14 @@ def make_ticket() -> Ticket:
 
 
 class DetachedRuns:
-    """What runs by itself on one device, seen from here; `tell` hears of long waits there."""
+    """What runs by itself on one device, seen from here; `on_news` hears of long waits there."""
 
-    def __init__(self, device: Device, link: Link, agent: str, workdir: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, device: Device, link: Link, agent: str, workdir: str, on_news: Callable[[str], None]) -> None:
         self._device = device
         self._link = link
         self._agent = agent
         self._workdir = workdir
-        self._tell = tell
+        self._on_news = on_news
 
     def carry_out(
         self, run: str, request: Mapping[str, object], timeout_s: float, prepare: Callable[[Transport], None]
@@ -98,7 +98,7 @@ class DetachedRuns:
             for event in call_agent(transport, self._device, self._agent, ask, timeout_s=left_s):
                 events.append(event)
                 if isinstance(event, Cooling):
-                    self._tell(f"{self._device.name} cools down: {show_celsius(event.temperature_mc)}")
+                    self._on_news(f"{self._device.name} cools down: {show_celsius(event.temperature_mc)}")
 
         self._link.call(step, retry_timeouts=False, patient=True)
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import CommandFailed, HostKeyChanged, InputError
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import TWIN_TRANSPORTS, Device, find_device
 from rankship_targets.devices.inventory import Value, add_device
 from rankship_targets.session.session import open_session
-from rankship_targets.transport.protocol import Transport, open_transport, run_checked
+from rankship_targets.transport.protocol import Transport, run_checked
 
 _ADDRESS = re.compile(
     r"(?P<user>[^@\s-][^@\s]*)@(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:@\s\[\]-][^:@\s\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
@@ -34,7 +35,7 @@ def pin_host_key(device: Device, fingerprint: str | None, ask: Callable[[str], s
     `fingerprint` is what the user read at the board's own console (SHA256:…) and must be the very same; without it
     the fingerprint is shown and `ask` must answer "yes".
     """
-    from rankship_targets.transport.ssh.key import fetch_host_key
+    from rankship_targets.enrol.host_key import fetch_host_key
 
     found = fetch_host_key(device)
     kind = found.get_name()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice, MeterName
-from rankship_targets.transport.protocol import Transport, open_transport
+from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.trace import Offer, PowerTrace
 
 _ON_DEVICE = "rankship_targets.meters.device_meter:open_device_meter"

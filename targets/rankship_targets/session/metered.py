@@ -8,7 +8,8 @@ from rankship_targets.client.detached import Ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.meters.meter import Meter
-from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.session.session import Session
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trace import Offer
 from rankship_targets.trials.trial import MeteredTrial
 
@@ -22,7 +23,9 @@ def measure_metered(session: Session, request: MeasureRequest, meter: Meter, tic
     try:
         trial = session.measure(request, ticket)
     except BaseException:
-        with suppress(RankshipError, OSError):  # what ended the trial is told, not what that did to the recording
+        with suppress(
+            RankshipError, OSError
+        ):  # what ended the trial is on_progress, not what that did to the recording
             meter.stop()
         raise
     trace = meter.stop()

@@ -15,9 +15,10 @@ from rankship_pipeline.foundation.errors import (
     TargetError,
 )
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format, Variant, Verified, record
+from rankship_pipeline.foundation.records import Format, Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick, split_turns
+from rankship_targets.client.connect import open_transport
 from rankship_targets.client.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.client.etdump import read_etdump
 from rankship_targets.devices.device import Device
@@ -26,10 +27,10 @@ from rankship_targets.meters.meter import Meter, Reach, open_meter
 from rankship_targets.session.greeting import greet
 from rankship_targets.session.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.session.manifest import check_pushed, manifest_path, read_manifest
-from rankship_targets.transport.copying import Told, copy_verified, remove_old_parts
+from rankship_targets.transport.copying import OnProgress, copy_verified, remove_old_parts
 from rankship_targets.transport.lease import STALE_S, Lease, describe_owner
 from rankship_targets.transport.link import Link
-from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, hash_many, open_transport, run_checked
+from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, hash_many, run_checked
 from rankship_targets.trials.events import (
     Done,
     Event,
@@ -45,43 +46,12 @@ from rankship_targets.trials.events import (
     Tuned,
     Warmed,
 )
+from rankship_targets.trials.request import LoadReading, MeasureRequest
 from rankship_targets.trials.trial import Conditions, RuntimeReading, Span, Trial
 
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
 LONGEST_COOLING_S = 900.0
-
-
-@record
-class MeasureRequest:
-    """What to time: a pushed artifact, the inputs whose first sample it gets, and for how long.
-
-    The timed loop ends when both `min_samples` and `min_duration_ms` are reached; the warm-up when it is steady or
-    `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, for a meter to see.
-    """
-
-    round: int
-    variant: Variant
-    format: Format
-    artifact: str
-    artifact_sha256: str
-    inputs: tuple[str, ...]
-    threads: int
-    min_samples: int
-    min_duration_ms: int
-    max_warmup_ms: int
-    timeout_s: float = 900.0
-    idle_ms: int | None = None
-
-
-@record
-class LoadReading:
-    """What loading an artifact took; memory is the process's resident one with the runtime alone, and loaded."""
-
-    load_ns: int
-    runtime_rss_bytes: int | None
-    loaded_rss_bytes: int | None
-    runtime: RuntimeReading
 
 
 def stay_silent(_: str) -> None:
@@ -94,19 +64,19 @@ def open_session(
     *,
     connect: Callable[[Device], Transport] = open_transport,
     lease_stale_s: int = STALE_S,
-    tell: Callable[[str], None] = stay_silent,
+    on_news: Callable[[str], None] = stay_silent,
 ) -> Iterator["Session"]:
-    """Connect, take the lease and put the agent in place; `tell` hears of long waits on the device.
+    """Connect, take the lease and put the agent in place; `on_news` hears of long waits on the device.
 
     What measuring sets on the device is restored, and the lease given back, on every way out.
     """
-    link = Link(device, connect, tell)
+    link = Link(device, connect, on_news)
     try:
         workdir, left_tuned = link.call(lambda transport: greet(transport, device))
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
         link.call(lease.take)
         try:
-            session = Session(device, link, lease, workdir, tell, connect)
+            session = Session(device, link, lease, workdir, on_news, connect)
             with session.restoring(at_once=left_tuned and device.governor is None, at_end=left_tuned):
                 yield session
         finally:
@@ -126,7 +96,7 @@ class Session:
         link: Link,
         lease: Lease,
         workdir: str,
-        tell: Callable[[str], None],
+        on_news: Callable[[str], None],
         connect: Callable[[Device], Transport],
     ) -> None:
         self.device = device
@@ -140,7 +110,7 @@ class Session:
         self._unmet: tuple[str, ...] = ()
         self._agent = self._copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
         self._link.call(lambda transport: remove_left(transport, workdir))
-        self._runs = DetachedRuns(device, link, self._agent, workdir, tell)
+        self._runs = DetachedRuns(device, link, self._agent, workdir, on_news)
 
     @contextmanager
     def restoring(self, *, at_once: bool, at_end: bool) -> Iterator[None]:
@@ -162,7 +132,7 @@ class Session:
             self._link.call(lambda link: self._ask(link, request, STEP_TIMEOUT_S), patient=True), Probe, self.device
         )
 
-    def push(self, artifact: Path, verified: Verified, *, told: Told | None = None) -> str:
+    def push(self, artifact: Path, verified: Verified, *, on_progress: OnProgress | None = None) -> str:
         """Copy an artifact that was proven and signed, and no other; gives its path on the device.
 
         BuildError where it is not the file that was proven, ManifestRefused where this user did not sign that.
@@ -176,17 +146,17 @@ class Session:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
         name = f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}"
-        remote = self._copy(artifact, sha256, name, told)
+        remote = self._copy(artifact, sha256, name, on_progress)
         note = manifest_path(artifact)
         self._copy(note, hash_file(note), name + MANIFEST_SUFFIX)
         self._link.call(lambda transport: check_pushed(transport, remote, manifest))
         self._verified[remote] = sha256
         return remote
 
-    def push_file(self, path: Path, *, told: Told | None = None) -> str:
+    def push_file(self, path: Path, *, on_progress: OnProgress | None = None) -> str:
         """Copy any other file, named by its content; gives its path on the device."""
         sha256 = hash_file(path)
-        return self._copy(path, sha256, f"files/{sha256}{path.suffix}", told)
+        return self._copy(path, sha256, f"files/{sha256}{path.suffix}", on_progress)
 
     def infer(
         self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1
@@ -260,7 +230,7 @@ class Session:
     def sweep(self, requests: Sequence[MeasureRequest]) -> list[Trial]:
         """Time several pushed artifacts one after the other in one fresh process; one trial each, in their order.
 
-        All but artifact and inputs is alike in the requests. Memory is not told: the artifacts share a process.
+        All but artifact and inputs is alike in the requests. Memory is not on_progress: the artifacts share a process.
         """
         for request in requests:
             self._refuse_unproven(request)
@@ -373,9 +343,11 @@ class Session:
     def _ask(self, transport: Transport, request: Mapping[str, object], timeout_s: float) -> list[Event]:
         return list(call_agent(transport, self.device, self._agent, request, timeout_s=timeout_s))
 
-    def _copy(self, path: Path, sha256: str, name: str, told: Told | None = None) -> str:
+    def _copy(self, path: Path, sha256: str, name: str, on_progress: OnProgress | None = None) -> str:
         remote = f"{self._workdir}/{name}"
-        self._link.call(lambda transport: copy_verified(transport, path, remote, sha256, told=told), patient=True)
+        self._link.call(
+            lambda transport: copy_verified(transport, path, remote, sha256, on_progress=on_progress), patient=True
+        )
         return remote
 
 

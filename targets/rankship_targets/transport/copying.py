@@ -33,29 +33,31 @@ _PART = "*." + "[0-9a-f]" * 16 + ".part"
 # Makes the part's folder, and looks once at its length and the hash of that many bytes: another host may be writing on.
 LOOK = f'mkdir -p -- "$2" || exit {NO_FOLDER}; n=$(stat -c %s -- "$1") && echo "$n" && head -c "$n" < "$1" | sha256sum'
 
-Told = Callable[[int, int], None]  # (bytes that are there or on their way, bytes in all)
+OnProgress = Callable[[int, int], None]  # (bytes that are there or on their way, bytes in all)
 
 
-def copy_verified(transport: Transport, local: Path, remote: str, sha256: str, *, told: Told | None = None) -> bool:
+def copy_verified(
+    transport: Transport, local: Path, remote: str, sha256: str, *, on_progress: OnProgress | None = None
+) -> bool:
     """Make `remote` hold exactly the content with this hash; False where it already did.
 
     A reader on the device sees the old file or the whole new one.
     """
-    return bool(copy_many(transport, {remote: (local, sha256)}, told=told))
+    return bool(copy_many(transport, {remote: (local, sha256)}, on_progress=on_progress))
 
 
 def copy_many(
-    transport: Transport, files: Mapping[str, tuple[Path, str]], *, told: Told | None = None
+    transport: Transport, files: Mapping[str, tuple[Path, str]], *, on_progress: OnProgress | None = None
 ) -> tuple[str, ...]:
     """Make every remote path hold the content with its hash; gives the paths that did not before.
 
-    The paths are all absolute or all relative. `told` hears of copies large enough to be waited for.
+    The paths are all absolute or all relative. `on_progress` hears of copies large enough to be waited for.
     """
     sizes = {remote: _size(local) for remote, (local, _) in files.items()}
     copied = missing = _find_missing(transport, files, sizes)
     for _ in range(2):  # a part that another host took away or damaged is sent once more
         if missing:
-            missing = _find_missing(transport, _copy_parts(transport, missing, sizes, told), sizes)
+            missing = _find_missing(transport, _copy_parts(transport, missing, sizes, on_progress), sizes)
     if not missing:
         return tuple(copied)
     (remote, (local, sha256)), *_ = missing.items()
@@ -78,7 +80,10 @@ def remove_old_parts(transport: Transport, folder: str, *, age_minutes: int = PA
 
 
 def _copy_parts(
-    transport: Transport, files: Mapping[str, tuple[Path, str]], sizes: Mapping[str, int], told: Told | None
+    transport: Transport,
+    files: Mapping[str, tuple[Path, str]],
+    sizes: Mapping[str, int],
+    on_progress: OnProgress | None,
 ) -> dict[str, tuple[Path, str]]:
     """Send what is missing; gives what did not arrive whole and has its name not.
 
@@ -92,11 +97,11 @@ def _copy_parts(
     try:
         begun = {remote: _begin(transport, files[remote][0], part, sizes[remote]) for remote, part in parts.items()}
         _check_room(transport, files, _sum_up(sizes, files) - sum(begun.values()))
-        bar = _Bar(told, _sum_up(sizes, files))
+        bar = _Bar(on_progress, _sum_up(sizes, files))
         for remote, (local, sha256) in files.items():
             offset = begun[remote]
             if sha256 != receive(
-                transport, local, parts[remote], offset=offset, sha256=sha256, place=remote, told=bar.move
+                transport, local, parts[remote], offset=offset, sha256=sha256, place=remote, on_progress=bar.move
             ):
                 wrong[remote] = files[remote]
             bar.base_bytes += sizes[remote]
@@ -111,15 +116,15 @@ def _copy_parts(
 class _Bar:
     """Adds up the bytes of several files for one progress bar."""
 
-    def __init__(self, told: Told | None, total_bytes: int) -> None:
+    def __init__(self, on_progress: OnProgress | None, total_bytes: int) -> None:
         self.base_bytes = 0
-        self._told = told if total_bytes >= SHOWN_FROM_BYTES else None
+        self._on_progress = on_progress if total_bytes >= SHOWN_FROM_BYTES else None
         self._total_bytes = total_bytes
 
     def move(self, sent_bytes: int) -> None:
         """Show how much of the current file is on its way."""
-        if self._told:
-            self._told(self.base_bytes + sent_bytes, self._total_bytes)
+        if self._on_progress:
+            self._on_progress(self.base_bytes + sent_bytes, self._total_bytes)
 
 
 def _find_missing(

@@ -57,7 +57,7 @@ class FakeTransport:
         *,
         offset: int = 0,
         timeout_s: float,  # noqa: ARG002 - time never passes
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         """Take a file in, as copying has it done; a failure that was ordered comes halfway."""
         with open_source(local) as source:
@@ -72,8 +72,8 @@ class FakeTransport:
         if len(rest) - len(rest) // 2 > self._room_bytes():
             return _refuse(f"{part}: No space left on device")
         self.files[part] += rest[len(rest) // 2 :]
-        if told:
-            told(len(content))
+        if on_progress:
+            on_progress(len(content))
         return self._give_name(part, sha256, place)
 
     def _give_name(self, part: str, sha256: str, place: str) -> Completed:

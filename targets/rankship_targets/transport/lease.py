@@ -81,7 +81,7 @@ class Lease:
             _succeeds(transport, "rmdir", "--", self.folder)
 
     def give_up(self) -> None:
-        """Claim it no longer here: where the device cannot be told so, whoever comes next from this host takes it."""
+        """Claim it no longer here: where the device cannot be told, whoever comes next from this host takes it."""
         _held.discard(self.owner.token)
 
     def _make(self, transport: Transport, script: str) -> bool:

@@ -24,10 +24,10 @@ class Link:
     """
 
     def __init__(
-        self, device: Device, connect: Callable[[Device], Transport], tell: Callable[[str], None] = lambda _: None
+        self, device: Device, connect: Callable[[Device], Transport], on_news: Callable[[str], None] = lambda _: None
     ) -> None:
         self.retries = 0
-        self._tell = tell
+        self._on_news = on_news
         self._device = device
         self._connect = connect
         self._transport: Transport | None = None
@@ -70,7 +70,9 @@ class Link:
                     self._gone = True
                     raise
                 if pause_s == PAUSE_S:
-                    self._tell(f"{self._device.name} cannot be reached any more: waiting up to {PATIENCE_S:g} s for it")
+                    self._on_news(
+                        f"{self._device.name} cannot be reached any more: waiting up to {PATIENCE_S:g} s for it"
+                    )
             else:
                 return
             pause_s = min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)

@@ -72,14 +72,14 @@ class LocalTransport:
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         """Run a command that takes a file, or what follows `offset` in it."""
         with open_source(local) as source:
             os.lseek(source.fileno(), offset, os.SEEK_SET)
             done = self._run(argv, timeout_s, source)
-            if told:
-                told(local.stat().st_size)
+            if on_progress:
+                on_progress(local.stat().st_size)
         return done
 
     def fetch(self, remote: str, local: Path) -> None:

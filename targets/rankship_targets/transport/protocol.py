@@ -1,6 +1,5 @@
 """What every way to a device can do, and the few things that are asked of all of them alike."""
 
-import importlib
 import re
 import shlex
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,14 +16,7 @@ from rankship_pipeline.foundation.errors import (
     ReadOnly,
 )
 from rankship_pipeline.foundation.records import record
-from rankship_targets.devices.device import Device
 
-# transport → module:function that opens it; imported on use, so that a local run never loads an SSH library.
-TRANSPORTS = {
-    "local": "rankship_targets.transport.local:open_local",
-    "ssh": "rankship_targets.transport.ssh.connection:open_ssh",
-    "adb": "rankship_targets.transport.adb.connection:open_adb",
-}
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit codes for programs that cannot be started
 SIGNALLED = 128  # above it: of programs that a signal ended
@@ -68,11 +60,11 @@ class Transport(Protocol):
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         """Run a command whose stdin is what follows `offset` in a file; one that ends early need not take all of it.
 
-        `told` hears how many of the file's bytes, from its beginning, are on their way. TargetTimeout also where
+        `on_progress` hears how many of the file's bytes, from its beginning, are on their way. TargetTimeout also where
         nothing moves for STEP_TIMEOUT_S.
         """
         ...
@@ -94,17 +86,6 @@ class Transport(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def open_transport(device: Device) -> Transport:
-    """Connect to a device in the way its inventory entry says; an emulated one is started if it does not run yet."""
-    if device.twin is not None:
-        from rankship_targets.twin import ensure_running
-
-        device = ensure_running(device)
-    module, function = TRANSPORTS[device.transport].split(":")
-    opener: Callable[[Device], Transport] = getattr(importlib.import_module(module), function)
-    return opener(device)
 
 
 def hash_remote(transport: Transport, remote: str, *, timeout_s: float = STEP_TIMEOUT_S) -> str | None:

@@ -67,7 +67,7 @@ def receive(
     offset: int,
     sha256: str,
     place: str,
-    told: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> str:
     """Send what follows `offset` to the end of `part`, and have it renamed to `place` where its hash is right.
 
@@ -76,7 +76,7 @@ def receive(
     size = local.stat().st_size
     receiver = _RECEIVER if size >= PYTHON_FROM_BYTES else ""
     argv = ["sh", "-c", RECEIVE, "sh", part, str(offset), sha256, place, posixpath.dirname(place) or ".", receiver]
-    done = transport.feed(argv, local, offset=offset, timeout_s=limit_copy_s(size), told=told)
+    done = transport.feed(argv, local, offset=offset, timeout_s=limit_copy_s(size), on_progress=on_progress)
     what = f"copying {local.name} to {place}"
     if done.code > SIGNALLED:
         raise ConnectionLost(f"{what}: the device's end was killed", hint="see what ends processes there: `dmesg`")

@@ -43,9 +43,9 @@ def kit(argv: list[str]) -> int:
 
 def _build(device: Device, formats: list[Format]) -> int:
     from rankship_pipeline.foundation.units import show_bytes
+    from rankship_targets.client.connect import open_transport
     from rankship_targets.kit.build import build_kit
     from rankship_targets.kit.system import ask_system
-    from rankship_targets.transport.protocol import open_transport
 
     with open_transport(device) as transport:
         system = ask_system(transport, device)
@@ -60,9 +60,9 @@ def _build(device: Device, formats: list[Format]) -> int:
 
 def _install(device: Device, inventory: Path) -> int:
     from rankship_pipeline.foundation.units import show_bytes
+    from rankship_targets.client.connect import open_transport
     from rankship_targets.kit.install import install_kit
     from rankship_targets.kit.lock import find_kit
-    from rankship_targets.transport.protocol import open_transport
 
     lock, folder = find_kit(device.name)
     with open_transport(device) as transport:
@@ -89,8 +89,8 @@ def _name_python(device: Device, python: str, inventory: Path) -> None:
 
 def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
     from rankship_pipeline.foundation.units import show_ns
+    from rankship_targets.client.connect import open_transport
     from rankship_targets.kit.benchmark_model import run_benchmark
-    from rankship_targets.transport.protocol import open_transport
 
     wanted = {"threads": arguments.threads, "runs": arguments.runs, "timeout_s": BENCHMARK_TIMEOUT_S}
     with open_transport(device) as transport:

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.source import load_function, load_into, read_state
+from rankship_pipeline.models.source import load_function
+from rankship_pipeline.models.weights import load_into, read_state
 from rankship_pipeline.recover.batchnorm import reestimate_batchnorm
 
 STUDIES = Path(__file__).parents[3] / "benchmarks" / "studies"

@@ -40,7 +40,7 @@ class AdbCommand:
         argv: Sequence[str],
         timeout_s: float,
         source: BinaryIO | None = None,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> None:
         self._client = client
         self._name = argv[0]
@@ -50,7 +50,7 @@ class AdbCommand:
         self._done: Completed | None = None
         script = _WRAPPER.format(home=HOME, words=shlex.join(argv), mark=self._mark)
         self._stderr = TemporaryFile()  # noqa: SIM115 - closed on leaving
-        self._source, self._told = source, told
+        self._source, self._on_progress = source, on_progress
         self._place, self._moved = -1, time.monotonic()
         self._heard = self._moved
         self._process = subprocess.Popen(
@@ -132,8 +132,8 @@ class AdbCommand:
         now, place = time.monotonic(), os.lseek(self._source.fileno(), 0, os.SEEK_CUR)  # adb's place is ours
         if place != self._place:
             self._place, self._moved, self._heard = place, now, now
-            if self._told:
-                self._told(place)
+            if self._on_progress:
+                self._on_progress(place)
         elif place < os.fstat(self._source.fileno()).st_size and now - self._moved > STALLED_S:
             raise TimeoutError
 
@@ -156,7 +156,7 @@ class AdbCommand:
         number, _, late = status.partition("\n")
         if mark and re.fullmatch("[0-9]{1,3}", number.strip()):
             return Completed(code=int(number), stdout="", stderr=said + late)
-        if self._group and code > SIGNALLED:  # the shell itself was killed, and adbd told so
+        if self._group and code > SIGNALLED:  # the shell itself was killed, and adbd reports it so
             return Completed(code=code, stdout="", stderr=stderr)
         raise explain(Completed(code=code, stdout=stdout, stderr=stderr), f"running {self._name}")
 

@@ -68,12 +68,12 @@ class AdbTransport:
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         """Run a command that takes a file, or what follows `offset` in it."""
         with open_source(local) as source, self._limiting(f"sending {local.name}", timeout_s):
             os.lseek(source.fileno(), offset, os.SEEK_SET)
-            with AdbCommand(self._client, argv, timeout_s, source, told) as command:
+            with AdbCommand(self._client, argv, timeout_s, source, on_progress) as command:
                 stdout = b"".join(command.chunks())
                 done = command.done()
                 return Completed(code=done.code, stdout=stdout.decode(errors="replace"), stderr=done.stderr)

@@ -91,7 +91,7 @@ class SshCommand:
             raise EOFError
         self._ended = True
 
-    def feed(self, source: BinaryIO, patience_s: float, told: Callable[[int], None] | None) -> None:
+    def feed(self, source: BinaryIO, patience_s: float, on_progress: Callable[[int], None] | None) -> None:
         """Give the command the rest of `source`, unless it ends before; TimeoutError where nothing moves so long."""
         self._rest = self._read_group()  # so that it can be ended
         while chunk := source.read(_FED_BYTES):
@@ -102,8 +102,8 @@ class SshCommand:
                 raise
             except OSError:  # the channel is closed: the command's status, or the broken connection, says why
                 return
-            if told:
-                told(source.tell())
+            if on_progress:
+                on_progress(source.tell())
         with suppress(OSError, EOFError):
             self._channel.shutdown_write()
 

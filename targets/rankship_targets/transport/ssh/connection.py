@@ -30,9 +30,8 @@ from rankship_targets.transport.protocol import (
 )
 from rankship_targets.transport.ssh.command import SshCommand, end_link
 from rankship_targets.transport.ssh.key import PinnedKey, name_host, read_private_key, refuse_key
-from rankship_targets.transport.ssh.route import dial, dig, watch, watching
+from rankship_targets.transport.ssh.route import CONNECT_TIMEOUT_S, describe_address, dial, dig, watch, watching
 
-CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 15
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
@@ -80,14 +79,14 @@ class SshTransport:
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         """Run a command that takes a file, or what follows `offset` in it."""
         link = self._link()
         with open_source(local) as source, self._explaining(f"sending {local.name}", timeout_s):
             source.seek(offset)
             with _cutting(link), SshCommand(link, argv, timeout_s, fed=True) as command:
-                command.feed(source, STEP_TIMEOUT_S, told)
+                command.feed(source, STEP_TIMEOUT_S, on_progress)
                 stdout = b"".join(command.chunks())
                 return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())
 
@@ -222,12 +221,6 @@ def check_end(what: str, command: SshCommand) -> None:
     """Raise what a command's own words say where it ended otherwise than well."""
     if command.code() != 0:
         raise explain_failure([what], command.code(), command.stderr())
-
-
-def describe_address(device: Device) -> str:
-    """Write who answers where, as errors name it."""
-    through = f", through {device.via.name}" if device.via else ""
-    return f"{device.name} ({device.user}@{device.host}:{device.port}{through})"
 
 
 def open_way(device: Device) -> tuple[SshTransport | None, socket.socket | paramiko.Channel]:

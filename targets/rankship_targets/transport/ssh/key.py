@@ -1,14 +1,12 @@
 """The host key an inventory pins and the refusal of any other; the user's own key."""
 
 import base64
-from contextlib import ExitStack
 from pathlib import Path
 
 import paramiko
 from paramiko.pkey import UnknownKeyType
 
-from rankship_pipeline.foundation.errors import AuthError, HostKeyChanged, InputError, Unreachable
-from rankship_targets.devices.device import Device
+from rankship_pipeline.foundation.errors import AuthError, HostKeyChanged, InputError
 
 SSH_PORT = 22
 
@@ -28,29 +26,6 @@ class PinnedKey(paramiko.MissingHostKeyPolicy):
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
         """Refuse a key of another type than the pinned one."""
         raise refuse_key(self._where, self.key, key)
-
-
-def fetch_host_key(device: Device) -> paramiko.PKey:
-    """Ask the server for its host key, ed25519 if it has one; nothing is sent that could be stolen."""
-    from rankship_targets.transport.ssh.connection import CONNECT_TIMEOUT_S, describe_address, open_way
-
-    where = describe_address(device)
-    with ExitStack() as stack:
-        jump, way = open_way(device)
-        if jump is not None:
-            stack.callback(jump.close)
-        stack.callback(way.close)
-        try:
-            link = paramiko.Transport(way)
-            stack.callback(link.close)
-            link.banner_timeout = CONNECT_TIMEOUT_S
-            options = link.get_security_options()
-            options.key_types = sorted(options.key_types, key=lambda kind: kind != "ssh-ed25519")
-            link.start_client(timeout=CONNECT_TIMEOUT_S)
-            return link.get_remote_server_key()
-        except (paramiko.SSHException, EOFError, OSError) as failure:
-            message = f"{where} shows no host key: {str(failure) or type(failure).__name__}"
-            raise Unreachable(message, hint="see whether an SSH server listens on that port") from None
 
 
 def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostKeyChanged:

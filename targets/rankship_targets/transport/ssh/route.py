@@ -8,6 +8,7 @@ from threading import Event, Thread, Timer
 import paramiko
 
 from rankship_pipeline.foundation.errors import Unreachable
+from rankship_targets.devices.device import Device
 from rankship_targets.transport.ssh.command import end_link
 
 # A link that swallows packets would hang a copy for ever; the kernel drops it after this long without an answer.
@@ -83,3 +84,12 @@ def watch(link: paramiko.Transport, pause_s: float, over: Event) -> None:
                 cut.cancel()
 
     Thread(target=ask_again_and_again, daemon=True).start()
+
+
+CONNECT_TIMEOUT_S = 15.0
+
+
+def describe_address(device: Device) -> str:
+    """Write who answers where, as errors name it."""
+    through = f", through {device.via.name}" if device.via else ""
+    return f"{device.name} ({device.user}@{device.host}:{device.port}{through})"

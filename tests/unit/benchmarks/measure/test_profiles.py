@@ -17,8 +17,9 @@ from rankship_benchmarks.stats.pareto import find_front
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, Lacks
 from rankship_pipeline.foundation.records import Format
-from rankship_targets.session.session import MeasureRequest, Session
+from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
+from rankship_targets.trials.request import MeasureRequest
 
 SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
 make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rankship_benchmarks.study import study as study_room
-from rankship_benchmarks.study.page import print_cells, summarise_cells, write_page, write_summary
+from rankship_benchmarks.study.lines import summarise_cells
+from rankship_benchmarks.study.page import print_cells, write_page, write_summary
 from rankship_benchmarks.study.study import CELLS, Cell, Row, Study, read_cells, read_study, run_study
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError

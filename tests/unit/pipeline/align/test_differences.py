@@ -17,8 +17,8 @@ from rankship_pipeline.align.differences import RULES, Finding, check_mergeable
 from rankship_pipeline.align.facts import Facts, gather_facts, read_normalisation
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
-from rankship_pipeline.models import source as checkpoint
-from rankship_pipeline.models.source import TensorHeader
+from rankship_pipeline.models import weights
+from rankship_pipeline.models.weights import TensorHeader, read_state, refuse_broken
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
 from rankship_pipeline.recipe.normalisation import Normalisation
 
@@ -176,7 +176,7 @@ def test_all_mismatches_of_all_models_stand_in_one_list(tmp_path: Path) -> None:
     (tmp_path / "b/vocab.txt").write_text("[PAD]\na\nthe\ncat\ndog\n")
     (tmp_path / "b/tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
     save_bert(tmp_path / "c", hidden_act="relu")
-    state = checkpoint.read_state(tmp_path / "c/model.safetensors")
+    state = read_state(tmp_path / "c/model.safetensors")
     del state["classifier.bias"]
     save_file(state, tmp_path / "c/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MergeMismatch) as caught:
@@ -201,7 +201,7 @@ def test_all_mismatches_of_all_models_stand_in_one_list(tmp_path: Path) -> None:
 def test_what_is_harmless_is_named_and_what_can_be_mended_is(tmp_path: Path) -> None:
     save_bert(tmp_path / "a")
     save_bert(tmp_path / "b", hidden_dropout_prob=0.3, labels=["pos", "neg"])
-    half = {name: value.half() for name, value in checkpoint.read_state(tmp_path / "b/model.safetensors").items()}
+    half = {name: value.half() for name, value in read_state(tmp_path / "b/model.safetensors").items()}
     older = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in half.items()}
     save_file({name.removeprefix("bert."): value for name, value in older.items()}, tmp_path / "b/model.safetensors")
     mends, notes = check_mergeable(describe("a", "b"), tmp_path)
@@ -306,15 +306,15 @@ class HeaderOnly:
 
 
 def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "safe_open", HeaderOnly)
-    monkeypatch.setattr(checkpoint, "load_file", None)
+    monkeypatch.setattr(weights, "safe_open", HeaderOnly)
+    monkeypatch.setattr(weights, "load_file", None)
     for name, rows in (("a", 1_000_000), ("b", 1_000_001)):  # 4 GB each
         write_hollow(tmp_path / f"{name}.safetensors", rows)
     sources = tuple(Source(name=name, factory="net.py:make", weights=f"{name}.safetensors") for name in "ab")
     with pytest.raises(MergeMismatch, match=r"w: shape \[1000001, 1024\] instead of \[1000000, 1024\]"):
         check_mergeable(replace(RECIPE, models=sources), tmp_path)
     with pytest.raises(AttributeError, match="get_tensor"):
-        checkpoint.refuse_broken(tmp_path / "a.safetensors")  # which does read, and could not here
+        refuse_broken(tmp_path / "a.safetensors")  # which does read, and could not here
 
 
 def test_a_model_that_is_trained_on_the_spot_is_described_by_its_module(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from rankship_pipeline.evaluate.quality_gate import compare_with_source, describ
 from rankship_pipeline.foundation.errors import QualityLost
 from rankship_pipeline.foundation.records import Accuracy, Fidelity
 from rankship_pipeline.models.data import Data, Inputs
-from rankship_pipeline.recipe.normalisation import QualityChoice
+from rankship_pipeline.recipe.choices import QualityChoice
 
 COSTS = {f"layer{index}": index / 10 for index in range(7)}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import collect_grams
-from rankship_pipeline.factors.analysis import analyse, fill, gather_stats
+from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import count_parameters as count_stored
 from rankship_pipeline.factors.forms import list_operators
@@ -14,7 +14,9 @@ from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 from rankship_pipeline.models.layers import count_parameters, find_layers
-from rankship_pipeline.ranks.allocators import allocate, keep_to_method
+from rankship_pipeline.ranks.budget import keep_to_method
+from rankship_pipeline.ranks.plan import allocate
+from rankship_pipeline.ranks.stats import gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 
 

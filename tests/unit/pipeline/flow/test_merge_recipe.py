@@ -13,7 +13,8 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.models.source import copy_state, load_function
+from rankship_pipeline.models.source import load_function
+from rankship_pipeline.models.weights import copy_state
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 from rankship_pipeline.recipe.rules import read_recipe
 

@@ -12,7 +12,7 @@ from rankship_pipeline.factors.decompose import decompose_eigen, decompose_plain
 from rankship_pipeline.merge import Sources, merge_states
 from rankship_pipeline.merge.grams import measure_interference, shrink_off_diagonal
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_methods import MergeMethod, fill_settings
 
 

@@ -18,7 +18,7 @@ from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import proxy_gram
 from rankship_pipeline.merge.sparse import find_largest
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.models.source import State
+from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings, fill_settings
 
 NAMES: tuple[MergeMethod, ...] = get_args(MergeMethod)

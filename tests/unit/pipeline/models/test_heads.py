@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
-from rankship_pipeline.flow.artifacts import find_proof
+from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare, redraw
 from rankship_pipeline.flow.stages import Stages
@@ -17,7 +17,8 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.heads import SHUT, Headed, open_logits, separate, take_apart
-from rankship_pipeline.models.source import copy_state, load_function
+from rankship_pipeline.models.source import load_function
+from rankship_pipeline.models.weights import copy_state
 from rankship_pipeline.recipe.rules import read_recipe
 
 NET = """

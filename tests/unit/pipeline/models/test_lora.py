@@ -16,7 +16,8 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.lora import CONFIG, WEIGHTS, read_adapter
-from rankship_pipeline.models.source import copy_state, hash_source, load_into, make_model, train_or_load
+from rankship_pipeline.models.source import hash_source, make_model, train_or_load
+from rankship_pipeline.models.weights import copy_state, load_into
 from rankship_pipeline.recipe.choices import Source, find_base, list_sources
 from rankship_pipeline.recipe.rules import read_recipe
 

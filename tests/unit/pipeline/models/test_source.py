@@ -7,15 +7,8 @@ from torch import Tensor, nn
 
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import BuildError, InputError, MergeMismatch
-from rankship_pipeline.models.source import (
-    hash_source,
-    load_function,
-    load_into,
-    make_model,
-    read_shapes,
-    read_state,
-    train_or_load,
-)
+from rankship_pipeline.models.source import hash_source, load_function, make_model, train_or_load
+from rankship_pipeline.models.weights import load_into, read_shapes, read_state
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
 
 FACTORY = """

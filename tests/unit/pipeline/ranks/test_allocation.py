@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rankship_pipeline.factors.analysis import Analysis, analyse, fill, gather_stats
+from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient
 from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.records import Factors, Form, RankPlan
 from rankship_pipeline.models.layers import Layer, find_layers
 from rankship_pipeline.models.layers import count_parameters as count_all
-from rankship_pipeline.ranks.allocators import Curve, LayerStats, allocate, keep_to_method
+from rankship_pipeline.ranks.budget import keep_to_method
+from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
+from rankship_pipeline.ranks.stats import Curve, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice, Sensitivity
 
 METHODS = ("uniform", "strs", "knapsack")

@@ -12,8 +12,11 @@ from rankship_pipeline.factors.forms import Candidate, keep_efficient
 from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.ranks.allocators import ALLOCATORS, LayerStats, allocate, check_feasible, resolve_budget
+from rankship_pipeline.ranks.allocators import ALLOCATORS
+from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
+from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
+from rankship_pipeline.ranks.stats import LayerStats
 from rankship_pipeline.recipe.choices import Budget, RankChoice
 
 Method = Literal["uniform", "arp", "strs", "knapsack"]

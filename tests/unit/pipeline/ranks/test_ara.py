@@ -20,8 +20,9 @@ from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, find_layers, get_layer
 from rankship_pipeline.ranks import ara
-from rankship_pipeline.ranks.allocators import Choices, LayerStats, allocate_uniform, total_cost
+from rankship_pipeline.ranks.allocators import allocate_uniform, total_cost
 from rankship_pipeline.ranks.ara import AraChoice, Mask, Masked, Task, finalise, make_mask, train_ratios
+from rankship_pipeline.ranks.stats import Choices, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
 
 ORIGINAL, REPAIRED = AraChoice(repaired=False), AraChoice(repaired=True)

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankship_pipeline.factors.analysis import analyse, fill, gather_stats
+from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters, find_layers
-from rankship_pipeline.ranks.allocators import allocate, resolve_budget
-from rankship_pipeline.ranks.plan import make_plan
+from rankship_pipeline.ranks.budget import resolve_budget
+from rankship_pipeline.ranks.plan import allocate, make_plan
 from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
+from rankship_pipeline.ranks.stats import gather_stats
 from rankship_pipeline.recipe.choices import Budget, RankChoice
 
 CHOICE = RankChoice(step=1)
@@ -71,7 +72,7 @@ def test_a_plan_costs_what_the_compressed_model_really_computes(name: str, share
     price = price_flops(model, layers, inputs)
     analysis = analyse(model, layers, {}, "plain")
     dense = count(model, inputs)
-    assert price.fixed + sum(price.ask(layer, None) or 0 for layer in layers) == dense
+    assert price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers) == dense
     for forms in (("svd",), ("spatial", "svd"), ("tucker", "svd")):
         choice = replace(CHOICE, forms=forms)
         fixed = count_parameters(model) - sum(layer.parameters for layer in layers)
@@ -86,7 +87,7 @@ def test_nothing_is_offered_that_costs_more_than_dense() -> None:
     model, inputs = SUBJECTS["net"]
     price = price_flops(model, find_layers(model), inputs)
     analysis = analyse(model, find_layers(model), {}, "plain")
-    for entry in gather_stats(analysis, CHOICE, {}, price.ask):
+    for entry in gather_stats(analysis, CHOICE, {}, price.price_layer):
         assert all(one.cost < entry.dense_cost for one in entry.candidates)
         assert [one.cost for one in entry.candidates] == sorted({one.cost for one in entry.candidates})
 
@@ -124,7 +125,7 @@ def make_net() -> nn.Sequential:
 def plan_by(price: Price, budget: int, method: str = "knapsack") -> dict[str, Factors]:
     model = make_net()
     analysis = analyse(model, find_layers(model), {}, "plain")
-    stats = gather_stats(analysis, CHOICE, {}, price.ask)
+    stats = gather_stats(analysis, CHOICE, {}, price.price_layer)
     choice = replace(CHOICE, method=method)  # type: ignore[arg-type]  # as above
     plan = allocate(stats, 0, budget, choice, price)
     assert plan.total_cost <= budget
@@ -169,7 +170,7 @@ def test_a_table_of_other_shapes_is_refused() -> None:
 def test_what_the_recipe_keeps_dense_is_part_of_what_is_fixed() -> None:
     price = price_table(make_table(), find_layers(make_net(), ("0",)), "m", "table")
     assert price.fixed == 100 + 50
-    assert price.ask(find_layers(make_net())[1], Factors(rank=4)) == 300
+    assert price.price_layer(find_layers(make_net())[1], Factors(rank=4)) == 300
 
 
 def test_a_table_is_read_back_and_its_unit_held(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import collect_grams
-from rankship_pipeline.factors.analysis import Analysis, analyse, fill, gather_stats
+from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks import sensitivity
-from rankship_pipeline.ranks.allocators import Choices, Curve, LayerStats, allocate, total_cost
+from rankship_pipeline.ranks.allocators import total_cost
+from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 
 CHOICE = RankChoice(step=1, sensitivity="kl", passes=2)

@@ -11,7 +11,7 @@ from torch import nn
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.recipe.normalisation import RefineChoice
+from rankship_pipeline.recipe.choices import RefineChoice
 from rankship_pipeline.recover.refine import Saving, flip_and_shift, refine
 
 
@@ -101,8 +101,8 @@ def test_a_killed_refinement_goes_on_to_the_same_bytes(tmp_path: Path, kills: tu
                 raise Killed
 
         with pytest.raises(Killed):
-            refine(student, teachers, choice, 5, saving=saving, tell=tell)
-    again, taken = refine(student, teachers, choice, 5, saving=saving, tell=heard.append)
+            refine(student, teachers, choice, 5, saving=saving, on_progress=tell)
+    again, taken = refine(student, teachers, choice, 5, saving=saving, on_progress=heard.append)
     assert is_same(whole, again)
     assert taken.steps == 11
     done_twice = len(heard) - 11
@@ -125,9 +125,11 @@ def test_a_processors_seconds_are_counted_over_interruptions(tmp_path: Path) -> 
             raise Killed
 
     with pytest.raises(Killed):
-        refine(student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, tell=stop)
+        refine(student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, on_progress=stop)
     shares: list[float] = []
-    _, taken = refine(student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, tell=shares.append)
+    _, taken = refine(
+        student, teachers, choice, 5, clock=lambda: float(next(clock)), saving=saving, on_progress=shares.append
+    )
     assert shares[0] > 0.3, "what was spent before counts"
     assert 10 <= taken.cpu_seconds < 13
     assert taken.steps < 10

@@ -19,11 +19,13 @@ from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.models import decoder as blocks
-from rankship_pipeline.models.decoder import INDEX, Checkpoint, Decoder, Grams, Group, find_groups, open_decoder
+from rankship_pipeline.models.decoder import Decoder, open_decoder
 from rankship_pipeline.models.huggingface import LogitsOnly
 from rankship_pipeline.models.layers import count_parameters, find_layers
+from rankship_pipeline.models.sharded import INDEX, Checkpoint
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.stream import compress as stream
+from rankship_pipeline.stream.block_grams import Grams, Group, find_groups
 from rankship_pipeline.stream.compress import StreamAnalysis, StreamChoice, analyse_stream, take_apart
 
 transformers = pytest.importorskip("transformers")

@@ -15,8 +15,8 @@ from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.merge import Sources, merge_states
-from rankship_pipeline.models.decoder import INDEX
 from rankship_pipeline.models.lora import read_adapter
+from rankship_pipeline.models.sharded import INDEX
 from rankship_pipeline.models.tensor_pieces import TYPES, read_header, write_header, write_piece
 from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_file import MergeFile, read_merge_file

@@ -33,8 +33,9 @@ from rankship_targets.client.detached import Ticket, make_ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.session import session
 from rankship_targets.session.manifest import sign_artifact
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
 from rankship_targets.transport import link
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 
 HOT, COLD = "90000", "40000"
@@ -91,7 +92,7 @@ class Board:
             top1_agreement=1.0,
         )
         sign_artifact(self.model, verified, "0" * 64)
-        with open_session(self.device, tell=tell) as held:
+        with open_session(self.device, on_news=tell) as held:
             request = MeasureRequest(
                 round=0,
                 variant="dense",

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_targets.client.connect import TRANSPORTS, open_transport
 from rankship_targets.devices.device import find_device, inventory_path, load_inventory
-from rankship_targets.transport.protocol import TRANSPORTS, open_transport
 from rankship_targets.verbs.devices import devices
 
 SSH = """

@@ -25,14 +25,16 @@ from rankship_pipeline.foundation.errors import (
 )
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.client.agent_file import find_agent
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.enrol.doctor import examine
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.session.runner import DeviceRunner, HostRunner
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
 from rankship_targets.transport import link
 from rankship_targets.transport.lease import Owner, describe_owner
-from rankship_targets.transport.protocol import Transport, open_transport
+from rankship_targets.transport.protocol import Transport
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.verbs.devices import doctor
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -80,9 +80,9 @@ def test_progress_is_told_of_large_copies_only(tmp_path: Path) -> None:
     small, large = write(tmp_path / "s", b"s" * MEGABYTE), write(tmp_path / "l", b"l" * 3 * MEGABYTE)
     heard: list[tuple[int, int]] = []
     with FakeTransport() as fake:
-        copy_many(fake, {"small": small}, told=lambda *state: heard.append(state))
+        copy_many(fake, {"small": small}, on_progress=lambda *state: heard.append(state))
         assert heard == []
-        copy_many(fake, {"small": small, "large": large}, told=lambda *state: heard.append(state))
+        copy_many(fake, {"small": small, "large": large}, on_progress=lambda *state: heard.append(state))
     assert heard == [(3 * MEGABYTE, 3 * MEGABYTE)]
 
 
@@ -214,16 +214,16 @@ class WatchedSsh(SshTransport):
         *,
         offset: int = 0,
         timeout_s: float,
-        told: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
         def watch(sent: int) -> None:
             if sent >= self._after_bytes:
                 self._meddle()
-            if told:
-                told(sent)
+            if on_progress:
+                on_progress(sent)
 
         self.offsets.append(offset)
-        return super().feed(argv, local, offset=offset, timeout_s=timeout_s, told=watch)
+        return super().feed(argv, local, offset=offset, timeout_s=timeout_s, on_progress=watch)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rankship_pipeline.foundation.errors import CommandFailed, TargetBusy
+from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.session.session import open_session
 from rankship_targets.transport.lease import Lease, Owner, describe_owner
-from rankship_targets.transport.protocol import open_transport
 
 
 @pytest.fixture

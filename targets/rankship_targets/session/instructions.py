@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Verified, record
-from rankship_targets.session.session import MeasureRequest, open_session
+from rankship_targets.session.session import open_session
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.twin.machine import Machine
 
 SAMPLES = 15

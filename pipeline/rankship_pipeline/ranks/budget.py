@@ -1,0 +1,44 @@
+"""The budget of the whole model in one unit, and whether any plan can meet it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+
+from rankship_pipeline.foundation.errors import BudgetInfeasible
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.ranks.price import Price
+from rankship_pipeline.recipe.choices import Budget, RankChoice
+
+
+def resolve_budget(budget: Budget, dense: int) -> int:
+    """The budget of the whole model in its unit; `dense` is what the dense model costs, for budgets that are shares."""
+    ((key, value),) = budget.amounts.items()
+    if key.startswith("kept_"):
+        return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
+    # float32 parameters; nanoseconds
+    scales = {"size_bytes": Fraction(1, 4), "latency_us": Fraction(1000), "latency_ms": Fraction(1_000_000)}
+    return int(Fraction(str(value)) * scales.get(key, 1))
+
+
+def keep_to_method(choice: RankChoice) -> RankChoice:
+    """The choice as its method can take it: ARP's ranks are its own, down to 1, and it knows matrices only."""
+    if choice.method == "arp":
+        return replace(choice, step=1, forms=("svd",))
+    return replace(choice, forms=("svd",)) if choice.method in {"ara", "ara-original"} else choice
+
+
+def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: RankChoice) -> None:
+    """Raise BudgetInfeasible, naming the smallest budget that works, before any long work starts."""
+    choice = keep_to_method(choice)
+    smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
+    if budget < smallest:
+        total = price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers)
+        share = ceil(smallest / total * 1000) / 1000
+        by_share = price.unit in {"parameters", "flops"}
+        asked = f"kept_{price.unit} = {share}" if by_share else f"{smallest:,} {price.unit}"
+        raise BudgetInfeasible(
+            f"the budget is {budget:,} {price.unit}, the smallest model at rank step {choice.step} has {smallest:,}"
+            f" ({smallest / total:.3f} of the dense {total:,}; {price.fixed:,} lie outside the factorable layers)",
+            hint=f"raise the budget to {asked}, or lower ranks.step",
+        )

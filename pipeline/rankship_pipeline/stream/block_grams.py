@@ -1,0 +1,103 @@
+"""Gram matrices of one decoder block's layers, and the hidden states that are handed from block to block."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import publish_file
+
+
+def write_hidden(path: Path, parts: Iterable[Tensor]) -> None:
+    """Hidden states (samples, positions, width) of all samples, part by part: raw float32."""
+    with publish_file(path) as temporary, temporary.open("wb") as stream:
+        for part in parts:
+            part.contiguous().numpy().tofile(stream)
+
+
+def read_hidden(path: Path, shape: Sequence[int], start: int, count: int) -> Tensor:
+    """Hidden states of some samples of a file of `shape` (samples, positions); read, not mapped: memory stays free."""
+    each = path.stat().st_size // (4 * shape[0])  # numbers of one sample
+    numbers = np.fromfile(path, np.float32, count=count * each, offset=4 * start * each)
+    return torch.from_numpy(numbers).reshape(count, shape[1], -1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linear layers of a block (names within it) that read the same tensors, and so share one Gram.
+
+    `by_output` where it is taken of the only layer's outputs without bias, (rows, rows), and not of the inputs.
+    """
+
+    names: tuple[str, ...]
+    by_output: bool = False
+
+
+def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object], *, outputs: bool) -> list[Group]:
+    """Run the block once and see which layers are given the very same tensors: query, key and value; gate and up.
+
+    With `outputs`, a layer that shares with none and has fewer outputs than inputs goes by its outputs.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}  # holding the tensors keeps their ids apart
+    with ExitStack() as stack:
+        for name, tensors in seen.items():
+            stack.enter_context(_watch(block, name, lambda x, _y, tensors=tensors: tensors.append(x)))  # type: ignore[misc]
+        run()
+    sharing: dict[tuple[int, ...], list[str]] = {}
+    for name, tensors in seen.items():
+        if not tensors:
+            raise InputError(f"layer {name} of a block never ran", hint="list it in exclude: it stays dense")
+        sharing.setdefault(tuple(map(id, tensors)), []).append(name)
+    groups = []
+    for alike in sharing.values():
+        rows, columns = block.get_submodule(alike[0]).get_parameter("weight").shape
+        groups.append(Group(tuple(alike), by_output=outputs and len(alike) == 1 and rows < columns))
+    return groups
+
+
+@dataclass
+class Grams:
+    """One uncentred Gram per group, summed over whatever runs: float64 sums of float32 inputs' or float64 outputs'."""
+
+    seconds: float = 0.0
+    sums: dict[Group, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def collect(self, block: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
+        """Add what runs through the block."""
+        with ExitStack() as stack:
+            for group in groups:
+                bias = block.get_submodule(group.names[0]).bias
+
+                def add(x: Tensor, y: Tensor, group: Group = group, bias: Any = bias) -> None:  # noqa: ANN401 - Tensor | None
+                    begun = time.monotonic()
+                    if group.by_output:
+                        x = (y if bias is None else y - bias).double()
+                    rows = x.flatten(0, -2)
+                    product = rows.T @ rows
+                    self.sums[group] = self.sums[group].add_(product) if group in self.sums else product.double()
+                    self.seconds += time.monotonic() - begun
+
+                stack.enter_context(_watch(block, group.names[0], add))
+            yield
+
+
+@contextmanager
+def _watch(block: nn.Module, name: str, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `see(input, output)` whenever a layer has run."""
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
+        see(args[0] if args else named["input"], y)
+
+    handle = block.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
