@@ -40,8 +40,8 @@ class LayerStats:
 
     `plain` are the σ² of its weight and `energy` those of the whitened weight, falling. `candidates` are all efficient
     ways to store it for less than dense, by rising cost; `price_layer` is what their costs come from. `curve` is its
-    measured damage where the sensitivity is one that is measured. With a curvature in the metric `nats` is the divergence that
-    losing all of it is predicted to bring (see calibrate.collect_curvatures).
+    measured damage where the sensitivity is one that is measured. With a curvature in the metric `nats` is the
+    divergence that losing all of it is predicted to bring (see calibrate.collect_curvatures).
     """
 
     layer: Layer
