@@ -1,9 +1,11 @@
 """Calibration and test data of a recipe, checked before any long work starts."""
 
+import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +21,25 @@ Inputs = tuple[Tensor, ...]
 class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
-    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
+    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts;
+    None where a Python session gives none: then there are no accuracies, and agreement with the sources tells quality.
     `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
     model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
     """
 
     calibration: dict[str, Inputs]
     test_inputs: Inputs
-    test_labels: Tensor
+    test_labels: Tensor | None
     unlabelled: dict[str, Inputs] = field(default_factory=dict)
     tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> Tensor:
+        """The test labels of data that have them, as every loader's do."""
+        if self.test_labels is None:
+            raise InputError("there are no test labels", hint="give one whole number per test input: its class")
+        return self.test_labels
 
     def list_unlabelled(self, name: str) -> Inputs:
         """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
@@ -49,6 +59,15 @@ class Data:
         return inputs[:-1] if self.tasks else inputs
 
 
+def hash_tensors(tensors: Inputs) -> str:
+    """SHA-256 over types, shapes and values."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
 def _interleave(pools: list[Inputs]) -> Inputs:
     joined = tuple(torch.cat(parts) for parts in zip(*pools, strict=True))
     positions = torch.cat([torch.linspace(0, 1, len(pool[0])) for pool in pools])
@@ -65,8 +84,13 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
     """
     where = f"data loader {recipe.data.loader!r}"
-    loader = load_function(recipe.data.loader, folder)
+    loader = load_function(str(recipe.data.loader), folder)
     found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
+    return make_data(found, recipe, where)
+
+
+def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
+    """Check what a loader returned, or a Python session holds, and put it in one form; `where` names it in errors."""
     _check_keys(found, recipe, where)
     names = [source.name for source in recipe.models]
     tests = {
@@ -77,11 +101,13 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     _check_lengths({f"test inputs of {name!r}": pair for name, pair in tests.items()}, where)
     if recipe.merge.head is None:
         test_inputs = _check(found["test_inputs"], f"{where}: test_inputs")
-        test_labels = _check_labels(found["test_labels"], where)
+        given = found.get("test_labels")
+        test_labels = None if given is None and recipe.data.held else _check_labels(given, where)
     else:
         _check_alike(calibration | {f"tests of {name}": inputs for name, (inputs, _) in tests.items()}, where)
         test_inputs, test_labels = Data(calibration, (), torch.empty(0), tests=tests).pool_tests()
-    _check_lengths({"test inputs": (test_inputs, test_labels)}, where)
+    if test_labels is not None:
+        _check_lengths({"test inputs": (test_inputs, test_labels)}, where)
     return Data(
         calibration=calibration,
         test_inputs=test_inputs,
@@ -97,7 +123,9 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
 def _check_keys(found: object, recipe: Recipe, where: str) -> None:
     """Refuse a result that lacks something, or names other models than the recipe's."""
     headed = recipe.merge.head is not None
-    wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs", "test_labels"]
+    wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs"]
+    if not headed and not recipe.data.held:
+        wanted.append("test_labels")
     if not isinstance(found, Mapping) or not set(wanted) <= found.keys():
         raise InputError(f"{where} must return {', '.join(wanted)}", hint="see README, Recipes")
     names = {source.name for source in recipe.models}

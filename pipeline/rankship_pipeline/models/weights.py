@@ -21,6 +21,8 @@ class TensorHeader(NamedTuple):
     dtype: str
 
 
+# torch's names of types, as safetensors writes them
+_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
 
 
@@ -50,6 +52,17 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return {name: TensorHeader(tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
+
+
+def describe_state(module: nn.Module) -> dict[str, TensorHeader]:
+    """Every tensor's shape and type in a module, as a safetensors header would tell them."""
+    tensors = module.state_dict()
+    return {name: TensorHeader(tuple(one.shape), _name_type(one.dtype)) for name, one in tensors.items()}
+
+
+def _name_type(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _TYPES.get(name, name.upper())
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -29,6 +29,7 @@ class Source:
     seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
     not seen. `weights` is a safetensors state dict; `$NAME` in its path is an environment variable. `huggingface` is
     a directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
+    `held` stands for a trained module of a Python session; no recipe file can say it.
     `normalise` is what its training images went through, `labels` are the names of its classes in its own order;
     left out, both are read from a Hugging Face folder, and a factory's model is taken to be like the first.
     """
@@ -40,6 +41,7 @@ class Source:
     huggingface: str | None = None
     revision: str | None = None
     adapter: str | None = None
+    held: bool = False
     task: Task | None = None
     inputs: tuple[str, ...] = ()
     normalise: Normalisation | None = None
@@ -48,12 +50,14 @@ class Source:
 
 @record
 class DataChoice:
-    """`loader` is "file.py:function"; see data.py for what it returns.
+    """`loader` is "file.py:function"; see models/data.py for what it returns.
 
-    `normalise` is what the loader's images went through; models trained on others are folded to it (normalise.py).
+    `held` stands for tensors of a Python session; no recipe file can say it.
+    `normalise` is what the loader's images went through; models trained on others are folded to it.
     """
 
-    loader: str
+    loader: str | None = None
+    held: bool = False
     normalise: Normalisation | None = None
 
 

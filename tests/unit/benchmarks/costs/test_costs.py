@@ -26,7 +26,8 @@ from rankship_benchmarks.costs.timings import Journal, Lines, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import find_gaps, keep_steps, pick_rungs, spread_positions
 from rankship_benchmarks.verbs.costs import tabulate
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
