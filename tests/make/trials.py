@@ -8,7 +8,7 @@ from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 CALM = DeviceState(
     governor="performance",
-    frequency_khz=(1_500_000,) * 4,
+    frequency_khz=(1_500_000,),
     temperature_mc=50_000,
     load_1m_milli=100,
     available_memory_bytes=10**9,
