@@ -7,6 +7,7 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
+from make.artifacts import make_request
 from make.judged_runs import make_run
 from rankship_benchmarks.measure.profiles import RUNS, Profile, Profiles, profile_run, read_profiles
 from rankship_benchmarks.report.page import render_report
@@ -78,18 +79,7 @@ class Device:
 
 
 def ask(format_: Format) -> MeasureRequest:
-    return MeasureRequest(
-        round=0,
-        variant="dense",
-        format=format_,
-        artifact="model",
-        artifact_sha256="0",
-        inputs=(),
-        threads=1,
-        min_samples=1,
-        min_duration_ms=1,
-        max_warmup_ms=1,
-    )
+    return make_request("model", "0", case=("dense", format_), min_samples=1, max_warmup_ms=1)
 
 
 def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:
