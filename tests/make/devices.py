@@ -8,6 +8,7 @@ from rankship_targets.devices.device import Device
 HEAT = "sys/class/thermal/thermal_zone0/temp"
 GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
+THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
 HOT, COLD = "90000", "40000"  # m°C
 
 
@@ -31,8 +32,8 @@ def write_rooted_python(folder: Path) -> Path:
 
 
 def write_sensors(root: Path, **texts: str) -> None:
-    """Write what sensors show: `heat`, `governor`, `boot_id`."""
-    places = {"heat": HEAT, "governor": GOVERNOR, "boot_id": BOOT_ID}
+    """Write what sensors show: `heat`, `governor`, `boot_id`, `throttled`."""
+    places = {"heat": HEAT, "governor": GOVERNOR, "boot_id": BOOT_ID, "throttled": THROTTLED}
     for name, text in texts.items():
         path = root / places[name]
         path.parent.mkdir(parents=True, exist_ok=True)
