@@ -15,7 +15,8 @@ from rankship_pipeline.foundation.errors import (
     TargetError,
 )
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format, Verified
+from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.records import Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick, split_turns
 from rankship_targets.client.connect import open_transport
@@ -49,7 +50,6 @@ from rankship_targets.trials.events import (
 from rankship_targets.trials.request import LoadReading, MeasureRequest
 from rankship_targets.trials.trial import Conditions, RuntimeReading, Span, Trial
 
-SUFFIXES: dict[Format, str] = {"onnx": "onnx", "tflite": "tflite", "executorch": "pte"}
 INFER_TIMEOUT_S = 600.0
 LONGEST_COOLING_S = 900.0
 
@@ -145,7 +145,7 @@ class Session:
         if manifest.verified != verified:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
-        name = f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}"
+        name = f"artifacts/{sha256}/model.{FACTS[verified.format].suffix}"
         remote = self._copy(artifact, sha256, name, on_progress)
         note = manifest_path(artifact)
         self._copy(note, hash_file(note), name + MANIFEST_SUFFIX)
