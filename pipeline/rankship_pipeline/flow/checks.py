@@ -9,12 +9,12 @@ from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import IGNORED
-from rankship_pipeline.export import EXPORTERS
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Factors
-from rankship_pipeline.foundation.toolchain import RUNTIMES, find_version
+from rankship_pipeline.foundation.toolchain import find_version
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import Layer, find_layers
@@ -25,12 +25,12 @@ from rankship_pipeline.recipe.choices import Recipe
 def check_toolchains(recipe: Recipe) -> None:
     """Every format's exporter and runtime are installed."""
     for name in recipe.export.formats:
-        module, _, extra = EXPORTERS[name]
-        package = {"onnx": "onnxscript", "tflite": "litert_torch", "executorch": "executorch"}[name]
-        if importlib.util.find_spec(package) is None or not any(find_version(runtime) for runtime in RUNTIMES[name]):
+        facts = FACTS[name]
+        if importlib.util.find_spec(facts.exporter_import) is None or find_version(facts.runtime_distribution) is None:
+            needs = f"{facts.exporter} needs {facts.exporter_import}"
             raise InputError(
-                f"export.formats names {name}, whose toolchain is not installed ({module} needs {package})",
-                hint=f"pip install '{extra}', or leave {name} out",
+                f"export.formats names {name}, whose toolchain is not installed ({needs})",
+                hint=f"pip install '{facts.extra}', or leave {name} out",
             )
 
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, TypeVar, dataclass_transform
 
-Format = Literal["onnx", "tflite", "executorch"]
+from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - half the house reads it here
+from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
+
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 LandingWord = Literal["landed", "dense fits", "nearest below"]
-FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
 
 T = TypeVar("T")

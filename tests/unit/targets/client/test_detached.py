@@ -29,7 +29,7 @@ from rankship_pipeline.foundation.errors import (
 )
 from rankship_targets.client.detached import make_ticket
 from rankship_targets.devices.device import Device
-from rankship_targets.session import session
+from rankship_targets.session import agent_requests
 from rankship_targets.session.session import open_session
 from rankship_targets.transport import link
 
@@ -74,7 +74,7 @@ def test_a_device_that_is_too_warm_is_waited_for(board: WarmBoard) -> None:
 def test_a_device_that_stays_too_warm_is_measured_and_the_trial_says_so(
     board: WarmBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LONGEST_COOLING_S", 0.1)
+    monkeypatch.setattr(agent_requests, "LONGEST_COOLING_S", 0.1)
     trial = board.measure(Events())
     assert trial.conditions.unmet == ("below 50000 m°C: still 90000 m°C after 0.1 s",)
     assert trial.conditions.cooling_ms >= 100
@@ -170,7 +170,7 @@ def test_a_killed_follower_is_replaced_and_the_run_goes_on(board: WarmBoard) -> 
 
 
 def test_a_run_that_takes_too_long_is_ended_on_the_device(board: WarmBoard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "LONGEST_COOLING_S", 0.0)
+    monkeypatch.setattr(agent_requests, "LONGEST_COOLING_S", 0.0)
     board.cool()
     with pytest.raises(TargetTimeout):
         board.measure(Events(), make_ticket(), min_duration_ms=600_000, timeout_s=4.0)

@@ -15,7 +15,8 @@ from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import check_pushed, manifest_path, read_manifest, sign_artifact
-from rankship_targets.session.session import Session, open_session
+from rankship_targets.session.pushed import PushedFiles
+from rankship_targets.session.session import open_session
 from rankship_targets.transport.local import LocalTransport
 
 RECIPE = "ab" * 32
@@ -145,15 +146,15 @@ def test_what_is_changed_on_the_device_during_the_push_is_refused(
     artifact: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign_artifact(artifact, prove(artifact), RECIPE)
-    copy = Session._copy
+    copy = PushedFiles.copy
 
-    def meddle(session: Session, path: Path, sha256: str, name: str, *_: object) -> str:
-        remote = copy(session, path, sha256, name)
+    def meddle(files: PushedFiles, path: Path, sha256: str, name: str, *_: object) -> str:
+        remote = copy(files, path, sha256, name)
         if name.endswith(".manifest.json"):
             Path(remote.removesuffix(".manifest.json")).write_bytes(b"others!")
         return remote
 
-    monkeypatch.setattr(Session, "_copy", meddle)
+    monkeypatch.setattr(PushedFiles, "copy", meddle)
     with open_session(device) as session, pytest.raises(ManifestRefused, match="on the device has SHA-256"):
         session.push(artifact, prove(artifact))
 

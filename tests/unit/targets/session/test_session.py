@@ -387,8 +387,8 @@ def test_doctor_judges_what_the_probe_told(local: Device) -> None:
         *("onnx", "tflite", "executorch", "numpy", "temperature", "disk")
     }
     assert {name for name, verdict in verdicts.items() if verdict == "warn"} == {"governor", "load", "psutil"}
-    still = replace(probe, swap_used_bytes=0, throttled=None, battery_percent=None)
-    calm = replace(probe.state, governor="performance", temperature_mc=40_000, load_1m_milli=100)
+    still = replace(probe, swap_used_bytes=0, throttled=None)
+    calm = replace(probe.state, governor="performance", temperature_mc=40_000, load_1m_milli=100, battery_percent=None)
     told = replace(still, state=calm, free_bytes=10**10, psutil="7")
     assert all(check.verdict == "ok" for check in examine(local, told) if check.name not in {"tflite", "executorch"})
     assert all(bool(check.advice) == (check.verdict != "ok") for check in examine(local, bare))
