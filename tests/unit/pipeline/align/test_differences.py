@@ -308,7 +308,6 @@ class HeaderOnly:
 
 def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "safe_open", HeaderOnly)
-    monkeypatch.setattr(weights, "load_file", None)
     (tmp_path / "net.py").write_text("def make() -> None: ...\n")
     for name, rows in (("a", 1_000_000), ("b", 1_000_001)):  # 4 GB each
         write_hollow(tmp_path / f"{name}.safetensors", rows)
