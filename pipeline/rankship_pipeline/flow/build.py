@@ -104,6 +104,7 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         mended=prepared.notes,
         refinement=refinement,
         landing=prepared.landing,
+        answers=prepared.data.answers,
     )
 
 

@@ -25,6 +25,7 @@ from rankship_pipeline.models.heads import HEADS, Headed, join, mark_tasks
 from rankship_pipeline.models.huggingface import PREFIX
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.lora import read_adapter
+from rankship_pipeline.models.model_config import complete_recipe
 from rankship_pipeline.models.source import find_weights, hash_source, load_function, make_model
 from rankship_pipeline.models.weights import check_fits, read_shapes, refuse_broken
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
@@ -82,6 +83,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
     `folder` is the recipe's own, to which its paths are relative.
     """
+    recipe = complete_recipe(recipe, folder)
     _check_toolchains(recipe)
     sources = list_sources(recipe)
     for reference in [name for source in sources for name in (source.factory, source.train) if name]:
@@ -206,7 +208,7 @@ def _check_forward(model: nn.Module, data: Data, recipe: Recipe) -> None:
         except (RuntimeError, TypeError, ValueError, IndexError) as failure:
             raise InputError(
                 f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
-                hint=f"make {recipe.data.loader} return what the model's forward takes",
+                hint=f"make {recipe.data.origin} give what the model's forward takes",
             ) from failure
     if not isinstance(output, torch.Tensor) or output.ndim != data.test_labels.ndim + 1:
         wanted = "(batch, classes)" if data.test_labels.ndim == 1 else "(batch, positions, classes)"

@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Answers
+from rankship_pipeline.models.data_files import load_files
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import Recipe
 
@@ -22,6 +25,8 @@ class Data:
     Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
     `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
     model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
+    `answers` says what `test_labels` are: the data's own labels or, where they have none, the predictions of the model
+    before compressing.
     """
 
     calibration: dict[str, Inputs]
@@ -30,6 +35,7 @@ class Data:
     unlabelled: dict[str, Inputs] = field(default_factory=dict)
     tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    answers: Answers = "labels"
 
     def list_unlabelled(self, name: str) -> Inputs:
         """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
@@ -57,16 +63,19 @@ def _interleave(pools: list[Inputs]) -> Inputs:
 
 
 def load_data(recipe: Recipe, folder: Path) -> Data:
-    """Call the recipe's loader and check what it returns.
+    """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check what comes.
 
     The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
     tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as
     `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell how well each model's
     own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
     """
-    where = f"data loader {recipe.data.loader!r}"
-    loader = load_function(recipe.data.loader, folder)
-    found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
+    where = recipe.data.origin
+    if recipe.data.loader is None:
+        found: Any = load_files(recipe, folder)
+    else:
+        loader = load_function(recipe.data.loader, folder)
+        found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
     _check_keys(found, recipe, where)
     names = [source.name for source in recipe.models]
     tests = {
@@ -91,6 +100,7 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
             for name, inputs in found.get("unlabelled", {}).items()
         },
         tests=tests,
+        answers="labels" if recipe.data.loader else found["answers"],
     )
 
 

@@ -8,6 +8,7 @@ from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.choices import (
     AMOUNTS,
+    DATA_KINDS,
     Comparison,
     QualityChoice,
     RankMethod,
@@ -27,7 +28,7 @@ PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # thes
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
-    complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
+    complaints = [*_check_models(recipe), *_check_data(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
     return recipe
@@ -54,8 +55,45 @@ def _check_models(recipe: Recipe) -> list[str]:
             complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
         elif source.factory is not None and (source.weights is None) == (source.train is None):
             complaints.append(f"model {source.name!r} needs exactly one of `weights` and `train` beside its factory")
-        elif source.huggingface is not None and (source.task is None or not source.inputs):
-            complaints.append(f"model {source.name!r} needs `task` and `inputs` beside `huggingface`")
+    return complaints
+
+
+def _check_data(recipe: Recipe) -> list[str]:
+    """What [data] cannot mean: two origins, a key of another origin's, a number of samples below one."""
+    choice, factories = recipe.data, [source.name for source in recipe.models if source.huggingface is None]
+    if len(choice.given) != 1:
+        return [f"[data] needs exactly one of {', '.join(DATA_KINDS)}"]
+    kind = next(iter(choice.given))
+    belongs = {
+        "size": {"images"},
+        "channels": {"images"},
+        "tokens": {"text", "csv"},
+        "columns": {"text", "csv"},
+        "label": {"text", "csv"},
+        "calibration_samples": {"images", "text", "csv"},
+        "test_samples": {"images", "text", "csv"},
+    }
+    complaints = [
+        f"data.{key} belongs to {' and '.join(sorted(kinds))}, not to {kind}"
+        for key, kinds in belongs.items()
+        if getattr(choice, key) not in {None, ()} and kind not in kinds
+    ]
+    sides = choice.size if isinstance(choice.size, tuple) else (choice.size,)
+    numbers = {"tokens": (choice.tokens,), "size": sides}
+    numbers |= {key: (getattr(choice, key),) for key in ("calibration_samples", "test_samples")}
+    complaints += [
+        f"data.{key} must be at least 1, got {value}"
+        for key, values in numbers.items()
+        for value in values
+        if value is not None and value < 1
+    ]
+    if kind == "text" and factories:
+        complaints.append(
+            f"data.text is for Hugging Face models, which bring a tokenizer; {factories[0]!r} comes from a factory:"
+            " give it a loader"
+        )
+    if kind != "loader" and recipe.merge.head is not None:
+        complaints.append("with merge.head every model has a task of its own: its data come from a loader")
     return complaints
 
 
