@@ -1,6 +1,5 @@
 """What a checkpoint says of itself in headers and configuration files, collected without reading a weight."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rankship_pipeline.foundation.codec import digest
-from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.models.huggingface import PREFIX
 from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
+from rankship_pipeline.models.model_config import read_json, read_normalisation
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
@@ -28,7 +27,6 @@ _NOT_SETTINGS = {
 }
 _OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that a head alone reads
 _UNNAMED = re.compile(r"LABEL_\d+")
-_PIXELS = 255  # the largest value of a pixel that was not rescaled
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def leave_out_head(facts: Facts, head: str) -> Facts:
 
 def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:
     """The facts of a checkpoint folder on disk; its configuration as written, class names among the settings."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return replace(
         _read_habits(name, folder, None),
         tensors=tensors,
@@ -95,7 +93,7 @@ def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHea
 
 def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts:
     """What a folder says of the text and images that its model takes; a `stated` normalisation goes before its own."""
-    images, tokenizer = _read_json(folder / "preprocessor_config.json"), _read_json(folder / "tokenizer.json")
+    images, tokenizer = read_json(folder / "preprocessor_config.json"), read_json(folder / "tokenizer.json")
     return Facts(
         name=name,
         tensors={},
@@ -149,7 +147,7 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:
     """The vocabulary of a tokenizer.json (`whole`), vocab.json or vocab.txt; empty where there is none."""
-    entries = (whole.get("model") or {}).get("vocab") or _read_json(snapshot / "vocab.json")
+    entries = (whole.get("model") or {}).get("vocab") or read_json(snapshot / "vocab.json")
     if isinstance(entries, list):  # Unigram: (token, score) in order
         tokens = {str(entry[0]): index for index, entry in enumerate(entries)}
     else:
@@ -168,7 +166,7 @@ def _read_text_habits(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, obj
     if merges is not None:
         habits["merges"] = digest(merges)[:12]
     habits |= {path.name: hash_file(path)[:12] for path in sorted(snapshot.glob("*.model"))}
-    configured = _read_json(snapshot / "tokenizer_config.json")
+    configured = read_json(snapshot / "tokenizer_config.json")
     return {**habits, **{key: value for key, value in configured.items() if isinstance(value, bool | int | str)}}
 
 
@@ -176,25 +174,3 @@ def _read_image_habits(images: Mapping[str, Any]) -> dict[str, object]:
     """How images are sized and cut; a size that older files write as one number is a square's."""
     sizes = {key: images[key] for key in ("size", "crop_size") if isinstance(images.get(key), int)}
     return {**images, **{key: {"height": side, "width": side} for key, side in sizes.items()}}
-
-
-def read_normalisation(images: Mapping[str, Any]) -> Normalisation | None:
-    """A preprocessor_config.json's (pixel·factor − mean) / std, for pixels in [0, 1]; None where it has none."""
-    mean, std = images.get("image_mean"), images.get("image_std")
-    if not images.get("do_normalize", mean is not None):
-        mean, std = (0.0, 1.0) if "do_normalize" in images else (None, None)
-    if mean is None or std is None:
-        return None
-    mean, std = (value if isinstance(value, list) else [value] for value in (mean, std))
-    scale = _PIXELS * (images.get("rescale_factor", 1 / _PIXELS) if images.get("do_rescale", True) else 1)
-    return Normalisation(mean=tuple(one / scale for one in mean), std=tuple(one / scale for one in std))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as failure:
-        raise InputError(f"{path} is not valid JSON: {failure}", hint="copy the model's folder again") from None
-    return found if isinstance(found, dict) else {}

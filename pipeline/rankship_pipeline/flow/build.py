@@ -108,6 +108,7 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
         mended=prepared.notes,
         refinement=refinement,
         landing=budgeted.landing,
+        answers=prepared.data.answers,
     )
 
 

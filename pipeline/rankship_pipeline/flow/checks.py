@@ -59,7 +59,7 @@ def check_forward(prepared: Prepared) -> None:
         except (RuntimeError, TypeError, ValueError, IndexError) as failure:
             raise InputError(
                 f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
-                hint=f"make {recipe.data.loader or 'the data'} what the model's forward takes",
+                hint=f"make {recipe.data.origin} give what the model's forward takes",
             ) from failure
     labels = data.test_labels
     ranks = {2, 3} if labels is None else {labels.ndim + 1}

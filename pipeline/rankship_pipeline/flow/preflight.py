@@ -13,10 +13,12 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.data import Data, hash_tensors, load_data
+from rankship_pipeline.models.data import Data, Held, load_data
 from rankship_pipeline.models.heads import HEADS, Headed, join, mark_tasks
 from rankship_pipeline.models.layers import find_layers
-from rankship_pipeline.models.opened import Held, OpenedSource, open_sources
+from rankship_pipeline.models.model_config import complete_recipe
+from rankship_pipeline.models.opened import OpenedSource, open_sources
+from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Recipe, list_sources
 
 
@@ -26,13 +28,14 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     `folder` is the recipe's own, to which its paths are relative. `held` are the models and data of a Python session,
     for a recipe that says so.
     """
+    recipe = complete_recipe(recipe, folder)
     check_toolchains(recipe)
     sources = open_sources(list_sources(recipe), folder, recipe.seed, None if held is None else held.models)
     mends, notes = check_mergeable(recipe, sources)
     source_sha256 = {name: opened.sha256 for name, opened in sources.items()}
     for check in BEFORE_DATA:
         check(recipe, sources)
-    data, model = _join(recipe, sources, _find_data(recipe, folder, held))
+    data, model = _join(recipe, sources, _find_data(recipe, folder, sources, held))
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -61,16 +64,16 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
 
 def redraw(prepared: Prepared, seed: int) -> Prepared:
     """The same models with the data that the loader gives for another seed."""
-    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder)
+    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder, prepared.sources)
     if isinstance(prepared.model, Headed):
         data = mark_tasks(data, prepared.model)
     hashes = {name: hash_tensors(inputs) for name, inputs in data.calibration.items()}
     return replace(prepared, data=data, calibration_sha256=hashes)
 
 
-def _find_data(recipe: Recipe, folder: Path, held: Held | None) -> Data:
+def _find_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], held: Held | None) -> Data:
     if not recipe.data.held:
-        return load_data(recipe, folder)
+        return load_data(recipe, folder, sources)
     if held is None:
         raise InputError("the recipe's data stand for tensors of a Python session, which are not given here")
     return held.data

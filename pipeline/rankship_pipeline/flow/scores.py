@@ -10,7 +10,8 @@ from rankship_pipeline.evaluate.quality_gate import compare_with_source
 from rankship_pipeline.flow.cached_stage import Form, as_record, cached_stage
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.records import Accuracy, Fidelity
-from rankship_pipeline.models.data import Inputs, hash_tensors
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Source
 
 _ACCURACY: Form[Accuracy] = as_record(Accuracy, "accuracy.json")

@@ -1,6 +1,5 @@
 """Calibration and test data of a recipe, checked before any long work starts."""
 
-import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Answers
+from rankship_pipeline.models.data_files import load_files
+from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import Recipe
 
@@ -25,6 +27,8 @@ class Data:
     None where a Python session gives none: then there are no accuracies, and agreement with the sources tells quality.
     `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
     model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
+    `answers` says what `test_labels` are: the data's own labels or, where they have none, the predictions of the model
+    before compressing.
     """
 
     calibration: dict[str, Inputs]
@@ -33,6 +37,7 @@ class Data:
     unlabelled: dict[str, Inputs] = field(default_factory=dict)
     tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    answers: Answers = "labels"
 
     @property
     def labels(self) -> Tensor:
@@ -59,13 +64,12 @@ class Data:
         return inputs[:-1] if self.tasks else inputs
 
 
-def hash_tensors(tensors: Inputs) -> str:
-    """SHA-256 over types, shapes and values."""
-    state = hashlib.sha256()
-    for tensor in tensors:
-        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().numpy().tobytes())
-    return state.hexdigest()
+@dataclass(frozen=True)
+class Held:
+    """What a Python session holds instead of files: modules by the names of a recipe's models, and their data."""
+
+    models: Mapping[str, nn.Module]
+    data: Data
 
 
 def _interleave(pools: list[Inputs]) -> Inputs:
@@ -75,18 +79,21 @@ def _interleave(pools: list[Inputs]) -> Inputs:
     return tuple(tensor[order] for tensor in joined)
 
 
-def load_data(recipe: Recipe, folder: Path) -> Data:
-    """Call the recipe's loader and check what it returns.
+def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> Data:
+    """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check what comes.
 
     The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
     tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as
     `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell how well each model's
     own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
     """
-    where = f"data loader {recipe.data.loader!r}"
-    loader = load_function(str(recipe.data.loader), folder)
-    found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
-    return make_data(found, recipe, where)
+    where = recipe.data.origin
+    if recipe.data.loader is None:
+        return make_data(load_files(recipe, folder, sources), recipe, where)
+    loader = load_function(recipe.data.loader, folder)
+    return make_data(
+        loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader(), recipe, where
+    )
 
 
 def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
@@ -117,6 +124,7 @@ def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
             for name, inputs in found.get("unlabelled", {}).items()
         },
         tests=tests,
+        answers=found.get("answers", "labels"),
     )
 
 

@@ -19,7 +19,7 @@ _AUTO_CLASSES = {
 
 
 # configuration, weights, and what tells two tokenizers apart
-_FETCHED = ["*.json", "*.safetensors", "vocab.txt", "*.model"]
+_FETCHED = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
 
 
 PREFIX = "model."  # of a transformers model's own names in the wrapped module's

@@ -16,7 +16,6 @@ from torch import nn
 
 from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.data import Data, hash_tensors
 from rankship_pipeline.models.huggingface import (
     PREFIX,
     find_snapshot,
@@ -32,6 +31,7 @@ from rankship_pipeline.models.weights import (
     check_fits,
     copy_state,
     describe_state,
+    hash_tensors,
     load_into,
     read_header,
     read_shapes,
@@ -39,14 +39,6 @@ from rankship_pipeline.models.weights import (
     refuse_broken,
 )
 from rankship_pipeline.recipe.choices import Source
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a Python session holds instead of files: modules by the names of a recipe's models, and their data."""
-
-    models: Mapping[str, nn.Module]
-    data: Data
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class OpenedSource:
             state.update(f"{path.name} {hash_file(path)}\n".encode())
         if self.module is not None:
             tensors = self.module.state_dict()
-            state.update(f"{self.module!r}\n{' '.join(tensors)}\n{hash_tensors(tuple(tensors.values()))}".encode())
+            state.update(f"{self.module!r}\n{' '.join(tensors)}\n{hash_tensors(tensors.values())}".encode())
         return state.hexdigest()
 
     @property

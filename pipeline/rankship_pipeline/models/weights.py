@@ -1,7 +1,8 @@
 """Safetensors files read whole or by their headers, and state dicts filled into modules. Never a pickle."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +119,15 @@ def _name_type(dtype: torch.dtype) -> str:
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone."""
     return {name: header.shape for name, header in read_header(path).items()}
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over types, shapes and values."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:

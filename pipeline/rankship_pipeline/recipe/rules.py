@@ -8,6 +8,7 @@ from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.choices import (
     AMOUNTS,
+    DATA_KINDS,
     Comparison,
     QualityChoice,
     RankMethod,
@@ -70,15 +71,50 @@ def _check_source(source: Source) -> list[str]:
         (not (held and files), " is held by a Python session: it takes no files"),
         (held or factory != hub, " needs exactly one of `factory` and `huggingface`"),
         (not factory or hub or weights != train, " needs exactly one of `weights` and `train` beside its factory"),
-        (not hub or factory or bool(source.task and source.inputs), " needs `task` and `inputs` beside `huggingface`"),
     ]
     complaints = [f"model {source.name!r}{complaint}" for kept, complaint in rules if not kept]
     return [*check_normalisation(source.normalise, f"model {source.name!r}"), *complaints]
 
 
 def _check_data(recipe: Recipe) -> list[str]:
-    given = [recipe.data.loader is not None, recipe.data.held]
-    return [] if sum(given) == 1 else ['[data] needs `loader`: "file.py:function"']
+    """What [data] cannot mean: two origins, a key of another origin's, a number of samples below one."""
+    choice, factories = recipe.data, [source.name for source in recipe.models if source.huggingface is None]
+    if choice.held:
+        return ["data that a Python session holds take nothing from files"] if choice.given else []
+    if len(choice.given) != 1:
+        return [f"[data] needs exactly one of {', '.join(DATA_KINDS)}"]
+    kind = next(iter(choice.given))
+    belongs = {
+        "size": {"images"},
+        "channels": {"images"},
+        "tokens": {"text", "csv"},
+        "columns": {"text", "csv"},
+        "label": {"text", "csv"},
+        "calibration_samples": {"images", "text", "csv"},
+        "test_samples": {"images", "text", "csv"},
+    }
+    complaints = [
+        f"data.{key} belongs to {' and '.join(sorted(kinds))}, not to {kind}"
+        for key, kinds in belongs.items()
+        if getattr(choice, key) not in {None, ()} and kind not in kinds
+    ]
+    sides = choice.size if isinstance(choice.size, tuple) else (choice.size,)
+    numbers = {"tokens": (choice.tokens,), "size": sides}
+    numbers |= {key: (getattr(choice, key),) for key in ("calibration_samples", "test_samples")}
+    complaints += [
+        f"data.{key} must be at least 1, got {value}"
+        for key, values in numbers.items()
+        for value in values
+        if value is not None and value < 1
+    ]
+    if kind == "text" and factories:
+        complaints.append(
+            f"data.text is for Hugging Face models, which bring a tokenizer; {factories[0]!r} comes from a factory:"
+            " give it a loader"
+        )
+    if kind != "loader" and recipe.merge.head is not None:
+        complaints.append("with merge.head every model has a task of its own: its data come from a loader")
+    return complaints
 
 
 def _check_ways(recipe: Recipe) -> list[str]:

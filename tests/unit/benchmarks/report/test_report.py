@@ -190,3 +190,16 @@ def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
         assert shown in table.replace("\u00a0", " "), shown
     assert "Timed is the backbone" in page
     assert f"{head.variant} {head.format}, head of ink" in page
+
+
+def test_agreement_is_not_called_accuracy_where_the_data_have_no_labels() -> None:
+    bundle = make_run()
+    assert "no labels" not in render_report(bundle)
+    build = dataclasses.replace(bundle.header.build, answers="predictions")
+    page = render_report(dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, build=build)))
+    assert "The data have no labels: what is called accuracy here is agreement with the dense model" in html.unescape(
+        page
+    )
+    headline = page.partition("<h1>")[2].partition("</h1>")[0].replace("\u00a0", " ")
+    assert "agreement with the dense model" in headline
+    assert "accuracy" not in headline

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS
 from rankship_pipeline.align.differences import RULES, Finding, check_mergeable
-from rankship_pipeline.align.facts import Facts, gather_facts, read_normalisation
+from rankship_pipeline.align.facts import Facts, gather_facts
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models import weights
+from rankship_pipeline.models.model_config import read_normalisation
 from rankship_pipeline.models.opened import OpenedSource, open_sources
 from rankship_pipeline.models.weights import TensorHeader, read_state, refuse_broken
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources

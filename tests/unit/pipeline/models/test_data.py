@@ -5,7 +5,8 @@ import torch
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.models.opened import open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 RECIPE = Recipe(
     name="r",
@@ -23,7 +24,7 @@ def load(folder: Path, **change: str) -> Data:
     fields = {**GOOD, **change}
     table = ", ".join(f"{name!r}: {value}" for name, value in fields.items() if value)
     (folder / "load.py").write_text(f"import torch\n\ndef load():\n    return {{{table}}}\n")
-    return load_data(RECIPE, folder)
+    return load_data(RECIPE, folder, open_sources(list_sources(RECIPE), folder, RECIPE.seed))
 
 
 def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> None:
