@@ -258,7 +258,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     seeing = transformers.ViTConfig(**small, image_size=16, patch_size=8, **names)
     transformers.ViTForImageClassification(seeing).save_pretrained(folder / "vit")
-    grey = transformers.ViTConfig(**small, num_labels=3, image_size=16, patch_size=8, num_channels=1)
+    grey = transformers.ViTConfig(**{**small, "num_labels": 3}, image_size=16, patch_size=8, num_channels=1)
     transformers.ViTForImageClassification(grey).save_pretrained(folder / "grey")
     for name, channels in (("vit", 3), ("grey", 1)):
         processor = transformers.ViTImageProcessor(
