@@ -16,7 +16,7 @@ from rankship_benchmarks.costs.timings import Lines
 from rankship_benchmarks.judge.energy_figures import read_trial
 from rankship_benchmarks.judge.energy_round import RoundEnergy
 from rankship_benchmarks.measure.energy_rounds import stretch, watch
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import MeasurementError

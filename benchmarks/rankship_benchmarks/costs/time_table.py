@@ -21,7 +21,7 @@ from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
 from rankship_pipeline.factors.forms import list_ladder
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form

@@ -10,7 +10,7 @@ from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import check_factors, keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import _RECORD, Part, read_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from make.trials import UNTOLD
+from make.trials import make_trial as make_like_trial
 from rankship_benchmarks.bundle.suite import EnergyChoice, plan_energy
 from rankship_benchmarks.costs import energy_table as energy_costs
 from rankship_benchmarks.costs import time_table as costs
@@ -35,7 +37,8 @@ from rankship_benchmarks.costs.timings import Journal, Lines, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import find_gaps, keep_steps, pick_rungs, spread_positions
 from rankship_benchmarks.verbs.costs import tabulate
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
@@ -49,37 +52,16 @@ from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.session.runner import HostRunner
 from rankship_targets.session.session import open_session
 from rankship_targets.trials.trace import PowerTrace, Rail
-from rankship_targets.trials.trial import DeviceState, MeteredTrial, RuntimeReading, Span, Trial
+from rankship_targets.trials.trial import MeteredTrial, Span, Trial
 
 SITE = Site(
     kind="convolution", rows=16, columns=72, bias=False, input_shape=(1, 8, 8, 8), kernel=(3, 3), padding=(1, 1)
 )
-STATE = DeviceState(
-    governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
-)
 
 
 def make_trial(ns: float, sweep: int = 0, throttled_bits: int | None = None) -> Trial:
-    return Trial(
-        round=sweep,
-        variant="dense",
-        format="onnx",
-        artifact_sha256="a",
-        device="pi4",
-        started_utc="2026-11-25T00:00:00Z",
-        threads=1,
-        load_ns=1,
-        warmup_ns=(1,),
-        warmed_up=True,
-        samples_ns=(round(ns),) * 3,
-        peak_rss_bytes=None,
-        runtime_rss_bytes=None,
-        runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k"),
-        before=STATE,
-        after=replace(STATE, throttled_bits=throttled_bits),
-        agent_sha256="a",
-        retries=0,
-    )
+    after = replace(UNTOLD, throttled_bits=throttled_bits)
+    return make_like_trial(round=sweep, samples_ns=(round(ns),) * 3, before=UNTOLD, after=after)
 
 
 def make_world(options: dict[int, float], sweeps: int = 9, noise: float = 0.0) -> list[Timing]:
