@@ -17,7 +17,7 @@ from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, coll
 from rankship_pipeline.evaluate.quality_gate import compare_with_source
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition
+from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.preflight import Prepared, hash_tensors
 from rankship_pipeline.foundation.codec import decode, digest, encode
