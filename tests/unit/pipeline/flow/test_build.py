@@ -17,9 +17,10 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch, QualityLost
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import choose
+from rankship_pipeline.recipe.choices import RefineChoice, choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover import refine as refine_room
+from rankship_pipeline.recover.refine.schedule import find_step_size
 
 NET = (
     """
@@ -130,13 +131,13 @@ def test_a_build_killed_inside_refinement_goes_on_and_ends_at_the_same_model(
     prepared = prepare_recipe(store, RECIPE + REFINE)
     with monkeypatch.context() as patch:
         patch.setattr(refine_room.Saving, "__init__", _save_always)
-        patch.setattr(refine_room, "_cycle", _KillAt(12))
+        patch.setattr(refine_room, "find_step_size", _KillAt(12))
         with pytest.raises(Killed):
             _refine(prepared, store)
     assert [path for path in store.root.iterdir() if path.name.endswith(".unfinished.tmp")]
     with monkeypatch.context() as patch:
         counted = _KillAt(1000)
-        patch.setattr(refine_room, "_cycle", counted)
+        patch.setattr(refine_room, "find_step_size", counted)
         assert _refine(prepared, store) == expected
     assert counted.calls == 30 - 11
     assert not [path for path in store.root.iterdir() if path.name.endswith(".tmp")]
@@ -159,13 +160,13 @@ class _KillAt:
     """The schedule, until a step at which the process is killed."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.calls, self.cycle = step, 0, refine_room._cycle
+        self.step, self.calls, self.cycle = step, 0, find_step_size
 
-    def __call__(self, share: float) -> float:
+    def __call__(self, choice: RefineChoice, share: float) -> float:
         self.calls += 1
         if self.calls == self.step:
             raise Killed
-        return self.cycle(share)
+        return self.cycle(choice, share)
 
 
 def test_a_specialist_of_another_normalisation_is_folded_before_it_is_merged(store: Store) -> None:
