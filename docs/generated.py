@@ -21,6 +21,7 @@ from rankship_pipeline import cli
 from rankship_pipeline.recipe.choices import Recipe
 from rankship_targets.devices.device import Device
 
+ROOT = Path(__file__).parent.parent
 _PLACE = re.compile(r"^\{\{ generated (\w+) \}\}$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+): (.*(?:\n    .*)*)", re.MULTILINE)
 _TOML = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}
@@ -38,7 +39,7 @@ def describe_type(hint: Any) -> str:  # noqa: ANN401  # a type hint may be anyth
     """A key's type in the words of TOML."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return ", ".join(f'`"{word}"`' for word in arguments)
+        return ", ".join(f'`"{word}"`' if isinstance(word, str) else f"`{word}`" for word in arguments)
     if origin in {Union, types.UnionType}:
         return " or ".join(describe_type(part) for part in arguments if part is not type(None))
     if origin is tuple:
@@ -113,8 +114,8 @@ def list_commands() -> Iterator[tuple[str, ...]]:
     """Every verb, and behind it what it divides into (`devices add`)."""
     for verb in sorted(cli.VERBS):
         yield (verb,)
-        inner = re.search(r"\s\{([\w,-]+)\}\s+\.\.\.", read_help(verb), re.MULTILINE)
-        for word in inner[1].split(",") if inner else ():
+        inner = re.search(r"\s\{?([\w-]+(?:[,|][\w-]+)+)\}?\s+\.\.\.", read_help(verb))
+        for word in re.split("[,|]", inner[1]) if inner else ():
             yield (verb, word)
 
 
@@ -132,12 +133,22 @@ def write_api() -> str:
     return "```{eval-rst}\n.. automodule:: rankship\n   :members:\n```\n"
 
 
+def read_document(name: str) -> str:
+    """A document of the repository's root, its links as seen from the site."""
+    text = (ROOT / name).read_text()
+    text = re.sub(r"\]\((CONTRIBUTING|CHANGELOG)\.md", lambda link: f"]({link[1].lower()}.md", text)
+    return text.replace("](docs/", "](")
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "recipe": lambda: write_tables(Recipe),
     "suite": lambda: write_tables(Suite),
     "device": lambda: write_tables(Device, "NAME", frozenset({"Device.name", "Device.via"})),
     "commands": write_commands,
     "api": write_api,
+    "readme": lambda: read_document("README.md"),
+    "contributing": lambda: read_document("CONTRIBUTING.md"),
+    "changelog": lambda: read_document("CHANGELOG.md"),
 }
 
 
