@@ -11,7 +11,7 @@ from rankship_pipeline import __version__  # noqa: E402  # the paths above come 
 project = "Rankship"
 copyright = "the Rankship authors, Apache-2.0"  # noqa: A001  # Sphinx names it so
 release = version = __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 exclude_patterns = ["pictures"]
 
 html_theme = "furo"
@@ -30,4 +30,4 @@ default_role = "code"  # docstrings write `name` for code
 autodoc_member_order = "groupwise"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
-autodoc_class_signature = "separated"
+napoleon_custom_sections = [("Keys", "params_style")]

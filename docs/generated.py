@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from inspect import getdoc
 from pathlib import Path
@@ -26,6 +27,12 @@ _PLACE = re.compile(r"^\{\{ generated (\w+) \}\}$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+): (.*(?:\n    .*)*)", re.MULTILINE)
 _TOML = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}
 _COLUMNS = "92"
+_DIRECTIVES = {
+    "Functions": "autofunction:: {}",
+    "Results": "autoclass:: {}\n   :members:",
+    "Choices": "autoclass:: {}",
+    "Errors": "autoexception:: {}",
+}
 
 
 def split_docstring(record: type) -> tuple[str, dict[str, str]]:
@@ -127,10 +134,30 @@ def write_commands() -> str:
 
 
 def write_api() -> str:
-    """The front door, once the package is there."""
+    """The front door: its functions, what they return, and what they take besides; a note where there is none."""
     if find_spec("rankship") is None:
         return "The package `rankship` is not part of this build.\n"
-    return "```{eval-rst}\n.. automodule:: rankship\n   :members:\n```\n"
+    front = import_module("rankship")
+    groups: dict[str, list[str]] = {"Functions": [], "Results": [], "Choices": [], "Errors": []}
+    for name in sorted(front.__all__):
+        if not name.startswith("_"):
+            groups[find_group(getattr(front, name))].append(name)
+    return "\n".join(
+        f"## {group}\n\n```{{eval-rst}}\n.. currentmodule:: rankship\n\n"
+        + "\n".join(f".. {_DIRECTIVES[group].format(name)}\n" for name in names)
+        + "```\n"
+        for group, names in groups.items()
+        if names
+    )
+
+
+def find_group(thing: object) -> str:
+    """Where a name of the front door stands on its page."""
+    if not isinstance(thing, type):
+        return "Functions"
+    if issubclass(thing, Exception):
+        return "Errors"
+    return "Choices" if split_docstring(thing)[1] else "Results"
 
 
 def read_document(name: str) -> str:
