@@ -78,30 +78,6 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 
-def _commands_of(document: str) -> list[list[str]]:
-    lines = re.findall(r"^    (rankship|make) (.+)$", (ROOT / document).read_text(), re.MULTILINE)
-    return [[program, *rest.split("#")[0].split()] for program, rest in lines]
-
-
-def test_every_command_of_the_readme_exists() -> None:
-    commands = _commands_of("README.md")
-    assert {command[1] for command in commands if command[0] == "rankship"} == set(VERBS)
-    makefile = (ROOT / "Makefile").read_text()
-    for target in {command[1] for command in commands if command[0] == "make"}:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_every_path_of_the_documents_exists() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
-        for path in re.findall(r"`((?:pipeline|targets|benchmarks|tests)/[\w./-]+\.\w+)`", text):
-            assert (ROOT / path).exists(), f"{document} names {path}"
-
-
-def test_the_readme_starts_with_the_two_commands() -> None:
-    assert [command[:2] for command in _commands_of("README.md")[:2]] == [["make", "demo"], ["make", "test"]]
-
-
 def test_torch_is_pinned_exactly_and_alike_everywhere() -> None:
     pins = {
         name: set(re.findall(r"(?<![-\w])torch==([\d.]+)", (ROOT / name).read_text()))
