@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankship_pipeline.foundation.console import start_table
-from rankship_pipeline.foundation.records import Build, Landing, Refinement
+from rankship_pipeline.foundation.records import PLAN_HEADING, Build, Landing, RankPlan, Refinement
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 
@@ -28,7 +28,7 @@ def print_build(build: Build, entry: Entry) -> None:
         console.print(_fidelities(build))
     if build.refinement is not None:
         console.print(describe_refinement(build.refinement), soft_wrap=True, markup=False)
-    console.print(_ranks(build))
+    console.print(tabulate_plan(plan))
     console.print(_files(build))
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
 
@@ -77,18 +77,11 @@ def describe_refinement(taken: Refinement) -> str:
     )
 
 
-def _ranks(build: Build) -> Table:
-    table = start_table("layer", "matrix", "stored as", "parameters", "lost by rank", "lost by merging")
-    for layer in build.plan.layers:
-        dense = layer.factors is None
-        table.add_row(
-            escape(layer.name),
-            f"{layer.rows}×{layer.columns}",
-            str(layer.factors or "dense"),
-            show_count(layer.chosen_parameters),
-            "–" if dense else show_percent(layer.relative_error),
-            "–" if layer.interference is None else show_percent(layer.interference),
-        )
+def tabulate_plan(plan: RankPlan) -> Table:
+    """Every layer that may be factored: how it is stored, and what it loses by its rank and by merging."""
+    table = start_table(*PLAN_HEADING)
+    for layer in plan.layers:
+        table.add_row(*map(escape, layer.cells))
     return table
 
 
