@@ -1,18 +1,42 @@
-"""Models as their users hold them, and as the stages take them: float32 on the CPU, tensors in by position, logits out."""
+"""Models as their users hold them, and as the stages take them: float32 on the CPU, tensors by position, logits out."""
 
 import copy
 import inspect
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
+from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from rankship_pipeline.foundation.records import RankPlan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """One model as its user holds it; `inputs` are the names by which tensors reach a transformers model, else ()."""
+
+    name: str
+    given: "nn.Module"
+    inputs: tuple[str, ...]
+
+    def wrap(self) -> "nn.Module":
+        """A copy, float32 on the CPU; a transformers model's takes `inputs` by position and gives its logits.
+
+        Its attention is `eager`, the form that every exporter lowers, as in models that are read from a folder.
+        """
+        own = copy.deepcopy(self.given).cpu().float().eval()
+        if not self.inputs:
+            return own
+        own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types
+        return LogitsOnly(own, self.inputs).eval()
 
 
 def is_transformers(model: object) -> bool:
@@ -21,64 +45,61 @@ def is_transformers(model: object) -> bool:
     return library is not None and isinstance(model, library.PreTrainedModel)
 
 
-def check_model(model: object, what: str) -> "nn.Module":
-    """The model itself; InputError where it is no torch module."""
+def check_models(models: "Mapping[str, nn.Module]") -> None:
+    """InputError where one is no torch module."""
     from torch import nn
 
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{what} is a {type(model).__name__}, not a torch module", hint="give a torch.nn.Module that was trained"
-        )
-    return model
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model {name!r} is a {type(model).__name__}, not a torch module",
+                hint="give a torch.nn.Module that was trained",
+            )
 
 
-def list_inputs(model: "nn.Module", count: int, names: Sequence[str]) -> tuple[str, ...]:
-    """The names by which `count` tensors reach a transformers model: `names`, or the first of its `forward`."""
-    return tuple(names) or tuple(inspect.signature(model.forward).parameters)[:count]
+def list_inputs(model: "nn.Module") -> list[str]:
+    """The names of what `forward` takes by position; empty where it takes any number."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return []
+    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return [one.name for one in parameters if one.kind in by_position]
 
 
-def order_inputs(model: "nn.Module", names: Sequence[str], what: str) -> list[int]:
-    """Where in `names` the inputs of a plain module stand, in the order of its `forward`."""
-    taken = list(inspect.signature(model.forward).parameters)
+def order_inputs(
+    model: "nn.Module", tensors: "tuple[Tensor, ...]", names: Sequence[str], what: str
+) -> "tuple[Tensor, ...]":
+    """Tensors that were given by name, in the order of `forward`."""
+    taken = list_inputs(model)
     if unknown := [name for name in names if name not in taken]:
         raise InputError(
-            f"{what} names {', '.join(unknown)}, forward takes {', '.join(taken)}", hint="name the inputs as it does"
+            f"{what} names {', '.join(unknown)}, the model takes {', '.join(taken)}", hint="name its inputs as it does"
         )
-    return sorted(range(len(names)), key=lambda place: taken.index(names[place]))
-
-
-def wrap(model: "nn.Module", inputs: Sequence[str]) -> "nn.Module":
-    """A copy of the model, float32 on the CPU; a transformers model's takes `inputs` by position and gives its logits.
-
-    Its attention is `eager`, the form that every exporter lowers, as in models read from a folder.
-    """
-    own = copy.deepcopy(model).cpu().float().eval()
-    if not is_transformers(own):
-        return own
-    from rankship_pipeline.models.huggingface import LogitsOnly
-
-    own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types
-    return LogitsOnly(own, tuple(inputs)).eval()
+    pairs = sorted(zip(names, tensors, strict=True), key=lambda pair: taken.index(pair[0]))
+    return tuple(tensor for _, tensor in pairs)
 
 
 def unwrap(module: "nn.Module") -> "nn.Module":
     """The transformers model inside; any other module is its user's own."""
-    from rankship_pipeline.models.huggingface import LogitsOnly
-
     return module.model if isinstance(module, LogitsOnly) else module
+
+
+def unwrap_name(layer: str, module: "nn.Module") -> str:
+    """A layer's name in `unwrap(module)`."""
+    return layer.removeprefix(PREFIX) if isinstance(module, LogitsOnly) else layer
 
 
 def unwrap_plan(plan: "RankPlan", module: "nn.Module") -> "RankPlan":
     """The plan with its layers named as in `unwrap(module)`."""
-    from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
-
-    if not isinstance(module, LogitsOnly):
-        return plan
-    return replace(plan, layers=tuple(replace(layer, name=layer.name.removeprefix(PREFIX)) for layer in plan.layers))
+    return replace(plan, layers=tuple(replace(one, name=unwrap_name(one.name, module)) for one in plan.layers))
 
 
-def wrap_patterns(patterns: Sequence[str], model: "nn.Module") -> tuple[str, ...]:
-    """Patterns of a model's own layer names, as the stages name these layers."""
-    from rankship_pipeline.models.huggingface import PREFIX
-
-    return tuple(PREFIX + pattern for pattern in patterns) if is_transformers(model) else tuple(patterns)
+def wrap_choice(choice: T, wrappings: Sequence[Wrapping]) -> T:
+    """A table of a recipe whose layer names are the users', with the names that the stages know."""
+    if not wrappings[0].inputs:
+        return choice
+    if isinstance(choice, RankChoice):
+        return replace(choice, exclude=tuple(PREFIX + pattern for pattern in choice.exclude))
+    if isinstance(choice, MergeChoice) and choice.head is not None:
+        return replace(choice, head=PREFIX + choice.head)
+    return choice
