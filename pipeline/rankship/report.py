@@ -38,7 +38,8 @@ def describe_result(  # noqa: PLR0913 - what a result holds
     else:
         parts.append(describe_size(plan, dense_parameters))
     if accuracies:
-        parts.append(tabulate_accuracies(accuracies))
+        dense = dense_parameters or 0  # known wherever there are accuracies
+        parts.append(tabulate_accuracies(accuracies, dense, dense if plan is None else plan.total_parameters))
     if fidelities:
         parts.append(tabulate_fidelities(fidelities))
     if refinement is not None:

@@ -1,7 +1,8 @@
 """A build in the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,7 +34,8 @@ def print_build(build: Build, entry: Entry) -> None:
         console.print(state_landing(build.landing), markup=False)
     accuracies = [*build.accuracies, *(replace(one.accuracy, stage=one.method) for one in build.alternatives)]
     if accuracies:
-        console.print(tabulate_accuracies(accuracies))
+        others = {one.method: one.plan.total_parameters for one in build.alternatives}
+        console.print(tabulate_accuracies(accuracies, build.dense_parameters, plan.total_parameters, others))
     if build.fidelities:
         console.print(tabulate_fidelities(build.fidelities))
     if build.refinement is not None:
@@ -67,12 +69,18 @@ def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
     return f"{show_count(dense_parameters)} → {show_count(kept)} parameters ({fewer}; {unspent})"
 
 
-def tabulate_accuracies(accuracies: Iterable[Accuracy]) -> Table:
-    """The share of right answers after each stage, with its interval."""
-    table = start_table("accuracy after", "accuracy", "95 % interval")
+def tabulate_accuracies(
+    accuracies: Iterable[Accuracy], dense: int, compressed: int, others: Mapping[str, int] = MappingProxyType({})
+) -> Table:
+    """The share of right answers after each stage, with its interval and the parameters of its model.
+
+    `dense` and `compressed` are parameters before and after compressing; `others` those of stages of their own.
+    """
+    table = start_table("accuracy after", "parameters", "accuracy", "95 % interval")
+    known = {"compressed": compressed, "refined": compressed, **others}
     for one in accuracies:
-        interval = f"[{show_percent(one.low)}, {show_percent(one.high)}]"
-        table.add_row(escape(one.stage), show_percent(one.value), escape(interval))
+        interval = escape(f"[{show_percent(one.low)}, {show_percent(one.high)}]")
+        table.add_row(escape(one.stage), show_count(known.get(one.stage, dense)), show_percent(one.value), interval)
     return table
 
 

@@ -27,15 +27,10 @@ PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # thes
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
-    check_recipe(recipe, str(path))
-    return recipe
-
-
-def check_recipe(recipe: Recipe, where: str) -> None:
-    """InputError listing everything that this recipe, written at `where`, cannot mean."""
     complaints = [*_check_models(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
-        raise InputError(f"{where}: " + "; ".join(complaints), hint="correct the recipe and run again")
+        raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
+    return recipe
 
 
 def _check_models(recipe: Recipe) -> list[str]:
