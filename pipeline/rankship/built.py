@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
 from rankship.choices import choose_formats
 from rankship.compressed import Compressed
 from rankship.origin import Origin, open_store
@@ -93,8 +94,8 @@ def export(
     Example:
         >>> import torch
         >>> import rankship as rs
-        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-        >>> small = rs.compress(model, torch.randn(64, 16), kept_parameters=0.7, progress=False)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
         >>> built = rs.export(small, "out", formats="onnx", progress=False)
         >>> built.find("onnx").name, built.verified[0].top1_agreement
         ('compressed.onnx', 1.0)

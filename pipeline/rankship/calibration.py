@@ -35,7 +35,9 @@ def gather_calibration(
 ) -> "tuple[dict[str, Inputs], tuple[Wrapping, ...]]":
     """Every model's inputs, by the models' names or in their order, and how each model takes them."""
     if given is None:
-        raise InputError(f"no {what} data", hint="give some hundred inputs as the model sees them, without labels")
+        raise InputError(
+            f"no {what} data are given", hint="give some hundred inputs as the model sees them, without labels"
+        )
     if isinstance(given, list | tuple):
         given = dict(zip(models, given, strict=False)) if len(given) == len(models) else given
     if not isinstance(given, Mapping) or set(given) != set(models):

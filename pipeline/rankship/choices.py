@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import FORMATS, Format
@@ -16,9 +16,6 @@ from rankship_pipeline.recipe.choices import (
     Whitening,
 )
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
-
-if TYPE_CHECKING:
-    import os
 
 
 def check_name(given: object, known: Iterable[str], what: str) -> None:
@@ -76,10 +73,3 @@ def choose_formats(given: Format | Sequence[Format]) -> ExportChoice:
     for name in formats:
         check_name(name, FORMATS, "format")
     return ExportChoice(formats=formats)
-
-
-def choose_store(given: "str | os.PathLike[str] | None") -> "str | os.PathLike[str]":
-    """The folder of the artifact store: $RANKSHIP_STORE or the user's cache, where none is given."""
-    from rankship_pipeline.foundation.store import default_root
-
-    return default_root() if given is None else given

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankship.calibration import Calibration
 from rankship.choices import choose_budget, choose_factors, choose_ranks
 from rankship.merged import Merged
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
 from rankship.report import describe_result
-from rankship.wrapped import check_model, unwrap, unwrap_plan
+from rankship.wrapped import unwrap, unwrap_plan
 from rankship_pipeline.factors.saved_model import load_model, save_model
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.scores import Scores
@@ -30,6 +29,8 @@ from rankship_pipeline.recipe.choices import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from rankship.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Compressed:
         Example:
             >>> import torch
             >>> import rankship as rs
-            >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-            >>> small = rs.compress(model, torch.randn(64, 16), kept_parameters=0.7, progress=False)
+            >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+            >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
             >>> sorted(path.name for path in small.save("out").iterdir())
             ['model.safetensors', 'rankship.json']
 
@@ -120,7 +121,7 @@ class Compressed:
         return self.origin
 
     def _repr_html_(self) -> str:
-        return self.plan._repr_html_()  # noqa: SLF001 - the name that notebooks ask for
+        return self.plan._repr_html_()
 
 
 def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
@@ -170,8 +171,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         >>> import torch
         >>> import rankship as rs
         >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-        >>> small = rs.compress(model, torch.randn(64, 16), kept_parameters=0.7, progress=False)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
         >>> small.dense_parameters, small.plan.total_parameters
         (676, 420)
         >>> print(small.plan.factors["0"])
@@ -188,7 +189,7 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         if calibration is not None or test is not None:
             raise InputError("a merged model has its data already", hint="give calibration and test to `merge`")
         return make_compressed(model.origin.change(progress=progress, **tables))
-    models = {name: check_model(model, "the model")}
+    models = {name: model}
     origin = open_origin(
         models,
         None if calibration is None else {name: calibration},

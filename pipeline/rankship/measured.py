@@ -72,8 +72,8 @@ def measure(
     Example:
         >>> import torch
         >>> import rankship as rs
-        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-        >>> small = rs.compress(model, torch.randn(64, 16), kept_parameters=0.7, progress=False)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
         >>> built = rs.export(small, "out", formats="onnx", progress=False)
         >>> suite = rs.Suite(recipe="mine", rounds=1, min_samples=5, min_duration_ms=1, max_warmup_ms=5, canary=False)
         >>> measured = rs.measure(built, on="this-machine", suite=suite, progress=False)

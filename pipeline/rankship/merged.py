@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankship.calibration import Calibration, name_models
+from rankship.calibration import name_models
 from rankship.choices import choose_merge
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
@@ -21,7 +21,7 @@ from rankship_pipeline.recipe.merge_methods import MergeMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_BASE = "base"
+    from rankship.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Merged:
 
     def report(self) -> str:
         """What merging cost, as text."""
-        return describe_result(None, self.origin.dense_parameters, self.fidelities, self.accuracies, self.interference)
+        return describe_result(
+            None, self.origin.prepared.dense_parameters, self.fidelities, self.accuracies, self.interference
+        )
 
     def state_dict(self) -> "dict[str, Tensor]":
         """The module's tensors by their names."""
@@ -117,7 +119,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
     origin = open_origin(
         name_models(models, calibration),
         calibration,
-        base=None if base is None else {_BASE: base},
+        base=base,
         test=test,
         unlabelled=unlabelled,
         merge=choose_merge(method),

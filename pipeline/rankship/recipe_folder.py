@@ -1,10 +1,10 @@
 """A session's recipe as a folder that builds without it: recipe.toml, weights and data as safetensors, what reads them.
 
-    recipe.toml         the recipe
-    data.py             a loader that reads data.safetensors
-    data.safetensors    calibration inputs of every model, tests where there are some
-    <model>.safetensors the tensors of a plain torch model, which a factory makes: a class or function without arguments
-    <model>/            a transformers model as its library saves it
+recipe.toml         the recipe
+data.py             a loader that reads data.safetensors
+data.safetensors    calibration inputs of every model, tests where there are some
+<model>.safetensors the tensors of a plain torch model, which a factory makes: a class or function without arguments
+<model>/            a transformers model as its library saves it
 """
 
 import copy
@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -82,7 +83,9 @@ def write_recipe_folder(
         recipe,
         models=tuple(sources[one.name] for one in recipe.models),
         data=DataChoice(loader="data.py:load"),
-        merge=recipe.merge if recipe.merge.base is None else replace(recipe.merge, base=sources[recipe.merge.base.name]),
+        merge=recipe.merge
+        if recipe.merge.base is None
+        else replace(recipe.merge, base=sources[recipe.merge.base.name]),
         export=recipe.export if recipe.export.formats else ExportChoice(),
     )
     written.write(folder / "recipe.toml")
@@ -180,18 +183,16 @@ def _find_maker(given: object, module: "nn.Module") -> Callable[[], Any]:
     if not callable(maker) or not hasattr(maker, "__qualname__"):
         raise InputError(f"factory is a {type(given).__name__}", hint=asked)
     title = f"{maker.__module__}.{maker.__qualname__}"
-    try:
+    found: Any = None
+    with suppress(ImportError):
         found = getattr(importlib.import_module(maker.__module__), maker.__qualname__, None)
-    except ImportError:
-        found = None
     if maker.__module__ == "__main__" or found is not maker:
         raise InputError(f"{title} is typed into this session: no recipe can import it", hint=asked)
     try:
         maker()
     except TypeError as failure:
         raise InputError(f"{title} does not make the model without arguments: {failure}", hint=asked) from None
-    result: Callable[[], Any] = maker
-    return result
+    return found  # type: ignore[no-any-return]  # known to be callable
 
 
 def _write_import(maker: Callable[[], Any], folder: Path) -> str:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     Part = str | RenderableType | Callable[[Console], None]  # a callable prints to the console it is given
 
-_WIDTH = 110  # characters of a line
+_WIDTH = 160  # characters of a line at most
 
 
-def describe_result(  # noqa: PLR0913 - what a result holds
+def describe_result(
     plan: RankPlan | None,
     dense_parameters: int | None,
     fidelities: Sequence[Fidelity],
@@ -55,7 +55,7 @@ def render(parts: "Sequence[Part]") -> str:
     """Lines and tables as plain text."""
     from rich.console import Console
 
-    console = Console(file=StringIO(), width=_WIDTH, highlight=False, markup=False, force_terminal=False)
+    console = Console(file=StringIO(), width=_WIDTH, highlight=False, markup=False, force_terminal=False, force_jupyter=False)
     for part in parts:
         if callable(part):
             part(console)

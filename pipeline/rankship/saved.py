@@ -28,9 +28,9 @@ def load(folder: str | os.PathLike[str], into: "nn.Module | None" = None) -> "nn
         >>> import torch
         >>> import rankship as rs
         >>> def make():
-        ...     return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-        >>> inputs = torch.randn(64, 16)
-        >>> small = rs.compress(make(), inputs, kept_parameters=0.7, progress=False)
+        ...     return torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> inputs = torch.randn(100, 32)
+        >>> small = rs.compress(make(), inputs, kept_parameters=0.6, progress=False)
         >>> again = rs.load(small.save("out"), into=make())
         >>> torch.equal(again(inputs), small.module(inputs))
         True

@@ -82,7 +82,9 @@ def check_suite(suite: Suite, where: str) -> None:
     """InputError where a number is too small to measure by; `where` names the suite."""
     for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
         if getattr(suite, name) < 1:
-            raise InputError(f"{where}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")
+            raise InputError(
+                f"{where}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite"
+            )
     if suite.energy is not None:
         _check_energy(suite.energy, where)
 

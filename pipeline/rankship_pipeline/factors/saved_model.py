@@ -4,8 +4,9 @@
     model.safetensors    its tensors; or shards with Hugging Face's index
     config.json          of a transformers model: its configuration, from which the dense structure is made
 
-A planned layer's tensors are `<layer>.0.weight`, `<layer>.1.weight`, … in the order in which they run, and the bias with
-the last. No code is kept and none that a file names is run: whoever reads a plain torch model gives its architecture.
+A planned layer's tensors are `<layer>.0.weight`, `<layer>.1.weight`, … in the order in which they run, and the bias
+with the last. No code is kept, and none that a file names is run: whoever reads a plain torch model gives its
+architecture.
 """
 
 import copy
@@ -33,18 +34,19 @@ RECORD, WEIGHTS, CONFIGURATION = "rankship.json", "model.safetensors", "config.j
 class SavedModel:
     """What `rankship.json` says.
 
-    `architecture` is the class of the dense model: transformers' own, which is made from config.json ("transformers"),
-    or any other, which the reader has to give ("torch"). `recipe_sha256` is the recipe's, None where there was none.
+    `plan` is None where nothing is factored. `architecture` is the class of the dense model: transformers' own, which
+    is made from config.json ("transformers"), or any other, which the reader has to give ("torch"). `recipe_sha256` is
+    the recipe's, None where there was none.
     """
 
-    plan: RankPlan
+    plan: RankPlan | None
     family: Literal["transformers", "torch"]
     architecture: str
     versions: dict[str, str]
     recipe_sha256: str | None = None
 
 
-def describe_saved(plan: RankPlan, module: nn.Module, recipe_sha256: str | None = None) -> SavedModel:
+def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str | None = None) -> SavedModel:
     """The record of a model, dense or rebuilt, that is to be saved."""
     kind = type(module)
     return SavedModel(
@@ -56,8 +58,8 @@ def describe_saved(plan: RankPlan, module: nn.Module, recipe_sha256: str | None 
     )
 
 
-def save_model(folder: Path, module: nn.Module, plan: RankPlan, recipe_sha256: str | None = None) -> None:
-    """Write a rebuilt and filled module; each file is replaced in one step, the record last."""
+def save_model(folder: Path, module: nn.Module, plan: RankPlan | None, recipe_sha256: str | None = None) -> None:
+    """Write a module, rebuilt by its plan and filled; each file is replaced in one step, the record last."""
     if (folder / INDEX).exists():
         raise InputError(f"{folder} holds another model, in shards", hint="name a new folder, or delete this one")
     saved = describe_saved(plan, module, recipe_sha256)
@@ -99,7 +101,7 @@ def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, 
     saved = read_saved(folder)
     dense = _make_dense(folder, saved) if into is None else into
     try:
-        module = rebuild(dense, saved.plan.factors)
+        module = rebuild(dense, {} if saved.plan is None else saved.plan.factors)
     except (AttributeError, TypeError) as failure:
         raise InputError(
             f"{folder} holds a {saved.architecture}, which {type(dense).__name__} is not: {failure}",
@@ -124,7 +126,7 @@ def _make_dense(folder: Path, saved: SavedModel) -> nn.Module:
             f" {transformers.__version__}",
             hint="install the version that it was saved with, or give the architecture by `into`",
         )
-    model: nn.Module = kind(transformers.AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
+    model: nn.Module = kind(transformers.AutoConfig.from_pretrained(folder))
     return model
 
 
