@@ -19,8 +19,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable
 from rankship_pipeline.foundation.store import Store, default_root
-from rankship_pipeline.models.data import Data, make_data
-from rankship_pipeline.models.opened import Held
+from rankship_pipeline.models.data import Data, Held, make_data
 from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, MergeChoice, Source
 
 if TYPE_CHECKING:

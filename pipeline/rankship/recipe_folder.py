@@ -32,8 +32,7 @@ from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Source, T
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rankship_pipeline.models.data import Data
-    from rankship_pipeline.models.opened import Held
+    from rankship_pipeline.models.data import Data, Held
 
 _LOADER = '''\
 """The data that this recipe was first compressed with, as tensors: data.safetensors beside this file."""

@@ -25,6 +25,7 @@ def describe_result(
 ) -> str:
     """Parameters before and after, accuracies where tests were given, agreement, and what every layer loses."""
     from rankship_pipeline.flow.show import (
+        COMPRESSED_STAGES,
         describe_refinement,
         describe_size,
         tabulate_accuracies,
@@ -39,7 +40,8 @@ def describe_result(
         parts.append(describe_size(plan, dense_parameters))
     if accuracies:
         dense = dense_parameters or 0  # known wherever there are accuracies
-        parts.append(tabulate_accuracies(accuracies, dense, dense if plan is None else plan.total_parameters))
+        sizes = {} if plan is None else dict.fromkeys(COMPRESSED_STAGES, plan.total_parameters)
+        parts.append(tabulate_accuracies((one, sizes.get(one.stage, dense)) for one in accuracies))
     if fidelities:
         parts.append(tabulate_fidelities(fidelities))
     if refinement is not None:
@@ -55,7 +57,9 @@ def render(parts: "Sequence[Part]") -> str:
     """Lines and tables as plain text."""
     from rich.console import Console
 
-    console = Console(file=StringIO(), width=_WIDTH, highlight=False, markup=False, force_terminal=False, force_jupyter=False)
+    console = Console(
+        file=StringIO(), width=_WIDTH, highlight=False, markup=False, force_terminal=False, force_jupyter=False
+    )
     for part in parts:
         if callable(part):
             part(console)

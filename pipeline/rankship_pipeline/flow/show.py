@@ -1,8 +1,7 @@
 """A build in the terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +20,8 @@ from rankship_pipeline.foundation.records import (
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 
+COMPRESSED_STAGES = ("compressed", "refined")  # after which a model has the plan's parameters
+
 
 def print_build(build: Build, entry: Entry) -> None:
     """Accuracy per stage, the rank plan, other methods at the same budget, and every file with its size."""
@@ -32,10 +33,11 @@ def print_build(build: Build, entry: Entry) -> None:
         console.print(f"mended: {line}", soft_wrap=True, markup=False)
     if build.landing is not None:
         console.print(state_landing(build.landing), markup=False)
-    accuracies = [*build.accuracies, *(replace(one.accuracy, stage=one.method) for one in build.alternatives)]
-    if accuracies:
-        others = {one.method: one.plan.total_parameters for one in build.alternatives}
-        console.print(tabulate_accuracies(accuracies, build.dense_parameters, plan.total_parameters, others))
+    sizes = dict.fromkeys(COMPRESSED_STAGES, plan.total_parameters)
+    rows = [(one, sizes.get(one.stage, build.dense_parameters)) for one in build.accuracies]
+    rows += [(replace(one.accuracy, stage=one.method), one.plan.total_parameters) for one in build.alternatives]
+    if rows:
+        console.print(tabulate_accuracies(rows, build.measure))
     if build.fidelities:
         console.print(tabulate_fidelities(build.fidelities))
     if build.refinement is not None:
@@ -69,18 +71,12 @@ def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
     return f"{show_count(dense_parameters)} → {show_count(kept)} parameters ({fewer}; {unspent})"
 
 
-def tabulate_accuracies(
-    accuracies: Iterable[Accuracy], dense: int, compressed: int, others: Mapping[str, int] = MappingProxyType({})
-) -> Table:
-    """The share of right answers after each stage, with its interval and the parameters of its model.
-
-    `dense` and `compressed` are parameters before and after compressing; `others` those of stages of their own.
-    """
-    table = start_table("accuracy after", "parameters", "accuracy", "95 % interval")
-    known = {"compressed": compressed, "refined": compressed, **others}
-    for one in accuracies:
-        interval = escape(f"[{show_percent(one.low)}, {show_percent(one.high)}]")
-        table.add_row(escape(one.stage), show_count(known.get(one.stage, dense)), show_percent(one.value), interval)
+def tabulate_accuracies(rows: Iterable[tuple[Accuracy, int]], measure: str = "accuracy") -> Table:
+    """The share of right answers after each stage, with its interval and the parameters of its model."""
+    table = start_table(f"{measure} after", "parameters", measure, "95 % interval")
+    for one, parameters in rows:
+        interval = f"[{show_percent(one.low)}, {show_percent(one.high)}]"
+        table.add_row(escape(one.stage), show_count(parameters), show_percent(one.value), escape(interval))
     return table
 
 

@@ -1,7 +1,7 @@
 """A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
@@ -13,7 +13,9 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
+DataKind = Literal["loader", "images", "text", "csv"]
 
+DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 _BASE = "base"  # the name of the model that adapters are added to
 TIMES = ("latency_ms", "latency_us")
 AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
@@ -21,14 +23,16 @@ AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops",
 
 @record
 class Source:
-    """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task` and `inputs`.
+    """One trained model: either `factory` with `weights` or `train`, or `huggingface`.
 
     `adapter` is the folder of a LoRA adapter (peft's adapter_config.json and adapter_model.safetensors) to add to it.
 
     `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
     seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
     not seen. `weights` is a safetensors state dict; `$NAME` in its path is an environment variable. `huggingface` is
-    a directory or a hub id; `inputs` names the forward arguments in the order in which the data loader gives them.
+    a directory or a hub id; `task` is what it was trained for, `inputs` names the forward arguments in the order in
+    which the data loader gives them; left out, both are read from the model's own files (see model_config.py).
+    `held` stands for a trained module of a Python session; no recipe file can say it.
     `normalise` is what its training images went through, `labels` are the names of its classes in its own order;
     left out, both are read from a Hugging Face folder, and a factory's model is taken to be like the first.
     """
@@ -40,6 +44,7 @@ class Source:
     huggingface: str | None = None
     revision: str | None = None
     adapter: str | None = None
+    held: bool = False
     task: Task | None = None
     inputs: tuple[str, ...] = ()
     normalise: Normalisation | None = None
@@ -48,13 +53,47 @@ class Source:
 
 @record
 class DataChoice:
-    """`loader` is "file.py:function"; see data.py for what it returns.
+    """Calibration and test data: exactly one of `loader`, `images`, `text` and `csv`.
 
-    `normalise` is what the loader's images went through; models trained on others are folded to it (normalise.py).
+    `loader` is "file.py:function"; see data.py for what it returns. The others are read without any code of the user's
+    (see data_files.py): `images` is a folder with a subfolder of pictures for each class, `text` a file of texts with
+    their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by names), `csv` a table of features, or of texts
+    where the model reads text. `label` names the column of labels (else "label"), `columns` those of the features, or
+    the one of the texts. `tokens` is the length to which texts are padded or cut. `size` (height and width in pixels)
+    and `channels` (1: grey, 3: colour) are those of the images that the model takes; a Hugging Face model brings its
+    own. `calibration_samples` and `test_samples` are drawn without overlap.
+    `held` stands for tensors of a Python session; no recipe file can say it.
+
+    `normalise` is what the loader's images went through, or what a folder's images and a table's columns are put
+    through; models trained on others are folded to it (fold_normalisation.py).
     """
 
-    loader: str
+    loader: str | None = None
+    images: str | None = None
+    text: str | None = None
+    csv: str | None = None
+    label: str | None = None
+    columns: tuple[str, ...] = ()
+    tokens: int | None = None
+    size: int | tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+    calibration_samples: int | None = None
+    test_samples: int | None = None
+    held: bool = False
     normalise: Normalisation | None = None
+
+    @property
+    def given(self) -> dict[DataKind, str]:
+        """Where the data come from, by kind; a valid recipe gives exactly one."""
+        return {kind: value for kind in DATA_KINDS if (value := getattr(self, kind)) is not None}
+
+    @property
+    def origin(self) -> str:
+        """What errors call it: "data loader 'data.py:load'", "images 'photos'"."""
+        if self.held:
+            return "the data of this session"
+        kind, path = next(iter(self.given.items()))
+        return f"data loader {path!r}" if kind == "loader" else f"{kind} {path!r}"
 
 
 @record
