@@ -6,8 +6,8 @@ from typing import get_args
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import (
-    Budget,
     ExportChoice,
     FactoriseChoice,
     MergeChoice,

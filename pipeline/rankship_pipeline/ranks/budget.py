@@ -8,7 +8,8 @@ from math import ceil
 from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import Price
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
 
 
 def resolve_budget(budget: Budget, dense: int) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
-    AMOUNTS,
     DATA_KINDS,
     Comparison,
     QualityChoice,

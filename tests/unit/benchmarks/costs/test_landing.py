@@ -22,7 +22,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LayerCost
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import Budget
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.session.session import open_session
 
