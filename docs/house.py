@@ -25,7 +25,6 @@ FOLDERS = {
     "tests/flow": "Whole commands, in their own processes.",
     "tests/golden": "Plans and merges that must stay bit-identical.",
     "tests/house": "The rules of this page, and the documents.",
-    "tests/make": "What tests are made of: trials, builds, bundles, recipes, nets, devices.",
     "tests/twin": "Emulated devices.",
     "tests/system": "Virtual machines, container images, every fault.",
     "examples": "scripts to read and run",
