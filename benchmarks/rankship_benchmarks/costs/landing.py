@@ -47,13 +47,13 @@ def land_missing(prepared: Prepared, store: Store, device: Device, results: Path
 
 def refuse_foreign(table: CostTable, place: Place, where: str) -> None:
     """Refuse a table that was taken on another device, format, runtime or agent than is measured with now."""
-    told = {
+    compared = {
         "device": (table.device, place.device),
         "format": (table.format, place.format),
         "runtime": (table.runtime, place.runtime),
         "agent": (table.agent_sha256[:12], place.session.agent_sha256[:12]),
     }
-    unlike = [f"{name} {one}, now {other}" for name, (one, other) in told.items() if one != other]
+    unlike = [f"{name} {one}, now {other}" for name, (one, other) in compared.items() if one != other]
     if unlike:
         message = f"the costs in {where} were measured under other conditions: {'; '.join(unlike)}"
         raise UnlikeConditions(message, hint="measure them anew: `rankship costs`, or leave budget.costs out")
