@@ -6,8 +6,8 @@ from typing import Literal
 from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
-RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
@@ -218,7 +218,7 @@ class QualityChoice:
 
 @record
 class RefineChoice:
-    """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
+    """Label-free refinement of the compressed model (recover/refine/), for exactly one of: processor time or steps.
 
     Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs. `step_size` is Adam's at
     the top of its cycle: as METHODS §1 found it for convolutions; transformers want a fifth of it or less.
