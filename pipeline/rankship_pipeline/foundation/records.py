@@ -96,7 +96,7 @@ class Verified:
 
 @record
 class Factors:
-    """How a layer is stored as a chain of smaller operators (METHODS §5); see forms.py for what each form computes.
+    """How a layer is stored as a chain of smaller operators (METHODS §5); factors/forms/ says what each form computes.
 
     `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None elsewhere.
     """

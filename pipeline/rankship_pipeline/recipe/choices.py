@@ -7,8 +7,8 @@ from rankship_pipeline.foundation.records import FORMATS, Form, Format, record
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
-RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
