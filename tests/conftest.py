@@ -233,3 +233,57 @@ def _await_banner(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
                 return
         time.sleep(0.05)
     pytest.fail(f"sshd did not start: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders as save_pretrained writes them, without a hub: `vit` and `grey` see images, `bert` reads text.
+
+    Their classes are called red, green and blue, but for `grey`, which names none.
+    """
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models")
+    names: dict[str, Any] = {
+        "id2label": {0: "red", 1: "green", 2: "blue"},
+        "label2id": {"red": 0, "green": 1, "blue": 2},
+    }
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(0)
+    seeing = transformers.ViTConfig(**small, image_size=16, patch_size=8, **names)
+    transformers.ViTForImageClassification(seeing).save_pretrained(folder / "vit")
+    grey = transformers.ViTConfig(**small, num_labels=3, image_size=16, patch_size=8, num_channels=1)
+    transformers.ViTForImageClassification(grey).save_pretrained(folder / "grey")
+    for name, channels in (("vit", 3), ("grey", 1)):
+        processor = transformers.ViTImageProcessor(
+            size={"height": 16, "width": 16}, image_mean=[0.5] * channels, image_std=[0.25] * channels
+        )
+        processor.save_pretrained(folder / name)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "thing"]
+    (folder / "bert").mkdir()
+    (folder / "bert/vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizer(str(folder / "bert/vocab.txt")).save_pretrained(folder / "bert")
+    reading = transformers.BertConfig(**small, vocab_size=len(words), max_position_embeddings=24, **names)
+    transformers.BertForSequenceClassification(reading).save_pretrained(folder / "bert")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 36 PNGs, a subfolder for each of three classes, of different sizes."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("colours")
+    for channel, name in enumerate(("red", "green", "blue")):
+        (folder / name).mkdir()
+        for number in range(12):
+            colour = [40, 40, 40]
+            colour[channel] = 100 + 10 * number
+            Image.new("RGB", (20 + number, 24), tuple(colour)).save(folder / name / f"{number:02}.png")
+    return folder

@@ -31,7 +31,6 @@ DOORS = {
         "trials",
         "session",
         "client.agent_file",
-        "client.calls",
         "client.detached",
         "meters.integrate",
     },

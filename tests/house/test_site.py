@@ -10,7 +10,7 @@ import pytest
 
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.cli import VERBS
-from rankship_pipeline.recipe.choices import Budget, Recipe
+from rankship_pipeline.recipe.choices import Budget, Comparison, Recipe
 from rankship_pipeline.recipe.merge_methods import METHODS
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import TableColumns
@@ -18,9 +18,10 @@ from rankship_targets.devices.meter_choice import TableColumns
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 import generated  # noqa: E402  # the site's own extensions, found by the path above
+
 import house  # noqa: E402
 
-SPEAKING = {TableColumns}  # records whose keys say what they are
+SPEAKING = {TableColumns, Comparison}  # their keys say what they are, or are those of other tables
 
 
 def test_every_page_stands_in_the_contents() -> None:

@@ -16,6 +16,7 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from make.artifacts import make_proof
 from rankship_pipeline.foundation.records import Format, Variant, Verified
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import sign_artifact
@@ -137,17 +138,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prove(data: bytes, kind: Format, variant: Variant) -> Verified:
-    return Verified(
-        artifact_sha256=hashlib.sha256(data).hexdigest(),
-        variant=variant,
-        format=kind,
-        runtime="numpy",
-        runtime_version=np.__version__,
-        samples=3,
-        max_relative_error=0.0,
-        min_cosine=1.0,
-        top1_agreement=1.0,
-    )
+    sha256 = hashlib.sha256(data).hexdigest()
+    return make_proof(sha256, (variant, kind), runtime="numpy", runtime_version=np.__version__, samples=3)
 
 
 def make_onnx(weights: list[Weights]) -> bytes:

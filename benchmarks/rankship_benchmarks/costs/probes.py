@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import predict
-from rankship_pipeline.export import EXPORTERS, keep_stdout_clean, load_exporter
+from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import find_proof, read_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
@@ -19,9 +19,10 @@ from rankship_pipeline.export.runner import Runner
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Factors, Format, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.foundation.toolchain import RUNTIMES, find_version, hash_code, list_versions
+from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
 from rankship_pipeline.models.layers import count_parameters
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples
 from rankship_pipeline.recipe.choices import ParityChoice
@@ -59,7 +60,7 @@ def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
     modules = [make_copies(one.site, one.factors, one.copies) for one in missing]
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{place}.{EXPORTERS[format_][1]}" for place in range(len(missing))]
+        files = [Path(folder) / f"{place}.{FACTS[format_].suffix}" for place in range(len(missing))]
         if missing and format_ == "onnx":
             _export_together(modules, make_samples(missing[0].site, 1), files)
         for probe, module, file in zip(missing, modules, files, strict=True):
@@ -126,8 +127,8 @@ def prove(
         known = read_manifest(path).verified
     except ManifestRefused:
         known = None
-    here = {find_version(name) for name in RUNTIMES[artifact.format]}
-    if known is None or known.runtime_version not in here:
+    here = find_version(FACTS[artifact.format].runtime_distribution)
+    if known is None or known.runtime_version != here:
         known = verify_artifact(artifact, path, inputs, expected, runner, limits)
         sign_artifact(path, known, artifact.recipe_sha256)
     return path, inputs, known

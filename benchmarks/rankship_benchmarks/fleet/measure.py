@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.store import Store
 from rankship_targets.devices.device import Device
 
 if TYPE_CHECKING:
-    from rankship_pipeline.flow.preflight import Prepared
+    from rankship_pipeline.flow.prepared import Prepared
 
 Measure = Callable[[Device, Steps], Path]
 

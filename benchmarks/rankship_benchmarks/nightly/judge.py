@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.compare import compare_bundles
+from rankship_benchmarks.judge.compare_energy import compare_energies
 from rankship_benchmarks.judge.summary import TIMES, summarise
 from rankship_benchmarks.nightly.histories import Case
-from rankship_benchmarks.nightly.night_energy import judge_energies
 from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night, Step, find_steps
 from rankship_pipeline.foundation import errors
@@ -31,17 +31,41 @@ def judge_device(
     except (MeasurementError, InputError) as failure:
         return replace(one, gap=str(failure), error=type(failure).__name__)
     mine = {
-        case: told
+        case: night
         for case, nights in histories.items()
-        if case.device == one.measured_on and (told := _find_tonight(nights, one)) is not None
+        if case.device == one.measured_on and (night := _find_tonight(nights, one)) is not None
     }
-    gaps = {told.gap for told in mine.values()}
+    gaps = {night.gap for night in mine.values()}
     if gaps and None not in gaps:
         return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
     baseline = _find_baseline(results, one, before, tonight)
     verdicts = _compare(baseline, tonight)
-    words = [_judge_case(case, histories[case], told, verdicts) for case, told in mine.items()]
+    words = [_judge_case(case, histories[case], night, verdicts) for case, night in mine.items()]
     return replace(one, cases=tuple(words), energies=judge_energies(baseline, tonight))
+
+
+def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseWord, ...]:
+    """Judge tonight's energies by the rules for times; empty where no energy was asked for or none was metered.
+
+    `baseline` is the last night that counts, None where there is none: then, and where the two must not be compared,
+    every case is unknown.
+    """
+    if tonight.header.energy is None or not tonight.metered:
+        return ()
+    if baseline is None:
+        return _know_no_energy(tonight, "no earlier night counts")
+    try:
+        compare_bundles(baseline, tonight)  # refuses what is unlike, of which meters know nothing
+    except MeasurementError as failure:
+        return _know_no_energy(tonight, f"{type(failure).__name__}: {failure}")
+    verdicts = compare_energies(baseline, tonight)
+    if not verdicts:
+        return _know_no_energy(tonight, "the last night that counts has no energy")
+    return tuple(
+        CaseWord(variant=one.variant, format=one.format, word=one.word, reason=one.reason, ratio=one.ratio)
+        for one in verdicts
+        if one.variant != "canary"
+    )
 
 
 def state_exit(night: NightRecord) -> int:
@@ -95,10 +119,10 @@ def _judge_case(
     word = verdicts.get(name) or _not_compared(name, "not compared")
     if tonight.gap is not None:
         word = _not_compared(name, tonight.gap)
-    told = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
-    if not told:
+    steps = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
+    if not steps:
         return word
-    step = told[-1]
+    step = steps[-1]
     return replace(word, word=step.word if word.word in {"same", "unknown"} else word.word, step=show_step(step))
 
 
@@ -116,3 +140,12 @@ def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
 def _not_compared(name: tuple[str, str], reason: str) -> CaseWord:
     variant, format_ = name
     return CaseWord(variant=variant, format=format_, word="unknown", reason=reason)  # type: ignore[arg-type]
+
+
+def _know_no_energy(tonight: Bundle, reason: str) -> tuple[CaseWord, ...]:
+    cases = dict.fromkeys((one.trial.variant, one.trial.format) for one in tonight.metered)
+    return tuple(
+        CaseWord(variant=variant, format=name, word="unknown", reason=reason)
+        for variant, name in cases
+        if variant != "canary"
+    )

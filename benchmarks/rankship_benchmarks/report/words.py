@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "\u2013"  # a dash where nothing was measured
 _MS_FROM_NS = 1e7
+NO_LABELS = "The data have no labels: what is called accuracy here is agreement with the dense model's own answers."
 
 
 def state_headline(summary: Summary) -> str:
@@ -27,7 +28,7 @@ def state_headline(summary: Summary) -> str:
     parts = [f"{build.dense_parameters / kept:.1f}{TIMES} fewer parameters"]
     before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
     if before and after:
-        parts.append(f"accuracy {show_percent(before.value)} → {show_percent(after.value)}")
+        parts.append(f"{build.measure} {show_percent(before.value)} → {show_percent(after.value)}")
     ratios = ", ".join(state_latency(one) for one in summary.results if one.ratio is not None)
     parts += [f"latency {ratios}"] if ratios else []
     return f"{parts[0]}: {', '.join(parts[1:])}." if parts[1:] else f"{parts[0]}."
@@ -90,10 +91,12 @@ def print_summary(summary: Summary, console: "Console") -> None:
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
     details = f"recipe {header.recipe} · device {header.device} · {threads} · {header.rounds} rounds"
     console.print(details, markup=False, highlight=False)
+    if header.build.answers != "labels":
+        console.print(NO_LABELS, markup=False, highlight=False)
     if header.build.landing is not None:
         console.print(state_landing(header.build.landing), markup=False, highlight=False)
     console.print(_tabulate_results(summary.results))
-    console.print(_tabulate_accuracies("accuracy after", header.build.accuracies))
+    console.print(_tabulate_accuracies(f"{header.build.measure} after", header.build.accuracies))
     if header.build.alternatives:
         console.print(_tabulate_alternatives(summary))
     for line in state_parity(header):

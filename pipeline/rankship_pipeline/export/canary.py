@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Format, TensorSpec
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
@@ -44,12 +45,12 @@ def _export(format_: Format, folder: str, target: Path) -> None:
     import numpy as np
 
     from rankship_pipeline.evaluate.accuracy import predict
-    from rankship_pipeline.export import EXPORTERS, keep_stdout_clean, load_exporter
+    from rankship_pipeline.export import keep_stdout_clean, load_exporter
     from rankship_pipeline.export.graph import trace_graph
     from rankship_pipeline.models.layers import count_parameters
 
     module, samples = make_network(), make_samples()
-    file = f"model.{EXPORTERS[format_][1]}"
+    file = f"model.{FACTS[format_].suffix}"
     with keep_stdout_clean():
         load_exporter(format_).export_graph(trace_graph(module, (samples[:1],)), target / file)
     outputs = predict(module, (samples,))

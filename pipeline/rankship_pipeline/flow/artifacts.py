@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.accuracy import predict
-from rankship_pipeline.export import EXPORTERS, check_factors, keep_stdout_clean, load_exporter
+from rankship_pipeline.export import check_factors, keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import _RECORD, Part, read_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, TensorSpec, Variant
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
@@ -77,7 +78,7 @@ def _export(
     part: Part,
 ) -> Entry:
     module, samples, plan = part.module, part.samples, part.plan
-    file = f"model.{EXPORTERS[name][1]}" if part.task is None else f"head.{EXPORTERS[name][1]}"
+    file = f"{'model' if part.task is None else 'head'}.{FACTS[name].suffix}"
 
     def make(target: Path) -> None:
         with keep_stdout_clean():

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal, TypeVar, dataclass_transform
 
-Format = Literal["onnx", "tflite", "executorch"]
+from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - half the house reads it here
+from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
+
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
+Answers = Literal["labels", "predictions"]  # what accuracy counts: true labels, or the dense model's own answers
 LandingWord = Literal["landed", "dense fits", "nearest below"]
-FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
 
 T = TypeVar("T")
@@ -313,6 +315,8 @@ class Build:
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
     its own, `artifacts` are the backbones and `heads` what stands beside them: one per task, variant and format.
+    Data without labels have no right answers: with `answers` = "predictions" every accuracy is the share of answers
+    that are those of the model before compressing.
     """
 
     recipe: str
@@ -328,6 +332,12 @@ class Build:
     refinement: Refinement | None = None
     landing: Landing | None = None
     heads: tuple[Artifact, ...] = ()
+    answers: Answers = "labels"
+
+    @property
+    def measure(self) -> str:
+        """What its accuracies are to people."""
+        return "accuracy" if self.answers == "labels" else "agreement with the dense model"
 
     @property
     def files(self) -> tuple[Artifact, ...]:

@@ -1,7 +1,7 @@
 """A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
@@ -13,7 +13,9 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Task = Literal["sequence-classification", "image-classification"]
+DataKind = Literal["loader", "images", "text", "csv"]
 
+DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 _BASE = "base"  # the name of the model that adapters are added to
 TIMES = ("latency_ms", "latency_us")
 AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
@@ -21,7 +23,7 @@ AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops",
 
 @record
 class Source:
-    """One trained model: either `factory` with `weights` or `train`, or `huggingface` with `task` and `inputs`.
+    """One trained model: either `factory` with `weights` or `train`, or `huggingface`.
 
     The result of `train` is cached under the hash of these files and the seed: what else it reads is not seen.
 
@@ -33,11 +35,11 @@ class Source:
         huggingface: a folder or a hub id
         revision: the hub's branch, tag or commit
         adapter: the folder of a LoRA adapter to add: peft's adapter_config.json and adapter_model.safetensors
-        task: what a Hugging Face model answers
-        inputs: the names of its forward arguments, in the order in which the data loader gives them
-        normalise: what its training images went through; left out, it is read from a Hugging Face folder, and a
-            factory's model is taken to be like the first
-        labels: the names of its classes in its own order; left out, treated like `normalise`
+        task: what a Hugging Face model was trained for; left out, it is read from the model's own files
+        inputs: its forward arguments, in the order in which the data come; left out, read from its own files
+        normalise: what its training images went through; left out, a Hugging Face folder says it, else as the first
+        labels: the names of its classes in its own order; left out, found as `normalise` is
+        held: it is a trained module of a Python session; no recipe file can say this
     """
 
     name: str
@@ -47,6 +49,7 @@ class Source:
     huggingface: str | None = None
     revision: str | None = None
     adapter: str | None = None
+    held: bool = False
     task: Task | None = None
     inputs: tuple[str, ...] = ()
     normalise: Normalisation | None = None
@@ -55,15 +58,53 @@ class Source:
 
 @record
 class DataChoice:
-    """Where calibration and test data come from.
+    """Calibration and test data: exactly one of `loader`, `images`, `text` and `csv`.
+
+    Only a loader is the user's code. `calibration_samples` and `test_samples` are drawn without overlap.
 
     Keys:
         loader: "file.py:function" beside the recipe; what it returns stands above
-        normalise: what the loader's images went through; models trained on others are folded to it
+        images: a folder with a subfolder of pictures for each class
+        text: a file of texts with labels; .txt or .tsv: label, tab, text; .csv or .jsonl: by names
+        csv: a table of features, or of texts where the model reads text
+        label: the column of labels; left out, "label"
+        columns: the columns of the features, or the one of the texts
+        tokens: the length to which texts are padded or cut
+        size: height and width in pixels that the model takes; a Hugging Face model brings its own
+        channels: 1 for grey, 3 for colour; a Hugging Face model brings its own
+        calibration_samples: how many samples to calibrate by
+        test_samples: how many samples to test by
+        held: tensors of a Python session; no recipe file can say this
+        normalise: what the loader's images went through, or what a folder's images and a table's columns are put
+            through; models trained on others are folded to it
     """
 
-    loader: str
+    loader: str | None = None
+    images: str | None = None
+    text: str | None = None
+    csv: str | None = None
+    label: str | None = None
+    columns: tuple[str, ...] = ()
+    tokens: int | None = None
+    size: int | tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+    calibration_samples: int | None = None
+    test_samples: int | None = None
+    held: bool = False
     normalise: Normalisation | None = None
+
+    @property
+    def given(self) -> dict[DataKind, str]:
+        """Where the data come from, by kind; a valid recipe gives exactly one."""
+        return {kind: value for kind in DATA_KINDS if (value := getattr(self, kind)) is not None}
+
+    @property
+    def origin(self) -> str:
+        """What errors call it: "data loader 'data.py:load'", "images 'photos'"."""
+        if self.held:
+            return "the data of this session"
+        kind, path = next(iter(self.given.items()))
+        return f"data loader {path!r}" if kind == "loader" else f"{kind} {path!r}"
 
 
 @record
@@ -72,8 +113,7 @@ class MergeChoice:
 
     Keys:
         method: how the weights become one
-        head: the module that gives the logits, where every model keeps its own and the rest becomes one backbone;
-            without it all models share one head
+        head: the module that gives the logits; with it every model keeps its own and the rest becomes one backbone
         base: the model that all were trained from; adapters of one model need not name it
         scale: λ (or α), by how much changes are scaled
         density: the share of each change that trimming keeps
@@ -123,8 +163,7 @@ class Budget:
         latency_us: microseconds
         energy_uj: microjoules
         costs: a cost table, relative to the recipe
-        on: a device of the inventory; the whole model is measured there too, and the allocation corrected until the
-            time is met
+        on: a device of the inventory: measure the whole model there, correct the allocation until the time is met
         format: the format that is timed there; left out, the first that is exported
     """
 
@@ -205,18 +244,8 @@ class FactoriseChoice:
 class Comparison:
     """Another way to the same budget, evaluated on the host for the report and not exported.
 
-    What is left out is the plain way, not the recipe's: a row shows its method and not our extras.
-
-    Keys:
-        name: what the report calls it
-        merge: as `merge.method`
-        ranks: as `ranks.method`
-        whitening: as `factorise.whitening`
-        sensitivity: as `ranks.sensitivity`
-        passes: as `ranks.passes`
-        forms: as `ranks.forms`
-        curvature: as `factorise.curvature`
-        reconstruct: as `factorise.reconstruct`
+    Its keys mean what they mean in the tables `merge`, `ranks` and `factorise`. What is left out is the plain way, not
+    the recipe's: a row shows its method and not our extras.
     """
 
     name: str

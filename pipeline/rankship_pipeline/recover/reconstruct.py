@@ -1,27 +1,23 @@
 """Asymmetric reconstruction: each layer refitted to what the layers before it really produce once compressed."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import as_rows, split, watch_inputs
+from rankship_pipeline.evaluate.calibrate import as_rows, find_mask, split
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import Decomposition, compose
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Factorable, Layer, get_layer, shape_weight
+from rankship_pipeline.models.layers import Layer, get_layer, shape_weight
+from rankship_pipeline.models.watch import run_until, watch
 
 # Added to the Gram's diagonal as a share of its mean: directions that little data excites keep the dense weight.
 RIDGE = 1e-3
-
-
-class Reached(Exception):
-    """The layer under study has seen its input; the rest of the forward pass is not needed."""
 
 
 def reconstruct(
@@ -56,8 +52,7 @@ def _refit(
     if layer.kind == "embedding":  # nothing runs before it
         weights = taken.make_weights(factors)
     else:
-        crossed = _Crossed(layer)
-        _run_both(analysis.model, student, layer, inputs, crossed)
+        crossed = _run_both(analysis.model, student, layer, inputs)
         target = taken.weight + crossed.correct(taken.weight)
         metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
         weights = Decomposition(layer, target, metric, taken.whitening).make_weights(factors)
@@ -106,20 +101,15 @@ class _Crossed:
 
 
 @torch.inference_mode()
-def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs, crossed: _Crossed) -> None:
-    seen: list[Tensor] = []
-
-    def stop(_layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
-        seen.append(as_rows(module, x, mask))
-        raise Reached
-
-    with watch_inputs(dense, [layer], stop) as run_dense, watch_inputs(student, [layer], stop) as run_student:
-        for batch in split(inputs):
-            seen.clear()
-            for run in (run_dense, run_student):
-                with contextlib.suppress(Reached):
-                    run(batch)
-            crossed.add(*seen)
+def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs) -> _Crossed:
+    crossed = _Crossed(layer)
+    for batch in split(inputs):
+        X, changed = (
+            as_rows(get_layer(model, layer.name), run_until(model, layer.name, batch)[0], find_mask(model, batch))
+            for model in (dense, student)
+        )
+        crossed.add(X, changed)
+    return crossed
 
 
 @torch.inference_mode()
@@ -127,10 +117,9 @@ def _order(analysis: Analysis, inputs: Inputs) -> list[Layer]:
     """The layers in the order in which one sample runs through them; one that never runs is left out."""
     order: dict[str, Layer] = {}
 
-    def see(layer: Layer, _module: Factorable, _x: Tensor, _mask: Tensor | None) -> None:
-        order.setdefault(layer.name, layer)
+    def see(name: str, _x: Tensor, _y: Tensor) -> None:
+        order.setdefault(name, analysis.layers[name].layer)
 
-    layers = [taken.layer for taken in analysis.layers.values()]
-    with watch_inputs(analysis.model, layers, see) as run:
-        run(tuple(tensor[:1] for tensor in inputs))
+    with watch(analysis.model, analysis.layers, see):
+        analysis.model(*(tensor[:1] for tensor in inputs))
     return list(order.values())

@@ -15,7 +15,8 @@ from rankship_benchmarks.costs import landing_search as landing
 from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
 from rankship_benchmarks.costs.runtime_on_device import Place, choose_place
 from rankship_pipeline.flow.build import build_recipe, find_build
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.show import print_build, state_landing
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.show import print_build
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
@@ -99,7 +102,7 @@ def test_what_is_exported_is_the_refined_model_and_the_record_says_so(
     assert build.refinement is not None
     assert build.refinement.steps == 30
     stages = Stages(prepared, store, Steps(quiet=True))
-    compressed, plan = stages.compress(choose(prepared.recipe))
+    compressed, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert prepared.recipe.refine is not None
     refined, _ = stages.refine(compressed, plan, prepared.recipe.refine)
     (artifact,) = [one for one in build.artifacts if one.variant == "compressed"]
@@ -164,7 +167,7 @@ def test_a_build_killed_inside_refinement_goes_on_and_ends_at_the_same_model(
 def _refine(prepared: Prepared, store: Store) -> str:
     """The hash of the refined model's tensors."""
     stages = Stages(prepared, store, Steps(quiet=True))
-    compressed, plan = stages.compress(choose(prepared.recipe))
+    compressed, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert prepared.recipe.refine is not None
     return stages.refine(compressed, plan, prepared.recipe.refine)[0].entry.files["state.safetensors"]
 
@@ -194,8 +197,8 @@ def test_a_specialist_of_another_normalisation_is_folded_before_it_is_merged(sto
     plain, folded = prepare_recipe(store, stated), prepare_recipe(store, other)
     assert folded.notes == ("b: its own input normalisation is folded into its first layer",)
     source = folded.recipe.models[1]
-    original = Stages(plain, store, Steps(quiet=True)).load_source(plain.recipe.models[1]).module
-    mended = Stages(folded, store, Steps(quiet=True)).load_source(source).module
+    original = Stages(plain, store, Steps(quiet=True)).load_source(plain.recipe.models[1].name).module
+    mended = Stages(folded, store, Steps(quiet=True)).load_source(source.name).module
     x = folded.data.test_inputs[0]
     pixels = x * 0.25 + 0.5
     own = (pixels - torch.tensor([0.1, 0.2])[:, None, None]) / torch.tensor([0.5, 1.0])[:, None, None]
@@ -219,7 +222,7 @@ def test_class_names_of_factories_set_the_order_of_heads(store: Store, order: st
     prepared = prepare_recipe(store, text.replace('name = "b"\n', f'name = "b"\nlabels = {order}\n'))
     plain = prepare_recipe(store)
     mended, original = (
-        Stages(one, store, Steps(quiet=True)).load_source(one.recipe.models[1]).module for one in (prepared, plain)
+        Stages(one, store, Steps(quiet=True)).load_source(one.recipe.models[1].name).module for one in (prepared, plain)
     )
     x = prepared.data.test_inputs[0]
     places = [0, 1, 2] if order.startswith('["x"') else [1, 2, 0]
@@ -239,7 +242,7 @@ def test_models_without_any_difference_merge_to_themselves(store: Store) -> None
     for method in ("average", "joint"):
         merged, interference = stages.merge(method)
         assert max(interference.values()) < 1e-12
-        for one in stages.judge(merged, "merged"):
+        for one in Scores(stages).judge(merged, "merged"):
             assert (one.agreement, one.lost_points) == (1, 0)
 
 

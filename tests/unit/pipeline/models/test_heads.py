@@ -12,6 +12,7 @@ from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare, redraw
+from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
@@ -100,7 +101,7 @@ def make_stages(folder: Path, merge: str = "") -> Stages:
 
 def test_each_task_keeps_its_own_head_and_nothing_else(folder: Path) -> None:
     stages = make_stages(folder, 'method = "average"')
-    a, b = (stages.load_source(source).module.state_dict() for source in stages.prepared.recipe.models)
+    a, b = (stages.load_source(source.name).module.state_dict() for source in stages.prepared.recipe.models)
     merged = stages.merge("average")[0].module.state_dict()
     assert torch.equal(merged["heads.0.weight"], a["heads.0.weight"])
     assert torch.equal(merged["heads.1.weight"], b["heads.1.weight"])
@@ -115,7 +116,7 @@ def test_a_specialist_in_the_joined_form_says_what_it_said_alone(folder: Path) -
     alone = load_function("net.py:five", folder)().eval()
     alone.load_state_dict(load_state(folder / "b.safetensors"))
     inputs = prepared.data.calibration["b"]
-    logits = predict(stages.load_source(source).module, inputs)
+    logits = predict(stages.load_source(source.name).module, inputs)
     assert torch.allclose(logits[:, 3:], predict(alone, prepared.data.strip(inputs)), atol=1e-6)
     assert bool((logits[:, :3] == SHUT).all())
     assert torch.equal(open_logits(logits), torch.tensor([[False] * 3 + [True] * 5] * len(logits)))
@@ -129,7 +130,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 def test_divergence_over_all_tasks_is_that_of_each_on_its_own_classes(folder: Path) -> None:
     stages = make_stages(folder)
-    merged, source = stages.merge("joint")[0].module, stages.load_source(stages.prepared.recipe.models[1]).module
+    merged, source = stages.merge("joint")[0].module, stages.load_source(stages.prepared.recipe.models[1].name).module
     inputs = stages.prepared.data.calibration["b"]
     teacher, student = predict(source, inputs)[:, 3:].log_softmax(-1), predict(merged, inputs)[:, 3:].log_softmax(-1)
     expected = float((teacher.exp() * (teacher - student)).sum(-1).mean())
@@ -139,11 +140,11 @@ def test_divergence_over_all_tasks_is_that_of_each_on_its_own_classes(folder: Pa
 def test_pooled_tests_count_every_task_on_its_own_head(folder: Path) -> None:
     stages = make_stages(folder)
     merged = stages.merge("joint")[0]
-    judged = stages.judge(merged, "merged")
-    whole = stages.evaluate(merged, "merged")
+    judged = Scores(stages).judge(merged, "merged")
+    (whole,) = Scores(stages).evaluate(merged, "merged")
     assert whole.samples == 30
     assert whole.correct == sum(one.after.correct for one in judged if one.after is not None)
-    assert stages.evaluate_source(stages.prepared.recipe.models[0]).samples == 20
+    assert [one.samples for one in Scores(stages).evaluate_source(stages.prepared.recipe.models[0])] == [20]
 
 
 def test_every_kind_of_merge_takes_backbones(folder: Path) -> None:
