@@ -86,19 +86,26 @@ class Suite:
 def read_suite(path: Path) -> tuple[Suite, Path]:
     """A suite and the path of its recipe."""
     suite = read_toml(Suite, path, "suite")
-    for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
-        if getattr(suite, name) < 1:
-            raise InputError(f"{path}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite")
-    if suite.energy is not None:
-        _check_energy(suite.energy, path)
+    check_suite(suite, str(path))
     return suite, path.resolve().parent / suite.recipe
 
 
-def _check_energy(energy: EnergyChoice, path: Path) -> None:
+def check_suite(suite: Suite, where: str) -> None:
+    """InputError where a number is too small to measure by; `where` names the suite."""
+    for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
+        if getattr(suite, name) < 1:
+            raise InputError(
+                f"{where}: {name} must be at least 1, got {getattr(suite, name)}", hint="correct the suite"
+            )
+    if suite.energy is not None:
+        _check_energy(suite.energy, where)
+
+
+def _check_energy(energy: EnergyChoice, where: str) -> None:
     least = {"rounds": FEWEST_ENERGY_ROUNDS, "busy_ms": _SHORTEST_MS, "idle_ms": _SHORTEST_MS}
     for name, lowest in least.items():
         if getattr(energy, name) < lowest:
-            message = f"{path}: energy.{name} must be at least {lowest}, got {getattr(energy, name)}"
+            message = f"{where}: energy.{name} must be at least {lowest}, got {getattr(energy, name)}"
             raise InputError(message, hint="correct the suite")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Header
+from rankship_benchmarks.judge.cautions import CautionGroup
 from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accuracy
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.flow.show import state_landing
@@ -84,8 +85,8 @@ def show_size(value: int | None) -> str:
     return UNKNOWN if value is None else show_bytes(value)
 
 
-def print_summary(summary: Summary, console: "Console") -> None:
-    """Print headline, results, accuracies, alternatives and cautions."""
+def print_summary(summary: Summary, console: "Console", *, verbose: bool = False) -> None:
+    """Print headline, results, accuracies, alternatives and cautions: one line for a group, each if `verbose`."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
@@ -103,8 +104,21 @@ def print_summary(summary: Summary, console: "Console") -> None:
         console.print(line, markup=False, highlight=False)
     for note in summary.slower_notes:
         console.print(f"✗ {note}", style="red", markup=False, highlight=False)
-    for caution in summary.cautions:
-        console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
+    for line in state_cautions(summary.caution_groups, verbose=verbose):
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
+def state_cautions(groups: Iterable[CautionGroup], *, verbose: bool) -> Iterator[str]:
+    """Say each group in a line, with what to do; then each caution of it if `verbose`, else how many there are."""
+    folded = 0
+    for one in groups:
+        yield " ".join(filter(None, (f"! {one.heading}", one.advice)))
+        if verbose:
+            yield from (f"  - {detail}" for detail in one.details)
+        else:
+            folded += len(one.details)
+    if folded:
+        yield f"! {folded} cautions stand behind this: they are on the page, and in `rankship report RUN --verbose`."
 
 
 def list_places(header: Header) -> list[str]:

@@ -31,6 +31,15 @@ def encode(thing: object) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+def to_plain(record: object, *, without_defaults: bool) -> dict[str, Any]:
+    """A record as dictionaries, lists, texts and numbers, keys in its own order and what is None left out."""
+    adapter = _adapter(type(record))
+    plain: dict[str, Any] = adapter.dump_python(
+        record, mode="json", exclude_none=True, exclude_defaults=without_defaults
+    )
+    return plain
+
+
 def digest(thing: object) -> str:
     """SHA-256 (hex) of a record's or plain value's canonical JSON."""
     return hashlib.sha256(encode(thing).encode()).hexdigest()

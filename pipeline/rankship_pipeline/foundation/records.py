@@ -1,10 +1,12 @@
 """Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
 
 from dataclasses import dataclass
+from html import escape
 from typing import Literal, TypeVar, dataclass_transform
 
 from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - half the house reads it here
 from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.units import show_count, show_percent
 
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
@@ -215,6 +217,21 @@ class LayerRank:
     relative_error: float
     interference: float | None
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Its line in a table whose heading is PLAN_HEADING."""
+        return (
+            self.name,
+            f"{self.rows}×{self.columns}",
+            str(self.factors or "dense"),
+            show_count(self.chosen_parameters),
+            "–" if self.factors is None else show_percent(self.relative_error),
+            "–" if self.interference is None else show_percent(self.interference),
+        )
+
+
+PLAN_HEADING = ("layer", "matrix", "stored as", "parameters", "lost by rank", "lost by merging")
+
 
 @record
 class RankPlan:
@@ -242,6 +259,12 @@ class RankPlan:
     def factors(self) -> dict[str, Factors]:
         """The layers that are stored factored, and how."""
         return {layer.name: layer.factors for layer in self.layers if layer.factors is not None}
+
+    def _repr_html_(self) -> str:
+        """The table of its layers, which notebooks show."""
+        lines = [("th", PLAN_HEADING), *(("td", layer.cells) for layer in self.layers)]
+        rows = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) for tag, cells in lines)
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 @record

@@ -24,7 +24,7 @@ class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
     Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts;
-    None where a Python session gives none: then there are no accuracies, and agreement with the sources tells quality.
+    None where none are given: then there are no accuracies, and agreement with the sources tells quality.
     `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
     model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
     `answers` says what `test_labels` are: the data's own labels or, where they have none, the predictions of the model
@@ -83,9 +83,10 @@ def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource])
     """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check what comes.
 
     The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
-    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as
-    `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell how well each model's
-    own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
+    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies);
+    `unlabelled`, shaped as `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell
+    how well each model's own task is done. With merge.head, every model has `tests`, and the test inputs are all of
+    theirs.
     """
     where = recipe.data.origin
     if recipe.data.loader is None:
@@ -109,7 +110,7 @@ def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
     if recipe.merge.head is None:
         test_inputs = _check(found["test_inputs"], f"{where}: test_inputs")
         given = found.get("test_labels")
-        test_labels = None if given is None and recipe.data.held else _check_labels(given, where)
+        test_labels = None if given is None else _check_labels(given, where)
     else:
         _check_alike(calibration | {f"tests of {name}": inputs for name, (inputs, _) in tests.items()}, where)
         test_inputs, test_labels = Data(calibration, (), torch.empty(0), tests=tests).pool_tests()

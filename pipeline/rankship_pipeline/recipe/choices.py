@@ -35,11 +35,13 @@ class Source:
         huggingface: a folder or a hub id
         revision: the hub's branch, tag or commit
         adapter: the folder of a LoRA adapter to add: peft's adapter_config.json and adapter_model.safetensors
-        task: what a Hugging Face model was trained for; left out, it is read from the model's own files
-        inputs: its forward arguments, in the order in which the data come; left out, read from its own files
-        normalise: what its training images went through; left out, a Hugging Face folder says it, else as the first
-        labels: the names of its classes in its own order; left out, found as `normalise` is
-        held: it is a trained module of a Python session; no recipe file can say this
+        task: what a Hugging Face model was trained for; left out, its own files say it
+        inputs: the names of its forward arguments, in the order in which the data loader gives them; left out, its own
+            files say them
+        held: stands for a trained module of a Python session; no recipe file can say it
+        normalise: what its training images went through; left out, it is read from a Hugging Face folder, and a
+            factory's model is taken to be like the first
+        labels: the names of its classes in its own order; left out, treated like `normalise`
     """
 
     name: str
@@ -58,23 +60,21 @@ class Source:
 
 @record
 class DataChoice:
-    """Calibration and test data: exactly one of `loader`, `images`, `text` and `csv`.
-
-    Only a loader is the user's code. `calibration_samples` and `test_samples` are drawn without overlap.
+    """Where calibration and test data come from: exactly one of `loader`, `images`, `text` and `csv`.
 
     Keys:
         loader: "file.py:function" beside the recipe; what it returns stands above
         images: a folder with a subfolder of pictures for each class
-        text: a file of texts with labels; .txt or .tsv: label, tab, text; .csv or .jsonl: by names
+        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by names)
         csv: a table of features, or of texts where the model reads text
-        label: the column of labels; left out, "label"
-        columns: the columns of the features, or the one of the texts
+        label: the name of the column of labels; left out, "label"
+        columns: the names of the columns of features, or of the one with texts
         tokens: the length to which texts are padded or cut
-        size: height and width in pixels that the model takes; a Hugging Face model brings its own
-        channels: 1 for grey, 3 for colour; a Hugging Face model brings its own
-        calibration_samples: how many samples to calibrate by
-        test_samples: how many samples to test by
-        held: tensors of a Python session; no recipe file can say this
+        size: height and width in pixels of the images that the model takes; a Hugging Face model brings its own
+        channels: 1 for grey images, 3 for colour; a Hugging Face model brings its own
+        calibration_samples: how many samples are drawn to calibrate by
+        test_samples: how many are drawn to test on, others than those
+        held: stands for tensors of a Python session; no recipe file can say it
         normalise: what the loader's images went through, or what a folder's images and a table's columns are put
             through; models trained on others are folded to it
     """

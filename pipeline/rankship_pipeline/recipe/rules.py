@@ -206,7 +206,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
                 ("min_top1_agreement", recipe.parity.min_top1_agreement, 0.9, 1),
             )
         ),
-        (bool(recipe.export.formats), "export.formats is empty"),
+        (bool(recipe.export.formats) or recipe.data.held, "export.formats is empty"),
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]
