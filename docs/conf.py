@@ -29,5 +29,6 @@ highlight_language = "none"
 default_role = "code"  # docstrings write `name` for code
 autodoc_member_order = "groupwise"
 autodoc_typehints = "description"
+autodoc_typehints_format = "fully-qualified"
 autodoc_typehints_description_target = "documented_params"
 napoleon_custom_sections = [("Keys", "params_style")]

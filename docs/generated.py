@@ -168,7 +168,7 @@ def read_document(name: str) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "recipe": lambda: write_tables(Recipe),
+    "recipe": lambda: write_tables(Recipe, skip=frozenset({"Source.held", "DataChoice.held"})),
     "suite": lambda: write_tables(Suite),
     "device": lambda: write_tables(Device, "NAME", frozenset({"Device.name", "Device.via"})),
     "commands": write_commands,

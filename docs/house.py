@@ -27,7 +27,7 @@ FOLDERS = {
     "tests/house": "The rules of this page, and the documents.",
     "tests/twin": "Emulated devices.",
     "tests/system": "Virtual machines, container images, every fault.",
-    "examples": "scripts to read and run",
+    "examples": "Python that a reader can run as it is",
     "docs": "these pages, and what Sphinx needs to build them",
     "docker": "images of the host, an emulated board, the kit builder",
 }

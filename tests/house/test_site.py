@@ -11,7 +11,7 @@ import pytest
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.cli import VERBS
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import Recipe
+from rankship_pipeline.recipe.choices import Comparison, Recipe
 from rankship_pipeline.recipe.merge_methods import METHODS
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import TableColumns
@@ -22,7 +22,7 @@ import generated  # noqa: E402  # the site's own extensions, found by the path a
 
 import house  # noqa: E402
 
-SPEAKING = {TableColumns}  # records whose keys say what they are
+SPEAKING = {TableColumns, Comparison}  # their keys say what they are, or are those of other tables
 
 
 def test_every_page_stands_in_the_contents() -> None:

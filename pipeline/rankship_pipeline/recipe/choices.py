@@ -112,8 +112,7 @@ class MergeChoice:
 
     Keys:
         method: how the weights become one
-        head: the module that gives the logits, where every model keeps its own and the rest becomes one backbone;
-            without it all models share one head
+        head: the module that gives the logits; with it every model keeps its own and the rest becomes one backbone
         base: the model that all were trained from; adapters of one model need not name it
         scale: λ (or α), by how much changes are scaled
         density: the share of each change that trimming keeps
@@ -196,18 +195,8 @@ class FactoriseChoice:
 class Comparison:
     """Another way to the same budget, evaluated on the host for the report and not exported.
 
-    What is left out is the plain way, not the recipe's: a row shows its method and not our extras.
-
-    Keys:
-        name: what the report calls it
-        merge: as `merge.method`
-        ranks: as `ranks.method`
-        whitening: as `factorise.whitening`
-        sensitivity: as `ranks.sensitivity`
-        passes: as `ranks.passes`
-        forms: as `ranks.forms`
-        curvature: as `factorise.curvature`
-        reconstruct: as `factorise.reconstruct`
+    Its keys mean what they mean in the tables `merge`, `ranks` and `factorise`. What is left out is the plain way, not
+    the recipe's: a row shows its method and not our extras.
     """
 
     name: str
