@@ -1,6 +1,5 @@
 """The verb `deploy`: a finished build's artifacts onto devices, and how an application loads them there."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from rankship_benchmarks.verbs.run import find_devices
 from rankship_pipeline.foundation.errors import InputError, Lacks
+from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.records import VARIANTS, Variant, record
-from rankship_pipeline.verbs import add_store_flag, find_by_name
+from rankship_pipeline.verbs import find_by_name
 from rankship_targets.session.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -29,19 +29,20 @@ class Deployable:
 
 def deploy(argv: list[str]) -> int:
     """`rankship deploy RECIPE|HASH|FILE --on DEVICE[,DEVICE]`: verified copies, and the code that loads each."""
-    parser = argparse.ArgumentParser(
-        prog="rankship deploy", description="Copy what was verified to devices and say how to load it there."
+    parser = start_parser(
+        "deploy",
+        "Copy what was verified to devices and say how to load it there.",
+        "--on",
+        "--inventory",
+        "--store",
     )
     parser.add_argument("build", help="a recipe.toml, the first letters of a build's hash, or one verified artifact")
-    parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
     parser.add_argument(
         "--format", action="append", choices=FORMATS, help="again for more (default: all that the device can run)"
     )
     parser.add_argument("--task", action="append", help="whose head goes along; again for more (default: every task's)")
     parser.add_argument("--variant", choices=VARIANTS, default="compressed", help="default: %(default)s")
-    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 
