@@ -37,7 +37,7 @@ from rankship_benchmarks.fleet.threads import run_fleet
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Build, RankPlan
+from rankship_pipeline.foundation.records import ArtifactKey, Build, RankPlan
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 KINDS, TWINS, JOBS, FAULTS, TRIALS = 8, 25, 10_000, 1_000, 12
@@ -205,8 +205,7 @@ def make_trial(job: str, device: str, number: int) -> Trial:
     )
     return Trial(
         round=number,
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         artifact_sha256="a",
         device=device,
         started_utc="2026-01-01T00:00:00+00:00",

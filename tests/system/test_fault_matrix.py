@@ -47,7 +47,7 @@ from rankship_pipeline.foundation.errors import (
     Unreachable,
 )
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format, Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Format, Verified
 from rankship_targets.client import calls as client
 from rankship_targets.client import detached
 from rankship_targets.client.detached import Ticket, make_ticket
@@ -637,8 +637,7 @@ class Step:
             self._board.heat.write_text(HOT)
         request = MeasureRequest(
             round=0,
-            variant="dense",
-            format=self.kind,
+            key=ArtifactKey(variant="dense", format=self.kind),
             artifact=self._remote,
             artifact_sha256=hash_file(self._model),
             inputs=(self._inputs,),
@@ -690,8 +689,7 @@ def prove(path: Path, kind: Format = "onnx") -> Verified:
     """Sign a file as the parity gate does what it has proven."""
     verified = Verified(
         artifact_sha256=hash_file(path),
-        variant="dense",
-        format=kind,
+        key=ArtifactKey(variant="dense", format=kind),
         runtime="onnxruntime",
         runtime_version="1",
         samples=1,

@@ -16,7 +16,7 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.foundation.records import Format, Variant, Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Format, Variant, Verified
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.twin.debian_root import find_root
@@ -139,8 +139,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prove(data: bytes, kind: Format, variant: Variant) -> Verified:
     return Verified(
         artifact_sha256=hashlib.sha256(data).hexdigest(),
-        variant=variant,
-        format=kind,
+        key=ArtifactKey(variant=variant, format=kind),
         runtime="numpy",
         runtime_version=np.__version__,
         samples=3,

@@ -13,6 +13,7 @@ import pytest
 from rankship_benchmarks.judge.validity import judge_trial, refuse_trials
 from rankship_pipeline.foundation.errors import ClockJumped
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.records import ArtifactKey
 from rankship_targets.client.detached import make_ticket
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.session.session import open_session
@@ -71,8 +72,7 @@ def measure(machine: Machine, model: Any, samples: Path, strike: Callable[[], No
     with open_session(replace(machine.device, cool_below_mc=50_000), on_news=tell) as held:
         request = MeasureRequest(
             round=0,
-            variant="dense",
-            format="onnx",
+            key=ArtifactKey(variant="dense", format="onnx"),
             artifact=held.push(model.path, model.verified),
             artifact_sha256=model.verified.artifact_sha256,
             inputs=(held.push_file(samples),),

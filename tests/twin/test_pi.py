@@ -16,7 +16,7 @@ import pytest
 
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.records import ArtifactKey, Format, Variant
 from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.session.session import open_session
@@ -113,8 +113,7 @@ def test_a_session_probes_infers_and_measures(
         np.testing.assert_allclose(np.load(output), model.compute(np.load(samples)), rtol=1e-4, atol=1e-5)
         request = MeasureRequest(
             round=0,
-            variant=variant,
-            format=kind,
+            key=ArtifactKey(variant=variant, format=kind),
             artifact=artifact,
             artifact_sha256=model.verified.artifact_sha256,
             inputs=(remote,),

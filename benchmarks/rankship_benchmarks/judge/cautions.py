@@ -14,7 +14,7 @@ from rankship_benchmarks.stats.estimates import (
     relative_drift,
     relative_spread,
 )
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.records import ArtifactKey
 from rankship_targets.trials.trial import Trial
 
 # What must be exceeded before a caution is printed.
@@ -25,7 +25,7 @@ _TRIAL_DRIFT = 0.05
 _ROUND_GAP_S = 600
 
 
-def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+def list_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     """Every caution that the data itself gives cause for, gravest first."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
@@ -35,9 +35,9 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
     yield from _name_refused(bundle.trials)
     yield from _name_doubted(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
-    for (variant, format_), trials in groups.items():
+    for key, trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
-            yield f"{variant} {format_} was timed without a proof of parity."
+            yield f"{key.title} was timed without a proof of parity."
     yield from _distrust_rounds(groups)
     yield from _distrust_gaps(bundle.trials)
     yield from _distrust_device(bundle.trials)
@@ -48,22 +48,22 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
 
 def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
     """One caution for each reason and artifact with trials that do not count."""
-    refused: dict[tuple[str, Variant, Format], set[int]] = {}
+    refused: dict[tuple[str, ArtifactKey], set[int]] = {}
     for trial in trials:
         for reason in judge_trial(trial):
-            refused.setdefault((reason, trial.variant, trial.format), set()).add(trial.round)
-    for (reason, variant, format_), rounds in refused.items():
-        yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
+            refused.setdefault((reason, trial.key), set()).add(trial.round)
+    for (reason, key), rounds in refused.items():
+        yield f"Not counted: {name_rounds(rounds)} of {key.title}: {reason} while it was measured."
 
 
 def _name_doubted(trials: tuple[Trial, ...]) -> Iterable[str]:
     """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
-    doubted: dict[str, set[tuple[int, Variant, Format]]] = {}
+    doubted: dict[str, set[tuple[int, ArtifactKey]]] = {}
     for trial in trials:
         for reason in doubt_trial(trial):
-            doubted.setdefault(reason, set()).add((trial.round, trial.variant, trial.format))
+            doubted.setdefault(reason, set()).add((trial.round, trial.key))
     for reason, which in doubted.items():
-        rounds = name_rounds({number for number, _, _ in which})
+        rounds = name_rounds({number for number, _ in which})
         share = f"{len(which)} of {len(trials)} trials ({rounds})"
         yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
     off = find_canary_off(trials)
@@ -71,19 +71,19 @@ def _name_doubted(trials: tuple[Trial, ...]) -> Iterable[str]:
         yield f"Doubted: {CANARY} in {name_rounds(off)}; no verdict between runs uses them."
 
 
-def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+def _distrust_rounds(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     """Cautions about the timings: warm-up, number of rounds, spread between rounds, drift inside a trial."""
     counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
     if counts:
-        where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
+        where = "every artifact" if len(counts) == len(groups) else ", ".join(key.title for key in counts)
         few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
     fewest = min(map(len, groups.values()))
     if count_needed() <= fewest < CORRELATION_ROUNDS:
         enough = f"({CORRELATION_ROUNDS} can)"
         yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
-    for (variant, format_), trials in groups.items():
-        name = f"{variant} {format_}"
+    for key, trials in groups.items():
+        name = key.title
         cold = {trial.round for trial in trials if not trial.warmed_up}
         if cold:
             share = f"{len(cold)} of {len(trials)} rounds ({name_rounds(cold)})"
@@ -139,10 +139,6 @@ def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
         yield "Frequency unknown: the device does not tell its clock, so a change of speed would go unseen."
     if any(state.temperature_mc is None for state in states):
         yield "Temperature unknown: the device does not tell, so throttling cannot be excluded."
-
-
-def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:
-    return ", ".join(f"{variant} {format_}" for variant, format_ in groups)
 
 
 def name_rounds(numbers: Iterable[int]) -> str:

@@ -3,11 +3,11 @@
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.judge.compare import compare_bundles
 from rankship_benchmarks.judge.compare_energy import compare_energies
-from rankship_benchmarks.nightly.records import CaseWord
+from rankship_benchmarks.nightly.records import CaseVerdict
 from rankship_pipeline.foundation.errors import MeasurementError
 
 
-def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseWord, ...]:
+def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseVerdict, ...]:
     """Judge tonight's energies by the rules for times; empty where no energy was asked for or none was metered.
 
     `baseline` is the last night that counts, None where there is none: then, and where the two must not be compared,
@@ -25,16 +25,12 @@ def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseWord, 
     if not verdicts:
         return _know_nothing(tonight, "the last night that counts has no energy")
     return tuple(
-        CaseWord(variant=one.variant, format=one.format, word=one.word, reason=one.reason, ratio=one.ratio)
+        CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio)
         for one in verdicts
-        if one.variant != "canary"
+        if one.key.variant != "canary"
     )
 
 
-def _know_nothing(tonight: Bundle, reason: str) -> tuple[CaseWord, ...]:
-    cases = dict.fromkeys((one.trial.variant, one.trial.format) for one in tonight.metered)
-    return tuple(
-        CaseWord(variant=variant, format=name, word="unknown", reason=reason)
-        for variant, name in cases
-        if variant != "canary"
-    )
+def _know_nothing(tonight: Bundle, reason: str) -> tuple[CaseVerdict, ...]:
+    keys = dict.fromkeys(one.trial.key for one in tonight.metered)
+    return tuple(CaseVerdict(key=key, verdict="unknown", reason=reason) for key in keys if key.variant != "canary")

@@ -1,13 +1,15 @@
 """Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
 
-from dataclasses import dataclass
-from typing import Literal, TypeVar, dataclass_transform
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar, dataclass_transform, get_args
 
 Format = Literal["onnx", "tflite", "executorch"]
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
+Precision = Literal["float32", "float16", "int8", "int4"]  # what the weights are stored in; builds make the first
+Delegate = Literal["cpu"]  # what each runtime computes with by itself: see ArtifactKey
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
-LandingWord = Literal["landed", "dense fits", "nearest below"]
+LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
 
@@ -21,9 +23,72 @@ def record(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, slots=True, kw_only=True)(cls)
 
 
-def name_file(variant: Variant, format_: Format, task: str | None) -> str:
-    """An exported file to people: "compressed onnx", "compressed onnx, head of mnist"."""
-    return f"{variant} {format_}" + ("" if task is None else f", head of {task}")
+WHOLE, _HEAD = "whole", "head of "
+
+
+@record
+class ArtifactKey:
+    """The name of one artifact of a recipe, wherever it is exported, proven, timed, compared or shown.
+
+    `delegate` is what computes it: "cpu" is ONNX Runtime's own provider, and XNNPACK in TFLite and ExecuTorch. `part`
+    is what of the model the file holds: "whole" (also the backbone that tasks share), or a task's head (`head_of`).
+    """
+
+    variant: Variant
+    format: Format
+    precision: Precision = "float32"
+    delegate: Delegate = "cpu"
+    part: str = WHOLE
+
+    @property
+    def model(self) -> str:
+        """What tables call it beside its format: "compressed", "compressed, int8"."""
+        return ", ".join([self.variant, *self._list_unusual()])
+
+    @property
+    def title(self) -> str:
+        """What people call it: "compressed onnx", "compressed onnx, head of mnist"."""
+        return ", ".join([f"{self.variant} {self.format}", *self._list_unusual()])
+
+    @property
+    def heading(self) -> str:
+        """What lists by format call it: "onnx compressed"."""
+        return f"{self.format} {self.model}"
+
+    def _list_unusual(self) -> list[str]:
+        """Whatever a build did not make before there was a choice of it."""
+        return [getattr(self, one.name) for one in fields(self)[2:] if getattr(self, one.name) != one.default]
+
+    @property
+    def task(self) -> str | None:
+        """Whose head it is; None for any other part."""
+        return self.part.removeprefix(_HEAD) if self.part.startswith(_HEAD) else None
+
+    @property
+    def dense(self) -> "ArtifactKey":
+        """Its dense counterpart, over whose time and energy a compressed model's ratio is."""
+        return replace(self, variant="dense")
+
+    @property
+    def order(self) -> tuple[int, int, int, int, bool, str]:
+        """Where it stands in a list: by format, then dense first, the usual before the rest."""
+        chosen = ((self.variant, Variant), (self.precision, Precision), (self.delegate, Delegate))
+        variant, precision, delegate = (get_args(kind).index(value) for value, kind in chosen)
+        return FORMATS.index(self.format), variant, precision, delegate, self.part != WHOLE, self.part
+
+
+def head_of(task: str) -> str:
+    """Name the part of a model that is one task's head."""
+    return f"{_HEAD}{task}"
+
+
+@record
+class Dimension:
+    """A side of a tensor that an artifact takes in any length of a range, both ends included."""
+
+    name: str
+    low: int
+    high: int
 
 
 @record
@@ -31,21 +96,27 @@ class TensorSpec:
     """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | Dimension, ...]
     dtype: str
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape is one of those described."""
+        return len(shape) == len(self.shape) and all(
+            side.low <= one <= side.high if isinstance(side, Dimension) else one == side
+            for one, side in zip(shape, self.shape, strict=True)
+        )
 
 
 @record
 class Artifact:
     """One exported file and everything that made it.
 
-    `task` is whose head it is, None for a whole model or the backbone that tasks share. `parameters` counts every
-    trainable parameter of the torch module in it (embeddings, norms, biases, heads);
-    `factored_layers` are the layers stored as chains of smaller operators, by their torch names.
+    `outputs` are in the order in which its runtime gives them. `parameters` counts every trainable parameter of the
+    torch module in it (embeddings, norms, biases, heads); `factored_layers` are the layers stored as chains of smaller
+    operators, by their torch names.
     """
 
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     file: str
     size_bytes: int
     sha256: str
@@ -56,38 +127,25 @@ class Artifact:
     recipe_sha256: str
     source_sha256: dict[str, str]
     toolchain: dict[str, str]
-    task: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What tables and errors call it."""
-        return name_file(self.variant, self.format, self.task)
 
 
 @record
 class Verified:
     """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
 
-    `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples and outputs; `min_cosine` is the
-    worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees (of a backbone: its
-    largest feature). `task` is whose head was proven, on the backbone's features, None for anything else.
+    Each figure is that of the worst output. `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples;
+    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees
+    (of a backbone: its largest feature). A task's head is proven on the backbone's features.
     """
 
     artifact_sha256: str
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     runtime: str
     runtime_version: str
     samples: int
     max_relative_error: float
     min_cosine: float
     top1_agreement: float
-    task: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What tables call what was proven."""
-        return name_file(self.variant, self.format, self.task)
 
 
 @record
@@ -167,7 +225,7 @@ class LandingTry:
 class Landing:
     """How a latency budget was met on the device it is for: every try in order, and the one that is shipped.
 
-    `word` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
+    `verdict` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
     nothing was compressed; "nearest below", where no try came nearer and this one is faster than asked.
     """
 
@@ -180,7 +238,7 @@ class Landing:
     rounds: int
     tries: tuple[LandingTry, ...]
     chosen: int
-    word: LandingWord
+    verdict: LandingVerdict
 
     @property
     def shipped(self) -> LandingTry:
@@ -312,7 +370,7 @@ class Build:
     `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task, variant and format.
+    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task and artifact.
     """
 
     recipe: str

@@ -145,7 +145,7 @@ class Session:
         if manifest.verified != verified:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
-        name = f"artifacts/{sha256}/model.{SUFFIXES[verified.format]}"
+        name = f"artifacts/{sha256}/model.{SUFFIXES[verified.key.format]}"
         remote = self._copy(artifact, sha256, name, on_progress)
         note = manifest_path(artifact)
         self._copy(note, hash_file(note), name + MANIFEST_SUFFIX)
@@ -281,8 +281,7 @@ class Session:
         samples = pick(events, Samples, self.device)
         return Trial(
             round=request.round,
-            variant=request.variant,
-            format=request.format,
+            key=request.key,
             artifact_sha256=request.artifact_sha256,
             device=self.device.name,
             started_utc=ticket.started_utc,
@@ -310,7 +309,7 @@ class Session:
         """Say a request as the agent takes it, with the conditions that the inventory asks for."""
         return {
             "command": "measure",
-            "format": request.format,
+            "format": request.key.format,
             "artifact": request.artifact,
             "inputs": list(request.inputs),
             "threads": request.threads,

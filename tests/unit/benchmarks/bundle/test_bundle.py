@@ -18,7 +18,7 @@ from rankship_benchmarks.bundle.bundle import (
 )
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Build, RankPlan
+from rankship_pipeline.foundation.records import ArtifactKey, Build, RankPlan
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 UNTOLD = DeviceState(
@@ -59,8 +59,7 @@ HEADER = Header(
 )
 TRIAL = Trial(
     round=0,
-    variant="dense",
-    format="onnx",
+    key=ArtifactKey(variant="dense", format="onnx"),
     artifact_sha256="a",
     device="pi4",
     started_utc="2025-01-01T00:00:00+00:00",

@@ -65,7 +65,7 @@ def test_a_canary_is_proven_and_timed_in_every_round(tmp_path: Path) -> None:
     device = replace(describe_this_machine(), workdir=str(tmp_path / "work"))
     folder = measure_build(build, verified, store, device, suite, tmp_path / "to", QUIET, limits=limits, canary=canary)
     bundle = open_bundle(folder)
-    assert [(one.round, one.variant, one.format) for one in bundle.trials] == [(n, "canary", "onnx") for n in (0, 1)]
+    assert [(one.round, one.key) for one in bundle.trials] == [(number, canary.key) for number in (0, 1)]
     assert bundle.header.canary == canary
     refuse_unlike(bundle)
     with pytest.raises(UnlikeConditions, match="which this build did not make"):

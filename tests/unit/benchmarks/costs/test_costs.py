@@ -30,7 +30,7 @@ from rankship_pipeline.flow.preflight import Prepared, prepare
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
-from rankship_pipeline.foundation.records import CostTable, Factors, Format, LayerCost, RunOutput
+from rankship_pipeline.foundation.records import ArtifactKey, CostTable, Factors, Format, LayerCost, RunOutput
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import Site
@@ -53,8 +53,7 @@ STATE = DeviceState(
 def make_trial(ns: float, sweep: int = 0, throttled_bits: int | None = None) -> Trial:
     return Trial(
         round=sweep,
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         artifact_sha256="a",
         device="pi4",
         started_utc="2026-11-25T00:00:00Z",

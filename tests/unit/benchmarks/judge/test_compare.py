@@ -16,7 +16,7 @@ from rankship_benchmarks.stats.estimates import estimate_median, find_correlatio
 from rankship_benchmarks.stats.shift import correct_holm, find_least_p, find_shift
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
-from rankship_pipeline.foundation.records import Artifact, Build, Format, RankPlan, Variant
+from rankship_pipeline.foundation.records import Artifact, ArtifactKey, Build, Format, RankPlan, Variant
 from rankship_targets.trials.trial import Conditions, DeviceState, RuntimeReading, Trial
 
 CALM = DeviceState(
@@ -45,8 +45,7 @@ CANARY: Case = ("canary", "onnx")
 def make_artifact(case: Case) -> Artifact:
     variant, format_ = case
     return Artifact(
-        variant=variant,
-        format=format_,
+        key=ArtifactKey(variant=variant, format=format_),
         file="m",
         size_bytes=1,
         sha256=f"{variant} {format_}",
@@ -64,8 +63,7 @@ def make_trial(case: Case, number: int, time_ns: float) -> Trial:
     variant, format_ = case
     return Trial(
         round=number,
-        variant=variant,
-        format=format_,
+        key=ArtifactKey(variant=variant, format=format_),
         artifact_sha256=f"{variant} {format_}",
         device="pi4",
         started_utc=f"2025-01-01T00:{number:02}:00+00:00",
@@ -113,7 +111,7 @@ def make_bundle(times_ns: dict[Case, list[float]], run_id: str = "one", canary: 
     )
     trials = [make_trial(case, n, time) for case, times in times_ns.items() for n, time in enumerate(times)]
     if canary:
-        trials = [replace(t, artifact_sha256=canary) if t.variant == "canary" else t for t in trials]
+        trials = [replace(t, artifact_sha256=canary) if t.key.variant == "canary" else t for t in trials]
     return Bundle(header=header, trials=tuple(trials), finished=True)
 
 
@@ -160,7 +158,7 @@ def test_so_few_rounds_that_nothing_could_ever_be_told_are_said_to_be() -> None:
 
 def test_a_case_of_one_run_only_is_unknown() -> None:
     verdicts = judge({DENSE: draw(1)}, {DENSE: draw(2), COMPRESSED: draw(3)})
-    assert [(one.variant, one.word) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
+    assert [(one.key.variant, one.word) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
     assert verdicts[1].reason == "only 0 rounds of the baseline count, 5 are the fewest: it was not measured"
 
 

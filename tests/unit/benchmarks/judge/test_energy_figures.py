@@ -58,9 +58,9 @@ def watch_trial(trial: Trial, number: int, power_uw: float, **changes: object) -
 def make_metered(spread: float = 0.002, factor: float = 1.0, seed: int = 3, **changes: object) -> Bundle:
     """A run whose onnx artifacts were watched for ROUNDS rounds."""
     random = np.random.default_rng(seed)
-    first = [trial for trial in BASE.trials if trial.round == 0 and trial.format == "onnx"]
+    first = [trial for trial in BASE.trials if trial.round == 0 and trial.key.format == "onnx"]
     metered = [
-        watch_trial(trial, number, factor * POWERS_UW[trial.variant] * random.normal(1, spread), **changes)
+        watch_trial(trial, number, factor * POWERS_UW[trial.key.variant] * random.normal(1, spread), **changes)
         for number in range(ROUNDS)
         for trial in first
     ]
@@ -68,7 +68,7 @@ def make_metered(spread: float = 0.002, factor: float = 1.0, seed: int = 3, **ch
 
 
 def find_energy(bundle: Bundle, variant: str = "dense") -> CaseEnergy:
-    (result,) = [one for one in summarise(bundle).results if (one.variant, one.format) == (variant, "onnx")]
+    (result,) = [one for one in summarise(bundle).results if (one.key.variant, one.key.format) == (variant, "onnx")]
     assert result.energy is not None
     return result.energy
 
@@ -208,7 +208,7 @@ def test_a_trace_that_is_not_the_one_that_was_written_is_damage(tmp_path: Path) 
 @pytest.mark.parametrize(("factor", "word"), [(1.05, "worse"), (0.95, "better"), (1.0, "same")])
 def test_energies_of_two_runs_get_their_own_verdicts(factor: float, word: str) -> None:
     verdicts = compare_energies(make_metered(), make_metered(factor=factor, seed=5))
-    assert [(one.variant, one.word, one.figure) for one in verdicts] == [
+    assert [(one.key.variant, one.word, one.figure) for one in verdicts] == [
         ("dense", word, "energy"),
         ("compressed", word, "energy"),
     ]

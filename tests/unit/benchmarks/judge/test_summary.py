@@ -16,6 +16,7 @@ from rankship_pipeline.foundation.records import (
     Accuracy,
     Alternative,
     Artifact,
+    ArtifactKey,
     Build,
     Factors,
     Format,
@@ -94,8 +95,7 @@ def make_build(recipe: str = "digits-merge", layers: int = 12) -> Build:
     counts: dict[Variant, int] = {"dense": dense, "compressed": plan.total_parameters}
     artifacts = [
         Artifact(
-            variant=variant,
-            format=format_,
+            key=ArtifactKey(variant=variant, format=format_),
             file=f"{variant}.{format_}",
             size_bytes=4 * parameters + 18_000,
             sha256=digest([variant, format_]),
@@ -138,11 +138,11 @@ def make_trial(
     centre = median * (ratio if variant == "compressed" else 1) * random.lognormal(0, 0.008)
     times = centre * random.lognormal(0, 0.03, samples) * (1 + 0.4 * (random.random(samples) < 0.01))
     name, version = RUNTIMES[format_]
+    key = ArtifactKey(variant=variant, format=format_)
     return Trial(
         round=number,
-        variant=variant,
-        format=format_,
-        artifact_sha256=next(o.sha256 for o in build.artifacts if (o.variant, o.format) == (variant, format_)),
+        key=key,
+        artifact_sha256=next(o.sha256 for o in build.artifacts if o.key == key),
         device="pi4-bench",
         started_utc=f"2025-01-01T10:{number:02}:00+00:00",
         threads=1,
@@ -167,10 +167,9 @@ def make_bundle(rounds: int = 8, layers: int = 12, recipe: str = "digits-merge",
     verified = tuple(
         Verified(
             artifact_sha256=one.sha256,
-            variant=one.variant,
-            format=one.format,
-            runtime=RUNTIMES[one.format][0],
-            runtime_version=RUNTIMES[one.format][1],
+            key=one.key,
+            runtime=RUNTIMES[one.key.format][0],
+            runtime_version=RUNTIMES[one.key.format][1],
             samples=256,
             max_relative_error=3.1e-7,
             min_cosine=0.99999994,
@@ -212,7 +211,7 @@ def render(summary: Summary, width: int = 100) -> str:
 
 def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
     summary = summarise(make_bundle())
-    assert [(one.format, one.variant) for one in summary.results] == [(f, v) for f in FORMATS for v in VARIANTS]
+    assert [(one.key.format, one.key.variant) for one in summary.results] == [(f, v) for f in FORMATS for v in VARIANTS]
     dense, compressed = summary.results[:2]
     assert dense.ratio is None
     assert dense.accuracy is not None
@@ -239,7 +238,7 @@ def test_ratio_is_paired_by_round_and_its_interval_holds_the_truth() -> None:
         if one.ratio is not None:
             assert one.ratio.low is not None
             assert one.ratio.high is not None
-            assert one.ratio.low <= SPEEDS[one.format][1] <= one.ratio.high
+            assert one.ratio.low <= SPEEDS[one.key.format][1] <= one.ratio.high
             assert one.ratio.rounds == 20
 
 
@@ -361,7 +360,7 @@ def test_a_bundle_without_samples_is_refused() -> None:
 
 def test_a_run_of_one_variant_has_no_ratio() -> None:
     bundle = make_bundle()
-    only = dataclasses.replace(bundle, trials=tuple(one for one in bundle.trials if one.variant == "compressed"))
+    only = dataclasses.replace(bundle, trials=tuple(one for one in bundle.trials if one.key.variant == "compressed"))
     summary = summarise(only)
     assert all(one.ratio is None for one in summary.results)
     assert "latency" not in state_headline(summary)

@@ -19,7 +19,7 @@ from rankship_benchmarks.judge.validity import (
     name_distrust,
 )
 from rankship_pipeline.foundation.errors import ClockJumped, MeasurementError, Throttled
-from rankship_pipeline.foundation.records import Artifact, Build, RankPlan
+from rankship_pipeline.foundation.records import Artifact, ArtifactKey, Build, RankPlan
 from rankship_targets.trials.trial import Conditions, DeviceState, RuntimeReading, Span, Trial
 
 CALM = DeviceState(
@@ -35,8 +35,7 @@ CALM = DeviceState(
 )
 TRIAL = Trial(
     round=0,
-    variant="dense",
-    format="onnx",
+    key=ArtifactKey(variant="dense", format="onnx"),
     artifact_sha256="a",
     device="pi4",
     started_utc="2025-01-01T00:00:00+00:00",
@@ -139,7 +138,7 @@ def test_only_the_cores_that_a_trial_ran_on_may_move_its_clock() -> None:
 
 def test_a_round_whose_canary_is_off_is_no_witness() -> None:
     rounds = [replace(TRIAL, round=number) for number in range(4)]
-    canaries = [replace(one, variant="canary") for one in rounds]
+    canaries = [replace(one, key=replace(one.key, variant="canary")) for one in rounds]
     canaries[2] = replace(canaries[2], samples_ns=(111, 111, 111))
     everything = [*rounds, *canaries]
     assert find_canary_off(everything) == {2}
@@ -163,8 +162,7 @@ def test_any_trial_is_judged(trial: Trial) -> None:
 
 def make_bundle(*trials: Trial) -> Bundle:
     artifact = Artifact(
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         file="m",
         size_bytes=1,
         sha256="a",

@@ -22,7 +22,16 @@ from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Artifact, Build, Format, RankPlan, RunOutput, TensorSpec, Verified
+from rankship_pipeline.foundation.records import (
+    Artifact,
+    ArtifactKey,
+    Build,
+    Format,
+    RankPlan,
+    RunOutput,
+    TensorSpec,
+    Verified,
+)
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import Device, describe_this_machine
@@ -86,8 +95,7 @@ def built(tmp_path: Path) -> Built:
     entry = store.produce("artifact", {}, make)
     path = entry.folder / "model.onnx"
     artifact = Artifact(
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         file=str(path.relative_to(store.root)),
         size_bytes=path.stat().st_size,
         sha256=hash_file(path),

@@ -22,7 +22,7 @@ from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure import one_device as measure
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, Lacks
-from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
+from rankship_pipeline.foundation.records import Artifact, ArtifactKey, Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import Device
@@ -78,8 +78,7 @@ def measure_small(folder: Path, choice: MeterChoice | None, suite: Suite) -> Bun
     model = folder / "store/small.onnx"
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     artifact = Artifact(
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         file="small.onnx",
         size_bytes=model.stat().st_size,
         sha256=sha256,
@@ -112,8 +111,7 @@ def measure_small(folder: Path, choice: MeterChoice | None, suite: Suite) -> Bun
     )
     proof = Verified(
         artifact_sha256=sha256,
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         runtime="onnxruntime",
         runtime_version="1",
         samples=1,

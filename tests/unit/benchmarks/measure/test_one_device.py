@@ -24,7 +24,7 @@ from rankship_benchmarks.measure import one_device as measure
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.recipe.choices import ParityChoice
-from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Artifact, Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import sign_artifact
@@ -32,13 +32,14 @@ from rankship_targets.session.manifest import sign_artifact
 folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
 model = folder / "store/tiny.onnx"
 sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
-artifact = Artifact(variant="dense", format="onnx", file="tiny.onnx", size_bytes=model.stat().st_size, sha256=sha256,
+key = ArtifactKey(variant="dense", format="onnx")
+artifact = Artifact(key=key, file="tiny.onnx", size_bytes=model.stat().st_size, sha256=sha256,
     inputs=(), outputs=(), parameters=1, factored_layers=(), recipe_sha256="r", source_sha256={}, toolchain={})
 plan = RankPlan(method="uniform", layers=(), fixed_parameters=1, total_parameters=1, unit="parameters",
     total_cost=1, budget_cost=1, predicted_error=0.0)
 build = Build(recipe="tiny", recipe_sha256="r", artifacts=(artifact,), plan=plan, accuracies=(), alternatives=(),
     dense_parameters=1)
-proof = Verified(artifact_sha256=sha256, variant="dense", format="onnx", runtime="onnxruntime", runtime_version="1",
+proof = Verified(artifact_sha256=sha256, key=key, runtime="onnxruntime", runtime_version="1",
     samples=1, max_relative_error=0.0, min_cosine=1.0, top1_agreement=1.0)
 sign_artifact(model, proof, "r")
 device = Device(name="this-machine", transport="local", python=str(folder / "python"), workdir=str(folder / "work"),

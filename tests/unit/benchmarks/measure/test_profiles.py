@@ -16,7 +16,7 @@ from rankship_benchmarks.report.profile_charts import draw_profile, list_rows
 from rankship_benchmarks.stats.pareto import find_front
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, Lacks
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.records import ArtifactKey, Format
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest
@@ -31,7 +31,11 @@ def make_profile(*middles_us: int) -> Profile:
         for place, us in enumerate(middles_us)
     )
     return Profile(
-        variant="dense", format="onnx", artifact_sha256="0", threads=1, operators=operators, inference_ns=(1, 2, 3)
+        key=ArtifactKey(variant="dense", format="onnx"),
+        artifact_sha256="0",
+        threads=1,
+        operators=operators,
+        inference_ns=(1, 2, 3),
     )
 
 
@@ -74,9 +78,9 @@ class Device:
     device = types.SimpleNamespace(name="pi")
 
     def profile(self, request: MeasureRequest, runs: int) -> Profiled:
-        if request.format == "tflite":
+        if request.key.format == "tflite":
             raise Lacks("offers none", hint="look")
-        if request.format == "executorch":
+        if request.key.format == "executorch":
             raise ConnectionLost("gone", hint="look")
         operator = OperatorTime(name="a", kind="Conv", ns=(1000,) * runs)
         return Profiled(event="profiled", operators=(operator,), inference_ns=(2000,) * runs)
@@ -85,8 +89,7 @@ class Device:
 def ask(format_: Format) -> MeasureRequest:
     return MeasureRequest(
         round=0,
-        variant="dense",
-        format=format_,
+        key=ArtifactKey(variant="dense", format=format_),
         artifact="model",
         artifact_sha256="0",
         inputs=(),
@@ -104,7 +107,7 @@ def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(t
     profile_run(tmp_path, [ask("tflite"), ask("onnx")], session, Steps())
     found = read_profiles(tmp_path)
     assert found is not None
-    assert [one.format for one in found.profiles] == ["onnx"]
+    assert [one.key.format for one in found.profiles] == ["onnx"]
     assert "offers none" in found.missing["tflite"]
     assert len(found.profiles[0].inference_ns) == RUNS
 

@@ -32,7 +32,7 @@ from rankship_benchmarks.nightly.histories import Case, list_histories
 from rankship_benchmarks.nightly.judge import state_exit
 from rankship_benchmarks.nightly.night import Tonight, run_night
 from rankship_benchmarks.nightly.page import PAGE, render_page
-from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord, holding, list_nights
+from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord, holding, list_nights
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.stats.steps import Night
 from rankship_pipeline.cli import main
@@ -40,7 +40,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BuildError, ConnectionLost, InputError, Quarantined
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Build, Format, Variant, Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Build, Format, Variant, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import Device
@@ -51,10 +51,8 @@ SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/t
 OUTLINE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "report/test_report.py"))
 FULL: Bundle = SAMPLE["make_bundle"](rounds=9, layers=3, samples=11)
 # One artifact is enough for most: the statistics have their own tests.
-CASE = ("dense", "onnx")
-SMALL = dataclasses.replace(
-    FULL, trials=tuple(one for one in FULL.trials if (one.variant, one.format) == CASE), finished=True
-)
+CASE = ArtifactKey(variant="dense", format="onnx")
+SMALL = dataclasses.replace(FULL, trials=tuple(one for one in FULL.trials if one.key == CASE), finished=True)
 BUILD = SMALL.header.build_sha256
 QUIET = Steps(quiet=True)
 Spoil = Callable[[Bundle], Bundle]
@@ -111,7 +109,7 @@ def throttle(bundle: Bundle) -> Bundle:
 
 
 def read_words(night: NightRecord) -> list[str]:
-    return [case.word for one in night.devices for case in one.cases]
+    return [case.verdict for one in night.devices for case in one.cases]
 
 
 def test_a_night_that_is_worse_exits_with_1_and_the_next_at_the_same_level_does_not(tmp_path: Path) -> None:
@@ -136,7 +134,7 @@ def test_a_throttled_night_is_a_gap_and_the_next_is_compared_with_the_night_befo
     assert "throttled" in str(hot.devices[0].gap)
     assert read_words(do_night(tonight)) == ["same"]
     ((case, history),) = list_histories(refresh_own_index(tmp_path), list_nights(tmp_path)).items()
-    assert (case.device, case.format, case.variant) == ("a", "onnx", "dense")
+    assert (case.device, case.key) == ("a", CASE)
     assert [bool(night.rounds_ns) for night in history] == [True, False, True]
     assert "throttled" in str(history[1].gap)
 
@@ -348,12 +346,12 @@ def test_a_build_that_fails_is_a_night_on_record(tmp_path: Path) -> None:
     ],
 )
 def test_the_exit_status_says_the_gravest_thing(words: list[str], error_names: list[str | None], status: int) -> None:
-    cases = tuple(CaseWord(variant="dense", format="onnx", word=word, reason="") for word in words)
+    cases = tuple(CaseVerdict(key=CASE, verdict=word, reason="") for word in words)
     devices = [tell(f"d{place}", error, cases if not place else ()) for place, error in enumerate(error_names)]
     assert state_exit(make_night(1, devices)) == status
 
 
-def tell(device: str, error: str | None, cases: tuple[CaseWord, ...] = ()) -> DeviceNight:
+def tell(device: str, error: str | None, cases: tuple[CaseVerdict, ...] = ()) -> DeviceNight:
     return DeviceNight(device=device, measured_on=device, run="r", gap=error, error=error, losses=(), cases=cases)
 
 
@@ -382,7 +380,7 @@ def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
     random = np.random.default_rng(3)
     kinds: list[tuple[Format, Variant]] = [("onnx", "dense"), ("tflite", "compressed"), ("executorch", "dense")]
     histories = {
-        Case(device=name, recipe="r", format=format_, variant=variant): tuple(
+        Case(device=name, recipe="r", key=ArtifactKey(variant=variant, format=format_)): tuple(
             Night(
                 run_id=str(night.number),
                 started_utc=night.started_utc,

@@ -28,7 +28,7 @@ from rankship_pipeline.foundation.errors import (
     TargetBusy,
     TargetTimeout,
 )
-from rankship_pipeline.foundation.records import Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Verified
 from rankship_targets.client.detached import Ticket, make_ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.session import session
@@ -82,8 +82,7 @@ class Board:
         sha256 = hashlib.sha256(self.model.read_bytes()).hexdigest()
         verified = Verified(
             artifact_sha256=sha256,
-            variant="dense",
-            format="onnx",
+            key=ArtifactKey(variant="dense", format="onnx"),
             runtime="onnxruntime",
             runtime_version="1",
             samples=1,
@@ -95,8 +94,7 @@ class Board:
         with open_session(self.device, on_news=tell) as held:
             request = MeasureRequest(
                 round=0,
-                variant="dense",
-                format="onnx",
+                key=ArtifactKey(variant="dense", format="onnx"),
                 artifact=held.push(self.model, verified),
                 artifact_sha256=sha256,
                 inputs=(held.push_file(self.model.with_name("x.npy")),),

@@ -11,7 +11,7 @@ import pytest
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Verified
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import check_pushed, manifest_path, read_manifest, sign_artifact
 from rankship_targets.session.session import Session, open_session
@@ -36,8 +36,7 @@ def artifact(tmp_path: Path) -> Path:
 def prove(path: Path) -> Verified:
     return Verified(
         artifact_sha256=hash_file(path),
-        variant="compressed",
-        format="onnx",
+        key=ArtifactKey(variant="compressed", format="onnx"),
         runtime="onnxruntime",
         runtime_version="1",
         samples=5,
@@ -97,7 +96,7 @@ def change_proof(artifact: Path) -> None:
         change("signature", "00" * 64),
         change("key", "00" * 32),
         change("extra", 1),
-        change("manifest", 2),
+        change("manifest", 1),
         change_proof,
     ],
 )

@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.errors import (
     TargetBusy,
     TargetTimeout,
 )
-from rankship_pipeline.foundation.records import Verified
+from rankship_pipeline.foundation.records import ArtifactKey, Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
@@ -79,8 +79,7 @@ def model(tmp_path: Path) -> Path:
 def verify(path: Path) -> Verified:
     proof = Verified(
         artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         runtime="onnxruntime",
         runtime_version="1",
         samples=5,
@@ -95,8 +94,7 @@ def verify(path: Path) -> Verified:
 def ask(artifact: str, model: Path, *inputs: str, **changes: Any) -> MeasureRequest:  # noqa: ANN401
     request = MeasureRequest(
         round=1,
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         artifact=artifact,
         artifact_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
         inputs=inputs,
