@@ -34,10 +34,11 @@ from rankship_benchmarks.bundle.bundle import (
 )
 from rankship_benchmarks.fleet.schedule import Job, Schedule
 from rankship_benchmarks.fleet.threads import run_fleet
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import ArtifactKey, Build, RankPlan
+from rankship_pipeline.foundation.records import Build, RankPlan
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 KINDS, TWINS, JOBS, FAULTS, TRIALS = 8, 25, 10_000, 1_000, 12

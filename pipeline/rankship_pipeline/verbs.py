@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rankship_pipeline.flow.preflight import Prepared
+    from rankship_pipeline.flow.prepared import Prepared
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.records import Build
     from rankship_pipeline.foundation.store import Entry, Store

@@ -12,6 +12,7 @@ from torch import nn
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import verify_artifact
+from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
@@ -37,7 +38,7 @@ def built(shared_recipe: Path, shared_store: Path) -> tuple[Build, Store, nn.Mod
     store = Store(shared_store)
     build, _ = build_recipe(prepared, store, Steps(quiet=True))
     stages = Stages(prepared, store, Steps(quiet=True))
-    model, plan = stages.compress(choose(prepared.recipe))
+    model, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert FACTORED in plan.factors
     return build, store, model.module
 

@@ -9,7 +9,7 @@ from rankship_benchmarks.costs.time_table import measure_costs
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, median_by_round
 from rankship_pipeline.flow.landed_budget import allow, is_landed, keep_landing
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.show import state_landing
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import digest
@@ -112,11 +112,11 @@ class _Bench:
     def attempt(self, asked_ns: int) -> LandingTry | None:
         """Allocate so much of the table, build, prove, push and measure beside the dense model."""
         allowed = allow(self.prepared, self.table, asked_ns)
-        model, plan = Stages(allowed, self.store, self.steps).compress(choose(self.prepared.recipe))
+        model, plan = Stages(allowed.prepared, self.store, self.steps).compress(allowed, choose(self.prepared.recipe))
         if plan.total_cost in self._tried:
             return None
         self._tried.add(plan.total_cost)
-        compressed = self.place.push_whole(allowed, self.store, self.steps, "compressed", model, plan)
+        compressed = self.place.push_whole(allowed.prepared, self.store, self.steps, "compressed", model, plan)
         return self._time(
             [self.place.push_dense(self.prepared, self.store, self.steps), compressed], asked_ns, plan.total_cost
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rankship_pipeline.export import EXPORTERS, keep_stdout_clean, load_exporter
+from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import (
     Part,
     export_file,
@@ -24,9 +24,10 @@ from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Factors, Format, Verified
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.foundation.toolchain import RUNTIMES, find_version, hash_code, list_versions
+from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.session.manifest import read_manifest, sign_artifact
@@ -63,7 +64,7 @@ def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
     modules = [make_copies(one.site, one.factors, one.copies) for one in missing]
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{place}.{EXPORTERS[format_][1]}" for place in range(len(missing))]
+        files = [Path(folder) / f"{place}.{FACTS[format_].suffix}" for place in range(len(missing))]
         if missing and format_ == "onnx":
             _export_together(modules, make_samples(missing[0].site, 1), files)
         for probe, module, file in zip(missing, modules, files, strict=True):
@@ -119,8 +120,8 @@ def prove(
         known = read_manifest(path).verified
     except ManifestRefused:
         known = None
-    here = {find_version(name) for name in RUNTIMES[artifact.key.format]}
-    if known is None or known.runtime_version not in here:
+    here = find_version(FACTS[artifact.key.format].runtime_distribution)
+    if known is None or known.runtime_version != here:
         known = verify_artifact(artifact, path, inputs, expected, runner, limits)
         sign_artifact(path, known, artifact.recipe_sha256)
     return path, inputs, known

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rankship_benchmarks.costs.probes import prove
 from rankship_pipeline.flow.artifacts import export_variant
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.judge.energy_figures import read_rounds
 from rankship_benchmarks.judge.validity import judge_trial, keep_trusted, name_distrust
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import ArtifactKey
 from rankship_targets.trials.trial import Trial
 
 Rows = Literal["trials", "samples", "energy"]

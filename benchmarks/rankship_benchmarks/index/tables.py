@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from rankship_pipeline.foundation.records import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
 # Raised whenever a column changes: an index of another version is dropped and built anew.
 VERSION = 3

@@ -12,7 +12,7 @@ from rankship_benchmarks.judge.compare import Rounds, Rule, Verdict, judge_runs,
 from rankship_benchmarks.judge.energy_figures import name_meters, read_rounds
 from rankship_benchmarks.judge.summary import group_trials
 from rankship_benchmarks.judge.validity import keep_trusted, name_distrust
-from rankship_pipeline.foundation.records import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
 
 def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = None) -> tuple[Verdict, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from rankship_benchmarks.bundle.bundle import Bundle, Header
-from rankship_benchmarks.judge.cautions import list_cautions, name_rounds
+from rankship_benchmarks.judge.cautions import CautionGroup, group_cautions, name_rounds
 from rankship_benchmarks.judge.energy_figures import NOT_ASKED, CaseEnergy, judge_energy
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import (
@@ -13,12 +13,12 @@ from rankship_benchmarks.stats.estimates import (
     median_by_round,
     percentile_bound,
 )
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.foundation.records import (
     FORMATS,
     Accuracy,
     Artifact,
-    ArtifactKey,
     Build,
     Format,
     LayerRank,
@@ -78,12 +78,17 @@ class Summary:
     header: Header
     finished: bool
     results: tuple[Result, ...]
-    cautions: tuple[str, ...]
+    caution_groups: tuple[CautionGroup, ...]
     slower_notes: tuple[str, ...]
     energy_note: str
     threads: int
     agent_sha256: str
     runtimes: dict[Format, RuntimeReading]
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Every reason to distrust the run, in full."""
+        return tuple(caution for group in self.caution_groups for caution in group.cautions)
 
 
 def summarise(bundle: Bundle) -> Summary:
@@ -107,7 +112,7 @@ def summarise(bundle: Bundle) -> Summary:
         header=bundle.header,
         finished=bundle.finished,
         results=results,
-        cautions=tuple(list_cautions(bundle, groups)),
+        caution_groups=group_cautions(bundle, groups),
         slower_notes=tuple(_explain_slower(bundle.header.build, results)),
         energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials are still to come",
         threads=trials[0].threads,

@@ -15,8 +15,9 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost
 from rankship_pipeline.foundation.records import Artifact
 from rankship_targets.client.detached import Ticket, make_ticket
+from rankship_targets.session.agent_requests import LONGEST_COOLING_S
 from rankship_targets.session.metered import measure_metered, require_meter
-from rankship_targets.session.session import LONGEST_COOLING_S, Session
+from rankship_targets.session.session import Session
 from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import MeteredTrial
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.compare import compare_bundles
+from rankship_benchmarks.judge.compare_energy import compare_energies
 from rankship_benchmarks.judge.summary import TIMES, summarise
 from rankship_benchmarks.nightly.histories import Case
-from rankship_benchmarks.nightly.night_energy import judge_energies
 from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night, Step, find_steps
 from rankship_pipeline.foundation import errors
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import BuildError, InputError, MeasurementError, RankshipError, TargetError
-from rankship_pipeline.foundation.records import ArtifactKey
 
 # Graver first: a night that is worse says so, whatever else went wrong.
 _GRAVITY = (1, BuildError.exit_code, TargetError.exit_code, MeasurementError.exit_code, InputError.exit_code)
@@ -32,17 +32,41 @@ def judge_device(
     except (MeasurementError, InputError) as failure:
         return replace(one, gap=str(failure), error=type(failure).__name__)
     mine = {
-        case: told
+        case: night
         for case, nights in histories.items()
-        if case.device == one.measured_on and (told := _find_tonight(nights, one)) is not None
+        if case.device == one.measured_on and (night := _find_tonight(nights, one)) is not None
     }
-    gaps = {told.gap for told in mine.values()}
+    gaps = {night.gap for night in mine.values()}
     if gaps and None not in gaps:
         return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
     baseline = _find_baseline(results, one, before, tonight)
     verdicts = _compare(baseline, tonight)
-    judged = [_judge_case(case, histories[case], told, verdicts) for case, told in mine.items()]
+    judged = [_judge_case(case, histories[case], night, verdicts) for case, night in mine.items()]
     return replace(one, cases=tuple(judged), energies=judge_energies(baseline, tonight))
+
+
+def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseVerdict, ...]:
+    """Judge tonight's energies by the rules for times; empty where no energy was asked for or none was metered.
+
+    `baseline` is the last night that counts, None where there is none: then, and where the two must not be compared,
+    every case is unknown.
+    """
+    if tonight.header.energy is None or not tonight.metered:
+        return ()
+    if baseline is None:
+        return _know_no_energy(tonight, "no earlier night counts")
+    try:
+        compare_bundles(baseline, tonight)  # refuses what is unlike, of which meters know nothing
+    except MeasurementError as failure:
+        return _know_no_energy(tonight, f"{type(failure).__name__}: {failure}")
+    verdicts = compare_energies(baseline, tonight)
+    if not verdicts:
+        return _know_no_energy(tonight, "the last night that counts has no energy")
+    return tuple(
+        CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio)
+        for one in verdicts
+        if one.key.variant != "canary"
+    )
 
 
 def state_exit(night: NightRecord) -> int:
@@ -86,10 +110,10 @@ def _judge_case(
     judged = verdicts.get(case.key) or _not_compared(case.key, "not compared")
     if tonight.gap is not None:
         judged = _not_compared(case.key, tonight.gap)
-    told = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
-    if not told:
+    steps = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
+    if not steps:
         return judged
-    step = told[-1]
+    step = steps[-1]
     verdict = step.word if judged.verdict in {"same", "unknown"} else judged.verdict
     return replace(judged, verdict=verdict, step=show_step(step))
 
@@ -107,3 +131,8 @@ def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
 
 def _not_compared(key: ArtifactKey, reason: str) -> CaseVerdict:
     return CaseVerdict(key=key, verdict="unknown", reason=reason)
+
+
+def _know_no_energy(tonight: Bundle, reason: str) -> tuple[CaseVerdict, ...]:
+    keys = dict.fromkeys(one.trial.key for one in tonight.metered)
+    return tuple(_not_compared(key, reason) for key in keys if key.variant != "canary")

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
 from rankship_benchmarks.stats.estimates import Estimate
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import ArtifactKey, record
+from rankship_pipeline.foundation.records import record
 
 _FOLDER, _LOCK_FILE = "nights", ".nightly"
 _LONGEST_NIGHT_S = 20 * 3600

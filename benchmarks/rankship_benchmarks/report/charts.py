@@ -12,7 +12,8 @@ from rankship_benchmarks.judge.summary import Result, Summary
 from rankship_benchmarks.report.energy_words import energy_unit
 from rankship_benchmarks.stats.estimates import Estimate, median_by_round
 from rankship_benchmarks.stats.pareto import find_front
-from rankship_pipeline.foundation.records import Accuracy, Format, LayerRank, RankPlan, Variant
+from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.records import Accuracy, LayerRank, RankPlan, Variant
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_targets.trials.trial import Trial
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
 _LOSS, FAINT, GREY, INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
-_MARKERS: dict[Format, str] = {"onnx": "o", "tflite": "s", "executorch": "^"}
 # Text is laid out in the widest of these, so it has room in whichever the viewer has.
 _VIEWER_FONTS = "system-ui, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif"
 _STYLE: dict[Any, Any] = {
@@ -110,7 +110,7 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
                 100 * accuracy.value,
                 xerr=_reach(spends, divisor),
                 yerr=_margins(accuracy),
-                fmt=_MARKERS[one.key.format],
+                fmt=FACTS[one.key.format].marker,
                 color=colour,
                 elinewidth=1.2,
                 capsize=3,
@@ -118,7 +118,7 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
                 alpha=0.85,
             )
             title = f"{one.key.heading}, {show_bytes(one.size_bytes)}"
-            axes.plot([], [], _MARKERS[one.key.format], color=colour, ms=7.5, label=title)
+            axes.plot([], [], FACTS[one.key.format].marker, color=colour, ms=7.5, label=title)
         if max(costs) > _LOGARITHMIC_FROM * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")

@@ -9,8 +9,8 @@ from rankship_benchmarks.judge.summary import group_trials
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import median_by_round
 from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import ArtifactKey
 
 MOST = 30  # runs, the newest
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.summary import TIMES, Summary, find_accuracy, summarise
@@ -18,9 +19,13 @@ from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.report.profile_charts import draw_profile
 from rankship_benchmarks.stats.steps import Night
 from rankship_pipeline.flow.show import describe_refinement
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Artifact, ArtifactKey, record
+from rankship_pipeline.foundation.records import Artifact, record
 from rankship_pipeline.foundation.units import show_count, show_ns, show_percent
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _TEMPLATE = "page.html.j2"
 _FRONT = "Dashed: the front, the best accuracy up to there."
@@ -93,6 +98,7 @@ def render_report(
         conditions=_list_conditions(summary),
         provenance=_list_provenance(summary),
         describe_refinement=describe_refinement,
+        mark_code=_mark_code,
         words=table,
         show_count=show_count,
         show_ns=show_ns,
@@ -254,6 +260,13 @@ def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:
 def _keep_together(text: str) -> str:
     """Forbid line breaks inside intervals, before a per cent sign and behind a multiplication sign."""
     return re.sub(rf"(?<=\d) (?=%)|(?<={TIMES}) (?=\d)|(?<=\d,) (?=[\d.]+\])", "\u00a0", text)
+
+
+def _mark_code(text: str) -> "Markup":
+    """Escape a text and set what stands between backticks in the face of code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r'<span class="code">\1</span>', str(escape(text))))  # noqa: S704 - escaped
 
 
 def _shorten(text: str) -> str:

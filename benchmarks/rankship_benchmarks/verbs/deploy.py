@@ -1,13 +1,15 @@
 """The verb `deploy`: a finished build's artifacts onto devices, and how an application loads them there."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.verbs.run import find_devices
 from rankship_pipeline.foundation.errors import InputError, Lacks
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Format, Variant, record
+from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
+from rankship_pipeline.foundation.records import VARIANTS, Variant, record
 from rankship_pipeline.verbs import add_store_flag, find_by_name
 from rankship_targets.session.manifest import Manifest, read_manifest
 
@@ -15,28 +17,6 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
     from rankship_targets.devices.device import Device
-
-_ONNX = """import onnxruntime
-
-session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
-names = [one.name for one in session.get_inputs()]
-outputs = session.run(None, dict(zip(names, inputs)))  # inputs: one float array each, batch size 1"""
-_TFLITE = """from ai_edge_litert.interpreter import Interpreter  # tflite_runtime.interpreter has the same
-
-interpreter = Interpreter({path!r})
-interpreter.allocate_tensors()
-for spec, array in zip(interpreter.get_input_details(), inputs):
-    interpreter.set_tensor(spec["index"], array)
-interpreter.invoke()
-outputs = [interpreter.get_tensor(spec["index"]) for spec in interpreter.get_output_details()]"""
-_EXECUTORCH = """// C++; link executorch, its extension_module, extension_tensor and the XNNPACK backend
-#include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor.h>
-
-executorch::extension::Module module({path});
-auto input = executorch::extension::from_blob(data, {{1, /* the model's other dimensions */}});
-auto outputs = module.forward(input);  // check outputs.ok()"""
-SNIPPETS: dict[Format, str] = {"onnx": _ONNX, "tflite": _TFLITE, "executorch": _EXECUTORCH}
 
 
 @record
@@ -138,8 +118,5 @@ def deploy_to(
 
 def write_snippet(artifact_format: Format, remote: str) -> str:
     """Write the code that loads an artifact where it lies."""
-    if artifact_format == "executorch":
-        import json
-
-        return SNIPPETS[artifact_format].format(path=json.dumps(remote, ensure_ascii=False))  # C++ reads it alike
-    return SNIPPETS[artifact_format].format(path=remote)
+    json_path = json.dumps(remote, ensure_ascii=False)  # C++ reads strings as JSON writes them
+    return FACTS[artifact_format].load_example.format(path=remote, json_path=json_path)

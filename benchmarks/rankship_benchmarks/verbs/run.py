@@ -79,11 +79,12 @@ def report(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="rankship report", description="Draw a run's table and page.")
     parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
     parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
+    parser.add_argument("--verbose", action="store_true", help="print every caution, not a line for each kind")
     arguments = parser.parse_args(argv)
 
     from rankship_pipeline.foundation.console import Steps
 
-    _report(arguments.run, arguments.to, Steps())
+    _report(arguments.run, arguments.to, Steps(), verbose=arguments.verbose)
     return 0
 
 
@@ -137,7 +138,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     raise_first(ended, steps)
 
 
-def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
+def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = False) -> None:
     from rich.console import Console
 
     from rankship_benchmarks.bundle.bundle import open_bundle
@@ -150,7 +151,7 @@ def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     with steps.step("draw the report"):
         written = write_report(folder, page)
     console = Console(highlight=False)
-    print_summary(summary, console)
+    print_summary(summary, console, verbose=verbose)
     print_energy(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 

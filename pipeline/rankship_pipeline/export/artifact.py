@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
-from rankship_pipeline.export import EXPORTERS, Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import (
-    WHOLE,
     Artifact,
-    ArtifactKey,
     Dimension,
     Format,
     RankPlan,
@@ -90,7 +90,7 @@ def write_artifact(
     `write_file` writes the file itself, and raises where it is not what it should be.
     """
     key = part.name_artifact(format_)
-    path = target / f"{'model' if key.task is None else 'head'}.{EXPORTERS[format_][1]}"
+    path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
     write_file(path)
     inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
     outputs = compute_outputs(part.module, part.samples, part.outputs)

@@ -11,10 +11,11 @@ from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import check_factors
 from rankship_pipeline.export.artifact import Part, export_file, read_artifact, read_operators, write_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant, head_of
+from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed

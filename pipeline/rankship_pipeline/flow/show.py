@@ -48,7 +48,7 @@ def state_landing(landing: Landing) -> str:
 
 
 def _accuracies(build: Build) -> Table:
-    table = start_table("accuracy after", "parameters", "accuracy", "95 % interval")
+    table = start_table(f"{build.measure} after", "parameters", build.measure, "95 % interval")
     rows = [
         (a.stage, build.plan.total_parameters if a.stage in {"compressed", "refined"} else build.dense_parameters, a)
         for a in build.accuracies

@@ -15,8 +15,8 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import head_of
 
 T = TypeVar("T")
 

@@ -1,85 +1,18 @@
 """Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar, dataclass_transform, get_args
+from typing import Literal
 
-Format = Literal["onnx", "tflite", "executorch"]
-Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
-Precision = Literal["float32", "float16", "int8", "int4"]  # what the weights are stored in; builds make the first
-Delegate = Literal["cpu"]  # what each runtime computes with by itself: see ArtifactKey
+from rankship_pipeline.foundation.artifact_key import VARIANTS as VARIANTS  # noqa: PLC0414 - half the house reads these
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import Variant as Variant  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.frozen import record as record  # noqa: PLC0414 - as above
+
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
+Answers = Literal["labels", "predictions"]  # what accuracy counts: true labels, or the dense model's own answers
 LandingVerdict = Literal["landed", "dense fits", "nearest below"]
-FORMATS: tuple[Format, ...] = ("onnx", "tflite", "executorch")
-VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def record(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass whose JSON form refuses unknown keys and loose types."""
-    cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]  # read by codec
-    return dataclass(frozen=True, slots=True, kw_only=True)(cls)
-
-
-WHOLE, _HEAD = "whole", "head of "
-
-
-@record
-class ArtifactKey:
-    """The name of one artifact of a recipe, wherever it is exported, proven, timed, compared or shown.
-
-    `delegate` is what computes it: "cpu" is ONNX Runtime's own provider, and XNNPACK in TFLite and ExecuTorch. `part`
-    is what of the model the file holds: "whole" (also the backbone that tasks share), or a task's head (`head_of`).
-    """
-
-    variant: Variant
-    format: Format
-    precision: Precision = "float32"
-    delegate: Delegate = "cpu"
-    part: str = WHOLE
-
-    @property
-    def model(self) -> str:
-        """What tables call it beside its format: "compressed", "compressed, int8"."""
-        return ", ".join([self.variant, *self._list_unusual()])
-
-    @property
-    def title(self) -> str:
-        """What people call it: "compressed onnx", "compressed onnx, head of mnist"."""
-        return ", ".join([f"{self.variant} {self.format}", *self._list_unusual()])
-
-    @property
-    def heading(self) -> str:
-        """What lists by format call it: "onnx compressed"."""
-        return f"{self.format} {self.model}"
-
-    def _list_unusual(self) -> list[str]:
-        """Whatever a build did not make before there was a choice of it."""
-        return [getattr(self, one.name) for one in fields(self)[2:] if getattr(self, one.name) != one.default]
-
-    @property
-    def task(self) -> str | None:
-        """Whose head it is; None for any other part."""
-        return self.part.removeprefix(_HEAD) if self.part.startswith(_HEAD) else None
-
-    @property
-    def dense(self) -> "ArtifactKey":
-        """Its dense counterpart, over whose time and energy a compressed model's ratio is."""
-        return replace(self, variant="dense")
-
-    @property
-    def order(self) -> tuple[int, int, int, int, bool, str]:
-        """Where it stands in a list: by format, then dense first, the usual before the rest."""
-        chosen = ((self.variant, Variant), (self.precision, Precision), (self.delegate, Delegate))
-        variant, precision, delegate = (get_args(kind).index(value) for value, kind in chosen)
-        return FORMATS.index(self.format), variant, precision, delegate, self.part != WHOLE, self.part
-
-
-def head_of(task: str) -> str:
-    """Name the part of a model that is one task's head."""
-    return f"{_HEAD}{task}"
 
 
 @record
@@ -371,6 +304,8 @@ class Build:
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
     its own, `artifacts` are the backbones and `heads` what stands beside them: one per task and artifact.
+    Data without labels have no right answers: with `answers` = "predictions" every accuracy is the share of answers
+    that are those of the model before compressing.
     """
 
     recipe: str
@@ -386,6 +321,12 @@ class Build:
     refinement: Refinement | None = None
     landing: Landing | None = None
     heads: tuple[Artifact, ...] = ()
+    answers: Answers = "labels"
+
+    @property
+    def measure(self) -> str:
+        """What its accuracies are to people."""
+        return "accuracy" if self.answers == "labels" else "agreement with the dense model"
 
     @property
     def files(self) -> tuple[Artifact, ...]:

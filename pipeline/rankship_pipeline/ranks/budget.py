@@ -33,7 +33,7 @@ def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: R
     choice = keep_to_method(choice)
     smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
     if budget < smallest:
-        total = price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers)
+        total = price.price_dense(layers)
         share = ceil(smallest / total * 1000) / 1000
         by_share = price.unit in {"parameters", "flops"}
         asked = f"kept_{price.unit} = {share}" if by_share else f"{smallest:,} {price.unit}"

@@ -117,7 +117,7 @@ def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
         rows=layer.rows,
         columns=layer.columns,
         factors=factors,
-        operators=list_operators(layer, factors),
+        operators=tuple(one.shape for one in list_operators(layer, factors)),
         dense_parameters=layer.parameters,
         chosen_parameters=count_parameters(layer, factors),
         relative_error=stats.predict_error(factors),

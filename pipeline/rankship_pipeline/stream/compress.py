@@ -26,7 +26,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -41,6 +40,7 @@ from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.sharded import SETTINGS, write_shards
+from rankship_pipeline.models.weights import open_tensors
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
@@ -111,7 +111,7 @@ class StreamAnalysis:
         return B.contiguous(), A.contiguous()
 
     def _open(self, layer: str) -> Any:  # noqa: ANN401 - safetensors has no types
-        return safe_open(self.locate(self.decoder.find_block(layer) or 0), framework="pt")
+        return open_tensors(self.locate(self.decoder.find_block(layer) or 0), f"layer {layer}")
 
 
 @torch.inference_mode()

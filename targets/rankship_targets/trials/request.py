@@ -1,6 +1,7 @@
 """What one measurement asks for, and what loading alone told."""
 
-from rankship_pipeline.foundation.records import ArtifactKey, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trial import RuntimeReading
 
 

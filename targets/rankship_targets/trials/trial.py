@@ -1,6 +1,7 @@
 """What one measurement on a device leaves behind: every raw sample and the conditions it was taken under."""
 
-from rankship_pipeline.foundation.records import ArtifactKey, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trace import PowerTrace
 
 

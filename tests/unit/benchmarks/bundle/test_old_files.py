@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from make.artifacts import CANARY, COMPRESSED, DENSE
 from rankship_benchmarks.bundle.bundle import append_trial, open_bundle, writing
 from rankship_benchmarks.costs.energy_table import Watched
 from rankship_benchmarks.costs.timings import Journal, Lines
@@ -14,15 +15,12 @@ from rankship_benchmarks.measure.profiles import read_profiles
 from rankship_benchmarks.nightly.records import list_nights
 from rankship_benchmarks.report.page import write_report
 from rankship_pipeline.flow.show import state_landing
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import ArtifactKey, head_of
 from rankship_pipeline.ranks.price import read_table
 
 OLD = Path(__file__).parents[3] / "files/rankship-0.1.0"
-DENSE, COMPRESSED, CANARY = (
-    ArtifactKey(variant=variant, format="onnx") for variant in ("dense", "compressed", "canary")
-)
 
 
 def test_a_bundle_keeps_every_artifact_proof_trial_and_trace() -> None:

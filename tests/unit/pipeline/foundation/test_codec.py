@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import (
     Accuracy,
     Alternative,
     Artifact,
-    ArtifactKey,
     Build,
     Dimension,
     Factors,
