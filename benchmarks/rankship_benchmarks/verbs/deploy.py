@@ -55,9 +55,9 @@ def deploy(argv: list[str]) -> int:
     steps, console = Steps(), Console(highlight=False)
     for device in devices:
         for one, remote in deploy_to(device, chosen, any_format=arguments.format is not None, steps=steps):
-            kind = one.manifest.verified.title
+            kind = one.manifest.verified.key.title
             console.print(f"{device.name}: {kind}: {remote}", soft_wrap=True, markup=False)
-            if one.manifest.verified.task is not None:
+            if one.manifest.verified.key.task is not None:
                 console.print("takes the backbone's output, gives this task's logits", markup=False)
             console.print(write_snippet(one.manifest.format, remote) + "\n", soft_wrap=True, markup=False)
     return 0
@@ -80,19 +80,21 @@ def find_deployables(
             raise InputError(f"{name} is {one.manifest.format}, not {', '.join(formats)}", hint="leave --format out")
         return [one]
     build, _ = find_by_name(name, store)
-    artifacts = [one for one in build.artifacts if one.variant == variant and one.format in (formats or FORMATS)]
-    missing = [wanted for wanted in formats or () if wanted not in {one.format for one in artifacts}]
+    artifacts, heads = (
+        [one for one in some if one.key.variant == variant and one.key.format in (formats or FORMATS)]
+        for some in (build.artifacts, build.heads)
+    )
+    missing = [wanted for wanted in formats or () if wanted not in {one.key.format for one in artifacts}]
     if missing or not artifacts:
-        built = ", ".join(sorted({one.format for one in build.artifacts}))
+        built = ", ".join(sorted({one.key.format for one in build.artifacts}))
         message = f"{build.recipe} was not built as {variant} {', '.join(missing)}".rstrip()
         raise InputError(message, hint=f"it was built as {built}")
-    heads = [one for one in build.heads if one.variant == variant and one.format in (formats or FORMATS)]
-    known = list(dict.fromkeys(one.task for one in heads))
+    known = list(dict.fromkeys(one.key.task for one in heads))
     unknown = [task for task in tasks or () if task not in known]
     if unknown:
         hint = f"its tasks are {', '.join(map(str, known))}" if known else "its models share one head: leave --task out"
         raise InputError(f"{build.recipe} has no head of {', '.join(unknown)}", hint=hint)
-    artifacts += [one for one in heads if tasks is None or one.task in tasks]
+    artifacts += [one for one in heads if tasks is None or one.key.task in tasks]
     paths = [store.root / one.file for one in artifacts]
     return [Deployable(path=path, manifest=read_manifest(path)) for path in paths]
 
