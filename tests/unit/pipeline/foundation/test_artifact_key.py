@@ -28,8 +28,9 @@ def test_only_what_is_not_usual_is_told(key: ArtifactKey, title: str, model: str
 
 
 def test_lists_go_by_format_dense_first_the_usual_before_the_rest() -> None:
-    wanted = [DENSE, HEAD, COMPRESSED, INT8, CANARY, replace(DENSE, format="tflite")]
-    assert sorted(wanted[::-1], key=lambda key: key.order) == wanted
+    tflite = replace(DENSE, format="tflite")
+    listed = sorted([tflite, INT8, CANARY, HEAD, COMPRESSED, DENSE], key=lambda key: key.order)
+    assert listed == [DENSE, HEAD, COMPRESSED, INT8, CANARY, tflite]
 
 
 def test_a_part_is_a_tasks_head_or_none() -> None:
