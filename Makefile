@@ -25,6 +25,8 @@ mmdebstrap|mmdebstrap arch-test|emulated devices are made of Debian's packages
 qemu-system-aarch64|qemu-system-arm|a whole board as a virtual machine
 fdtput|device-tree-compiler|its device tree says that it is a Raspberry Pi
 /sbin/mke2fs|e2fsprogs|its disk is made
+zsh|zsh|it runs the completion script made for it
+fish|fish|it runs the completion script made for it
 aarch64-linux-gnu-g++|g++-aarch64-linux-gnu binutils|the ExecuTorch runner is built for ARM
 endef
 define IMAGE_NEEDS

@@ -23,6 +23,7 @@ from rankship_targets.twin.pixel import Phone, launch_phone, reach
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
+os.environ["RANKSHIP_VERBOSE"] = "1"  # a verb hides the warnings of libraries; here each of them is an error
 TWIN_NEEDS = {"qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap", "arch-test": "arch-test"}
 TRY_A_ROOM = "from rankship_targets.twin.binfmt import enter_room; enter_room()"
 # The least that can be asked of what stand-ins are made of: an empty root, and one small wheel.
@@ -178,6 +179,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "id2label": {0: "red", 1: "green", 2: "blue"},
         "label2id": {"red": 0, "green": 1, "blue": 2},
     }
+    unnamed: dict[str, Any] = {"num_labels": 3}
     small: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -187,7 +189,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     seeing = transformers.ViTConfig(**small, image_size=16, patch_size=8, **names)
     transformers.ViTForImageClassification(seeing).save_pretrained(folder / "vit")
-    grey = transformers.ViTConfig(**{**small, "num_labels": 3}, image_size=16, patch_size=8, num_channels=1)
+    grey = transformers.ViTConfig(**small, **unnamed, image_size=16, patch_size=8, num_channels=1)
     transformers.ViTForImageClassification(grey).save_pretrained(folder / "grey")
     for name, channels in (("vit", 3), ("grey", 1)):
         processor = transformers.ViTImageProcessor(

@@ -39,7 +39,6 @@ DOORS = {
         "factors.analysis",
         "factors.forms",
         "models.data",
-        "models.layers",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",

@@ -11,7 +11,8 @@ import pytest
 
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.cli import VERBS
-from rankship_pipeline.recipe.choices import Budget, Comparison, Recipe
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Comparison, Recipe
 from rankship_pipeline.recipe.merge_methods import METHODS
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import TableColumns

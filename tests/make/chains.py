@@ -10,6 +10,7 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 
 from make.artifacts import make_proof
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import Format, Variant, Verified
 
 Weights = NDArray[np.float32]
@@ -32,7 +33,9 @@ class Model:
 def prove_bytes(data: bytes, kind: Format, variant: Variant) -> Verified:
     """A proof by numpy, not signed."""
     sha256 = hashlib.sha256(data).hexdigest()
-    return make_proof(sha256, (variant, kind), runtime="numpy", runtime_version=np.__version__, samples=3)
+    return make_proof(
+        sha256, ArtifactKey(variant=variant, format=kind), runtime="numpy", runtime_version=np.__version__, samples=3
+    )
 
 
 def make_tflite(weights: list[Weights]) -> bytes:

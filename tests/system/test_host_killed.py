@@ -104,7 +104,7 @@ def test_a_run_killed_at_random_moments_goes_on_and_repeats_no_trial(
     print(f"\n{kills} kills in {len(bundles)} runs: {len(starts.seen)} starts for {trials} trials; {kept_at_kills}")  # noqa: T201
     for bundle in bundles:
         assert bundle.finished
-        cases = Counter((trial.round, trial.variant, trial.format) for trial in bundle.trials)
+        cases = Counter((trial.round, trial.key) for trial in bundle.trials)
         assert (len(cases), set(cases.values())) == (ROUNDS * CASES, {1})
     assert trials <= len(starts.seen) <= trials + kills, "at most one trial is begun again for each kill"
     assert not (tmp_path / "board/lease").exists()

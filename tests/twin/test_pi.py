@@ -113,8 +113,8 @@ def test_a_session_probes_infers_and_measures(
         artifact, remote = session.push(model.path, model.verified), session.push_file(samples)
         (output,), reading = session.infer(kind, artifact, [remote], tmp_path)
         np.testing.assert_allclose(np.load(output), model.compute(np.load(samples)), rtol=1e-4, atol=1e-5)
-        sha256, case = model.verified.artifact_sha256, (variant, kind)
-        request = make_request(artifact, sha256, [remote], case, min_samples=5, max_warmup_ms=100)
+        proof = model.verified
+        request = make_request(artifact, proof.artifact_sha256, [remote], proof.key, min_samples=5, max_warmup_ms=100)
         trial = session.measure(request)
     assert reading.machine == trial.runtime.machine == "aarch64"
     assert len(trial.samples_ns) >= 5

@@ -60,7 +60,7 @@ def prepare_measuring(
     profile: bool = False,
 ) -> Measure:
     """Verify a build, and the canary where the suite wants one; gives what measures, and profiles, on one device."""
-    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)

@@ -22,7 +22,8 @@ from rankship_benchmarks.stats.estimates import (
     relative_drift,
     relative_spread,
 )
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
 from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
 
@@ -51,7 +52,7 @@ class CautionGroup:
         return self.details or (self.heading,)
 
 
-def group_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]]) -> tuple[CautionGroup, ...]:
+def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tuple[CautionGroup, ...]:
     """Every caution that the data itself gives cause for, by what causes them, gravest first."""
     trials, device = bundle.trials, bundle.header.device
     here = device == THIS_MACHINE
@@ -100,7 +101,7 @@ def _group(heading: str, advice: str, details: Iterable[str]) -> Iterable[Cautio
         yield CautionGroup(heading=heading if several else found[0], advice=advice, details=found if several else ())
 
 
-def _distrust_run(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+def _distrust_run(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     """Cautions about the run itself, each of which stands alone."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
@@ -108,9 +109,9 @@ def _distrust_run(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
         what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
         yield f"{what}: its times, temperature, memory and energy say nothing of a real one."
     proven = {one.artifact_sha256 for one in bundle.header.verified}
-    for (variant, format_), trials in groups.items():
+    for key, trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
-            yield f"{variant} {format_} was timed without a proof of parity."
+            yield f"{key.title} was timed without a proof of parity."
     yield from _distrust_gaps(bundle.trials)
     retries = sum(trial.retries for trial in bundle.trials)
     if retries:
@@ -119,12 +120,12 @@ def _distrust_run(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
 
 def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
     """One caution for each reason and artifact with trials that do not count."""
-    refused: dict[tuple[str, Variant, Format], set[int]] = {}
+    refused: dict[tuple[str, ArtifactKey], set[int]] = {}
     for trial in trials:
         for reason in judge_trial(trial):
-            refused.setdefault((reason, trial.variant, trial.format), set()).add(trial.round)
-    for (reason, variant, format_), rounds in refused.items():
-        yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
+            refused.setdefault((reason, trial.key), set()).add(trial.round)
+    for (reason, key), rounds in refused.items():
+        yield f"Not counted: {name_rounds(rounds)} of {key.title}: {reason} while it was measured."
 
 
 def _name_busy(trials: tuple[Trial, ...]) -> Iterable[str]:
@@ -137,21 +138,21 @@ def _name_busy(trials: tuple[Trial, ...]) -> Iterable[str]:
 
 def _name_doubted(trials: tuple[Trial, ...], reasons: Collection[str]) -> Iterable[str]:
     """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
-    doubted: dict[str, set[tuple[int, Variant, Format]]] = {}
+    doubted: dict[str, set[tuple[int, ArtifactKey]]] = {}
     for trial in trials:
         for reason in (one for one in doubt_trial(trial) if one in reasons):
-            doubted.setdefault(reason, set()).add((trial.round, trial.variant, trial.format))
+            doubted.setdefault(reason, set()).add((trial.round, trial.key))
     for reason, which in doubted.items():
-        rounds = name_rounds({number for number, _, _ in which})
+        rounds = name_rounds({number for number, _ in which})
         share = f"{len(which)} of {len(trials)} trials ({rounds})"
         yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
 
 
-def _distrust_counts(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+def _distrust_counts(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     """Cautions about the number of rounds."""
     counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
     if counts:
-        where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
+        where = "every artifact" if len(counts) == len(groups) else ", ".join(key.title for key in counts)
         few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
     fewest = min(map(len, groups.values()))
@@ -160,10 +161,10 @@ def _distrust_counts(groups: dict[tuple[Variant, Format], list[Trial]]) -> Itera
         yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
 
 
-def _distrust_steadiness(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
+def _distrust_steadiness(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     """Cautions about each artifact's times: warm-up, spread between rounds, drift inside a trial."""
-    for (variant, format_), trials in groups.items():
-        name = f"{variant} {format_}"
+    for key, trials in groups.items():
+        name = key.title
         cold = {trial.round for trial in trials if not trial.warmed_up}
         if cold:
             share = f"{len(cold)} of {len(trials)} rounds ({name_rounds(cold)})"
@@ -223,10 +224,6 @@ def _list_unknown(trials: tuple[Trial, ...]) -> Iterable[tuple[str, str]]:
         yield "clock", "Frequency unknown: the device does not report its clock, so a change of speed would go unseen."
     if any(state.temperature_mc is None for state in states):
         yield "temperature", "Temperature unknown: the device does not report it, so throttling cannot be excluded."
-
-
-def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:
-    return ", ".join(f"{variant} {format_}" for variant, format_ in groups)
 
 
 def name_rounds(numbers: Iterable[int]) -> str:

@@ -66,7 +66,7 @@ def name_distrust(mine: Iterable[Trial], everything: Sequence[Trial]) -> dict[st
 
 def find_canary_off(trials: Iterable[Trial]) -> set[int]:
     """Find the rounds in which the canary was further than CANARY_BAND from its run's middle round."""
-    canaries = [one for one in trials if one.variant == "canary" and one.samples_ns and min(one.samples_ns) > 0]
+    canaries = [one for one in trials if one.key.variant == "canary" and one.samples_ns and min(one.samples_ns) > 0]
     times = {one.round: median(one.samples_ns) for one in canaries}
     if len(times) < _FEWEST_CANARIES:
         return set()

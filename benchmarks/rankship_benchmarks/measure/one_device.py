@@ -134,22 +134,21 @@ def _run_rounds(
     session: Session,
     steps: Steps,
 ) -> None:
-    done = {(trial.round, trial.variant, trial.format) for trial in open_bundle(folder).trials}
+    done = {(trial.round, trial.key) for trial in open_bundle(folder).trials}
     wanted = [
         (number, artifact)
         for number, artifact in plan_rounds(artifacts, suite.rounds)
-        if (number, artifact.variant, artifact.format) not in done
+        if (number, artifact.key) not in done
     ]
     pending = read_pending(folder)
-    if pending is not None and (pending.round, pending.variant, pending.format) in done:
+    if pending is not None and pending.place in done:
         forget_pending(folder, session)  # the last writer died between the two
         pending = None
     with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
-            advance(f"round {number + 1}/{suite.rounds}: {artifact.variant} {artifact.format}")
-            name = (number, artifact.variant, artifact.format)
-            if pending is None or (pending.round, pending.variant, pending.format) != name:
-                pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
+            advance(f"round {number + 1}/{suite.rounds}: {artifact.key.title}")
+            if pending is None or pending.place != (number, artifact.key):
+                pending = Pending(round=number, key=artifact.key, ticket=make_ticket())
                 note_pending(folder, pending)
             append_trial(folder, session.measure(ask(number, artifact), pending.ticket))
             forget_pending(folder, session)  # only now: until here the device has the only copy
@@ -161,8 +160,7 @@ def _ask(
     """Say what is timed in one round; paths are the device's, by the artifact's SHA-256."""
     return MeasureRequest(
         round=number,
-        variant=artifact.variant,
-        format=artifact.format,
+        key=artifact.key,
         artifact=remote[artifact.sha256],
         artifact_sha256=artifact.sha256,
         inputs=inputs[artifact.sha256],
@@ -183,7 +181,7 @@ def _describe(
 ) -> Header:
     """Describe a run; `proofs` are the host's and the device's."""
     probe, now = session.probe(), datetime.now(UTC)
-    formats = {artifact.format for artifact in build.artifacts}
+    formats = {artifact.key.format for artifact in build.artifacts}
     runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
     return Header(
         run_id=f"{build.recipe}-{device.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}",

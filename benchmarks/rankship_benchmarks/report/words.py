@@ -41,7 +41,7 @@ def state_latency(result: Result) -> str:
     if ratio is None:
         return ""
     verdict = state_verdict(ratio)
-    return f"{show_ratio(ratio)} ({result.format}{': ' if verdict else ''}{verdict})"
+    return f"{show_ratio(ratio)} ({result.key.format}{': ' if verdict else ''}{verdict})"
 
 
 def state_verdict(ratio: Estimate) -> str:
@@ -144,7 +144,7 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
         numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
-        table.add_row(one.title, runtime, str(one.samples), *numbers)
+        table.add_row(one.key.title, runtime, str(one.samples), *numbers)
     console.print(table)
 
 
@@ -154,13 +154,13 @@ def _tabulate_results(results: Iterable[Result]) -> "Table":
     for one in results:
         accuracy, ratio = one.accuracy, one.ratio
         table.add_row(
-            f"{one.format}\n{one.variant}",
+            f"{one.key.format}\n{one.key.model}",
             f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
             f"{show_percent(accuracy.value)}\n{show_accuracy_interval(accuracy)}" if accuracy else UNKNOWN,
             f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
-            end_section=one.variant == "compressed",
+            end_section=one.key.variant == "compressed",
         )
     return table
 

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
+from rankship_pipeline.foundation.records import FORMATS, Form, Format, record
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
-RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
@@ -17,8 +18,6 @@ DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 _BASE = "base"  # the name of the model that adapters are added to
-TIMES = ("latency_ms", "latency_us")
-AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
 
 
 @record
@@ -144,54 +143,6 @@ class MergeChoice:
     def given(self) -> dict[str, float]:
         """The methods' own keys as far as the recipe gives them; they hold for every merge of it that takes them."""
         return {key: value for key in KEYS if (value := getattr(self, key)) is not None}
-
-
-@record
-class Budget:
-    """Exactly one amount: of size, operations, time or energy.
-
-    Operations, time and energy are those of one sample. Time and energy need a table of costs measured on a device:
-    `costs` names one, or `on` has it measured on the way.
-
-    Keys:
-        kept_parameters: share of the merged model's parameters to keep
-        parameters: number of parameters
-        size_bytes: 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported
-        kept_flops: share of the merged model's operations to keep
-        flops: number of operations
-        latency_ms: milliseconds
-        latency_us: microseconds
-        energy_uj: microjoules
-        costs: a cost table, relative to the recipe
-        on: a device of the inventory: measure the whole model there, correct the allocation until the time is met
-        format: the format that is timed there; left out, the first that is exported
-    """
-
-    kept_parameters: float | None = None
-    parameters: int | None = None
-    size_bytes: int | None = None
-    kept_flops: float | None = None
-    flops: int | None = None
-    latency_ms: float | None = None
-    latency_us: int | None = None
-    energy_uj: int | None = None
-    costs: str | None = None
-    on: str | None = None
-    format: Format | None = None
-
-    @property
-    def amounts(self) -> dict[str, float]:
-        """What is given, by its key; a valid budget holds exactly one."""
-        return {key: value for key in AMOUNTS if (value := getattr(self, key)) is not None}
-
-    @property
-    def unit(self) -> CostUnit:
-        """What the budget is counted in."""
-        if any(key in self.amounts for key in TIMES):
-            return "ns"
-        if self.energy_uj is not None:
-            return "uj"
-        return "parameters" if self.flops is None and self.kept_flops is None else "flops"
 
 
 @record

@@ -1,4 +1,4 @@
-"""What a recipe says to keep one model like its specialists: their inputs' normalisation, a gate, and refinement."""
+"""The normalisation that a model's inputs went through, and whether two are the same."""
 
 from math import isclose
 

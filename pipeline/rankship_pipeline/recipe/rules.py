@@ -6,12 +6,11 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
-    AMOUNTS,
     DATA_KINDS,
     Comparison,
     QualityChoice,
-    RankMethod,
     Recipe,
     RefineChoice,
     Source,
@@ -21,9 +20,9 @@ from rankship_pipeline.recipe.choices import (
 )
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import check_normalisation
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
-PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -129,9 +128,9 @@ def _check_ways(recipe: Recipe) -> list[str]:
     if recipe.budget.unit != "parameters":
         complaints += [
             f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
-            f" {', '.join(PRICED_METHODS)}"
+            f" {', '.join(name for name, traits in RANK_METHODS.items() if traits.any_unit)}"
             for where, way in ways
-            if way.ranks not in PRICED_METHODS
+            if not RANK_METHODS[way.ranks].any_unit
         ]
     return complaints
 

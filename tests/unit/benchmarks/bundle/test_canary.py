@@ -47,7 +47,7 @@ def test_a_canary_is_proven_and_timed_in_every_round(tmp_path: Path) -> None:
     plan = RunPlan(build, verified, store, suite, tmp_path / "to", limits, canary=canary)
     folder = measure_build(plan, device, QUIET)
     bundle = open_bundle(folder)
-    assert [(one.round, one.variant, one.format) for one in bundle.trials] == [(n, "canary", "onnx") for n in (0, 1)]
+    assert [(one.round, one.key) for one in bundle.trials] == [(number, canary.key) for number in (0, 1)]
     assert bundle.header.canary == canary
     refuse_unlike(bundle)
     with pytest.raises(UnlikeConditions, match="which this build did not make"):

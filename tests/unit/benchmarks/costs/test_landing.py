@@ -20,9 +20,9 @@ from rankship_pipeline.flow.show import print_build, state_landing
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
-from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LayerCost
+from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LandingVerdict, LayerCost
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import Budget
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.session.session import open_session
 
@@ -131,13 +131,13 @@ def test_a_correction_lies_between_tries_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("verdict", "said"),
     [
         ("landed", "landed; the table foretold 400.0 µs, measured 410.0 µs [409.0 µs, 411.0 µs], error +2.5 % after 2"),
         ("dense fits", "the dense model takes 410.0 µs, so nothing was compressed"),
     ],
 )
-def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
+def test_a_landing_is_told_in_a_sentence(verdict: LandingVerdict, said: str) -> None:
     landed = Landing(
         budget_ns=400_000,
         device="pi4",
@@ -148,7 +148,7 @@ def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
         rounds=9,
         tries=(make_try(300_000, 500_000), make_try(400_000, 410_000)),
         chosen=1,
-        word=word,  # type: ignore[arg-type]
+        verdict=verdict,
     )
     assert landed.error == pytest.approx(0.025)
     assert said in state_landing(landed)
@@ -210,7 +210,7 @@ def test_a_recipe_is_landed_once_and_then_built_from_the_store(
     land.land_missing(prepared, store, here, tmp_path, steps)
     build, entry = build_recipe(prepared, store, steps)
     assert build.landing is not None
-    assert build.landing.word == "landed"
+    assert build.landing.verdict == "landed"
     assert build.landing.table_sha256 == digest(table)
     assert build.landing.shipped.predicted_ns == build.plan.total_cost == 280_000 - 90_000 + 9_000
     assert build.plan.factors == {"2": Factors(rank=4)}

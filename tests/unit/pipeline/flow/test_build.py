@@ -84,7 +84,7 @@ def test_what_is_exported_is_the_refined_model_and_the_record_says_so(
     compressed, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert prepared.recipe.refine is not None
     refined, _ = stages.refine(compressed, plan, prepared.recipe.refine)
-    (artifact,) = [one for one in build.artifacts if one.variant == "compressed"]
+    (artifact,) = [one for one in build.artifacts if one.key.variant == "compressed"]
     expected = np.load((store.root / artifact.file).with_name("expected.0.npy"))
     with torch.inference_mode():
         np.testing.assert_allclose(expected, refined.module(prepared.data.test_inputs[0]), rtol=1e-4, atol=1e-5)

@@ -151,16 +151,18 @@ def test_files_chained_give_each_tasks_logits(folder: Path) -> None:
     prepared = prepare(read_recipe(write(folder, more=refine)), folder)
     store, steps = Store(folder / "store"), Steps(quiet=True)
     build, _ = build_recipe(prepared, store, steps)
-    assert [(one.variant, one.task) for one in build.heads] == [
+    assert [(one.key.variant, one.key.task) for one in build.heads] == [
         ("dense", "a"),
         ("dense", "b"),
         ("compressed", "a"),
         ("compressed", "b"),
     ]
     assert [one.outputs[0].name for one in build.artifacts] == ["features", "features"]
-    assert sum(one.parameters for one in build.files if one.variant == "dense") == build.dense_parameters
+    assert sum(one.parameters for one in build.files if one.key.variant == "dense") == build.dense_parameters
     run = {
-        one.task: onnxruntime.InferenceSession(store.root / one.file) for one in build.files if one.variant == "dense"
+        one.key.task: onnxruntime.InferenceSession(store.root / one.file)
+        for one in build.files
+        if one.key.variant == "dense"
     }
     merged = Stages(prepared, store, steps).merge("joint")[0].module
     inputs = prepared.data.tests["b"][0]
@@ -171,7 +173,7 @@ def test_files_chained_give_each_tasks_logits(folder: Path) -> None:
         np.testing.assert_allclose(logits[0], wanted, atol=1e-5)
     for head in build.heads:
         features, logits = np.load(find_proof(head, store)[1][0]), np.load(find_proof(head, store)[2][0])
-        assert (features.shape[1], logits.shape[1]) == (6, {"a": 3, "b": 5}[str(head.task)])
+        assert (features.shape[1], logits.shape[1]) == (6, {"a": 3, "b": 5}[str(head.key.task)])
 
 
 def test_another_seed_draws_marked_data(folder: Path) -> None:

@@ -165,9 +165,9 @@ def test_a_students_loss_is_nothing_where_it_says_what_its_teachers_say() -> Non
     (net, inputs), (other, _) = make_teachers()
     teacher, wrong = measure_teacher(net, inputs), measure_teacher(other, inputs)
     assert teacher.variance == pytest.approx(float(predict(net, inputs).var()))
-    assert float(measure_loss(net, [teacher], inputs, [inputs])) < 1e-3
+    assert measure_loss(net, [teacher], inputs, [inputs]).item() < 1e-3
     apart = measure_loss(net, [wrong], inputs, [inputs])
-    assert float(apart) == pytest.approx(
+    assert apart.item() == pytest.approx(
         float((predict(net, inputs) - predict(other, inputs)).square().mean()) / wrong.variance, rel=0.05
     )
 

@@ -115,7 +115,9 @@ def test_excluded_layers_stay_dense_and_count_as_fixed(tmp_path: Path, llama: Pa
         stream.allocate_stream(streamed, 1000, RANKS)
 
 
-@pytest.mark.parametrize("choice", [RankChoice(method="arp"), RankChoice(sensitivity="kl")], ids=str)
+@pytest.mark.parametrize(
+    "choice", [RankChoice(method="arp"), RankChoice(method="ara"), RankChoice(sensitivity="kl")], ids=str
+)
 def test_methods_that_need_the_model_in_memory_are_refused(tmp_path: Path, llama: Path, choice: RankChoice) -> None:
     streamed = analyse_stream(llama, TOKENS, tmp_path, SMALL)
     with pytest.raises(InputError, match="need the whole model in memory"):
