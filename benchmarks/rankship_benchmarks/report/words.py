@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Header
+from rankship_benchmarks.judge.cautions import CautionGroup
 from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accuracy
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.flow.show import state_landing
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "\u2013"  # a dash where nothing was measured
 _MS_FROM_NS = 1e7
+NO_LABELS = "The data have no labels: what is called accuracy here is agreement with the dense model's own answers."
 
 
 def state_headline(summary: Summary) -> str:
@@ -27,7 +29,7 @@ def state_headline(summary: Summary) -> str:
     parts = [f"{build.dense_parameters / kept:.1f}{TIMES} fewer parameters"]
     before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
     if before and after:
-        parts.append(f"accuracy {show_percent(before.value)} → {show_percent(after.value)}")
+        parts.append(f"{build.measure} {show_percent(before.value)} → {show_percent(after.value)}")
     ratios = ", ".join(state_latency(one) for one in summary.results if one.ratio is not None)
     parts += [f"latency {ratios}"] if ratios else []
     return f"{parts[0]}: {', '.join(parts[1:])}." if parts[1:] else f"{parts[0]}."
@@ -39,7 +41,7 @@ def state_latency(result: Result) -> str:
     if ratio is None:
         return ""
     verdict = state_verdict(ratio)
-    return f"{show_ratio(ratio)} ({result.format}{': ' if verdict else ''}{verdict})"
+    return f"{show_ratio(ratio)} ({result.key.format}{': ' if verdict else ''}{verdict})"
 
 
 def state_verdict(ratio: Estimate) -> str:
@@ -83,25 +85,40 @@ def show_size(value: int | None) -> str:
     return UNKNOWN if value is None else show_bytes(value)
 
 
-def print_summary(summary: Summary, console: "Console") -> None:
-    """Print headline, results, accuracies, alternatives and cautions."""
+def print_summary(summary: Summary, console: "Console", *, verbose: bool = False) -> None:
+    """Print headline, results, accuracies, alternatives and cautions: one line for a group, each if `verbose`."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
     details = f"recipe {header.recipe} · device {header.device} · {threads} · {header.rounds} rounds"
     console.print(details, markup=False, highlight=False)
+    if header.build.answers != "labels":
+        console.print(NO_LABELS, markup=False, highlight=False)
     if header.build.landing is not None:
         console.print(state_landing(header.build.landing), markup=False, highlight=False)
     console.print(_tabulate_results(summary.results))
-    console.print(_tabulate_accuracies("accuracy after", header.build.accuracies))
+    console.print(_tabulate_accuracies(f"{header.build.measure} after", header.build.accuracies))
     if header.build.alternatives:
         console.print(_tabulate_alternatives(summary))
     for line in state_parity(header):
         console.print(line, markup=False, highlight=False)
     for note in summary.slower_notes:
         console.print(f"✗ {note}", style="red", markup=False, highlight=False)
-    for caution in summary.cautions:
-        console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
+    for line in state_cautions(summary.caution_groups, verbose=verbose):
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
+def state_cautions(groups: Iterable[CautionGroup], *, verbose: bool) -> Iterator[str]:
+    """Say each group in a line, with what to do; then each caution of it if `verbose`, else how many there are."""
+    folded = 0
+    for one in groups:
+        yield " ".join(filter(None, (f"! {one.heading}", one.advice)))
+        if verbose:
+            yield from (f"  - {detail}" for detail in one.details)
+        else:
+            folded += len(one.details)
+    if folded:
+        yield f"! {folded} cautions stand behind this: they are on the page, and in `rankship report RUN --verbose`."
 
 
 def list_places(header: Header) -> list[str]:
@@ -127,7 +144,7 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
         numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
-        table.add_row(one.title, runtime, str(one.samples), *numbers)
+        table.add_row(one.key.title, runtime, str(one.samples), *numbers)
     console.print(table)
 
 
@@ -137,13 +154,13 @@ def _tabulate_results(results: Iterable[Result]) -> "Table":
     for one in results:
         accuracy, ratio = one.accuracy, one.ratio
         table.add_row(
-            f"{one.format}\n{one.variant}",
+            f"{one.key.format}\n{one.key.model}",
             f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
             f"{show_percent(accuracy.value)}\n{show_accuracy_interval(accuracy)}" if accuracy else UNKNOWN,
             f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
-            end_section=one.variant == "compressed",
+            end_section=one.key.variant == "compressed",
         )
     return table
 

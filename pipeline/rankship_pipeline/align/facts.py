@@ -1,6 +1,5 @@
 """What a checkpoint says of itself in headers and configuration files, collected without reading a weight."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rankship_pipeline.foundation.codec import digest
-from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.huggingface import PREFIX, find_snapshot, list_files
+from rankship_pipeline.models.huggingface import PREFIX
 from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
-from rankship_pipeline.models.source import find_weights, make_model
-from rankship_pipeline.models.weights import TensorHeader, read_header
-from rankship_pipeline.recipe.choices import Source
+from rankship_pipeline.models.model_config import read_json, read_normalisation
+from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 _LABELS = {"id2label", "label2id"}
@@ -29,9 +27,6 @@ _NOT_SETTINGS = {
 }
 _OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that a head alone reads
 _UNNAMED = re.compile(r"LABEL_\d+")
-# torch's names of types, as safetensors writes them
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
-_PIXELS = 255  # the largest value of a pixel that was not rescaled
 
 
 @dataclass(frozen=True)
@@ -53,29 +48,21 @@ class Facts:
     files: tuple[Path, ...] = ()
 
 
-def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
-    """The facts of a recipe's model; one that is trained on the spot is described by its untrained module."""
-    if source.adapter is not None:
-        return _gather_adapter(gather_facts(replace(source, adapter=None), folder, seed), folder / source.adapter)
+def gather_facts(opened: OpenedSource) -> Facts:
+    """The facts of a recipe's model; one without files is described by its untrained module."""
+    source = opened.source
     if source.huggingface is not None:
-        return _gather_huggingface(source, folder)
-    files: tuple[Path, ...] = ()
-    if source.weights is not None:
-        path = find_weights(source, folder)
-        tensors, files = read_header(path), (path.resolve(),)
+        facts = _gather_huggingface(opened)
     else:
-        tensors = {
-            name: TensorHeader(tuple(value.shape), _name_dtype(str(value.dtype)))
-            for name, value in make_model(source, folder, seed).state_dict().items()
-        }
-    return Facts(
-        name=source.name,
-        tensors=tensors,
-        settings={"factory": source.factory},
-        labels=source.labels,
-        normalise=source.normalise,
-        files=files,
-    )
+        facts = Facts(
+            name=source.name,
+            tensors=opened.headers,
+            settings={"factory": source.factory or repr(opened.untrained)},
+            labels=source.labels,
+            normalise=source.normalise,
+            files=tuple(path.resolve() for path in opened.weights),
+        )
+    return facts if opened.adapter_folder is None else _gather_adapter(facts, opened.adapter_folder)
 
 
 def leave_out_head(facts: Facts, head: str) -> Facts:
@@ -96,7 +83,7 @@ def leave_out_head(facts: Facts, head: str) -> Facts:
 
 def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:
     """The facts of a checkpoint folder on disk; its configuration as written, class names among the settings."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return replace(
         _read_habits(name, folder, None),
         tensors=tensors,
@@ -106,7 +93,7 @@ def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHea
 
 def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts:
     """What a folder says of the text and images that its model takes; a `stated` normalisation goes before its own."""
-    images, tokenizer = _read_json(folder / "preprocessor_config.json"), _read_json(folder / "tokenizer.json")
+    images, tokenizer = read_json(folder / "preprocessor_config.json"), read_json(folder / "tokenizer.json")
     return Facts(
         name=name,
         tensors={},
@@ -114,11 +101,6 @@ def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts
         preparation={**_read_text_habits(folder, tokenizer), **_read_image_habits(images)},
         normalise=stated or read_normalisation(images),
     )
-
-
-def _name_dtype(dtype: str) -> str:
-    name = dtype.removeprefix("torch.")
-    return _DTYPES.get(name, name.upper())
 
 
 def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
@@ -129,20 +111,20 @@ def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
     return replace(bare, tensors={**bare.tensors, **replaced}, files=(*bare.files, *files))
 
 
-def _gather_huggingface(source: Source, folder: Path) -> Facts:
+def _gather_huggingface(opened: OpenedSource) -> Facts:
     import transformers
 
-    snapshot, weights = find_snapshot(source, folder), list_files(source, folder)[1:]
+    source, snapshot = opened.source, opened.snapshot
     config = transformers.AutoConfig.from_pretrained(snapshot).to_dict()  # fills in what old files leave to defaults
     prefix = f"{config.get('model_type')}."
     labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
     return replace(
         _read_habits(source.name, snapshot, source.normalise),
-        tensors={_settle_name(name, prefix): header for path in weights for name, header in read_header(path).items()},
+        tensors={_settle_name(name, prefix): header for name, header in opened.headers.items()},
         settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
         labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
-        files=tuple(path.resolve() for path in weights),
+        files=tuple(path.resolve() for path in opened.weights),
     )
 
 
@@ -165,7 +147,7 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:
     """The vocabulary of a tokenizer.json (`whole`), vocab.json or vocab.txt; empty where there is none."""
-    entries = (whole.get("model") or {}).get("vocab") or _read_json(snapshot / "vocab.json")
+    entries = (whole.get("model") or {}).get("vocab") or read_json(snapshot / "vocab.json")
     if isinstance(entries, list):  # Unigram: (token, score) in order
         tokens = {str(entry[0]): index for index, entry in enumerate(entries)}
     else:
@@ -184,7 +166,7 @@ def _read_text_habits(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, obj
     if merges is not None:
         habits["merges"] = digest(merges)[:12]
     habits |= {path.name: hash_file(path)[:12] for path in sorted(snapshot.glob("*.model"))}
-    configured = _read_json(snapshot / "tokenizer_config.json")
+    configured = read_json(snapshot / "tokenizer_config.json")
     return {**habits, **{key: value for key, value in configured.items() if isinstance(value, bool | int | str)}}
 
 
@@ -192,25 +174,3 @@ def _read_image_habits(images: Mapping[str, Any]) -> dict[str, object]:
     """How images are sized and cut; a size that older files write as one number is a square's."""
     sizes = {key: images[key] for key in ("size", "crop_size") if isinstance(images.get(key), int)}
     return {**images, **{key: {"height": side, "width": side} for key, side in sizes.items()}}
-
-
-def read_normalisation(images: Mapping[str, Any]) -> Normalisation | None:
-    """A preprocessor_config.json's (pixel·factor − mean) / std, for pixels in [0, 1]; None where it has none."""
-    mean, std = images.get("image_mean"), images.get("image_std")
-    if not images.get("do_normalize", mean is not None):
-        mean, std = (0.0, 1.0) if "do_normalize" in images else (None, None)
-    if mean is None or std is None:
-        return None
-    mean, std = (value if isinstance(value, list) else [value] for value in (mean, std))
-    scale = _PIXELS * (images.get("rescale_factor", 1 / _PIXELS) if images.get("do_rescale", True) else 1)
-    return Normalisation(mean=tuple(one / scale for one in mean), std=tuple(one / scale for one in std))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as failure:
-        raise InputError(f"{path} is not valid JSON: {failure}", hint="copy the model's folder again") from None
-    return found if isinstance(found, dict) else {}

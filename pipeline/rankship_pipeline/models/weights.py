@@ -1,7 +1,8 @@
 """Safetensors files read whole or by their headers, and state dicts filled into modules. Never a pickle."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class TensorHeader(NamedTuple):
 
 AGAIN = "fetch or copy the file again, or save the model again (safetensors)"
 _LENGTH_BYTES = 8  # of the header's length, little-endian, with which a file begins
+# torch's names of types, as safetensors writes them
+_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
 
 
@@ -102,9 +105,29 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return {name: header for name, (header, _) in locate_tensors(path).items()}
 
 
+def describe_state(module: nn.Module) -> dict[str, TensorHeader]:
+    """Every tensor's shape and type in a module, as a safetensors header would tell them."""
+    tensors = module.state_dict()
+    return {name: TensorHeader(tuple(one.shape), _name_type(one.dtype)) for name, one in tensors.items()}
+
+
+def _name_type(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _TYPES.get(name, name.upper())
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone."""
     return {name: header.shape for name, header in read_header(path).items()}
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over types, shapes and values."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:

@@ -8,7 +8,8 @@ from math import ceil
 from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import Price
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
@@ -34,7 +35,7 @@ def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: R
     choice = keep_to_method(choice)
     smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
     if budget < smallest:
-        total = price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers)
+        total = price.price_dense(layers)
         share = ceil(smallest / total * 1000) / 1000
         by_share = price.unit in {"parameters", "flops"}
         asked = f"kept_{price.unit} = {share}" if by_share else f"{smallest:,} {price.unit}"

@@ -37,6 +37,10 @@ class Price:
     fixed: int
     listed: Mapping[str, Sequence[Factors | None]] | None = None
 
+    def price_dense(self, layers: Sequence[Layer]) -> int:
+        """What the whole dense model costs; `layers` are all that may be factored."""
+        return self.fixed + sum(self.price_layer(layer, None) or 0 for layer in layers)
+
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
         """The least that the layer can cost at ranks that are multiples of `step`, dense included."""
         offers = list_smallest(layer, step, forms) if self.listed is None else self._list_offers(layer, step, forms)

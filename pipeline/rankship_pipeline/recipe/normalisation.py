@@ -10,6 +10,10 @@ class Normalisation:
     """What images went through before a model saw them: (pixel − mean) / std per channel, pixels in [0, 1].
 
     One value serves all channels.
+
+    Keys:
+        mean: one value, or one per channel
+        std: one value, or one per channel
     """
 
     mean: tuple[float, ...]

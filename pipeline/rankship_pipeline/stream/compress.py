@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.factors.decompose import WHITENINGS, decompose_outputs, decompose_swift, truncate
 from rankship_pipeline.factors.forms import Candidate, keep_efficient
+from rankship_pipeline.factors.saved_model import describe_saved, write_saved
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file, publish_file, publish_folder
@@ -47,7 +48,6 @@ from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden, write_hidden
 
-PLAN = "rankship.json"
 Array = NDArray[np.floating[Any]]
 Parts = tuple[Array, Array, Array]  # energy (r,) float64, B (keep, columns) and A (rows, keep) float32
 # float32 is trusted only where the energy beyond the kept ranks exceeds this many float32 roundings of the largest,
@@ -185,7 +185,7 @@ def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None
         for path in {path for pattern in SETTINGS for path in checkpoint.folder.glob(pattern)}:
             shutil.copyfile(path, folder / path.name)
         write_shards(folder, analysis.decoder.group_names(), convert)
-        (folder / PLAN).write_text(encode(plan), encoding="utf-8")
+        write_saved(folder, describe_saved(plan, analysis.decoder.model))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
 from rankship_pipeline.ranks.stats import LayerStats
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS, RankMethod
 
 Method = Literal["uniform", "arp", "strs", "knapsack"]

@@ -1,0 +1,108 @@
+"""Data that need no code of the user's: a folder of images, a file of texts, a table, behind one table of readers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.class_names import number_classes
+from rankship_pipeline.models.csv_file import open_table
+from rankship_pipeline.models.image_folder import open_images
+from rankship_pipeline.models.model_config import read_class_names
+from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.models.samples import Samples, split
+from rankship_pipeline.models.text_file import open_texts
+from rankship_pipeline.models.weights import load_into
+from rankship_pipeline.recipe.choices import DataKind, Recipe
+
+Opener = Callable[[Recipe, Path], Samples]
+_BATCH = 64
+
+
+def _open_csv(recipe: Recipe, folder: Path) -> Samples:
+    """Texts for a model that reads text, features for any other."""
+    return (open_texts if recipe.models[0].huggingface is not None else open_table)(recipe, folder)
+
+
+OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": open_texts, "csv": _open_csv}
+
+
+def load_files(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> dict[str, object]:
+    """What a loader would return (see data.load_data), made from the recipe's files; every model gets the same.
+
+    Without labels, the one model's own answers before compressing stand for them: `answers` is then "predictions".
+    """
+    kind = next(iter(recipe.data.given))
+    if kind == "images" and recipe.models[0].task not in {None, "image-classification"}:
+        raise InputError(
+            f"{recipe.data.origin}: model {recipe.models[0].name!r} is for {recipe.models[0].task}, it takes no images",
+            hint="give a model for image-classification, or other data",
+        )
+    samples = OPENERS[kind](recipe, folder)
+    calibration, tests = split(samples.count, recipe.data, recipe.seed)
+    inputs, test_inputs = samples.read(calibration), samples.read(tests)
+    if samples.labels is None:
+        labels, answers = _predict(recipe, sources, test_inputs), "predictions"
+    else:
+        labels, answers = _number([samples.labels[index] for index in tests], samples, recipe, sources, test_inputs), ""
+    return {
+        "calibration": {source.name: inputs for source in recipe.models},
+        "test_inputs": test_inputs,
+        "test_labels": labels,
+        "answers": answers or "labels",
+    }
+
+
+def _number(
+    found: Sequence[str],
+    samples: Samples,
+    recipe: Recipe,
+    sources: Mapping[str, OpenedSource],
+    inputs: tuple[Tensor, ...],
+) -> Tensor:
+    """The tested samples' classes; all that the data name count for their order."""
+    every = samples.labels or ()
+    first = sources[recipe.models[0].name]
+    names = read_class_names(first.source, first.folder)
+    outputs = len(names) or _count_outputs(first.untrained, inputs)
+    numbers = number_classes([*found, *every], names, outputs, where=recipe.data.origin)
+    return numbers[: len(found)]
+
+
+def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
+    """How many classes a model tells apart; None where it does not take these inputs, which is refused later."""
+    try:
+        with torch.inference_mode():
+            logits = model(*(tensor[:1] for tensor in inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+    return logits.shape[-1] if isinstance(logits, Tensor) else None
+
+
+def _predict(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]) -> Tensor:
+    """The classes that the one model, before compressing, gives the test inputs (samples,)."""
+    source, where = recipe.models[0], recipe.data.origin
+    if len(recipe.models) > 1:
+        raise InputError(
+            f"{where} has no labels: what a merge of {len(recipe.models)} models gets right cannot be counted",
+            hint="give every test sample its class: a subfolder each, label<TAB>text, or a column of labels",
+        )
+    if source.train is not None:
+        raise InputError(
+            f"{where} has no labels, and {source.name!r} is trained on the spot: nothing says which answers are right",
+            hint="give the samples their classes; or train first, and name the `weights`",
+        )
+    opened = sources[source.name]
+    model = load_into(opened.make(), opened.load_state(), where=source.name)
+    starts = range(0, len(inputs[0]), _BATCH)
+    try:
+        with torch.inference_mode():
+            answers = [model(*(one[start : start + _BATCH] for one in inputs)).argmax(-1) for start in starts]
+    except (RuntimeError, TypeError, ValueError, IndexError) as failure:
+        raise InputError(
+            f"model {source.name!r} does not take {where} of shape {[list(one.shape) for one in inputs]}: {failure}",
+            hint="see `size`, `channels`, `columns` and `tokens` in [data]",
+        ) from failure
+    return torch.cat(answers).clone()

@@ -1,0 +1,56 @@
+"""What a file or folder of data holds, and which of its samples calibrate and test."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.choices import DataChoice
+
+CALIBRATION = 256  # samples, where there are twice as many
+TESTS = 1000
+_LEAST = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`count` samples, the names of their classes (None: no labels), and how chosen ones become the model's inputs."""
+
+    count: int
+    labels: tuple[str, ...] | None
+    read: Callable[[Sequence[int]], tuple[Tensor, ...]]
+
+
+def find_path(written: str, folder: Path) -> Path:
+    """A path of the recipe: beside it or absolute; `$NAME` stands for an environment variable, `~` for the home."""
+    return folder / os.path.expanduser(os.path.expandvars(written))  # noqa: PTH111 - $NAME may hold a ~
+
+
+def split(count: int, choice: DataChoice, seed: int) -> tuple[list[int], list[int]]:
+    """Which samples calibrate and which test; no sample does both.
+
+    The tests are the same for every seed, so that results of several seeds can be compared; the seed draws the
+    calibration samples from the rest.
+    """
+    if count < _LEAST and (choice.calibration_samples is None or choice.test_samples is None):
+        raise InputError(
+            f"{choice.origin}: {count} samples; at least {_LEAST} are needed, half to calibrate and half to test",
+            hint="give more; some hundreds to calibrate and as many to test work well",
+        )
+    asked, tested = choice.calibration_samples, choice.test_samples
+    tests = min(TESTS, count - (min(CALIBRATION, count // 2) if asked is None else asked)) if tested is None else tested
+    calibration = min(CALIBRATION, count - tests) if asked is None else asked
+    if calibration < 1 or tests < 1 or calibration + tests > count:
+        raise InputError(
+            f"{choice.origin}: {count} samples cannot give {max(calibration, 1)} to calibrate and {max(tests, 1)} to"
+            " test",
+            hint="lower calibration_samples or test_samples in [data], or give more data",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    rest = order[tests:]
+    drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:calibration]
+    return rest[drawn].tolist(), order[:tests].tolist()
