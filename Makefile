@@ -4,8 +4,9 @@
 # For every day, and for what takes gigabytes:
 #   make test-quick     without emulated devices
 #   make test-images    the container images, really built and run
+#   make docs           the site, build/docs/index.html; every warning is an error
 #   make test-phone-faults   every fault of a phone, into an emulated one: ten minutes
-# pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see README, Installing.
+# pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see docs/getting-started.md.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -46,7 +47,7 @@ define install
 		echo "could not install$$missing: the tests that need them are skipped by name"
 endef
 
-.PHONY: demo test test-quick test-images test-phone-faults lint clean
+.PHONY: demo test test-quick test-images test-phone-faults lint docs clean
 
 demo: $(INSTALLED)
 	@start=$$SECONDS; \
@@ -68,11 +69,14 @@ test-phone-faults: $(INSTALLED)
 	$(call install,TEST_NEEDS)
 	$(BIN)/python -m pytest -m phone_faults
 
-lint: $(INSTALLED)
+lint: docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3"; exit 1; }

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio
 from rankship_pipeline.evaluate.accuracy import measure_accuracy, pool_accuracies
 from rankship_pipeline.factors.analysis import analyse
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
@@ -41,7 +42,9 @@ from rankship_pipeline.foundation.records import Accuracy
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
-from rankship_pipeline.recipe.choices import Budget, Comparison, RefineChoice
+from rankship_pipeline.ranks.price import price_parameters
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover.refine import refine
 
@@ -108,15 +111,16 @@ def make_ours(
     prepared: Prepared, store: Store, steps: Steps, budget: int, seconds: float
 ) -> tuple[Contender, Contender | None]:
     """Merge the specialists and compress them to a budget in parameters; as it is, and refined where it was cut."""
-    prepared = replace(prepared, budget=min(budget, prepared.dense_parameters))
+    price = price_parameters(prepared.fixed_parameters)
+    budgeted = Budgeted(prepared, price, min(budget, prepared.dense_parameters))
     stages = Stages(prepared, store, steps)
     merged, interference = stages.merge(WAY.merge)
-    told: dict[str, Any] = {"parameters": prepared.budget}
-    if prepared.budget == prepared.dense_parameters:
+    told: dict[str, Any] = {"parameters": budgeted.budget}
+    if budgeted.budget == prepared.dense_parameters:
         return serve(merged.module, told), None
     metrics, _ = stages.choose_metrics(merged, WAY)
     analysis = analyse(merged.module, prepared.layers, metrics, WAY.whitening)
-    module, plan = stages.make_compressed(analysis, WAY, interference)
+    module, plan = stages.make_compressed(budgeted, analysis, WAY, interference)
     module, _ = stages.settle(module)
     told["parameters"] = plan.total_parameters
     choice = RefineChoice(cpu_seconds=seconds, step_size=STEP_SIZE)

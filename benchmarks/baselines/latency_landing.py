@@ -29,8 +29,10 @@ from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline import __version__
 from rankship_pipeline.evaluate.accuracy import measure_accuracy
+from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.landed_budget import allow
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
@@ -39,7 +41,8 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import CostTable, RankPlan
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.foundation.toolchain import list_versions
-from rankship_pipeline.recipe.choices import Budget, Recipe, choose
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Recipe, choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.devices.device import find_device
 from rankship_targets.session.session import open_session
@@ -67,21 +70,23 @@ class Bench:
     def count_right(self, model: Model, prepared: Prepared) -> int:
         """Right answers among the first test inputs."""
         inputs = tuple(tensor[: self.test] for tensor in prepared.data.test_inputs)
-        return measure_accuracy(model.module, inputs, prepared.data.test_labels[: self.test], stage="test").correct
+        return measure_accuracy(model.module, inputs, prepared.data.labels[: self.test], stage="test").correct
 
-    def make(self, prepared: Prepared) -> tuple[Model, RankPlan]:
+    def make(self, budgeted: Budgeted) -> tuple[Model, RankPlan]:
         """The compressed model and its ranks."""
-        return Stages(prepared, self.store, self.steps).compress(choose(prepared.recipe))
+        prepared = budgeted.prepared
+        return Stages(prepared, self.store, self.steps).compress(budgeted, choose(prepared.recipe))
 
-    def equal(self, unit: str, amount: int) -> tuple[Prepared, Model, RankPlan, int]:
+    def equal(self, unit: str, amount: int) -> tuple[Budgeted, Model, RankPlan, int]:
         """The model that allocation by a unit makes of so many of it."""
         return self.try_out(replace(self.whole(unit), budget=amount))
 
-    def whole(self, unit: str) -> Prepared:
+    def whole(self, unit: str) -> Budgeted:
         """The recipe with all of a unit as its budget."""
-        return self.prepare(Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0))
+        amount = Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0)
+        return price_recipe(self.prepare(amount))
 
-    def match(self, unit: str, wanted: int) -> tuple[Prepared, Model, RankPlan, int]:
+    def match(self, unit: str, wanted: int) -> tuple[Budgeted, Model, RankPlan, int]:
         """The smallest model by a unit, as far as bisection comes, with at least as many right answers."""
         whole = self.whole(unit)
         low, high = 0.1, 1.0
@@ -97,14 +102,14 @@ class Bench:
             found = one if one[3] >= wanted else found
         return found
 
-    def try_out(self, prepared: Prepared) -> tuple[Prepared, Model, RankPlan, int]:
+    def try_out(self, budgeted: Budgeted) -> tuple[Budgeted, Model, RankPlan, int]:
         """A model within a budget, and how many answers it has right."""
-        model, plan = self.make(prepared)
-        return prepared, model, plan, self.count_right(model, prepared)
+        model, plan = self.make(budgeted)
+        return budgeted, model, plan, self.count_right(model, budgeted.prepared)
 
-    def push(self, prepared: Prepared, model: Model, plan: RankPlan) -> Subject:
+    def push(self, budgeted: Budgeted, model: Model, plan: RankPlan) -> Subject:
         """Export, prove and push a compressed model."""
-        return self.place.push_whole(prepared, self.store, self.steps, "compressed", model, plan)
+        return self.place.push_whole(budgeted.prepared, self.store, self.steps, "compressed", model, plan)
 
 
 def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Callable[[dict[str, Any]], None]) -> None:
@@ -127,7 +132,7 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
         landings[f"{share}"] = {**json.loads(encode(landing)), "error": landing.error}
         allowed = allow(prepared, table, landing.shipped.asked_ns)
         model, plan = bench.make(allowed)
-        right = bench.count_right(model, allowed)
+        right = bench.count_right(model, prepared)
         name = f"measured {share}"
         subjects[name], told[name] = bench.push(allowed, model, plan), describe(plan, right, by_flops)
         keep({"landings": landings, "models": told})
@@ -142,13 +147,13 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
     keep({"landings": landings, "models": told, "times": times})
 
 
-def count_flops(plan: RankPlan, by_flops: Prepared) -> int:
+def count_flops(plan: RankPlan, by_flops: Budgeted) -> int:
     """Floating-point operations of one sample under a plan."""
     chosen, price = {layer.name: layer.factors for layer in plan.layers}, by_flops.price
-    return price.fixed + sum(price.price_layer(layer, chosen[layer.name]) or 0 for layer in by_flops.layers)
+    return price.fixed + sum(price.price_layer(layer, chosen[layer.name]) or 0 for layer in by_flops.prepared.layers)
 
 
-def describe(plan: RankPlan, right: int, by_flops: Prepared) -> dict[str, Any]:
+def describe(plan: RankPlan, right: int, by_flops: Budgeted) -> dict[str, Any]:
     """What a plan came to."""
     stored = {layer.name: str(layer.factors or "dense") for layer in plan.layers}
     return {

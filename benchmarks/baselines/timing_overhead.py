@@ -34,6 +34,7 @@ from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline import __version__
 from rankship_pipeline.export.artifact import find_proof
+from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
@@ -67,7 +68,7 @@ def prepare_cases(recipe_path: Path, place: Place, store: Store, steps: Steps, l
     recipe = replace(read_recipe(recipe_path), compare=())
     prepared = prepare(recipe, recipe_path.resolve().parent)
     stages = Stages(prepared, store, steps)
-    compressed, plan = stages.compress(choose(recipe))
+    compressed, plan = stages.compress(price_recipe(prepared), choose(recipe))
     subjects = {
         "dense": place.push_dense(prepared, store, steps),
         "compressed": place.push_whole(prepared, store, steps, "compressed", compressed, plan),

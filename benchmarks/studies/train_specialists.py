@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.models.source import train_or_load
+from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.recipe.choices import Source
 
 STUDIES = Path(__file__).parent
@@ -43,7 +43,7 @@ def main() -> None:
         if file.exists() or not name.startswith(given.only):
             continue
         begun = time.process_time()
-        state = train_or_load(Source(name=name, factory=factory, train=train), STUDIES, seed)
+        state = open_source(Source(name=name, factory=factory, train=train), STUDIES, seed).load_state()
         write_atomic(file, save(state))
         sys.stdout.write(f"{name}: {time.process_time() - begun:.0f} CPU seconds, {torch.get_num_threads()} threads\n")
         sys.stdout.flush()

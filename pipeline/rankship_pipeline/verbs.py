@@ -8,7 +8,7 @@ from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.recipe.draft import add_budget_flags, add_data_flags
 
 if TYPE_CHECKING:
-    from rankship_pipeline.flow.preflight import Prepared
+    from rankship_pipeline.flow.prepared import Prepared
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.records import Build
     from rankship_pipeline.foundation.store import Entry, Store

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.export import EXPORTERS, Exporter, Operator, check_factors, keep_stdout_clean
+from rankship_pipeline.export import Exporter, Operator, check_factors, keep_stdout_clean
 from rankship_pipeline.export.graph import list_graph_operators
 from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 
-MODULES: dict[str, str] = {str(name): module for name, (module, _, _) in EXPORTERS.items()}
+MODULES: dict[str, str] = {str(name): facts.exporter for name, facts in FACTS.items()}
 MODULES["fake"] = "rankship_pipeline.export.fake"
 
 

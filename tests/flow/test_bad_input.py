@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from rankship_benchmarks.bundle.suite import read_suite, read_suite_of
 from rankship_pipeline.cli import main
 from rankship_pipeline.flow.preflight import prepare
-from rankship_pipeline.models.source import hash_source
+from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.recipe.rules import read_recipe
 
 Spoil = Callable[[Path], None]
@@ -223,9 +223,9 @@ def test_an_edited_module_beside_the_recipe_is_another_source(recipe: Path, monk
     model = recipe.with_name("model.py")
     model.write_text("from blocks_of_this_test import WIDTH\n" + model.read_text())
     prepare(read_recipe(recipe), recipe.parent)
-    before = hash_source(source, recipe.parent)
+    before = open_source(source, recipe.parent, 0).sha256
     helper.write_text("WIDTH = 9\n")
-    assert hash_source(source, recipe.parent) != before
+    assert open_source(source, recipe.parent, 0).sha256 != before
 
 
 def test_a_loader_may_give_numpy_arrays(recipe: Path) -> None:

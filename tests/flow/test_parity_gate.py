@@ -12,6 +12,7 @@ from torch import nn
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import verify_artifact
+from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
@@ -37,13 +38,13 @@ def built(shared_recipe: Path, shared_store: Path) -> tuple[Build, Store, nn.Mod
     store = Store(shared_store)
     build, _ = build_recipe(prepared, store, Steps(quiet=True))
     stages = Stages(prepared, store, Steps(quiet=True))
-    model, plan = stages.compress(choose(prepared.recipe))
+    model, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert FACTORED in plan.factors
     return build, store, model.module
 
 
 def _find(build: Build, name: Format) -> Artifact:
-    return next(one for one in build.artifacts if one.format == name and one.variant == "compressed")
+    return next(one for one in build.artifacts if one.key.format == name and one.key.variant == "compressed")
 
 
 def _verify(artifact: Artifact, path: Path, store: Store) -> Verified:
@@ -54,7 +55,7 @@ def _verify(artifact: Artifact, path: Path, store: Store) -> Verified:
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_computes_what_torch_computes(built: tuple[Build, Store, nn.Module], name: Format) -> None:
     build, store, _ = built
-    for artifact in (one for one in build.artifacts if one.format == name):
+    for artifact in (one for one in build.artifacts if one.key.format == name):
         proof = _verify(artifact, store.root / artifact.file, store)
         assert proof.max_relative_error < 1e-5
         assert proof.top1_agreement == 1
@@ -104,7 +105,7 @@ def test_a_stale_file_is_caught_by_its_hash(
 ) -> None:
     build, store, _ = built
     artifact = _find(build, name)
-    dense = next(one for one in build.artifacts if one.format == name and one.variant == "dense")
+    dense = next(one for one in build.artifacts if one.key.format == name and one.key.variant == "dense")
     stale = tmp_path / Path(artifact.file).name
     shutil.copy(store.root / dense.file, stale)
     with pytest.raises(ParityFailed, match=f"compressed {name} .*is not the file that was built"):
@@ -116,7 +117,7 @@ def test_a_stale_file_with_a_stale_record_is_caught_by_the_numbers(
     built: tuple[Build, Store, nn.Module], name: Format
 ) -> None:
     build, store, _ = built
-    dense = next(one for one in build.artifacts if one.format == name and one.variant == "dense")
+    dense = next(one for one in build.artifacts if one.key.format == name and one.key.variant == "dense")
     path = store.root / dense.file
     with pytest.raises(ParityFailed, match="relative max error"):
         _verify(_restamp(_find(build, name), path), path, store)

@@ -6,9 +6,28 @@ from functools import cache
 import grimp
 import pytest
 
-PACKAGES = ("rankship_pipeline", "rankship_targets", "rankship_benchmarks")
+PACKAGES = ("rankship", "rankship_pipeline", "rankship_targets", "rankship_benchmarks")
 # What a package shows to those above it; all else is its own. (importing package, imported package): rooms or modules.
 DOORS = {
+    ("rankship", "rankship_pipeline"): {
+        "foundation",
+        "recipe",
+        "flow",
+        "factors.saved_model",
+        "models.data",
+        "models.huggingface",
+        "models.source",
+        "models.weights",
+    },
+    ("rankship", "rankship_targets"): {"devices"},
+    ("rankship", "rankship_benchmarks"): {
+        "bundle",
+        "costs.landing",
+        "fleet",
+        "judge.summary",
+        "measure",
+        "report",
+    },
     ("rankship_targets", "rankship_pipeline"): {"foundation"},
     ("rankship_benchmarks", "rankship_pipeline"): {
         "foundation",
@@ -20,7 +39,6 @@ DOORS = {
         "factors.analysis",
         "factors.forms",
         "models.data",
-        "models.layers",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",
@@ -31,7 +49,6 @@ DOORS = {
         "trials",
         "session",
         "client.agent_file",
-        "client.calls",
         "client.detached",
         "meters.integrate",
     },

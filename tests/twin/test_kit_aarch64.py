@@ -37,13 +37,13 @@ CPUINFO = "".join(
 )
 EXPORT = """
 import sys, pathlib, torch
-from rankship_pipeline.export import EXPORTERS, keep_stdout_clean
-import importlib
+from rankship_pipeline.export import keep_stdout_clean, load_exporter
+from rankship_pipeline.foundation.formats import FORMATS
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
 graph = torch.export.export(model, (torch.zeros(1, 6),))
-for name, (module, _, _) in EXPORTERS.items():
-    importlib.import_module(module).export_graph(graph, pathlib.Path(sys.argv[1]) / name)
+for name in FORMATS:
+    load_exporter(name).export_graph(graph, pathlib.Path(sys.argv[1]) / name)
 """
 
 

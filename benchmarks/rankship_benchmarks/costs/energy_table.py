@@ -1,6 +1,6 @@
 """Cost tables of energy: what a timed table offers is metered, every layer at every rank between two rests.
 
-The arithmetic is that of times (layer_costs.py), over rounds of metered trials in place of sweeps. Energies are totals:
+The arithmetic is that of times (sweeps.py), over rounds of metered trials in place of sweeps. Energies are totals:
 what the rails gave while inferences ran, the board's own part of that time included.
 """
 
@@ -16,10 +16,10 @@ from rankship_benchmarks.costs.timings import Lines
 from rankship_benchmarks.judge.energy_figures import read_trial
 from rankship_benchmarks.judge.energy_round import RoundEnergy
 from rankship_benchmarks.measure.energy_rounds import stretch, watch
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import MeasurementError, RankshipError
+from rankship_pipeline.foundation.errors import MeasurementError
 from rankship_pipeline.foundation.records import CostTable, record
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.ranks.call_sites import Site
@@ -43,24 +43,18 @@ class Watched:
 Read = Sequence[tuple[Watched, RoundEnergy | str]]  # what each trace says, or why it must not count
 
 
-class SiteEnergies(SiteCosts):
+def collect_energies(read: Read, site: str) -> SiteCosts:
     """One site's total energies in nJ an inference by round; what must not count is left out with its reason."""
-
-    def __init__(self, read: Read, site: str) -> None:
-        energies: dict[str, BySweep] = {}
-        self._reasons: list[str] = []
-        for one, said in read:
-            if one.site not in {site, ""}:
-                continue
-            if isinstance(said, str):
-                self._reasons.append(f"{one.subject}, round {one.round}: {said}")
-            else:
-                energies.setdefault(one.subject, {})[one.round] = said.total.value_nj
-        super().__init__(energies)
-
-    def refuse(self) -> RankshipError:
-        """Say why nothing can be told."""
-        return refuse_energies(self._reasons)
+    energies: dict[str, BySweep] = {}
+    reasons: list[str] = []
+    for one, energy in read:
+        if one.site not in {site, ""}:
+            continue
+        if isinstance(energy, str):
+            reasons.append(f"{one.subject}, round {one.round}: {energy}")
+        else:
+            energies.setdefault(one.subject, {})[one.round] = energy.total.value_nj
+    return SiteCosts(energies, lambda: refuse_energies(reasons))
 
 
 def measure_energies(
@@ -105,7 +99,7 @@ def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> 
 
 def _price(table: LayerTimes, watched: Sequence[Watched], plan: EnergyPlan) -> CostTable:
     read = read_all(watched, plan)
-    energies = {site: SiteEnergies(read, site.name) for site in table.offers}
+    energies = {site: collect_energies(read, site.name) for site in table.offers}
     shares = {site: energies[site].share() if site in energies else table.share(site) for site in table.kinds}
     offers: dict[Site, list[Offer]] = {}
     for site, some in table.offers.items():
@@ -122,14 +116,14 @@ def read_all(watched: Iterable[Watched], plan: EnergyPlan) -> Read:
 
 def find_model_uj(read: Read) -> int:
     """The whole dense model's energy of one inference: the median over rounds."""
-    said = [said for one, said in read if one.subject == MODEL]
-    found = [one.total.value_nj for one in said if not isinstance(one, str)]
+    readings = [energy for one, energy in read if one.subject == MODEL]
+    found = [one.total.value_nj for one in readings if not isinstance(one, str)]
     if not found:
-        raise refuse_energies([one for one in said if isinstance(one, str)])
+        raise refuse_energies([one for one in readings if isinstance(one, str)])
     return round(median(found) / _NJ_PER_UJ)
 
 
 def refuse_energies(reasons: Sequence[str]) -> MeasurementError:
     """Say that no energy of a layer can be told, and why not of the first."""
-    said = f", first of {len(reasons)}: {reasons[0]}" if reasons else ""
-    return MeasurementError(f"cost table: no round counts{said}", hint="mend what the message says, and go on")
+    first = f", first of {len(reasons)}: {reasons[0]}" if reasons else ""
+    return MeasurementError(f"cost table: no round counts{first}", hint="mend what the message says, and go on")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rankship_benchmarks.costs.probes import prove
 from rankship_pipeline.flow.artifacts import export_variant
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks
@@ -55,8 +55,7 @@ class Place:
         min_samples, min_duration_ms, max_warmup_ms = effort
         return MeasureRequest(
             round=number,
-            variant=subject.artifact.variant,
-            format=self.format,
+            key=subject.artifact.key,
             artifact=subject.remote,
             artifact_sha256=subject.artifact.sha256,
             inputs=subject.inputs,

@@ -7,12 +7,12 @@ COPIES times, and its options COPIES times each. With m, s, d and o their median
     overhead = s − layer                  reading the input and calling the runtime: paid once, whatever runs
     option = (o − overhead) / COPIES      the same for a factored layer
 
-A dense layer is told as a share of m, an option as a share of the dense layer in the same sweep, so that what slows
+A dense layer is given as a share of m, an option as a share of the dense layer in the same sweep, so that what slows
 the whole device down for a while cancels. Sweeps are the unit of independence: medians and intervals go over them.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
 
 from rankship_benchmarks.costs.timings import Timing
@@ -37,34 +37,34 @@ class Offer:
     ratio: Estimate
 
 
-class SiteCosts(ABC):
-    """What one site's subjects cost by sweep, and the whole model, in one unit; what does not count is left out."""
+@dataclass(frozen=True)
+class SiteCosts:
+    """What one site's subjects cost by sweep, and the whole model, in one unit; what does not count is left out.
 
-    def __init__(self, costs: Mapping[str, BySweep]) -> None:
-        self._costs = costs
+    `refuse` makes the error for a site of which nothing can be told: it says what did not count, and why.
+    """
+
+    costs: Mapping[str, BySweep]
+    refuse: Callable[[], RankshipError]
 
     @property
     def dense(self) -> BySweep:
         """One dense layer's cost by sweep; where noise swallowed it, at or below zero."""
-        single, several = self._costs.get(SINGLE, {}), self._costs.get(DENSE, {})
+        single, several = self.costs.get(SINGLE, {}), self.costs.get(DENSE, {})
         return {sweep: (several[sweep] - single[sweep]) / (COPIES - 1) for sweep in single if sweep in several}
 
     def cost(self, subject: str) -> BySweep:
         """One layer's cost by sweep, stored as the subject says."""
-        single, dense, taken = self._costs[SINGLE], self.dense, self._costs.get(subject, {})
+        single, dense, taken = self.costs[SINGLE], self.dense, self.costs.get(subject, {})
         return {sweep: (taken[sweep] - (single[sweep] - dense[sweep])) / COPIES for sweep in taken if sweep in dense}
 
     def share(self) -> Estimate:
         """One dense layer as a share of the whole dense model; refused without a sweep in which both can be told."""
-        model, dense = self._costs.get(MODEL, {}), self.dense
+        model, dense = self.costs.get(MODEL, {}), self.dense
         shares = [dense[sweep] / model[sweep] for sweep in dense if sweep in model]
         if not shares:
             raise self.refuse()
         return estimate_median(shares)
-
-    @abstractmethod
-    def refuse(self) -> RankshipError:
-        """Say why nothing can be told."""
 
     def ratio(self, factors: Factors) -> Estimate | None:
         """A factored layer as a share of the dense one; None without a sweep in which that can be told."""
@@ -72,21 +72,14 @@ class SiteCosts(ABC):
         return estimate_ratio(self.cost(str(factors)), dense)
 
 
-class SiteTimes(SiteCosts):
+def collect_times(timings: Iterable[Timing], site: str) -> SiteCosts:
     """One site's median times in ns; without trials that do not count."""
-
-    def __init__(self, timings: Iterable[Timing], site: str) -> None:
-        mine = [one for one in timings if one.site in {site, ""}]
-        self._trials = [one.trial for one in mine]
-        times: dict[str, BySweep] = {}
-        for one in mine:
-            if keep_valid([one.trial]):
-                times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
-        super().__init__(times)
-
-    def refuse(self) -> RankshipError:
-        """Say why nothing can be told."""
-        return refuse_trials("cost table", self._trials)
+    mine = [one for one in timings if one.site in {site, ""}]
+    times: dict[str, BySweep] = {}
+    for one in mine:
+        if keep_valid([one.trial]):
+            times.setdefault(one.subject, {})[one.sweep] = median(one.trial.samples_ns)
+    return SiteCosts(times, lambda: refuse_trials("cost table", [one.trial for one in mine]))
 
 
 def find_model_ns(timings: Iterable[Timing]) -> int:

@@ -6,12 +6,22 @@ from pathlib import Path
 
 from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes
 from rankship_benchmarks.costs.runtime_on_device import SINGLE_LAYER, Place, Subject
-from rankship_benchmarks.costs.sweeps import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
+from rankship_benchmarks.costs.sweeps import (
+    COPIES,
+    DENSE,
+    MODEL,
+    SINGLE,
+    Offer,
+    SiteCosts,
+    collect_times,
+    find_model_ns,
+    price_layer,
+)
 from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
 from rankship_pipeline.factors.forms import list_ladder
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
@@ -78,11 +88,11 @@ class LayerTimes:
         self._run(0, [alone], "dense layers")
         first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
-        return [site for site in self.kinds if calls[site] * SiteTimes(first, site.name).share().value >= WORTH]
+        return [site for site in self.kinds if calls[site] * collect_times(first, site.name).share().value >= WORTH]
 
     def pick_options(self, site: Site) -> list[Factors]:
         """What to measure of a site in the next pass, by what is known so far."""
-        times, chosen = SiteTimes(self.journal.timings, site.name), []
+        times, chosen = collect_times(self.journal.timings, site.name), []
         for form in self.prepared.recipe.ranks.forms:
             key = (site, form)
             ladder = self.ladders.setdefault(key, list_ladder(site.layer, self.prepared.recipe.ranks.step, form))
@@ -103,7 +113,7 @@ class LayerTimes:
 
     def list_offers(self, site: Site) -> list[Offer]:
         """The last rank of each step of each form."""
-        times, offers = SiteTimes(self.journal.timings, site.name), []
+        times, offers = collect_times(self.journal.timings, site.name), []
         for form in self.prepared.recipe.ranks.forms:
             ladder, passes = self.ladders[site, form], self.asked[site, form]
             measured = self._read(times, ladder, [place for one in passes for place in one])
@@ -118,7 +128,7 @@ class LayerTimes:
 
     def share(self, site: Site) -> Estimate:
         """One dense layer's time as a share of the model's."""
-        return SiteTimes(self.journal.timings, site.name).share()
+        return collect_times(self.journal.timings, site.name).share()
 
     def price(
         self,
@@ -147,7 +157,7 @@ class LayerTimes:
         )
 
     @staticmethod
-    def _read(times: SiteTimes, ladder: Sequence[Factors], places: Sequence[int]) -> dict[int, Estimate]:
+    def _read(times: SiteCosts, ladder: Sequence[Factors], places: Sequence[int]) -> dict[int, Estimate]:
         found = {place: times.ratio(ladder[place]) for place in places}
         return {place: ratio for place, ratio in found.items() if ratio is not None}
 

@@ -10,9 +10,10 @@ from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Entry, Store
-from rankship_pipeline.foundation.toolchain import RUNTIMES, find_version, hash_code
+from rankship_pipeline.foundation.toolchain import find_version, hash_code
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.session.manifest import read_manifest, sign_artifact
@@ -35,7 +36,7 @@ def verify_build(
             "artifact": artifact.sha256,
             "file": artifact.file,
             "limits": digest(limits),
-            "runtime": [find_version(name) for name in RUNTIMES[artifact.format]],
+            "runtime": find_version(FACTS[artifact.key.format].runtime_distribution),
             "runner": runner_sha256,
             "code": hash_code(),
         }
@@ -44,7 +45,7 @@ def verify_build(
         entry = store.find("verified", made_from)
         proof = None if fresh or entry is None else _read_signed(entry, path)
         if proof is None:
-            with steps.step(f"verify {artifact.title}"):
+            with steps.step(f"verify {artifact.key.title}"):
                 proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
             if entry is not None and _read_proof(entry) != proof:
                 store.discard(entry)

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks
-from rankship_pipeline.foundation.records import Format
-from rankship_targets.client.calls import PACKAGES
+from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
 from rankship_targets.session.metered import check_meter
@@ -28,7 +27,7 @@ def check_ready(
                 f"{device.name} has no numpy", hint=f"{kit}; or on the device: {device.python} -m pip install numpy"
             )
         if missing:
-            install = "; ".join(f"{device.python} -m pip install {PACKAGES[name]}" for name in missing)
+            install = "; ".join(f"{device.python} -m pip install {FACTS[name].pip_packages}" for name in missing)
             raise Lacks(
                 f"{device.name} has no runtime for {', '.join(missing)}",
                 hint=f"{kit}; or on the device: {install}; or leave the format out of the recipe",

@@ -18,7 +18,9 @@ from torch import nn
 from rankship_pipeline import __version__
 from rankship_pipeline.evaluate.accuracy import measure_accuracy, pool_accuracies
 from rankship_pipeline.factors.analysis import analyse
-from rankship_pipeline.flow.preflight import Prepared, prepare, redraw
+from rankship_pipeline.flow.preflight import prepare, redraw
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import decode, digest, encode, read_toml
 from rankship_pipeline.foundation.console import Steps
@@ -28,7 +30,9 @@ from rankship_pipeline.foundation.records import Accuracy, RankPlan, record
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.data import Data
-from rankship_pipeline.recipe.choices import Augmentation, Budget, Comparison, RefineChoice
+from rankship_pipeline.ranks.price import price_parameters
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Augmentation, Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import check_way, read_recipe
 from rankship_pipeline.recover.refine import refine
 
@@ -195,17 +199,17 @@ class _Bench:
 
     def measure(self, key: str, kept: float, row: Row, seconds: float) -> Cell:
         """Compress one way, settle batch-norm as every row may, refine if asked, and test."""
-        prepared = replace(self.stages.prepared, budget=self._find_budget(kept))
-        stages = replace(self.stages, prepared=prepared)  # what the sources say is asked once for all rows
+        stages, prepared = self.stages, self.stages.prepared
+        budgeted = Budgeted(prepared, price_parameters(prepared.fixed_parameters), self._find_budget(kept))
         merged, interference = stages.merge(row.way.merge)
-        dense = stages.evaluate(merged, "merged")
+        (dense,) = Scores(stages).evaluate(merged, "merged")
         metrics, _ = stages.choose_metrics(merged, row.way)
         title = f"{prepared.recipe.name} {kept:.3g} seed {self.seed}: {row.way.name}{' refined' if seconds else ''}"
         with stages.steps.step(title):
             _reset_peak()
             start, begun = time.monotonic(), time.process_time()
             analysis = analyse(merged.module, prepared.layers, metrics, row.way.whitening)
-            module, plan = stages.make_compressed(analysis, row.way, interference)
+            module, plan = stages.make_compressed(budgeted, analysis, row.way, interference)
             module, reestimated = stages.settle(module)
             refine_steps = 0
             if seconds:
@@ -227,7 +231,7 @@ class _Bench:
             plan=plan,
             size_bytes=sum(tensor.nbytes for tensor in module.state_dict().values()),
             dense_parameters=prepared.dense_parameters,
-            language=prepared.data.test_labels.ndim > 1,
+            language=prepared.data.labels.ndim > 1,
             accuracy=accuracy,
             dense=dense,
             batchnorm_reestimated=reestimated,
@@ -246,7 +250,9 @@ class _Bench:
         prepared = self.stages.prepared
         if not prepared.data.tasks:
             return ()
-        return tuple(replace(self.stages.evaluate_source(one), stage=one.name) for one in prepared.recipe.models)
+        return tuple(
+            replace(one, stage=one.stage.removeprefix("source:")) for one in Scores(self.stages).evaluate_sources()
+        )
 
     def _find_budget(self, kept: float) -> int:
         prepared = self.stages.prepared
@@ -259,7 +265,7 @@ class _Bench:
 def _test(module: nn.Module, data: Data) -> tuple[tuple[Accuracy, ...], Accuracy]:
     """Accuracy by task, where there are several with a head each, and over all tests."""
     if not data.tasks:
-        return (), measure_accuracy(module, data.test_inputs, data.test_labels, stage="test")
+        return (), measure_accuracy(module, data.test_inputs, data.labels, stage="test")
     tasks = tuple(measure_accuracy(module, *data.tests[name], stage=name) for name in data.tasks)
     return tasks, pool_accuracies(tasks, stage="test")
 

@@ -66,7 +66,8 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     table = start_table("case", "verdict", f"{figure} vs baseline\n[95 %]", "why")
     for one in verdicts:
         ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
-        table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+        case = f"{one.key.model}\n{one.key.format}"
+        table.add_row(case, one.word, ratio, escape(one.reason), style=_STYLES[one.word])
     table.columns[-1].justify = "left"
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None

@@ -1,5 +1,6 @@
 """The verb `deploy`: a finished build's artifacts onto devices, and how an application loads them there."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING
 from rankship_benchmarks.verbs.run import find_devices
 from rankship_pipeline.foundation.errors import InputError, Lacks
 from rankship_pipeline.foundation.flags import parse, start_parser
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Format, Variant, record
+from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
+from rankship_pipeline.foundation.records import VARIANTS, Variant, record
 from rankship_pipeline.verbs import find_by_name
 from rankship_targets.session.manifest import Manifest, read_manifest
 
@@ -15,28 +17,6 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
     from rankship_targets.devices.device import Device
-
-_ONNX = """import onnxruntime
-
-session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
-names = [one.name for one in session.get_inputs()]
-outputs = session.run(None, dict(zip(names, inputs)))  # inputs: one float array each, batch size 1"""
-_TFLITE = """from ai_edge_litert.interpreter import Interpreter  # tflite_runtime.interpreter has the same
-
-interpreter = Interpreter({path!r})
-interpreter.allocate_tensors()
-for spec, array in zip(interpreter.get_input_details(), inputs):
-    interpreter.set_tensor(spec["index"], array)
-interpreter.invoke()
-outputs = [interpreter.get_tensor(spec["index"]) for spec in interpreter.get_output_details()]"""
-_EXECUTORCH = """// C++; link executorch, its extension_module, extension_tensor and the XNNPACK backend
-#include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor.h>
-
-executorch::extension::Module module({path});
-auto input = executorch::extension::from_blob(data, {{1, /* the model's other dimensions */}});
-auto outputs = module.forward(input);  // check outputs.ok()"""
-SNIPPETS: dict[Format, str] = {"onnx": _ONNX, "tflite": _TFLITE, "executorch": _EXECUTORCH}
 
 
 @record
@@ -75,9 +55,9 @@ def deploy(argv: list[str]) -> int:
     steps, console = Steps(), Console(highlight=False)
     for device in devices:
         for one, remote in deploy_to(device, chosen, any_format=arguments.format is not None, steps=steps):
-            kind = one.manifest.verified.title
+            kind = one.manifest.verified.key.title
             console.print(f"{device.name}: {kind}: {remote}", soft_wrap=True, markup=False)
-            if one.manifest.verified.task is not None:
+            if one.manifest.verified.key.task is not None:
                 console.print("takes the backbone's output, gives this task's logits", markup=False)
             console.print(write_snippet(one.manifest.format, remote) + "\n", soft_wrap=True, markup=False)
     return 0
@@ -100,19 +80,21 @@ def find_deployables(
             raise InputError(f"{name} is {one.manifest.format}, not {', '.join(formats)}", hint="leave --format out")
         return [one]
     build, _ = find_by_name(name, store)
-    artifacts = [one for one in build.artifacts if one.variant == variant and one.format in (formats or FORMATS)]
-    missing = [wanted for wanted in formats or () if wanted not in {one.format for one in artifacts}]
+    artifacts, heads = (
+        [one for one in some if one.key.variant == variant and one.key.format in (formats or FORMATS)]
+        for some in (build.artifacts, build.heads)
+    )
+    missing = [wanted for wanted in formats or () if wanted not in {one.key.format for one in artifacts}]
     if missing or not artifacts:
-        built = ", ".join(sorted({one.format for one in build.artifacts}))
+        built = ", ".join(sorted({one.key.format for one in build.artifacts}))
         message = f"{build.recipe} was not built as {variant} {', '.join(missing)}".rstrip()
         raise InputError(message, hint=f"it was built as {built}")
-    heads = [one for one in build.heads if one.variant == variant and one.format in (formats or FORMATS)]
-    known = list(dict.fromkeys(one.task for one in heads))
+    known = list(dict.fromkeys(one.key.task for one in heads))
     unknown = [task for task in tasks or () if task not in known]
     if unknown:
         hint = f"its tasks are {', '.join(map(str, known))}" if known else "its models share one head: leave --task out"
         raise InputError(f"{build.recipe} has no head of {', '.join(unknown)}", hint=hint)
-    artifacts += [one for one in heads if tasks is None or one.task in tasks]
+    artifacts += [one for one in heads if tasks is None or one.key.task in tasks]
     paths = [store.root / one.file for one in artifacts]
     return [Deployable(path=path, manifest=read_manifest(path)) for path in paths]
 
@@ -137,8 +119,5 @@ def deploy_to(
 
 def write_snippet(artifact_format: Format, remote: str) -> str:
     """Write the code that loads an artifact where it lies."""
-    if artifact_format == "executorch":
-        import json
-
-        return SNIPPETS[artifact_format].format(path=json.dumps(remote, ensure_ascii=False))  # C++ reads it alike
-    return SNIPPETS[artifact_format].format(path=remote)
+    json_path = json.dumps(remote, ensure_ascii=False)  # C++ reads strings as JSON writes them
+    return FACTS[artifact_format].load_example.format(path=remote, json_path=json_path)

@@ -152,7 +152,8 @@ def _print_night(night: "NightRecord", page: Path) -> None:
         marked = [*((case, "") for case in one.cases), *((case, ", energy") for case in one.energies)]
         for case, figure in marked:
             ratio = show_ratio(case.ratio) if case.ratio else "–"
-            table.add_row(one.device, f"{case.format} {case.variant}{figure}", f"{SIGNS[case.word]} {case.word}", ratio)
+            verdict = f"{SIGNS[case.verdict]} {case.verdict}"
+            table.add_row(one.device, f"{case.key.heading}{figure}", verdict, ratio)
     console.print(table)
     for line in list_alarms(night):
         console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)

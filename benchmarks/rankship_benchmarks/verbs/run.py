@@ -76,7 +76,7 @@ def report(argv: list[str]) -> int:
 
     from rankship_pipeline.foundation.console import Steps
 
-    _report(arguments.run, arguments.to, Steps())
+    _report(arguments.run, arguments.to, Steps(), verbose=arguments.verbose)
     return 0
 
 
@@ -123,7 +123,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     raise_first(ended, steps)
 
 
-def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
+def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = False) -> None:
     from rich.console import Console
 
     from rankship_benchmarks.bundle.bundle import open_bundle
@@ -136,7 +136,7 @@ def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     with steps.step("draw the report"):
         written = write_report(folder, page)
     console = Console(highlight=False)
-    print_summary(summary, console)
+    print_summary(summary, console, verbose=verbose)
     print_energy(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 

@@ -5,15 +5,15 @@ knowingly (mend.py), all else is refused before any data is loaded or model trai
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS, TENSORS
 from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_head
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import MergeMismatch
+from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import list_differences
 from rankship_pipeline.recipe.choices import Recipe, Source, choose, list_sources
 from rankship_pipeline.recipe.merge_methods import METHODS
@@ -38,12 +38,12 @@ class Finding:
 Rule = Callable[[Facts, Facts, Normalisation | None], Iterator[Finding]]
 
 
-def check_mergeable(recipe: Recipe, folder: Path) -> tuple[dict[str, Mend], tuple[str, ...]]:
+def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tuple[dict[str, Mend], tuple[str, ...]]:
     """How each model is mended before merging, and all that is named without being refused.
 
     Raises MergeMismatch with every difference of every model against the first.
     """
-    facts = [gather_facts(source, folder, recipe.seed) for source in _list_compared(recipe)]
+    facts = [gather_facts(sources[source.name]) for source in _list_compared(recipe)]
     if recipe.merge.head is not None:
         facts = [leave_out_head(one, recipe.merge.head) for one in facts]
     reference = facts[0]

@@ -8,12 +8,11 @@ from typing import Any
 
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.huggingface import PREFIX, find_snapshot, list_files
+from rankship_pipeline.models.huggingface import PREFIX
 from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
 from rankship_pipeline.models.model_config import read_json, read_normalisation
-from rankship_pipeline.models.source import find_weights, make_model
-from rankship_pipeline.models.weights import TensorHeader, read_header
-from rankship_pipeline.recipe.choices import Source
+from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 _LABELS = {"id2label", "label2id"}
@@ -28,8 +27,6 @@ _NOT_SETTINGS = {
 }
 _OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that a head alone reads
 _UNNAMED = re.compile(r"LABEL_\d+")
-# torch's names of types, as safetensors writes them
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 
 
 @dataclass(frozen=True)
@@ -51,29 +48,21 @@ class Facts:
     files: tuple[Path, ...] = ()
 
 
-def gather_facts(source: Source, folder: Path, seed: int) -> Facts:
-    """The facts of a recipe's model; one that is trained on the spot is described by its untrained module."""
-    if source.adapter is not None:
-        return _gather_adapter(gather_facts(replace(source, adapter=None), folder, seed), folder / source.adapter)
+def gather_facts(opened: OpenedSource) -> Facts:
+    """The facts of a recipe's model; one without files is described by its untrained module."""
+    source = opened.source
     if source.huggingface is not None:
-        return _gather_huggingface(source, folder)
-    files: tuple[Path, ...] = ()
-    if source.weights is not None:
-        path = find_weights(source, folder)
-        tensors, files = read_header(path), (path.resolve(),)
+        facts = _gather_huggingface(opened)
     else:
-        tensors = {
-            name: TensorHeader(tuple(value.shape), _name_dtype(str(value.dtype)))
-            for name, value in make_model(source, folder, seed).state_dict().items()
-        }
-    return Facts(
-        name=source.name,
-        tensors=tensors,
-        settings={"factory": source.factory},
-        labels=source.labels,
-        normalise=source.normalise,
-        files=files,
-    )
+        facts = Facts(
+            name=source.name,
+            tensors=opened.headers,
+            settings={"factory": source.factory or repr(opened.untrained)},
+            labels=source.labels,
+            normalise=source.normalise,
+            files=tuple(path.resolve() for path in opened.weights),
+        )
+    return facts if opened.adapter_folder is None else _gather_adapter(facts, opened.adapter_folder)
 
 
 def leave_out_head(facts: Facts, head: str) -> Facts:
@@ -114,11 +103,6 @@ def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts
     )
 
 
-def _name_dtype(dtype: str) -> str:
-    name = dtype.removeprefix("torch.")
-    return _DTYPES.get(name, name.upper())
-
-
 def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
     """The facts of a model with an adapter, which may bring a head of its own."""
     prefix = f"{bare.settings.get('model_type')}."
@@ -127,20 +111,20 @@ def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
     return replace(bare, tensors={**bare.tensors, **replaced}, files=(*bare.files, *files))
 
 
-def _gather_huggingface(source: Source, folder: Path) -> Facts:
+def _gather_huggingface(opened: OpenedSource) -> Facts:
     import transformers
 
-    snapshot, weights = find_snapshot(source, folder), list_files(source, folder)[1:]
+    source, snapshot = opened.source, opened.snapshot
     config = transformers.AutoConfig.from_pretrained(snapshot).to_dict()  # fills in what old files leave to defaults
     prefix = f"{config.get('model_type')}."
     labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
     return replace(
         _read_habits(source.name, snapshot, source.normalise),
-        tensors={_settle_name(name, prefix): header for path in weights for name, header in read_header(path).items()},
+        tensors={_settle_name(name, prefix): header for name, header in opened.headers.items()},
         settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
         labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
-        files=tuple(path.resolve() for path in weights),
+        files=tuple(path.resolve() for path in opened.weights),
     )
 
 

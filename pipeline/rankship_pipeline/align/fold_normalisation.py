@@ -1,13 +1,12 @@
 """An input normalisation folded into a model's first layer, where that is exact."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.foundation.errors import MergeMismatch
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 RETRAIN = "train it on inputs normalised as the loader gives them ([data] normalise), or leave it out"
@@ -81,26 +80,17 @@ def _find_first(model: nn.Module, sample: Inputs) -> tuple[list[tuple[str, _Line
     norms: list[_BatchNorm] = []
     outputs: list[Tensor] = []  # alive, so that no later tensor takes their place in memory
 
-    def see(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(module, _Linear) and _is_same(args[0], sample[0]):
-                layers.append((name, module))
-                outputs.append(output)
-            elif isinstance(module, _BatchNorm) and any(_is_same(args[0], one) for one in outputs):
-                norms.append(module)
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        module = modules[name]
+        if isinstance(module, _Linear) and _is_same(x, sample[0]):
+            layers.append((name, module))
+            outputs.append(y)
+        elif isinstance(module, _BatchNorm) and any(_is_same(x, one) for one in outputs):
+            norms.append(module)
 
-        return hook
-
-    handles = [
-        module.register_forward_hook(see(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm)
-    ]
-    try:
+    modules = {name: one for name, one in model.named_modules() if isinstance(one, _Linear | _BatchNorm)}
+    with watch(model, modules, see):
         model(*sample)
-    finally:
-        for handle in handles:
-            handle.remove()
     return layers, norms
 
 

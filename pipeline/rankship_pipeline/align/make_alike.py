@@ -12,6 +12,7 @@ from rankship_pipeline.align.fold_normalisation import RETRAIN, change_pixels, f
 from rankship_pipeline.foundation.errors import MergeMismatch
 from rankship_pipeline.foundation.records import record
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 _SAMPLES = 2
@@ -71,16 +72,12 @@ def predict_exactly(model: nn.Module, inputs: Inputs) -> Tensor:
 def reorder_head(model: nn.Module, sample: Inputs, order: tuple[int, ...], *, name: str) -> None:
     """Put the head's rows in another order; the head is the linear layer whose output the model returns."""
     outputs: dict[str, Tensor] = {}
-    handles = [
-        module.register_forward_hook(lambda _module, _args, y, where=where: outputs.__setitem__(where, y))
-        for where, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
+
+    def keep(where: str, _x: Tensor, y: Tensor) -> None:
+        outputs[where] = y
+
+    with watch(model, [where for where, module in model.named_modules() if isinstance(module, nn.Linear)], keep):
         logits = predict_exactly(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
     heads = [where for where, y in outputs.items() if y.data_ptr() == logits.data_ptr() and y.shape == logits.shape]
     if len(heads) != 1 or logits.shape[-1] != len(order):
         raise MergeMismatch(

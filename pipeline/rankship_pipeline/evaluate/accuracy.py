@@ -1,7 +1,6 @@
 """How well a model does on the test inputs, and how far it is from another."""
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,6 @@ from torch.nn.functional import cross_entropy, kl_div
 from rankship_pipeline.evaluate.calibrate import find_mask, split
 from rankship_pipeline.foundation.records import Accuracy
 from rankship_pipeline.models.data import Inputs
-
-_Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
-
 
 IGNORED = -100  # a label that counts for nothing, as torch's cross-entropy has it: padding, the last token
 
@@ -81,10 +77,9 @@ def pool_accuracies(parts: Sequence[Accuracy], *, stage: str) -> Accuracy:
     return Accuracy(stage=stage, samples=samples, correct=correct, low=low, high=high, cross_entropy=nats)
 
 
-def wilson_interval(successes: int, trials: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where the normal one is not."""
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927): honest near 0 and 1, where the normal one is not."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)

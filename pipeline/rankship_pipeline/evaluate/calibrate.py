@@ -1,7 +1,6 @@
 """What compression needs to know of the data, streamed: Grams of every layer's inputs, curvature at its outputs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.nn.functional import unfold
 
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, Layer, get_layer
+from rankship_pipeline.models.watch import watch
 
 Grams = dict[str, Tensor]
 BATCH = 64
@@ -27,18 +27,21 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of activations is held.
     """
     grams = {layer.name: _start_gram(layer) for layer in layers}
+    modules = {layer.name: get_layer(model, layer.name) for layer in layers}
+    mask: Tensor | None = None  # of the batch that is running
 
-    def add(layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
-        gram = grams[layer.name]
-        if layer.kind == "embedding":
-            gram += torch.bincount(as_rows(module, x, mask), minlength=layer.columns)
+    def add(name: str, x: Tensor, _y: Tensor) -> None:
+        gram, rows = grams[name], as_rows(modules[name], x, mask)
+        if gram.ndim == 1:
+            gram += torch.bincount(rows, minlength=len(gram))
         else:
-            X = as_rows(module, x, mask).to(torch.float64)  # (positions, columns)
+            X = rows.to(torch.float64)  # (positions, columns)
             gram.addmm_(X.T, X)  # summed in float32, a singular Gram would come out indefinite
 
-    with watch_inputs(model, layers, add) as run:
+    with watch(model, modules, add):
         for batch in split(inputs):
-            run(batch)
+            mask = find_mask(model, batch)
+            model(*batch)
     return {name: gram / len(inputs[0]) for name, gram in grams.items()}
 
 
@@ -53,34 +56,26 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
     outputs: dict[str, Tensor] = {}
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, _args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            outputs[name] = y if y.requires_grad else y.requires_grad_()
-            return y.clone()  # an activation in place must not write over what is kept
+    def keep(name: str, _x: Tensor, y: Tensor) -> Tensor:
+        outputs[name] = y if y.requires_grad else y.requires_grad_()
+        return y.clone()  # an activation in place must not write over what is kept
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     generator = torch.Generator().manual_seed(seed)
     positions = dict.fromkeys(curvatures, 0)
-    try:
-        with torch.enable_grad():
-            for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
-                outputs.clear()
-                mask = find_mask(model, batch)
-                for target in draw_predictions(model(*batch), mask, generator):
-                    kept = list(outputs.values())
-                    gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
-                    for name, gradient in zip(outputs, gradients, strict=True):
-                        if gradient is None:
-                            continue  # the prediction does not depend on this layer
-                        g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
-                        curvatures[name] += (g.T @ g).to(torch.float64)
-                for name, output in outputs.items():
-                    positions[name] += len(as_outputs(modules[name], output, mask))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch(model, modules, keep), torch.enable_grad():
+        for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
+            outputs.clear()
+            mask = find_mask(model, batch)
+            for target in draw_predictions(model(*batch), mask, generator):
+                kept = list(outputs.values())
+                gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
+                for name, gradient in zip(outputs, gradients, strict=True):
+                    if gradient is None:
+                        continue  # the prediction does not depend on this layer
+                    g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
+                    curvatures[name] += (g.T @ g).to(torch.float64)
+            for name, output in outputs.items():
+                positions[name] += len(as_outputs(modules[name], output, mask))
     return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
 
 
@@ -94,39 +89,6 @@ def find_mask(model: nn.Module, batch: Inputs) -> Tensor | None:
     """The batch's attention mask (samples, positions) as booleans, where the model names one among its inputs."""
     names = getattr(model, "inputs", ())
     return batch[names.index("attention_mask")].bool() if "attention_mask" in names else None
-
-
-@contextmanager
-def watch_inputs(
-    model: nn.Module, layers: Sequence[Layer], see: Callable[[Layer, Factorable, Tensor, Tensor | None], None]
-) -> Iterator[Callable[[Inputs], Tensor]]:
-    """Give a function that runs a batch, calling `see(layer, module, input, mask)` wherever one of the layers runs."""
-    mask: list[Tensor | None] = [None]
-    handles = []
-    for layer in layers:
-        module = get_layer(model, layer.name)
-
-        def hook(
-            _module: nn.Module,
-            args: tuple[Tensor, ...],
-            named: dict[str, Tensor],
-            layer: Layer = layer,
-            module: Factorable = module,
-        ) -> None:
-            see(layer, module, args[0] if args else named["input"], mask[0])
-
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-
-    def run(batch: Inputs) -> Tensor:
-        mask[0] = find_mask(model, batch)
-        output: Tensor = model(*batch)
-        return output
-
-    try:
-        yield run
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor:

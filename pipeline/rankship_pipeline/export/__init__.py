@@ -1,6 +1,6 @@
 """Exporters: one torch.export graph in, one file per format out, and the file read back.
 
-An exporter is a module of two functions, found in the literal table `EXPORTERS`:
+An exporter is a module of two functions, named for its format in foundation/formats.py:
 
     export_graph(graph: ExportedProgram, path: Path) -> None      write the file
     list_operators(path: Path) -> tuple[Operator, ...]            read back every operator with a constant weight
@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from rankship_pipeline.foundation.errors import BuildError, InputError
-from rankship_pipeline.foundation.records import Format, RankPlan, record
+from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.records import RankPlan, record
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-# format → (module, file suffix, what to install)
-EXPORTERS: dict[Format, tuple[str, str, str]] = {
-    "onnx": ("rankship_pipeline.export.onnx", "onnx", "rankship[onnx]"),
-    "tflite": ("rankship_pipeline.export.tflite", "tflite", "rankship[tflite]"),
-    "executorch": ("rankship_pipeline.export.executorch", "pte", "rankship[executorch]"),
-}
 
 
 @record
@@ -49,13 +43,12 @@ class Exporter(Protocol):
 
 def load_exporter(format_name: Format) -> Exporter:
     """Import a format's module; a missing toolchain is an InputError that says what to install."""
-    module, _, extra = EXPORTERS[format_name]
     try:
-        return cast("Exporter", importlib.import_module(module))
+        return cast("Exporter", importlib.import_module(FACTS[format_name].exporter))
     except ImportError as failure:
         raise InputError(
             f"cannot export {format_name}: {failure}",
-            hint=f"pip install '{extra}', or leave {format_name} out of export.formats",
+            hint=f"pip install '{FACTS[format_name].extra}', or leave {format_name} out of export.formats",
         ) from failure
 
 

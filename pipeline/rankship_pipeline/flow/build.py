@@ -4,8 +4,9 @@ from pathlib import Path
 
 from rankship_pipeline.evaluate.quality_gate import refuse_lost
 from rankship_pipeline.flow.artifacts import export_variant
-from rankship_pipeline.flow.landed_budget import take_landing
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.landed_budget import settle_budget
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
@@ -23,8 +24,8 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
     A finished build of which a user deleted an artifact is made again.
     """
-    prepared = take_landing(prepared, store)
-    made_from = _ingredients(prepared)
+    budgeted = settle_budget(prepared, store)
+    made_from = _ingredients(budgeted)
     found = store.find("build", made_from)
     if found is not None and not _is_whole(read_build(found), store):
         steps.note("artifacts of the finished build are gone; making them again")
@@ -33,7 +34,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
     if found is None:
 
         def make(target: Path) -> None:
-            (target / _RECORD).write_text(encode(_make_build(prepared, store, steps)), encoding="utf-8")
+            (target / _RECORD).write_text(encode(_make_build(budgeted, store, steps)), encoding="utf-8")
 
         found = store.produce("build", made_from, make)
     return read_build(found), found
@@ -41,7 +42,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
 def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
     """The finished build of a recipe; an InputError where there is none."""
-    found = store.find("build", _ingredients(take_landing(prepared, store)))
+    found = store.find("build", _ingredients(settle_budget(prepared, store)))
     if found is None:
         raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")
     return read_build(found), found
@@ -56,32 +57,35 @@ def _is_whole(build: Build, store: Store) -> bool:
     return all((store.root / artifact.file).is_file() for artifact in build.files)
 
 
-def _ingredients(prepared: Prepared) -> dict[str, object]:
+def _ingredients(budgeted: Budgeted) -> dict[str, object]:
+    prepared = budgeted.prepared
     formats = prepared.recipe.export.formats
     return {
         "recipe": prepared.recipe_sha256,
         "sources": prepared.source_sha256,
         "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
-        "landing": None if prepared.landing is None else digest(prepared.landing),
+        "landing": None if budgeted.landing is None else digest(budgeted.landing),
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},
     }
 
 
-def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
+def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
+    prepared = budgeted.prepared
     recipe, stages = prepared.recipe, Stages(prepared, store, steps)
-    sources = [stages.evaluate_source(source) for source in recipe.models]
+    scores = Scores(stages)
+    sources = scores.evaluate_sources()
     merged, interference = stages.merge(recipe.merge.method)
-    fidelities = stages.judge(merged, "merged")
+    fidelities = scores.judge(merged, "merged")
     refuse_lost(fidelities, recipe.quality, "max_merge_loss_points", interference)
-    compressed, plan = stages.compress(choose(recipe))
-    fidelities += stages.judge(compressed, "compressed")
-    accuracies = [*sources, stages.evaluate(merged, "merged"), stages.evaluate(compressed, "compressed")]
+    compressed, plan = stages.compress(budgeted, choose(recipe))
+    fidelities += scores.judge(compressed, "compressed")
+    accuracies = [*sources, *scores.evaluate(merged, "merged"), *scores.evaluate(compressed, "compressed")]
     final, refinement = compressed, None
     if recipe.refine is not None:
         final, refinement = stages.refine(compressed, plan, recipe.refine)
-        fidelities += stages.judge(final, "refined")
-        accuracies.append(stages.evaluate(final, "refined"))
+        fidelities += scores.judge(final, "refined")
+        accuracies += scores.evaluate(final, "refined")
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
     files = [
@@ -93,9 +97,9 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         recipe_sha256=prepared.recipe_sha256,
         plan=plan,
         accuracies=tuple(accuracies),
-        alternatives=tuple(_evaluate_alternative(stages, comparison) for comparison in recipe.compare),
-        artifacts=tuple(one for one in files if one.task is None),
-        heads=tuple(one for one in files if one.task is not None),
+        alternatives=tuple(_evaluate_alternative(scores, budgeted, comparison) for comparison in recipe.compare),
+        artifacts=tuple(one for one in files if one.key.task is None),
+        heads=tuple(one for one in files if one.key.task is not None),
         dense_parameters=prepared.dense_parameters,
         batchnorm_reestimated=tuple(
             stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated
@@ -103,13 +107,12 @@ def _make_build(prepared: Prepared, store: Store, steps: Steps) -> Build:
         fidelities=fidelities,
         mended=prepared.notes,
         refinement=refinement,
-        landing=prepared.landing,
+        landing=budgeted.landing,
         answers=prepared.data.answers,
     )
 
 
-def _evaluate_alternative(stages: Stages, comparison: Comparison) -> Alternative:
-    model, plan = stages.compress(comparison)
-    return Alternative(
-        method=comparison.name, plan=plan, accuracy=stages.evaluate(model, f"alternative:{comparison.name}")
-    )
+def _evaluate_alternative(scores: Scores, budgeted: Budgeted, comparison: Comparison) -> Alternative:
+    model, plan = scores.stages.compress(budgeted, comparison)
+    (accuracy,) = scores.evaluate(model, f"alternative:{comparison.name}")
+    return Alternative(method=comparison.name, plan=plan, accuracy=accuracy)

@@ -6,7 +6,8 @@ The landing itself needs the device and is in the package of benchmarks; from th
 from dataclasses import replace
 from pathlib import Path
 
-from rankship_pipeline.flow.preflight import Prepared
+from rankship_pipeline.flow.budget import price_recipe
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, Landing
@@ -19,13 +20,13 @@ from rankship_pipeline.recipe.choices import choose, rank_choice
 _KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
 
 
-def allow(prepared: Prepared, table: CostTable, asked: int) -> Prepared:
-    """The same recipe with this much of a table's costs as its budget, in the table's unit."""
+def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
+    """The recipe with this much of a table's costs as its budget, in the table's unit."""
     where = f"the table of {table.device}, {table.measured_utc}"
     price = price_table(table, prepared.layers, prepared.model_sha256, where)
     check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
     sources = {**prepared.source_sha256, f"costs on {table.device}": digest(table)}
-    return replace(prepared, price=price, budget=asked, source_sha256=sources)
+    return Budgeted(replace(prepared, source_sha256=sources), price, asked)
 
 
 def keep_landing(prepared: Prepared, store: Store, table: CostTable, landing: Landing) -> None:
@@ -43,10 +44,10 @@ def is_landed(prepared: Prepared, store: Store) -> bool:
     return prepared.recipe.budget.on is None or store.find(_KIND, _list_ingredients(prepared)) is not None
 
 
-def take_landing(prepared: Prepared, store: Store) -> Prepared:
-    """The recipe with its budget as landed, if it is one to be landed; an InputError where that was not done yet."""
+def settle_budget(prepared: Prepared, store: Store) -> Budgeted:
+    """The recipe with its budget: as it says itself, or as landed on a device; InputError where that is still to do."""
     if prepared.recipe.budget.on is None:
-        return prepared
+        return price_recipe(prepared)
     entry = store.find(_KIND, _list_ingredients(prepared))
     if entry is None:
         name, device = prepared.recipe.name, prepared.recipe.budget.on

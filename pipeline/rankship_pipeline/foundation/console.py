@@ -1,9 +1,10 @@
-"""Progress of long work on stderr: a live line on a terminal, one line per finished step elsewhere."""
+"""Progress of long work on stderr: a live line on a terminal or in a notebook, one line per finished step elsewhere."""
 
+import importlib.util
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -23,6 +24,8 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._shared: Progress | None = None
         self._prefix = ""
+        # in a notebook lines move by widgets; without them each step is one line, when it is done
+        self._moves = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
 
     @contextmanager
     def side_by_side(self) -> Iterator[Callable[[str], "Steps"]]:
@@ -30,7 +33,7 @@ class Steps:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
 
             def start(name: str) -> Steps:
                 steps = Steps()
@@ -46,7 +49,7 @@ class Steps:
             with self._timed(name), self._bar(name, None):
                 yield
         else:
-            with self._timed(name), self.console.status(escape(name)):
+            with self._timed(name), self.console.status(escape(name)) if self._moves else nullcontext():
                 yield
 
     @contextmanager
@@ -73,7 +76,9 @@ class Steps:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         with (
             self._timed(name),
-            Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as progress,
+            Progress(
+                *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self._moves
+            ) as progress,
         ):
             task = progress.add_task(name, total=1.0)
 
@@ -101,7 +106,7 @@ class Steps:
         from rich.progress import Progress
 
         if self._shared is None:
-            with Progress(*columns, console=self.console, transient=True) as progress:
+            with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
                 yield progress, progress.add_task(name, total=total)
         else:
             task = self._shared.add_task(self._prefix + name, total=total)

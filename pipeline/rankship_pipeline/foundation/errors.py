@@ -26,13 +26,18 @@ An error names the thing, the value, what was expected and, in `hint`, what to d
 
 
 class RankshipError(Exception):
-    """Root of the tree; `hint` says what to do and `exit_code` is the process's exit status."""
+    """Root of the tree; `hint` says what to do and `exit_code` is the process's exit status.
+
+    A traceback, in a terminal or a notebook, shows the hint below the message.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"→ {hint}")
 
 
 class InputError(RankshipError):

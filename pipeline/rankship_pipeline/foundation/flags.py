@@ -24,7 +24,10 @@ VERBOSE = "--verbose"
 RESULTS = Path("rankship-results")
 # flag → how argparse is told; the store's place depends on the user's environment and is added when asked for
 _SHARED: dict[str, dict[str, Any]] = {
-    VERBOSE: {"action": "store_true", "help": "show the warnings of the libraries underneath, too"},
+    VERBOSE: {
+        "action": "store_true",
+        "help": "show everything: every caution, and the warnings of the libraries underneath",
+    },
     "--on": {"required": True, "metavar": "DEVICE", "help": "devices of the inventory, separated by commas"},
     "--inventory": {
         "type": Path,

@@ -6,14 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rankship_pipeline import __version__
-
-_EXPORT_PACKAGES = {
-    "onnx": ("onnx", "onnxscript"),
-    "tflite": ("litert-torch", "litert-converter"),
-    "executorch": ("executorch", "torchao"),
-}
-# format → distributions whose runtime runs it on the host, first found wins
-RUNTIMES = {"onnx": ("onnxruntime",), "tflite": ("ai-edge-litert",), "executorch": ("executorch",)}
+from rankship_pipeline.foundation.formats import FACTS, Format
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -26,9 +19,10 @@ def find_version(distribution: str) -> str | None:
         return None
 
 
-def list_versions(format_name: str | None = None) -> dict[str, str]:
+def list_versions(format_name: Format | None = None) -> dict[str, str]:
     """Versions that shape a model (torch, numpy, ours), and those of one format's exporter where it is named."""
-    names = ("torch", "numpy", "scipy", "safetensors", "transformers", *_EXPORT_PACKAGES.get(format_name or "", ()))
+    exporter = () if format_name is None else FACTS[format_name].exporter_distributions
+    names = ("torch", "numpy", "scipy", "safetensors", "transformers", *exporter)
     found = {name: find_version(name) for name in names}
     return {"rankship": __version__, **{name: value for name, value in found.items() if value is not None}}
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Answers
 from rankship_pipeline.models.data_files import load_files
+from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import Recipe
 
@@ -22,7 +23,8 @@ Inputs = tuple[Tensor, ...]
 class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
-    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts.
+    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts;
+    None where none are given: then there are no accuracies, and agreement with the sources tells quality.
     `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
     model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
     `answers` says what `test_labels` are: the data's own labels or, where they have none, the predictions of the model
@@ -31,11 +33,18 @@ class Data:
 
     calibration: dict[str, Inputs]
     test_inputs: Inputs
-    test_labels: Tensor
+    test_labels: Tensor | None
     unlabelled: dict[str, Inputs] = field(default_factory=dict)
     tests: dict[str, tuple[Inputs, Tensor]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     answers: Answers = "labels"
+
+    @property
+    def labels(self) -> Tensor:
+        """The test labels of data that have them, as every loader's do."""
+        if self.test_labels is None:
+            raise InputError("there are no test labels", hint="give one whole number per test input: its class")
+        return self.test_labels
 
     def list_unlabelled(self, name: str) -> Inputs:
         """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
@@ -55,6 +64,14 @@ class Data:
         return inputs[:-1] if self.tasks else inputs
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a Python session holds instead of files: modules by the names of a recipe's models, and their data."""
+
+    models: Mapping[str, nn.Module]
+    data: Data
+
+
 def _interleave(pools: list[Inputs]) -> Inputs:
     joined = tuple(torch.cat(parts) for parts in zip(*pools, strict=True))
     positions = torch.cat([torch.linspace(0, 1, len(pool[0])) for pool in pools])
@@ -62,20 +79,26 @@ def _interleave(pools: list[Inputs]) -> Inputs:
     return tuple(tensor[order] for tensor in joined)
 
 
-def load_data(recipe: Recipe, folder: Path) -> Data:
+def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> Data:
     """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check what comes.
 
     The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
-    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers); `unlabelled`, shaped as
-    `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell how well each model's
-    own task is done. With merge.head, every model has `tests`, and the test inputs are all of theirs.
+    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies);
+    `unlabelled`, shaped as `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell
+    how well each model's own task is done. With merge.head, every model has `tests`, and the test inputs are all of
+    theirs.
     """
     where = recipe.data.origin
     if recipe.data.loader is None:
-        found: Any = load_files(recipe, folder)
-    else:
-        loader = load_function(recipe.data.loader, folder)
-        found = loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader()
+        return make_data(load_files(recipe, folder, sources), recipe, where)
+    loader = load_function(recipe.data.loader, folder)
+    return make_data(
+        loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader(), recipe, where
+    )
+
+
+def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
+    """Check what a loader returned, or a Python session holds, and put it in one form; `where` names it in errors."""
     _check_keys(found, recipe, where)
     names = [source.name for source in recipe.models]
     tests = {
@@ -86,11 +109,13 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
     _check_lengths({f"test inputs of {name!r}": pair for name, pair in tests.items()}, where)
     if recipe.merge.head is None:
         test_inputs = _check(found["test_inputs"], f"{where}: test_inputs")
-        test_labels = _check_labels(found["test_labels"], where)
+        given = found.get("test_labels")
+        test_labels = None if given is None else _check_labels(given, where)
     else:
         _check_alike(calibration | {f"tests of {name}": inputs for name, (inputs, _) in tests.items()}, where)
         test_inputs, test_labels = Data(calibration, (), torch.empty(0), tests=tests).pool_tests()
-    _check_lengths({"test inputs": (test_inputs, test_labels)}, where)
+    if test_labels is not None:
+        _check_lengths({"test inputs": (test_inputs, test_labels)}, where)
     return Data(
         calibration=calibration,
         test_inputs=test_inputs,
@@ -100,14 +125,16 @@ def load_data(recipe: Recipe, folder: Path) -> Data:
             for name, inputs in found.get("unlabelled", {}).items()
         },
         tests=tests,
-        answers="labels" if recipe.data.loader else found["answers"],
+        answers=found.get("answers", "labels"),
     )
 
 
 def _check_keys(found: object, recipe: Recipe, where: str) -> None:
     """Refuse a result that lacks something, or names other models than the recipe's."""
     headed = recipe.merge.head is not None
-    wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs", "test_labels"]
+    wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs"]
+    if not headed and not recipe.data.held:
+        wanted.append("test_labels")
     if not isinstance(found, Mapping) or not set(wanted) <= found.keys():
         raise InputError(f"{where} must return {', '.join(wanted)}", hint="see README, Recipes")
     names = {source.name for source in recipe.models}

@@ -1,6 +1,6 @@
 """Data that need no code of the user's: a folder of images, a file of texts, a table, behind one table of readers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +11,10 @@ from rankship_pipeline.models.class_names import number_classes
 from rankship_pipeline.models.csv_file import open_table
 from rankship_pipeline.models.image_folder import open_images
 from rankship_pipeline.models.model_config import read_class_names
+from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.samples import Samples, split
-from rankship_pipeline.models.source import make_model, train_or_load
 from rankship_pipeline.models.text_file import open_texts
+from rankship_pipeline.models.weights import load_into
 from rankship_pipeline.recipe.choices import DataKind, Recipe
 
 Opener = Callable[[Recipe, Path], Samples]
@@ -28,7 +29,7 @@ def _open_csv(recipe: Recipe, folder: Path) -> Samples:
 OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": open_texts, "csv": _open_csv}
 
 
-def load_files(recipe: Recipe, folder: Path) -> dict[str, object]:
+def load_files(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> dict[str, object]:
     """What a loader would return (see data.load_data), made from the recipe's files; every model gets the same.
 
     Without labels, the one model's own answers before compressing stand for them: `answers` is then "predictions".
@@ -43,9 +44,9 @@ def load_files(recipe: Recipe, folder: Path) -> dict[str, object]:
     calibration, tests = split(samples.count, recipe.data, recipe.seed)
     inputs, test_inputs = samples.read(calibration), samples.read(tests)
     if samples.labels is None:
-        labels, answers = _predict(recipe, folder, test_inputs), "predictions"
+        labels, answers = _predict(recipe, sources, test_inputs), "predictions"
     else:
-        labels, answers = _number([samples.labels[index] for index in tests], samples, recipe, folder, test_inputs), ""
+        labels, answers = _number([samples.labels[index] for index in tests], samples, recipe, sources, test_inputs), ""
     return {
         "calibration": {source.name: inputs for source in recipe.models},
         "test_inputs": test_inputs,
@@ -54,11 +55,18 @@ def load_files(recipe: Recipe, folder: Path) -> dict[str, object]:
     }
 
 
-def _number(found: Sequence[str], samples: Samples, recipe: Recipe, folder: Path, inputs: tuple[Tensor, ...]) -> Tensor:
+def _number(
+    found: Sequence[str],
+    samples: Samples,
+    recipe: Recipe,
+    sources: Mapping[str, OpenedSource],
+    inputs: tuple[Tensor, ...],
+) -> Tensor:
     """The tested samples' classes; all that the data name count for their order."""
     every = samples.labels or ()
-    names = read_class_names(recipe.models[0], folder)
-    outputs = len(names) or _count_outputs(make_model(recipe.models[0], folder, recipe.seed), inputs)
+    first = sources[recipe.models[0].name]
+    names = read_class_names(first.source, first.folder)
+    outputs = len(names) or _count_outputs(first.untrained, inputs)
     numbers = number_classes([*found, *every], names, outputs, where=recipe.data.origin)
     return numbers[: len(found)]
 
@@ -73,7 +81,7 @@ def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
     return logits.shape[-1] if isinstance(logits, Tensor) else None
 
 
-def _predict(recipe: Recipe, folder: Path, inputs: tuple[Tensor, ...]) -> Tensor:
+def _predict(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]) -> Tensor:
     """The classes that the one model, before compressing, gives the test inputs (samples,)."""
     source, where = recipe.models[0], recipe.data.origin
     if len(recipe.models) > 1:
@@ -86,8 +94,8 @@ def _predict(recipe: Recipe, folder: Path, inputs: tuple[Tensor, ...]) -> Tensor
             f"{where} has no labels, and {source.name!r} is trained on the spot: nothing says which answers are right",
             hint="give the samples their classes; or train first, and name the `weights`",
         )
-    model = make_model(source, folder, recipe.seed)
-    model.load_state_dict(train_or_load(source, folder, recipe.seed))
+    opened = sources[source.name]
+    model = load_into(opened.make(), opened.load_state(), where=source.name)
     starts = range(0, len(inputs[0]), _BATCH)
     try:
         with torch.inference_mode():

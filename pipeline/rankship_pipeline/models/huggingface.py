@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.weights import copy_state, read_state
 from rankship_pipeline.recipe.choices import Source
 
 # task → the transformers class that loads it
@@ -56,9 +57,8 @@ def find_snapshot(source: Source, folder: Path) -> Path:
         ) from None
 
 
-def list_files(source: Source, folder: Path) -> list[Path]:
-    """The configuration and weights of a model folder, sorted."""
-    snapshot = find_snapshot(source, folder)
+def list_snapshot_files(snapshot: Path) -> list[Path]:
+    """The configuration and the sorted weights of a model folder."""
     weights = sorted(snapshot.glob("*.safetensors"))
     if not weights:
         raise InputError(
@@ -69,26 +69,24 @@ def list_files(source: Source, folder: Path) -> list[Path]:
     return [snapshot / "config.json", *weights]
 
 
-def make_wrapped(source: Source, folder: Path) -> nn.Module:
+def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
     """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(find_snapshot(source, folder))
+    config = transformers.AutoConfig.from_pretrained(snapshot)
     model = _auto_class(source).from_config(config, attn_implementation="eager")
     return LogitsOnly(model.to(torch.float32), source.inputs).eval()
 
 
-def load_wrapped_state(source: Source, folder: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
+def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
     """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint.
 
     What stands in `supplied` may be missing: an adapter brings it along.
     """
-    from rankship_pipeline.models.weights import copy_state, read_state
-
-    for path in list_files(source, folder)[1:]:
+    for path in list_snapshot_files(snapshot)[1:]:
         read_state(path)
     model, found = _auto_class(source).from_pretrained(
-        find_snapshot(source, folder),
+        snapshot,
         use_safetensors=True,
         dtype=torch.float32,
         attn_implementation="eager",

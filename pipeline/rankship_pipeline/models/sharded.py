@@ -1,22 +1,25 @@
 """A checkpoint in one safetensors file or in many, by its index or by the headers of its files."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.weights import (
+    AGAIN,
+    is_finite,
+    locate_tensors,
+    open_tensors,
+    read_header,
+    refuse_infinite,
+)
 
 INDEX = "model.safetensors.index.json"
-
-
-_FETCH = "fetch that file again, or save the model again with save_pretrained"
+SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*")  # copied from beside the weights
 
 
 @dataclass(frozen=True)
@@ -33,41 +36,38 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored; nothing else is read, and NaN is refused as in every checkpoint."""
-        with _open(self.locate(name), f"tensor {name}") as file:
+        path = self.locate(name)
+        with open_tensors(path, f"tensor {name}") as file:
             tensor: Tensor = file.get_tensor(name)
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(f"tensor {name} in {self.locate(name)} holds NaN or infinity", hint=_FETCH)
+        refuse_infinite(path, [] if is_finite(tensor) else [name])
         return tensor
 
     def read_shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from its file's header."""
-        with _open(self.locate(name), f"tensor {name}") as file:
+        with open_tensors(self.locate(name), f"tensor {name}") as file:
             return tuple(file.get_slice(name).get_shape())
 
     def locate(self, name: str) -> Path:
         """The file that holds a tensor."""
         if name not in self.places:
             files = ", ".join(path.name for path in self.files)
-            raise InputError(f"tensor {name} is in none of {self.folder}'s files ({files})", hint=_FETCH)
+            raise InputError(f"tensor {name} is in none of {self.folder}'s files ({files})", hint=AGAIN)
         return self.places[name]
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Find every tensor, by the index or by the files' own headers.
 
-    Missing and truncated files are refused here, before any long work: InputError naming a tensor and the file.
+    Missing and damaged files are refused here, before any long work: InputError naming a tensor and the file.
     """
     places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
-    if places:
-        for path in sorted(set(places.values())):
-            names = [name for name, place in places.items() if place == path]
-            with _open(path, f"tensor {names[0]}") as file:
-                lost = sorted(set(names) - set(file.keys()))
-            if lost:
-                raise InputError(f"{path} lacks tensor {lost[0]}, which the index says it holds", hint=_FETCH)
+    for path in sorted(set(places.values())):
+        names = [name for name, place in places.items() if place == path]
+        lost = sorted(names - locate_tensors(path, f"tensor {names[0]}").keys())
+        if lost:
+            raise InputError(f"{path} lacks tensor {lost[0]}, which the index says it holds", hint=AGAIN)
     for path in [] if places else sorted(folder.glob("*.safetensors")):
-        with _open(path, "its tensors") as file:
-            places |= dict.fromkeys(file.keys(), path)
+        places |= dict.fromkeys(read_header(path), path)
     if not places:
         raise InputError(f"{folder} has no *.safetensors", hint="save the model again with save_pretrained")
     return Checkpoint(folder=folder, places=places)
@@ -79,17 +79,7 @@ def read_index(path: Path) -> dict[str, Path]:
         names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {name: path.parent / file for name, file in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is no index of safetensors files", hint=_FETCH) from None
-
-
-@contextmanager
-def _open(path: Path, wanted: str) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as failure:
-        reason = f"is not a whole safetensors file ({failure})" if path.exists() else "is missing"
-        raise InputError(f"{wanted} cannot be read: {path} {reason}", hint=_FETCH) from None
+        raise InputError(f"{path} is no index of safetensors files", hint=AGAIN) from None
 
 
 def write_shards(folder: Path, groups: Sequence[Sequence[str]], convert: Callable[[str], Mapping[str, Tensor]]) -> None:
@@ -104,6 +94,3 @@ def write_shards(folder: Path, groups: Sequence[Sequence[str]], convert: Callabl
         size_bytes += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
-
-
-SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*")  # copied from beside the weights

@@ -1,20 +1,15 @@
-"""Trained models in: safetensors state dicts behind a factory, or Hugging Face folders. Never a pickle."""
+"""Models that a factory beside the recipe makes: its functions, its files, its weights."""
 
-import hashlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from rankship_pipeline.foundation.errors import BuildError, InputError
-from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.weights import State, copy_state, load_into, read_state
+from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.choices import Source
 
 
@@ -43,13 +38,8 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     return function
 
 
-def make_model(source: Source, folder: Path, seed: int) -> nn.Module:
-    """Build the untrained module; one seed for all sources of a recipe gives all the same initialisation."""
-    torch.manual_seed(seed)
-    if source.huggingface is not None:
-        from rankship_pipeline.models.huggingface import make_wrapped
-
-        return make_wrapped(source, folder)
+def make_module(source: Source, folder: Path) -> nn.Module:
+    """Call a recipe's factory: the untrained module, in evaluation mode."""
     model = load_function(str(source.factory), folder)()
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -58,23 +48,8 @@ def make_model(source: Source, folder: Path, seed: int) -> nn.Module:
     return model.eval()
 
 
-def hash_source(source: Source, folder: Path) -> str:
-    """SHA-256 over every file that defines the model: code, weights, configuration."""
-    state = hashlib.sha256()
-    for path in _list_files(source, folder):
-        state.update(f"{path.name} {hash_file(path)}\n".encode())
-    return state.hexdigest()
-
-
-def _list_files(source: Source, folder: Path) -> list[Path]:
-    if source.adapter is not None:
-        from rankship_pipeline.models.lora import list_adapter_files
-
-        return [*_list_files(replace(source, adapter=None), folder), *list_adapter_files(folder / source.adapter)]
-    if source.huggingface is not None:
-        from rankship_pipeline.models.huggingface import list_files
-
-        return list_files(source, folder)
+def list_factory_files(source: Source, folder: Path) -> list[Path]:
+    """The files that define a factory's model: code, what that imports from beside it, and weights."""
     references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
     files = [folder / name for name in dict.fromkeys(references)]
     files += [path for path in _list_imported(folder) if path not in files]
@@ -103,36 +78,3 @@ def find_weights(source: Source, folder: Path) -> Path:
             hint="set it to the folder that holds the weights, or give the path itself",
         )
     return folder / path
-
-
-def train_or_load(source: Source, folder: Path, seed: int) -> State:
-    """The model's trained state, float32 on the CPU: loaded, or trained on the spot by the recipe's function.
-
-    An adapter is added to it.
-    """
-    if source.adapter is not None:
-        from rankship_pipeline.models.lora import read_adapter
-
-        adapter = read_adapter(folder / source.adapter)
-        if source.huggingface is None:
-            return adapter.add_to(train_or_load(replace(source, adapter=None), folder, seed))
-        from rankship_pipeline.models.huggingface import PREFIX, load_wrapped_state
-
-        supplied = {PREFIX + name for name in adapter.replaced}
-        return adapter.add_to(load_wrapped_state(source, folder, supplied), PREFIX)
-    model = make_model(source, folder, seed)
-    if source.train is not None:
-        torch.manual_seed(seed)
-        load_function(source.train, folder)(model, seed)
-        broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-        if broken:
-            raise BuildError(
-                f"training {source.name!r} diverged: {broken[0]} is not finite", hint="lower its step size"
-            )
-        return copy_state(model)
-    if source.weights is not None:
-        state = read_state(find_weights(source, folder))
-        return copy_state(load_into(model, state, where=os.fspath(find_weights(source, folder))))
-    from rankship_pipeline.models.huggingface import load_wrapped_state
-
-    return load_wrapped_state(source, folder)

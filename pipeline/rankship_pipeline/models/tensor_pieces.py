@@ -1,7 +1,8 @@
 """Safetensors read and written piece by piece: a few rows of one tensor at a time, and nothing mapped into memory.
 
-The library maps whole files, and whatever was read of them counts as this process's memory; it writes a file only from
-tensors that are all in memory. The format itself is eight bytes of length, a JSON header, and the numbers.
+The library's own way to read rows maps the file (what was read of it counts as this process's memory until the file is
+closed) or reads the whole tensor for every few rows; and it writes a file only from tensors that are all in memory. The
+format itself is eight bytes of length, a JSON header, and the numbers.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.weights import locate_tensors
 
 # the format's names of types → torch's
 TYPES: dict[str, torch.dtype] = {
@@ -82,33 +83,10 @@ class StoredTensor:
         return torch.from_numpy(raw).view(self.dtype).reshape(shape)
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file, in the order stored; InputError for one that is missing, cut short or no safetensors."""
-    try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            header = json.loads(stream.read(min(length, size_bytes)))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        is_whole = size_bytes == _LENGTH_BYTES + length + end
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise InputError(
-            f"{path} is {'not a whole safetensors file' if path.exists() else 'missing'}",
-            hint="fetch that file again, or save the model again with save_pretrained",
-        )
-    found = {
-        name: StoredTensor(
-            path=path,
-            type_name=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            offset=_LENGTH_BYTES + length + entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+def open_pieces(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file, in the order stored; InputError for a file that is missing, pickled or damaged."""
+    found = locate_tensors(path).items()
+    return {name: StoredTensor(path, header.dtype, header.shape, offset) for name, (header, offset) in found}
 
 
 def write_header(stream: BufferedWriter, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:

@@ -1,12 +1,13 @@
 """Safetensors files read whole or by their headers, and state dicts filled into modules. Never a pickle."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
@@ -21,22 +22,60 @@ class TensorHeader(NamedTuple):
     dtype: str
 
 
+AGAIN = "fetch or copy the file again, or save the model again (safetensors)"
+_LENGTH_BYTES = 8  # of the header's length, little-endian, with which a file begins
+# torch's names of types, as safetensors writes them
+_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
+
+
+def open_tensors(path: Path, wanted: str = "") -> Any:  # noqa: ANN401 - safetensors has no types
+    """Open a safetensors file as a context; InputError where it is missing, pickled or damaged.
+
+    The error also names what was `wanted` of the file.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as failure:
+        reason, hint = _find_damage(path, failure)
+        raise InputError((f"{wanted} cannot be read: " if wanted else "") + f"{path} {reason}", hint=hint) from None
+
+
+def _find_damage(path: Path, failure: Exception) -> tuple[str, str]:
+    """What is wrong with a file that does not open, and what to do."""
+    if not path.is_file():
+        return "is missing", f"correct the path (a recipe's are relative to it), or {AGAIN}"
+    with path.open("rb") as stream:
+        length, brace = stream.read(_LENGTH_BYTES), stream.read(1)
+    if length.startswith(_PICKLE_STARTS) and brace != b"{":  # with which the header begins, whatever its length
+        return (
+            "is a pickle (torch.save), which can run code when it is read",
+            "convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
+        )
+    return f"is not a whole safetensors file ({failure})", AGAIN
 
 
 def read_state(path: Path) -> State:
     """Load a safetensors file whole; missing, pickled, damaged or non-finite content is an InputError."""
-    _refuse_unreadable(path)
-    state: State = load_file(path)
-    _complain_of(path, [name for name, value in state.items() if not _is_finite(value)])
+    with open_tensors(path) as file:
+        state: State = file.get_tensors()
+    refuse_infinite(path, [name for name, value in state.items() if not is_finite(value)])
     return state
 
 
-def _is_finite(value: Tensor) -> bool:
+def refuse_broken(path: Path) -> None:
+    """InputError where a safetensors file holds NaN or infinity; one tensor is in memory at a time."""
+    with open_tensors(path) as file:
+        refuse_infinite(path, [name for name in file.keys() if not is_finite(file.get_tensor(name))])  # noqa: SIM118
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     return not value.is_floating_point() or bool(value.isfinite().all())
 
 
-def _complain_of(path: Path, broken: list[str]) -> None:
+def refuse_infinite(path: Path, broken: list[str]) -> None:
+    """InputError where a file holds tensors, listed by name, that are not finite."""
     if broken:
         raise InputError(
             f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}",
@@ -44,12 +83,37 @@ def _complain_of(path: Path, broken: list[str]) -> None:
         )
 
 
+def locate_tensors(path: Path, wanted: str = "") -> dict[str, tuple[TensorHeader, int]]:
+    """What a safetensors file's header says of every tensor, and the byte at which it begins, in the order stored.
+
+    No tensor is read, and nothing stays mapped into memory. Errors are those of `open_tensors`.
+    """
+    with open_tensors(path, wanted), path.open("rb") as stream:  # the library has checked the whole header
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        entries = json.loads(stream.read(length))
+    entries.pop("__metadata__", None)
+    start = _LENGTH_BYTES + length
+    found = {
+        name: (TensorHeader(tuple(entry["shape"]), entry["dtype"]), start + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1][1]))
+
+
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Every tensor's shape and type, from a safetensors file's header alone: no tensor is read."""
-    _refuse_unreadable(path)
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return {name: TensorHeader(tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
+    """Every tensor's shape and type, in the order stored; no tensor is read."""
+    return {name: header for name, (header, _) in locate_tensors(path).items()}
+
+
+def describe_state(module: nn.Module) -> dict[str, TensorHeader]:
+    """Every tensor's shape and type in a module, as a safetensors header would tell them."""
+    tensors = module.state_dict()
+    return {name: TensorHeader(tuple(one.shape), _name_type(one.dtype)) for name, one in tensors.items()}
+
+
+def _name_type(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _TYPES.get(name, name.upper())
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -57,28 +121,13 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: header.shape for name, header in read_header(path).items()}
 
 
-def refuse_broken(path: Path) -> None:
-    """InputError where a safetensors file holds NaN or infinity; one tensor is in memory at a time."""
-    _refuse_unreadable(path)
-    with safe_open(path, framework="pt") as file:
-        _complain_of(path, [name for name in file.keys() if not _is_finite(file.get_tensor(name))])  # noqa: SIM118
-
-
-def _refuse_unreadable(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}", hint="correct the path; it is relative to the recipe")
-    try:
-        with safe_open(path, framework="pt"):
-            return
-    except (SafetensorError, OSError) as failure:
-        with path.open("rb") as stream:  # asked only now: a whole safetensors file may begin with any byte
-            start = stream.read(8)
-        if start.startswith(_PICKLE_STARTS):
-            raise InputError(
-                f"{path} is a pickle (torch.save), which can run code when it is read",
-                hint="convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
-            ) from None
-        raise InputError(f"{path} is not a whole safetensors file: {failure}", hint="copy or export it again") from None
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over types, shapes and values."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:

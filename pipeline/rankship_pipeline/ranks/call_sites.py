@@ -5,7 +5,7 @@ side by side on one input, their outputs summed: reading the input and calling t
 copies, and one copy timed alone tells how much that is (see rankship_benchmarks.costs.sweeps).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.records import Factors, record
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, Kind, Layer, get_layer
+from rankship_pipeline.models.watch import watch
 
 
 @record
@@ -57,15 +58,13 @@ class Site:
 def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, tuple[Site, ...]]:
     """The sites of every layer by its name, one for each time it is called on one sample."""
     found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
-    handles = []
-    for layer in layers:
-        module = get_layer(model, layer.name)
-        handles.append(module.register_forward_hook(_note(found[layer.name], layer, module)))
-    try:
+    by_name = {layer.name: (layer, get_layer(model, layer.name)) for layer in layers}
+
+    def note(name: str, x: Tensor, _y: Tensor) -> None:
+        found[name].append(_describe(*by_name[name], tuple(x.shape)))
+
+    with watch(model, by_name, note):
         model(*(tensor[:1] for tensor in inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: tuple(sites) for name, sites in found.items()}
 
 
@@ -116,15 +115,6 @@ def make_samples(site: Site, count: int) -> Tensor:
     if site.kind == "embedding":
         return torch.randint(site.columns, shape, generator=generator)
     return torch.randn(shape, generator=generator)
-
-
-def _note(
-    found: list[Site], layer: Layer, module: Factorable
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def see(_module: nn.Module, args: tuple[Tensor, ...], _y: Tensor) -> None:
-        found.append(_describe(layer, module, tuple(args[0].shape)))
-
-    return see
 
 
 def _describe(layer: Layer, module: Factorable, shape: tuple[int, ...]) -> Site:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.factors.forms import count_parameters, list_smallest
+from rankship_pipeline.factors.forms import count_parameters, list_operators, list_smallest
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Layer, get_layer
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.models.watch import watch
 
 PriceLayer = Callable[[Layer, Factors | None], int | None]
 
@@ -35,6 +36,10 @@ class Price:
     price_layer: PriceLayer
     fixed: int
     listed: Mapping[str, Sequence[Factors | None]] | None = None
+
+    def price_dense(self, layers: Sequence[Layer]) -> int:
+        """What the whole dense model costs; `layers` are all that may be factored."""
+        return self.fixed + sum(self.price_layer(layer, None) or 0 for layer in layers)
 
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
         """The least that the layer can cost at ranks that are multiples of `step`, dense included."""
@@ -65,13 +70,17 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
     from torch.utils.flop_counter import FlopCounterMode
 
     calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
-    handles = [get_layer(model, layer.name).register_forward_hook(_watch(calls[layer.name], layer)) for layer in layers]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(*(tensor[:1] for tensor in inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    kinds = {layer.name: layer.kind for layer in layers}
+
+    def note(name: str, x: Tensor, y: Tensor) -> None:
+        if kinds[name] == "convolution":
+            calls[name].append(_Call((x.shape[-2], x.shape[-1]), (y.shape[-2], y.shape[-1])))
+        else:
+            tokens = (1, y[..., 0].numel())
+            calls[name].append(_Call(tokens, tokens))
+
+    with watch(model, kinds, note), FlopCounterMode(display=False) as counter:
+        model(*(tensor[:1] for tensor in inputs))
 
     def price_layer(layer: Layer, factors: Factors | None) -> int:
         return sum(_count_flops(layer, factors, call) for call in calls[layer.name])
@@ -111,28 +120,13 @@ def read_table(path: Path, unit: CostUnit) -> CostTable:
     return table
 
 
-def _watch(calls: list[_Call], layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def see(_module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if layer.kind == "convolution":
-            calls.append(_Call((args[0].shape[-2], args[0].shape[-1]), (y.shape[-2], y.shape[-1])))
-        else:
-            tokens = (1, y[..., 0].numel())
-            calls.append(_Call(tokens, tokens))
-
-    return see
-
-
 def _count_flops(layer: Layer, factors: Factors | None, call: _Call) -> int:
-    """Two operations per weight and place; looking up an embedding's table is none, mixing its factors is."""
-    (before_high, before_wide), (high, wide) = call.inputs, call.outputs
-    places = high * wide
-    if factors is None:
-        return 0 if layer.kind == "embedding" else 2 * layer.parameters * places
-    height, width = layer.kernel
-    k, inner = factors.rank, factors.input_rank or 0
-    if factors.form == "spatial":  # the first operator moves along the height only
-        return 2 * k * (layer.channels * height * high * before_wide + layer.rows * width * places)
-    if factors.form == "tucker":
-        mixing = layer.channels * inner * before_high * before_wide
-        return 2 * (mixing + (inner * height * width * k + k * layer.rows) * places)
-    return 2 * k * (layer.rows + (0 if layer.kind == "embedding" else layer.columns)) * places
+    """Two operations per weight and place."""
+    total = 0
+    for operator in list_operators(layer, factors):
+        high, wide = (
+            after if strided else before
+            for strided, before, after in zip(operator.on_outputs, call.inputs, call.outputs, strict=True)
+        )
+        total += 2 * operator.elements * high * wide
+    return total

@@ -6,32 +6,44 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
-    AMOUNTS,
     DATA_KINDS,
     Comparison,
     QualityChoice,
-    RankMethod,
     Recipe,
     RefineChoice,
+    Source,
     choose,
     find_base,
     list_sources,
 )
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import check_normalisation
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
-PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is an InputError that names the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
+    held = [f"model {source.name!r}" for source in list_sources(recipe) if source.held]
+    held += ["data"] if recipe.data.held else []
+    if held:
+        raise InputError(
+            f"{path}: {', '.join(held)}: `held` stands for what a Python session holds, which no file has",
+            hint="name files: `factory` with `weights` or `train`, `huggingface`; `loader`",
+        )
+    check_recipe(recipe, str(path))
+    return recipe
+
+
+def check_recipe(recipe: Recipe, where: str) -> None:
+    """Refuse what no recipe can mean: one InputError with every mistake; `where` says which recipe it is."""
     complaints = [*_check_models(recipe), *_check_data(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
-        raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the recipe and run again")
-    return recipe
+        raise InputError(f"{where}: " + "; ".join(complaints), hint="correct the recipe and run again")
 
 
 def _check_models(recipe: Recipe) -> list[str]:
@@ -43,24 +55,31 @@ def _check_models(recipe: Recipe) -> list[str]:
     complaints += [f"two models are called {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if not re.fullmatch(r"[\w][\w .-]*", recipe.name):
         complaints.append(f"name {recipe.name!r} names folders: use letters, digits, '_', '-', '.' and spaces")
-    for source in sources:
-        complaints += check_normalisation(source.normalise, f"model {source.name!r}")
-        if len(set(source.labels)) < len(source.labels):
-            complaints.append(f"model {source.name!r}: two of its `labels` have one name")
-        if source.huggingface is not None and (source.weights or source.train):
-            complaints.append(f"model {source.name!r}: `weights` and `train` belong to a factory, not to `huggingface`")
-        if source.adapter is not None and source.train is not None:
-            complaints.append(f"model {source.name!r}: an adapter belongs to a model that is loaded, not to `train`")
-        if (source.factory is None) == (source.huggingface is None):
-            complaints.append(f"model {source.name!r} needs exactly one of `factory` and `huggingface`")
-        elif source.factory is not None and (source.weights is None) == (source.train is None):
-            complaints.append(f"model {source.name!r} needs exactly one of `weights` and `train` beside its factory")
-    return complaints
+    return [*complaints, *(complaint for source in sources for complaint in _check_source(source))]
+
+
+def _check_source(source: Source) -> list[str]:
+    """What is wrong with one model's keys."""
+    held, factory, hub = source.held, source.factory is not None, source.huggingface is not None
+    weights, train, adapter = source.weights is not None, source.train is not None, source.adapter is not None
+    files = factory or hub or weights or train or adapter
+    rules = [
+        (len(set(source.labels)) == len(source.labels), ": two of its `labels` have one name"),
+        (not hub or not (weights or train), ": `weights` and `train` belong to a factory, not to `huggingface`"),
+        (not (adapter and train), ": an adapter belongs to a model that is loaded, not to `train`"),
+        (not (held and files), " is held by a Python session: it takes no files"),
+        (held or factory != hub, " needs exactly one of `factory` and `huggingface`"),
+        (not factory or hub or weights != train, " needs exactly one of `weights` and `train` beside its factory"),
+    ]
+    complaints = [f"model {source.name!r}{complaint}" for kept, complaint in rules if not kept]
+    return [*check_normalisation(source.normalise, f"model {source.name!r}"), *complaints]
 
 
 def _check_data(recipe: Recipe) -> list[str]:
     """What [data] cannot mean: two origins, a key of another origin's, a number of samples below one."""
     choice, factories = recipe.data, [source.name for source in recipe.models if source.huggingface is None]
+    if choice.held:
+        return ["data that a Python session holds take nothing from files"] if choice.given else []
     if len(choice.given) != 1:
         return [f"[data] needs exactly one of {', '.join(DATA_KINDS)}"]
     kind = next(iter(choice.given))
@@ -109,9 +128,9 @@ def _check_ways(recipe: Recipe) -> list[str]:
     if recipe.budget.unit != "parameters":
         complaints += [
             f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
-            f" {', '.join(PRICED_METHODS)}"
+            f" {', '.join(name for name, traits in RANK_METHODS.items() if traits.any_unit)}"
             for where, way in ways
-            if way.ranks not in PRICED_METHODS
+            if not RANK_METHODS[way.ranks].any_unit
         ]
     return complaints
 
@@ -186,7 +205,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
                 ("min_top1_agreement", recipe.parity.min_top1_agreement, 0.9, 1),
             )
         ),
-        (bool(recipe.export.formats), "export.formats is empty"),
+        (bool(recipe.export.formats) or recipe.data.held, "export.formats is empty"),
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]

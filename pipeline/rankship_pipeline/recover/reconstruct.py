@@ -1,27 +1,24 @@
 """Asymmetric reconstruction: each layer refitted to what the layers before it really produce once compressed."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import as_rows, split, watch_inputs
+from rankship_pipeline.evaluate.calibrate import as_rows, find_mask, split
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Factorable, Layer, get_layer, shape_weight
+from rankship_pipeline.models.layers import Layer, get_layer, shape_weight
+from rankship_pipeline.models.watch import run_until, watch
 
 # Added to the Gram's diagonal as a share of its mean: directions that little data excites keep the dense weight.
 RIDGE = 1e-3
-
-
-class Reached(Exception):
-    """The layer under study has seen its input; the rest of the forward pass is not needed."""
 
 
 def reconstruct(
@@ -41,7 +38,7 @@ def reconstruct(
             weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs)
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
-        weights[name] = analysis.layers[name].make_weights(plan[name])
+        weights[name] = make_weights(analysis.layers[name], plan[name])
     compressed = rebuild(student, plan)  # takes the corrected biases along
     for name, factors in weights.items():
         fill_factors(compressed.get_submodule(name), factors)
@@ -54,14 +51,13 @@ def _refit(
     taken = analysis.layers[layer.name]
     module = get_layer(student, layer.name)
     if layer.kind == "embedding":  # nothing runs before it
-        weights = taken.make_weights(factors)
+        weights = make_weights(taken, factors)
     else:
-        crossed = _Crossed(layer)
-        _run_both(analysis.model, student, layer, inputs, crossed)
+        crossed = _run_both(analysis.model, student, layer, inputs)
         target = taken.weight + crossed.correct(taken.weight)
         metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
-        weights = Decomposition(layer, target, metric, taken.whitening).make_weights(factors)
-    matrix = compose(layer, weights)
+        weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
+    matrix = compose(layer, factors, weights)
     with torch.no_grad():
         module.weight.copy_(shape_weight(matrix, module.weight, layer))
         bias = getattr(module, "bias", None)
@@ -106,20 +102,15 @@ class _Crossed:
 
 
 @torch.inference_mode()
-def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs, crossed: _Crossed) -> None:
-    seen: list[Tensor] = []
-
-    def stop(_layer: Layer, module: Factorable, x: Tensor, mask: Tensor | None) -> None:
-        seen.append(as_rows(module, x, mask))
-        raise Reached
-
-    with watch_inputs(dense, [layer], stop) as run_dense, watch_inputs(student, [layer], stop) as run_student:
-        for batch in split(inputs):
-            seen.clear()
-            for run in (run_dense, run_student):
-                with contextlib.suppress(Reached):
-                    run(batch)
-            crossed.add(*seen)
+def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs) -> _Crossed:
+    crossed = _Crossed(layer)
+    for batch in split(inputs):
+        X, changed = (
+            as_rows(get_layer(model, layer.name), run_until(model, layer.name, batch)[0], find_mask(model, batch))
+            for model in (dense, student)
+        )
+        crossed.add(X, changed)
+    return crossed
 
 
 @torch.inference_mode()
@@ -127,10 +118,9 @@ def _order(analysis: Analysis, inputs: Inputs) -> list[Layer]:
     """The layers in the order in which one sample runs through them; one that never runs is left out."""
     order: dict[str, Layer] = {}
 
-    def see(layer: Layer, _module: Factorable, _x: Tensor, _mask: Tensor | None) -> None:
-        order.setdefault(layer.name, layer)
+    def see(name: str, _x: Tensor, _y: Tensor) -> None:
+        order.setdefault(name, analysis.layers[name].layer)
 
-    layers = [taken.layer for taken in analysis.layers.values()]
-    with watch_inputs(analysis.model, layers, see) as run:
-        run(tuple(tensor[:1] for tensor in inputs))
+    with watch(analysis.model, analysis.layers, see):
+        analysis.model(*(tensor[:1] for tensor in inputs))
     return list(order.values())

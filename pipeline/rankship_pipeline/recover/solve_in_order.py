@@ -6,8 +6,7 @@ left to chance. Here the layers are solved in the order in which they run, on th
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -16,12 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer, shape_weight
-from rankship_pipeline.recover.reconstruct import RIDGE, Reached
+from rankship_pipeline.models.watch import run_until, watch
+from rankship_pipeline.recover.reconstruct import RIDGE
 
 Teachers = Sequence[tuple[nn.Module, Inputs]]
 
@@ -58,11 +59,11 @@ def refit(
         if name in plan:
             before = taken[name]
             metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
-            weights[name] = Decomposition(layer, target, metric, before.whitening).make_weights(plan[name])
-            target = compose(layer, weights[name])
+            weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
+            target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)
     for name in plan.keys() - weights.keys():
-        weights[name] = taken[name].make_weights(plan[name])
+        weights[name] = make_weights(taken[name], plan[name])
     compressed = rebuild(student, plan)
     for name, factors in weights.items():
         fill_factors(compressed.get_submodule(name), factors)
@@ -76,28 +77,21 @@ def find_norms(model: nn.Module, layers: Sequence[Layer], sample: Inputs) -> dic
     outputs: dict[int, str] = {}
     alive: list[Tensor] = []  # an output that was freed could lend its address to another
 
-    def see_layer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _args: tuple[Tensor, ...], y: Tensor) -> None:
-            found.setdefault(name, None)
-            outputs[id(y)] = name
-            alive.append(y)
+    def see_layer(name: str, _x: Tensor, y: Tensor) -> None:
+        found.setdefault(name, None)
+        outputs[id(y)] = name
+        alive.append(y)
 
-        return hook
+    def see_norm(name: str, x: Tensor, _y: Tensor) -> None:
+        if id(x) in outputs:
+            found[outputs[id(x)]] = name
 
-    def see_norm(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if id(args[0]) in outputs:
-                found[outputs[id(args[0])]] = name
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer in layers:
-            handle = get_layer(model, layer.name).register_forward_hook(see_layer(layer.name))
-            stack.callback(handle.remove)
-        for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm) and module.affine and module.track_running_stats:
-                stack.callback(module.register_forward_pre_hook(see_norm(name)).remove)
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.affine and module.track_running_stats
+    ]
+    with watch(model, [layer.name for layer in layers], see_layer), watch(model, norms, see_norm):
         model(*sample)
     return found
 
@@ -148,31 +142,12 @@ def _gather(student: nn.Module, layer: Layer, norm: str | None, teachers: Teache
     sums = _Sums(layer, centred=norm is not None or biased)
     for teacher, inputs in teachers:
         for batch in split(inputs):
-            X = _see(student, layer, layer.name, batch, inputs_wanted=True)
-            Z = _see(teacher, layer, norm or layer.name, batch, inputs_wanted=False)
+            x, _ = run_until(student, layer.name, batch)
+            _, z = run_until(teacher, norm or layer.name, batch)
+            X = as_rows(get_layer(student, layer.name), x, find_mask(student, batch))
+            Z = as_outputs(get_layer(teacher, layer.name), z, find_mask(teacher, batch))
             sums.add(X, Z, 1 / len(inputs[0]))
     return sums
-
-
-@torch.inference_mode()
-def _see(model: nn.Module, layer: Layer, place: str, batch: Inputs, *, inputs_wanted: bool) -> Tensor:
-    """The rows that go into the layer, or those that come out of the module called `place`, at its first run."""
-    module, mask = get_layer(model, layer.name), find_mask(model, batch)
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
-        x = args[0] if args else named["input"]
-        rows = as_rows(module, x, mask) if inputs_wanted else as_outputs(module, y, mask)
-        seen.append(rows)
-        raise Reached
-
-    handle = model.get_submodule(place).register_forward_hook(hook, with_kwargs=True)
-    try:
-        with suppress(Reached):
-            model(*batch)
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def _as_followed(student: nn.Module, layer: Layer, norm: str | None) -> Tensor:

@@ -1,11 +1,10 @@
 """Gram matrices of one decoder block's layers, and the hidden states that are handed from block to block."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file
+from rankship_pipeline.models.watch import watch
 
 
 def write_hidden(path: Path, parts: Iterable[Tensor]) -> None:
@@ -46,9 +46,7 @@ def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object
     With `outputs`, a layer that shares with none and has fewer outputs than inputs goes by its outputs.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}  # holding the tensors keeps their ids apart
-    with ExitStack() as stack:
-        for name, tensors in seen.items():
-            stack.enter_context(_watch(block, name, lambda x, _y, tensors=tensors: tensors.append(x)))  # type: ignore[misc]
+    with watch(block, seen, lambda name, x, _y: seen[name].append(x)):
         run()
     sharing: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in seen.items():
@@ -69,35 +67,19 @@ class Grams:
     seconds: float = 0.0
     sums: dict[Group, Tensor] = field(default_factory=dict)
 
-    @contextmanager
-    def collect(self, block: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
-        """Add what runs through the block."""
-        with ExitStack() as stack:
-            for group in groups:
-                bias = block.get_submodule(group.names[0]).bias
+    def collect(self, block: nn.Module, groups: Sequence[Group]) -> AbstractContextManager[None]:
+        """Add what runs through the block, until the context is left."""
+        by_name = {group.names[0]: group for group in groups}
 
-                def add(x: Tensor, y: Tensor, group: Group = group, bias: Any = bias) -> None:  # noqa: ANN401 - Tensor | None
-                    begun = time.monotonic()
-                    if group.by_output:
-                        x = (y if bias is None else y - bias).double()
-                    rows = x.flatten(0, -2)
-                    product = rows.T @ rows
-                    self.sums[group] = self.sums[group].add_(product) if group in self.sums else product.double()
-                    self.seconds += time.monotonic() - begun
+        def add(name: str, x: Tensor, y: Tensor) -> None:
+            begun = time.monotonic()
+            group = by_name[name]
+            if group.by_output:
+                bias: Tensor | None = block.get_submodule(name).bias  # type: ignore[assignment]  # a linear layer's
+                x = (y if bias is None else y - bias).double()
+            rows = x.flatten(0, -2)
+            product = rows.T @ rows
+            self.sums[group] = self.sums[group].add_(product) if group in self.sums else product.double()
+            self.seconds += time.monotonic() - begun
 
-                stack.enter_context(_watch(block, group.names[0], add))
-            yield
-
-
-@contextmanager
-def _watch(block: nn.Module, name: str, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `see(input, output)` whenever a layer has run."""
-
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
-        see(args[0] if args else named["input"], y)
-
-    handle = block.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return watch(block, by_name, add)

@@ -26,13 +26,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.factors.decompose import WHITENINGS, decompose_outputs, decompose_swift, truncate
 from rankship_pipeline.factors.forms import Candidate, keep_efficient
+from rankship_pipeline.factors.saved_model import describe_saved, write_saved
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file, publish_file, publish_folder
@@ -41,12 +41,13 @@ from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.sharded import SETTINGS, write_shards
+from rankship_pipeline.models.weights import open_tensors
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden, write_hidden
 
-PLAN = "rankship.json"
 Array = NDArray[np.floating[Any]]
 Parts = tuple[Array, Array, Array]  # energy (r,) float64, B (keep, columns) and A (rows, keep) float32
 # float32 is trusted only where the energy beyond the kept ranks exceeds this many float32 roundings of the largest,
@@ -111,7 +112,7 @@ class StreamAnalysis:
         return B.contiguous(), A.contiguous()
 
     def _open(self, layer: str) -> Any:  # noqa: ANN401 - safetensors has no types
-        return safe_open(self.locate(self.decoder.find_block(layer) or 0), framework="pt")
+        return open_tensors(self.locate(self.decoder.find_block(layer) or 0), f"layer {layer}")
 
 
 @torch.inference_mode()
@@ -140,7 +141,7 @@ def analyse_stream(
 
 def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[LayerStats, ...]:
     """What allocation needs; methods that want more than whitened spectra are refused."""
-    if choice.method == "arp" or choice.sensitivity != "relative":
+    if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity != "relative":
         raise InputError(
             f"ranks by {choice.method!r} with sensitivity {choice.sensitivity!r} need the whole model in memory",
             hint='a streamed model has whitened spectra only: choose "knapsack", "uniform" or "strs" and "relative"',
@@ -184,7 +185,7 @@ def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None
         for path in {path for pattern in SETTINGS for path in checkpoint.folder.glob(pattern)}:
             shutil.copyfile(path, folder / path.name)
         write_shards(folder, analysis.decoder.group_names(), convert)
-        (folder / PLAN).write_text(encode(plan), encoding="utf-8")
+        write_saved(folder, describe_saved(plan, analysis.decoder.model))
 
 
 @dataclass(frozen=True)

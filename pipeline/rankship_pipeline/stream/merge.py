@@ -26,9 +26,9 @@ from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
-from rankship_pipeline.models.sharded import INDEX, SETTINGS, Checkpoint, read_index
-from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, read_header, write_header, write_piece
-from rankship_pipeline.models.weights import TensorHeader
+from rankship_pipeline.models.sharded import INDEX, SETTINGS, Checkpoint, open_checkpoint
+from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, open_pieces, write_header, write_piece
+from rankship_pipeline.models.weights import TensorHeader, read_header
 from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.recipe.merge_methods import fill_settings
 
@@ -72,7 +72,7 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
             begin(path.name)
             if not (work / path.name).exists():
                 with publish_file(work / path.name) as temporary:
-                    merging.write_shard(read_header(path), temporary)
+                    merging.write_shard(open_pieces(path), temporary)
     for path in {path for pattern in SETTINGS for path in models[0].checkpoint.folder.glob(pattern)}:
         shutil.copyfile(path, work / path.name)
     if (work / INDEX).exists() or len(files) > 1:
@@ -103,19 +103,11 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
 
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
-    """A folder's tensors, by the index or by the files' own headers; the library's own way would map every file."""
-    places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
-    files = sorted(set(places.values()) or folder.glob("*.safetensors"))
-    stored = {name: one for path in files for name, one in read_header(path).items()}
-    lost = sorted(name for name, path in places.items() if name not in stored or stored[name].path != path)
-    if lost or not stored:
-        what = (
-            f"{places[lost[0]]} lacks tensor {lost[0]}, which the index names" if lost else f"{folder} has no tensors"
-        )
-        raise InputError(what, hint="fetch the model again, or save it again with save_pretrained (safetensors)")
-    return OpenedModel(
-        str(folder), Checkpoint(folder, {name: one.path for name, one in stored.items()}), stored, tuple(files)
-    )
+    """A folder's tensors, where they lie in their files; of an index's files also those that it does not name."""
+    files = open_checkpoint(folder).files
+    stored = {name: one for path in files for name, one in open_pieces(path).items()}
+    checkpoint = Checkpoint(folder, {name: one.path for name, one in stored.items()})
+    return OpenedModel(str(folder), checkpoint, stored, tuple(files))
 
 
 def _check_alike(models: list[OpenedModel], steps: Steps) -> None:

@@ -43,7 +43,7 @@ def bind_to(cpus: list[int] | None) -> list[str]:
 
 def cool_down(limit_mc: int, patience_s: float) -> Generator[Event, None, list[str]]:
     """Wait until the device is below a temperature, telling it meanwhile; gives why that was not reached."""
-    deadline, told = time.monotonic() + patience_s, 0.0
+    deadline, reported_at = time.monotonic() + patience_s, 0.0
     while True:
         temperature = read_temperature()
         if temperature is None:
@@ -53,7 +53,7 @@ def cool_down(limit_mc: int, patience_s: float) -> Generator[Event, None, list[s
         now = time.monotonic()
         if now >= deadline:
             return [f"below {limit_mc} m°C: still {temperature} m°C after {patience_s:g} s"]
-        if not told or now - told >= TELL_S:
-            told = now
+        if not reported_at or now - reported_at >= TELL_S:
+            reported_at = now
             yield {"event": "cooling", "temperature_mc": temperature}
         time.sleep(min(LOOK_S, max(0.0, deadline - now)))

@@ -69,8 +69,8 @@ def find_power_step(chip: str, folder: str) -> int | None:
     if chip not in INA_STEPS:
         return None
     divisor, factor = INA_STEPS[chip]
-    told = read_text(f"{folder}/shunt_resistor") or read_text(f"{folder}/device/shunt_resistor")
-    shunt_uohm = parse_integer(told) or INA_SHUNT_UOHM
+    shunt = read_text(f"{folder}/shunt_resistor") or read_text(f"{folder}/device/shunt_resistor")
+    shunt_uohm = parse_integer(shunt) or INA_SHUNT_UOHM
     return max(1, factor * round(1_000_000_000 / divisor / shunt_uohm))
 
 

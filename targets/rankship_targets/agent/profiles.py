@@ -42,8 +42,8 @@ def profile(request: Request) -> Iterator[Event]:
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     with tempfile.TemporaryDirectory(dir=os.path.dirname(request["artifact"])) as folder:  # noqa: PTH120 - a string
         operators, taken = profiler(request, next(load_samples(request["inputs"])), folder)
-    told = [{"name": name, "kind": kind, "ns": ns} for name, kind, ns in operators]
-    yield {"event": "profiled", "operators": told, "inference_ns": taken}
+    rows = [{"name": name, "kind": kind, "ns": ns} for name, kind, ns in operators]
+    yield {"event": "profiled", "operators": rows, "inference_ns": taken}
     yield {"event": "done"}
 
 
@@ -115,11 +115,11 @@ def list_operators(dump: Any, count: int) -> Operators:  # noqa: ANN401 - ExecuT
 def list_leaves(run: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - ExecuTorch's record
     """Give kind and ns of what computed something, not of what called it."""
     for event in run.events or ():
-        told = event.profile_event
-        if told is None or not (told.delegate_debug_id_str or (told.name or "").startswith("native_call_")):
+        timed = event.profile_event
+        if timed is None or not (timed.delegate_debug_id_str or (timed.name or "").startswith("native_call_")):
             continue
-        kind = told.delegate_debug_id_str or told.name[len("native_call_") :]
-        yield kind.partition(" #")[0], told.end_time - told.start_time
+        kind = timed.delegate_debug_id_str or timed.name[len("native_call_") :]
+        yield kind.partition(" #")[0], timed.end_time - timed.start_time
 
 
 def time_runs(run: Callable[[], Any], count: int) -> list[int]:

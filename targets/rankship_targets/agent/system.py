@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .protocol import Event
 
@@ -28,6 +28,13 @@ ASK_TIMEOUT_S = 5
 STATUSES = {"1": "Unknown", "2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
 FED = {"Charging": True, "Full": True, "Discharging": False, "Not charging": False}
 SYSTEM = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
+
+
+class Battery(NamedTuple):
+    """How full a battery is, and what it does in the kernel's words; None where the device does not tell."""
+
+    percent: int | None
+    status: str | None
 
 
 def read_text(path: str) -> str:
@@ -95,8 +102,9 @@ def read_temperature() -> int | None:
     return max(zones or [round(one.current * 1000) for one in sensors or []], default=None)
 
 
-def read_state() -> Event:
-    """Read the device's condition now."""
+def read_state(battery: Battery | None = None) -> Event:
+    """Read the device's condition now; the battery too, unless it was read just before."""
+    battery = battery or read_battery()
     clocks = [int(text) for text in read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
     clocks = clocks or ask_psutil(lambda ps: [round(one.current * 1000) for one in ps.cpu_freq(percpu=True)])
     load, uptime = (read_text(path).split(" ")[0] for path in ("/proc/loadavg", "/proc/uptime"))
@@ -111,7 +119,8 @@ def read_state() -> Event:
         "uptime_ms": round(float(uptime) * 1000) if uptime else None,
         "clock_offset_ns": time.time_ns() - time.monotonic_ns(),
         **read_throttling(),
-        **read_charge(),
+        "battery_percent": battery.percent,
+        "charging": FED.get(battery.status or ""),
     }
 
 
@@ -157,27 +166,21 @@ def ask(program: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def read_charge() -> Event:
-    """Read how full the battery is and whether it is fed; None where that is not told."""
-    percent, status = read_battery()
-    return {"battery_percent": percent, "charging": FED.get(status or "")}
-
-
-def read_battery() -> tuple[int | None, str | None]:
+def read_battery() -> Battery:
     """Read the charge in percent, and what it does ("Charging", "Full", …), of the first battery that is its own."""
     for name in find_named("/sys/class/power_supply/*/type", "Battery"):
         folder = name[: -len("/type")]
         percent, status = read_text(f"{folder}/capacity"), read_text(f"{folder}/status")
         if read_text(f"{folder}/scope") != "Device" and re.fullmatch(r"\d{1,3}", percent):  # "Device": a mouse's
-            return int(percent), status or None
+            return Battery(int(percent), status or None)
     return parse_battery(ask("dumpsys", "battery"))
 
 
-def parse_battery(text: str) -> tuple[int | None, str | None]:
+def parse_battery(text: str) -> Battery:
     """Parse what Android's `dumpsys battery` prints."""
     level = re.search(r"^\s*level: (\d{1,3})\s*$", text, re.MULTILINE)
     status = re.search(r"^\s*status: (\d)\s*$", text, re.MULTILINE)
-    return (int(level.group(1)) if level else None), (STATUSES.get(status.group(1)) if status else None)
+    return Battery(int(level.group(1)) if level else None, STATUSES.get(status.group(1)) if status else None)
 
 
 def find_named(pattern: str, content: str) -> list[str]:

@@ -16,17 +16,11 @@ from rankship_pipeline.foundation.errors import (
     TargetBusy,
     TargetError,
 )
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.events import Done, Event, Failure, FaultKind, Hello, State, read_event
 
-# What each format's runtime is installed with, into the device's own interpreter.
-PACKAGES: dict[Format, str] = {
-    "onnx": "onnxruntime numpy",
-    "tflite": "ai-edge-litert numpy",
-    "executorch": "executorch torch numpy (torch from PyTorch's CPU index)",
-}
 # What the agent could not do → the error, and what to do.
 _FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
     "lacks_runtime": (Lacks, "install it on the device: {install}"),
@@ -85,8 +79,8 @@ def explain_fault(fault: Failure, device: Device, request: Mapping[str, object])
 
 def install_command(device: Device, artifact_format: str) -> str:
     """Write the command that installs a format's runtime."""
-    packages = next((names for known, names in PACKAGES.items() if known == artifact_format), artifact_format)
-    return f"{device.python} -m pip install {packages}"
+    facts = next((one for known, one in FACTS.items() if known == artifact_format), None)
+    return f"{device.python} -m pip install {facts.pip_packages if facts else artifact_format}"
 
 
 def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:

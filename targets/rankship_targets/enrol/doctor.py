@@ -43,7 +43,7 @@ def examine(device: Device, probe: Probe) -> list[Check]:
         _examine_load(probe.state.load_1m_milli, probe.cpu_count),
         *_examine_cpus(device, probe),
         *_examine_swap(probe.swap_used_bytes),
-        *_examine_battery(probe.battery_percent, probe.battery_status),
+        *_examine_battery(probe.state.battery_percent, probe.battery_status),
         _examine_disk(probe.free_bytes, device.workdir),
         _examine_psutil(device, probe.psutil),
     ]
@@ -92,12 +92,12 @@ def _examine_throttling(bits: int | None) -> Iterator[Check]:
     if not now and not since_boot:
         yield Check(name="throttling", verdict="ok", finding="none since boot")
         return
-    told = [f"now: {', '.join(now)}"] if now else []
-    told += [f"since boot: {', '.join(since_boot)}"] if since_boot else []
+    findings = [f"now: {', '.join(now)}"] if now else []
+    findings += [f"since boot: {', '.join(since_boot)}"] if since_boot else []
     volts = any("voltage" in word for word in now + since_boot)
     cause = "use the board's own 5.1 V 3 A supply and a short cable" if volts else "cool it: heat sink and fan"
     advice = cause if now else f"{cause}; `sudo reboot` clears what is past"
-    yield Check(name="throttling", verdict="fail" if now else "warn", finding="; ".join(told), advice=advice)
+    yield Check(name="throttling", verdict="fail" if now else "warn", finding="; ".join(findings), advice=advice)
 
 
 def _examine_cpus(device: Device, probe: Probe) -> Iterator[Check]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import NoSpace, TargetError, WrongSystem
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS, FORMATS
 from rankship_pipeline.foundation.records import record
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_targets.devices.device import Device
@@ -28,8 +29,6 @@ from rankship_targets.transport.protocol import (
 )
 
 UNPACK_TIMEOUT_S = 900.0
-_IMPORTS = {"onnx": "import onnxruntime", "tflite": "import ai_edge_litert.interpreter"}
-_STARTS = "import os, subprocess; subprocess.run([os.environ['RANKSHIP_EXECUTORCH_RUNNER'], 'version'], check=True)"
 # Makes a folder and says where it is, on every shell.
 _RESOLVE = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
 Say = Callable[[str], None]
@@ -64,8 +63,7 @@ def install_kit(transport: Transport, device: Device, lock: KitLock, folder: Pat
 
 def write_check(lock: KitLock) -> str:
     """Python code that fails where a runtime of the kit does not run."""
-    imports = [_IMPORTS[known] for known in lock.runtimes if known in _IMPORTS]
-    return "; ".join(["import numpy, psutil", *imports, *([_STARTS] if "executorch" in lock.runtimes else [])])
+    return "; ".join(["import numpy, psutil", *(FACTS[known].kit_check for known in FORMATS if known in lock.runtimes)])
 
 
 def _is_there(transport: Transport, home: str, lock: KitLock) -> bool:

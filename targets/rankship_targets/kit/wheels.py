@@ -8,30 +8,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import BuildError, WrongSystem
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_targets.kit.system import Board
 
 TIMEOUT_S = 1800
-# format → what runs it, and the series of releases that we know to work.
-RUNTIMES: dict[Format, dict[str, str]] = {"onnx": {"onnxruntime": "1.31"}, "tflite": {"ai-edge-litert": "2.3"}}
-EXECUTORCH = {"executorch": "1.5"}
 ALWAYS = {"numpy": "2", "psutil": "7"}
 _OLDEST_MANYLINUX = 17
 
 
 def download_wheels(board: Board, formats: Sequence[Format], into: Path) -> dict[Format, tuple[str, str]]:
     """Download what runs these formats there, with all it depends on; gives each format's runtime and its version."""
-    wanted = {name: spec for known in formats for name, spec in RUNTIMES.get(known, {}).items()}
+    packaged = {known: FACTS[known] for known in formats if not FACTS[known].kit_compiles}
+    wanted = {facts.runtime_distribution: facts.kit_series for facts in packaged.values()}
     _download({**ALWAYS, **wanted}, [], board, into)
     versions = {_name(path): path.name.split("-")[1] for path in into.glob("*.whl")}
-    return {known: (name, versions[name]) for known in formats for name in RUNTIMES.get(known, {})}
+    runtimes = {known: facts.runtime_distribution for known, facts in packaged.items()}
+    return {known: (name, versions[name]) for known, name in runtimes.items()}
 
 
 def download_executorch(machine: str, into: Path) -> Path:
     """Download ExecuTorch's wheel alone: its C++ libraries depend on nothing of Python's."""
     board = Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(3, 11), glibc=(2, 36))
-    _download(EXECUTORCH, ["--no-deps"], board, into)
-    (wheel,) = into.glob("executorch-*.whl")
+    facts = FACTS["executorch"]
+    _download({facts.runtime_distribution: facts.kit_series}, ["--no-deps"], board, into)
+    (wheel,) = into.glob(f"{facts.runtime_distribution}-*.whl")
     return wheel
 
 

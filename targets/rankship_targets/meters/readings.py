@@ -1,6 +1,7 @@
 """From single readings to a trace: order, wraps, repeats, gaps; nothing that is no reading becomes a number."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import gcd
 
@@ -37,6 +38,73 @@ def build_trace(
     )
 
 
+@dataclass
+class _RailInProgress:
+    """One channel's rail while its readings come: `times` and `values` are the samples kept so far."""
+
+    channel: Channel
+    allowed_ns: int  # the longest time between two samples that is no gap
+    times: list[int] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    skipped: int = 0
+    missing_since: int | None = None  # when the first reading since the last sample came that was none
+    last_raw: int = 0  # the last sample as the meter gave it
+    added: int = 0  # to every sample of a counter, so that it goes on after a wrap or a reset
+
+    @property
+    def counts(self) -> bool:
+        """Whether the channel is a counter of energy, not a reading of power."""
+        return self.channel.unit == "uJ"
+
+    def take(self, at_ns: int, value: int | None) -> None:
+        """Keep a reading as a sample, or skip it; a repeat of a stamped sample is neither."""
+        if self.channel.stamped and self.times and (at_ns, value) == (self.times[-1], self.last_raw):
+            return
+        if value is None or abs(value) > LARGEST or (self.times and at_ns <= self.times[-1]):
+            self.skipped += 1
+            self.missing_since = at_ns if self.missing_since is None else self.missing_since
+            return
+        if self.counts and self.times and value < self.last_raw:
+            self._go_on_from(at_ns, value)
+        if self.times and at_ns - self.times[-1] > self.allowed_ns:
+            why = _explain(self.channel, self.missing_since)
+            self.gaps.append(Gap(start_ns=self.times[-1], end_ns=at_ns, why=why))
+        self.times.append(at_ns)
+        self.values.append(value + self.added)
+        self.last_raw, self.missing_since = value, None
+
+    def _go_on_from(self, at_ns: int, value: int) -> None:
+        """Let the rail rise on where the counter fell: after a wrap by its range, after a reset from where it was."""
+        if _has_wrapped(self.channel, self.last_raw, value):
+            self.added += self.channel.wrap_uj or 0
+        else:
+            self.added += self.last_raw - value
+            self.gaps.append(Gap(start_ns=self.times[-1], end_ns=at_ns, why="reset"))
+
+    def finish(self, start_ns: int | None, end_ns: int | None) -> Rail:
+        """Find the gaps that only the whole shows, and the step of the values."""
+        channel, times, values = self.channel, self.times, self.values
+        gaps = self.gaps + _find_ends(channel, times, (start_ns, end_ns), self.allowed_ns, self.missing_since)
+        step = _find_counter_step(values) if self.counts else _find_power_step(values)
+        if self.counts and channel.stall_ns is not None:
+            gaps += find_stalls(times, values, channel.stall_ns)
+        elif self.counts and (channel.resolution_uj or step) is None and len(times) > 1:
+            # its step may be larger than all there was
+            gaps.append(Gap(start_ns=times[0], end_ns=times[-1], why="stalled"))
+        return Rail(
+            name=channel.name,
+            at_ns=tuple(times),
+            power_uw=None if self.counts else tuple(values),
+            energy_uj=tuple(values) if self.counts else None,
+            resolution_uw=None if self.counts else channel.resolution_uw or step,
+            resolution_uj=channel.resolution_uj or step if self.counts else None,
+            lag_ns=channel.lag_ns,
+            gaps=tuple(sorted(gaps, key=lambda gap: gap.start_ns)),
+            skipped=self.skipped,
+        )
+
+
 def build_rail(
     channel: Channel,
     rows: Sequence[tuple[int, int | None]],
@@ -46,49 +114,11 @@ def build_rail(
     end_ns: int | None = None,
 ) -> Rail:
     """Keep what is a reading, undo a counter's wraps and find every gap."""
-    times, values, gaps, skipped = list[int](), list[int](), list[Gap](), 0
-    missing_since: int | None = None  # a reading that was none came after the last sample
-    last_raw, offset, counter = 0, 0, channel.unit == "uJ"
     period = period_ns or _guess_period(rows)
-    allowed_ns = _LATE_FACTOR * max(period, channel.lag_ns)
+    rail = _RailInProgress(channel, allowed_ns=_LATE_FACTOR * max(period, channel.lag_ns))
     for at_ns, value in rows:
-        if channel.stamped and times and at_ns == times[-1] and value == last_raw:
-            continue
-        if value is None or abs(value) > LARGEST or (times and at_ns <= times[-1]):
-            skipped += 1
-            missing_since = at_ns if missing_since is None else missing_since
-            continue
-        if counter and times and value < last_raw:
-            if _has_wrapped(channel, last_raw, value):
-                offset += channel.wrap_uj or 0
-            else:
-                offset += last_raw - value
-                gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why="reset"))
-        last_raw = value
-        if times and at_ns - times[-1] > allowed_ns:
-            gaps.append(Gap(start_ns=times[-1], end_ns=at_ns, why=_explain(channel, missing_since)))
-        times.append(at_ns)
-        values.append(value + offset)
-        missing_since = None
-    gaps += _find_ends(channel, times, (start_ns, end_ns), allowed_ns, missing_since)
-    step = _find_counter_step(values) if counter else _find_power_step(values)
-    if counter and channel.stall_ns is not None:
-        gaps += find_stalls(times, values, channel.stall_ns)
-    elif counter and (channel.resolution_uj or step) is None and len(times) > 1:
-        gaps.append(
-            Gap(start_ns=times[0], end_ns=times[-1], why="stalled")
-        )  # its step may be larger than all there was
-    return Rail(
-        name=channel.name,
-        at_ns=tuple(times),
-        power_uw=None if counter else tuple(values),
-        energy_uj=tuple(values) if counter else None,
-        resolution_uw=None if counter else channel.resolution_uw or step,
-        resolution_uj=channel.resolution_uj or step if counter else None,
-        lag_ns=channel.lag_ns,
-        gaps=tuple(sorted(gaps, key=lambda gap: gap.start_ns)),
-        skipped=skipped,
-    )
+        rail.take(at_ns, value)
+    return rail.finish(start_ns, end_ns)
 
 
 def find_stalls(times: Sequence[int], values: Sequence[int], stall_ns: int) -> list[Gap]:

@@ -23,9 +23,7 @@ def measure_metered(session: Session, request: MeasureRequest, meter: Meter, tic
     try:
         trial = session.measure(request, ticket)
     except BaseException:
-        with suppress(
-            RankshipError, OSError
-        ):  # what ended the trial is on_progress, not what that did to the recording
+        with suppress(RankshipError, OSError):  # raises why the trial ended, not how that affected the trace
             meter.stop()
         raise
     trace = meter.stop()

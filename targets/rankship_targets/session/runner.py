@@ -9,6 +9,7 @@ from rankship_pipeline.foundation.records import Format, RunOutput
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick
 from rankship_targets.devices.device import Device, describe_this_machine
+from rankship_targets.session.agent_requests import ask_to_infer
 from rankship_targets.session.session import INFER_TIMEOUT_S, Session
 from rankship_targets.transport.local import LocalTransport
 from rankship_targets.trials.events import Done, Opened
@@ -24,14 +25,9 @@ class HostRunner:
 
     def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - the seam's word
         """Run every sample; `into` gets one .npy file per output."""
-        request = {
-            "command": "infer",
-            "format": format,
-            "artifact": str(artifact.resolve()),
-            "inputs": [str(path.resolve()) for path in inputs],
-            "output": str(into.resolve() / "output"),
-            "threads": self._threads,
-        }
+        output = str(into.resolve() / "output")
+        paths = [str(path.resolve()) for path in inputs]
+        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads)
         with LocalTransport() as transport:
             events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
         count = pick(events, Done, self._device).outputs

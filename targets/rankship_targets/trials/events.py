@@ -61,7 +61,6 @@ class Probe:
     throttled: int | None = None
     swap_used_bytes: int | None = None
     cpus_online: tuple[int, ...] | None = None
-    battery_percent: int | None = None
     battery_status: str | None = None
     clock_utc_ns: int | None = None
 

@@ -84,7 +84,7 @@ def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
     """Show `source`, and what is mounted in it, at `target` too; read-only holds for what lies in it directly."""
     mount(str(source), target, "", flags=_BIND | _RECURSIVE)
     if read_only:
-        kept = sum(flag for told, flag in _LOCKED.items() if os.statvfs(target).f_flag & told)
+        kept = sum(flag for seen, flag in _LOCKED.items() if os.statvfs(target).f_flag & seen)
         mount("none", target, "", flags=_REMOUNT | _BIND | _READ_ONLY | kept)
 
 

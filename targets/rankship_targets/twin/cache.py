@@ -40,7 +40,7 @@ def find_or_make(name: str, made_of: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def tell(news: str) -> None:
+def print_news(news: str) -> None:
     """Say on stderr what takes long; the cache makes each of these happen once."""
     print(f"stand-in: {news}", file=sys.stderr, flush=True)  # noqa: T201 - it is for the user
 
@@ -49,7 +49,7 @@ def _make_anew(folder: Path, make: Callable[[Path], None]) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a maker that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)  # a program that it had started may be writing there yet
     if folder.exists():
-        tell(f"{folder} is damaged and is made anew")
+        print_news(f"{folder} is damaged and is made anew")
         shutil.rmtree(folder)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
@@ -90,6 +90,6 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"waiting for another process that makes or checks {path.stem}")
+            print_news(f"waiting for another process that makes or checks {path.stem}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

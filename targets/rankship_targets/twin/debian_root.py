@@ -20,7 +20,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.twin.binfmt import PACKAGES as HOST_PACKAGES
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.board import THROTTLED
-from rankship_targets.twin.cache import find_or_make, tell
+from rankship_targets.twin.cache import find_or_make, print_news
 
 STAND_IN = "the Raspberry Pi's stand-in"
 SUITE = "bookworm"
@@ -140,7 +140,7 @@ def unpack_packages(root: Path, packages: Sequence[str]) -> None:
 def _make(folder: Path) -> None:
     check_machine(STAND_IN)
     root = folder / "root"
-    tell("unpacking Debian for arm64, once (about 30 s)")
+    print_news("unpacking Debian for arm64, once (about 30 s)")
     unpack_packages(root, _DEBIAN)
     _add_users(root)
     for name, text in _TEXTS.items():
@@ -158,7 +158,7 @@ def _make(folder: Path) -> None:
         if not (path.exists() or path.is_symlink()):
             path.symlink_to(target)
     _make_keys(folder / "keys", root)
-    tell("fetching the runtimes' wheels for arm64, once (about 10 s)")
+    print_news("fetching the runtimes' wheels for arm64, once (about 10 s)")
     _install_wheels(root)
     _compile(root)
     for name in ("home/pi", "home/pi/.profile", "home/pi/.ssh", "home/pi/.ssh/authorized_keys"):

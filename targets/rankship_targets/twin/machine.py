@@ -5,7 +5,6 @@ It boots, reboots and counts its memory truly, and its network can be spoiled fr
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from rankship_pipeline.foundation.errors import Unreachable
 from rankship_targets.devices.device import Device
 from rankship_targets.twin.banner import await_banner, find_free_port
 from rankship_targets.twin.debian_root import PYTHON, USER, read_public_key
-from rankship_targets.twin.ending import end_process
+from rankship_targets.twin.ending import end_stand_in
 from rankship_targets.twin.machine_files import QEMU, describe_machine, find_machine_files
 
 BOOT_TIMEOUT_S = 180.0
@@ -49,8 +48,7 @@ class Machine:
 
     def stop(self) -> None:
         """Pull the plug; stopping twice is allowed."""
-        end_process(self.process)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        end_stand_in(self.process, self.folder)
 
     def __enter__(self) -> Self:
         return self

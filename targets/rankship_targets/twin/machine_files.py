@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.twin import board, cpio, debian_root
-from rankship_targets.twin.cache import find_or_make, tell
+from rankship_targets.twin.cache import find_or_make, print_news
 from rankship_targets.twin.debian_root import find_root, run_tool, unpack_packages
 
 QEMU = "qemu-system-aarch64"
@@ -63,14 +63,14 @@ def _make(folder: Path, made: Path) -> None:
     for tool in (QEMU, "fdtput", "mke2fs"):
         if not shutil.which(tool, path=TOOLS):
             raise InputError(f"the system stand-in needs {tool}", hint=f"apt-get install {PACKAGES}")
-    tell("unpacking a kernel for arm64, once (about 30 s)")
+    print_news("unpacking a kernel for arm64, once (about 30 s)")
     kernel = folder / "kernel"
     unpack_packages(kernel, [_KERNEL])
     (image,) = (kernel / "boot").glob("vmlinuz-*")
     shutil.copy(image, folder / "vmlinuz")
     (folder / "initrd").write_bytes(_pack_initramfs(kernel, made / "root", folder / "board"))
     shutil.rmtree(kernel)
-    tell("making the system stand-in's disk, once (a few seconds)")
+    print_news("making the system stand-in's disk, once (a few seconds)")
     disk = folder / "root.img"
     with disk.open("wb") as stream:
         stream.truncate(DISK_BYTES)

@@ -33,7 +33,7 @@ from rankship_targets.twin.debian_root import (
     find_root,
     read_public_key,
 )
-from rankship_targets.twin.ending import end_process
+from rankship_targets.twin.ending import end_stand_in
 from rankship_targets.twin.keeper import Plan
 
 START_TIMEOUT_S = 60.0
@@ -166,8 +166,7 @@ def _sweep(folder: Path) -> None:
 
 def _end(running: _Running) -> None:
     """End the keeper, which takes everything of the Pi's with it."""
-    end_process(running.keeper)
-    shutil.rmtree(running.state, ignore_errors=True)
+    end_stand_in(running.keeper, running.state)
     running.state.with_suffix(".log").unlink(missing_ok=True)
 
 

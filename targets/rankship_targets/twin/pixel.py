@@ -4,7 +4,6 @@ import atexit
 import json
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from rankship_targets.twin.android import STAND_IN, find_root
 from rankship_targets.twin.android_files import list_condition_files
 from rankship_targets.twin.binfmt import check_machine
 from rankship_targets.twin.cache import find_storage
-from rankship_targets.twin.ending import end_process
+from rankship_targets.twin.ending import end_stand_in
 from rankship_targets.twin.phone import SHELL_USER
 
 START_TIMEOUT_S = 60.0
@@ -52,10 +51,7 @@ class Phone:
 
     def stop(self) -> None:
         """End the phone and its adb server as a cut cable would; what was written is forgotten without a storage."""
-        end_process(self.process)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        end_stand_in(self.process, self.folder)
 
 
 def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
@@ -71,9 +67,7 @@ def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
         ports = _await_ports(process, folder)
         _await_server(ports["server"], folder)
     except BaseException:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        end_stand_in(process, folder)
         raise
     phone = Phone(process=process, folder=folder, port=ports["port"], server_port=ports["server"])
     atexit.register(phone.stop)

@@ -1,7 +1,6 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +8,36 @@ from random import Random
 from statistics import median
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
+from make.devices import make_local, write_power_meter, write_rooted_python
+from make.recipes import write_priced_recipe
+from make.trials import UNTOLD
+from make.trials import make_trial as make_like_trial
 from rankship_benchmarks.bundle.suite import EnergyChoice, plan_energy
 from rankship_benchmarks.costs import energy_table as energy_costs
 from rankship_benchmarks.costs import time_table as costs
-from rankship_benchmarks.costs.energy_table import SiteEnergies, Watched, find_model_uj, measure_energies, read_all
+from rankship_benchmarks.costs.energy_table import Watched, collect_energies, find_model_uj, measure_energies, read_all
 from rankship_benchmarks.costs.landing import refuse_foreign
 from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes, prove
 from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
-from rankship_benchmarks.costs.sweeps import COPIES, DENSE, MODEL, SINGLE, Offer, SiteTimes, find_model_ns, price_layer
+from rankship_benchmarks.costs.sweeps import (
+    COPIES,
+    DENSE,
+    MODEL,
+    SINGLE,
+    Offer,
+    collect_times,
+    find_model_ns,
+    price_layer,
+)
 from rankship_benchmarks.costs.time_table import measure_costs
 from rankship_benchmarks.costs.timings import Journal, Lines, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import find_gaps, keep_steps, pick_rungs, spread_positions
 from rankship_benchmarks.verbs.costs import tabulate
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
@@ -40,37 +51,16 @@ from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.session.runner import HostRunner
 from rankship_targets.session.session import open_session
 from rankship_targets.trials.trace import PowerTrace, Rail
-from rankship_targets.trials.trial import DeviceState, MeteredTrial, RuntimeReading, Span, Trial
+from rankship_targets.trials.trial import MeteredTrial, Span, Trial
 
 SITE = Site(
     kind="convolution", rows=16, columns=72, bias=False, input_shape=(1, 8, 8, 8), kernel=(3, 3), padding=(1, 1)
 )
-STATE = DeviceState(
-    governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
-)
 
 
 def make_trial(ns: float, sweep: int = 0, throttled_bits: int | None = None) -> Trial:
-    return Trial(
-        round=sweep,
-        variant="dense",
-        format="onnx",
-        artifact_sha256="a",
-        device="pi4",
-        started_utc="2026-11-25T00:00:00Z",
-        threads=1,
-        load_ns=1,
-        warmup_ns=(1,),
-        warmed_up=True,
-        samples_ns=(round(ns),) * 3,
-        peak_rss_bytes=None,
-        runtime_rss_bytes=None,
-        runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k"),
-        before=STATE,
-        after=replace(STATE, throttled_bits=throttled_bits),
-        agent_sha256="a",
-        retries=0,
-    )
+    after = replace(UNTOLD, throttled_bits=throttled_bits)
+    return make_like_trial(round=sweep, samples_ns=(round(ns),) * 3, before=UNTOLD, after=after)
 
 
 def make_world(options: dict[int, float], sweeps: int = 9, noise: float = 0.0) -> list[Timing]:
@@ -94,7 +84,7 @@ def at(value: float, spread: float = 0.01) -> Estimate:
 
 def test_overhead_and_speed_cancel_and_true_costs_come_back() -> None:
     timings = make_world({8: 0.4, 16: 0.9})
-    times = SiteTimes(timings, "s")
+    times = collect_times(timings, "s")
     assert times.share().value == pytest.approx(0.1, rel=1e-3)
     for rank, ratio in {8: 0.4, 16: 0.9}.items():
         found = times.ratio(Factors(rank=rank))
@@ -104,7 +94,7 @@ def test_overhead_and_speed_cancel_and_true_costs_come_back() -> None:
 
 
 def test_intervals_hold_the_truth_under_noise() -> None:
-    times = SiteTimes(make_world({8: 0.4, 16: 0.7}, sweeps=25, noise=0.02), "s")
+    times = collect_times(make_world({8: 0.4, 16: 0.7}, sweeps=25, noise=0.02), "s")
     for rank, ratio in {8: 0.4, 16: 0.7}.items():
         found = times.ratio(Factors(rank=rank))
         assert found is not None
@@ -116,11 +106,11 @@ def test_intervals_hold_the_truth_under_noise() -> None:
 def test_what_was_throttled_counts_for_nothing() -> None:
     slow = Timing(sweep=0, site="", subject=MODEL, trial=make_trial(9e9, 0, throttled_bits=0b100))
     timings = [one for one in make_world({8: 0.4}) if (one.sweep, one.subject) != (0, MODEL)]
-    assert SiteTimes([*timings, slow], "s").share().rounds == 8
+    assert collect_times([*timings, slow], "s").share().rounds == 8
     with pytest.raises(Throttled):
         find_model_ns([slow])
     with pytest.raises(Throttled):
-        SiteTimes([slow], "s").share()
+        collect_times([slow], "s").share()
 
 
 def test_a_layer_called_at_two_sites_costs_both_and_offers_what_both_do() -> None:
@@ -224,39 +214,17 @@ def load():
     x = torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
 """
-RECIPE = """
-name = "net"
-[[models]]
-name = "a"
-factory = "net.py:make"
-weights = "a.safetensors"
-[data]
-loader = "net.py:load"
-[ranks]
-step = 8
-forms = ["svd"]
-[export]
-formats = ["onnx"]
-[parity]
-samples = 4
-[budget]
-"""
 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Prepared:
-    (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "net.toml").write_text(RECIPE + "kept_parameters = 0.9\n")
-    torch.manual_seed(0)
-    namespace: dict[str, object] = {}
-    exec(NET, namespace)  # noqa: S102 - the recipe's own model
-    save_file(namespace["make"]().state_dict(), tmp_path / "a.safetensors")  # type: ignore[operator]
+    write_priced_recipe(tmp_path, NET, "kept_parameters = 0.9\n", step=8)
     return prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Device:
-    return Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    return make_local(tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -336,7 +304,7 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
         )
         for one in make_world({8: 0.4}, sweeps=5)
     ]
-    read = SiteEnergies(read_all(watched, PLAN), "s")
+    read = collect_energies(read_all(watched, PLAN), "s")
     assert read.share().value == pytest.approx(0.1, rel=1e-3)
     ratio = read.ratio(Factors(rank=8))
     assert ratio is not None
@@ -345,7 +313,7 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
         replace(one, metered=replace(one.metered, trial=replace(one.metered.trial, loop=None))) for one in watched
     ]
     with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not tell"):
-        SiteEnergies(read_all(spoilt, PLAN), "s").share()
+        collect_energies(read_all(spoilt, PLAN), "s").share()
     with pytest.raises(MeasurementError, match="no round counts"):
         find_model_uj(read_all(spoilt, PLAN))
 
@@ -355,13 +323,8 @@ def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
     prepared: Prepared, here: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One trial is really watched, by the agent's own meter on a pretended sensor; the rest takes 4 W by its times."""
-    sensor = tmp_path / "root/sys/class/hwmon/hwmon0"
-    sensor.mkdir(parents=True)
-    (sensor / "name").write_text("ina226\n")
-    (sensor / "power1_input").write_text("4000000\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nRANKSHIP_AGENT_ROOT="{tmp_path}/root" exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    write_power_meter(tmp_path / "root", 4_000_000)
+    python = write_rooted_python(tmp_path)
     for name, value in {"SWEEPS": 6, "GRID": 2}.items():
         monkeypatch.setattr(costs, name, value)
     store, steps, taken, really = Store(tmp_path / "store"), Steps(quiet=True), [], energy_costs._take

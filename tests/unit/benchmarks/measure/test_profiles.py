@@ -1,15 +1,14 @@
 """Profiles and fronts: what is shown of many operators, and what no other choice beats."""
 
-import runpy
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_benchmarks.bundle.bundle import Bundle
+from make.artifacts import DENSE, make_request
+from make.judged_runs import make_run
 from rankship_benchmarks.measure.profiles import RUNS, Profile, Profiles, profile_run, read_profiles
 from rankship_benchmarks.report.page import render_report
 from rankship_benchmarks.report.profile_charts import draw_profile, list_rows
@@ -21,18 +20,13 @@ from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest
 
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
-make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
-
 
 def make_profile(*middles_us: int) -> Profile:
     operators = tuple(
         OperatorTime(name=f"node_{place}", kind="Conv", ns=((us - 1) * 1000, us * 1000, (us + 1) * 1000))
         for place, us in enumerate(middles_us)
     )
-    return Profile(
-        variant="dense", format="onnx", artifact_sha256="0", threads=1, operators=operators, inference_ns=(1, 2, 3)
-    )
+    return Profile(key=DENSE, artifact_sha256="0", threads=1, operators=operators, inference_ns=(1, 2, 3))
 
 
 def test_small_operators_share_one_row_and_nothing_is_lost() -> None:
@@ -58,7 +52,7 @@ def test_a_chart_says_that_it_is_profiled_and_in_what_unit() -> None:
 
 
 def test_a_page_with_profiles_keeps_them_apart_from_latencies_and_says_what_is_missing() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     assert "as profiled" not in render_report(bundle)
     found = Profiles(taken_utc="", profiles=(make_profile(500, 300),), missing={"tflite": "the runtime <offers> none"})
     page = render_report(bundle, found)
@@ -74,27 +68,16 @@ class Device:
     device = types.SimpleNamespace(name="pi")
 
     def profile(self, request: MeasureRequest, runs: int) -> Profiled:
-        if request.format == "tflite":
+        if request.key.format == "tflite":
             raise Lacks("offers none", hint="look")
-        if request.format == "executorch":
+        if request.key.format == "executorch":
             raise ConnectionLost("gone", hint="look")
         operator = OperatorTime(name="a", kind="Conv", ns=(1000,) * runs)
         return Profiled(event="profiled", operators=(operator,), inference_ns=(2000,) * runs)
 
 
 def ask(format_: Format) -> MeasureRequest:
-    return MeasureRequest(
-        round=0,
-        variant="dense",
-        format=format_,
-        artifact="model",
-        artifact_sha256="0",
-        inputs=(),
-        threads=1,
-        min_samples=1,
-        min_duration_ms=1,
-        max_warmup_ms=1,
-    )
+    return make_request("model", "0", case=("dense", format_), min_samples=1, max_warmup_ms=1)
 
 
 def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:
@@ -104,7 +87,7 @@ def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(t
     profile_run(tmp_path, [ask("tflite"), ask("onnx")], session, Steps())
     found = read_profiles(tmp_path)
     assert found is not None
-    assert [one.format for one in found.profiles] == ["onnx"]
+    assert [one.key.format for one in found.profiles] == ["onnx"]
     assert "offers none" in found.missing["tflite"]
     assert len(found.profiles[0].inference_ns) == RUNS
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from make import berts
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS
 from rankship_pipeline.align.differences import RULES, Finding, check_mergeable
 from rankship_pipeline.align.facts import Facts, gather_facts
@@ -19,8 +21,9 @@ from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models import weights
 from rankship_pipeline.models.model_config import read_normalisation
+from rankship_pipeline.models.opened import OpenedSource, open_sources
 from rankship_pipeline.models.weights import TensorHeader, read_state, refuse_broken
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 transformers = pytest.importorskip("transformers")
@@ -145,21 +148,14 @@ def test_one_value_for_all_channels_is_like_that_value_for_each() -> None:
     assert not HALF.is_like(Normalisation(mean=(0.5, 0.5, 0.4), std=(0.5,) * 3))
 
 
-def save_bert(folder: Path, **change: object) -> None:
-    labels = change.pop("labels", ["neg", "pos"])
-    assert isinstance(labels, list)
-    settings = {
-        "vocab_size": 4,
-        "hidden_size": 4,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 4,
-        "max_position_embeddings": 4,
+def save_bert(folder: Path, labels: Sequence[str] = ("neg", "pos"), **changes: object) -> None:
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 4)
+    names: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    config = transformers.BertConfig(**{**settings, **change})
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    depth: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_labels": len(labels)}
+    berts.save_bert(folder, **(sizes | depth | names | changes))
     (folder / "vocab.txt").write_text("[PAD]\nthe\na\ncat\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 4}))
 
@@ -181,7 +177,7 @@ def test_all_mismatches_of_all_models_stand_in_one_list(tmp_path: Path) -> None:
     del state["classifier.bias"]
     save_file(state, tmp_path / "c/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MergeMismatch) as caught:
-        check_mergeable(describe("a", "b", "c"), tmp_path)
+        check_mergeable(describe("a", "b", "c"), open_sources(list_sources(describe("a", "b", "c")), tmp_path, 0))
     message = str(caught.value)
     for line in (
         "b against a: embeddings.word_embeddings.weight: shape [5, 4] instead of [4, 4]",
@@ -205,7 +201,7 @@ def test_what_is_harmless_is_named_and_what_can_be_mended_is(tmp_path: Path) -> 
     half = {name: value.half() for name, value in read_state(tmp_path / "b/model.safetensors").items()}
     older = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in half.items()}
     save_file({name.removeprefix("bert."): value for name, value in older.items()}, tmp_path / "b/model.safetensors")
-    mends, notes = check_mergeable(describe("a", "b"), tmp_path)
+    mends, notes = check_mergeable(describe("a", "b"), open_sources(list_sources(describe("a", "b")), tmp_path, 0))
     assert mends == {"a": Mend(), "b": Mend(label_order=(1, 0))}
     for words in ("stored as F16 instead of F32: cast to float32", "hidden_dropout_prob is 0.3", "ordered pos, neg"):
         assert any(words in note for note in notes), words
@@ -217,7 +213,7 @@ def test_a_label_order_of_the_recipe_goes_before_the_configurations(tmp_path: Pa
     save_bert(tmp_path / "b", labels=["no", "yes"])
     recipe = describe("a", "b")
     stated = replace(recipe, models=(recipe.models[0], replace(recipe.models[1], labels=("neg", "pos"))))
-    assert check_mergeable(stated, tmp_path) == ({"a": Mend(), "b": Mend()}, ())
+    assert check_mergeable(stated, open_sources(list_sources(stated), tmp_path, 0)) == ({"a": Mend(), "b": Mend()}, ())
 
 
 def test_another_input_normalisation_is_to_be_folded_where_the_loaders_is_stated(tmp_path: Path) -> None:
@@ -228,7 +224,7 @@ def test_another_input_normalisation_is_to_be_folded_where_the_loaders_is_stated
         models=(replace(recipe.models[0], normalise=HALF),),
         data=replace(recipe.data, normalise=NONE),
     )
-    mends, (note,) = check_mergeable(stated, tmp_path)
+    mends, (note,) = check_mergeable(stated, open_sources(list_sources(stated), tmp_path, 0))
     assert mends == {"a": Mend(trained=HALF, given=NONE)}
     assert "folded" in note
 
@@ -238,17 +234,17 @@ def test_where_the_loader_says_nothing_the_models_normalisation_is_named(tmp_pat
         save_bert(tmp_path / name)
         usual = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5], "size": size}
         (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(usual))
-    mends, (note,) = check_mergeable(describe("a", "b"), tmp_path)
+    mends, (note,) = check_mergeable(describe("a", "b"), open_sources(list_sources(describe("a", "b")), tmp_path, 0))
     assert set(mends.values()) == {Mend()}
     assert "taken to be normalised by mean [0.5], std [0.5]" in note
 
 
 def test_one_model_alone_and_one_file_twice_are_no_mismatch(tmp_path: Path) -> None:
     save_bert(tmp_path / "a")
-    assert check_mergeable(describe("a"), tmp_path) == ({"a": Mend()}, ())
+    assert check_mergeable(describe("a"), open_sources(list_sources(describe("a")), tmp_path, 0)) == ({"a": Mend()}, ())
     twice = describe("a", "a")
     twice = replace(twice, models=(twice.models[0], replace(twice.models[1], name="b")))
-    mends, notes = check_mergeable(twice, tmp_path)
+    mends, notes = check_mergeable(twice, open_sources(list_sources(twice), tmp_path, 0))
     assert set(mends.values()) == {Mend()}
     assert notes == ("b against a: both are the same file: merging them changes nothing",)
 
@@ -262,7 +258,7 @@ def test_a_sentencepiece_vocabulary_and_a_tokenizer_json_are_compared(tmp_path: 
         whole = {"model": {"vocab": tokens, "merges": [text.decode()]}, "added_tokens": [{"id": 2, "content": "<s>"}]}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(MergeMismatch) as caught:
-        check_mergeable(describe("a", "b"), tmp_path)
+        check_mergeable(describe("a", "b"), open_sources(list_sources(describe("a", "b")), tmp_path, 0))
     message = str(caught.value)
     assert "vocabulary of 3 tokens instead of 3: lacks 1; has besides 2" in message
     assert "tokenizer.model is" in message
@@ -273,7 +269,7 @@ def test_a_configuration_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     save_bert(tmp_path / "a")
     (tmp_path / "a/tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
-        check_mergeable(describe("a"), tmp_path)
+        check_mergeable(describe("a"), open_sources(list_sources(describe("a")), tmp_path, 0))
 
 
 def write_hollow(path: Path, rows: int) -> None:
@@ -308,12 +304,14 @@ class HeaderOnly:
 
 def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "safe_open", HeaderOnly)
-    monkeypatch.setattr(weights, "load_file", None)
+    (tmp_path / "net.py").write_text("def make() -> None: ...\n")
     for name, rows in (("a", 1_000_000), ("b", 1_000_001)):  # 4 GB each
         write_hollow(tmp_path / f"{name}.safetensors", rows)
     sources = tuple(Source(name=name, factory="net.py:make", weights=f"{name}.safetensors") for name in "ab")
     with pytest.raises(MergeMismatch, match=r"w: shape \[1000001, 1024\] instead of \[1000000, 1024\]"):
-        check_mergeable(replace(RECIPE, models=sources), tmp_path)
+        check_mergeable(
+            replace(RECIPE, models=sources), open_sources(list_sources(replace(RECIPE, models=sources)), tmp_path, 0)
+        )
     with pytest.raises(AttributeError, match="get_tensor"):
         refuse_broken(tmp_path / "a.safetensors")  # which does read, and could not here
 
@@ -321,10 +319,10 @@ def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_model_that_is_trained_on_the_spot_is_described_by_its_module(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("from torch import nn\n\ndef make():\n    return nn.BatchNorm1d(3)\n")
     source = Source(name="a", factory="net.py:make", train="net.py:train", labels=("x", "y", "z"))
-    facts = gather_facts(source, tmp_path, 0)
+    facts = gather_facts(OpenedSource(source, tmp_path, 0))
     assert facts.tensors["weight"] == TensorHeader((3,), "F32")
     assert facts.tensors["num_batches_tracked"] == TensorHeader((), "I64")
     assert facts.labels == ("x", "y", "z")
     save_file({"weight": torch.ones(3)}, tmp_path / "b.safetensors")
-    written = gather_facts(Source(name="b", factory="net.py:make", weights="b.safetensors"), tmp_path, 0)
+    written = gather_facts(OpenedSource(Source(name="b", factory="net.py:make", weights="b.safetensors"), tmp_path, 0))
     assert written.tensors == {"weight": facts.tensors["weight"]}

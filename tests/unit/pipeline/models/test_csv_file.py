@@ -5,7 +5,8 @@ import torch
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.models.opened import open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 NET = """
@@ -26,7 +27,15 @@ def load(folder: Path, text: str = TABLE, **keys: object) -> Data:
     (folder / "net.py").write_text(NET)
     source = Source(name="m", factory="net.py:make", train="net.py:train")
     choice = DataChoice(**{"csv": "t.csv", **keys})  # type: ignore[arg-type]
-    return load_data(Recipe(name="r", models=(source,), data=choice), folder)
+    return load_data(
+        Recipe(name="r", models=(source,), data=choice),
+        folder,
+        open_sources(
+            list_sources(Recipe(name="r", models=(source,), data=choice)),
+            folder,
+            Recipe(name="r", models=(source,), data=choice).seed,
+        ),
+    )
 
 
 def test_every_column_but_the_label_is_a_feature(tmp_path: Path) -> None:
@@ -35,7 +44,7 @@ def test_every_column_but_the_label_is_a_feature(tmp_path: Path) -> None:
     assert features.dtype == torch.float32
     assert features.shape == (10, 2)
     assert torch.equal(features[:, 0], 2 * features[:, 1])
-    assert torch.equal(data.test_labels, (features[:, 0] % 3 != 0).to(torch.int64)), "no, yes: in sorted order"
+    assert torch.equal(data.labels, (features[:, 0] % 3 != 0).to(torch.int64)), "no, yes: in sorted order"
 
 
 def test_columns_are_taken_in_the_stated_order_and_normalised(tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ def load(folder: Path, **change: str) -> Data:
     fields = {**GOOD, **change}
     table = ", ".join(f"{name!r}: {value}" for name, value in fields.items() if value)
     (folder / "load.py").write_text(f"import torch\n\ndef load():\n    return {{{table}}}\n")
-    return load_data(RECIPE, folder)
+    return load_data(RECIPE, folder, {})
 
 
 def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert list(data.calibration) == ["a", "b"]
     assert [len(data.calibration[name][0]) for name in ("a", "b")] == [4, 3]
-    assert data.test_labels.tolist() == [0, 1, 0, 1, 0]
+    assert data.labels.tolist() == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_bad_data_are_refused_by_name(tmp_path: Path, change: dict[str, str], co
 
 
 def test_labels_may_be_the_next_tokens_of_a_language_model(tmp_path: Path) -> None:
-    assert load(tmp_path, test_labels="torch.full((5, 2), -100)").test_labels.shape == (5, 2)
+    assert load(tmp_path, test_labels="torch.full((5, 2), -100)").labels.shape == (5, 2)
 
 
 def test_any_prefix_of_the_pooled_calibration_holds_every_models_share() -> None:

@@ -5,27 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from make.berts import save_bert
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
-from rankship_pipeline.models.huggingface import LogitsOnly, list_files
-from rankship_pipeline.models.source import hash_source, make_model, train_or_load
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files
+from rankship_pipeline.models.opened import open_source, open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 transformers = pytest.importorskip("transformers")
-
-
-def save_bert(folder: Path, seed: int, labels: int = 3) -> None:
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=12,
-        num_labels=labels,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
 
 
 def make_source(name: str) -> Source:
@@ -42,14 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     for seed, name in enumerate(("first", "second")):
         save_bert(root / name, seed)
-    save_bert(root / "other", 3, labels=5)
+    save_bert(root / "other", 3, num_labels=5)
     return root
 
 
 def test_a_wrapped_model_gives_transformers_own_logits(folder: Path) -> None:
     source = make_source("first")
-    model = make_model(source, folder, 0)
-    model.load_state_dict(train_or_load(source, folder, 0))
+    model = open_source(source, folder, 0).make()
+    model.load_state_dict(open_source(source, folder, 0).load_state())
     ids = torch.randint(0, 20, (4, 6))
     mask = torch.ones_like(ids)
     mask[1, 3:] = 0
@@ -60,7 +47,7 @@ def test_a_wrapped_model_gives_transformers_own_logits(folder: Path) -> None:
 
 
 def test_inputs_are_taken_in_the_order_of_the_recipe(folder: Path) -> None:
-    model = make_model(make_source("first"), folder, 0)
+    model = open_source(make_source("first"), folder, 0).make()
     assert isinstance(model, LogitsOnly)
     swapped = LogitsOnly(model.model, ("attention_mask", "input_ids")).eval()
     ids, mask = torch.randint(2, 20, (2, 6)), torch.ones(2, 6, dtype=torch.int64)
@@ -72,8 +59,11 @@ def test_inputs_are_taken_in_the_order_of_the_recipe(folder: Path) -> None:
 
 def test_two_models_of_one_configuration_may_be_merged(folder: Path) -> None:
     sources = make_source("first"), make_source("second")
-    check_mergeable(Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x")), folder)
-    states = [train_or_load(source, folder, 0) for source in sources]
+    check_mergeable(
+        Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x")),
+        open_sources(list_sources(Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x"))), folder, 0),
+    )
+    states = [open_source(source, folder, 0).load_state() for source in sources]
     assert states[0].keys() == states[1].keys()
     name = "model.classifier.weight"
     assert not torch.equal(states[0][name], states[1][name])
@@ -82,31 +72,38 @@ def test_two_models_of_one_configuration_may_be_merged(folder: Path) -> None:
 def test_models_with_different_classes_are_a_mismatch(folder: Path) -> None:
     sources = make_source("first"), make_source("other")
     with pytest.raises(MergeMismatch, match=r"classifier\.weight: shape \[5, 8\] instead of \[3, 8\]"):
-        check_mergeable(Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x")), folder)
+        check_mergeable(
+            Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x")),
+            open_sources(list_sources(Recipe(name="r", models=sources, data=DataChoice(loader="x.py:x"))), folder, 0),
+        )
 
 
 def test_the_files_of_a_model_are_its_configuration_and_weights(folder: Path) -> None:
-    assert [path.name for path in list_files(make_source("first"), folder)] == ["config.json", "model.safetensors"]
-    assert hash_source(make_source("first"), folder) != hash_source(make_source("second"), folder)
+    files = list_snapshot_files(find_snapshot(make_source("first"), folder))
+    assert [path.name for path in files] == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert open_source(make_source("first"), folder, 0).sha256 != open_source(make_source("second"), folder, 0).sha256
 
 
 def test_an_absolute_path_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
     source = make_source(str(folder / "first"))
-    assert list_files(source, tmp_path)[0] == folder / "first/config.json"
+    assert list_snapshot_files(find_snapshot(source, tmp_path))[0] == folder / "first/config.json"
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     save_bert(tmp_path / "m", 0)
     (tmp_path / "m/model.safetensors").rename(tmp_path / "m/pytorch_model.bin")
     with pytest.raises(InputError, match=r"has no \*\.safetensors"):
-        list_files(make_source("m"), tmp_path)
+        list_snapshot_files(find_snapshot(make_source("m"), tmp_path))
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     save_bert(tmp_path / "m", 0)
     (tmp_path / "m/config.json").unlink()
     with pytest.raises(InputError, match=r"has no config\.json"):
-        list_files(make_source("m"), tmp_path)
+        list_snapshot_files(find_snapshot(make_source("m"), tmp_path))
 
 
 def test_nan_in_the_weights_is_refused(tmp_path: Path) -> None:
@@ -115,7 +112,7 @@ def test_nan_in_the_weights_is_refused(tmp_path: Path) -> None:
     state["classifier.bias"][0] = float("nan")
     save_file(state, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"NaN or infinity .*classifier\.bias"):
-        train_or_load(make_source("m"), tmp_path, 0)
+        open_source(make_source("m"), tmp_path, 0).load_state()
 
 
 def test_a_checkpoint_without_its_head_is_refused_not_filled_at_random(tmp_path: Path) -> None:
@@ -124,7 +121,7 @@ def test_a_checkpoint_without_its_head_is_refused_not_filled_at_random(tmp_path:
     del state["classifier.weight"], state["classifier.bias"]
     save_file(state, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"classifier\.bias.*classifier\.weight"):
-        train_or_load(make_source("m"), tmp_path, 0)
+        open_source(make_source("m"), tmp_path, 0).load_state()
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "not a/valid/id"])
@@ -134,4 +131,4 @@ def test_an_unknown_id_without_a_network_is_an_input_error(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read once, at import
     with pytest.raises(InputError, match=f"{name!r} is neither a folder nor a hub id"):
-        list_files(make_source(name), tmp_path)
+        list_snapshot_files(find_snapshot(make_source(name), tmp_path))

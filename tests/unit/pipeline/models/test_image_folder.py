@@ -10,8 +10,8 @@ from torch import nn
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
 from rankship_pipeline.models.model_config import complete_recipe, load_image_processor
-from rankship_pipeline.models.source import make_model, train_or_load
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.models.opened import open_source, open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 HALF = Normalisation(mean=(0.5,), std=(0.5,))
@@ -29,7 +29,7 @@ def train(model, seed):
 
 def load(source: Source, choice: DataChoice, folder: Path) -> tuple[Recipe, Data]:
     recipe = complete_recipe(Recipe(name="r", models=(source,), data=choice), folder)
-    return recipe, load_data(recipe, folder)
+    return recipe, load_data(recipe, folder, open_sources(list_sources(recipe), folder, recipe.seed))
 
 
 def load_plain(folder: Path, choice: DataChoice, inputs: int = 192) -> Data:
@@ -48,9 +48,7 @@ def test_a_hugging_face_models_own_processor_prepares_the_images(tiny_models: Pa
     assert found.shape == every.shape == (36, 3, 16, 16)
     assert torch.equal(found.flatten(1).sum(1).sort().values, every.flatten(1).sum(1).sort().values)
     brightest = data.test_inputs[0].mean((2, 3)).argmax(1)
-    assert torch.equal(data.test_labels, brightest), (
-        "classes are the model's (red, green, blue), not the folders' order"
-    )
+    assert torch.equal(data.labels, brightest), "classes are the model's (red, green, blue), not the folders' order"
     assert recipe.data.normalise == Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3)
     assert data.answers == "labels"
 
@@ -81,7 +79,7 @@ def test_a_factory_gets_the_stated_size_channels_and_normalisation(tmp_path: Pat
     grey = load_plain(tmp_path, DataChoice(images=str(colours), size=8, channels=1), inputs=64)
     assert grey.test_inputs[0].shape == (18, 1, 8, 8)
     assert grey.test_inputs[0].min() >= 0
-    counted = torch.cat([data.test_labels]).bincount(minlength=3)
+    counted = torch.cat([data.labels]).bincount(minlength=3)
     assert counted.sum() == 18
 
 
@@ -106,10 +104,10 @@ def test_without_class_folders_the_models_own_answers_stand_for_labels(tiny_mode
     source = Source(name="m", huggingface="vit")
     recipe, data = load(source, DataChoice(images=str(tmp_path)), tiny_models)
     assert data.answers == "predictions"
-    model: nn.Module = make_model(recipe.models[0], tiny_models, 0)
-    model.load_state_dict(train_or_load(recipe.models[0], tiny_models, 0))
+    model: nn.Module = open_source(recipe.models[0], tiny_models, 0).make()
+    model.load_state_dict(open_source(recipe.models[0], tiny_models, 0).load_state())
     with torch.inference_mode():
-        assert torch.equal(data.test_labels, model(*data.test_inputs).argmax(-1))
+        assert torch.equal(data.labels, model(*data.test_inputs).argmax(-1))
 
 
 def _break(folder: Path) -> None:

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from make.berts import save_bert
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.lora import CONFIG, WEIGHTS, read_adapter
-from rankship_pipeline.models.source import hash_source, make_model, train_or_load
+from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.models.weights import copy_state, load_into
 from rankship_pipeline.recipe.choices import Source, find_base, list_sources
 from rankship_pipeline.recipe.rules import read_recipe
@@ -80,17 +81,8 @@ IDS = torch.arange(18).reshape(3, 6)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        num_labels=3,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder / "base")
+    sizes = {"vocab_size": 50, "hidden_size": 12, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    save_bert(folder / "base", **sizes)
     (folder / "data.py").write_text(DATA)
     return folder
 
@@ -120,7 +112,7 @@ def test_a_loaded_adapter_gives_pefts_own_logits(base: Path, options: dict[str, 
     name = request.node.callspec.id
     expected = save_adapter(base / "base", base / name, seed=1, **options)
     source = make_source(name)
-    model = load_into(make_model(source, base, 0), train_or_load(source, base, 0), where=name)
+    model = load_into(open_source(source, base, 0).make(), open_source(source, base, 0).load_state(), where=name)
     with torch.no_grad():
         torch.testing.assert_close(model(IDS, torch.ones_like(IDS)), expected, rtol=1e-4, atol=1e-5)
 
@@ -177,7 +169,7 @@ def test_an_adapter_of_another_model_or_half_of_one_is_refused(base: Path, tmp_p
     with pytest.raises(InputError, match="has only one of lora_A and lora_B"):
         read_adapter(tmp_path / "half")
     with pytest.raises(InputError, match=r"no adapter_config\.json"):
-        hash_source(make_source("nowhere"), base)
+        assert open_source(make_source("nowhere"), base, 0).sha256
 
 
 def write_recipe(folder: Path, method: str, keys: str = "") -> Path:

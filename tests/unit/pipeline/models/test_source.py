@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import BuildError, InputError, MergeMismatch
-from rankship_pipeline.models.source import hash_source, load_function, make_model, train_or_load
+from rankship_pipeline.models.opened import open_source, open_sources
+from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import load_into, read_shapes, read_state
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 FACTORY = """
 import torch
@@ -80,6 +81,9 @@ def test_a_header_whose_length_looks_like_a_pickles_first_byte_is_read(tmp_path:
             break
     assert path.read_bytes()[0] == 0x80
     assert read_state(path) == {"w" * letters: torch.ones(1)}
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        read_state(path)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 40, -1])
@@ -93,7 +97,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no checkpoint at .*gone\.safetensors"):
+    with pytest.raises(InputError, match=r"gone\.safetensors is missing"):
         read_state(tmp_path / "gone.safetensors")
 
 
@@ -141,7 +145,17 @@ def test_models_of_one_architecture_may_be_merged(folder: Path) -> None:
             make_source("b", weights="b.safetensors"),
             make_source("c", train="net.py:train"),
         ),
-        folder,
+        open_sources(
+            list_sources(
+                make_recipe(
+                    make_source("a", weights="a.safetensors"),
+                    make_source("b", weights="b.safetensors"),
+                    make_source("c", train="net.py:train"),
+                )
+            ),
+            folder,
+            0,
+        ),
     )
 
 
@@ -154,7 +168,7 @@ def test_every_difference_between_models_to_merge_is_told_at_once(folder: Path) 
         make_source("c", "net.py:make_wide", train="net.py:train"),
     )
     with pytest.raises(MergeMismatch) as caught:
-        check_mergeable(make_recipe(*sources), folder)
+        check_mergeable(make_recipe(*sources), open_sources(list_sources(make_recipe(*sources)), folder, 0))
     message = str(caught.value)
     for line in (
         "b against a: 2.weight: shape [10, 4] instead of [2, 4]",
@@ -201,41 +215,41 @@ def test_a_factory_file_may_define_dataclasses_with_postponed_annotations(folder
 
 def test_a_factory_that_returns_no_module_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="make_number returned a int"):
-        make_model(make_source(factory="net.py:make_number", train="net.py:train"), folder, 0)
+        open_source(make_source(factory="net.py:make_number", train="net.py:train"), folder, 0).make()
 
 
 def test_one_seed_gives_one_initialisation(folder: Path) -> None:
     source = make_source(train="net.py:train")
-    first, again, other = (make_model(source, folder, seed)[0].weight for seed in (1, 1, 2))  # type: ignore[index]
+    first, again, other = (open_source(source, folder, seed).make()[0].weight for seed in (1, 1, 2))  # type: ignore[index]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_a_model_is_trained_on_the_spot_with_the_recipes_seed(folder: Path) -> None:
-    state = train_or_load(make_source(train="net.py:train"), folder, 5)
+    state = open_source(make_source(train="net.py:train"), folder, 5).load_state()
     assert (state["0.weight"] == 5).all()
-    again = train_or_load(make_source(train="net.py:train"), folder, 5)
+    again = open_source(make_source(train="net.py:train"), folder, 5).load_state()
     assert all(torch.equal(state[name], again[name]) for name in state)
 
 
 def test_a_training_that_diverges_is_named(folder: Path) -> None:
     with pytest.raises(BuildError, match=r"training 'a' diverged: 2\.weight is not finite"):
-        train_or_load(make_source(train="net.py:diverge"), folder, 0)
+        open_source(make_source(train="net.py:diverge"), folder, 0).load_state()
 
 
 def test_weights_are_loaded_into_the_factorys_model(folder: Path) -> None:
     save_net(folder, "a.safetensors", **{"0.bias": torch.full((4,), 3.0)})
-    assert (train_or_load(make_source(weights="a.safetensors"), folder, 0)["0.bias"] == 3).all()
+    assert (open_source(make_source(weights="a.safetensors"), folder, 0).load_state()["0.bias"] == 3).all()
 
 
 @pytest.mark.parametrize("train", ["net.py:train", None])
 def test_a_state_with_tied_weights_can_be_saved(folder: Path, train: str | None) -> None:
-    made = make_model(make_source(factory="net.py:make_tied", train="net.py:train"), folder, 0).state_dict()
+    made = open_source(make_source(factory="net.py:make_tied", train="net.py:train"), folder, 0).make().state_dict()
     save_file({name: value.clone() for name, value in made.items()}, folder / "t.safetensors")
     source = Source(
         name="a", factory="net.py:make_tied", train=train, weights=None if train is not None else "t.safetensors"
     )
-    state = train_or_load(source, folder, 0)
+    state = open_source(source, folder, 0).load_state()
     save_file(state, folder / "out.safetensors")
     assert torch.equal(state["0.weight"], state["3.weight"])
 
@@ -243,14 +257,14 @@ def test_a_state_with_tied_weights_can_be_saved(folder: Path, train: str | None)
 def test_a_sources_hash_follows_its_code_and_its_weights(folder: Path) -> None:
     save_net(folder, "a.safetensors")
     source = make_source(weights="a.safetensors")
-    first = hash_source(source, folder)
-    assert hash_source(source, folder) == first
+    first = open_source(source, folder, 0).sha256
+    assert open_source(source, folder, 0).sha256 == first
     save_net(folder, "a.safetensors", **{"0.bias": torch.zeros(4)})
-    second = hash_source(source, folder)
+    second = open_source(source, folder, 0).sha256
     (folder / "net.py").write_text(FACTORY + "\n")
-    assert len({first, second, hash_source(source, folder)}) == 3
+    assert len({first, second, open_source(source, folder, 0).sha256}) == 3
 
 
 def test_a_source_file_that_is_missing_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"model 'a': no file .*gone\.safetensors"):
-        hash_source(make_source(weights="gone.safetensors"), folder)
+        assert open_source(make_source(weights="gone.safetensors"), folder, 0).sha256

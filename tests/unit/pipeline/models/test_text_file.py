@@ -8,7 +8,8 @@ import torch
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
 from rankship_pipeline.models.model_config import complete_recipe
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.models.opened import open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 COLOURS = ["red", "green", "blue"] * 8
 TSV = "".join(f"{colour}\ta {colour} thing\n" for colour in COLOURS)
@@ -22,7 +23,15 @@ def load(models: Path, file: Path, written: str, **keys: object) -> Data:
     file.write_text(written, encoding="utf-8")
     sources = (Source(name="m", huggingface="bert"),)
     choice = DataChoice(**{"text": str(file), **keys})  # type: ignore[arg-type]
-    return load_data(complete_recipe(Recipe(name="r", models=sources, data=choice), models), models)
+    return load_data(
+        complete_recipe(Recipe(name="r", models=sources, data=choice), models),
+        models,
+        open_sources(
+            list_sources(complete_recipe(Recipe(name="r", models=sources, data=choice), models)),
+            models,
+            complete_recipe(Recipe(name="r", models=sources, data=choice), models).seed,
+        ),
+    )
 
 
 @pytest.mark.parametrize(("name", "text"), [("t.tsv", TSV), ("t.txt", TSV), ("t.csv", CSV), ("t.jsonl", JSON)])
@@ -30,7 +39,7 @@ def test_labelled_texts_become_the_tokenizers_tensors(tiny_models: Path, tmp_pat
     data = load(tiny_models, tmp_path / name, text)
     ids, kinds, mask = data.test_inputs
     assert ids.shape == kinds.shape == mask.shape == (12, 24), "as long as the model takes"
-    assert torch.equal(ids[:, 2] - FIRST, data.test_labels)
+    assert torch.equal(ids[:, 2] - FIRST, data.labels)
     assert torch.equal(mask, (ids != 0).to(torch.int64))
     assert data.answers == "labels"
     assert len(data.calibration["m"][0]) == 12
@@ -39,7 +48,7 @@ def test_labelled_texts_become_the_tokenizers_tensors(tiny_models: Path, tmp_pat
 def test_texts_without_labels_take_the_models_own_answers(tiny_models: Path, tmp_path: Path) -> None:
     data = load(tiny_models, tmp_path / "t.txt", "\n\n".join(f"a {colour} thing" for colour in COLOURS))
     assert data.answers == "predictions"
-    assert len(data.test_labels) == 12
+    assert len(data.labels) == 12
 
 
 def test_tokens_are_as_many_as_stated(tiny_models: Path, tmp_path: Path) -> None:
@@ -53,9 +62,9 @@ def test_tokens_are_as_many_as_stated(tiny_models: Path, tmp_path: Path) -> None
 def test_a_table_of_texts_may_name_its_columns(tiny_models: Path, tmp_path: Path) -> None:
     text = CSV.replace("id,text,label", "id,sentence,colour")
     data = load(tiny_models, tmp_path / "t.csv", text, columns=("sentence",), label="colour")
-    assert torch.equal(data.test_inputs[0][:, 2] - FIRST, data.test_labels)
+    assert torch.equal(data.test_inputs[0][:, 2] - FIRST, data.labels)
     assert torch.equal(
-        load(tiny_models, tmp_path / "t.csv", CSV, text=None, csv=str(tmp_path / "t.csv")).test_labels, data.test_labels
+        load(tiny_models, tmp_path / "t.csv", CSV, text=None, csv=str(tmp_path / "t.csv")).labels, data.labels
     )
 
 
@@ -89,10 +98,10 @@ def test_a_missing_or_binary_file_is_named(tiny_models: Path, tmp_path: Path) ->
         Recipe(name="r", models=sources, data=DataChoice(text=str(tmp_path / "x.txt"))), tiny_models
     )
     with pytest.raises(InputError, match=r"cannot read .*x\.txt"):
-        load_data(recipe, tiny_models)
+        load_data(recipe, tiny_models, open_sources(list_sources(recipe), tiny_models, recipe.seed))
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match=r"cannot read .*x\.txt"):
-        load_data(recipe, tiny_models)
+        load_data(recipe, tiny_models, open_sources(list_sources(recipe), tiny_models, recipe.seed))
 
 
 def test_unlabelled_texts_cannot_judge_a_merge(tiny_models: Path, tmp_path: Path) -> None:
@@ -100,7 +109,15 @@ def test_unlabelled_texts_cannot_judge_a_merge(tiny_models: Path, tmp_path: Path
     sources = tuple(Source(name=name, huggingface="bert") for name in "ab")
     recipe = Recipe(name="r", models=sources, data=DataChoice(text=str(tmp_path / "t.txt")))
     with pytest.raises(InputError, match="has no labels: what a merge of 2 models gets right"):
-        load_data(complete_recipe(recipe, tiny_models), tiny_models)
+        load_data(
+            complete_recipe(recipe, tiny_models),
+            tiny_models,
+            open_sources(
+                list_sources(complete_recipe(recipe, tiny_models)),
+                tiny_models,
+                complete_recipe(recipe, tiny_models).seed,
+            ),
+        )
 
 
 def test_an_input_that_the_tokenizer_does_not_make_is_named(tiny_models: Path, tmp_path: Path) -> None:
@@ -108,7 +125,15 @@ def test_an_input_that_the_tokenizer_does_not_make_is_named(tiny_models: Path, t
     source = Source(name="m", huggingface="bert", inputs=("input_ids", "position"))
     recipe = Recipe(name="r", models=(source,), data=DataChoice(text=str(tmp_path / "t.tsv")))
     with pytest.raises(InputError, match="its tokenizer makes input_ids, token_type_ids, attention_mask, not position"):
-        load_data(complete_recipe(recipe, tiny_models), tiny_models)
+        load_data(
+            complete_recipe(recipe, tiny_models),
+            tiny_models,
+            open_sources(
+                list_sources(complete_recipe(recipe, tiny_models)),
+                tiny_models,
+                complete_recipe(recipe, tiny_models).seed,
+            ),
+        )
 
 
 def test_a_model_of_images_takes_no_text(tiny_models: Path, tmp_path: Path) -> None:
@@ -117,7 +142,15 @@ def test_a_model_of_images_takes_no_text(tiny_models: Path, tmp_path: Path) -> N
         name="r", models=(Source(name="m", huggingface="vit"),), data=DataChoice(text=str(tmp_path / "t.tsv"))
     )
     with pytest.raises(InputError, match="model 'm' is for image-classification, it takes no text"):
-        load_data(complete_recipe(recipe, tiny_models), tiny_models)
+        load_data(
+            complete_recipe(recipe, tiny_models),
+            tiny_models,
+            open_sources(
+                list_sources(complete_recipe(recipe, tiny_models)),
+                tiny_models,
+                complete_recipe(recipe, tiny_models).seed,
+            ),
+        )
 
 
 def test_a_model_without_a_tokenizer_is_refused_by_name(tiny_models: Path, tmp_path: Path) -> None:
@@ -127,4 +160,12 @@ def test_a_model_without_a_tokenizer_is_refused_by_name(tiny_models: Path, tmp_p
     (tmp_path / "t.tsv").write_text(TSV)
     source = Source(name="m", huggingface="bare", task="sequence-classification", inputs=INPUTS)
     with pytest.raises(InputError, match="'m': bare comes without a tokenizer"):
-        load_data(Recipe(name="r", models=(source,), data=DataChoice(text="t.tsv")), tmp_path)
+        load_data(
+            Recipe(name="r", models=(source,), data=DataChoice(text="t.tsv")),
+            tmp_path,
+            open_sources(
+                list_sources(Recipe(name="r", models=(source,), data=DataChoice(text="t.tsv"))),
+                tmp_path,
+                Recipe(name="r", models=(source,), data=DataChoice(text="t.tsv")).seed,
+            ),
+        )

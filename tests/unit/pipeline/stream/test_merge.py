@@ -17,7 +17,7 @@ from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.merge import Sources, merge_states
 from rankship_pipeline.models.lora import read_adapter
 from rankship_pipeline.models.sharded import INDEX
-from rankship_pipeline.models.tensor_pieces import TYPES, read_header, write_header, write_piece
+from rankship_pipeline.models.tensor_pieces import TYPES, open_pieces, write_header, write_piece
 from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_file import MergeFile, read_merge_file
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, fill_settings
@@ -281,7 +281,7 @@ def test_a_file_that_is_cut_short_or_gone_is_refused_by_name(models: Path, keep:
     with pytest.raises(InputError, match=r"b/model\.safetensors is not a whole safetensors file"):
         run(ask("average"), models)
     path.unlink()
-    with pytest.raises(InputError, match="b has no tensors"):
+    with pytest.raises(InputError, match=r"b has no \*\.safetensors"):
         run(ask("average"), models)
     (models / "a" / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"00001-of-00002\.safetensors is missing"):
@@ -299,7 +299,7 @@ def test_tensors_of_every_type_are_read_by_rows_and_written_as_the_library_does(
     }
     path, mine = tmp_path / "theirs.safetensors", tmp_path / "mine.safetensors"
     save_file(tensors, path)
-    header = read_header(path)
+    header = open_pieces(path)
     assert torch.equal(header["matrix"].read(2, 5), tensors["matrix"][2:5])
     with mine.open("wb") as stream:
         write_header(stream, {name: (dtype, tuple(one.shape)) for name, one in tensors.items()})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_targets.agent import health, system
+from rankship_targets.agent import probe, system
 from rankship_targets.devices.device import Device
 from rankship_targets.enrol.doctor import Check, decode_throttled, examine, examine_attached, examine_clock
 from rankship_targets.trials.events import Probe
@@ -21,6 +21,7 @@ DEVICE = Device(name="pi4", transport="ssh", host="pi4.local", user="pi", host_k
 STATE = DeviceState(
     governor="performance", frequency_khz=None, temperature_mc=40_000, load_1m_milli=10, available_memory_bytes=None
 )
+AT_12_PERCENT, AT_80_PERCENT = (replace(STATE, battery_percent=percent) for percent in (12, 80))
 PROBE = Probe(
     event="probe",
     python="3.11.2",
@@ -73,9 +74,14 @@ def test_throttling_is_decoded(bits: int, verdict: str, finding: str, advice: st
         ("system", {"userland_bits": 32}, "fail", "64-bit"),
         ("system", {"userland_bits": 32, "machine": "armv7l"}, "fail", "64-bit"),
         ("swap", {"swap_used_bytes": 10**8}, "warn", "swapoff"),
-        ("battery", {"battery_percent": 12, "battery_status": "Discharging"}, "warn", "charge it"),
-        ("battery", {"battery_percent": 80, "battery_status": "Charging"}, "warn", "unplug"),
-        ("battery", {"battery_percent": 100, "battery_status": "Full"}, "ok", ""),
+        (
+            "battery",
+            {"state": replace(STATE, battery_percent=12), "battery_status": "Discharging"},
+            "warn",
+            "charge it",
+        ),
+        ("battery", {"state": replace(STATE, battery_percent=80), "battery_status": "Charging"}, "warn", "unplug"),
+        ("battery", {"state": replace(STATE, battery_percent=100), "battery_status": "Full"}, "ok", ""),
         ("onnx", {"runtimes": {"tflite": ("ai-edge-litert", "2")}}, "warn", "rankship kit install pi4"),
         ("numpy", {"numpy": None}, "fail", "rankship kit install pi4"),
     ],
@@ -165,12 +171,12 @@ def test_androids_battery_is_parsed() -> None:
     ("text", "cpus"), [("0-3", [0, 1, 2, 3]), ("0", [0]), ("0-1,4,6-7", [0, 1, 4, 6, 7]), ("", None)]
 )
 def test_the_kernels_list_of_processors_is_parsed(text: str, cpus: list[int] | None) -> None:
-    assert health.parse_cpus(text) == cpus
+    assert probe.parse_cpus(text) == cpus
 
 
 @given(st.text(max_size=80))
 def test_no_text_makes_the_parsers_fail(text: str) -> None:
-    bits, cpus, (percent, _) = system.parse_throttled(text), health.parse_cpus(text), system.parse_battery(text)
+    bits, cpus, (percent, _) = system.parse_throttled(text), probe.parse_cpus(text), system.parse_battery(text)
     assert bits is None or bits >= 0
     assert cpus is None or all(number >= 0 for number in cpus)
     assert percent is None or 0 <= percent <= 999
@@ -189,16 +195,17 @@ def test_a_pretended_boards_files_are_read(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(system, "ROOT", str(tmp_path))
-    told = health.read_health()
-    assert told.pop("clock_utc_ns") > 0
-    assert told == {
+    found = probe.read_health()
+    assert found.pop("clock_utc_ns") > 0
+    assert found == {
         "userland_bits": struct.calcsize("P") * 8,
         "throttled": 0x50000,
         "swap_used_bytes": 600 * 1024,
         "cpus_online": [0, 1, 2, 3],
-        "battery_percent": 61,
-        "battery_status": "Discharging",
     }
+    (seen, _) = probe.probe({"workdir": str(tmp_path)})
+    assert (seen["state"]["battery_percent"], seen["state"]["charging"]) == (61, False)
+    assert seen["battery_status"] == "Discharging"
 
 
 def test_a_program_that_hangs_or_fails_is_an_empty_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from make.artifacts import COMPRESSED, make_proof
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import check_pushed, manifest_path, read_manifest, sign_artifact
-from rankship_targets.session.session import Session, open_session
+from rankship_targets.session.pushed import PushedFiles
+from rankship_targets.session.session import open_session
 from rankship_targets.transport.local import LocalTransport
 
 RECIPE = "ab" * 32
@@ -34,17 +36,7 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def prove(path: Path) -> Verified:
-    return Verified(
-        artifact_sha256=hash_file(path),
-        variant="compressed",
-        format="onnx",
-        runtime="onnxruntime",
-        runtime_version="1",
-        samples=5,
-        max_relative_error=1e-7,
-        min_cosine=1.0,
-        top1_agreement=1.0,
-    )
+    return make_proof(hash_file(path), COMPRESSED, max_relative_error=1e-7)
 
 
 def test_what_was_signed_is_read_again(artifact: Path) -> None:
@@ -97,7 +89,7 @@ def change_proof(artifact: Path) -> None:
         change("signature", "00" * 64),
         change("key", "00" * 32),
         change("extra", 1),
-        change("manifest", 2),
+        change("manifest", 1),
         change_proof,
     ],
 )
@@ -154,15 +146,15 @@ def test_what_is_changed_on_the_device_during_the_push_is_refused(
     artifact: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign_artifact(artifact, prove(artifact), RECIPE)
-    copy = Session._copy
+    copy = PushedFiles.copy
 
-    def meddle(session: Session, path: Path, sha256: str, name: str, *_: object) -> str:
-        remote = copy(session, path, sha256, name)
+    def meddle(files: PushedFiles, path: Path, sha256: str, name: str, *_: object) -> str:
+        remote = copy(files, path, sha256, name)
         if name.endswith(".manifest.json"):
             Path(remote.removesuffix(".manifest.json")).write_bytes(b"others!")
         return remote
 
-    monkeypatch.setattr(Session, "_copy", meddle)
+    monkeypatch.setattr(PushedFiles, "copy", meddle)
     with open_session(device) as session, pytest.raises(ManifestRefused, match="on the device has SHA-256"):
         session.push(artifact, prove(artifact))
 

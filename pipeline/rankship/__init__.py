@@ -1,0 +1,96 @@
+"""Low-rank models to small devices, from Python: merge, compress, export, measure.
+
+    import rankship as rs
+
+    small = rs.compress(model, calibration, kept_parameters=0.4)     # any torch module, unlabelled inputs
+    small.plan, small.report(), small.module                         # ranks, what each layer loses, a torch module
+    one = rs.merge([a, b], calibration={"a": xa, "b": xb})           # several models become one; compress takes it
+    built = rs.export(small, "out/", formats=["onnx", "tflite"])     # every file proven to compute what torch does
+    measured = rs.measure(built, on="pi4")                           # raw samples, and a page that judges them
+    again = rs.load("out/")                                          # safetensors and the plan; no pickle
+    built = rs.run(rs.Recipe.read("mine.toml"))                      # the same stages from a recipe file
+
+Importing it loads nothing heavy: torch comes with the first function that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from rankship_pipeline import __version__
+
+if TYPE_CHECKING:
+    from rankship.built import Built, export, run
+    from rankship.compressed import Compressed, compress
+    from rankship.measured import Measured, measure
+    from rankship.merged import Merged, merge
+    from rankship.recipe import Recipe
+    from rankship.saved import load
+    from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
+    from rankship_pipeline.foundation.errors import RankshipError
+    from rankship_pipeline.recipe.budget import Budget
+    from rankship_pipeline.recipe.choices import (
+        Comparison,
+        DataChoice,
+        ExportChoice,
+        FactoriseChoice,
+        MergeChoice,
+        ParityChoice,
+        QualityChoice,
+        RankChoice,
+        RefineChoice,
+        Source,
+    )
+
+__all__ = [
+    "Budget",
+    "Built",
+    "Comparison",
+    "Compressed",
+    "DataChoice",
+    "EnergyChoice",
+    "ExportChoice",
+    "FactoriseChoice",
+    "Measured",
+    "MergeChoice",
+    "Merged",
+    "ParityChoice",
+    "QualityChoice",
+    "RankChoice",
+    "RankshipError",
+    "Recipe",
+    "RefineChoice",
+    "Source",
+    "Suite",
+    "__version__",
+    "compress",
+    "export",
+    "load",
+    "measure",
+    "merge",
+    "run",
+]
+
+# name → the module that holds it, imported when the name is first used
+_HOMES = {
+    "rankship.built": ("Built", "export", "run"),
+    "rankship.compressed": ("Compressed", "compress"),
+    "rankship.measured": ("Measured", "measure"),
+    "rankship.merged": ("Merged", "merge"),
+    "rankship.recipe": ("Recipe",),
+    "rankship.saved": ("load",),
+    "rankship_benchmarks.bundle.suite": ("EnergyChoice", "Suite"),
+    "rankship_pipeline.foundation.errors": ("RankshipError",),
+}
+_CHOICES = "rankship_pipeline.recipe.choices"
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("_") or name not in __all__:
+        message = f"module 'rankship' has no attribute {name!r}"
+        raise AttributeError(message)
+    home = next((home for home, names in _HOMES.items() if name in names), _CHOICES)
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,186 @@
+"""A compressed model as files that devices run, each proven to compute what torch computes."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rankship.choices import choose_formats
+from rankship.compressed import Compressed
+from rankship.origin import Origin, open_store
+from rankship.recipe import Recipe
+from rankship.report import render
+from rankship_benchmarks.measure.host_gate import verify_on_host
+from rankship_pipeline.flow.build import build_recipe
+from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import ensure_writable, publish_file, write_atomic
+from rankship_pipeline.foundation.records import FORMATS, Artifact, Build, Format, RankPlan, Variant, Verified
+from rankship_pipeline.recipe.choices import ParityChoice
+
+
+@dataclass(frozen=True)
+class Built:
+    """Exported files and their proofs: the records of a recipe's build.
+
+    `build` says what was made and how: the plan, every file with its size and hash, accuracies. `verified` are the
+    proofs, one per file. `folder` holds copies of the files, None where they lie in the store alone.
+    """
+
+    build: Build
+    verified: tuple[Verified, ...]
+    folder: Path | None
+    origin: Origin = field(repr=False)
+
+    @property
+    def plan(self) -> RankPlan:
+        """How each layer is stored."""
+        return self.build.plan
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was built."""
+        return self.origin.recipe
+
+    def find(self, format: Format, variant: Variant = "compressed") -> Path:  # noqa: A002 - the field's word
+        """The file of one variant in one format; of models with heads, the backbone's."""
+        for artifact in self.build.artifacts:
+            if (artifact.key.format, artifact.key.variant) == (format, variant):
+                return self.locate(artifact)
+        made = ", ".join(artifact.key.title for artifact in self.build.artifacts)
+        raise InputError(f"no {variant} {format} was exported", hint=f"there are {made}")
+
+    def locate(self, artifact: Artifact) -> Path:
+        """Where a file lies: its copy, else the store's own."""
+        kept = self.origin.store.root / artifact.file
+        return kept if self.folder is None else self.folder / name_copy(artifact)
+
+    def report(self) -> str:
+        """Every file with its size, and how far its outputs are from torch's, as text."""
+        from rankship_benchmarks.report.words import print_parity
+        from rankship_pipeline.flow.show import tabulate_files
+
+        return render([tabulate_files(self.build), partial(print_parity, self.verified)])
+
+
+def export(
+    model: Compressed,
+    to: str | os.PathLike[str],
+    formats: Format | Sequence[Format] = FORMATS,
+    *,
+    parity: ParityChoice | None = None,
+    progress: bool = True,
+) -> Built:
+    """Export a compressed model, and the dense one beside it, and prove every file in its own runtime.
+
+    These are the stages of recipes, with the same records: `measure` and `rankship bench` take them alike. The folder
+    also holds what `save` writes, so that `load` reads the model again.
+
+    Args:
+        model: What `compress` gave.
+        to: The folder for the files: `compressed.onnx`, `dense.onnx`, …, build.json and verified.json beside them.
+        formats: "onnx", "tflite", "executorch", or several.
+        parity: What every file must reach against torch, on how many samples; None: a recipe's defaults.
+        progress: Show each step on standard error, or in the notebook.
+
+    Raises:
+        InputError: A format's toolchain is not installed; the hint says what to install.
+        UnsupportedOp: An exporter cannot lower an operator of the model.
+        ParityFailed: A file does not compute what torch computes.
+
+    Example:
+        >>> import torch
+        >>> import rankship as rs
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
+        >>> built = rs.export(small, "out", formats="onnx", progress=False)
+        >>> built.find("onnx").name, built.verified[0].top1_agreement
+        ('compressed.onnx', 1.0)
+
+    """
+    folder = Path(to)
+    ensure_writable(folder, "to")
+    tables = {"export": choose_formats(formats), "parity": parity or ParityChoice()}
+    built = build(model.find_origin().change(progress=progress, **tables), folder)
+    model.save(folder)
+    return built
+
+
+def run(
+    recipe: Recipe | str | os.PathLike[str],
+    *,
+    to: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    inventory: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Built:
+    """Build a recipe and prove every file, as `rankship build` and `rankship verify` do; `measure` takes the result.
+
+    Args:
+        recipe: A `Recipe`, or the path of its file.
+        to: A folder for copies of the files; None: they lie in the store.
+        folder: What the recipe's paths are relative to; None: its file's folder, or the current one.
+        inventory: The file of devices, for a budget that is met by measuring on one; None: $RANKSHIP_DEVICES, else
+            the user's own.
+        store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.
+        progress: Show each step on standard error, or in the notebook.
+
+    Raises:
+        InputError: The recipe, its models or its data are wrong; the message names the key.
+        BuildError: A file could not be made, or does not compute what torch computes.
+
+    Example:
+        >>> import rankship as rs
+        >>> recipe = rs.Recipe(
+        ...     name="mine",
+        ...     models=(rs.Source(name="a", factory="net.py:Net", weights="a.safetensors"),),
+        ...     data=rs.DataChoice(loader="net.py:load"),
+        ...     budget=rs.Budget(kept_parameters=0.7),
+        ...     export=rs.ExportChoice(formats=("onnx",)),
+        ... )
+        >>> built = rs.run(recipe, progress=False)  # doctest: +SKIP
+        >>> built.build.plan.gap >= 0  # doctest: +SKIP
+        True
+
+    """
+    beside = Path.cwd()
+    if not isinstance(recipe, Recipe):
+        beside = Path(recipe).resolve().parent
+        recipe = Recipe.read(recipe)
+    origin = Origin(recipe.check(), open_store(store), Steps(quiet=not progress), Path(folder) if folder else beside)
+    if recipe.budget.on is not None:
+        _land(origin, recipe.budget.on, inventory)
+    return build(origin, None if to is None else Path(to))
+
+
+def build(origin: Origin, folder: Path | None) -> Built:
+    """Build and prove a recipe's files, and copy them to a folder."""
+    made, _ = build_recipe(origin.prepared, origin.store, origin.steps)
+    verified = verify_on_host(made, origin.store, origin.recipe.parity, origin.steps)
+    built = Built(build=made, verified=verified, folder=folder, origin=origin)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for artifact in made.files:
+            with publish_file(folder / name_copy(artifact)) as path:
+                shutil.copyfile(origin.store.root / artifact.file, path)
+        write_atomic(folder / "build.json", encode(made).encode())
+        write_atomic(folder / "verified.json", encode(verified).encode())
+    return built
+
+
+def name_copy(artifact: Artifact) -> str:
+    """A file's name outside the store: `compressed.onnx`, `dense-head-mnist.tflite`."""
+    head = "" if artifact.key.task is None else f"-head-{artifact.key.task}"
+    return f"{artifact.key.variant}{head}{Path(artifact.file).suffix}"
+
+
+def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None) -> None:
+    from rankship_benchmarks.costs.landing import land_missing
+    from rankship_targets.devices.device import find_device
+
+    found = find_device(device, None if inventory is None else Path(inventory))
+    land_missing(origin.prepared, origin.store, found, Path("rankship-results"), origin.steps)

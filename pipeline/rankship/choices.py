@@ -1,0 +1,69 @@
+"""What a call chose, as the records of a recipe: a name alone stands for its table with everything else by default."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import ExportChoice, FactoriseChoice, MergeChoice, RankChoice, Whitening
+from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
+from rankship_pipeline.recipe.rank_methods import RankMethod
+
+
+def check_name(given: object, known: Iterable[str], what: str) -> None:
+    """InputError where a name is not known, with the nearest one."""
+    names = list(known)
+    if given in names:
+        return
+    nearest = difflib.get_close_matches(str(given), names, n=1)
+    guess = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise InputError(f"unknown {what} {given!r}", hint=f"{guess}known are {', '.join(names)}")
+
+
+def choose_ranks(given: RankMethod | RankChoice) -> RankChoice:
+    """How ranks are allocated."""
+    if isinstance(given, RankChoice):
+        return given
+    check_name(given, get_args(RankMethod), "ranks")
+    return RankChoice(method=given)
+
+
+def choose_factors(given: Whitening | FactoriseChoice) -> FactoriseChoice:
+    """How factors are found."""
+    if isinstance(given, FactoriseChoice):
+        return given
+    check_name(given, get_args(Whitening), "whitening")
+    return FactoriseChoice(whitening=given)
+
+
+def choose_merge(given: MergeMethod | MergeChoice) -> MergeChoice:
+    """How models become one."""
+    if isinstance(given, MergeChoice):
+        return given
+    check_name(given, METHODS, "merge method")
+    return MergeChoice(method=given)
+
+
+def choose_budget(kept_parameters: float | None, budget: Budget | None) -> Budget:
+    """The one budget of a call."""
+    if (kept_parameters is None) == (budget is None):
+        raise InputError(
+            "the budget is given twice" if budget else "no budget",
+            hint="give either kept_parameters=0.4 or budget=Budget(...)",
+        )
+    if budget is not None and budget.on is not None:
+        raise InputError(
+            f"a budget that is met by measuring on {budget.on} needs a recipe",
+            hint="write it to a recipe file, then run(FILE); here, name a table of costs: Budget(latency_ms=, costs=)",
+        )
+    return budget or Budget(kept_parameters=kept_parameters)
+
+
+def choose_formats(given: Format | Sequence[Format]) -> ExportChoice:
+    """What to export."""
+    formats = (given,) if isinstance(given, str) else tuple(given)
+    for name in formats:
+        check_name(name, FORMATS, "format")
+    return ExportChoice(formats=formats)

@@ -1,0 +1,217 @@
+"""A trained model, or several merged, compressed to a budget."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankship.choices import choose_budget, choose_factors, choose_ranks
+from rankship.merged import Merged
+from rankship.origin import Origin, open_origin
+from rankship.recipe import Recipe
+from rankship.report import describe_result
+from rankship.wrapped import unwrap, unwrap_plan
+from rankship_pipeline.factors.saved_model import load_model, save_model
+from rankship_pipeline.flow.landed_budget import settle_budget
+from rankship_pipeline.flow.scores import Scores
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, RankChoice, RefineChoice, Whitening, choose
+from rankship_pipeline.recipe.rank_methods import RankMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rankship.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model, how each layer is stored, and what that costs.
+
+    `module` is an ordinary torch module in evaluation mode, float32 on the CPU, whose planned layers are a Sequential
+    of smaller ones; of a transformers model, that model. `plan` says how each layer is stored and what it loses.
+    `dense_parameters` are the model's before it was compressed. `fidelities` say how often it agrees with each model
+    that it is made of; `accuracies` are those on tests, before and after, empty where none were given. `origin` is what
+    it was made from, None where it was loaded from a folder: then nothing but the module and the plan is known.
+    """
+
+    module: "nn.Module"
+    plan: RankPlan
+    dense_parameters: int | None = None
+    fidelities: tuple[Fidelity, ...] = ()
+    accuracies: tuple[Accuracy, ...] = ()
+    refinement: Refinement | None = None
+    origin: Origin | None = field(default=None, repr=False)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was followed; what it holds of this session is marked `held`."""
+        return self.find_origin().recipe
+
+    def report(self) -> str:
+        """Parameters before and after, how well the model agrees, and what every layer loses, as text."""
+        return describe_result(
+            self.plan, self.dense_parameters, self.fidelities, self.accuracies, {}, refinement=self.refinement
+        )
+
+    def state_dict(self) -> "dict[str, Tensor]":
+        """The module's tensors by their names: `<layer>.0.weight`, `<layer>.1.weight`, … for planned layers."""
+        return dict(self.module.state_dict())
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write safetensors, the plan, and a transformers model's configuration, for `load`; returns the folder.
+
+        Each file is replaced in one step. No code is written, and no pickle.
+
+        Example:
+            >>> import torch
+            >>> import rankship as rs
+            >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+            >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
+            >>> sorted(path.name for path in small.save("out").iterdir())
+            ['model.safetensors', 'rankship.json']
+
+        """
+        origin = self.origin
+        save_model(Path(folder), self.module, self.plan, None if origin is None else origin.recipe_sha256)
+        return Path(folder)
+
+    save_pretrained = save
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], into: "nn.Module | None" = None) -> "Compressed":
+        """A saved compressed model with its plan; see `load`."""
+        module, saved = load_model(Path(folder), into)
+        if saved.plan is None:
+            raise InputError(f"{folder} holds a merged model, nothing in it is factored", hint="use rankship.load")
+        return cls(module=module, plan=saved.plan)
+
+    def to_recipe(self, folder: str | os.PathLike[str] | None = None, *, factory: object = None) -> Recipe:
+        """The recipe that was followed; with a folder, one that builds the same there, without this session.
+
+        Args:
+            folder: Where to write recipe.toml, the weights and the data as safetensors, a loader, and what makes the
+                model: a transformers model's own folder, or a class or function without arguments. None: only give the
+                recipe, whose models and data are marked `held`.
+            factory: What makes the untrained architecture, where that cannot be seen from the model's class:
+                "file.py:function" (the file is copied beside the recipe) or an importable function or class.
+
+        Raises:
+            InputError: Nothing importable makes the architecture, as for classes typed into a notebook.
+
+        """
+        return self.find_origin().write_recipe(folder, factory)
+
+    def find_origin(self) -> Origin:
+        """What it was made from; InputError for a model that was loaded from a folder."""
+        if self.origin is None:
+            raise InputError(
+                "this model was loaded from a folder: its recipe and data are not known",
+                hint="compress it in this session, or build its recipe",
+            )
+        return self.origin
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_()
+
+
+def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
+    model: "nn.Module | Merged",
+    calibration: "Calibration | None" = None,
+    *,
+    kept_parameters: float | None = None,
+    budget: Budget | None = None,
+    ranks: RankMethod | RankChoice = "knapsack",
+    factorise: Whitening | FactoriseChoice = "eigen",
+    refine: RefineChoice | None = None,
+    test: "tuple[Any, Tensor] | None" = None,
+    seed: int = 0,
+    name: str = "model",
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Compressed:
+    """Compress a trained model to a budget by low-rank factorisation, without labels and without training.
+
+    These are the stages of recipes: what the store knows of the same model, data and choices is read, not made again.
+
+    Args:
+        model: A trained torch module that takes tensors with samples first and gives logits (samples, classes) or
+            (samples, positions, classes); a transformers classifier; or what `merge` gave. It stays as it is.
+        calibration: Unlabelled inputs as the model sees them, some hundred: a tensor (samples, ...), a tuple of tensors
+            where `forward` takes several, a mapping of names to tensors, or a DataLoader or list of such batches, of
+            which the first 1,024 samples are taken and labels left out. Left out for a `Merged`, which has its own.
+        kept_parameters: The share of all parameters to keep, 0 to 1; never exceeded.
+        budget: Any other budget: `Budget(parameters=)`, `size_bytes=`, `flops=`, `kept_flops=` (of one sample), or
+            `latency_ms=` or `energy_uj=` with `costs=`, a table that `rankship costs` measured.
+        ranks: How ranks are allocated: a method's name or a `RankChoice`. "knapsack" minimises the predicted loss
+            exactly under the budget.
+        factorise: How factors are found: a whitening's name or a `FactoriseChoice`. "eigen" weighs errors by what
+            the layer's inputs are (SVD-LLM, Wang et al. 2025, https://arxiv.org/abs/2403.07378, §3.1).
+        refine: Label-free refinement after compressing, by steps or by processor time; None: none.
+        test: Inputs, as calibration is given, and labels: one class per sample, or per position. None: no accuracies.
+        seed: What chance comes from.
+        name: What the store and reports call it.
+        store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.
+        progress: Show each step on standard error, or in the notebook.
+
+    Raises:
+        InputError: Model, data or a choice do not fit; the message names which.
+        BudgetInfeasible: The budget is below the smallest model that the choices allow, which the message names.
+
+    Example:
+        >>> import torch
+        >>> import rankship as rs
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
+        >>> small.dense_parameters, small.plan.total_parameters
+        (676, 420)
+        >>> print(small.plan.factors["0"])
+        svd 8
+
+    """
+    tables: dict[str, Any] = {
+        "budget": choose_budget(kept_parameters, budget),
+        "ranks": choose_ranks(ranks),
+        "factorise": choose_factors(factorise),
+        "refine": refine,
+    }
+    if isinstance(model, Merged):
+        if calibration is not None or test is not None:
+            raise InputError("a merged model has its data already", hint="give calibration and test to `merge`")
+        return make_compressed(model.origin.change(progress=progress, **tables))
+    models = {name: model}
+    origin = open_origin(
+        models,
+        None if calibration is None else {name: calibration},
+        test=test,
+        seed=seed,
+        name=name,
+        store=store,
+        progress=progress,
+        merge=MergeChoice(),
+        **tables,
+    )
+    return make_compressed(origin)
+
+
+def make_compressed(origin: Origin) -> Compressed:
+    """The compressed, and where the recipe says so refined, model of a recipe."""
+    stages, scores, recipe = origin.stages, Scores(origin.stages), origin.recipe
+    sources = scores.evaluate_sources()
+    final, plan = stages.compress(settle_budget(origin.prepared, origin.store), choose(recipe))
+    refinement, stage = None, "compressed"
+    if recipe.refine is not None:
+        final, refinement = stages.refine(final, plan, recipe.refine)
+        stage = "refined"
+    return Compressed(
+        module=unwrap(final.module),
+        plan=unwrap_plan(plan, final.module),
+        dense_parameters=origin.prepared.dense_parameters,
+        fidelities=scores.judge(final, stage),
+        accuracies=(*sources, *scores.evaluate(final, stage)),
+        refinement=refinement,
+        origin=origin,
+    )

@@ -1,0 +1,105 @@
+"""Models as their users hold them, and as the stages take them: float32 on the CPU, tensors by position, logits out."""
+
+import copy
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
+from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rankship_pipeline.foundation.records import RankPlan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """One model as its user holds it; `inputs` are the names by which tensors reach a transformers model, else ()."""
+
+    name: str
+    given: "nn.Module"
+    inputs: tuple[str, ...]
+
+    def wrap(self) -> "nn.Module":
+        """A copy, float32 on the CPU; a transformers model's takes `inputs` by position and gives its logits.
+
+        Its attention is `eager`, the form that every exporter lowers, as in models that are read from a folder.
+        """
+        own = copy.deepcopy(self.given).cpu().float().eval()
+        if not self.inputs:
+            return own
+        own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types
+        return LogitsOnly(own, self.inputs).eval()
+
+
+def is_transformers(model: object) -> bool:
+    """Tell whether this is a model of transformers, which is not imported for the question."""
+    library: Any = sys.modules.get("transformers")
+    return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+def check_models(models: "Mapping[str, nn.Module]") -> None:
+    """InputError where one is no torch module."""
+    from torch import nn
+
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model {name!r} is a {type(model).__name__}, not a torch module",
+                hint="give a torch.nn.Module that was trained",
+            )
+
+
+def list_inputs(model: "nn.Module") -> list[str]:
+    """The names of what `forward` takes by position; empty where it takes any number."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return []
+    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return [one.name for one in parameters if one.kind in by_position]
+
+
+def order_inputs(
+    model: "nn.Module", tensors: "tuple[Tensor, ...]", names: Sequence[str], what: str
+) -> "tuple[Tensor, ...]":
+    """Tensors that were given by name, in the order of `forward`."""
+    taken = list_inputs(model)
+    if unknown := [name for name in names if name not in taken]:
+        raise InputError(
+            f"{what} names {', '.join(unknown)}, the model takes {', '.join(taken)}", hint="name its inputs as it does"
+        )
+    pairs = sorted(zip(names, tensors, strict=True), key=lambda pair: taken.index(pair[0]))
+    return tuple(tensor for _, tensor in pairs)
+
+
+def unwrap(module: "nn.Module") -> "nn.Module":
+    """The transformers model inside; any other module is its user's own."""
+    return module.model if isinstance(module, LogitsOnly) else module
+
+
+def unwrap_name(layer: str, module: "nn.Module") -> str:
+    """A layer's name in `unwrap(module)`."""
+    return layer.removeprefix(PREFIX) if isinstance(module, LogitsOnly) else layer
+
+
+def unwrap_plan(plan: "RankPlan", module: "nn.Module") -> "RankPlan":
+    """The plan with its layers named as in `unwrap(module)`."""
+    return replace(plan, layers=tuple(replace(one, name=unwrap_name(one.name, module)) for one in plan.layers))
+
+
+def wrap_choice(choice: T, wrappings: Sequence[Wrapping]) -> T:
+    """A table of a recipe whose layer names are the users', with the names that the stages know."""
+    if not wrappings[0].inputs:
+        return choice
+    if isinstance(choice, RankChoice):
+        return replace(choice, exclude=tuple(PREFIX + pattern for pattern in choice.exclude))
+    if isinstance(choice, MergeChoice) and choice.head is not None:
+        return replace(choice, head=PREFIX + choice.head)
+    return choice

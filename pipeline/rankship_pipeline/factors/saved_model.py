@@ -1,0 +1,176 @@
+"""A compressed model as a folder: safetensors, and `rankship.json` with the plan by which its structure is made again.
+
+    rankship.json        SavedModel: how each layer is stored, what the dense structure is, what made it
+    model.safetensors    its tensors; or shards with Hugging Face's index
+    config.json          of a transformers model: its configuration, from which the dense structure is made
+
+A planned layer's tensors are `<layer>.0.weight`, `<layer>.1.weight`, … in the order in which they run, and the bias
+with the last. No code is kept, and none that a file names is run: whoever reads a plain torch model gives its
+architecture.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import publish_file, write_atomic
+from rankship_pipeline.foundation.records import RankPlan, record
+from rankship_pipeline.foundation.toolchain import list_versions
+from rankship_pipeline.models.sharded import INDEX, open_checkpoint
+from rankship_pipeline.models.weights import State, list_differences, read_state
+
+RECORD, WEIGHTS, CONFIGURATION = "rankship.json", "model.safetensors", "config.json"
+
+
+@record
+class SavedModel:
+    """What `rankship.json` says.
+
+    `plan` is None where nothing is factored. `architecture` is the class of the dense model: transformers' own, which
+    is made from config.json ("transformers"), or any other, which the reader has to give ("torch"). `recipe_sha256` is
+    the recipe's, None where there was none.
+    """
+
+    plan: RankPlan | None
+    family: Literal["transformers", "torch"]
+    architecture: str
+    versions: dict[str, str]
+    recipe_sha256: str | None = None
+
+
+def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str | None = None) -> SavedModel:
+    """The record of a model, dense or rebuilt, that is to be saved."""
+    kind = type(module)
+    return SavedModel(
+        plan=plan,
+        family="transformers" if _is_transformers(kind) else "torch",
+        architecture=kind.__name__ if _is_transformers(kind) else f"{kind.__module__}.{kind.__qualname__}",
+        versions=list_versions(),
+        recipe_sha256=recipe_sha256,
+    )
+
+
+def save_model(folder: Path, module: nn.Module, plan: RankPlan | None, recipe_sha256: str | None = None) -> None:
+    """Write a module, rebuilt by its plan and filled; each file is replaced in one step, the record last."""
+    if (folder / INDEX).exists():
+        raise InputError(f"{folder} holds another model, in shards", hint="name a new folder, or delete this one")
+    saved = describe_saved(plan, module, recipe_sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+    if saved.family == "transformers":
+        settings = copy.deepcopy(_configuration_of(module))
+        settings.architectures = [saved.architecture]
+        write_atomic(folder / CONFIGURATION, settings.to_json_string(use_diff=False).encode())
+    tensors = module.state_dict()
+    kept = {names[0]: tensors[names[0]].cpu().clone(memory_format=torch.contiguous_format) for names in _group(module)}
+    with publish_file(folder / WEIGHTS) as path:
+        save_file(kept, path, metadata={"format": "pt"})
+    write_saved(folder, saved)
+
+
+def write_saved(folder: Path, saved: SavedModel) -> None:
+    """Write `rankship.json`."""
+    write_atomic(folder / RECORD, encode(saved).encode())
+
+
+def read_saved(folder: Path) -> SavedModel:
+    """Read `rankship.json`; InputError where the folder holds no saved model."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {RECORD}", hint="give a folder that `save` or `export` wrote")
+    text = path.read_bytes()
+    if "plan" in json.loads(text):
+        return decode(SavedModel, text, where=str(path))
+    plan = decode(RankPlan, text, where=str(path))  # streams of 0.1 wrote the plan alone, beside config.json
+    named = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8")).get("architectures") or ["?"]
+    return SavedModel(plan=plan, family="transformers", architecture=named[0], versions={})
+
+
+def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, SavedModel]:
+    """The saved model in evaluation mode, float32 on the CPU, and its record.
+
+    `into` is the dense architecture, which stays as it is; a transformers model needs none.
+    """
+    saved = read_saved(folder)
+    dense = _make_dense(folder, saved) if into is None else into
+    try:
+        module = rebuild(dense, {} if saved.plan is None else saved.plan.factors)
+    except (AttributeError, TypeError) as failure:
+        raise InputError(
+            f"{folder} holds a {saved.architecture}, which {type(dense).__name__} is not: {failure}",
+            hint="give the architecture that was compressed, dense and untrained",
+        ) from None
+    _fill(module, _read_tensors(folder), folder, saved)
+    return module.eval(), saved
+
+
+def _make_dense(folder: Path, saved: SavedModel) -> nn.Module:
+    if saved.family == "torch":
+        raise InputError(
+            f"{folder} holds the weights of a {saved.architecture} and no code to make one",
+            hint="give the architecture, dense and untrained: load(FOLDER, into=MyModel())",
+        )
+    import transformers
+
+    kind = getattr(transformers, saved.architecture, None)
+    if not isinstance(kind, type) or not _is_transformers(kind):
+        raise InputError(
+            f"{folder / RECORD} names {saved.architecture!r}, which is no model of transformers"
+            f" {transformers.__version__}",
+            hint="install the version that it was saved with, or give the architecture by `into`",
+        )
+    model: nn.Module = kind(transformers.AutoConfig.from_pretrained(folder))
+    return model
+
+
+def _read_tensors(folder: Path) -> State:
+    if (folder / INDEX).is_file():
+        checkpoint = open_checkpoint(folder)
+        return {name: checkpoint.read(name) for name in checkpoint.places}
+    return read_state(folder / WEIGHTS)
+
+
+def _fill(module: nn.Module, found: State, folder: Path, saved: SavedModel) -> None:
+    """Fill the module; of tensors that are one under several names, one name is enough."""
+    whole = dict(found)
+    for names in _group(module):
+        stored = next((name for name in names if name in found), None)
+        if stored is not None:
+            whole |= dict.fromkeys(names, found[stored])
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    complaints = list_differences(expected, {name: tuple(tensor.shape) for name, tensor in whole.items()})
+    if complaints:
+        raise InputError(
+            f"{folder} holds a {saved.architecture}, whose tensors do not fit {type(module).__name__}:\n  "
+            + "\n  ".join(complaints),
+            hint="give the architecture that was compressed, dense and untrained",
+        )
+    module.load_state_dict(whole)
+
+
+def _group(module: nn.Module) -> list[list[str]]:
+    """The names of a module's tensors, those of one tensor together."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        groups.setdefault(id(tensor), []).append(name)
+    return list(groups.values())
+
+
+def _is_transformers(kind: type) -> bool:
+    """Tell whether a class is one that transformers itself offers by its name."""
+    if kind.__module__.partition(".")[0] != "transformers":
+        return False
+    import transformers
+
+    return issubclass(kind, transformers.PreTrainedModel) and getattr(transformers, kind.__name__, None) is kind
+
+
+def _configuration_of(module: nn.Module) -> Any:  # noqa: ANN401 - transformers has no types
+    return module.config

@@ -1,0 +1,43 @@
+"""What a recipe's budget counts, and how much of it there is."""
+
+from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
+from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
+from rankship_pipeline.recipe.choices import choose, rank_choice
+
+
+def price_recipe(prepared: Prepared) -> Budgeted:
+    """The price and budget that the recipe itself tells; one that is landed on a device is not among them."""
+    price = _find_price(prepared)
+    dense = price.price_dense(prepared.layers)
+    recipe = prepared.recipe
+    return Budgeted(prepared, price, dense if recipe.ranks.threshold else resolve_budget(recipe.budget, dense))
+
+
+def check_budget(prepared: Prepared) -> None:
+    """Every way of the recipe can meet its budget: else BudgetInfeasible, naming the smallest that works.
+
+    A budget that is landed on a device is checked there; its table of costs, where one is named, must fit here.
+    """
+    if prepared.recipe.budget.on is not None:
+        if prepared.recipe.budget.costs is not None:
+            _read_price(prepared)
+        return
+    budgeted = price_recipe(prepared)
+    if prepared.recipe.ranks.threshold is None:
+        for way in (choose(prepared.recipe), *prepared.recipe.compare):
+            check_feasible(prepared.layers, budgeted.price, budgeted.budget, rank_choice(prepared.recipe, way))
+
+
+def _find_price(prepared: Prepared) -> Price:
+    if prepared.recipe.budget.unit == "flops":
+        return price_flops(prepared.model, prepared.layers, prepared.data.test_inputs)
+    if prepared.recipe.budget.costs is not None:
+        return _read_price(prepared)
+    return price_parameters(prepared.fixed_parameters)
+
+
+def _read_price(prepared: Prepared) -> Price:
+    path = prepared.folder / str(prepared.recipe.budget.costs)
+    table = read_table(path, prepared.recipe.budget.unit)
+    return price_table(table, prepared.layers, prepared.model_sha256, str(path))

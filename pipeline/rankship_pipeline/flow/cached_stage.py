@@ -1,0 +1,115 @@
+"""One stage's result, made once and read from the store ever after, under the hash of all that went into it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from safetensors.torch import load_file, save_file
+
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.store import Entry, Store
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
+from rankship_pipeline.models.weights import State
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """How a result lies in the store: `write` puts it into a folder, `read` takes it from the finished entry."""
+
+    write: Callable[[T, Path], None]
+    read: Callable[[Entry], T]
+
+
+@dataclass(frozen=True)
+class Kept(Generic[T]):
+    """A result and the entry that holds it."""
+
+    value: T
+    entry: Entry
+
+    @property
+    def content(self) -> str:
+        """What later stages are made from."""
+        return self.entry.content
+
+
+def stamp(made_from: Mapping[str, object]) -> dict[str, object]:
+    """The ingredients of a stage with our own code and the versions that shape a model."""
+    return {**made_from, "code": hash_code(), "versions": list_versions()}
+
+
+def cached_stage(
+    store: Store,
+    kind: str,
+    made_from: Mapping[str, object],
+    form: Form[T],
+    compute: Callable[[], T],
+    *,
+    steps: Steps | None = None,
+    title: str = "",
+) -> Kept[T]:
+    """Read the result of a stage, or compute and keep it; with `steps` the computing is shown as `title`."""
+    ingredients = stamp(made_from)
+    entry = store.find(kind, ingredients)
+    if entry is None:
+
+        def make(target: Path) -> None:
+            if steps is None:
+                form.write(compute(), target)
+            else:
+                with steps.step(title):
+                    form.write(compute(), target)
+
+        entry = store.produce(kind, ingredients, make)
+    return Kept(form.read(entry), entry)
+
+
+def as_record(kind: type[T], file: str) -> Form[T]:
+    """A record, or a mapping of numbers, as JSON."""
+
+    def write(value: T, folder: Path) -> None:
+        (folder / file).write_text(encode(value), encoding="utf-8")
+
+    return Form(write, lambda entry: decode(kind, entry.read(file).read_bytes(), where=str(entry.folder)))
+
+
+def as_tensors(file: str) -> Form[State]:
+    """Tensors by name, as safetensors."""
+    return Form(
+        lambda value, folder: save_file(value, folder / file),
+        lambda entry: load_file(entry.read(file)),
+    )
+
+
+@dataclass(frozen=True)
+class Trained(Generic[T]):
+    """A model's tensors, whether its batch-norm statistics were taken afresh, and what else the stage found."""
+
+    state: State
+    batchnorm_reestimated: bool
+    found: T
+
+
+@record
+class _Norms:
+    reestimated: bool
+
+
+_STATE = as_tensors("state.safetensors")
+_NORMS = as_record(_Norms, "batchnorm.json")
+
+
+def as_model(found: Form[T]) -> Form[Trained[T]]:
+    """A trained model beside what else its stage found, in the form of that."""
+
+    def write(value: Trained[T], folder: Path) -> None:
+        _STATE.write(value.state, folder)
+        _NORMS.write(_Norms(reestimated=value.batchnorm_reestimated), folder)
+        found.write(value.found, folder)
+
+    return Form(write, lambda entry: Trained(_STATE.read(entry), _NORMS.read(entry).reestimated, found.read(entry)))

@@ -1,0 +1,139 @@
+"""What can be wrong with a recipe, one check each, in the tables that preflight.py goes through."""
+
+import fnmatch
+import importlib.util
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from rankship_pipeline.align.make_alike import Mend, mend_model
+from rankship_pipeline.evaluate.accuracy import IGNORED
+from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.formats import FACTS
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.foundation.toolchain import find_version
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.layers import Layer, find_layers
+from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.recipe.choices import Recipe
+
+
+def check_toolchains(recipe: Recipe) -> None:
+    """Every format's exporter and runtime are installed."""
+    for name in recipe.export.formats:
+        facts = FACTS[name]
+        if importlib.util.find_spec(facts.exporter_import) is None or find_version(facts.runtime_distribution) is None:
+            needs = f"{facts.exporter} needs {facts.exporter_import}"
+            raise InputError(
+                f"export.formats names {name}, whose toolchain is not installed ({needs})",
+                hint=f"pip install '{facts.extra}', or leave {name} out",
+            )
+
+
+def check_weights(_recipe: Recipe, sources: Mapping[str, OpenedSource]) -> None:
+    """Checkpoints and adapters fit their models and hold finite numbers."""
+    for opened in sources.values():
+        opened.check()
+
+
+def check_mends(prepared: Prepared) -> None:
+    """What is to be mended can be: proven on the untrained module, before anything is trained for it."""
+    data = prepared.data
+    for name, mend in prepared.mends.items():
+        if mend != Mend():
+            mend_model(prepared.sources[name].make(), mend, data.strip(data.test_inputs), name=name)
+
+
+def check_forward(prepared: Prepared) -> None:
+    """The model takes the loader's samples and gives logits that its labels fit."""
+    recipe, model, data = prepared.recipe, prepared.model, prepared.data
+    samples = [(f"calibration of {name!r}", inputs) for name, inputs in data.calibration.items()]
+    for what, inputs in [*samples, ("test_inputs", data.test_inputs)]:
+        try:
+            with torch.inference_mode():
+                output = model(*(tensor[:2] for tensor in inputs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as failure:
+            raise InputError(
+                f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
+                hint=f"make {recipe.data.origin} give what the model's forward takes",
+            ) from failure
+    labels = data.test_labels
+    ranks = {2, 3} if labels is None else {labels.ndim + 1}
+    if not isinstance(output, torch.Tensor) or output.ndim not in ranks:
+        wanted = "(batch, positions, classes)" if ranks == {3} else "(batch, classes)"
+        raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
+    _check_classes(prepared, output.shape[-1])
+
+
+def _check_classes(prepared: Prepared, classes: int) -> None:
+    recipe, model, labels = prepared.recipe, prepared.model, prepared.data.test_labels
+    counts = model.classes if isinstance(model, Headed) else [classes] * len(recipe.models)
+    for source, count in zip(recipe.models, counts, strict=True):
+        if source.labels and len(source.labels) != count:
+            raise InputError(
+                f"model {source.name!r} has {count} classes, its `labels` name {len(source.labels)}",
+                hint="name every class once, in the order of the model's outputs",
+            )
+    if labels is None:
+        return
+    counted = labels[labels != IGNORED]
+    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (-1, -1)
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
+        )
+
+
+def check_excluded(prepared: Prepared) -> None:
+    """Every pattern of ranks.exclude names a layer."""
+    names = [layer.name for layer in find_layers(prepared.model)]
+    for pattern in prepared.recipe.ranks.exclude:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"ranks.exclude: {pattern!r} matches no layer that could be factored",
+                hint=f"the layers are {', '.join(names)}",
+            )
+
+
+def check_layers(prepared: Prepared) -> None:
+    """Something is left to factor."""
+    if not prepared.layers:
+        raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
+
+
+def check_rebuilding(prepared: Prepared) -> None:
+    """The model runs with every layer factored: one that reaches into a layer's weight breaks here, by name."""
+    model, layers = prepared.model, prepared.layers
+    sample = tuple(tensor[:2] for tensor in prepared.data.test_inputs)
+    if _runs_factored(model, layers, sample):
+        return
+    broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
+    raise InputError(
+        f"the model does not run once these layers are factored: {', '.join(broken) or 'all together'};"
+        " it reads their weights itself instead of calling them",
+        hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
+    )
+
+
+def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) -> bool:
+    try:
+        with torch.inference_mode():
+            rebuild(model, {layer.name: Factors(rank=1) for layer in layers})(*sample)
+    except (AttributeError, RuntimeError, TypeError, IndexError):
+        return False
+    return True
+
+
+# In this order, the first that fails speaks: what needs no data goes before the loader is called.
+BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
+WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
+    check_mends,
+    check_forward,
+    check_excluded,
+    check_layers,
+    check_rebuilding,
+)

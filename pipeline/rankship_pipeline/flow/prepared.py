@@ -1,0 +1,75 @@
+"""A recipe that passed its checks: as it was read, and with its budget and price known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from rankship_pipeline.align.make_alike import Mend
+from rankship_pipeline.foundation.records import Landing
+from rankship_pipeline.models.data import Data
+from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
+from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.ranks.call_sites import Site, find_sites, hash_model
+from rankship_pipeline.ranks.price import Price
+from rankship_pipeline.recipe.choices import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that passed: its models and data, its untrained module and layers, and hashes of all that goes in.
+
+    `sources` are the opened models, and their base, by name. `mends` say how each model is made like the first before
+    merging, `notes` which differences were named. `source_sha256` names every file or model that shapes the result.
+    """
+
+    recipe: Recipe
+    recipe_sha256: str
+    folder: Path
+    sources: Mapping[str, OpenedSource]
+    data: Data
+    calibration_sha256: dict[str, str]
+    test_sha256: str
+    tests_sha256: dict[str, str]
+    unlabelled_sha256: dict[str, str]
+    mends: dict[str, Mend]
+    notes: tuple[str, ...]
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    source_sha256: dict[str, str]
+
+    @cached_property
+    def dense_parameters(self) -> int:
+        """Parameters of the whole model before it is compressed."""
+        return count_parameters(self.model)
+
+    @property
+    def fixed_parameters(self) -> int:
+        """Parameters that no choice of ranks changes."""
+        return self.dense_parameters - sum(layer.parameters for layer in self.layers)
+
+    @property
+    def sites(self) -> dict[str, tuple[Site, ...]]:
+        """Where every factorable layer runs, those too that the recipe keeps dense."""
+        return find_sites(self.model, find_layers(self.model), self.data.test_inputs)
+
+    @property
+    def model_sha256(self) -> str:
+        """What a table of costs is measured for."""
+        return hash_model(self.model, self.sites)
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A prepared recipe whose budget is known, in the unit of its price.
+
+    With ARP's fixed threshold the budget is the dense model's cost: the threshold decides below it. `landing` is how a
+    latency budget was met on its device, None for other budgets.
+    """
+
+    prepared: Prepared
+    price: Price
+    budget: int
+    landing: Landing | None = None

@@ -1,0 +1,115 @@
+"""Everything known of the formats that models are exported to, in one table; the rest of the code reads it here.
+
+A new format is a name in `Format`, a line in `FACTS`, its exporter's module (see export/__init__.py) and the agent's
+loader (agent/runtimes.py). The agent runs alone on a device and keeps a copy of what it needs; a test compares the two.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["onnx", "tflite", "executorch"]
+
+_LOAD_ONNX = """import onnxruntime
+
+session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
+names = [one.name for one in session.get_inputs()]
+outputs = session.run(None, dict(zip(names, inputs)))  # inputs: one float array each, batch size 1"""
+_LOAD_TFLITE = """from ai_edge_litert.interpreter import Interpreter  # tflite_runtime.interpreter has the same
+
+interpreter = Interpreter({path!r})
+interpreter.allocate_tensors()
+for spec, array in zip(interpreter.get_input_details(), inputs):
+    interpreter.set_tensor(spec["index"], array)
+interpreter.invoke()
+outputs = [interpreter.get_tensor(spec["index"]) for spec in interpreter.get_output_details()]"""
+_LOAD_EXECUTORCH = """// C++; link executorch, its extension_module, extension_tensor and the XNNPACK backend
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+
+executorch::extension::Module module({json_path});
+auto input = executorch::extension::from_blob(data, {{1, /* the model's other dimensions */}});
+auto outputs = module.forward(input);  // check outputs.ok()"""
+_START_RUNNER = (
+    "import os, subprocess; subprocess.run([os.environ['RANKSHIP_EXECUTORCH_RUNNER'], 'version'], check=True)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatFacts:
+    """What is known of one format.
+
+    `suffix` ends the names of its files, without a dot. On the host, `exporter` is the module that writes it, `extra`
+    what pip installs for that, `exporter_import` the module whose presence proves that it is installed;
+    `exporter_distributions` are those whose versions shape a file, `runtime_distribution` the one that runs it.
+    On a device, `device_packages` are what its interpreter needs to run the format, and `device_note` what pip must be
+    told besides. `kit_series` is the series of releases of the runtime that a kit brings; with `kit_compiles` the kit
+    brings a program compiled from it instead of a Python package. `kit_check` is Python code that fails where what the
+    kit brought does not run. `load_example` shows how an application loads a file, with {path!r} or {json_path} in it.
+    `marker` is the format's sign in charts, as matplotlib names it.
+    """
+
+    suffix: str
+    exporter: str
+    extra: str
+    exporter_import: str
+    exporter_distributions: tuple[str, ...]
+    runtime_distribution: str
+    device_packages: tuple[str, ...]
+    device_note: str = ""
+    kit_series: str
+    kit_compiles: bool = False
+    kit_check: str
+    load_example: str
+    marker: str
+
+    @property
+    def pip_packages(self) -> str:
+        """What to write after `pip install` on a device, with the note in brackets."""
+        return " ".join(self.device_packages) + (f" ({self.device_note})" if self.device_note else "")
+
+
+# In the order of tables and pages.
+FACTS: dict[Format, FormatFacts] = {
+    "onnx": FormatFacts(
+        suffix="onnx",
+        exporter="rankship_pipeline.export.onnx",
+        extra="rankship[onnx]",
+        exporter_import="onnxscript",
+        exporter_distributions=("onnx", "onnxscript"),
+        runtime_distribution="onnxruntime",
+        device_packages=("onnxruntime", "numpy"),
+        kit_series="1.31",
+        kit_check="import onnxruntime",
+        load_example=_LOAD_ONNX,
+        marker="o",
+    ),
+    "tflite": FormatFacts(
+        suffix="tflite",
+        exporter="rankship_pipeline.export.tflite",
+        extra="rankship[tflite]",
+        exporter_import="litert_torch",
+        exporter_distributions=("litert-torch", "litert-converter"),
+        runtime_distribution="ai-edge-litert",
+        device_packages=("ai-edge-litert", "numpy"),
+        kit_series="2.3",
+        kit_check="import ai_edge_litert.interpreter",
+        load_example=_LOAD_TFLITE,
+        marker="s",
+    ),
+    "executorch": FormatFacts(
+        suffix="pte",
+        exporter="rankship_pipeline.export.executorch",
+        extra="rankship[executorch]",
+        exporter_import="executorch",
+        exporter_distributions=("executorch", "torchao"),
+        runtime_distribution="executorch",
+        device_packages=("executorch", "torch", "numpy"),
+        device_note="torch from PyTorch's CPU index",
+        kit_series="1.5",
+        kit_compiles=True,
+        kit_check=_START_RUNNER,
+        load_example=_LOAD_EXECUTORCH,
+        marker="^",
+    ),
+}
+FORMATS: tuple[Format, ...] = tuple(FACTS)

@@ -1,0 +1,204 @@
+"""The models of a recipe, each opened once: its files and their hash, its headers, its untrained module, its adapter.
+
+A model comes from a factory beside the recipe, from a Hugging Face folder, or from a Python session that holds it.
+"""
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rankship_pipeline.foundation.errors import BuildError, InputError
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.models.huggingface import (
+    PREFIX,
+    find_snapshot,
+    list_snapshot_files,
+    load_wrapped_state,
+    make_wrapped,
+)
+from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
+from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module
+from rankship_pipeline.models.weights import (
+    State,
+    TensorHeader,
+    check_fits,
+    copy_state,
+    describe_state,
+    hash_tensors,
+    load_into,
+    read_header,
+    read_shapes,
+    read_state,
+    refuse_broken,
+)
+from rankship_pipeline.recipe.choices import Source
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """One model; each of its parts is read when it is first asked for, and then kept.
+
+    `module` is the trained module that a Python session holds, None for a model in files.
+    """
+
+    source: Source
+    folder: Path
+    seed: int
+    module: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the recipe."""
+        return self.source.name
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the model's own tensor names in its module."""
+        return "" if self.source.huggingface is None else PREFIX
+
+    @cached_property
+    def snapshot(self) -> Path:
+        """The local folder of a Hugging Face model."""
+        return find_snapshot(self.source, self.folder)
+
+    @cached_property
+    def weights(self) -> tuple[Path, ...]:
+        """The safetensors files with its tensors, those of an adapter left out; none for a model without files."""
+        if self.source.huggingface is not None:
+            return tuple(list_snapshot_files(self.snapshot)[1:])
+        return () if self.source.weights is None else (find_weights(self.source, self.folder),)
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that defines it: code, weights, configuration, adapter."""
+        if self.module is not None:
+            return tuple(_list_code(self.module))
+        if self.source.huggingface is not None:
+            files = list_snapshot_files(self.snapshot)
+        else:
+            files = list_factory_files(self.source, self.folder)
+        return (*files, *(() if self.adapter_folder is None else list_adapter_files(self.adapter_folder)))
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over all files, and over the tensors and structure of a module that a session holds."""
+        state = hashlib.sha256()
+        for path in self.files:
+            state.update(f"{path.name} {hash_file(path)}\n".encode())
+        if self.module is not None:
+            tensors = self.module.state_dict()
+            state.update(f"{self.module!r}\n{' '.join(tensors)}\n{hash_tensors(tensors.values())}".encode())
+        return state.hexdigest()
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where its LoRA adapter lies."""
+        return None if self.source.adapter is None else self.folder / self.source.adapter
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """Its LoRA adapter, None without one."""
+        return None if self.adapter_folder is None else read_adapter(self.adapter_folder)
+
+    @cached_property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """Shape and type of every tensor, from its files' headers; its untrained module's where there are no files."""
+        if self.weights:
+            return {name: header for path in self.weights for name, header in read_header(path).items()}
+        return describe_state(self.untrained)
+
+    @cached_property
+    def untrained(self) -> nn.Module:
+        """The architecture in evaluation mode, never to be changed; one seed gives all sources one initialisation."""
+        if self.module is not None:
+            return copy.deepcopy(self.module).eval()
+        torch.manual_seed(self.seed)
+        if self.source.huggingface is not None:
+            return make_wrapped(self.source, self.snapshot)
+        return make_module(self.source, self.folder)
+
+    def make(self) -> nn.Module:
+        """A copy of the untrained module, to be filled or changed."""
+        return copy.deepcopy(self.untrained)
+
+    def check(self) -> None:
+        """Refuse weights and an adapter that do not fit the module, and numbers that are not finite: InputError."""
+        if self.source.weights is not None:
+            (path,) = self.weights
+            check_fits(self.untrained, read_shapes(path), where=str(path))
+            refuse_broken(path)
+        if self.adapter is not None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.untrained.state_dict().items()}
+            self.adapter.check_fits(shapes, self.prefix)
+
+    def load_state(self) -> State:
+        """The trained tensors, float32 on the CPU, under the module's names: loaded, held, or trained on the spot.
+
+        An adapter is added to them. Raises BuildError where training diverges, InputError for files that do not fit.
+        """
+        if self.adapter is None:
+            return self._load_bare(())
+        supplied = [self.prefix + name for name in self.adapter.replaced]
+        return self.adapter.add_to(self._load_bare(supplied), self.prefix)
+
+    def _load_bare(self, supplied: Iterable[str]) -> State:
+        if self.module is not None:
+            return copy_state(self.module)
+        if self.source.huggingface is not None:
+            return load_wrapped_state(self.source, self.snapshot, set(supplied))
+        if self.source.train is not None:
+            return self._train()
+        (path,) = self.weights
+        return copy_state(load_into(self.make(), read_state(path), where=str(path)))
+
+    def _train(self) -> State:
+        module = self.make()
+        torch.manual_seed(self.seed)
+        load_function(str(self.source.train), self.folder)(module, self.seed)
+        broken = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
+        if broken:
+            raise BuildError(f"training {self.name!r} diverged: {broken[0]} is not finite", hint="lower its step size")
+        return copy_state(module)
+
+
+def _list_code(module: nn.Module) -> list[Path]:
+    """The source files of a module's classes, torch's own left out; classes typed into a notebook have none."""
+    classes = {type(one) for one in module.modules() if not type(one).__module__.startswith("torch.")}
+    files = set()
+    for one in classes:
+        try:
+            files.add(Path(inspect.getfile(one)))
+        except (TypeError, OSError):
+            continue
+    return sorted(path for path in files if path.is_file())
+
+
+def open_source(source: Source, folder: Path, seed: int) -> OpenedSource:
+    """Open one model of a recipe; functions that it names must exist, so that a typing mistake is told at once."""
+    for reference in (source.factory, source.train):
+        if reference is not None:
+            load_function(reference, folder)
+    return OpenedSource(source, folder, seed)
+
+
+def open_sources(
+    sources: Iterable[Source], folder: Path, seed: int, held: Mapping[str, nn.Module] | None = None
+) -> dict[str, OpenedSource]:
+    """Open every model by its name; InputError where the session does not hold one that a recipe says it holds."""
+    opened = {}
+    for source in sources:
+        if not source.held:
+            opened[source.name] = open_source(source, folder, seed)
+        elif source.name in (held or {}):
+            opened[source.name] = OpenedSource(source, folder, seed, (held or {})[source.name])
+        else:
+            message = f"model {source.name!r} stands for a module of a Python session, which is not given here"
+            raise InputError(message, hint="name its files: factory and weights, or huggingface")
+    return opened

@@ -1,0 +1,48 @@
+"""Looking into a model while it runs: what its layers are given and what they give, the one way to hook them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.models.data import Inputs
+
+See = Callable[[str, Tensor, Tensor], Tensor | None]
+
+
+@contextmanager
+def watch(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
+    """Call `see(name, input, output)` whenever one of the named modules has run, until the block is left.
+
+    A tensor that `see` returns takes the output's place. The input is the first argument, by position or as `input`.
+    An exception from `see` ends the forward pass and reaches its caller.
+    """
+
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor | None]:
+        return lambda _module, args, named, output: see(name, args[0] if args else named["input"], output)
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(make_hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+class _Reached(Exception):
+    """The way out of a forward pass whose rest is not needed."""
+
+
+@torch.inference_mode()
+def run_until(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Run a model as far as the first call of the named module; returns that call's input and output."""
+    seen: list[Tensor] = []
+
+    def see(_name: str, x: Tensor, y: Tensor) -> None:
+        seen.extend((x, y))
+        raise _Reached
+
+    with watch(model, [name], see), suppress(_Reached):
+        model(*inputs)
+    x, y = seen
+    return x, y

@@ -1,0 +1,122 @@
+"""What a session asks of the agent, and the trial that the agent's answer makes: no connection, no waiting."""
+
+from collections.abc import Mapping, Sequence
+
+from rankship_pipeline.foundation.records import Format
+from rankship_targets.client.calls import pick
+from rankship_targets.client.detached import Ticket
+from rankship_targets.devices.device import Device
+from rankship_targets.trials.events import Event, Idle, Loaded, Opened, Samples, Settled, State, Warmed
+from rankship_targets.trials.request import MeasureRequest
+from rankship_targets.trials.trial import Conditions, Span, Trial
+
+LONGEST_COOLING_S = 900.0
+AgentRequest = dict[str, object]
+
+
+def ask_to_infer(
+    artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, threads: int
+) -> AgentRequest:
+    """Write the request to run every sample; the agent writes one file per output, `output`.0.npy and so on."""
+    return {
+        "command": "infer",
+        "format": artifact_format,
+        "artifact": artifact,
+        "inputs": list(inputs),
+        "output": output,
+        "threads": threads,
+    }
+
+
+def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
+    """Write the request to time an artifact under the conditions that the inventory asks for."""
+    return {
+        "command": "measure",
+        "format": request.key.format,
+        "artifact": request.artifact,
+        "inputs": list(request.inputs),
+        "threads": request.threads,
+        "min_samples": request.min_samples,
+        "min_duration_ms": request.min_duration_ms,
+        "max_warmup_ms": request.max_warmup_ms,
+        "cpus": None if device.cpus is None else list(device.cpus),
+        "cool_below_mc": device.cool_below_mc,
+        "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
+        **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
+    }
+
+
+def ask_to_sweep(requests: Sequence[MeasureRequest], device: Device) -> AgentRequest:
+    """Write the request to time several artifacts in one process; all but artifact and inputs is the first one's."""
+    asked = ask_to_measure(requests[0], device)
+    del asked["artifact"]
+    return {
+        **asked,
+        "command": "sweep",
+        "artifacts": [one.artifact for one in requests],
+        "inputs": [list(one.inputs) for one in requests],
+    }
+
+
+def ask_to_profile(request: MeasureRequest, runs: int) -> AgentRequest:
+    """Write the request to profile so many inferences of an artifact."""
+    return {
+        "command": "profile",
+        "format": request.key.format,
+        "artifact": request.artifact,
+        "inputs": list(request.inputs),
+        "threads": request.threads,
+        "runs": runs,
+    }
+
+
+def limit_duration(request: MeasureRequest, device: Device) -> float:
+    """The seconds after which a measurement has failed, the time to cool down in them where the device must."""
+    return request.timeout_s + (0.0 if device.cool_below_mc is None else LONGEST_COOLING_S)
+
+
+def read_trial(
+    request: MeasureRequest,
+    events: Sequence[Event],
+    ticket: Ticket,
+    device: Device,
+    *,
+    agent_sha256: str,
+    retries: int,
+    unmet: tuple[str, ...],
+) -> Trial:
+    """Make a trial of what the agent said; `unmet` are the conditions that could not be set before it started."""
+    opened, warmed = pick(events, Opened, device), pick(events, Warmed, device)
+    settled, samples = pick(events, Settled, device), pick(events, Samples, device)
+    states: Mapping[str, list[State]] = {
+        when: [one for one in events if isinstance(one, State) and one.when == when] for when in ("before", "after")
+    }
+    return Trial(
+        round=request.round,
+        key=request.key,
+        artifact_sha256=request.artifact_sha256,
+        device=device.name,
+        started_utc=ticket.started_utc,
+        threads=request.threads,
+        load_ns=pick(events, Loaded, device).load_ns,
+        warmup_ns=warmed.ns,
+        warmed_up=warmed.steady,
+        samples_ns=samples.ns,
+        peak_rss_bytes=warmed.peak_rss_bytes,
+        runtime_rss_bytes=opened.rss_bytes,
+        runtime=opened.runtime,
+        before=pick(states["before"], State, device).state,
+        after=pick(states["after"], State, device).state,
+        agent_sha256=agent_sha256,
+        retries=retries,
+        conditions=Conditions(cpus=settled.cpus, cooling_ms=settled.cooling_ms, unmet=(*unmet, *settled.unmet)),
+        loop=_read_loop(samples),
+        waited_ns=samples.waited_ns,
+        idle=tuple(Span(start_ns=one.start_ns, end_ns=one.end_ns) for one in events if isinstance(one, Idle)),
+    )
+
+
+def _read_loop(samples: Samples) -> Span | None:
+    if samples.start_ns is None or samples.end_ns is None:
+        return None
+    return Span(start_ns=samples.start_ns, end_ns=samples.end_ns)
