@@ -34,3 +34,9 @@ def hash_code() -> str:
     for path in sorted(_PACKAGE.rglob("*.py")):
         state.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return state.hexdigest()
+
+
+def can_export(format_name: str) -> bool:
+    """Whether a format's exporter and a runtime that proves its files are installed; imports nothing."""
+    exporter, runtimes = _EXPORT_PACKAGES[format_name][-1 if format_name == "onnx" else 0], RUNTIMES[format_name]
+    return find_version(exporter) is not None and any(find_version(name) for name in runtimes)
