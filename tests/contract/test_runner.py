@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from make.onnx_files import SAMPLES, WEIGHT, save_product
 from rankship_pipeline.export.runner import FakeRunner, Runner
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_targets.devices.device import describe_this_machine
 from rankship_targets.session.runner import DeviceRunner, HostRunner
 from rankship_targets.session.session import open_session
-
-WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
 
 
 @pytest.fixture(params=["fake", "host", "device"])
@@ -30,23 +27,13 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "line",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
-        [numpy_helper.from_array(WEIGHT, "w")],
-    )
-    path = tmp_path / "a model.onnx"
-    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
-    return path
+    return save_product(tmp_path / "a model.onnx")
 
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    path = tmp_path / "samples.npy"
-    np.save(path, np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32))
-    return path
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    return tmp_path / "samples.npy"
 
 
 def test_every_sample_is_run_and_stacked_in_order(runner: Runner, model: Path, samples: Path, tmp_path: Path) -> None:

@@ -3,24 +3,18 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from make.ssh_servers import SshServer
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.records import FORMATS
 from rankship_targets.devices.device import Device
 
 
-class Server(Protocol):
-    """What the fixture `ssh_server` gives."""
-
-    device: Device
-
-
 @pytest.fixture
-def board(ssh_server: Server) -> Device:
+def board(ssh_server: SshServer) -> Device:
     return ssh_server.device
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from make.artifacts import make_request
 from rankship_benchmarks.judge.validity import judge_trial, refuse_trials
 from rankship_pipeline.foundation.errors import ClockJumped
 from rankship_pipeline.foundation.files import hash_file
@@ -20,7 +21,6 @@ from rankship_targets.transport.copying import copy_many
 from rankship_targets.transport.protocol import hash_many, run_checked
 from rankship_targets.transport.receiving import PYTHON_FROM_BYTES
 from rankship_targets.transport.ssh.connection import open_ssh
-from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 from rankship_targets.twin.machine import Machine
 
@@ -69,18 +69,9 @@ def measure(machine: Machine, model: Any, samples: Path, strike: Callable[[], No
 
     heat(machine, HOT)
     with open_session(replace(machine.device, cool_below_mc=50_000), on_news=tell) as held:
-        request = MeasureRequest(
-            round=0,
-            variant="dense",
-            format="onnx",
-            artifact=held.push(model.path, model.verified),
-            artifact_sha256=model.verified.artifact_sha256,
-            inputs=(held.push_file(samples),),
-            threads=1,
-            min_samples=20,
-            min_duration_ms=1000,
-            max_warmup_ms=200,
-        )
+        artifact, inputs = held.push(model.path, model.verified), held.push_file(samples)
+        sha256 = model.verified.artifact_sha256
+        request = make_request(artifact, sha256, [inputs], min_duration_ms=1000, max_warmup_ms=200)
         ticket = make_ticket()
         trial = held.measure(request, ticket)
         held.forget(ticket)

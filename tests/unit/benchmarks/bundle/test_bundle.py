@@ -6,6 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from make.builds import make_build
+from make.bundles import make_header, start_bundle
+from make.trials import UNTOLD, make_reading, make_trial
 from rankship_benchmarks.bundle.bundle import (
     BUNDLE_FILE,
     Header,
@@ -18,77 +21,16 @@ from rankship_benchmarks.bundle.bundle import (
 )
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Build, RankPlan
-from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
+from rankship_targets.trials.trial import Trial
 
-UNTOLD = DeviceState(
-    governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
+HEADER = make_header(make_build(recipe="Grüße"), conditions={"kernel": "6.1"})
+FIRST, SECOND, THIRD = (
+    make_trial(round=number, before=UNTOLD, after=UNTOLD, runtime=make_reading("µruntime")) for number in range(3)
 )
-PLAN = RankPlan(
-    method="uniform",
-    layers=(),
-    fixed_parameters=1,
-    total_parameters=1,
-    unit="parameters",
-    total_cost=1,
-    budget_cost=1,
-    predicted_error=0.0,
-)
-BUILD = Build(
-    recipe="Grüße",
-    recipe_sha256="r",
-    artifacts=(),
-    plan=PLAN,
-    accuracies=(),
-    alternatives=(),
-    dense_parameters=1,
-)
-HEADER = Header(
-    run_id="one",
-    created_utc="2025-01-01T00:00:00+00:00",
-    suite_sha256="s",
-    recipe="Grüße",
-    recipe_sha256="r",
-    build_sha256="b",
-    device="pi4",
-    build=BUILD,
-    verified=(),
-    rounds=3,
-    conditions={"kernel": "6.1"},
-    rankship_version="0.1.0",
-)
-TRIAL = Trial(
-    round=0,
-    variant="dense",
-    format="onnx",
-    artifact_sha256="a",
-    device="pi4",
-    started_utc="2025-01-01T00:00:00+00:00",
-    threads=1,
-    load_ns=10,
-    warmup_ns=(9, 8),
-    warmed_up=True,
-    samples_ns=(5, 6, 7),
-    peak_rss_bytes=None,
-    runtime_rss_bytes=None,
-    runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k µ"),
-    before=UNTOLD,
-    after=UNTOLD,
-    agent_sha256="g",
-    retries=0,
-)
-
-
-def make_trial(number: int) -> Trial:
-    return dataclasses.replace(TRIAL, round=number)
 
 
 def fill(folder: Path, trials: int = 2, header: Header = HEADER) -> Path:
-    create_bundle(folder, header)
-    with writing(folder):
-        for number in range(trials):
-            append_trial(folder, make_trial(number))
-    return folder / BUNDLE_FILE
+    return start_bundle(folder, header, *(FIRST, SECOND, THIRD)[:trials]) / BUNDLE_FILE
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -101,7 +43,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     path = fill(tmp_path / "run")
     bundle = open_bundle(tmp_path / "run")
     assert bundle.header == HEADER
-    assert bundle.trials == (make_trial(0), make_trial(1))
+    assert bundle.trials == (FIRST, SECOND)
     assert not bundle.finished
     with writing(tmp_path / "run"):
         finish_bundle(tmp_path / "run")
@@ -116,9 +58,9 @@ def test_a_writer_killed_at_any_byte_leaves_no_half_trial_and_the_next_append_me
     start = whole.rindex(b"\n", 0, -1) + 1
     for cut in range(start, len(whole)):
         path.write_bytes(whole[:cut])
-        assert open_bundle(tmp_path / "run").trials == (make_trial(0),)
+        assert open_bundle(tmp_path / "run").trials == (FIRST,)
         with writing(tmp_path / "run"):
-            append_trial(tmp_path / "run", make_trial(1))
+            append_trial(tmp_path / "run", SECOND)
         assert path.read_bytes() == whole
 
 
@@ -126,10 +68,10 @@ def test_a_last_line_that_the_disk_lost_is_a_torn_tail_too(tmp_path: Path) -> No
     path = fill(tmp_path / "run", trials=1)
     whole = path.read_bytes()
     path.write_bytes(whole + b"\0" * 40 + b"\n")
-    assert open_bundle(tmp_path / "run").trials == (make_trial(0),)
+    assert open_bundle(tmp_path / "run").trials == (FIRST,)
     with writing(tmp_path / "run"):
-        append_trial(tmp_path / "run", make_trial(1))
-    assert open_bundle(tmp_path / "run").trials == (make_trial(0), make_trial(1))
+        append_trial(tmp_path / "run", SECOND)
+    assert open_bundle(tmp_path / "run").trials == (FIRST, SECOND)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +121,7 @@ def test_a_folder_is_created_once_and_a_finished_one_grows_no_more(tmp_path: Pat
         create_bundle(tmp_path / "run", HEADER)
     finish_bundle(tmp_path / "run")
     with pytest.raises(InputError, match="finished"):
-        append_trial(tmp_path / "run", make_trial(2))
+        append_trial(tmp_path / "run", THIRD)
     with pytest.raises(InputError, match="no such file"):
         open_bundle(tmp_path / "elsewhere")
 

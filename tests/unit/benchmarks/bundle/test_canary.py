@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from make.builds import make_build
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import refuse_unlike
@@ -15,23 +16,12 @@ from rankship_benchmarks.measure.one_device import measure_build
 from rankship_pipeline.export.canary import make_canary, make_network, make_samples
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions
-from rankship_pipeline.foundation.records import Build, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import describe_this_machine
 
 QUIET = Steps(quiet=True)
 FROZEN = "ee9b12058f16dd4aa1476ecbcdd7297e8d5447611a0d694ca0d8bf0063fd033f"
-PLAN = RankPlan(
-    method="none",
-    layers=(),
-    fixed_parameters=0,
-    total_parameters=0,
-    unit="parameters",
-    total_cost=0,
-    budget_cost=0,
-    predicted_error=0.0,
-)
 
 
 def test_the_network_and_its_inputs_are_frozen() -> None:
@@ -50,16 +40,7 @@ def test_a_canary_is_proven_and_timed_in_every_round(tmp_path: Path) -> None:
     store, limits = Store(tmp_path / "store"), ParityChoice()
     canary = make_canary("onnx", store, QUIET)
     assert make_canary("onnx", store, QUIET) == canary
-    build = Build(
-        recipe="r",
-        recipe_sha256="r",
-        artifacts=(),
-        plan=PLAN,
-        accuracies=(),
-        alternatives=(),
-        dense_parameters=0,
-    )
-    timed = replace(build, artifacts=(canary,))
+    build, timed = make_build(parameters=0), make_build(canary, parameters=0)
     verified = verify_on_host(timed, store, limits, QUIET)
     suite = Suite(recipe="r", rounds=2, min_samples=3, min_duration_ms=1, max_warmup_ms=50)
     device = replace(describe_this_machine(), workdir=str(tmp_path / "work"))

@@ -1,15 +1,14 @@
 """Landing: devices that are slower than their table says, unevenly, noisily, or in steps; and how it ends each time."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
-from safetensors.torch import save_file
-from torch import nn
 
+from make.devices import make_local
+from make.recipes import write_priced_recipe
 from rankship_benchmarks.costs import landing as land
 from rankship_benchmarks.costs import landing_search as landing
 from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
@@ -24,7 +23,6 @@ from rankship_pipeline.foundation.records import CostTable, Factors, Landing, La
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import Budget
 from rankship_pipeline.recipe.rules import read_recipe
-from rankship_targets.devices.device import Device
 from rankship_targets.session.session import open_session
 
 TABLE = Range(least_ns=300_000, dense_ns=1_000_000)
@@ -167,26 +165,7 @@ def load():
     x = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
     return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
 """
-RECIPE = """
-name = "net"
-[[models]]
-name = "a"
-factory = "net.py:make"
-weights = "a.safetensors"
-[data]
-loader = "net.py:load"
-[ranks]
-step = 2
-forms = ["svd"]
-[export]
-formats = ["onnx"]
-[parity]
-samples = 4
-[budget]
-latency_ms = 0.001
-on = "here"
-costs = "cost-table.json"
-"""
+BUDGET = 'latency_ms = 0.001\non = "here"\ncosts = "cost-table.json"\n'
 
 
 def make_table(prepared: Prepared, place: Place) -> CostTable:
@@ -213,11 +192,8 @@ def make_table(prepared: Prepared, place: Place) -> CostTable:
 def test_a_recipe_is_landed_once_and_then_built_from_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "net.toml").write_text(RECIPE)
-    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
-    save_file(net.state_dict(), tmp_path / "a.safetensors")
-    here = Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    write_priced_recipe(tmp_path, NET, BUDGET)
+    here = make_local(tmp_path / "work")
     store, steps = Store(tmp_path / "store"), Steps(quiet=True)
     plain = replace(read_recipe(tmp_path / "net.toml"), budget=Budget(kept_parameters=1.0))
     with open_session(here) as session:

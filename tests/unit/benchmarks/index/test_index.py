@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import getpass
 import os
-import runpy
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine, func, select
 
-from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, append_trial, create_bundle, finish_bundle, writing
+from make.bundles import change_header, change_trial
+from make.bundles import keep as keep_run
+from make.judged_runs import make_run
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, append_trial, writing
 from rankship_benchmarks.index.frames import list_bundles, write_frame
 from rankship_benchmarks.index.index import default_url, open_index, refresh_index, refresh_own_index
 from rankship_benchmarks.index.tables import CASES, REASONS, RUNS, TRIALS
@@ -27,9 +29,7 @@ from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
 
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
-make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
-MADE = make_bundle(rounds=2, layers=3, samples=5)
+MADE = make_run(rounds=2, layers=3, samples=5)
 STEADY = tuple(  # five random samples would drift, and be doubted
     dataclasses.replace(one, samples_ns=tuple(one.samples_ns[0] + place % 2 for place in range(5)))
     for one in MADE.trials
@@ -38,14 +38,7 @@ SMALL = dataclasses.replace(MADE, trials=STEADY)
 
 
 def keep(results: Path, name: str, bundle: Bundle = SMALL) -> Path:
-    folder = results / name
-    create_bundle(folder, dataclasses.replace(bundle.header, run_id=name))
-    with writing(folder):
-        for trial in bundle.trials:
-            append_trial(folder, trial)
-        if bundle.finished:
-            finish_bundle(folder)
-    return folder
+    return keep_run(results / name, change_header(bundle, run_id=name))
 
 
 def count(engine: Engine) -> dict[str, int]:
@@ -106,7 +99,7 @@ def test_two_writers_of_sqlite_take_turns(tmp_path: Path) -> None:
 
 def test_the_index_holds_what_the_bundle_says(tmp_path: Path) -> None:
     hot = dataclasses.replace(SMALL.trials[0].after, throttled_bits=0b100)
-    keep(tmp_path, "one", SAMPLE["alter"](SMALL, 0, after=hot))
+    keep(tmp_path, "one", change_trial(SMALL, 0, after=hot))
     engine = refresh_own_index(tmp_path)
     with engine.connect() as connection:
         trials = connection.execute(select(TRIALS).order_by(TRIALS.c.round, TRIALS.c.format, TRIALS.c.variant)).all()
@@ -198,7 +191,7 @@ def test_postgres_follows_the_bundles_and_its_writers_take_turns(tmp_path: Path,
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_an_export_holds_every_sample_once_and_no_zero_for_what_was_not_measured(tmp_path: Path, suffix: str) -> None:
-    keep(tmp_path / "results", "one", SAMPLE["alter"](SMALL, 0, peak_rss_bytes=None))
+    keep(tmp_path / "results", "one", change_trial(SMALL, 0, peak_rss_bytes=None))
     keep(tmp_path / "results", "two")
     folders = list_bundles(tmp_path / "results")
     samples, trials = tmp_path / f"samples{suffix}", tmp_path / f"out/trials{suffix}"

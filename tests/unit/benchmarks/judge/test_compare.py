@@ -8,7 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from rankship_benchmarks.bundle.bundle import Bundle, Header, append_trial, create_bundle, finish_bundle, writing
+from make.artifacts import CANARY, COMPRESSED, DENSE, Case, make_artifact
+from make.builds import make_build
+from make.bundles import change_trials, keep, make_header
+from make.trials import CALM, make_reading, make_trial
+from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.judge.comparability import ASPECTS, find_differences, refuse_unlike_runs
 from rankship_benchmarks.judge.compare import Rule, Verdict, compare_bundles, count_rounds_needed
 from rankship_benchmarks.stats.disorder import find_disorder, find_drift, find_two_speeds
@@ -16,102 +20,21 @@ from rankship_benchmarks.stats.estimates import estimate_median, find_correlatio
 from rankship_benchmarks.stats.shift import correct_holm, find_least_p, find_shift
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
-from rankship_pipeline.foundation.records import Artifact, Build, Format, RankPlan, Variant
-from rankship_targets.trials.trial import Conditions, DeviceState, RuntimeReading, Trial
-
-CALM = DeviceState(
-    governor="performance",
-    frequency_khz=(1_500_000,) * 4,
-    temperature_mc=50_000,
-    load_1m_milli=100,
-    available_memory_bytes=10**9,
-)
-PLAN = RankPlan(
-    method="uniform",
-    layers=(),
-    fixed_parameters=1,
-    total_parameters=1,
-    unit="parameters",
-    total_cost=1,
-    budget_cost=1,
-    predicted_error=0.0,
-)
-Case = tuple[Variant, Format]
-DENSE: Case = ("dense", "onnx")
-COMPRESSED: Case = ("compressed", "onnx")
-CANARY: Case = ("canary", "onnx")
-
-
-def make_artifact(case: Case) -> Artifact:
-    variant, format_ = case
-    return Artifact(
-        variant=variant,
-        format=format_,
-        file="m",
-        size_bytes=1,
-        sha256=f"{variant} {format_}",
-        inputs=(),
-        outputs=(),
-        parameters=1,
-        factored_layers=(),
-        recipe_sha256="r",
-        source_sha256={},
-        toolchain={},
-    )
-
-
-def make_trial(case: Case, number: int, time_ns: float) -> Trial:
-    variant, format_ = case
-    return Trial(
-        round=number,
-        variant=variant,
-        format=format_,
-        artifact_sha256=f"{variant} {format_}",
-        device="pi4",
-        started_utc=f"2025-01-01T00:{number:02}:00+00:00",
-        threads=1,
-        load_ns=10,
-        warmup_ns=(9, 8),
-        warmed_up=True,
-        samples_ns=(round(time_ns),) * 3,
-        peak_rss_bytes=None,
-        runtime_rss_bytes=None,
-        runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k"),
-        before=CALM,
-        after=CALM,
-        agent_sha256="g",
-        retries=0,
-    )
+from rankship_targets.trials.trial import Conditions
 
 
 def make_bundle(times_ns: dict[Case, list[float]], run_id: str = "one", canary: str | None = None) -> Bundle:
     """`canary` is the file that is said to have been timed as such; the default where times of one are given."""
-    build = Build(
-        recipe="r",
-        recipe_sha256="r",
-        artifacts=tuple(make_artifact(case) for case in times_ns if case != CANARY),
-        plan=PLAN,
-        accuracies=(),
-        alternatives=(),
-        dense_parameters=1,
-    )
-    frozen = replace(make_artifact(CANARY), sha256=canary or "canary onnx") if CANARY in times_ns else None
-    header = Header(
-        run_id=run_id,
-        created_utc="2025-01-01T00:00:00+00:00",
-        suite_sha256="s",
-        recipe="r",
-        recipe_sha256="r",
-        build_sha256="b",
-        device="pi4",
-        build=build,
-        verified=(),
-        rounds=max(map(len, times_ns.values())),
-        conditions={"kernel": "6.1", "timed loop": "200 inferences"},
-        rankship_version="0",
-        canary=frozen,
-    )
-    trials = [make_trial(case, n, time) for case, times in times_ns.items() for n, time in enumerate(times)]
+    build = make_build(*(make_artifact(case) for case in times_ns if case != CANARY))
+    frozen = make_artifact(CANARY, sha256=canary or "canary onnx") if CANARY in times_ns else None
+    conditions = {"kernel": "6.1", "timed loop": "200 inferences"}
+    rounds = max(map(len, times_ns.values()))
+    header = make_header(build, run_id=run_id, rounds=rounds, conditions=conditions, canary=frozen)
+    trials = [
+        make_trial(case, round=n, samples_ns=(round(time),) * 3)
+        for case, times in times_ns.items()
+        for n, time in enumerate(times)
+    ]
     if canary:
         trials = [replace(t, artifact_sha256=canary) if t.variant == "canary" else t for t in trials]
     return Bundle(header=header, trials=tuple(trials), finished=True)
@@ -196,10 +119,6 @@ def test_doubted_rounds_carry_no_verdict_and_are_named() -> None:
     assert verdict.reason.endswith("5 are the fewest: other load in 12 of 16 rounds")
 
 
-def change_trials(bundle: Bundle, **changes: object) -> Bundle:
-    return replace(bundle, trials=tuple(replace(trial, **changes) for trial in bundle.trials))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("aspect", "changes"),
     [
@@ -207,10 +126,7 @@ def change_trials(bundle: Bundle, **changes: object) -> Bundle:
         ("agent", {"agent_sha256": "h"}),
         ("governor", {"before": replace(CALM, governor="ondemand"), "after": replace(CALM, governor="ondemand")}),
         ("affinity", {"conditions": Conditions(cpus=(3,))}),
-        (
-            "onnx runtime",
-            {"runtime": RuntimeReading(name="onnxruntime", version="2", python="3", machine="m", kernel="k")},
-        ),
+        ("onnx runtime", {"runtime": make_reading(version="2")}),
     ],
 )
 def test_unlike_conditions_are_refused_by_name_and_may_be_asked_about(aspect: str, changes: dict[str, object]) -> None:
@@ -235,12 +151,7 @@ def test_another_kernel_cautions_and_an_unknown_aspect_is_refused() -> None:
 
 
 def write(bundle: Bundle, folder: Path) -> str:
-    create_bundle(folder, bundle.header)
-    with writing(folder):
-        for trial in bundle.trials:
-            append_trial(folder, trial)
-        finish_bundle(folder)
-    return str(folder)
+    return str(keep(folder, bundle))
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (0.9, 0), (1.1, 1)])

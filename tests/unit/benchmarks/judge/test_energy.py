@@ -1,69 +1,28 @@
 """Energy per inference: a known trace comes back, its bounds hold the truth, and what cannot be told is refused."""
 
-import runpy
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from rankship_benchmarks.bundle.suite import EnergyChoice, EnergyPlan
+from make.power import (
+    IDLE_UW,
+    INFERENCES,
+    MARGINAL_NJ,
+    MS,
+    PLAN,
+    SECONDS,
+    TOTAL_NJ,
+    TRIAL,
+    S,
+    make_rail,
+    power_at,
+    watch,
+)
 from rankship_benchmarks.judge.energy_round import RoundEnergy, read_round
-from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import MeasurementError, TraceGap
-from rankship_targets.trials.trace import Gap, PowerTrace, Rail
-from rankship_targets.trials.trial import MeteredTrial, Span, Trial
-
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
-make_bundle: Callable[..., Any] = SAMPLE["make_bundle"]
-TRIAL: Trial = make_bundle(rounds=1, layers=3).trials[0]
-
-S, MS = 1_000_000_000, 1_000_000
-IDLE_UW, BUSY_UW, INFERENCES = 2_300_000, 5_100_000, len(TRIAL.samples_ns)
-LOOP = Span(start_ns=14 * S, end_ns=25 * S)
-RESTS = (Span(start_ns=1 * S, end_ns=12 * S), Span(start_ns=27 * S, end_ns=38 * S))
-WATCHED = replace(TRIAL, loop=LOOP, idle=RESTS)
-TOTAL_NJ = BUSY_UW * 11 * S / 1e6 / INFERENCES
-MARGINAL_NJ = (BUSY_UW - IDLE_UW) * 11 * S / 1e6 / INFERENCES
-PLAN = EnergyPlan(choice=EnergyChoice(), meter="replay", period_us=10_000, rails=(), calibration_ppm=None)
-SECONDS = np.arange(0, 40 * S, 10 * MS) / S
-
-
-def power_at(seconds: np.ndarray, drift_uw: float = 0, busy_uw: float = BUSY_UW) -> np.ndarray:
-    """Busy a second longer than the loop on both sides; the idle power rises evenly by `drift_uw` from 0 to 40 s."""
-    powers = np.full(seconds.shape, float(IDLE_UW))
-    powers[(seconds >= LOOP.start_ns / S - 1) & (seconds <= LOOP.end_ns / S + 1)] = busy_uw
-    return powers + drift_uw * seconds / 40
-
-
-def make_rail(
-    powers: np.ndarray, period_ns: int = 10 * MS, *, counter: bool = False, step: int = 1_000, name: str = "cpu"
-) -> Rail:
-    at = tuple(int(n) * period_ns for n in range(len(powers)))
-    if counter:
-        energy = np.concatenate([[0], np.cumsum((powers[1:] + powers[:-1]) / 2 * period_ns / 1e9)])
-        values, power = tuple(int(v) // step * step for v in energy), None
-    else:
-        values, power = None, tuple(round(v / step) * step for v in powers)
-    return Rail(
-        name=name,
-        at_ns=at,
-        power_uw=power,
-        energy_uj=values,
-        resolution_uw=None if counter else step,
-        resolution_uj=step if counter else None,
-        lag_ns=0,
-        gaps=(),
-        skipped=0,
-    )
-
-
-def watch(*rails: Rail, trial: Trial = WATCHED, **changes: object) -> MeteredTrial:
-    trace = PowerTrace(meter="test", provenance="measured", clock="monotonic", period_ns=None, rails=rails)
-    trace = replace(trace, **changes)  # type: ignore[arg-type]
-    return MeteredTrial(trial=trial, trace=trace, trace_sha256=digest(trace))
+from rankship_targets.trials.trace import Gap
+from rankship_targets.trials.trial import MeteredTrial
 
 
 def check_closes(reading: RoundEnergy) -> None:

@@ -3,27 +3,22 @@
 import csv
 import io
 import json
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from make.bundles import keep
+from make.power import BASE, ENERGY_PLAN, ROUNDS, TRUE_MARGINAL_NJ, TRUE_NJ, make_metered, watch, watch_trial
 from rankship_benchmarks.bundle.bundle import (
     BUNDLE_FILE,
     Bundle,
-    append_metered,
-    append_trial,
-    create_bundle,
-    finish_bundle,
     open_bundle,
-    writing,
 )
-from rankship_benchmarks.bundle.suite import EnergyChoice, EnergyPlan, read_suite
+from rankship_benchmarks.bundle.suite import EnergyChoice, read_suite
 from rankship_benchmarks.index.frames import write_frame
 from rankship_benchmarks.judge.compare_energy import compare_energies
 from rankship_benchmarks.judge.energy_figures import CaseEnergy
@@ -33,55 +28,13 @@ from rankship_benchmarks.report.page import render_report
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.trials.trace import Gap
-from rankship_targets.trials.trial import MeteredTrial, Trial
-
-HERE = Path(__file__)
-SAMPLE: dict[str, Any] = runpy.run_path(str(HERE.with_name("test_energy.py")))
-make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
-watch: Callable[..., MeteredTrial] = SAMPLE["watch"]
-make_rail, power_at = SAMPLE["make_rail"], SAMPLE["power_at"]
-SECONDS, INFERENCES = SAMPLE["SECONDS"], SAMPLE["INFERENCES"]
-ROUNDS, BASE = 6, make_bundle(rounds=2, layers=3)
-PLAN = EnergyPlan(choice=EnergyChoice(rounds=ROUNDS), meter="replay", period_us=10_000, rails=(), calibration_ppm=None)
-POWERS_UW = {"dense": 5_100_000, "compressed": 3_700_000}
-TRUE_NJ = {variant: power * 11 * 1000 / INFERENCES for variant, power in POWERS_UW.items()}
-TRUE_MARGINAL_NJ = {variant: (power - 2_300_000) * 11 * 1000 / INFERENCES for variant, power in POWERS_UW.items()}
-
-
-def watch_trial(trial: Trial, number: int, power_uw: float, **changes: object) -> MeteredTrial:
-    """One round, whose samples stay at one speed so that nothing doubts them."""
-    samples = tuple(trial.samples_ns[0] + place % 2 for place in range(len(trial.samples_ns)))
-    trial = replace(trial, round=number, samples_ns=samples, loop=SAMPLE["LOOP"], idle=SAMPLE["RESTS"])
-    return watch(make_rail(power_at(SECONDS, busy_uw=power_uw)), trial=trial, **changes)
-
-
-def make_metered(spread: float = 0.002, factor: float = 1.0, seed: int = 3, **changes: object) -> Bundle:
-    """A run whose onnx artifacts were watched for ROUNDS rounds."""
-    random = np.random.default_rng(seed)
-    first = [trial for trial in BASE.trials if trial.round == 0 and trial.format == "onnx"]
-    metered = [
-        watch_trial(trial, number, factor * POWERS_UW[trial.variant] * random.normal(1, spread), **changes)
-        for number in range(ROUNDS)
-        for trial in first
-    ]
-    return replace(BASE, header=replace(BASE.header, energy=PLAN), metered=tuple(metered))
+from rankship_targets.trials.trial import MeteredTrial
 
 
 def find_energy(bundle: Bundle, variant: str = "dense") -> CaseEnergy:
     (result,) = [one for one in summarise(bundle).results if (one.variant, one.format) == (variant, "onnx")]
     assert result.energy is not None
     return result.energy
-
-
-def keep(folder: Path, bundle: Bundle) -> Path:
-    create_bundle(folder, bundle.header)
-    with writing(folder):
-        for trial in bundle.trials:
-            append_trial(folder, trial)
-        for one in bundle.metered:
-            append_metered(folder, one)
-        finish_bundle(folder)
-    return folder
 
 
 def render(summary: Summary) -> str:
@@ -134,7 +87,7 @@ def test_a_run_without_a_meter_says_so_and_old_bundles_still_read(tmp_path: Path
     assert all(one.energy is None for one in summary.results)
     assert "No energy figure: the suite asks for none." in render(summary)
     assert "No energy figure: the suite asks for none." in render_report(open_bundle(folder))
-    waiting = summarise(replace(BASE, header=replace(BASE.header, energy=PLAN)))
+    waiting = summarise(replace(BASE, header=replace(BASE.header, energy=ENERGY_PLAN)))
     assert "still to come" in render(waiting)
 
 
@@ -189,7 +142,7 @@ def test_an_overlap_in_one_round_refuses_the_marginal_figure_alone() -> None:
 
 def test_a_stated_calibration_widens_both_figures() -> None:
     bundle = make_metered()
-    header = replace(bundle.header, energy=replace(PLAN, calibration_ppm=20_000))
+    header = replace(bundle.header, energy=replace(ENERGY_PLAN, calibration_ppm=20_000))
     plain, wide = find_energy(bundle), find_energy(replace(bundle, header=header))
     for before, after in ((plain.total, wide.total), (plain.marginal, wide.marginal)):
         assert before is not None
@@ -220,7 +173,7 @@ def test_energies_known_in_unlike_ways_are_not_compared() -> None:
     assert (one.word, one.ratio) == ("unknown", None)
     assert one.reason == "energies are unlike: meter was test (measured), is test (counter)"
     longer = make_metered()
-    plan = replace(PLAN, choice=EnergyChoice(rounds=ROUNDS, busy_ms=20_000))
+    plan = replace(ENERGY_PLAN, choice=EnergyChoice(rounds=ROUNDS, busy_ms=20_000))
     (one, _) = compare_energies(make_metered(), replace(longer, header=replace(longer.header, energy=plan)))
     assert "loop was 10000 ms" in one.reason
 

@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_benchmarks.bundle.bundle import Bundle, Header
+from make.artifacts import make_artifact
+from make.builds import make_build
+from make.bundles import make_header
+from make.trials import CALM, HOT, UNTOLD, make_trial
+from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.judge.validity import (
     RULES,
@@ -19,43 +23,9 @@ from rankship_benchmarks.judge.validity import (
     name_distrust,
 )
 from rankship_pipeline.foundation.errors import ClockJumped, MeasurementError, Throttled
-from rankship_pipeline.foundation.records import Artifact, Build, RankPlan
-from rankship_targets.trials.trial import Conditions, DeviceState, RuntimeReading, Span, Trial
+from rankship_targets.trials.trial import Conditions, DeviceState, Span, Trial
 
-CALM = DeviceState(
-    governor="performance",
-    frequency_khz=(1_500_000,),
-    temperature_mc=50_000,
-    load_1m_milli=100,
-    available_memory_bytes=10**9,
-    clock_offset_ns=10**18,
-    throttled_bits=0,
-    throttle_count=3,
-    cooling_steps=0,
-)
-TRIAL = Trial(
-    round=0,
-    variant="dense",
-    format="onnx",
-    artifact_sha256="a",
-    device="pi4",
-    started_utc="2025-01-01T00:00:00+00:00",
-    threads=1,
-    load_ns=10,
-    warmup_ns=(9, 8),
-    warmed_up=True,
-    samples_ns=(100, 100, 100),
-    peak_rss_bytes=None,
-    runtime_rss_bytes=None,
-    runtime=RuntimeReading(name="onnxruntime", version="1", python="3", machine="m", kernel="k"),
-    before=CALM,
-    after=CALM,
-    agent_sha256="g",
-    retries=0,
-)
-UNTOLD = DeviceState(
-    governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
-)
+TRIAL = make_trial()
 
 
 @pytest.mark.parametrize(
@@ -162,57 +132,10 @@ def test_any_trial_is_judged(trial: Trial) -> None:
 
 
 def make_bundle(*trials: Trial) -> Bundle:
-    artifact = Artifact(
-        variant="dense",
-        format="onnx",
-        file="m",
-        size_bytes=1,
-        sha256="a",
-        inputs=(),
-        outputs=(),
-        parameters=1,
-        factored_layers=(),
-        recipe_sha256="r",
-        source_sha256={},
-        toolchain={},
-    )
-    plan = RankPlan(
-        method="uniform",
-        layers=(),
-        fixed_parameters=1,
-        total_parameters=1,
-        unit="parameters",
-        total_cost=1,
-        budget_cost=1,
-        predicted_error=0.0,
-    )
-    build = Build(
-        recipe="r",
-        recipe_sha256="r",
-        artifacts=(artifact,),
-        plan=plan,
-        accuracies=(),
-        alternatives=(),
-        dense_parameters=1,
-    )
-    header = Header(
-        run_id="one",
-        created_utc="2025-01-01T00:00:00+00:00",
-        suite_sha256="s",
-        recipe="r",
-        recipe_sha256="r",
-        build_sha256="b",
-        device="pi4",
-        build=build,
-        verified=(),
-        rounds=len(trials),
-        conditions={},
-        rankship_version="0",
-    )
+    header = make_header(make_build(make_artifact()), rounds=len(trials))
     return Bundle(header=header, trials=trials, finished=True)
 
 
-HOT = replace(CALM, throttled_bits=0x80008)
 BAD = replace(TRIAL, samples_ns=(900,) * 400, after=HOT)
 
 

@@ -1,7 +1,6 @@
 """The parity gate on the device: its own runtime is compared before anything is timed, once for each runtime."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from make.artifacts import describe_file
+from make.builds import make_build
+from make.devices import make_local, write_python
+from make.onnx_files import SAMPLES, WEIGHT, make_products
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import summarise
@@ -21,8 +23,7 @@ from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
-from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Artifact, Build, Format, RankPlan, RunOutput, TensorSpec, Verified
+from rankship_pipeline.foundation.records import Build, Format, RunOutput, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import Device, describe_this_machine
@@ -30,7 +31,6 @@ from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.session.runner import DeviceRunner, HostRunner
 from rankship_targets.session.session import open_session
 
-WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
 LIMITS = ParityChoice(samples=5)
 SUITE = Suite(recipe="r", rounds=1, min_samples=3, min_duration_ms=1, max_warmup_ms=50)
 STEPS = Steps(quiet=True)
@@ -67,62 +67,26 @@ class Built:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Built:
-    samples = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
-
     def make(folder: Path) -> None:
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])],
-            "line",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
-            [numpy_helper.from_array(WEIGHT, "w")],
-        )
-        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-        onnx.save(model, folder / "model.onnx")
-        np.save(folder / "input.0.npy", samples)
-        np.save(folder / "expected.0.npy", samples @ WEIGHT)
+        onnx.save(make_products(WEIGHT), folder / "model.onnx")
+        np.save(folder / "input.0.npy", SAMPLES)
+        np.save(folder / "expected.0.npy", SAMPLES @ WEIGHT)
 
     store = Store(tmp_path / "store")
     entry = store.produce("artifact", {}, make)
     path = entry.folder / "model.onnx"
-    artifact = Artifact(
-        variant="dense",
-        format="onnx",
+    artifact = describe_file(
+        path,
         file=str(path.relative_to(store.root)),
-        size_bytes=path.stat().st_size,
-        sha256=hash_file(path),
         inputs=(TensorSpec(name="input.0", shape=(1, 4), dtype="float32"),),
         outputs=(TensorSpec(name="logits", shape=(1, 3), dtype="float32"),),
         parameters=12,
-        factored_layers=(),
-        recipe_sha256="r",
-        source_sha256={},
-        toolchain={},
     )
-    plan = RankPlan(
-        method="uniform",
-        layers=(),
-        fixed_parameters=12,
-        total_parameters=12,
-        unit="parameters",
-        total_cost=12,
-        budget_cost=12,
-        predicted_error=0.0,
-    )
-    build = Build(
-        recipe="line",
-        recipe_sha256="r",
-        artifacts=(artifact,),
-        plan=plan,
-        accuracies=(),
-        alternatives=(),
-        dense_parameters=12,
-    )
+    build = make_build(artifact, recipe="line", parameters=12)
     files = [entry.folder / name for name in ("input.0.npy", "expected.0.npy")]
     proof = verify_artifact(artifact, path, files[:1], files[1:], HostRunner(), LIMITS)
     sign_artifact(path, proof, "r")
-    device = Device(name="board", transport="local", python=sys.executable, workdir=str(tmp_path / "board"))
-    return Built(build, proof, store, device)
+    return Built(build, proof, store, make_local(tmp_path / "board", "board"))
 
 
 @pytest.fixture
@@ -143,10 +107,7 @@ def with_wrong_runtime(device: Device, folder: Path) -> Device:
     modules = folder / "modules"
     modules.mkdir()
     (modules / "onnxruntime.py").write_text(WRONG_RUNTIME.format(folder=str(modules)))
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{modules}" exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return replace(device, python=str(python))
+    return replace(device, python=str(write_python(folder, PYTHONPATH=modules)))
 
 
 def test_the_devices_runtime_is_compared_once_and_its_proof_is_in_the_bundle(

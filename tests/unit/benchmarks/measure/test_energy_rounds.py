@@ -1,9 +1,7 @@
 """Energy measured through a real session and agent on this machine, with a meter whose power is known."""
 
-import hashlib
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
+from make.artifacts import describe_file, sign
+from make.builds import make_build
+from make.devices import make_local, write_power_meter, write_rooted_python
+from make.onnx_files import make_products
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
 from rankship_benchmarks.judge.energy_figures import CaseEnergy
@@ -22,13 +23,11 @@ from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure import one_device as measure
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, Lacks
-from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.meters.file_meter import FileMeter, write_trace
-from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.trials.trace import PowerTrace, Rail
 from rankship_targets.trials.trial import MeteredTrial
 
@@ -43,85 +42,22 @@ CALM = EnergyChoice(rounds=5, busy_ms=2500, idle_ms=2500)  # read so slowly that
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(measure, "find_inputs", lambda *_: [tmp_path / "x.npy"])
     (tmp_path / "store").mkdir()
-    sensor = tmp_path / "root/sys/class/hwmon/hwmon0"
-    sensor.mkdir(parents=True)
-    (sensor / "name").write_text("ina226\n")
-    (sensor / "power1_input").write_text(f"{BOARD_UW}\n")
-    (tmp_path / "python").write_text(f'#!/bin/sh\nRANKSHIP_AGENT_ROOT="{tmp_path}/root" exec {sys.executable} "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [64, 64], [0.01] * 4096)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64, 64])],
-        [weights],
-    )
-    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.save(made, tmp_path / "store/small.onnx")
-    np.save(tmp_path / "x.npy", np.ones((1, 64, 64), np.float32))
+    write_power_meter(tmp_path / "root", BOARD_UW)
+    write_rooted_python(tmp_path)
+    weight, ones = np.full((64, 64), 0.01, np.float32), np.ones((1, 64, 64), np.float32)
+    onnx.save(make_products(weight, rows=64), tmp_path / "store/small.onnx")
+    np.save(tmp_path / "x.npy", ones)
     return tmp_path
 
 
 def make_device(folder: Path, choice: MeterChoice | None) -> Device:
-    return Device(
-        name="bench-board",
-        transport="local",
-        python=str(folder / "python"),
-        workdir=str(folder / "work"),
-        meter=choice,
-    )
+    return replace(make_local(folder / "work", "bench-board", folder / "python"), meter=choice)
 
 
 def measure_small(folder: Path, choice: MeterChoice | None, suite: Suite) -> Bundle:
     """The whole of a run: push, prove, time, and then watch."""
     model = folder / "store/small.onnx"
-    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
-    artifact = Artifact(
-        variant="dense",
-        format="onnx",
-        file="small.onnx",
-        size_bytes=model.stat().st_size,
-        sha256=sha256,
-        inputs=(),
-        outputs=(),
-        parameters=4096,
-        factored_layers=(),
-        recipe_sha256="r",
-        source_sha256={},
-        toolchain={},
-    )
-    plan = RankPlan(
-        method="uniform",
-        layers=(),
-        fixed_parameters=1,
-        total_parameters=1,
-        unit="parameters",
-        total_cost=1,
-        budget_cost=1,
-        predicted_error=0.0,
-    )
-    build = Build(
-        recipe="small",
-        recipe_sha256="r",
-        artifacts=(artifact,),
-        plan=plan,
-        accuracies=(),
-        alternatives=(),
-        dense_parameters=1,
-    )
-    proof = Verified(
-        artifact_sha256=sha256,
-        variant="dense",
-        format="onnx",
-        runtime="onnxruntime",
-        runtime_version="1",
-        samples=1,
-        max_relative_error=0.0,
-        min_cosine=1.0,
-        top1_agreement=1.0,
-    )
-    sign_artifact(model, proof, "r")
+    build, proof = make_build(describe_file(model, parameters=4096), recipe="small"), sign(model)
     device, store = make_device(folder, choice), Store(folder / "store")
     results = folder / "results"
     run = measure.measure_build(build, [proof], store, device, suite, results, Steps(quiet=True), limits=ParityChoice())

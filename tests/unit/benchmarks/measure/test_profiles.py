@@ -1,15 +1,14 @@
 """Profiles and fronts: what is shown of many operators, and what no other choice beats."""
 
-import runpy
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankship_benchmarks.bundle.bundle import Bundle
+from make.artifacts import make_request
+from make.judged_runs import make_run
 from rankship_benchmarks.measure.profiles import RUNS, Profile, Profiles, profile_run, read_profiles
 from rankship_benchmarks.report.page import render_report
 from rankship_benchmarks.report.profile_charts import draw_profile, list_rows
@@ -20,9 +19,6 @@ from rankship_pipeline.foundation.records import Format
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest
-
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
-make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
 
 
 def make_profile(*middles_us: int) -> Profile:
@@ -58,7 +54,7 @@ def test_a_chart_says_that_it_is_profiled_and_in_what_unit() -> None:
 
 
 def test_a_page_with_profiles_keeps_them_apart_from_latencies_and_says_what_is_missing() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     assert "as profiled" not in render_report(bundle)
     found = Profiles(taken_utc="", profiles=(make_profile(500, 300),), missing={"tflite": "the runtime <offers> none"})
     page = render_report(bundle, found)
@@ -83,18 +79,7 @@ class Device:
 
 
 def ask(format_: Format) -> MeasureRequest:
-    return MeasureRequest(
-        round=0,
-        variant="dense",
-        format=format_,
-        artifact="model",
-        artifact_sha256="0",
-        inputs=(),
-        threads=1,
-        min_samples=1,
-        min_duration_ms=1,
-        max_warmup_ms=1,
-    )
+    return make_request("model", "0", case=("dense", format_), min_samples=1, max_warmup_ms=1)
 
 
 def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """Energy in nights, in the index and in MLflow's metrics: what the meter said, or that it said nothing."""
 
-import runpy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from make.bundles import keep
+from make.nights import make_device_night, make_night
+from make.power import BASE, ROUNDS, TRUE_NJ, make_metered
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.index.index import refresh_own_index
 from rankship_benchmarks.index.mlflow_export import list_metrics, list_parameters
@@ -17,30 +17,16 @@ from rankship_benchmarks.nightly.judge import judge_device, state_exit
 from rankship_benchmarks.nightly.page import list_alarms, list_energies, render_page, state_headline
 from rankship_benchmarks.nightly.records import DeviceNight, NightRecord, list_nights, write_night
 
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_energy_figures.py"))
-make_metered: Callable[..., Bundle] = SAMPLE["make_metered"]
-keep: Callable[[Path, Bundle], Path] = SAMPLE["keep"]
-ROUNDS, TRUE_NJ, BASE = SAMPLE["ROUNDS"], SAMPLE["TRUE_NJ"], SAMPLE["BASE"]
 DEVICE = "pi4"
 
 
 def tell(run: str) -> DeviceNight:
-    return DeviceNight(device=DEVICE, measured_on=DEVICE, run=run, gap=None, error=None, losses=(), cases=())
+    return replace(make_device_night(DEVICE, None), run=run)
 
 
-def make_night(number: int, one: DeviceNight) -> NightRecord:
-    return NightRecord(
-        number=number,
-        suite="tiny",
-        suite_sha256="s",
-        recipe=BASE.header.recipe,
-        build_sha256=BASE.header.build_sha256,
-        started_utc="2025-01-01T00:00:00+00:00",
-        finished_utc="2025-01-01T01:00:00+00:00",
-        asked=(DEVICE,),
-        devices=(one,),
-        failure=None,
-        exit_code=None,
+def make_judged_night(number: int, one: DeviceNight) -> NightRecord:
+    return replace(
+        make_night(number, [one]), recipe=BASE.header.recipe, build_sha256=BASE.header.build_sha256, exit_code=None
     )
 
 
@@ -49,9 +35,9 @@ def judge(results: Path, tonight: Bundle, *before: Bundle) -> NightRecord:
     nights = []
     for number, bundle in enumerate(before):
         keep(results / str(number), bundle)
-        nights.append(make_night(number, tell(str(number))))
+        nights.append(make_judged_night(number, tell(str(number))))
     keep(results / "tonight", tonight)
-    return make_night(len(before), judge_device(results, tell("tonight"), nights, {}))
+    return make_judged_night(len(before), judge_device(results, tell("tonight"), nights, {}))
 
 
 @pytest.mark.parametrize(("factor", "word", "status"), [(1.05, "worse", 1), (0.95, "better", 0), (1.0, "same", 0)])

@@ -1,67 +1,23 @@
 import dataclasses
 import html
 import re
-import runpy
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rankship_benchmarks.bundle.bundle import Bundle, append_trial, create_bundle, finish_bundle, writing
+from make.bundles import keep
+from make.judged_runs import make_run
+from make.pages import read_outline
 from rankship_benchmarks.judge.energy_figures import CaseEnergy, EnergyEstimate
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.report import charts
 from rankship_benchmarks.report.page import render_report, write_report
 from rankship_pipeline.foundation.records import Accuracy, Fidelity, Refinement
 
-# The realistic run is made where the summary's tests are.
-SAMPLE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "judge/test_summary.py"))
-make_bundle: Callable[..., Bundle] = SAMPLE["make_bundle"]
-
-VOID = {"meta", "br", "img", "input", "link", "hr"}
-
-
-class Outline(HTMLParser):
-    """Collects tags and ids, and fails on an element that is closed out of turn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def read_outline(page: str) -> Outline:
-    outline = Outline()
-    outline.feed(page)
-    assert not outline.open
-    return outline
-
 
 def test_the_page_is_one_small_file_that_needs_nothing_else(tmp_path: Path) -> None:
-    bundle = make_bundle(rounds=20, layers=20, samples=1000)
-    create_bundle(tmp_path / "run", bundle.header)
-    with writing(tmp_path / "run"):
-        for trial in bundle.trials:
-            append_trial(tmp_path / "run", trial)
-        finish_bundle(tmp_path / "run")
-    path = write_report(tmp_path / "run")
+    bundle = make_run(rounds=20, layers=20, samples=1000)
+    path = write_report(keep(tmp_path / "run", bundle))
     assert path == tmp_path / "run" / "report.html"
     page = path.read_text()
     assert path.stat().st_size < 2_000_000
@@ -74,7 +30,7 @@ def test_the_page_is_one_small_file_that_needs_nothing_else(tmp_path: Path) -> N
 
 
 def test_the_page_is_well_formed_and_the_same_each_time() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     page = render_report(bundle)
     outline = read_outline(page)
     assert "script" not in outline.tags
@@ -83,21 +39,17 @@ def test_the_page_is_well_formed_and_the_same_each_time() -> None:
 
 
 def test_a_run_shows_the_like_runs_before_it_and_no_others(tmp_path: Path) -> None:
-    def keep(name: str, created: str, conditions: dict[str, str] | None = None) -> None:
+    def keep_run(name: str, created: str, conditions: dict[str, str] | None = None) -> None:
         header = dataclasses.replace(bundle.header, run_id=name, created_utc=created)
         header = header if conditions is None else dataclasses.replace(header, conditions=conditions)
-        create_bundle(tmp_path / name, header)
-        with writing(tmp_path / name):
-            for trial in bundle.trials:
-                append_trial(tmp_path / name, trial)
-            finish_bundle(tmp_path / name)
+        keep(tmp_path / name, dataclasses.replace(bundle, header=header))
 
-    bundle = make_bundle(samples=5)
-    keep("first", "2026-11-01T02:15:00+00:00")
+    bundle = make_run(samples=5)
+    keep_run("first", "2026-11-01T02:15:00+00:00")
     assert "The runs before this one" not in write_report(tmp_path / "first").read_text()
-    keep("unlike", "2026-11-02T02:15:00+00:00", conditions={"kernel": "another"})
-    keep("later", "2026-11-09T02:15:00+00:00")
-    keep("this", "2026-11-03T02:15:00+00:00")
+    keep_run("unlike", "2026-11-02T02:15:00+00:00", conditions={"kernel": "another"})
+    keep_run("later", "2026-11-09T02:15:00+00:00")
+    keep_run("this", "2026-11-03T02:15:00+00:00")
     page = write_report(tmp_path / "this").read_text()
     assert "2 runs, this one last." in page
     assert "11-01" in page
@@ -106,19 +58,19 @@ def test_a_run_shows_the_like_runs_before_it_and_no_others(tmp_path: Path) -> No
 
 
 def test_the_verdict_comes_first_and_everything_asked_for_is_there() -> None:
-    page = render_report(make_bundle())
+    page = render_report(make_run())
     assert page.index("2.5\u00d7 fewer parameters") < page.index("compressed is not faster in executorch")
     assert page.index("compressed is not faster in executorch") < page.index("<h2>Results")
     for word in ("[0.45, 0.47]", "uniform", "stage2.block1.conv2", "3.1e-07", "onnxruntime 1.31.0", "No energy figure"):
         assert word in page
-    bundle = make_bundle()
+    bundle = make_run()
     for sha256 in (bundle.header.recipe_sha256, bundle.trials[0].agent_sha256, bundle.header.build_sha256):
         assert sha256 in page
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "</style><img src=x onerror=y>", 'a"b&c', "$\\alpha$"])
 def test_names_are_shown_and_never_obeyed(text: str) -> None:
-    bundle = make_bundle(recipe=text)
+    bundle = make_run(recipe=text)
     layers = (dataclasses.replace(bundle.header.build.plan.layers[0], name=text), *bundle.header.build.plan.layers[1:])
     plan = dataclasses.replace(bundle.header.build.plan, layers=layers, method=text)
     build = dataclasses.replace(bundle.header.build, plan=plan)
@@ -128,7 +80,7 @@ def test_names_are_shown_and_never_obeyed(text: str) -> None:
 
 
 def test_folders_of_the_host_stay_out_of_the_page() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     artifacts = tuple(
         dataclasses.replace(one, source_sha256={"/home/me/models/a.safetensors": "0" * 64})
         for one in bundle.header.build.artifacts
@@ -142,7 +94,7 @@ def test_folders_of_the_host_stay_out_of_the_page() -> None:
 
 
 def test_a_run_with_little_in_it_still_has_a_page() -> None:
-    bundle = make_bundle(rounds=1, samples=3)
+    bundle = make_run(rounds=1, samples=3)
     build = dataclasses.replace(bundle.header.build, alternatives=(), accuracies=())
     header = dataclasses.replace(bundle.header, build=build, verified=())
     trials = tuple(one for one in bundle.trials if (one.variant, one.format) == ("dense", "tflite"))
@@ -153,7 +105,7 @@ def test_a_run_with_little_in_it_still_has_a_page() -> None:
 
 
 def test_parity_is_shown_for_each_place_where_it_was_proven() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     page = render_report(bundle)
     assert page.count("<td>pi4-bench</td>") == page.count("<td>this host</td>") == len(bundle.header.verified)
     assert page.count("not proven") == len(bundle.header.verified), "an older bundle: the board's own is not there"
@@ -174,16 +126,16 @@ def test_parity_is_shown_for_each_place_where_it_was_proven() -> None:
 
 
 def test_charts_keep_their_text_as_text() -> None:
-    summary = summarise(make_bundle())
+    summary = summarise(make_run())
     assert "compressed: calibrated" in charts.draw_accuracy_against_size(summary)
     assert "median latency (µs), 95 % interval" in charts.draw_accuracy_against_latency(summary)
     assert "svd 57" in charts.draw_ranks(summary.header.build.plan)
     assert "output energy lost (%), predicted" in charts.draw_errors(summary.header.build.plan)
-    assert "compressed: 8 rounds" in charts.draw_latencies(make_bundle().trials, "tflite")
+    assert "compressed: 8 rounds" in charts.draw_latencies(make_run().trials, "tflite")
 
 
 def test_energy_has_a_front_of_its_own_where_a_meter_told_one() -> None:
-    summary = summarise(make_bundle())
+    summary = summarise(make_run())
     assert charts.draw_accuracy_against_energy(summary) == ""
     total = EnergyEstimate(value_nj=12_400_000, bound_nj=200_000, spread_nj=100_000, rounds=6)
     energy = CaseEnergy(
@@ -208,7 +160,7 @@ def test_energy_has_a_front_of_its_own_where_a_meter_told_one() -> None:
 
 
 def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     slow = tuple(
         dataclasses.replace(one, samples_ns=tuple(100 * time for time in one.samples_ns))
         if one.format == "tflite"
@@ -221,7 +173,7 @@ def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
 
 
 def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
-    bundle = make_bundle()
+    bundle = make_run()
     build = bundle.header.build
     assert "What each specialist keeps" not in render_report(bundle)
     before = Accuracy(stage="source:ink", samples=200, correct=198, low=0.96, high=0.997)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from make.recipes import TRAIN, state_model, state_rest
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import Prepared, prepare
 from rankship_pipeline.flow.show import print_build
@@ -17,7 +18,8 @@ from rankship_pipeline.recipe.choices import choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover import refine as refine_room
 
-NET = """
+NET = (
+    """
 import torch
 from torch import nn
 
@@ -30,15 +32,6 @@ def make():
 def make_padded():
     return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
 
-def train(model, seed):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-
-def train_other(model, seed):
-    train(model, seed)
-    train(model, seed)
-
 def load():
     x = (PIXELS - MEAN) / STD
     labels = torch.arange(60) % 3
@@ -50,25 +43,10 @@ def load():
         "test_labels": labels,
     }
 """
-RECIPE = """
-name = "tiny"
-[[models]]
-name = "a"
-factory = "net.py:make"
-train = "net.py:train"
-[[models]]
-name = "b"
-factory = "net.py:make"
-train = "net.py:train_other"
-[data]
-loader = "net.py:load"
-[export]
-formats = ["onnx"]
-[budget]
-kept_parameters = 0.8
-[ranks]
-step = 1
-"""
+    + TRAIN
+)
+MODELS = state_model("a", train="net.py:train") + state_model("b", train="net.py:train_other")
+RECIPE = f'name = "tiny"\n{MODELS}{state_rest(0.8)}'
 LOADER = 'loader = "net.py:load"'
 STATED = LOADER, f"{LOADER}\nnormalise = {{ mean = [0.5], std = [0.25] }}"
 REFINE = "[refine]\nsteps = 30\n"

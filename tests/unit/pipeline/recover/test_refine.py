@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from make.nets import is_same
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.data import Inputs
@@ -25,11 +26,6 @@ def make_net(seed: int) -> nn.Sequential:
 def make_teachers() -> list[tuple[nn.Module, Inputs]]:
     generator = torch.Generator().manual_seed(0)
     return [(make_net(seed), (torch.randn(40, 1, 4, 4, generator=generator),)) for seed in (1, 2)]
-
-
-def is_same(left: nn.Module, right: nn.Module) -> bool:
-    states = left.state_dict(), right.state_dict()
-    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_steps_give_the_same_bytes_every_time_and_touch_no_one_elses() -> None:

@@ -1,15 +1,11 @@
 """Runtimes that are programs: the agent passes on what they say, and says what happened where they say nothing."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankship_targets.client.agent_file import find_agent
+from make.agents import call_agent
 from rankship_targets.trials.events import read_event
 
 VERSION = (
@@ -30,18 +26,8 @@ def call(command: str, program: Path, **more: object) -> list[dict[str, Any]]:
     request: dict[str, object] = {"command": command, **more}
     if command != "probe":
         request |= {"format": "executorch", "artifact": "/m odel.pte", "inputs": ["/x.npy"], "threads": 3}
-    environment = {**os.environ, "RANKSHIP_EXECUTORCH_RUNNER": str(program)}
-    done = subprocess.run(
-        [sys.executable, find_agent(), json.dumps(request)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=60,
-    )
-    lines = done.stdout.splitlines()
-    assert all(read_event(line) for line in lines)  # the host understands every one
-    events: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    events, done = call_agent(request, runner=program)
+    assert all(read_event(line) for line in done.stdout.splitlines())  # the host understands every one
     assert (done.returncode == 0) == (events[-1]["event"] == "done")
     return events
 

@@ -8,24 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
+from make.devices import COLD, HOT, write_sensors
+from make.onnx_files import save_product
+from make.waiting import is_alive, wait_until
 from rankship_targets.agent import main, runs, spool
 from rankship_targets.agent.protocol import Fault
 from rankship_targets.client.agent_file import find_agent
 
-HOT, COLD = "90000", "40000"
 LIMIT_MC = 50_000
 
 
@@ -34,30 +33,17 @@ class Board:
 
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.python, self.root, self.workdir = python, folder / "root", folder / "work"
-        self.heat = self.root / "sys/class/thermal/thermal_zone0/temp"
-        self.boot = self.root / "proc/sys/kernel/random/boot_id"
         self.model, self.environment = folder / "model.onnx", dict(os.environ)
         self.environment["RANKSHIP_AGENT_ROOT"] = str(self.root)
-        for path, text in ((self.heat, HOT), (self.boot, "first")):
-            path.parent.mkdir(parents=True)
-            path.write_text(text)
+        write_sensors(self.root, heat=HOT, boot_id="first")
         self.workdir.mkdir()
-        weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])],
-            "tiny",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
-            [weights],
-        )
-        onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), self.model)
-        np.save(folder / "x.npy", np.ones((1, 4), np.float32))
+        save_product(self.model)
 
     def cool(self) -> None:
         """Let every run go on that waits for it, once it has said that it waits."""
         runs = [folder.name for folder in (self.workdir / "runs").glob("*/")]
-        await_true(lambda: all(self.waits(run) or not lives(self.state(run)["pid"]) for run in runs))
-        self.heat.write_text(COLD)
+        wait_until(lambda: all(self.waits(run) or not is_alive(self.state(run)["pid"]) for run in runs))
+        write_sensors(self.root, heat=COLD)
 
     def waits(self, run: str) -> bool:
         events = self.folder(run) / "events.jsonl"
@@ -109,27 +95,14 @@ class Board:
 
     def kill(self, run: str = "one") -> None:
         os.kill(self.state(run)["pid"], signal.SIGKILL)
-        await_true(lambda: not lives(self.state(run)["pid"]))
-
-
-def await_true(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def lives(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+        wait_until(lambda: not is_alive(self.state(run)["pid"]))
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[Board]:
     board = Board(tmp_path)
     yield board
-    board.boot.write_text("first")
+    write_sensors(board.root, boot_id="first")
     for folder in (board.workdir / "runs").glob("*"):
         board.cancel(folder.name)
 
@@ -147,7 +120,7 @@ def test_a_run_goes_on_without_anyone_and_is_fetched_from_any_event(board: Board
     assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
     assert {Path(file.path).name for file in worker.open_files()} <= {"run.lock", "errors.txt", "events.jsonl"}
     board.cool()
-    await_true(lambda: not lives(worker.pid))
+    wait_until(lambda: not is_alive(worker.pid))
     events = board.fetch()
     assert names(events) == WHOLE
     assert len(events[-2]["ns"]) >= 20
@@ -176,7 +149,7 @@ def test_a_follower_that_is_not_heard_ends_and_the_run_goes_on(board: Board) -> 
     following.stdout.readline()
     following.stdout.close()
     assert following.wait(timeout=30) == main.EXIT_UNHEARD
-    assert lives(board.state()["pid"])
+    assert is_alive(board.state()["pid"])
 
 
 def test_starting_a_run_again_finds_it_going_on_or_finished(board: Board) -> None:
@@ -184,7 +157,7 @@ def test_starting_a_run_again_finds_it_going_on_or_finished(board: Board) -> Non
     assert board.spool() == first
     board.cool()
     assert names(board.fetch())[-1] == "done"
-    await_true(lambda: not lives(board.state()["pid"]))
+    wait_until(lambda: not is_alive(board.state()["pid"]))
     assert board.spool() == first
 
 
@@ -239,12 +212,12 @@ def test_cancel_ends_the_run_and_the_programs_it_left(board: Board) -> None:
     board.environment["PYTHONPATH"] = str(site)
     board.cool()
     board.spool()
-    await_true((site / "child").exists)
+    wait_until((site / "child").exists)
     child = int((site / "child").read_text())
     board.kill()
-    assert lives(child)
+    assert is_alive(child)
     board.cancel()
-    assert not lives(child)
+    assert not is_alive(child)
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
@@ -252,12 +225,12 @@ def test_cancel_ends_the_run_and_the_programs_it_left(board: Board) -> None:
 
 def test_another_boot_is_told_unless_the_run_was_done(board: Board) -> None:
     board.spool()
-    board.boot.write_text("second")
+    write_sensors(board.root, boot_id="second")
     assert board.fetch()[-1]["kind"] == "rebooted"
-    board.boot.write_text("first")
+    write_sensors(board.root, boot_id="first")
     board.cool()
     events = board.fetch()
-    board.boot.write_text("second")
+    write_sensors(board.root, boot_id="second")
     assert board.fetch() == events
 
 
@@ -350,7 +323,7 @@ def test_an_old_interpreter_runs_the_agent(tmp_path: Path) -> None:
     board = Board(tmp_path, str(old))
     assert names(board.ask(command="probe")) == ["probe", "done"]
     board.spool()
-    assert lives(board.state()["pid"])
+    assert is_alive(board.state()["pid"])
     board.cool()
     assert board.fetch()[-1]["kind"] == "lacks_runtime"
     board.cancel()

@@ -1,7 +1,5 @@
 """The C++ program that runs ExecuTorch, built for this machine: it computes what the Python binding computes."""
 
-import json
-import os
 import platform
 import shutil
 import subprocess
@@ -15,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from make.agents import call_agent
 from rankship_pipeline.foundation.errors import AgentMismatch
-from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.etdump import read_etdump
 from rankship_targets.kit.compile import LIBRARIES, PROGRAM, build_runner, pack_runner
 
@@ -71,14 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(command: str, model: Path, runner: Path | None, **more: object) -> list[dict[str, Any]]:
     inputs = [str(model.with_name(name)) for name in ("x.npy", "ids.npy")]
     request: dict[str, object] = {"command": command, "format": "executorch", "artifact": str(model), "inputs": inputs}
-    environment = dict(os.environ)
-    environment.pop("RANKSHIP_EXECUTORCH_RUNNER", None)
-    environment |= {"RANKSHIP_EXECUTORCH_RUNNER": str(runner)} if runner else {}
-    text = json.dumps({**request, "threads": 1, **more})
-    done = subprocess.run(
-        [sys.executable, find_agent(), text], capture_output=True, text=True, env=environment, check=False, timeout=200
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return call_agent({**request, "threads": 1, **more}, runner=runner)[0]
 
 
 def test_it_computes_exactly_what_the_python_binding_computes(runner: Path, model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from make.artifacts import COMPRESSED, make_proof
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
@@ -34,17 +35,7 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def prove(path: Path) -> Verified:
-    return Verified(
-        artifact_sha256=hash_file(path),
-        variant="compressed",
-        format="onnx",
-        runtime="onnxruntime",
-        runtime_version="1",
-        samples=5,
-        max_relative_error=1e-7,
-        min_cosine=1.0,
-        top1_agreement=1.0,
-    )
+    return make_proof(hash_file(path), COMPRESSED, max_relative_error=1e-7)
 
 
 def test_what_was_signed_is_read_again(artifact: Path) -> None:

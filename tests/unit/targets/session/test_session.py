@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
+from make.artifacts import make_request, sign
+from make.devices import make_local
+from make.onnx_files import SAMPLES, WEIGHT, save_product
 from rankship_pipeline.foundation.errors import (
     AuthError,
     BuildError,
@@ -23,12 +25,11 @@ from rankship_pipeline.foundation.errors import (
     TargetBusy,
     TargetTimeout,
 )
-from rankship_pipeline.foundation.records import Verified
+from rankship_pipeline.foundation.files import hash_file
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.enrol.doctor import examine
-from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.session.runner import DeviceRunner, HostRunner
 from rankship_targets.session.session import open_session
 from rankship_targets.transport import link
@@ -36,9 +37,6 @@ from rankship_targets.transport.lease import Owner, describe_owner
 from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.verbs.devices import doctor
-
-WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
-INPUT = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +47,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Device:
-    return Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "a device"))
+    return make_local(tmp_path / "a device")
 
 
 @pytest.fixture(params=["local", "ssh"])
@@ -62,50 +60,12 @@ def device(request: pytest.FixtureRequest, local: Device) -> Device:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], WEIGHTS.ravel().tolist())
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
-        [weights],
-    )
-    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.save(made, tmp_path / "tiny.onnx")
-    np.save(tmp_path / "x.npy", INPUT)
-    return tmp_path / "tiny.onnx"
-
-
-def verify(path: Path) -> Verified:
-    proof = Verified(
-        artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        variant="dense",
-        format="onnx",
-        runtime="onnxruntime",
-        runtime_version="1",
-        samples=5,
-        max_relative_error=0.0,
-        min_cosine=1.0,
-        top1_agreement=1.0,
-    )
-    sign_artifact(path, proof, "0" * 64)
-    return proof
+    return save_product(tmp_path / "tiny.onnx")
 
 
 def ask(artifact: str, model: Path, *inputs: str, **changes: Any) -> MeasureRequest:  # noqa: ANN401
-    request = MeasureRequest(
-        round=1,
-        variant="dense",
-        format="onnx",
-        artifact=artifact,
-        artifact_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
-        inputs=inputs,
-        threads=1,
-        min_samples=30,
-        min_duration_ms=5,
-        max_warmup_ms=2000,
-    )
-    return replace(request, **changes)
+    sha256 = hash_file(model)
+    return make_request(artifact, sha256, inputs, **{"round": 1, "min_samples": 30, "min_duration_ms": 5, **changes})
 
 
 def test_a_sweep_times_several_artifacts_in_one_process_in_their_order(device: Device, model: Path) -> None:
@@ -115,14 +75,14 @@ def test_a_sweep_times_several_artifacts_in_one_process_in_their_order(device: D
     onnx.save(made, other)
     with open_session(device) as session:
         inputs = session.push_file(model.with_name("x.npy"))
-        remotes = [session.push(path, verify(path)) for path in (model, other)]
+        remotes = [session.push(path, sign(path)) for path in (model, other)]
         requests = [ask(remotes[0], model, inputs), ask(remotes[1], other, inputs)]
         trials = session.sweep([*requests, requests[0]])
         with pytest.raises(BuildError, match="not pushed as verified"):
             session.sweep([requests[0], ask("/elsewhere", model, inputs)])
         with pytest.raises(CommandFailed, match="files of as many samples each"):
             session.sweep([ask(remotes[0], model)])
-    shas = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (model, other, model)]
+    shas = [hash_file(path) for path in (model, other, model)]
     assert [trial.artifact_sha256 for trial in trials] == shas
     assert all(len(trial.samples_ns) >= 30 and trial.warmup_ns and trial.load_ns > 0 for trial in trials)
     assert len({trial.started_utc for trial in trials}) == 1
@@ -134,10 +94,10 @@ def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tm
     with open_session(device) as session:
         probe = session.probe()
         assert probe.runtimes["onnx"] is not None
-        remote = session.push(model, verify(model))
+        remote = session.push(model, sign(model))
         inputs = session.push_file(model.with_name("x.npy"))
         (output,), reading = session.infer("onnx", remote, [inputs], tmp_path)
-        np.testing.assert_allclose(np.load(output), INPUT @ WEIGHTS, rtol=1e-5)
+        np.testing.assert_allclose(np.load(output), SAMPLES @ WEIGHT, rtol=1e-5)
         trial = session.measure(ask(remote, model, inputs))
     assert reading == trial.runtime
     assert reading.name == "onnxruntime"
@@ -162,7 +122,7 @@ def test_whole_session_gives_outputs_and_a_trial(device: Device, model: Path, tm
 
 def test_loading_alone_tells_time_and_memory(local: Device, model: Path) -> None:
     with open_session(local) as session:
-        reading = session.load("onnx", session.push(model, verify(model)))
+        reading = session.load("onnx", session.push(model, sign(model)))
     assert reading.load_ns > 0
     assert reading.runtime.name == "onnxruntime"
     assert reading.runtime_rss_bytes is not None
@@ -173,13 +133,13 @@ def test_loading_alone_tells_time_and_memory(local: Device, model: Path) -> None
 def test_second_session_copies_nothing(device: Device, model: Path) -> None:
     def push() -> int:
         with open_session(device) as session:
-            return Path(session.push(model, verify(model))).stat().st_mtime_ns
+            return Path(session.push(model, sign(model))).stat().st_mtime_ns
 
     assert push() == push()
 
 
 def test_changed_file_is_never_pushed(local: Device, model: Path) -> None:
-    verified = verify(model)
+    verified = sign(model)
     model.write_bytes(model.read_bytes() + b"\0")
     with open_session(local) as session, pytest.raises(BuildError, match="nothing was pushed"):
         session.push(model, verified)
@@ -192,14 +152,14 @@ def test_unverified_file_is_never_measured(local: Device, model: Path) -> None:
         inputs = session.push_file(model.with_name("x.npy"))
         with pytest.raises(BuildError, match="not pushed as verified"):
             session.measure(ask(remote, model, inputs))
-        verified = session.push(model, verify(model))
+        verified = session.push(model, sign(model))
         with pytest.raises(BuildError, match="not pushed as verified"):
             session.measure(ask(verified, model, inputs, artifact_sha256="0" * 64))
 
 
 def test_file_changed_on_the_device_is_not_measured(local: Device, model: Path) -> None:
     with open_session(local) as session:
-        remote = session.push(model, verify(model))
+        remote = session.push(model, sign(model))
         inputs = session.push_file(model.with_name("x.npy"))
         Path(remote).write_bytes(b"other")
         with pytest.raises(CommandFailed, match="has SHA-256"):
@@ -249,7 +209,7 @@ def test_lease_is_given_back_when_the_work_fails(device: Device) -> None:
 
 def test_measuring_without_the_lease_is_refused(local: Device, model: Path) -> None:
     with open_session(local) as session:
-        remote = session.push(model, verify(model))
+        remote = session.push(model, sign(model))
         inputs = session.push_file(model.with_name("x.npy"))
         for note in Path(local.workdir, "lease").iterdir():
             note.unlink()
@@ -300,7 +260,7 @@ class Flaky:
 def measure(device: Device, model: Path, connect: Callable[[Device], Transport]) -> int:
     with open_session(device, connect=connect) as session:
         inputs = session.push_file(model.with_name("x.npy"))
-        return session.measure(ask(session.push(model, verify(model)), model, inputs)).retries
+        return session.measure(ask(session.push(model, sign(model)), model, inputs)).retries
 
 
 def test_broken_connections_are_tried_again_and_counted(device: Device, model: Path) -> None:
@@ -342,7 +302,7 @@ def test_device_that_dies_while_measuring_is_a_lost_connection(
     device = replace(server.device, python=local.python, workdir=local.workdir)
     with open_session(device) as session:
         inputs = session.push_file(model.with_name("x.npy"))
-        remote = session.push(model, verify(model))
+        remote = session.push(model, sign(model))
         server.stop()
         with pytest.raises(ConnectionLost):
             session.measure(ask(remote, model, inputs))
@@ -354,13 +314,13 @@ def test_device_that_dies_while_measuring_is_a_lost_connection(
 def test_host_runner_computes_in_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
     output = HostRunner().run("onnx", model, [model.with_name("x.npy")], tmp_path)
     assert output.runtime == "onnxruntime"
-    np.testing.assert_allclose(np.load(output.outputs[0]), INPUT @ WEIGHTS, rtol=1e-5)
+    np.testing.assert_allclose(np.load(output.outputs[0]), SAMPLES @ WEIGHT, rtol=1e-5)
 
 
 def test_device_runner_computes_on_the_device(device: Device, model: Path, tmp_path: Path) -> None:
     with open_session(device) as session:
         output = DeviceRunner(session).run("onnx", model, [model.with_name("x.npy")], tmp_path)
-    np.testing.assert_allclose(np.load(output.outputs[0]), INPUT @ WEIGHTS, rtol=1e-5)
+    np.testing.assert_allclose(np.load(output.outputs[0]), SAMPLES @ WEIGHT, rtol=1e-5)
 
 
 def test_broken_artifact_is_told_by_both_runners(local: Device, model: Path, tmp_path: Path) -> None:

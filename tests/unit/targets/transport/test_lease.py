@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from make.devices import make_local
 from rankship_pipeline.foundation.errors import CommandFailed, TargetBusy
 from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
@@ -19,7 +19,7 @@ from rankship_targets.transport.lease import Lease, Owner, describe_owner
 
 @pytest.fixture
 def local(tmp_path: Path) -> Device:
-    return Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "a device"))
+    return make_local(tmp_path / "a device")
 
 
 def test_lease_of_a_killed_process_is_taken_over(local: Device) -> None:
