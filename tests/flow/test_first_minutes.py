@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from rankship_pipeline.cli import main
 from rankship_pipeline.flow.build import read_build
-from rankship_pipeline.flow.preflight import Prepared, prepare
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.records import Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
