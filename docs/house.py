@@ -23,7 +23,6 @@ FOLDERS = {
     "tests/unit": "One room after the other: unit/<package>/<room>/.",
     "tests/contract": "One suite for every implementation of a seam: exporters, transports, meters, runners.",
     "tests/flow": "Whole commands, in their own processes.",
-    "tests/files": "What release 0.1.0 wrote, which is read for good.",
     "tests/golden": "Plans and merges that must stay bit-identical.",
     "tests/files": "What earlier releases wrote, still to be read.",
     "tests/house": "The rules of this page, and the documents.",
