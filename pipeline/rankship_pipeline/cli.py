@@ -12,6 +12,8 @@ from rankship_pipeline.foundation.errors import RankshipError
 
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
 VERBS: dict[str, tuple[str, str]] = {
+    "init": ("rankship_pipeline.verbs:init", "write a commented recipe that builds as it is"),
+    "compress": ("rankship_benchmarks.verbs.compress:compress", "from a model to proven artifacts in one line"),
     "run": ("rankship_benchmarks.verbs.run:run", "build, verify, push, measure and report in one go"),
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
     "merge": ("rankship_pipeline.verbs:merge", "merge checkpoints on disk into one, without data"),
