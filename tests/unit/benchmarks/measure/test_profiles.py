@@ -15,7 +15,7 @@ from rankship_benchmarks.report.profile_charts import draw_profile, list_rows
 from rankship_benchmarks.stats.pareto import find_front
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, Lacks
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.records import ArtifactKey, Format
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest
@@ -77,7 +77,7 @@ class Device:
 
 
 def ask(format_: Format) -> MeasureRequest:
-    return make_request("model", "0", case=("dense", format_), min_samples=1, max_warmup_ms=1)
+    return make_request("model", "0", key=ArtifactKey(variant="dense", format=format_), min_samples=1, max_warmup_ms=1)
 
 
 def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:
