@@ -122,7 +122,7 @@ def lay_files(build: "Build", verified: "Sequence[Verified]", store: "Store", fo
 
     laid = []
     for artifact in build.files:
-        if artifact.variant == "compressed":
+        if artifact.key.variant == "compressed":
             source = store.root / artifact.file
             target = folder / f"compressed{source.suffix}"
             for one, other in ((source, target), (manifest_path(source), manifest_path(target))):

@@ -3,6 +3,7 @@
 import hashlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rankship_pipeline import __version__
@@ -36,7 +37,7 @@ def hash_code() -> str:
     return state.hexdigest()
 
 
-def can_export(format_name: str) -> bool:
-    """Whether a format's exporter and a runtime that proves its files are installed; imports nothing."""
-    exporter, runtimes = _EXPORT_PACKAGES[format_name][-1 if format_name == "onnx" else 0], RUNTIMES[format_name]
-    return find_version(exporter) is not None and any(find_version(name) for name in runtimes)
+def can_export(format_name: Format) -> bool:
+    """Whether a format's exporter and the runtime that proves its files are installed; imports nothing."""
+    facts = FACTS[format_name]
+    return find_spec(facts.exporter_import) is not None and find_version(facts.runtime_distribution) is not None

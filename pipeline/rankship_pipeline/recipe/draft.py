@@ -10,7 +10,8 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import FORMATS, Format
 from rankship_pipeline.foundation.toolchain import can_export
-from rankship_pipeline.recipe.choices import AMOUNTS, DATA_KINDS, DataKind
+from rankship_pipeline.recipe.budget import AMOUNTS
+from rankship_pipeline.recipe.choices import DATA_KINDS, DataKind
 
 Tables = dict[str, Mapping[str, object] | Sequence[Mapping[str, object]]]
 KEPT = 0.5  # of the parameters, where no budget is given
