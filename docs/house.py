@@ -24,6 +24,7 @@ FOLDERS = {
     "tests/contract": "One suite for every implementation of a seam: exporters, transports, meters, runners.",
     "tests/flow": "Whole commands, in their own processes.",
     "tests/golden": "Plans and merges that must stay bit-identical.",
+    "tests/files": "What earlier releases wrote, still to be read.",
     "tests/house": "The rules of this page, and the documents.",
     "tests/twin": "Emulated devices.",
     "tests/system": "Virtual machines, container images, every fault.",

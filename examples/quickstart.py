@@ -25,16 +25,16 @@ model = nn.Sequential(
     *(nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10)),
 )
 optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-for _ in range(8):
-    for batch in training[torch.randperm(len(training))].split(64):
+for _ in range(6):
+    for batch in torch.split(training[torch.randperm(len(training))], 64):
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
 
 
 if __name__ == "__main__":  # the five lines
-    small = rs.compress(model, images[training[:512]], kept_parameters=0.5, test=(images[testing], labels[testing]))
+    small = rs.compress(model, images[training[:256]], kept_parameters=0.5, test=(images[testing], labels[testing]))
     print(small.report())
     built = rs.export(small, "quickstart-out", formats="onnx")
     measured = rs.measure(built, on="this-machine")

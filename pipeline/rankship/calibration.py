@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Inputs = tuple[Tensor, ...]
     # one tensor; a tuple of tensors, or names and tensors; a DataLoader or a list of such batches
     Calibration = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | Iterable[Any]
+    Tests = tuple[Calibration, Tensor] | Iterable[Any]  # inputs and labels; a DataLoader or list of batches of both
 
 MOST_SAMPLES = 1024  # that are taken of a DataLoader or a list of batches
 _LABELS = "labels"  # what transformers calls them in a batch

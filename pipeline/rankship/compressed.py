@@ -23,7 +23,7 @@ from rankship_pipeline.recipe.rank_methods import RankMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rankship.calibration import Calibration
+    from rankship.calibration import Calibration, Tests
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     ranks: RankMethod | RankChoice = "knapsack",
     factorise: Whitening | FactoriseChoice = "eigen",
     refine: RefineChoice | None = None,
-    test: "tuple[Any, Tensor] | None" = None,
+    test: "Tests | None" = None,
     seed: int = 0,
     name: str = "model",
     store: str | os.PathLike[str] | None = None,
@@ -150,7 +150,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         factorise: How factors are found: a whitening's name or a `FactoriseChoice`. "eigen" weighs errors by what
             the layer's inputs are (SVD-LLM, Wang et al. 2025, https://arxiv.org/abs/2403.07378, §3.1).
         refine: Label-free refinement after compressing, by steps or by processor time; None: none.
-        test: Inputs, as calibration is given, and labels: one class per sample, or per position. None: no accuracies.
+        test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
+            both. None: no accuracies.
         seed: What chance comes from.
         name: What the store and reports call it.
         store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.

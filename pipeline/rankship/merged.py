@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rankship.calibration import name_models
 from rankship.choices import choose_merge
@@ -22,7 +22,7 @@ from rankship_pipeline.recipe.merge_methods import MergeMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rankship.calibration import Calibration
+    from rankship.calibration import Calibration, Tests
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
     *,
     method: MergeMethod | MergeChoice = "joint",
     base: "nn.Module | None" = None,
-    test: "tuple[Any, Tensor] | None" = None,
+    test: "Tests | Mapping[str, Tests] | None" = None,
     unlabelled: "Mapping[str, Calibration] | None" = None,
     seed: int = 0,
     name: str = "merged",
@@ -93,7 +93,8 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
             shrinkage (Jin et al. 2023, https://arxiv.org/abs/2212.09849, eq. 1): (Σ W·G)(Σ G)⁻¹ over every model's
             weights W and its inputs' Gram matrices G. docs/merging.md lists all sixteen.
         base: The module that all were trained from, for methods of task arithmetic.
-        test: Inputs, as calibration is given, and labels: one class per sample, or per position. None: no accuracies.
+        test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
+            both. By a model's name: tests of its own task. None: no accuracies.
         unlabelled: More inputs of each model's task, by name, for refinement.
         seed: What chance comes from, for the methods that use it.
         name: What the store and reports call it.

@@ -1,6 +1,7 @@
 """Models as their users hold them, and as the stages take them: float32 on the CPU, tensors by position, logits out."""
 
 import copy
+import fnmatch
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
+from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
 
 if TYPE_CHECKING:
@@ -96,10 +98,12 @@ def unwrap_plan(plan: "RankPlan", module: "nn.Module") -> "RankPlan":
 
 def wrap_choice(choice: T, wrappings: Sequence[Wrapping]) -> T:
     """A table of a recipe whose layer names are the users', with the names that the stages know."""
-    if not wrappings[0].inputs:
+    if not wrappings or not wrappings[0].inputs:
         return choice
     if isinstance(choice, RankChoice):
-        return replace(choice, exclude=tuple(PREFIX + pattern for pattern in choice.exclude))
+        names = [layer.name for layer in find_layers(wrappings[0].given)]
+        known = [pattern if not fnmatch.filter(names, pattern) else PREFIX + pattern for pattern in choice.exclude]
+        return replace(choice, exclude=tuple(known))  # what errors name has the prefix already
     if isinstance(choice, MergeChoice) and choice.head is not None:
         return replace(choice, head=PREFIX + choice.head)
     return choice

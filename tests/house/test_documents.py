@@ -4,7 +4,6 @@ import ast
 import doctest
 import json
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -53,7 +52,7 @@ def list_code(document: Path) -> Iterator[str]:
 
 def list_commands(document: Path) -> list[list[str]]:
     return [
-        [program, *shlex.split(rest.replace("'", ""))]
+        [program, *(word.strip("[]()\"'") for word in rest.split())]
         for code in list_code(document)
         for program, rest in COMMAND.findall(code)
     ]
@@ -61,7 +60,7 @@ def list_commands(document: Path) -> list[list[str]]:
 
 def find_complaint(words: list[str]) -> str | None:
     """What is wrong with a `rankship` command: its verb, what the verb divides into, or a flag."""
-    verb, *rest = [word.strip("[]()") for word in words[1:]]
+    verb, *rest = words[1:]
     if verb in {"VERB", "--help", "--version"}:
         return None
     if verb not in VERBS:

@@ -16,6 +16,7 @@ DOORS = {
         "factors.saved_model",
         "models.data",
         "models.huggingface",
+        "models.layers",
         "models.source",
         "models.weights",
     },

@@ -1,6 +1,7 @@
 """The site holds every page, command and key; the house is drawn as it stands."""
 
 import re
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -92,3 +93,21 @@ def test_every_folder_of_modules_is_a_room(top: str) -> None:
         folders = {path.parent for path in package.rglob("*.py")} - {package}
         assert folders == set(house.list_rooms(package)), "a folder of modules without __init__.py"
         assert all(len(house.describe(folder)) > len("A room.") for folder in folders)
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    strict = ("--fail-on-warning", "--keep-going", "--quiet", "--doctree-dir", str(tmp_path / "read"))
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *strict, str(ROOT / "docs"), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem: page.read_text() for page in (tmp_path / "site").glob("*.html")}
+    fetched = r"""<(?:script|img|iframe)[^>]+src=["']?(?:https?:)?//|<link[^>]+rel="(?:stylesheet|preload)"[^>]+//"""
+    assert [name for name, text in pages.items() if re.search(fetched, text)] == []
+    assert [name for name, text in pages.items() if "{{ generated" in text] == []
+    assert "rankship devices add" in pages["commands"]
+    assert "kept_parameters" in pages["recipes"]
+    assert "rankship.compress" in pages["api"]

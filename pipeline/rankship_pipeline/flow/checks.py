@@ -24,8 +24,8 @@ from rankship_pipeline.recipe.choices import Recipe
 def check_toolchains(recipe: Recipe) -> None:
     """Every format's exporter and runtime are installed."""
     for name in recipe.export.formats:
-        facts = FACTS[name]
         if not can_export(name):
+            facts = FACTS[name]
             needs = f"{facts.exporter} needs {facts.exporter_import}"
             raise InputError(
                 f"export.formats names {name}, whose toolchain is not installed ({needs})",

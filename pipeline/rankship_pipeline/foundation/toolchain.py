@@ -38,6 +38,6 @@ def hash_code() -> str:
 
 
 def can_export(format_name: Format) -> bool:
-    """Whether a format's exporter and the runtime that proves its files are installed; imports nothing."""
+    """Whether a format's exporter and a runtime that proves its files are installed; imports nothing."""
     facts = FACTS[format_name]
     return find_spec(facts.exporter_import) is not None and find_version(facts.runtime_distribution) is not None

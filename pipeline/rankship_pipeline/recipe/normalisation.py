@@ -28,12 +28,3 @@ class Normalisation:
             for mine, theirs in pairs
             for index in range(channels)
         )
-
-
-def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
-    """Complaints about one normalisation, naming `where` it was written."""
-    if given is None or (len(given.mean) == len(given.std) >= 1 and all(std > 0 for std in given.std)):
-        return []
-    return [
-        f"{where}: normalise needs one positive std per mean, got mean {list(given.mean)} and std {list(given.std)}"
-    ]

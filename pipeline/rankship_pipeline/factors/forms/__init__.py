@@ -1,4 +1,4 @@
-"""The forms in which a layer may be stored, one module each behind one table (METHODS §5).
+"""The forms in which a layer may be stored, one module each behind one table.
 
 A module here says for one form what it may cost and lose at every rank, and makes its weights and its torch modules;
 `Form` lists what it must have. What holds for every form (prices, operators, what is worth offering) stands here once.

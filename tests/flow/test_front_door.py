@@ -1,0 +1,127 @@
+"""`import rankship` end to end: files in three formats, their proofs, a run on this machine, and every docstring."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import rankship
+import rankship as rs
+from make.sessions import make_net
+from rankship_benchmarks.bundle.bundle import open_bundle
+from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Build, Verified
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+INPUTS = torch.randn(80, 20, generator=torch.Generator().manual_seed(1))
+SUITE = rs.Suite(recipe="mine", rounds=1, min_samples=5, min_duration_ms=1, max_warmup_ms=5, canary=False)
+MODULES = sorted(f"rankship.{one.name}" for one in pkgutil.iter_modules(rankship.__path__))
+EXAMPLES = [
+    example
+    for name in MODULES
+    for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    if example.examples
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to write to, one store for all tests of this file, and a device of its own on this machine."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKSHIP_STORE", str(base / "front-door-store"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "front-door-cache"))
+
+
+@pytest.fixture
+def small() -> rs.Compressed:
+    return rs.compress(make_net(), INPUTS, kept_parameters=0.5, progress=False)
+
+
+def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compressed, tmp_path: Path) -> None:
+    built = rs.export(small, tmp_path / "out", progress=False)
+    assert {(one.key.variant, one.key.format) for one in built.verified} == {(v, f) for v in VARIANTS for f in FORMATS}
+    session = onnxruntime.InferenceSession(built.find("onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: INPUTS[:1].numpy()})
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.tensor(found), small.module(INPUTS[:1]), rtol=1e-4, atol=1e-5)
+        assert torch.equal(rs.load(tmp_path / "out", into=make_net())(INPUTS), small.module(INPUTS))
+    assert built.plan == small.plan
+    folder = tmp_path / "out"
+    assert decode(Build, (folder / "build.json").read_bytes(), where="") == built.build
+    assert decode(tuple[Verified, ...], (folder / "verified.json").read_bytes(), where="") == built.verified
+    for name in ("compressed.tflite", "dense.pte", "compressed onnx"):
+        assert name.partition(".")[0] in built.report() or (folder / name).is_file()
+    assert built.find("tflite", "dense") == folder / "dense.tflite"
+    with pytest.raises(InputError, match="no canary onnx was exported"):
+        built.find("onnx", "canary")
+
+
+def test_a_build_is_measured_into_a_bundle_with_its_page(small: rs.Compressed, tmp_path: Path) -> None:
+    built = rs.export(small, "out", formats=["onnx"], progress=False)
+    measured = rs.measure(built, on="this-machine", suite=SUITE, progress=False)
+    assert [(one.key.variant, one.key.format) for one in measured.results] == [
+        ("dense", "onnx"),
+        ("compressed", "onnx"),
+    ]
+    assert measured.page.read_text().startswith("<!DOCTYPE html>")
+    assert open_bundle(measured.folder).header.build == built.build
+    assert "recipe model · device this-machine" in measured.report()
+    assert main(["report", str(measured.folder), "--to", str(tmp_path / "page.html")]) == 0, "the command reads it too"
+    with pytest.raises(InputError, match="unknown device 'this-machin'") as caught:
+        rs.measure(built, on="this-machin")
+    assert "did you mean 'this-machine'" in caught.value.hint
+    with pytest.raises(InputError, match="rounds must be at least 1"):
+        rs.measure(built, on="this-machine", suite=rs.Suite(recipe="mine", rounds=0))
+
+
+def test_a_recipe_is_run_as_the_commands_run_it(recipe: Path, tmp_path: Path) -> None:
+    assert main(["build", str(recipe)]) == 0
+    written = rs.Recipe.read(recipe)
+    built = rs.run(recipe, to=tmp_path / "out", progress=False)
+    assert main(["verify", str(recipe)]) == 0
+    again = rs.run(written, folder=recipe.parent, progress=False)
+    assert again.build == built.build, "the command's build is found in the store"
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir() if path.stem == "compressed") == [
+        ".onnx",
+        ".pte",
+        ".tflite",
+    ]
+    assert again.find("onnx").parent.name.startswith("artifact-")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda one: one.name)
+def test_what_a_docstring_shows_is_so(example: doctest.DocTest) -> None:
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner.run(example, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
+
+
+def test_every_module_with_a_public_function_shows_an_example() -> None:
+    named = {example.name.rpartition(".")[2] for example in EXAMPLES}
+    assert {"compress", "merge", "export", "measure", "load", "run", "Recipe"} <= named
+
+
+def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
+    script = ROOT / "examples/quickstart.py"
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "× fewer" in done.stdout
+    assert "device this-machine" in done.stdout
+    assert (tmp_path / "quickstart-out/compressed.onnx").is_file()
+    five = [line for line in script.read_text().split("__main__")[1].splitlines()[1:] if line]
+    assert len(five) == 5
