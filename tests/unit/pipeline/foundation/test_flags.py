@@ -24,7 +24,7 @@ def chatter(argv):
 
 sys.modules["verbs_here"] = sys.modules["__main__"]
 VERBS["chatter"] = ("verbs_here:chatter", "")
-sys.exit(main(["chatter", *sys.argv[1:]]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -81,8 +81,8 @@ def test_warnings_and_log_lines_of_libraries_stay_away_until_asked_for() -> None
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**hidden, **environment})
         return done.stderr
 
-    assert run() == "an error\n"
-    for loud in (run("--verbose"), run(**{quiet.VERBOSE: "1"})):
+    assert run("chatter") == "an error\n"
+    for loud in (run("chatter", "--verbose"), run("--verbose", "chatter"), run("chatter", **{quiet.VERBOSE: "1"})):
         assert "DeprecationWarning: theirs" in loud
         assert "theirs too\nan error\n" in loud
 
