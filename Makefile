@@ -4,8 +4,9 @@
 # For every day, and for what takes gigabytes:
 #   make test-quick     without emulated devices
 #   make test-images    the container images, really built and run
+#   make docs           the site, build/docs/index.html; every warning is an error
 #   make test-phone-faults   every fault of a phone, into an emulated one: ten minutes
-# pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see README, Installing.
+# pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured; see docs/getting-started.md.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -24,6 +25,8 @@ mmdebstrap|mmdebstrap arch-test|emulated devices are made of Debian's packages
 qemu-system-aarch64|qemu-system-arm|a whole board as a virtual machine
 fdtput|device-tree-compiler|its device tree says that it is a Raspberry Pi
 /sbin/mke2fs|e2fsprogs|its disk is made
+zsh|zsh|it runs the completion script made for it
+fish|fish|it runs the completion script made for it
 aarch64-linux-gnu-g++|g++-aarch64-linux-gnu binutils|the ExecuTorch runner is built for ARM
 endef
 define IMAGE_NEEDS
@@ -44,7 +47,7 @@ define install
 		echo "could not install$$missing: the tests that need them are skipped by name"
 endef
 
-.PHONY: demo test test-quick test-images test-phone-faults lint clean
+.PHONY: demo test test-quick test-images test-phone-faults lint docs clean
 
 demo: $(INSTALLED)
 	@start=$$SECONDS; \
@@ -66,11 +69,14 @@ test-phone-faults: $(INSTALLED)
 	$(call install,TEST_NEEDS)
 	$(BIN)/python -m pytest -m phone_faults
 
-lint: $(INSTALLED)
+lint: docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3"; exit 1; }

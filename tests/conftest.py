@@ -3,22 +3,17 @@
 Its sessions have an empty home, so that nobody's dot files slow or colour the tests.
 """
 
-import contextlib
-import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 import pytest
 
+from make.ssh_servers import CONFIGURATION, SSHD, SshServer, start_server
 from rankship_pipeline.foundation.errors import RankshipError
 from rankship_targets.devices.device import Device
 from rankship_targets.twin.adbd import Screen
@@ -28,45 +23,12 @@ from rankship_targets.twin.pixel import Phone, launch_phone, reach
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
-SSHD = Path("/usr/sbin/sshd")
+os.environ["RANKSHIP_VERBOSE"] = "1"  # a verb hides the warnings of libraries; here each of them is an error
 TWIN_NEEDS = {"qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap", "arch-test": "arch-test"}
 TRY_A_ROOM = "from rankship_targets.twin.binfmt import enter_room; enter_room()"
 # The least that can be asked of what stand-ins are made of: an empty root, and one small wheel.
 TRY_DEBIAN = "mmdebstrap --quiet --mode=root --architectures=arm64 --variant=custom --skip=check/qemu bookworm"
 TRY_PIP = "-m pip download --quiet --no-deps --no-cache-dir --only-binary=:all: --platform manylinux2014_aarch64 psutil"
-CONFIGURATION = """
-ListenAddress 127.0.0.1
-Port {port}
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/user_key.pub
-PidFile none
-UsePAM no
-StrictModes no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin yes
-MaxStartups 100
-SetEnv HOME={folder}
-Subsystem sftp internal-sftp
-"""
-
-
-@dataclass(frozen=True)
-class SshServer:
-    """A running server and the inventory entry that reaches it."""
-
-    process: subprocess.Popen[bytes]
-    device: Device
-
-    def stop(self) -> None:
-        """End the listener and every session, as a power cut would."""
-        listener = psutil.Process(self.process.pid)
-        for process in [*listener.children(recursive=True), listener]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-
 StartSshd = Callable[..., SshServer]
 T = TypeVar("T")
 MakeOrSkip = Callable[[Callable[[], T]], T]
@@ -107,7 +69,7 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSshd]:
     servers: list[SshServer] = []
 
     def start(configuration: str = CONFIGURATION, prefix: Sequence[str] = ()) -> SshServer:
-        servers.append(_start(tmp_path_factory.mktemp("sshd"), configuration, prefix))
+        servers.append(start_server(tmp_path_factory.mktemp("sshd"), configuration, prefix))
         return servers[-1]
 
     yield start
@@ -203,38 +165,6 @@ def _last_words(said: str) -> str:
     return " ".join(line.strip() for line in said.splitlines()[-2:]) or "without a word"
 
 
-def _start(folder: Path, configuration: str, prefix: Sequence[str]) -> SshServer:
-    for key in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / key], check=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    (folder / "sshd_config").write_text(configuration.format(port=port, folder=folder))
-    with (folder / "log").open("wb") as log:
-        command = [*prefix, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    _await_banner(process, port, folder / "log")
-    device = Device(
-        name="loopback",
-        transport="ssh",
-        host="127.0.0.1",
-        port=port,
-        user=getpass.getuser(),
-        host_key=(folder / "host_key.pub").read_text().strip(),
-        key_file=str(folder / "user_key"),
-    )
-    return SshServer(process=process, device=device)
-
-
-def _await_banner(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
-            if connection.recv(4) == b"SSH-":
-                return
-        time.sleep(0.05)
-    pytest.fail(f"sshd did not start: {log.read_text()}")
-
-
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders as save_pretrained writes them, without a hub: `vit` and `grey` see images, `bert` reads text.
@@ -249,6 +179,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "id2label": {0: "red", 1: "green", 2: "blue"},
         "label2id": {"red": 0, "green": 1, "blue": 2},
     }
+    unnamed: dict[str, Any] = {"num_labels": 3}
     small: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -258,7 +189,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     seeing = transformers.ViTConfig(**small, image_size=16, patch_size=8, **names)
     transformers.ViTForImageClassification(seeing).save_pretrained(folder / "vit")
-    grey = transformers.ViTConfig(**small, num_labels=3, image_size=16, patch_size=8, num_channels=1)
+    grey = transformers.ViTConfig(**small, **unnamed, image_size=16, patch_size=8, num_channels=1)
     transformers.ViTForImageClassification(grey).save_pretrained(folder / "grey")
     for name, channels in (("vit", 3), ("grey", 1)):
         processor = transformers.ViTImageProcessor(

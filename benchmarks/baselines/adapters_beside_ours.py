@@ -43,7 +43,8 @@ from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.ranks.price import price_parameters
-from rankship_pipeline.recipe.choices import Budget, Comparison, RefineChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover.refine import refine
 

@@ -73,16 +73,16 @@ def count_all(
             machine = install_runner(machine)
         with open_session(machine.device) as session:
             probe = session.probe()
-        able = [(artifact, proof) for artifact, proof in proven if probe.runtimes.get(artifact.format) is not None]
+        able = [(artifact, proof) for artifact, proof in proven if probe.runtimes.get(artifact.key.format) is not None]
         counts: Counts = {}
         with steps.track("count", repeats * len(able)) as advance:
             for number in range(repeats):
                 for artifact, proof in able:
-                    name = f"{artifact.format} {artifact.variant}"
+                    name = artifact.key.heading
                     advance(f"repeat {number + 1}/{repeats}: {name}")
                     counted = count_instructions(machine, store.root / artifact.file, proof, inputs)
                     counts.setdefault(name, []).append(counted)
-    formats = dict.fromkeys(artifact.format for artifact, _ in able)
+    formats = dict.fromkeys(artifact.key.format for artifact, _ in able)
     return {
         "conditions": {
             "machine": [QEMU, *describe_machine(1), "-accel", "tcg", "-icount", "shift=0"],
@@ -97,7 +97,7 @@ def count_all(
         "compressed_over_dense": {
             kind: ratio(counts[f"{kind} compressed"], counts[f"{kind} dense"]) for kind in formats
         },
-        "not_counted": sorted({artifact.format for artifact, _ in proven} - set(formats)),
+        "not_counted": sorted({artifact.key.format for artifact, _ in proven} - set(formats)),
     }
 
 

@@ -41,7 +41,8 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import CostTable, RankPlan
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.foundation.toolchain import list_versions
-from rankship_pipeline.recipe.choices import Budget, Recipe, choose
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Recipe, choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.devices.device import find_device
 from rankship_targets.session.session import open_session

@@ -50,7 +50,7 @@ def main() -> None:
         dense_parameters=0,
     )
     verified = verify_on_host(build, store, ParityChoice(), steps)
-    rounds: dict[str, list[float]] = {one.format: [] for one in artifacts}
+    rounds: dict[str, list[float]] = {one.key.format: [] for one in artifacts}
     loads: list[float] = []
     with open_session(find_device(THIS_MACHINE)) as session, steps.track("record", ROUNDS) as advance:
         pushed = [
@@ -62,8 +62,7 @@ def main() -> None:
             for one, (remote, inputs) in zip(artifacts, pushed, strict=True):
                 request = MeasureRequest(
                     round=number,
-                    variant=one.variant,
-                    format=one.format,
+                    key=one.key,
                     artifact=remote,
                     artifact_sha256=one.sha256,
                     inputs=inputs,
@@ -73,7 +72,7 @@ def main() -> None:
                     max_warmup_ms=1000,
                 )
                 trial = session.measure(request)
-                rounds[one.format].append(median(trial.samples_ns))
+                rounds[one.key.format].append(median(trial.samples_ns))
                 loads.append((trial.before.load_1m_milli or 0) / 1000)
     kept = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work",

@@ -34,6 +34,7 @@ from rankship_benchmarks.bundle.bundle import (
 )
 from rankship_benchmarks.fleet.schedule import Job, Schedule
 from rankship_benchmarks.fleet.threads import run_fleet
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import AgentDied, ConnectionLost, Rebooted, TargetTimeout
 from rankship_pipeline.foundation.files import write_atomic
@@ -205,8 +206,7 @@ def make_trial(job: str, device: str, number: int) -> Trial:
     )
     return Trial(
         round=number,
-        variant="dense",
-        format="onnx",
+        key=ArtifactKey(variant="dense", format="onnx"),
         artifact_sha256="a",
         device=device,
         started_utc="2026-01-01T00:00:00+00:00",

@@ -49,7 +49,7 @@ def pool_rounds(folders: list[Path]) -> list[tuple[Trial, ...]]:
     pool = []
     for folder in folders:
         bundle = open_bundle(folder)
-        cases = len({(one.variant, one.format) for one in bundle.trials})
+        cases = len({one.key for one in bundle.trials})
         rounds: dict[int, list[Trial]] = {}
         for trial in keep_valid(bundle.trials):
             rounds.setdefault(trial.round, []).append(trial)
@@ -63,7 +63,7 @@ def draw_night(number: int, rounds: int, recorded: Bundle, pool: list[tuple[Tria
     trials = []
     for place in range(rounds):
         for trial in dice.choice(pool):
-            slower = REGRESSION if number >= REGRESSED_NIGHT and trial.variant == "compressed" else 1.0
+            slower = REGRESSION if number >= REGRESSED_NIGHT and trial.key.variant == "compressed" else 1.0
             before, after = (dataclasses.replace(one, load_1m_milli=None) for one in (trial.before, trial.after))
             if number == THROTTLED_NIGHT:
                 slower, after = slower * THROTTLING, dataclasses.replace(after, throttled_bits=0b100)
@@ -159,7 +159,7 @@ def main() -> None:
             "throttled_night": THROTTLED_NIGHT,
         },
         "steps": {
-            f"{case.format} {case.variant}": [dataclasses.asdict(step) for step in find_steps(history)]
+            case.key.heading: [dataclasses.asdict(step) for step in find_steps(history)]
             for case, history in histories.items()
         },
         "nights": told,
@@ -175,8 +175,8 @@ def describe(night: nights.NightRecord) -> dict[str, object]:
         "exit": night.exit_code,
         "gap": one.gap,
         "cases": {
-            f"{case.format} {case.variant}": {
-                "word": case.word,
+            case.key.heading: {
+                "word": case.verdict,
                 "step": case.step,
                 "ratio": round(case.ratio.value, 4) if case.ratio else None,
                 "interval": [case.ratio.low, case.ratio.high] if case.ratio else None,
@@ -191,7 +191,7 @@ def spread_rounds(pool: list[tuple[Trial, ...]]) -> dict[str, float]:
     medians: dict[str, list[float]] = {}
     for members in pool:
         for trial in members:
-            medians.setdefault(f"{trial.format} {trial.variant}", []).append(median(trial.samples_ns))
+            medians.setdefault(trial.key.heading, []).append(median(trial.samples_ns))
     return {name: round(relative_spread(values), 4) for name, values in medians.items()}
 
 

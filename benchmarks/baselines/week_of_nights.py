@@ -36,7 +36,7 @@ from rankship_benchmarks.index.index import refresh_own_index
 from rankship_benchmarks.measure.one_device import plan_rounds
 from rankship_benchmarks.nightly.histories import Case, list_histories
 from rankship_benchmarks.nightly.page import write_page
-from rankship_benchmarks.nightly.records import CaseWord, NightRecord, list_nights
+from rankship_benchmarks.nightly.records import CaseVerdict, NightRecord, list_nights
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, relative_spread
 from rankship_benchmarks.stats.steps import Night, find_steps
 from rankship_pipeline.cli import main as rankship
@@ -154,7 +154,7 @@ def measure(suite: Path, device: str, arguments: argparse.Namespace) -> dict[str
         "ended_utc": night.finished_utc,
         "exit": status,
         "gap": one.gap,
-        "cases": {f"{case.format} {case.variant}": describe_case(case) for case in one.cases},
+        "cases": {case.key.heading: describe_case(case) for case in one.cases},
         "machine": {"before": before, "after": tell_load()},
     }
 
@@ -165,12 +165,12 @@ def tell_load() -> dict[str, str]:
     return {"load_1m": load.partition(" ")[0], "cpu_pressure": pressure.splitlines()[0]}
 
 
-def describe_case(case: CaseWord) -> dict[str, object]:
+def describe_case(case: CaseVerdict) -> dict[str, object]:
     """Say what the nightly said of a case."""
     ratio = case.ratio
     interval = [ratio.low, ratio.high] if ratio else None
     return {
-        "word": case.word,
+        "word": case.verdict,
         "step": case.step,
         "why": case.reason,
         "ratio": ratio and ratio.value,
@@ -200,10 +200,10 @@ def price_operator(before: Bundle, after: Bundle, store: Path, rounds: int) -> d
 
     files = [(when, one) for when, bundle in enumerate((before, after)) for one in bundle.header.build.artifacts]
     sample = np.load(store / Path(files[0][1].file).with_name("input.0.npy"))[:1]
-    medians: dict[tuple[int, str], dict[int, float]] = {(when, one.variant): {} for when, one in files}
+    medians: dict[tuple[int, str], dict[int, float]] = {(when, one.key.variant): {} for when, one in files}
     for number, artifact in plan_rounds([one for _, one in files], rounds):
         when = next(when for when, one in files if one is artifact)
-        medians[when, artifact.variant][number] = time_file(store / artifact.file, sample)
+        medians[when, artifact.key.variant][number] = time_file(store / artifact.file, sample)
     return {
         variant: {"median_ns": [median(medians[when, variant].values()) for when in (0, 1)], "ratio": asdict(ratio)}
         for variant in ("dense", "compressed")
@@ -271,8 +271,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - began),
         "nights": told,
         "histories": {
-            f"{case.device} {case.format} {case.variant}": describe_history(history)
-            for case, history in histories.items()
+            f"{case.device} {case.key.heading}": describe_history(history) for case, history in histories.items()
         },
     }
     write_atomic(arguments.out, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -1,1 +1,1 @@
-"""Measuring stage of Rankship: trials, statistics and the report."""
+"""Measuring stage: suites, trials, statistics, verdicts, reports."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rankship.saved import load
     from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
     from rankship_pipeline.foundation.errors import RankshipError
+    from rankship_pipeline.recipe.budget import Budget
     from rankship_pipeline.recipe.choices import (
-        Budget,
         Comparison,
         DataChoice,
         ExportChoice,

@@ -52,9 +52,9 @@ class Built:
     def find(self, format: Format, variant: Variant = "compressed") -> Path:  # noqa: A002 - the field's word
         """The file of one variant in one format; of models with heads, the backbone's."""
         for artifact in self.build.artifacts:
-            if (artifact.format, artifact.variant) == (format, variant):
+            if (artifact.key.format, artifact.key.variant) == (format, variant):
                 return self.locate(artifact)
-        made = ", ".join(artifact.title for artifact in self.build.artifacts)
+        made = ", ".join(artifact.key.title for artifact in self.build.artifacts)
         raise InputError(f"no {variant} {format} was exported", hint=f"there are {made}")
 
     def locate(self, artifact: Artifact) -> Path:
@@ -179,8 +179,8 @@ def build(origin: Origin, folder: Path | None) -> Built:
 
 def name_copy(artifact: Artifact) -> str:
     """A file's name outside the store: `compressed.onnx`, `dense-head-mnist.tflite`."""
-    head = "" if artifact.task is None else f"-head-{artifact.task}"
-    return f"{artifact.variant}{head}{Path(artifact.file).suffix}"
+    head = "" if artifact.key.task is None else f"-head-{artifact.key.task}"
+    return f"{artifact.key.variant}{head}{Path(artifact.file).suffix}"
 
 
 def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None) -> None:

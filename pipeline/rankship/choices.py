@@ -6,16 +6,10 @@ from typing import get_args
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import FORMATS, Format
-from rankship_pipeline.recipe.choices import (
-    Budget,
-    ExportChoice,
-    FactoriseChoice,
-    MergeChoice,
-    RankChoice,
-    RankMethod,
-    Whitening,
-)
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import ExportChoice, FactoriseChoice, MergeChoice, RankChoice, Whitening
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
 
 def check_name(given: object, known: Iterable[str], what: str) -> None:

@@ -16,16 +16,9 @@ from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Accuracy, Fidelity, RankPlan, Refinement
-from rankship_pipeline.recipe.choices import (
-    Budget,
-    FactoriseChoice,
-    MergeChoice,
-    RankChoice,
-    RankMethod,
-    RefineChoice,
-    Whitening,
-    choose,
-)
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, RankChoice, RefineChoice, Whitening, choose
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,8 @@ from rankship.wrapped import unwrap, unwrap_name
 from rankship_pipeline.factors.saved_model import save_model
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.records import Accuracy, Fidelity
-from rankship_pipeline.recipe.choices import Budget, MergeChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 
 if TYPE_CHECKING:

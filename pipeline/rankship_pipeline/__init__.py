@@ -1,3 +1,3 @@
-"""Host stage of Rankship: trained models in, verified low-rank artifacts out."""
+"""Host stage: trained models in, verified low-rank artifacts out."""
 
 __version__ = "0.1.0"

@@ -2,10 +2,12 @@
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from rankship_pipeline import __version__
+from rankship_pipeline.foundation import quiet
 from rankship_pipeline.foundation.errors import RankshipError
 
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
@@ -29,6 +31,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
     "devices": ("rankship_targets.verbs.devices:devices", "list, add and remove devices"),
     "doctor": ("rankship_targets.verbs.devices:doctor", "say why a device would give bad numbers, and how to mend it"),
+    "completion": (
+        "rankship_pipeline.completion:completion",
+        "print a script by which a shell completes verbs and flags",
+    ),
     "kit": ("rankship_targets.verbs.kit:kit", "make the runtimes that a device needs, and install them there"),
 }
 
@@ -36,6 +42,9 @@ VERBS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors become one message on stderr and the exit status of their kind (see errors.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--verbose" in arguments:
+        os.environ[quiet.VERBOSE] = "1"
+    quiet.silence()
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(describe())
         return 0
@@ -76,7 +85,7 @@ def find_verb(name: str) -> Callable[[list[str]], int]:
 def describe() -> str:
     """The text of `rankship --help`."""
     lines = ["usage: rankship VERB ...", "", "Ship low-rank models to the edge and measure them there.", ""]
-    lines += [f"  {verb:9}{summary}" for verb, (_, summary) in VERBS.items()]
+    lines += [f"  {verb:11}{summary}" for verb, (_, summary) in VERBS.items()]
     lines += ["", "`rankship VERB --help` says more. Exit status: 0 done, 2 input, 3 build or parity, 4 device,"]
     return "\n".join([*lines, "5 a measurement that must not be used, 130 interrupted.", ""])
 

@@ -1,9 +1,10 @@
-"""The pipeline's own verbs: `build` and `show`."""
+"""The pipeline's own verbs: `build`, `show` and `merge`."""
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
     from rankship_pipeline.flow.prepared import Prepared
@@ -14,10 +15,9 @@ if TYPE_CHECKING:
 
 def build(argv: list[str]) -> int:
     """`rankship build RECIPE`: models in, exported artifacts out; prints the build's hash on stdout."""
-    parser = argparse.ArgumentParser(prog="rankship build", description="Build a recipe's artifacts; resumes.")
+    parser = start_parser("build", "Build a recipe's artifacts; resumes.", "--store")
     parser.add_argument("recipe", type=Path)
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
@@ -38,23 +38,15 @@ def build(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """`rankship show BUILD`: what is known of a finished build, by its recipe or its hash."""
-    parser = argparse.ArgumentParser(prog="rankship show", description="Print ranks, sizes and accuracy of a build.")
+    parser = start_parser("show", "Print ranks, sizes and accuracy of a build.", "--store")
     parser.add_argument("build", help="a recipe.toml, or the first letters of a build's hash")
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_pipeline.flow.show import print_build
     from rankship_pipeline.foundation.store import Store
 
     print_build(*find_by_name(arguments.build, Store(arguments.store)))
     return 0
-
-
-def add_store_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag `--store`, common to every verb that reads or makes builds."""
-    from rankship_pipeline.foundation.store import default_root
-
-    parser.add_argument("--store", type=Path, default=default_root(), help="artifact store (default: %(default)s)")
 
 
 def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
@@ -84,12 +76,10 @@ def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
 
 def merge(argv: list[str]) -> int:
     """`rankship merge FILE --to FOLDER`: prints the new folder on stdout; the same command resumes."""
-    parser = argparse.ArgumentParser(
-        prog="rankship merge", description="Merge safetensors checkpoints into one folder, streaming; resumes by shard."
-    )
+    parser = start_parser("merge", "Merge safetensors checkpoints into one folder, streaming; resumes by shard.")
     parser.add_argument("file", type=Path, help="a TOML file: models, base, [merge], dtype, seed")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder to make; must not exist")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_pipeline.recipe.merge_file import read_merge_file
 

@@ -1,1 +1,1 @@
-"""Device stage of Rankship: transports, the target-side agent and measuring sessions."""
+"""Device stage: transports, the agent on the device, meters, sessions."""

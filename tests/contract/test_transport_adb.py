@@ -4,7 +4,6 @@ import contextlib
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from make.waiting import wait_until
 from rankship_pipeline.foundation.errors import (
     AmbiguousDevice,
     CommandFailed,
@@ -237,8 +237,11 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
     daemon = find_daemon(phone)
     failures: list[TargetError] = []
 
+    paused = threading.Event()
+
     def pause(*_: int) -> None:
         daemon.send_signal(signal.SIGSTOP)
+        paused.set()
 
     def copy() -> None:
         try:
@@ -252,7 +255,8 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
     monkeypatch.setattr(AdbCommand, "put_off", lambda _, __: pause())  # as each piece comes
     worker = threading.Thread(target=copy)
     worker.start()
-    time.sleep(1)
+    assert paused.wait(60)
+    wait_until(lambda: daemon.status() == psutil.STATUS_STOPPED)
     assert worker.is_alive()
     daemon.kill()
     worker.join(60)

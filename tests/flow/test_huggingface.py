@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-import transformers
 
+from make.berts import save_bert
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.records import FORMATS, VARIANTS
 
@@ -50,18 +50,9 @@ def test_two_bert_classifiers_are_merged_compressed_exported_and_verified(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a recipe with spaces – and ünicode"
-    config = transformers.BertConfig(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    config.num_labels = 3
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 16}
     for seed, name in enumerate("ab"):
-        transformers.set_seed(seed)
-        transformers.BertForSequenceClassification(config).save_pretrained(folder / name)
+        save_bert(folder / name, seed, **sizes)
     (folder / "data.py").write_text(DATA)
     (folder / "recipe.toml").write_text(RECIPE)
     flags = [str(folder / "recipe.toml"), "--store", str(tmp_path / "store")]

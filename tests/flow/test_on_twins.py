@@ -1,5 +1,6 @@
 """The main job on emulated devices: kit, parity by the runtime that is timed, samples home, report; all by verbs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import FORMATS, VARIANTS
 from rankship_targets.devices.device import Device, find_device
 from rankship_targets.kit import lock
@@ -51,13 +53,13 @@ def run(recipe: Path, store: Path, device: Device, folder: Path) -> Bundle:
 
 def check(bundle: Bundle, device: Device) -> None:
     """All three formats, dense and compressed: proven there by what timed them there, and every sample at home."""
-    wanted = [(variant, name) for variant in VARIANTS for name in FORMATS]
+    wanted = [ArtifactKey(variant=variant, format=name) for variant in VARIANTS for name in FORMATS]
     assert bundle.finished
-    assert [(one.variant, one.format) for one in bundle.header.verified_on_device] == wanted
-    assert sorted((one.variant, one.format) for one in bundle.trials) == sorted(wanted)
-    proven = {(one.variant, one.format): (one.runtime, one.runtime_version) for one in bundle.header.verified_on_device}
+    assert [one.key for one in bundle.header.verified_on_device] == wanted
+    assert Counter(one.key for one in bundle.trials) == Counter(wanted)
+    proven = {one.key: (one.runtime, one.runtime_version) for one in bundle.header.verified_on_device}
     for trial in bundle.trials:
-        assert (trial.runtime.name, trial.runtime.version) == proven[trial.variant, trial.format]
+        assert (trial.runtime.name, trial.runtime.version) == proven[trial.key]
         assert (trial.runtime.machine, trial.device) == ("aarch64", device.name)
         assert len(trial.samples_ns) >= 3
     assert all(0 <= one.max_relative_error < 1e-4 for one in bundle.header.verified_on_device)

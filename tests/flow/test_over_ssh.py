@@ -3,24 +3,19 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from make.ssh_servers import SshServer
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.records import FORMATS
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS
 from rankship_targets.devices.device import Device
 
 
-class Server(Protocol):
-    """What the fixture `ssh_server` gives."""
-
-    device: Device
-
-
 @pytest.fixture
-def board(ssh_server: Server) -> Device:
+def board(ssh_server: SshServer) -> Device:
     return ssh_server.device
 
 
@@ -56,12 +51,15 @@ def test_all_formats_are_pushed_measured_and_reported(
     assert _bench(suite, inventory, board.name, shared_store, tmp_path / "results") == 0, capsys.readouterr().err
     (folder,) = (tmp_path / "results").glob("[!.]*")
     bundle = open_bundle(folder)
-    assert {(trial.round, trial.variant, trial.format) for trial in bundle.trials} == {
-        (number, variant, name) for number in range(2) for variant in ("dense", "compressed") for name in FORMATS
+    assert {(trial.round, trial.key) for trial in bundle.trials} == {
+        (number, ArtifactKey(variant=variant, format=name))
+        for number in range(2)
+        for variant in VARIANTS
+        for name in FORMATS
     }
     assert all(len(trial.samples_ns) >= 20 for trial in bundle.trials)
-    proven = [(proof.variant, proof.format) for proof in bundle.header.verified_on_device]
-    assert proven == [(one.variant, one.format) for one in bundle.header.build.artifacts], "by the board's own runtimes"
+    proven = [proof.key for proof in bundle.header.verified_on_device]
+    assert proven == [one.key for one in bundle.header.build.artifacts], "by the board's own runtimes"
     assert f"Parity on {board.name}, worst of 6 artifacts" in capsys.readouterr().out
     assert "too few rounds" in (folder / "report.html").read_text().lower()
     assert not list(workdir.rglob("*.part")), "nothing half-copied stays behind"

@@ -44,7 +44,7 @@ def built(shared_recipe: Path, shared_store: Path) -> tuple[Build, Store, nn.Mod
 
 
 def _find(build: Build, name: Format) -> Artifact:
-    return next(one for one in build.artifacts if one.format == name and one.variant == "compressed")
+    return next(one for one in build.artifacts if one.key.format == name and one.key.variant == "compressed")
 
 
 def _verify(artifact: Artifact, path: Path, store: Store) -> Verified:
@@ -55,7 +55,7 @@ def _verify(artifact: Artifact, path: Path, store: Store) -> Verified:
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_computes_what_torch_computes(built: tuple[Build, Store, nn.Module], name: Format) -> None:
     build, store, _ = built
-    for artifact in (one for one in build.artifacts if one.format == name):
+    for artifact in (one for one in build.artifacts if one.key.format == name):
         proof = _verify(artifact, store.root / artifact.file, store)
         assert proof.max_relative_error < 1e-5
         assert proof.top1_agreement == 1
@@ -105,7 +105,7 @@ def test_a_stale_file_is_caught_by_its_hash(
 ) -> None:
     build, store, _ = built
     artifact = _find(build, name)
-    dense = next(one for one in build.artifacts if one.format == name and one.variant == "dense")
+    dense = next(one for one in build.artifacts if one.key.format == name and one.key.variant == "dense")
     stale = tmp_path / Path(artifact.file).name
     shutil.copy(store.root / dense.file, stale)
     with pytest.raises(ParityFailed, match=f"compressed {name} .*is not the file that was built"):
@@ -117,7 +117,7 @@ def test_a_stale_file_with_a_stale_record_is_caught_by_the_numbers(
     built: tuple[Build, Store, nn.Module], name: Format
 ) -> None:
     build, store, _ = built
-    dense = next(one for one in build.artifacts if one.format == name and one.variant == "dense")
+    dense = next(one for one in build.artifacts if one.key.format == name and one.key.variant == "dense")
     path = store.root / dense.file
     with pytest.raises(ParityFailed, match="relative max error"):
         _verify(_restamp(_find(build, name), path), path, store)

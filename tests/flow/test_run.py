@@ -80,7 +80,7 @@ def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: P
         assert _start(recipe, tmp_path).wait() == 0
     (folder,) = (tmp_path / "results").glob("[!.]*")
     bundle = open_bundle(folder)
-    cases = Counter((trial.round, trial.variant, trial.format) for trial in bundle.trials)
+    cases = Counter((trial.round, trial.key) for trial in bundle.trials)
     assert bundle.finished
     assert len(cases) == ROUNDS * (CASES + 1)  # and the canary
     assert set(cases.values()) == {1}
@@ -133,7 +133,7 @@ def test_build_records_say_what_made_them(recipe: Path, tmp_path: Path) -> None:
         assert record["toolchain"]["torch"].startswith("2.")
         assert record["inputs"] == [{"name": "input.0", "shape": [1, 1, 8, 8], "dtype": "float32"}]
         assert record["outputs"][0]["shape"] == [1, 3]
-        assert bool(record["factored_layers"]) == (record["variant"] == "compressed")
+        assert bool(record["factored_layers"]) == (record["key"]["variant"] == "compressed")
 
 
 def test_a_change_of_the_model_s_code_alone_is_built_anew(recipe: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
 from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.factors.decompose import WHITENINGS, Metric, truncate
-from rankship_pipeline.factors.forms import compose
+from rankship_pipeline.factors.forms import approximate
 from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.merge.grams import output_energy
 from rankship_pipeline.models.layers import as_matrix, count_parameters, find_layers, get_layer
@@ -111,7 +111,7 @@ def found() -> dict[str, Any]:
     for layer in layers[:2]:
         taken = analyses[False].layers[layer.name]
         for factors in FORMS:
-            error = output_energy(taken.weight - compose(layer, taken.make_weights(factors)), grams[layer.name])
+            error = output_energy(taken.weight - approximate(taken, factors), grams[layer.name])
             losses[f"{layer.name} {factors}"] = error / output_energy(taken.weight, grams[layer.name])
     result = {"dense parameters": dense, "plans": plans, "losses": losses}
     if os.environ.get("RANKSHIP_REGENERATE_GOLDEN"):

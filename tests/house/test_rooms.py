@@ -40,7 +40,6 @@ DOORS = {
         "factors.analysis",
         "factors.forms",
         "models.data",
-        "models.layers",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Artifact, Format, Variant, Verified
+from rankship_pipeline.foundation.records import Artifact, Format, Verified
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.trials.request import MeasureRequest
 
-Case = tuple[Variant, Format]
-DENSE: Case = ("dense", "onnx")
-COMPRESSED: Case = ("compressed", "onnx")
-CANARY: Case = ("canary", "onnx")
+DENSE = ArtifactKey(variant="dense", format="onnx")
+COMPRESSED = ArtifactKey(variant="compressed", format="onnx")
+CANARY = ArtifactKey(variant="canary", format="onnx")
 RUNTIMES: dict[Format, tuple[str, str]] = {
     "onnx": ("onnxruntime", "1.31.0"),
     "tflite": ("ai-edge-litert", "2.3.0"),
@@ -22,15 +22,13 @@ RUNTIMES: dict[Format, tuple[str, str]] = {
 NO_RECIPE = "0" * 64  # the recipe of what no recipe made
 
 
-def make_artifact(case: Case = DENSE, **changes: Any) -> Artifact:  # noqa: ANN401 - any field
+def make_artifact(key: ArtifactKey = DENSE, **changes: Any) -> Artifact:  # noqa: ANN401 - any field
     """An artifact of one parameter in a file that does not exist."""
-    variant, format_ = case
     artifact = Artifact(
-        variant=variant,
-        format=format_,
+        key=key,
         file="m",
         size_bytes=1,
-        sha256=f"{variant} {format_}",
+        sha256=key.title,
         inputs=(),
         outputs=(),
         parameters=1,
@@ -42,21 +40,19 @@ def make_artifact(case: Case = DENSE, **changes: Any) -> Artifact:  # noqa: ANN4
     return replace(artifact, **changes)
 
 
-def describe_file(path: Path, case: Case = DENSE, **changes: Any) -> Artifact:  # noqa: ANN401 - any field
+def describe_file(path: Path, key: ArtifactKey = DENSE, **changes: Any) -> Artifact:  # noqa: ANN401 - any field
     """The artifact that a file is, named as beside it."""
     return make_artifact(
-        case, **{"file": path.name, "size_bytes": path.stat().st_size, "sha256": hash_file(path), **changes}
+        key, **{"file": path.name, "size_bytes": path.stat().st_size, "sha256": hash_file(path), **changes}
     )
 
 
-def make_proof(sha256: str, case: Case = DENSE, **changes: Any) -> Verified:  # noqa: ANN401 - any field
+def make_proof(sha256: str, key: ArtifactKey = DENSE, **changes: Any) -> Verified:  # noqa: ANN401 - any field
     """A proof without any error, not signed."""
-    variant, format_ = case
-    name, version = RUNTIMES[format_]
+    name, version = RUNTIMES[key.format]
     proof = Verified(
         artifact_sha256=sha256,
-        variant=variant,
-        format=format_,
+        key=key,
         runtime=name,
         runtime_version=version,
         samples=1,
@@ -67,9 +63,9 @@ def make_proof(sha256: str, case: Case = DENSE, **changes: Any) -> Verified:  # 
     return replace(proof, **changes)
 
 
-def sign(path: Path, case: Case = DENSE, **changes: Any) -> Verified:  # noqa: ANN401 - any field
+def sign(path: Path, key: ArtifactKey = DENSE, **changes: Any) -> Verified:  # noqa: ANN401 - any field
     """Sign a file as the parity gate does what it has proven."""
-    proof = make_proof(hash_file(path), case, **changes)
+    proof = make_proof(hash_file(path), key, **changes)
     sign_artifact(path, proof, NO_RECIPE)
     return proof
 
@@ -78,15 +74,13 @@ def make_request(
     artifact: str,
     sha256: str,
     inputs: Sequence[str] = (),
-    case: Case = DENSE,
+    key: ArtifactKey = DENSE,
     **changes: Any,  # noqa: ANN401 - any field
 ) -> MeasureRequest:
     """A request for the shortest trial of one thread; `artifact` and `inputs` are paths on the device."""
-    variant, format_ = case
     request = MeasureRequest(
         round=0,
-        variant=variant,
-        format=format_,
+        key=key,
         artifact=artifact,
         artifact_sha256=sha256,
         inputs=tuple(inputs),

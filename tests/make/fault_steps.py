@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from make.artifacts import Case, make_request, sign
+from make.artifacts import make_request, sign
 from make.devices import COLD, HOT
 from make.faults import TRUE_LIMITS
 from make.networked_boards import NetworkedBoard
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Format
 from rankship_targets.client.detached import Ticket, make_ticket
@@ -49,10 +50,14 @@ class Step:
         """Be disturbed no more."""
         self._disturb, self.kind = None, "onnx"
 
+    @property
+    def _key(self) -> ArtifactKey:
+        return ArtifactKey(variant="dense", format=self.kind)
+
     def prepare(self, held: Session) -> None:
         """Do what comes before the step."""
         if self.name in {"measure", "fetch"}:
-            self._remote = held.push(self._model, sign(self._model, ("dense", self.kind)))
+            self._remote = held.push(self._model, sign(self._model, self._key))
             self._inputs = held.push_file(self._model.with_name("x.npy"))
 
     def act(self, held: Session) -> None:
@@ -90,8 +95,7 @@ class Step:
         if self._disturb is not None:
             self._board.heat.write_text(HOT)
         limits = {"max_warmup_ms": 500, "timeout_s": MEASURE_TIMEOUT_S}
-        case: Case = ("dense", self.kind)
-        request = make_request(self._remote, hash_file(self._model), [self._inputs], case, **limits)
+        request = make_request(self._remote, hash_file(self._model), [self._inputs], self._key, **limits)
         self.trial = held.measure(request, self.ticket)
         assert len(self.trial.samples_ns) >= 20
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from make.artifacts import RUNTIMES, Case, make_artifact, make_proof
+from make.artifacts import RUNTIMES, make_artifact, make_proof
 from make.builds import make_plan
 from make.bundles import make_header
 from make.trials import make_trial
 from rankship_benchmarks.bundle.bundle import Bundle
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.records import (
     FORMATS,
@@ -77,7 +78,7 @@ def make_digits_build(recipe: str = "digits-merge", layers: int = 12) -> Build:
     counts: dict[Variant, int] = {"dense": dense, "compressed": plan.total_parameters}
     artifacts = [
         make_artifact(
-            (variant, format_),
+            ArtifactKey(variant=variant, format=format_),
             file=f"{variant}.{format_}",
             size_bytes=4 * parameters + 18_000,
             sha256=digest([variant, format_]),
@@ -114,18 +115,17 @@ def make_digits_build(recipe: str = "digits-merge", layers: int = 12) -> Build:
 
 
 def make_jittered_trial(
-    build: Build, number: int, case: Case, random: np.random.Generator, samples: int = 200
+    build: Build, number: int, key: ArtifactKey, random: np.random.Generator, samples: int = 200
 ) -> Trial:
     """Lognormal jitter within a round, a smaller one between rounds, and a rare slow tail."""
-    variant, format_ = case
-    median, ratio = SPEEDS[format_]
-    centre = median * (ratio if variant == "compressed" else 1) * random.lognormal(0, 0.008)
+    median, ratio = SPEEDS[key.format]
+    centre = median * (ratio if key.variant == "compressed" else 1) * random.lognormal(0, 0.008)
     times = centre * random.lognormal(0, 0.03, samples) * (1 + 0.4 * (random.random(samples) < 0.01))
-    name, version = RUNTIMES[format_]
+    name, version = RUNTIMES[key.format]
     return make_trial(
-        case,
+        key,
         round=number,
-        artifact_sha256=next(o.sha256 for o in build.artifacts if (o.variant, o.format) == case),
+        artifact_sha256=next(o.sha256 for o in build.artifacts if o.key == key),
         device="pi4-bench",
         started_utc=f"2025-01-01T10:{number:02}:00+00:00",
         load_ns=int(9e6 * random.lognormal(0, 0.05)),
@@ -154,11 +154,11 @@ def make_run(rounds: int = 8, layers: int = 12, recipe: str = "digits-merge", sa
         recipe_sha256=build.recipe_sha256,
         build_sha256=digest(build),
         device="pi4-bench",
-        verified=tuple(make_proof(one.sha256, (one.variant, one.format), **figures) for one in build.artifacts),
+        verified=tuple(make_proof(one.sha256, one.key, **figures) for one in build.artifacts),
         rounds=rounds,
         conditions={"host kernel": "Linux 6.8", "host CPU": "AMD EPYC"},
         rankship_version="0.1.0",
     )
-    cases: list[Case] = [(variant, format_) for format_ in FORMATS for variant in VARIANTS]
-    trials = [make_jittered_trial(build, n, case, random, samples) for n in range(rounds) for case in cases]
+    keys = [ArtifactKey(variant=variant, format=format_) for format_ in FORMATS for variant in VARIANTS]
+    trials = [make_jittered_trial(build, n, key, random, samples) for n in range(rounds) for key in keys]
     return Bundle(header=header, trials=tuple(trials), finished=True)

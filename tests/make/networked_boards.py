@@ -68,7 +68,8 @@ class NetworkedBoard:
         shutil.copy(folder / "user_key.pub", folder / "authorized")
         self.python = folder / "python"
         self.set_python(f'RANKSHIP_AGENT_ROOT="{self.root}" exec {sys.executable} "$@"')
-        number = os.getpid() % 16384  # the range for tests of networks, in nets of four addresses
+        # The range for tests of networks, in nets of four addresses: this process's board has one, its phone the next.
+        number = (2 * os.getpid() + (way == "adb")) % 16384
         net = f"198.{18 + number // 8192}.{number % 8192 // 64}"
         self.interface, self.address = f"rs{'p' if way == 'adb' else 'b'}{number}", f"{net}.{number % 64 * 4 + 2}"
         self.holder = self._hold(f"{net}.{number % 64 * 4 + 1}")

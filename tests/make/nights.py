@@ -14,12 +14,12 @@ from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.fleet.measure import Measure
 from rankship_benchmarks.fleet.schedule import read_jobs
 from rankship_benchmarks.nightly.night import Tonight, run_night
-from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
+from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
 from rankship_pipeline.foundation.console import Steps
 from rankship_targets.devices.device import Device
 
 FULL: Bundle = make_run(rounds=9, layers=3, samples=11)
-SMALL = replace(FULL, trials=tuple(one for one in FULL.trials if (one.variant, one.format) == DENSE), finished=True)
+SMALL = replace(FULL, trials=tuple(one for one in FULL.trials if one.key == DENSE), finished=True)
 BUILD = SMALL.header.build_sha256
 QUIET = Steps(quiet=True)
 Spoil = Callable[[Bundle], Bundle]
@@ -72,10 +72,10 @@ def throttle(bundle: Bundle) -> Bundle:
 
 
 def read_words(night: NightRecord) -> list[str]:
-    return [case.word for one in night.devices for case in one.cases]
+    return [case.verdict for one in night.devices for case in one.cases]
 
 
-def make_device_night(device: str, error: str | None, cases: tuple[CaseWord, ...] = ()) -> DeviceNight:
+def make_device_night(device: str, error: str | None, cases: tuple[CaseVerdict, ...] = ()) -> DeviceNight:
     return DeviceNight(device=device, measured_on=device, run="r", gap=error, error=error, losses=(), cases=cases)
 
 

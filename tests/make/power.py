@@ -75,9 +75,9 @@ def watch_trial(trial: Trial, number: int, power_uw: float, **changes: object) -
 def make_metered(spread: float = 0.002, factor: float = 1.0, seed: int = 3, **changes: object) -> Bundle:
     """A run whose onnx artifacts were watched for ROUNDS rounds."""
     random = np.random.default_rng(seed)
-    first = [trial for trial in BASE.trials if trial.round == 0 and trial.format == "onnx"]
+    first = [trial for trial in BASE.trials if trial.round == 0 and trial.key.format == "onnx"]
     metered = [
-        watch_trial(trial, number, factor * POWERS_UW[trial.variant] * random.normal(1, spread), **changes)
+        watch_trial(trial, number, factor * POWERS_UW[trial.key.variant] * random.normal(1, spread), **changes)
         for number in range(ROUNDS)
         for trial in first
     ]

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from make.artifacts import DENSE, RUNTIMES, Case
+from make.artifacts import DENSE, RUNTIMES
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 CALM = DeviceState(
@@ -28,14 +29,12 @@ def make_reading(name: str = "onnxruntime", version: str = "1") -> RuntimeReadin
     return RuntimeReading(name=name, version=version, python="3", machine="m", kernel="k")
 
 
-def make_trial(case: Case = DENSE, **changes: Any) -> Trial:  # noqa: ANN401 - any field
+def make_trial(key: ArtifactKey = DENSE, **changes: Any) -> Trial:  # noqa: ANN401 - any field
     """A trial of three like samples that nothing disturbed."""
-    variant, format_ = case
     trial = Trial(
         round=0,
-        variant=variant,
-        format=format_,
-        artifact_sha256=f"{variant} {format_}",
+        key=key,
+        artifact_sha256=key.title,
         device="pi4",
         started_utc="2025-01-01T00:00:00+00:00",
         threads=1,
@@ -45,7 +44,7 @@ def make_trial(case: Case = DENSE, **changes: Any) -> Trial:  # noqa: ANN401 - a
         samples_ns=(100, 100, 100),
         peak_rss_bytes=None,
         runtime_rss_bytes=None,
-        runtime=make_reading(RUNTIMES[format_][0]),
+        runtime=make_reading(RUNTIMES[key.format][0]),
         before=CALM,
         after=CALM,
         agent_sha256="g",

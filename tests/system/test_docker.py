@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from make.recipes import write_untrained_recipe
+from make.ssh_servers import greets
+from make.waiting import wait_until
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "docker/build"
 PROGRAMS = ("buildah", "mmdebstrap")
 USER = 1000  # of every image
-MODEL = """
-import torch
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3))
-
-def leave_untrained(model, seed):
-    pass
-
-def load():
-    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return {"calibration": {"a": x[:32], "b": x[32:64]}, "test_inputs": x[64:], "test_labels": torch.arange(32) % 3}
-"""
-RECIPE = """
-name = "tiny"
-data.loader = "model.py:load"
-budget.kept_parameters = 0.5
-ranks.step = 2
-export.formats = ["onnx"]
-parity.samples = 8
-[[models]]
-name = "a"
-factory = "model.py:make"
-train = "model.py:leave_untrained"
-[[models]]
-name = "b"
-factory = "model.py:make"
-train = "model.py:leave_untrained"
-"""
 SUITE = 'recipe = "tiny.toml"\nrounds = 2\nmin_samples = 5\nmin_duration_ms = 1\n'
 UNREADABLE_RECIPE = 'name = "none"\nbudgets = 3\n'
 
@@ -179,18 +152,8 @@ def server(images: Images, board: str, keys: Path, port: int, tmp_path: Path) ->
     words = [*images.settings("rankship-pi")["Entrypoint"], "-o", "ListenAddress=127.0.0.1", "-p", str(port)]
     volumes = (f"{keys}/board:/keys/board:ro",)
     with images.serve(board, *words, volumes=volumes, log=tmp_path / "log"):
-        _await_banner(port, tmp_path / "log")
+        wait_until(lambda: greets(port), timeout_s=30)
         yield keys / "host"
-
-
-def _await_banner(port: int, log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
-            if connection.recv(4) == b"SSH-":
-                return
-        time.sleep(0.1)
-    pytest.fail(f"the board's SSH server did not start: {log.read_text()}")
 
 
 def test_the_host_image_starts_the_command_as_a_plain_user(images: Images, host: str) -> None:
@@ -280,8 +243,8 @@ def test_the_host_image_examines_the_board_and_measures_on_it(
 ) -> None:
     recipes = tmp_path / "recipes"
     recipes.mkdir(mode=0o755)
-    for name, text in (("model.py", MODEL), ("tiny.toml", RECIPE), ("suite.toml", SUITE)):
-        (recipes / name).write_text(text)
+    write_untrained_recipe(recipes, "a", "b")
+    (recipes / "suite.toml").write_text(SUITE)
     mounts = (f"{server}:/keys/host:ro", f"{recipes}:/recipes:ro")
     inventory = ("--inventory", "/keys/host/devices.toml")
 

@@ -15,52 +15,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from make.recipes import write_untrained_recipe
+from make.ssh_servers import SshServer
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
 from rankship_targets.client.connect import open_transport
-from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import run_checked
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 KILLS = int(os.environ.get("RANKSHIP_HOST_KILLS", "5"))
 SEED = int(os.environ.get("RANKSHIP_HOST_SEED", "20261125"))
 ROUNDS, CASES = 4, 3  # dense, compressed and the canary
-MODEL = """
-import torch
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3))
-
-def leave_untrained(model, seed):
-    pass
-
-def load():
-    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return {"calibration": {"a": x[:32]}, "test_inputs": x[64:], "test_labels": torch.arange(32) % 3}
-"""
-RECIPE = """
-name = "tiny"
-data.loader = "model.py:load"
-budget.kept_parameters = 0.5
-ranks.step = 2
-export.formats = ["onnx"]
-parity.samples = 8
-[[models]]
-name = "a"
-factory = "model.py:make"
-train = "model.py:leave_untrained"
-"""
-
-
-class Server(Protocol):
-    """What the fixture `ssh_server` gives."""
-
-    device: Device
 
 
 @dataclass
@@ -90,10 +58,9 @@ def starts(tmp_path: Path) -> Iterator[Starts]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, ssh_server: Server) -> list[str]:
+def command(tmp_path: Path, ssh_server: SshServer) -> list[str]:
     """Build a small model and give the command that measures it on a board over SSH."""
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    write_untrained_recipe(tmp_path, "a")
     (tmp_path / "suite.toml").write_text(
         f'recipe = "tiny.toml"\nrounds = {ROUNDS}\nmin_samples = 20\nmin_duration_ms = 20\nmax_warmup_ms = 200\n'
     )
@@ -110,7 +77,7 @@ def command(tmp_path: Path, ssh_server: Server) -> list[str]:
 
 
 def test_a_run_killed_at_random_moments_goes_on_and_repeats_no_trial(
-    command: list[str], starts: Starts, tmp_path: Path, ssh_server: Server
+    command: list[str], starts: Starts, tmp_path: Path, ssh_server: SshServer
 ) -> None:
     moments = random.Random(SEED)  # noqa: S311 - not for secrets
     began = time.monotonic()
@@ -137,7 +104,7 @@ def test_a_run_killed_at_random_moments_goes_on_and_repeats_no_trial(
     print(f"\n{kills} kills in {len(bundles)} runs: {len(starts.seen)} starts for {trials} trials; {kept_at_kills}")  # noqa: T201
     for bundle in bundles:
         assert bundle.finished
-        cases = Counter((trial.round, trial.variant, trial.format) for trial in bundle.trials)
+        cases = Counter((trial.round, trial.key) for trial in bundle.trials)
         assert (len(cases), set(cases.values())) == (ROUNDS * CASES, {1})
     assert trials <= len(starts.seen) <= trials + kills, "at most one trial is begun again for each kill"
     assert not (tmp_path / "board/lease").exists()

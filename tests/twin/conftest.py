@@ -1,23 +1,17 @@
 """Fixtures of the stand-ins for a Raspberry Pi 4, and small models made on the spot for them."""
 
-import hashlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 import psutil
 import pytest
-from ai_edge_litert import schema_py_generated as tflite
-from flatbuffers import Builder
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from make.artifacts import make_proof
-from rankship_pipeline.foundation.records import Format, Variant, Verified
+from make.chains import Model, Weights, make_tflite, prove_bytes
+from make.onnx_files import make_products
+from make.waiting import is_alive, wait_until
+from rankship_pipeline.foundation.records import Format, Variant
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.twin.debian_root import find_root
@@ -25,9 +19,7 @@ from rankship_targets.twin.machine import Machine, boot
 from rankship_targets.twin.machine_files import PACKAGES, QEMU, TOOLS, find_machine_files
 from rankship_targets.twin.pi import start_pi
 
-Weights = NDArray[np.float32]
 WIDTH, RANK = 256, 16
-GONE_S = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -66,33 +58,10 @@ def icount_machine(able_qemu: None) -> Iterator[Machine]:  # noqa: ARG001 - it s
 def await_gone() -> Callable[[list[psutil.Process]], None]:
     """Wait until processes have ended, also those that nobody has reaped yet."""
 
-    def is_alive(process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
     def wait(family: list[psutil.Process]) -> None:
-        deadline = time.monotonic() + GONE_S
-        while alive := [one for one in family if is_alive(one)]:
-            assert time.monotonic() < deadline, alive
-            time.sleep(0.05)
+        wait_until(lambda: not any(is_alive(one.pid) for one in family))
 
     return wait
-
-
-@dataclass(frozen=True)
-class Model:
-    """A chain of matrices in a file, and what it computes."""
-
-    path: Path
-    weights: list[Weights] = field(repr=False)
-    verified: Verified
-
-    def compute(self, x: Weights) -> Weights:
-        for matrix in self.weights:
-            x = (x @ matrix).astype(np.float32)
-        return x
 
 
 @pytest.fixture(scope="session")
@@ -122,11 +91,11 @@ def model_files(
     folder = tmp_path_factory.mktemp("models")
     made: dict[tuple[Format, Variant], Model] = {}
     for variant, weights in chains.items():
-        for name, data in (("onnx", make_onnx(weights)), ("tflite", make_tflite(weights))):
+        for name, data in (("onnx", make_products(*weights).SerializeToString()), ("tflite", make_tflite(weights))):
             kind: Format = "onnx" if name == "onnx" else "tflite"
             path = folder / f"{variant}.{kind}"
             path.write_bytes(data)
-            made[kind, variant] = Model(path, weights, prove(data, kind, variant))
+            made[kind, variant] = Model(path, weights, prove_bytes(data, kind, variant))
     return made
 
 
@@ -135,59 +104,3 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("samples") / "x.npy"
     np.save(path, np.random.default_rng(1).normal(size=(3, WIDTH)).astype(np.float32))
     return path
-
-
-def prove(data: bytes, kind: Format, variant: Variant) -> Verified:
-    sha256 = hashlib.sha256(data).hexdigest()
-    return make_proof(sha256, (variant, kind), runtime="numpy", runtime_version=np.__version__, samples=3)
-
-
-def make_onnx(weights: list[Weights]) -> bytes:
-    names = ["x", *(f"h{number}" for number in range(1, len(weights))), "y"]
-    nodes = [helper.make_node("MatMul", [names[n], f"w{n}"], [names[n + 1]]) for n in range(len(weights))]
-    graph = helper.make_graph(
-        nodes,
-        "chain",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, weights[0].shape[0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, weights[-1].shape[1]])],
-        [numpy_helper.from_array(matrix, f"w{n}") for n, matrix in enumerate(weights)],
-    )
-    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())
-
-
-def make_tflite(weights: list[Weights]) -> bytes:
-    """Build fully connected layers by the format's own schema: an exporter would take half a minute."""
-    graph, model = tflite.SubGraphT(), tflite.ModelT()
-    model.version, model.buffers, graph.tensors, graph.operators = 3, [tflite.BufferT()], [], []
-
-    def add(name: str, shape: tuple[int, ...], data: bytes | None = None) -> int:
-        tensor = tflite.TensorT()
-        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, list(shape), tflite.TensorType.FLOAT32, 0
-        if data is not None:
-            buffer = tflite.BufferT()
-            buffer.data = list(data)
-            model.buffers.append(buffer)
-            tensor.buffer = len(model.buffers) - 1
-        graph.tensors.append(tensor)
-        return len(graph.tensors) - 1
-
-    current = add("args_0", (1, weights[0].shape[0]))
-    graph.inputs = [current]
-    for number, matrix in enumerate(weights):
-        layer = tflite.OperatorT()
-        layer.builtinOptionsType = tflite.BuiltinOptions.FullyConnectedOptions
-        layer.builtinOptions = tflite.FullyConnectedOptionsT()
-        weight = add(f"w{number}", matrix.T.shape, np.ascontiguousarray(matrix.T).tobytes())
-        layer.inputs = [current, weight, -1]
-        current = add(f"output_{number}", (1, matrix.shape[1]))
-        layer.outputs = [current]
-        graph.operators.append(layer)
-    graph.outputs = [current]
-    code = tflite.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = tflite.BuiltinOperator.FULLY_CONNECTED
-    model.operatorCodes, model.subgraphs = [code], [graph]
-    builder = Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())

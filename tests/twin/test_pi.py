@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from make.artifacts import make_request
+from make.waiting import wait_until
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Format, Variant
@@ -41,14 +42,15 @@ def run(transport: Transport, script: str) -> Completed:
 
 def await_boot(device: Device, before: str) -> str:
     """Wait until the board answers with another boot than `before`."""
-    end = time.monotonic() + BACK_S
-    while time.monotonic() < end:
+    seen: list[str] = []
+
+    def is_back() -> bool:
         with suppress(ConnectionLost, TargetTimeout), open_ssh(device) as transport:
-            boot_id = run_checked(transport, ["cat", f"/{board.BOOT_ID}"])
-            if boot_id != before:
-                return boot_id
-        time.sleep(0.2)
-    pytest.fail("the board did not come back")
+            seen.append(run_checked(transport, ["cat", f"/{board.BOOT_ID}"]))
+        return seen[-1:] not in ([], [before])
+
+    wait_until(is_back, BACK_S)
+    return seen[-1]
 
 
 @pytest.fixture
@@ -111,8 +113,8 @@ def test_a_session_probes_infers_and_measures(
         artifact, remote = session.push(model.path, model.verified), session.push_file(samples)
         (output,), reading = session.infer(kind, artifact, [remote], tmp_path)
         np.testing.assert_allclose(np.load(output), model.compute(np.load(samples)), rtol=1e-4, atol=1e-5)
-        sha256, case = model.verified.artifact_sha256, (variant, kind)
-        request = make_request(artifact, sha256, [remote], case, min_samples=5, max_warmup_ms=100)
+        proof = model.verified
+        request = make_request(artifact, proof.artifact_sha256, [remote], proof.key, min_samples=5, max_warmup_ms=100)
         trial = session.measure(request)
     assert reading.machine == trial.runtime.machine == "aarch64"
     assert len(trial.samples_ns) >= 5

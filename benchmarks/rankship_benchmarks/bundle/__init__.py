@@ -1,1 +1,1 @@
-"""What to measure, and what was measured."""
+"""Suites, and bundles that hold every raw sample of a run."""

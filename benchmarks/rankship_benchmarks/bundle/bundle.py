@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rankship_benchmarks.bundle.suite import EnergyPlan
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_folder
@@ -122,7 +123,7 @@ def open_bundle(folder: Path) -> Bundle:
     trials: list[Trial] = []
     end: End | None = None
     metered: list[MeteredTrial] = []
-    seen: set[tuple[str, int, str, str]] = set()
+    seen: set[tuple[str, int, ArtifactKey]] = set()
     for number, line in enumerate(_whole_lines(_read(path)), start=1):
         where = f"{path}:{number}"
         kind, text = _split(line, where)
@@ -148,11 +149,11 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(header=header, trials=tuple(trials), finished=end is not None, metered=tuple(metered))
 
 
-def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, str, str]], where: str) -> None:
-    key = (kind, trial.round, trial.variant, trial.format)
-    if key in seen:
-        raise InputError(f"{where}: {trial.variant} {trial.format} round {trial.round} again", hint=_DAMAGED)
-    seen.add(key)
+def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, ArtifactKey]], where: str) -> None:
+    place = (kind, trial.round, trial.key)
+    if place in seen:
+        raise InputError(f"{where}: {trial.key.title} round {trial.round} again", hint=_DAMAGED)
+    seen.add(place)
 
 
 def _decode_metered(text: str, where: str) -> MeteredTrial:

@@ -13,10 +13,15 @@ _SHORTEST_MS = 1000
 
 @record
 class EnergyChoice:
-    """Energy is asked for: `rounds` of trials of their own, each a rest, a timed loop and a rest, of these lengths.
+    """Asks for energy: trials of their own, each a rest, a timed loop and a rest.
 
-    In ten seconds a meter that shows a new value every 32 ms is off by less than 1 %; what is shorter has wider bounds,
-    which the report shows. Five rounds are the fewest that show how far they lie apart, six give the ratio an interval.
+    Over ten seconds a meter that shows a new value every 32 ms is off by less than 1 %; shorter loops have wider
+    bounds, which the report shows.
+
+    Keys:
+        rounds: five are the fewest that show the spread, six give the ratio an interval
+        busy_ms: length of the timed loop at least
+        idle_ms: length of the rest before and after
     """
 
     rounds: int = 6
@@ -51,13 +56,20 @@ def plan_energy(choice: EnergyChoice, meter: MeterChoice) -> EnergyPlan:
 
 @record
 class Suite:
-    """Every artifact of `recipe` (a path beside the suite), timed in `rounds` interleaved rounds of fresh processes.
+    """Every artifact of a recipe, timed in interleaved rounds of fresh processes.
 
-    A trial's timed loop ends when `min_samples` and `min_duration_ms` are both reached; its warm-up ends when steady,
-    at the latest after `max_warmup_ms`; one that is not done after `timeout_s` is an error. Six rounds are the fewest
-    that give a 95 % interval of the median, 12 the fewest that show whether rounds hang together. With `canary` a small
-    frozen model is timed in every round too, so that a change of the device is not taken for one of the build. With
-    `energy` the meter that the inventory names for the device is read in trials of their own, after all others.
+    Keys:
+        recipe: the recipe's path, relative to the suite
+        rounds: six are the fewest that give a 95 % interval of the median, 12 the fewest that show whether rounds
+            depend on one another
+        threads: threads of the runtime
+        min_samples: a timed loop ends when this and `min_duration_ms` are both reached
+        min_duration_ms: see `min_samples`
+        max_warmup_ms: a warm-up ends when the times are steady, at the latest after this
+        timeout_s: a trial that takes longer is an error
+        canary: times a small frozen model in every round too, so that a change of the device is not taken for one of
+            the build
+        energy: reads the device's meter in trials of their own, after all others
     """
 
     recipe: str

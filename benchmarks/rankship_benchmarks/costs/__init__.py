@@ -1,1 +1,1 @@
-"""Layers timed or metered on a device, and budgets landed by it."""
+"""Cost tables: layers timed or metered on a device, and budgets landed by them."""

@@ -47,13 +47,13 @@ def land_missing(prepared: Prepared, store: Store, device: Device, results: Path
 
 def refuse_foreign(table: CostTable, place: Place, where: str) -> None:
     """Refuse a table that was taken on another device, format, runtime or agent than is measured with now."""
-    told = {
+    compared = {
         "device": (table.device, place.device),
         "format": (table.format, place.format),
         "runtime": (table.runtime, place.runtime),
         "agent": (table.agent_sha256[:12], place.session.agent_sha256[:12]),
     }
-    unlike = [f"{name} {one}, now {other}" for name, (one, other) in told.items() if one != other]
+    unlike = [f"{name} {one}, now {other}" for name, (one, other) in compared.items() if one != other]
     if unlike:
         message = f"the costs in {where} were measured under other conditions: {'; '.join(unlike)}"
         raise UnlikeConditions(message, hint="measure them anew: `rankship costs`, or leave budget.costs out")
@@ -63,7 +63,7 @@ def land(prepared: Prepared, store: Store, place: Place, table: CostTable, steps
     """Try, measure and correct until the compressed model takes as long as the budget says (see landing.py)."""
     budget_ns = resolve_budget(prepared.recipe.budget, 0)
     bench = _Bench(prepared, store, place, table, steps)
-    tries, word = approach(budget_ns, bench.time_dense(), bench.range, bench.attempt)
+    tries, verdict = approach(budget_ns, bench.time_dense(), bench.range, bench.attempt)
     landing = Landing(
         budget_ns=budget_ns,
         device=place.device,
@@ -74,7 +74,7 @@ def land(prepared: Prepared, store: Store, place: Place, table: CostTable, steps
         rounds=ROUNDS,
         tries=tuple(tries),
         chosen=choose_try(tries, budget_ns),
-        word=word,
+        verdict=verdict,
     )
     steps.note(state_landing(landing))
     return landing
@@ -130,7 +130,7 @@ class _Bench:
                 advance(f"time the whole model on {device}")
                 trials += self.place.time(subjects if number % 2 == 0 else subjects[::-1], number, WHOLE)
         valid = keep_valid(trials)
-        dense = median_by_round(one for one in valid if one.variant == "dense")
+        dense = median_by_round(one for one in valid if one.key.variant == "dense")
         last = median_by_round(one for one in valid if one.artifact_sha256 == subjects[-1].artifact.sha256)
         ratio = estimate_ratio(last, dense)
         if ratio is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rankship_pipeline.foundation.errors import BudgetInfeasible
-from rankship_pipeline.foundation.records import LandingTry, LandingWord
+from rankship_pipeline.foundation.records import LandingTry, LandingVerdict
 from rankship_pipeline.foundation.units import show_ns
 
 TOLERANCE = 0.05  # of the budget, to either side
@@ -30,7 +30,9 @@ class Range:
         return round(min(max(asked_ns, self.least_ns), self.dense_ns))
 
 
-def approach(budget_ns: int, dense: LandingTry, table: Range, attempt: Attempt) -> tuple[list[LandingTry], LandingWord]:
+def approach(
+    budget_ns: int, dense: LandingTry, table: Range, attempt: Attempt
+) -> tuple[list[LandingTry], LandingVerdict]:
     """Try until a model's measured time is the budget, at most once and CORRECTIONS times; gives the tries and the end.
 
     `dense` is the dense model as measured now: where it is fast enough, nothing is tried. The first try is scaled by

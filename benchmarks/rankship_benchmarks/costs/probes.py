@@ -5,25 +5,29 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import keep_stdout_clean, load_exporter
-from rankship_pipeline.export.artifact import find_proof, read_artifact
+from rankship_pipeline.export.artifact import (
+    Part,
+    export_file,
+    find_proof,
+    read_artifact,
+    read_operators,
+    write_artifact,
+)
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
-from rankship_pipeline.foundation.codec import digest, encode
+from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
-from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Artifact, Factors, Format, TensorSpec, Verified
+from rankship_pipeline.foundation.records import Artifact, Factors, Format, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
-from rankship_pipeline.models.layers import count_parameters
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.session.manifest import read_manifest, sign_artifact
@@ -81,40 +85,29 @@ def _export_together(modules: Sequence[nn.Module], sample: Tensor, files: Sequen
 def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: Store) -> None:
     """Put a probe into the store beside inputs and torch's outputs, once its operators were found in its file."""
     made_from = probe.list_ingredients(format_)
-    name = f"model{file.suffix}"
+    samples = make_samples(probe.site, LIMITS.samples)
 
-    def make(target: Path) -> None:
-        samples = make_samples(probe.site, LIMITS.samples)
+    def write(path: Path) -> None:
         graph = trace_graph(module, (samples[:1],))
-        with keep_stdout_clean():
-            exporter = load_exporter(format_)
-            if not file.exists():
-                exporter.export_graph(graph, file)
-            found = Counter((one.rows, one.columns) for one in exporter.list_operators(file))
+        if file.exists():
+            shutil.copyfile(file, path)
+        else:
+            export_file(graph, format_, path)
+        found = Counter((one.rows, one.columns) for one in read_operators(format_, path))
         wanted = Counter((one.rows, one.columns) for one in list_graph_operators(graph))
         if wanted - found:
             message = f"{probe.site} as {probe.factors or 'dense'}: {wanted - found} are not in the {format_} file"
             raise BuildError(message, hint="the exporter joined what should stay apart; try another version of it")
-        shutil.copyfile(file, target / name)
-        outputs = predict(module, (samples,))
-        np.save(target / "input.0.npy", samples.numpy())
-        np.save(target / "expected.0.npy", outputs.numpy())
-        artifact = Artifact(
-            variant="dense" if probe.factors is None else "compressed",
-            format=format_,
-            file=f"{store.name('probe', made_from)}/{name}",
-            size_bytes=file.stat().st_size,
-            sha256=hash_file(file),
-            inputs=(TensorSpec(name="input.0", shape=probe.site.input_shape, dtype=str(samples.numpy().dtype)),),
-            outputs=(TensorSpec(name="sum", shape=(1, *outputs.shape[1:]), dtype=str(outputs.numpy().dtype)),),
-            parameters=count_parameters(module),
-            factored_layers=(),
-            recipe_sha256=digest(probe.site),
-            source_sha256={},
-            toolchain=list_versions(format_),
-        )
-        (target / "artifact.json").write_text(encode(artifact), encoding="utf-8")
 
+    make = partial(
+        write_artifact,
+        entry=store.name("probe", made_from),
+        part=Part("dense" if probe.factors is None else "compressed", module, (samples,), outputs=("sum",)),
+        format_=format_,
+        write_file=write,
+        recipe_sha256=digest(probe.site),
+        source_sha256={},
+    )
     store.produce("probe", made_from, make)
 
 
@@ -127,7 +120,7 @@ def prove(
         known = read_manifest(path).verified
     except ManifestRefused:
         known = None
-    here = find_version(FACTS[artifact.format].runtime_distribution)
+    here = find_version(FACTS[artifact.key.format].runtime_distribution)
     if known is None or known.runtime_version != here:
         known = verify_artifact(artifact, path, inputs, expected, runner, limits)
         sign_artifact(path, known, artifact.recipe_sha256)

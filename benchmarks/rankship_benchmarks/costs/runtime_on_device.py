@@ -55,8 +55,7 @@ class Place:
         min_samples, min_duration_ms, max_warmup_ms = effort
         return MeasureRequest(
             round=number,
-            variant=subject.artifact.variant,
-            format=self.format,
+            key=subject.artifact.key,
             artifact=subject.remote,
             artifact_sha256=subject.artifact.sha256,
             inputs=subject.inputs,

@@ -1,1 +1,1 @@
-"""Many devices at once."""
+"""Many devices at once: schedule, threads, Dask."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.one_device import RunPlan, measure_build
 from rankship_pipeline.export.canary import make_canary
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Build
@@ -59,17 +60,12 @@ def prepare_measuring(
     profile: bool = False,
 ) -> Measure:
     """Verify a build, and the canary where the suite wants one; gives what measures, and profiles, on one device."""
-    canary = make_canary(build.artifacts[0].format, store, steps) if suite.canary else None
+    canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)
-
-    def measure(device: Device, own: Steps) -> Path:
-        return measure_build(
-            build, verified, store, device, suite, results, own, limits=limits, canary=canary, profile=profile
-        )
-
-    return measure
+    plan = RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile)
+    return partial(measure_build, plan)
 
 
 def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:

@@ -6,6 +6,7 @@ None stays null in Parquet and an empty field in CSV: what was not measured is n
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.judge.energy_figures import read_rounds
 from rankship_benchmarks.judge.validity import judge_trial, keep_trusted, name_distrust
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.trials.trial import Trial
 
@@ -26,8 +28,7 @@ _NAMES = {
     "created_utc": "string",
     "device": "string",
     "recipe": "string",
-    "variant": "string",
-    "format": "string",
+    **dict.fromkeys((one.name for one in fields(ArtifactKey)), "string"),
     "round": "int32",
 }
 COLUMNS: dict[Rows, dict[str, str]] = {
@@ -110,7 +111,7 @@ def list_rows(bundle: Bundle, rows: Rows) -> Iterator[Row]:
 
 def _name(bundle: Bundle, trial: Trial) -> Row:
     head: Row = {name: getattr(bundle.header, name) for name in ("run_id", "created_utc", "device", "recipe")}
-    return head | {"variant": trial.variant, "format": trial.format, "round": trial.round}
+    return head | asdict(trial.key) | {"round": trial.round}
 
 
 def _list_energies(bundle: Bundle) -> Iterator[Row]:
@@ -119,7 +120,7 @@ def _list_energies(bundle: Bundle) -> Iterator[Row]:
     cases = read_rounds(bundle.metered, plan) if plan else {}
     believed = {id(trial) for trial in keep_trusted([one.trial for one in bundle.metered])}
     for one in bundle.metered:
-        trial, case = one.trial, cases[one.trial.variant, one.trial.format]
+        trial, case = one.trial, cases[one.trial.key]
         found = case.rounds.get(trial.round)
         supported = found if found and not found.overlap else None
         yield _name(bundle, trial) | {

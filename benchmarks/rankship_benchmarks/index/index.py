@@ -8,6 +8,7 @@ import hashlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -167,11 +168,11 @@ def _add_run(connection: Connection, source: str, folder: Path) -> None:
 
 
 def _list_cases(bundle: Bundle) -> Iterator[dict[str, object]]:
-    artifacts = {(one.variant, one.format): one for one in bundle.header.build.artifacts}
+    artifacts = {one.key: one for one in bundle.header.build.artifacts}
     energies = judge_energy(bundle)
-    for name, trials in group_trials(bundle.trials).items():
-        if name in artifacts:
-            yield _describe_case(bundle, artifacts[name], trials) | _describe_energy(energies.get(name))
+    for key, trials in group_trials(bundle.trials).items():
+        if key in artifacts:
+            yield _describe_case(bundle, artifacts[key], trials) | _describe_energy(energies.get(key))
 
 
 def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
@@ -191,10 +192,8 @@ def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
 def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> dict[str, object]:
     valid = [trial for trial in trials if trial.samples_ns and not judge_trial(trial)]
     latency = estimate_median(list(median_by_round(valid).values())) if valid else None
-    accuracy = find_accuracy(bundle.header.build, artifact.variant)
-    return {
-        "variant": artifact.variant,
-        "format": artifact.format,
+    accuracy = find_accuracy(bundle.header.build, artifact.key.variant)
+    return asdict(artifact.key) | {
         "artifact_sha256": artifact.sha256,
         "size_bytes": artifact.size_bytes,
         "parameters": artifact.parameters,
@@ -211,7 +210,7 @@ def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> d
 
 
 def _name_trial(trial: Trial) -> dict[str, object]:
-    return {"round": trial.round, "variant": trial.variant, "format": trial.format}
+    return {"round": trial.round} | asdict(trial.key)
 
 
 def _describe_trial(trial: Trial) -> dict[str, object]:

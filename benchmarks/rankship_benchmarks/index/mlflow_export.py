@@ -60,7 +60,7 @@ def list_parameters(bundle: Bundle) -> dict[str, str]:
 def list_metrics(bundle: Bundle) -> dict[str, float]:
     """List each case's numbers; what was not measured has no metric."""
     return {
-        f"{one.format}.{one.variant}.{name}": float(value)
+        f"{one.key.format}.{one.key.model.replace(', ', '.')}.{name}": float(value)
         for one in summarise(bundle).results
         for name, value in _list_numbers(one).items()
         if value is not None

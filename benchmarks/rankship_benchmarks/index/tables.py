@@ -1,5 +1,7 @@
 """The index's tables: what is asked of many runs, taken from their bundles and never the truth itself."""
 
+from dataclasses import fields
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -14,10 +16,19 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+
 # Raised whenever a column changes: an index of another version is dropped and built anew.
-VERSION = 2
+VERSION = 3
 
 METADATA = MetaData()
+
+
+def _name_artifact() -> list[Column[str]]:
+    """The columns of an artifact's key, by its fields' names."""
+    return [Column(one.name, String, primary_key=True) for one in fields(ArtifactKey)]
+
+
 # `source` says which results folder on which host a run lies in, so that many hosts may fill one index.
 RUNS = Table(
     "runs",
@@ -46,8 +57,7 @@ CASES = Table(
     "cases",
     METADATA,
     Column("run", ForeignKey("runs.id"), primary_key=True),
-    Column("variant", String, primary_key=True),
-    Column("format", String, primary_key=True),
+    *_name_artifact(),
     Column("artifact_sha256", String(64)),
     Column("size_bytes", BigInteger),
     Column("parameters", BigInteger),
@@ -73,8 +83,7 @@ TRIALS = Table(
     METADATA,
     Column("run", ForeignKey("runs.id"), primary_key=True),
     Column("round", Integer, primary_key=True),
-    Column("variant", String, primary_key=True),
-    Column("format", String, primary_key=True),
+    *_name_artifact(),
     Column("started_utc", String),
     Column("samples", Integer),
     Column("median_ns", Float),
@@ -93,8 +102,7 @@ REASONS = Table(
     METADATA,
     Column("run", ForeignKey("runs.id"), primary_key=True),
     Column("round", Integer, primary_key=True),
-    Column("variant", String, primary_key=True),
-    Column("format", String, primary_key=True),
+    *_name_artifact(),
     Column("reason", String, primary_key=True),
 )
 VERSIONS = Table("rankship_index", METADATA, Column("version", Integer, primary_key=True))

@@ -1,11 +1,19 @@
 """Every reason to distrust a bundle of trials, found in the data itself and said out loud."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from itertools import pairwise
 
 from rankship_benchmarks.bundle.bundle import STAND_IN, Bundle
-from rankship_benchmarks.judge.validity import CANARY, doubt_trial, find_canary_off, find_frequency_move, judge_trial
+from rankship_benchmarks.judge.validity import (
+    BUSY,
+    CANARY,
+    FREQUENCY,
+    doubt_trial,
+    find_canary_off,
+    find_frequency_move,
+    judge_trial,
+)
 from rankship_benchmarks.stats.estimates import (
     CORRELATION_ROUNDS,
     count_needed,
@@ -14,7 +22,9 @@ from rankship_benchmarks.stats.estimates import (
     relative_drift,
     relative_spread,
 )
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
+from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
 
 # What must be exceeded before a caution is printed.
@@ -25,22 +35,84 @@ _TRIAL_DRIFT = 0.05
 _ROUND_GAP_S = 600
 
 
-def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
-    """Every caution that the data itself gives cause for, gravest first."""
+@record
+class CautionGroup:
+    """Reasons for distrust that one cause explains: one line for all, what to do, and in `details` each by itself.
+
+    Where a single caution says it all, `heading` is that caution and there are no details.
+    """
+
+    heading: str
+    advice: str = ""
+    details: tuple[str, ...] = ()
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Every caution of the group, in full."""
+        return self.details or (self.heading,)
+
+
+def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tuple[CautionGroup, ...]:
+    """Every caution that the data itself gives cause for, by what causes them, gravest first."""
+    trials, device = bundle.trials, bundle.header.device
+    here = device == THIS_MACHINE
+    name, doctor = "this machine" if here else device, f"`rankship doctor {device}` says more."
+    refused = [one for one in trials if judge_trial(one)]
+    off = find_canary_off(trials)
+    disturbed = [one for one in trials if one.round in off or set(BUSY).intersection(doubt_trial(one))]
+    unsteady = [one for one, some in groups.items() if any(_distrust_steadiness({one: some}))]
+    unknown = dict(_list_unknown(trials))
+    return (
+        *(CautionGroup(heading=one) for one in _distrust_run(bundle, groups)),
+        *_group(
+            f"{len(refused)} of {len(trials)} trials are left out of every figure.",
+            f"See what changed on {name} meanwhile, and measure again.",
+            _name_refused(trials),
+        ),
+        *_group(
+            f"{_begin(name)} was busy during {len(disturbed)} of {len(trials)} trials.",
+            f"{'Close other programs' if here else 'End what else runs there'} and measure again.",
+            _name_busy(trials),
+        ),
+        *_group(
+            f"{_begin(name)} did not hold its speed still.",
+            f"Set `governor` and `cool_below_mc` in the inventory. {doctor}",
+            _distrust_speed(trials),
+        ),
+        *_group(
+            f"Rounds differ: {len(unsteady)} of {len(groups)} artifacts changed speed.",
+            f"Measure on a quiet machine, in {CORRELATION_ROUNDS} rounds or more.",
+            (*_distrust_counts(groups), *_distrust_steadiness(groups)),
+        ),
+        *_group(f"{_begin(name)} does not report its {' and '.join(unknown)}.", doctor, unknown.values()),
+    )
+
+
+def _begin(text: str) -> str:
+    """The text as a sentence begins with it, where it is no name."""
+    return text.replace("this machine", "This machine")
+
+
+def _group(heading: str, advice: str, details: Iterable[str]) -> Iterable[CautionGroup]:
+    """No group without cautions; a single caution is its own heading."""
+    found = tuple(details)
+    if found:
+        several = len(found) > 1
+        yield CautionGroup(heading=heading if several else found[0], advice=advice, details=found if several else ())
+
+
+def _distrust_run(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
+    """Cautions about the run itself, each of which stands alone."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
     if STAND_IN in bundle.header.conditions:
         what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
         yield f"{what}: its times, temperature, memory and energy say nothing of a real one."
-    yield from _name_refused(bundle.trials)
-    yield from _name_doubted(bundle.trials)
     proven = {one.artifact_sha256 for one in bundle.header.verified}
-    for (variant, format_), trials in groups.items():
+    for key, trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
-            yield f"{variant} {format_} was timed without a proof of parity."
-    yield from _distrust_rounds(groups)
+            yield f"{key.title} was timed without a proof of parity."
     yield from _distrust_gaps(bundle.trials)
-    yield from _distrust_device(bundle.trials)
     retries = sum(trial.retries for trial in bundle.trials)
     if retries:
         yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured anew."
@@ -48,42 +120,51 @@ def list_cautions(bundle: Bundle, groups: dict[tuple[Variant, Format], list[Tria
 
 def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
     """One caution for each reason and artifact with trials that do not count."""
-    refused: dict[tuple[str, Variant, Format], set[int]] = {}
+    refused: dict[tuple[str, ArtifactKey], set[int]] = {}
     for trial in trials:
         for reason in judge_trial(trial):
-            refused.setdefault((reason, trial.variant, trial.format), set()).add(trial.round)
-    for (reason, variant, format_), rounds in refused.items():
-        yield f"Not counted: {name_rounds(rounds)} of {variant} {format_}: {reason} while it was measured."
+            refused.setdefault((reason, trial.key), set()).add(trial.round)
+    for (reason, key), rounds in refused.items():
+        yield f"Not counted: {name_rounds(rounds)} of {key.title}: {reason} while it was measured."
 
 
-def _name_doubted(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
-    doubted: dict[str, set[tuple[int, Variant, Format]]] = {}
-    for trial in trials:
-        for reason in doubt_trial(trial):
-            doubted.setdefault(reason, set()).add((trial.round, trial.variant, trial.format))
-    for reason, which in doubted.items():
-        rounds = name_rounds({number for number, _, _ in which})
-        share = f"{len(which)} of {len(trials)} trials ({rounds})"
-        yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
+def _name_busy(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """Cautions about trials that something else on the device disturbed."""
+    yield from _name_doubted(trials, BUSY)
     off = find_canary_off(trials)
     if off:
         yield f"Doubted: {CANARY} in {name_rounds(off)}; no verdict between runs uses them."
 
 
-def _distrust_rounds(groups: dict[tuple[Variant, Format], list[Trial]]) -> Iterable[str]:
-    """Cautions about the timings: warm-up, number of rounds, spread between rounds, drift inside a trial."""
+def _name_doubted(trials: tuple[Trial, ...], reasons: Collection[str]) -> Iterable[str]:
+    """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
+    doubted: dict[str, set[tuple[int, ArtifactKey]]] = {}
+    for trial in trials:
+        for reason in (one for one in doubt_trial(trial) if one in reasons):
+            doubted.setdefault(reason, set()).add((trial.round, trial.key))
+    for reason, which in doubted.items():
+        rounds = name_rounds({number for number, _ in which})
+        share = f"{len(which)} of {len(trials)} trials ({rounds})"
+        yield f"Doubted: {reason} in {share}; no verdict between runs uses them."
+
+
+def _distrust_counts(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
+    """Cautions about the number of rounds."""
     counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
     if counts:
-        where = "every artifact" if len(counts) == len(groups) else _name_groups(counts)
+        where = "every artifact" if len(counts) == len(groups) else ", ".join(key.title for key in counts)
         few = f"Too few rounds for an interval: {min(counts.values())} for {where}"
         yield f"{few}; a median at 95 % needs {count_needed()}, so point values stand alone."
     fewest = min(map(len, groups.values()))
     if count_needed() <= fewest < CORRELATION_ROUNDS:
         enough = f"({CORRELATION_ROUNDS} can)"
         yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
-    for (variant, format_), trials in groups.items():
-        name = f"{variant} {format_}"
+
+
+def _distrust_steadiness(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
+    """Cautions about each artifact's times: warm-up, spread between rounds, drift inside a trial."""
+    for key, trials in groups.items():
+        name = key.title
         cold = {trial.round for trial in trials if not trial.warmed_up}
         if cold:
             share = f"{len(cold)} of {len(trials)} rounds ({name_rounds(cold)})"
@@ -119,30 +200,30 @@ def _idle_s(trial: Trial, following: Trial) -> float:
     return (next_begun - begun).total_seconds() - busy_ns / 1e9
 
 
-def _distrust_device(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about the device: what could not be set, governor, frequency, temperature."""
+def _distrust_speed(trials: tuple[Trial, ...]) -> Iterable[str]:
+    """Cautions about what could not be set on the device, its governor, and a clock that moved."""
     for phrase in dict.fromkeys(phrase for trial in trials for phrase in trial.conditions.unmet):
         count = sum(phrase in trial.conditions.unmet for trial in trials)
         yield f"Conditions: {phrase} ({count} of {len(trials)} trials)."
-    states = [state for trial in trials for state in (trial.before, trial.after)]
-    governors = {state.governor for state in states}
+    yield from _name_doubted(trials, (FREQUENCY,))
+    governors = {state.governor for trial in trials for state in (trial.before, trial.after)}
     others = sorted(governor for governor in governors if governor not in {None, "performance"})
     if others:
         yield f"Governor: {', '.join(others)}, not performance; the clock may follow the load."
-    if None in governors:
-        yield "Governor unknown: the device does not tell, so frequency scaling cannot be excluded."
-    moves = [move for trial in trials if (move := find_frequency_move(trial)) is not None]
-    moved = [move for move in moves if move > _FREQUENCY_MOVE]
+    moved = [move for trial in trials if (move := find_frequency_move(trial) or 0) > _FREQUENCY_MOVE]
     if moved:
         yield f"Frequency: moved by up to {max(moved):.0%} between the start and end of {len(moved)} trials."
-    if len(moves) < len(trials):
-        yield "Frequency unknown: the device does not tell its clock, so a change of speed would go unseen."
+
+
+def _list_unknown(trials: tuple[Trial, ...]) -> Iterable[tuple[str, str]]:
+    """What of the speed the device does not tell, and the caution about it."""
+    states = [state for trial in trials for state in (trial.before, trial.after)]
+    if any(state.governor is None for state in states):
+        yield "governor", "Governor unknown: the device does not report it, so frequency scaling cannot be excluded."
+    if any(find_frequency_move(trial) is None for trial in trials):
+        yield "clock", "Frequency unknown: the device does not report its clock, so a change of speed would go unseen."
     if any(state.temperature_mc is None for state in states):
-        yield "Temperature unknown: the device does not tell, so throttling cannot be excluded."
-
-
-def _name_groups(groups: Iterable[tuple[Variant, Format]]) -> str:
-    return ", ".join(f"{variant} {format_}" for variant, format_ in groups)
+        yield "temperature", "Temperature unknown: the device does not report it, so throttling cannot be excluded."
 
 
 def name_rounds(numbers: Iterable[int]) -> str:

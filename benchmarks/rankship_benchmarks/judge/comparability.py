@@ -38,7 +38,10 @@ def _read_trials(read: Callable[[Trial], object]) -> Callable[[Bundle], str | No
 
 
 def _read_runtime(name: str) -> Callable[[Bundle], str | None]:
-    return _read_trials(lambda trial: f"{trial.runtime.name} {trial.runtime.version}" if trial.format == name else None)
+    def read(trial: Trial) -> str | None:
+        return f"{trial.runtime.name} {trial.runtime.version}" if trial.key.format == name else None
+
+    return _read_trials(read)
 
 
 # aspect → how it is read (None: not told, which is no difference), and what a difference means. What moves the time of

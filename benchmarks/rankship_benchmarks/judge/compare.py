@@ -18,12 +18,12 @@ from rankship_benchmarks.judge.validity import keep_trusted, name_distrust
 from rankship_benchmarks.stats.disorder import find_disorder
 from rankship_benchmarks.stats.estimates import Estimate, median_by_round
 from rankship_benchmarks.stats.shift import Shift, correct_holm, find_least_p, find_shift
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Format, Variant, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import VARIANTS, record
 from rankship_targets.trials.trial import Trial
 
 Word = Literal["better", "worse", "same", "unknown"]
 Figure = Literal["time", "energy"]
-Case = tuple[Variant, Format]
 
 
 @record
@@ -51,8 +51,7 @@ class Verdict:
     test's, adjusted for the number of cases; `threshold` is the effect that the rule looks for.
     """
 
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     word: Word
     reason: str
     ratio: Estimate | None
@@ -82,34 +81,34 @@ def compare_bundles(
 
 def judge_runs(
     bundles: tuple[Bundle, Bundle],
-    runs: tuple[Mapping[Case, Rounds], Mapping[Case, Rounds]],
+    runs: tuple[Mapping[ArtifactKey, Rounds], Mapping[ArtifactKey, Rounds]],
     chosen: Rule,
     figure: Figure = "time",
 ) -> tuple[Verdict, ...]:
     """Judge every case of either run by rounds that were collected already."""
-    cases = [(variant, name) for name in FORMATS for variant in VARIANTS if any((variant, name) in run for run in runs)]
+    keys = sorted({key for run in runs for key in run if key.variant in VARIANTS}, key=lambda key: key.order)
     canary = _compare_canaries(bundles, runs)
     refused = _refuse_canary(canary, chosen, figure)
-    shifts: dict[Case, Shift] = {}
-    verdicts: dict[Case, Verdict] = {}
-    for case in cases:
-        before, after = (_relate(run, case, with_canary=canary is not None) for run in runs)
-        reason = refused or _refuse_rounds(before, after, len(cases), chosen)
+    shifts: dict[ArtifactKey, Shift] = {}
+    verdicts: dict[ArtifactKey, Verdict] = {}
+    for key in keys:
+        before, after = (_relate(run, key, with_canary=canary is not None) for run in runs)
+        reason = refused or _refuse_rounds(before, after, len(keys), chosen)
         if not reason:
-            shifts[case] = find_shift(list(before.values.values()), list(after.values.values()))
+            shifts[key] = find_shift(list(before.values.values()), list(after.values.values()))
         else:
-            verdicts[case] = judge_unknown(case, reason, chosen, figure)
+            verdicts[key] = judge_unknown(key, reason, chosen, figure)
     adjusted = correct_holm([shift.p_value for shift in shifts.values()])
-    for (case, shift), p_value in zip(shifts.items(), adjusted, strict=True):
-        verdicts[case] = _judge_shift(case, shift.ratio, p_value, chosen, figure)
-    return tuple(replace(verdicts[case], canary_ratio=canary.ratio if canary else None) for case in cases)
+    for (key, shift), p_value in zip(shifts.items(), adjusted, strict=True):
+        verdicts[key] = _judge_shift(key, shift.ratio, p_value, chosen, figure)
+    return tuple(replace(verdicts[key], canary_ratio=canary.ratio if canary else None) for key in keys)
 
 
-def _collect_rounds(bundle: Bundle) -> dict[Case, Rounds]:
+def _collect_rounds(bundle: Bundle) -> dict[ArtifactKey, Rounds]:
     trusted = group_trials(keep_trusted(bundle.trials))
     return {
-        case: Rounds(values=median_by_round(trusted.get(case, [])), distrust=_explain_distrust(trials, bundle.trials))
-        for case, trials in group_trials(bundle.trials).items()
+        key: Rounds(values=median_by_round(trusted.get(key, [])), distrust=_explain_distrust(trials, bundle.trials))
+        for key, trials in group_trials(bundle.trials).items()
     }
 
 
@@ -118,10 +117,10 @@ def _explain_distrust(mine: list[Trial], everything: tuple[Trial, ...]) -> str:
     return ", ".join(f"{reason} in {count} of {len(mine)} rounds" for reason, count in reasons.items())
 
 
-def _compare_canaries(bundles: tuple[Bundle, Bundle], runs: tuple[Mapping[Case, Rounds], ...]) -> Shift | None:
+def _compare_canaries(bundles: tuple[Bundle, Bundle], runs: tuple[Mapping[ArtifactKey, Rounds], ...]) -> Shift | None:
     """Compare the canaries; None where a run has none, or they are not the same file."""
     files = {bundle.header.canary.sha256 if bundle.header.canary else "" for bundle in bundles}
-    rounds = [[one for case, one in run.items() if case[0] == "canary"] for run in runs]
+    rounds = [[one for key, one in run.items() if key.variant == "canary"] for run in runs]
     if len(files) != 1 or not all(found and found[0].values for found in rounds):
         return None
     before, after = (list(found[0].values.values()) for found in rounds)
@@ -136,12 +135,12 @@ def _refuse_canary(canary: Shift | None, rule: Rule, figure: Figure) -> str:
     return f"{moved}: the device changed between the runs by more than {rule.effect:.0%}"
 
 
-def _relate(run: Mapping[Case, Rounds], case: Case, *, with_canary: bool) -> Rounds:
+def _relate(run: Mapping[ArtifactKey, Rounds], key: ArtifactKey, *, with_canary: bool) -> Rounds:
     """One case's rounds, relative to the canary's of the same round where there is one."""
-    mine = run.get(case, Rounds(values={}, distrust="it was not measured"))
+    mine = run.get(key, Rounds(values={}, distrust="it was not measured"))
     if not with_canary:
         return mine
-    canary = next(one.values for (variant, _), one in run.items() if variant == "canary")
+    canary = next(one.values for other, one in run.items() if other.variant == "canary")
     related = {number: time / canary[number] for number, time in mine.values.items() if number in canary}
     return Rounds(values=related, distrust=mine.distrust)
 
@@ -175,12 +174,10 @@ def count_rounds_needed(cases: int, rule: Rule | None = None) -> int:
 _FEWEST_ROUNDS = 5
 
 
-def _judge_shift(case: Case, ratio: Estimate, p_value: float, rule: Rule, figure: Figure) -> Verdict:
-    variant, name = case
+def _judge_shift(key: ArtifactKey, ratio: Estimate, p_value: float, rule: Rule, figure: Figure) -> Verdict:
     word, reason = choose_word(ratio, p_value, rule, figure)
     return Verdict(
-        variant=variant,
-        format=name,
+        key=key,
         word=word,
         reason=reason,
         ratio=ratio,
@@ -210,12 +207,10 @@ def choose_word(ratio: Estimate, p_value: float, rule: Rule, figure: Figure = "t
     )
 
 
-def judge_unknown(case: Case, reason: str, rule: Rule, figure: Figure = "time") -> Verdict:
+def judge_unknown(key: ArtifactKey, reason: str, rule: Rule, figure: Figure = "time") -> Verdict:
     """Make the verdict on a case of which nothing can be told."""
-    variant, name = case
     return Verdict(
-        variant=variant,
-        format=name,
+        key=key,
         word="unknown",
         reason=reason,
         ratio=None,

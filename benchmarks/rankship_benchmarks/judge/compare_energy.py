@@ -8,10 +8,11 @@ from collections.abc import Iterable
 
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.bundle.suite import EnergyPlan
-from rankship_benchmarks.judge.compare import Case, Rounds, Rule, Verdict, judge_runs, judge_unknown
+from rankship_benchmarks.judge.compare import Rounds, Rule, Verdict, judge_runs, judge_unknown
 from rankship_benchmarks.judge.energy_figures import name_meters, read_rounds
 from rankship_benchmarks.judge.summary import group_trials
 from rankship_benchmarks.judge.validity import keep_trusted, name_distrust
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
 
 def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = None) -> tuple[Verdict, ...]:
@@ -25,22 +26,22 @@ def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = No
     runs = _collect(baseline, plans[0]), _collect(candidate, plans[1])
     unlike = "; ".join(_name_differences(baseline, candidate))
     if unlike:
-        cases = list(dict.fromkeys([*runs[0], *runs[1]]))
-        return tuple(judge_unknown(case, f"energies are unlike: {unlike}", chosen, "energy") for case in cases)
+        keys = dict.fromkeys([*runs[0], *runs[1]])
+        return tuple(judge_unknown(key, f"energies are unlike: {unlike}", chosen, "energy") for key in keys)
     return judge_runs((baseline, candidate), runs, chosen, "energy")
 
 
-def _collect(bundle: Bundle, plan: EnergyPlan) -> dict[Case, Rounds]:
+def _collect(bundle: Bundle, plan: EnergyPlan) -> dict[ArtifactKey, Rounds]:
     """Each case's totals by round, as far as a verdict may rest on them."""
     everything = [one.trial for one in bundle.metered]
     trusted = {id(trial) for trial in keep_trusted(everything)}
     read = read_rounds((one for one in bundle.metered if id(one.trial) in trusted), plan)
     found = {}
-    for case, trials in group_trials(everything).items():
-        rounds = read[case].rounds if case in read else {}
+    for key, trials in group_trials(everything).items():
+        rounds = read[key].rounds if key in read else {}
         reasons = [f"{reason} in {count}" for reason, count in name_distrust(trials, everything).items()]
-        reasons += list(read[case].refused.values())[:1] if case in read else []
-        found[case] = Rounds(values={one: rounds[one].total.value_nj for one in rounds}, distrust=", ".join(reasons))
+        reasons += list(read[key].refused.values())[:1] if key in read else []
+        found[key] = Rounds(values={one: rounds[one].total.value_nj for one in rounds}, distrust=", ".join(reasons))
     return found
 
 

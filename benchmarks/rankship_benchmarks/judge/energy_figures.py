@@ -10,14 +10,13 @@ from rankship_benchmarks.judge.cautions import name_rounds
 from rankship_benchmarks.judge.energy_round import Bounded, RoundEnergy, read_round
 from rankship_benchmarks.judge.validity import judge_trial
 from rankship_benchmarks.stats.estimates import CONFIDENCE, Estimate, estimate_ratio
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import MeasurementError, TraceGap
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trace import Provenance
 from rankship_targets.trials.trial import MeteredTrial
 
 NOT_ASKED = "the suite asks for none"
-
-Case = tuple[Variant, Format]
 
 
 @record
@@ -73,12 +72,12 @@ class CaseRounds:
     refused: dict[int, str]
 
 
-def read_rounds(metered: Iterable[MeteredTrial], plan: EnergyPlan) -> dict[Case, CaseRounds]:
+def read_rounds(metered: Iterable[MeteredTrial], plan: EnergyPlan) -> dict[ArtifactKey, CaseRounds]:
     """Read every metered trial; what must not count is kept with its reason."""
-    cases: dict[Case, CaseRounds] = {}
+    cases: dict[ArtifactKey, CaseRounds] = {}
     for one in sorted(metered, key=lambda one: one.trial.round):
         trial = one.trial
-        mine = cases.setdefault((trial.variant, trial.format), CaseRounds(rounds={}, refused={}))
+        mine = cases.setdefault(trial.key, CaseRounds(rounds={}, refused={}))
         read = read_trial(one, plan)
         if isinstance(read, str):
             mine.refused[trial.round] = read
@@ -99,13 +98,13 @@ def read_trial(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy | str:
         return str(failure)
 
 
-def judge_energy(bundle: Bundle) -> dict[Case, CaseEnergy]:
+def judge_energy(bundle: Bundle) -> dict[ArtifactKey, CaseEnergy]:
     """Judge what the meter read; empty where no energy was asked for or nothing is there yet."""
     plan = bundle.header.energy
     if plan is None:
         return {}
     cases = read_rounds(bundle.metered, plan)
-    return {case: _judge(case, cases, bundle.metered, plan) for case in cases}
+    return {key: _judge(key, cases, bundle.metered, plan) for key in cases}
 
 
 def name_meters(metered: Iterable[MeteredTrial]) -> list[tuple[str, Provenance]]:
@@ -114,10 +113,9 @@ def name_meters(metered: Iterable[MeteredTrial]) -> list[tuple[str, Provenance]]
 
 
 def _judge(
-    case: Case, cases: Mapping[Case, CaseRounds], metered: Sequence[MeteredTrial], plan: EnergyPlan
+    key: ArtifactKey, cases: Mapping[ArtifactKey, CaseRounds], metered: Sequence[MeteredTrial], plan: EnergyPlan
 ) -> CaseEnergy:
-    variant, format_ = case
-    mine, own = cases[case], [one for one in metered if (one.trial.variant, one.trial.format) == case]
+    mine, own = cases[key], [one for one in metered if one.trial.key == key]
     rounds = list(mine.rounds.values())
     refused = list(_name_refused(mine))
     meters = name_meters(metered)
@@ -129,14 +127,14 @@ def _judge(
         refused.append(f"{len(rounds)} rounds count, {FEWEST_ENERGY_ROUNDS} are the fewest")
     elif overlaps:
         refused.append(f"no marginal figure: in round {overlaps[0].round} {overlaps[0].overlap}")
-    totals, dense = (_list_totals(cases.get(name)) for name in (case, ("dense", format_)))
+    totals, dense = (_list_totals(cases.get(name)) for name in (key, key.dense))
     return CaseEnergy(
         meter=own[0].trace.meter,
         provenance=own[0].trace.provenance,
         rails=plan.rails or tuple(rail.name for rail in own[0].trace.rails),
         total=_estimate([one.total for one in rounds], plan) if supported else None,
         marginal=_estimate([one.marginal for one in rounds], plan) if supported and not overlaps else None,
-        ratio=estimate_ratio(totals, dense) if supported and variant == "compressed" else None,
+        ratio=estimate_ratio(totals, dense) if supported and key.variant == "compressed" else None,
         refused=tuple(refused),
         idle_uw=round(fmean(one.idle_uw for one in rounds)) if rounds else None,
         idle_drift_uw=max((one.idle_drift_uw for one in rounds), default=None),

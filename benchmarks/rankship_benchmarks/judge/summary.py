@@ -1,9 +1,9 @@
-"""What a bundle of trials says: one result per variant and format, and out loud every reason to distrust it."""
+"""What a bundle of trials says: one result per artifact, and out loud every reason to distrust it."""
 
 from collections.abc import Callable, Iterable
 
 from rankship_benchmarks.bundle.bundle import Bundle, Header
-from rankship_benchmarks.judge.cautions import list_cautions, name_rounds
+from rankship_benchmarks.judge.cautions import CautionGroup, group_cautions, name_rounds
 from rankship_benchmarks.judge.energy_figures import NOT_ASKED, CaseEnergy, judge_energy
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import (
@@ -13,6 +13,7 @@ from rankship_benchmarks.stats.estimates import (
     median_by_round,
     percentile_bound,
 )
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.foundation.records import (
     FORMATS,
@@ -45,8 +46,7 @@ class Result:
     `device_parity` that of the device's own runtime (None: not compared there, or the device is the host).
     """
 
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     size_bytes: int
     parameters: int
     accuracy: Accuracy | None
@@ -78,12 +78,17 @@ class Summary:
     header: Header
     finished: bool
     results: tuple[Result, ...]
-    cautions: tuple[str, ...]
+    caution_groups: tuple[CautionGroup, ...]
     slower_notes: tuple[str, ...]
     energy_note: str
     threads: int
     agent_sha256: str
     runtimes: dict[Format, RuntimeReading]
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Every reason to distrust the run, in full."""
+        return tuple(caution for group in self.caution_groups for caution in group.cautions)
 
 
 def summarise(bundle: Bundle) -> Summary:
@@ -92,7 +97,7 @@ def summarise(bundle: Bundle) -> Summary:
     Trials that must not count (see validity.py) enter no figure; the cautions name them.
     """
     trials = bundle.trials
-    empty = [f"round {one.round} of {one.variant} {one.format}" for one in trials if not one.samples_ns]
+    empty = [f"round {one.round} of {one.key.title}" for one in trials if not one.samples_ns]
     if not trials or empty:
         what = f"no samples in {', '.join(empty)}" if empty else "no trial was taken"
         raise MeasurementError(f"run {bundle.header.run_id}: {what}", hint="measure first: `rankship bench`")
@@ -107,7 +112,7 @@ def summarise(bundle: Bundle) -> Summary:
         header=bundle.header,
         finished=bundle.finished,
         results=results,
-        cautions=tuple(list_cautions(bundle, groups)),
+        caution_groups=group_cautions(bundle, groups),
         slower_notes=tuple(_explain_slower(bundle.header.build, results)),
         energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials are still to come",
         threads=trials[0].threads,
@@ -116,11 +121,11 @@ def summarise(bundle: Bundle) -> Summary:
     )
 
 
-def group_trials(trials: Iterable[Trial]) -> dict[tuple[Variant, Format], list[Trial]]:
+def group_trials(trials: Iterable[Trial]) -> dict[ArtifactKey, list[Trial]]:
     """Trials by artifact, each group in the rounds' order."""
-    groups: dict[tuple[Variant, Format], list[Trial]] = {}
+    groups: dict[ArtifactKey, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.round):
-        groups.setdefault((trial.variant, trial.format), []).append(trial)
+        groups.setdefault(trial.key, []).append(trial)
     return groups
 
 
@@ -128,10 +133,10 @@ def refuse_unlike(bundle: Bundle) -> None:
     """Raise UnlikeConditions, naming the difference, where trials that would be compared were taken differently."""
     trials, header = (*bundle.trials, *(one.trial for one in bundle.metered)), bundle.header
     made = (*header.build.artifacts, *([header.canary] if header.canary else []))
-    known = {(one.variant, one.format): one.sha256 for one in made}
+    known = {one.key: one.sha256 for one in made}
     for trial in trials:
-        if known.get((trial.variant, trial.format)) != trial.artifact_sha256:
-            what = f"round {trial.round} of {trial.variant} {trial.format} timed {trial.artifact_sha256[:12]}"
+        if known.get(trial.key) != trial.artifact_sha256:
+            what = f"round {trial.round} of {trial.key.title} timed {trial.artifact_sha256[:12]}"
             raise UnlikeConditions(f"run {header.run_id}: {what}, which this build did not make", hint=_UNLIKE)
         if trial.device != header.device:
             what = f"round {trial.round} ran on {trial.device!r}, the run is for {header.device!r}"
@@ -139,7 +144,7 @@ def refuse_unlike(bundle: Bundle) -> None:
     _refuse_mixed(header.run_id, "thread count", trials, lambda trial: str(trial.threads))
     _refuse_mixed(header.run_id, "agent", trials, lambda trial: trial.agent_sha256[:12])
     for format_ in FORMATS:
-        same = [trial for trial in trials if trial.format == format_]
+        same = [trial for trial in trials if trial.key.format == format_]
         _refuse_mixed(header.run_id, f"{format_} runtime", same, lambda trial: _describe(trial.runtime))
 
 
@@ -160,25 +165,23 @@ def _describe(runtime: RuntimeReading) -> str:
 
 
 def _runtimes(trials: Iterable[Trial], format_: Format) -> list[RuntimeReading]:
-    return [trial.runtime for trial in trials if trial.format == format_]
+    return [trial.runtime for trial in trials if trial.key.format == format_]
 
 
-def _measured(build: Build, groups: dict[tuple[Variant, Format], list[Trial]]) -> list[Artifact]:
+def _measured(build: Build, groups: dict[ArtifactKey, list[Trial]]) -> list[Artifact]:
     """Artifacts with trials, by format and dense first."""
-    order = {format_: place for place, format_ in enumerate(FORMATS)}
-    measured = [one for one in build.artifacts if (one.variant, one.format) in groups]
-    return sorted(measured, key=lambda one: (order[one.format], one.variant != "dense"))
+    return sorted((one for one in build.artifacts if one.key in groups), key=lambda one: one.key.order)
 
 
 def _judge(
     bundle: Bundle,
-    groups: dict[tuple[Variant, Format], list[Trial]],
+    groups: dict[ArtifactKey, list[Trial]],
     artifact: Artifact,
-    energies: dict[tuple[Variant, Format], CaseEnergy],
+    energies: dict[ArtifactKey, CaseEnergy],
 ) -> Result:
-    trials = groups[artifact.variant, artifact.format]
+    trials = groups[artifact.key]
     medians = median_by_round(trials)
-    dense = median_by_round(groups.get(("dense", artifact.format), []))
+    dense = median_by_round(groups.get(artifact.key.dense, []))
     cold = [trial.warmup_ns[0] for trial in trials if trial.warmup_ns]
     peaks = [trial.peak_rss_bytes for trial in trials if trial.peak_rss_bytes is not None]
     own = [
@@ -187,13 +190,12 @@ def _judge(
         if trial.peak_rss_bytes is not None and trial.runtime_rss_bytes is not None
     ]
     return Result(
-        variant=artifact.variant,
-        format=artifact.format,
+        key=artifact.key,
         size_bytes=artifact.size_bytes,
         parameters=artifact.parameters,
-        accuracy=find_accuracy(bundle.header.build, artifact.variant),
+        accuracy=find_accuracy(bundle.header.build, artifact.key.variant),
         latency_ns=estimate_median(list(medians.values())),
-        ratio=estimate_ratio(medians, dense) if artifact.variant == "compressed" else None,
+        ratio=estimate_ratio(medians, dense) if artifact.key.variant == "compressed" else None,
         p90_ns=_bound(trials, 0.90),
         p99_ns=_bound(trials, 0.99),
         load_ns=estimate_median([trial.load_ns for trial in trials]),
@@ -206,7 +208,7 @@ def _judge(
         retries=sum(trial.retries for trial in trials),
         parity=_find_proof(bundle.header.verified, artifact),
         device_parity=_find_proof(bundle.header.verified_on_device, artifact),
-        energy=energies.get((artifact.variant, artifact.format)),
+        energy=energies.get(artifact.key),
     )
 
 
@@ -243,9 +245,9 @@ def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
         span = f" [{one.ratio.low:.2f}, {one.ratio.high:.2f}]" if one.ratio.low and one.ratio.high else ""
         if one.ratio.high is None and one.ratio.value < 1:
             why = f"{one.ratio.rounds} rounds allow no interval"
-            yield f"compressed is not shown to be faster in {one.format} ({TIMES} {one.ratio.value:.2f}, {why})"
+            yield f"compressed is not shown to be faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}, {why})"
         else:
-            yield f"compressed is not faster in {one.format} ({TIMES} {one.ratio.value:.2f}{span}); {blame}"
+            yield f"compressed is not faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}{span}); {blame}"
 
 
 def _suspect(layer: LayerRank) -> str:

@@ -26,6 +26,8 @@ WAITED = 0.01  # of the loop: below the 1.5 % by which verdicts tell a change, e
 _FEWEST_CANARIES = 3
 _NOW_BITS, _SINCE_BOOT_SHIFT = 0b1111, 16  # of a Raspberry Pi: under-voltage, capped, throttled, too warm
 THROTTLED, JUMPED, GOVERNED, CANARY = "throttled", "clock jumped", "governor changed", "canary off"
+FREQUENCY, DRIFTED, OTHER_LOAD, INTERRUPTED = "frequency moved", "drift inside the trial", "other load", "interrupted"
+BUSY = (OTHER_LOAD, INTERRUPTED, DRIFTED)  # what others on the device do to a trial
 
 
 def judge_trial(trial: Trial) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ def name_distrust(mine: Iterable[Trial], everything: Sequence[Trial]) -> dict[st
 
 def find_canary_off(trials: Iterable[Trial]) -> set[int]:
     """Find the rounds in which the canary was further than CANARY_BAND from its run's middle round."""
-    canaries = [one for one in trials if one.variant == "canary" and one.samples_ns and min(one.samples_ns) > 0]
+    canaries = [one for one in trials if one.key.variant == "canary" and one.samples_ns and min(one.samples_ns) > 0]
     times = {one.round: median(one.samples_ns) for one in canaries}
     if len(times) < _FEWEST_CANARIES:
         return set()
@@ -164,8 +166,8 @@ RULES: dict[str, tuple[Weight, Callable[[Trial], bool]]] = {
     "device restarted": ("refuses", _has_changed(lambda state: state.boot_id)),
     "battery low": ("refuses", _has_low_battery),
     "too few samples": ("refuses", lambda trial: len(trial.samples_ns) < FEWEST_SAMPLES),
-    "frequency moved": ("doubts", _has_moved_frequency),
-    "drift inside the trial": ("doubts", _has_drifted),
-    "other load": ("doubts", _has_other_load),
-    "interrupted": ("doubts", _was_interrupted),
+    FREQUENCY: ("doubts", _has_moved_frequency),
+    DRIFTED: ("doubts", _has_drifted),
+    OTHER_LOAD: ("doubts", _has_other_load),
+    INTERRUPTED: ("doubts", _was_interrupted),
 }

@@ -1,1 +1,1 @@
-"""One device measured, from the parity gate to the raw samples."""
+"""One device measured: parity gates, interleaved rounds, energy, profiles."""

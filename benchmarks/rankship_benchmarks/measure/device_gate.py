@@ -53,12 +53,12 @@ def verify_on_device(
             "code": hash_code(),
             "device": _identify(session.device),
             "system": [probe.machine, probe.cpu_model, session.device.python, probe.python, probe.numpy],
-            "runtime": probe.runtimes.get(artifact.format),
+            "runtime": probe.runtimes.get(artifact.key.format),
         }
         place = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
         proof = _read(place, artifact)
         if proof is None:
-            with steps.step(f"verify {artifact.title} on {session.device.name}"):
+            with steps.step(f"verify {artifact.key.title} on {session.device.name}"):
                 try:
                     proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
                 except ParityFailed as failure:
@@ -81,7 +81,7 @@ def _read(place: Path, artifact: Artifact) -> Verified | None:
 
 
 def _say_where(failure: ParityFailed, device: Device, probe: Probe, artifact: Artifact) -> ParityFailed:
-    runtime = " ".join(probe.runtimes.get(artifact.format) or (f"no runtime for {artifact.format}",))
+    runtime = " ".join(probe.runtimes.get(artifact.key.format) or (f"no runtime for {artifact.key.format}",))
     message = f"on {device.name} ({runtime}, {probe.machine}): {failure}"
     hint = "nothing was timed; the host's runtime computes it right: give the device the host's version of it"
     return ParityFailed(message, hint=f"{hint} (`rankship kit build {device.name}`), or see what [parity] allows")

@@ -37,13 +37,11 @@ def measure_energy(
     What a killed host left going on is ended: its recording died with it.
     """
     forget_pending(folder, session)
-    done = {(one.trial.round, one.trial.variant, one.trial.format) for one in open_bundle(folder).metered}
-    wanted = [
-        (number, artifact) for number, artifact in planned if (number, artifact.variant, artifact.format) not in done
-    ]
+    done = {(one.trial.round, one.trial.key) for one in open_bundle(folder).metered}
+    wanted = [(number, artifact) for number, artifact in planned if (number, artifact.key) not in done]
     with steps.track(f"meter on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
-            advance(f"round {number + 1}/{choice.rounds}: {artifact.variant} {artifact.format}")
+            advance(f"round {number + 1}/{choice.rounds}: {artifact.key.title}")
             request = stretch(ask(number, artifact), choice)
             append_metered(folder, _take(folder, request, session))
             forget_pending(folder, session)
@@ -70,7 +68,7 @@ def watch(request: MeasureRequest, session: Session, ticket: Ticket) -> MeteredT
 def _take(folder: Path, request: MeasureRequest, session: Session) -> MeteredTrial:
     """Take one trial, anew where the recording broke off."""
     for attempt in range(REPEATS + 1):
-        pending = Pending(round=request.round, variant=request.variant, format=request.format, ticket=make_ticket())
+        pending = Pending(round=request.round, key=request.key, ticket=make_ticket())
         note_pending(folder, pending)
         try:
             return watch(request, session, pending.ticket)

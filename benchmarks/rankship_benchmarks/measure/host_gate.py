@@ -36,7 +36,7 @@ def verify_build(
             "artifact": artifact.sha256,
             "file": artifact.file,
             "limits": digest(limits),
-            "runtime": find_version(FACTS[artifact.format].runtime_distribution),
+            "runtime": find_version(FACTS[artifact.key.format].runtime_distribution),
             "runner": runner_sha256,
             "code": hash_code(),
         }
@@ -45,7 +45,7 @@ def verify_build(
         entry = store.find("verified", made_from)
         proof = None if fresh or entry is None else _read_signed(entry, path)
         if proof is None:
-            with steps.step(f"verify {artifact.title}"):
+            with steps.step(f"verify {artifact.key.title}"):
                 proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
             if entry is not None and _read_proof(entry) != proof:
                 store.discard(entry)

@@ -3,7 +3,7 @@
 import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,28 +39,35 @@ from rankship_targets.session.session import Session, open_session
 from rankship_targets.trials.request import MeasureRequest
 
 
-def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits, where, how, and where to
-    build: Build,
-    verified: Sequence[Verified],
-    store: Store,
-    device: Device,
-    suite: Suite,
-    results: Path,
-    steps: Steps,
-    *,
-    limits: ParityChoice,
-    canary: Artifact | None = None,
-    profile: bool = False,
-) -> Path:
+@dataclass(frozen=True)
+class RunPlan:
+    """What is measured, how, and where the results go: the same for every device.
+
+    `verified` are the host's proofs of the build's artifacts, the canary and the heads, in this order. The device's own
+    runtime must compute what torch computes within `limits`. `canary` is timed like the build's artifacts; heads are
+    proven and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary
+    apart. The run's bundle is made below `results`.
+    """
+
+    build: Build
+    verified: Sequence[Verified]
+    store: Store
+    suite: Suite
+    results: Path
+    limits: ParityChoice
+    canary: Artifact | None = None
+    profile: bool = False
+
+
+def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
     """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
 
-    Nothing is timed that the device's own runtime does not compute within `limits`: ParityFailed then. An unfinished
+    Nothing is timed that the device's own runtime does not compute within the limits: ParityFailed then. An unfinished
     bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
     answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
-    from the device, where it went on. `canary` is timed like the build's artifacts;
-    `verified` are the proofs of artifacts, canary and heads, in this order. Heads are proven and not timed. With
-    `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary apart.
+    from the device, where it went on.
     """
+    build, store, suite, canary = plan.build, plan.store, plan.suite, plan.canary
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
     with watching(device), open_session(device, on_news=steps.note) as session:
@@ -69,7 +76,7 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
         with steps.transfer(f"push to {device.name}") as on_progress:
             remote = {
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, on_progress=on_progress)
-                for artifact, proof in zip(timed.files, verified, strict=True)
+                for artifact, proof in zip(timed.files, plan.verified, strict=True)
             }
             inputs = {
                 artifact.sha256: tuple(
@@ -77,17 +84,17 @@ def measure_build(  # noqa: PLR0913 - what to time, its proofs and their limits,
                 )
                 for artifact in timed.artifacts
             }
-        on_device = verify_on_device(timed, store, session, remote, limits, suite.threads, steps)
-        header = _describe(build, (tuple(verified), on_device), device, suite, session)
+        on_device = verify_on_device(timed, store, session, remote, plan.limits, suite.threads, steps)
+        header = _describe(build, (tuple(plan.verified), on_device), device, suite, session)
         header = replace(header, canary=canary, energy=energy)
-        folder = _find_or_create(header, results, session, steps)
+        folder = _find_or_create(header, plan.results, session, steps)
         with writing(folder):
             ask = partial(_ask, remote, inputs, suite)
             _run_rounds(folder, timed.artifacts, ask, suite, session, steps)
             if suite.energy:
                 planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
                 measure_energy(folder, planned, ask, suite.energy, session, steps)
-            if profile:
+            if plan.profile:
                 profile_run(folder, [ask(0, one) for one in build.artifacts], session, steps)
             finish_bundle(folder)
     return folder
@@ -127,22 +134,21 @@ def _run_rounds(
     session: Session,
     steps: Steps,
 ) -> None:
-    done = {(trial.round, trial.variant, trial.format) for trial in open_bundle(folder).trials}
+    done = {(trial.round, trial.key) for trial in open_bundle(folder).trials}
     wanted = [
         (number, artifact)
         for number, artifact in plan_rounds(artifacts, suite.rounds)
-        if (number, artifact.variant, artifact.format) not in done
+        if (number, artifact.key) not in done
     ]
     pending = read_pending(folder)
-    if pending is not None and (pending.round, pending.variant, pending.format) in done:
+    if pending is not None and pending.place in done:
         forget_pending(folder, session)  # the last writer died between the two
         pending = None
     with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
-            advance(f"round {number + 1}/{suite.rounds}: {artifact.variant} {artifact.format}")
-            name = (number, artifact.variant, artifact.format)
-            if pending is None or (pending.round, pending.variant, pending.format) != name:
-                pending = Pending(round=number, variant=artifact.variant, format=artifact.format, ticket=make_ticket())
+            advance(f"round {number + 1}/{suite.rounds}: {artifact.key.title}")
+            if pending is None or pending.place != (number, artifact.key):
+                pending = Pending(round=number, key=artifact.key, ticket=make_ticket())
                 note_pending(folder, pending)
             append_trial(folder, session.measure(ask(number, artifact), pending.ticket))
             forget_pending(folder, session)  # only now: until here the device has the only copy
@@ -154,8 +160,7 @@ def _ask(
     """Say what is timed in one round; paths are the device's, by the artifact's SHA-256."""
     return MeasureRequest(
         round=number,
-        variant=artifact.variant,
-        format=artifact.format,
+        key=artifact.key,
         artifact=remote[artifact.sha256],
         artifact_sha256=artifact.sha256,
         inputs=inputs[artifact.sha256],
@@ -176,7 +181,7 @@ def _describe(
 ) -> Header:
     """Describe a run; `proofs` are the host's and the device's."""
     probe, now = session.probe(), datetime.now(UTC)
-    formats = {artifact.format for artifact in build.artifacts}
+    formats = {artifact.key.format for artifact in build.artifacts}
     runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}
     return Header(
         run_id=f"{build.recipe}-{device.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(2)}",

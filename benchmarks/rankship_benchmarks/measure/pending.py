@@ -3,10 +3,11 @@
 from contextlib import suppress
 from pathlib import Path
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.records import record
 from rankship_targets.client.detached import Ticket
 from rankship_targets.session.session import Session
 
@@ -18,9 +19,13 @@ class Pending:
     """A trial that is not in the bundle yet, and the name under which the device knows it."""
 
     round: int
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     ticket: Ticket
+
+    @property
+    def place(self) -> tuple[int, ArtifactKey]:
+        """Which of a run's trials it is."""
+        return self.round, self.key
 
 
 def note_pending(folder: Path, pending: Pending) -> None:

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks, TargetError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import FORMATS, Format, Variant, record
+from rankship_pipeline.foundation.records import Format, record
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest
@@ -27,8 +28,7 @@ _FILE = "profiles.json"
 class Profile:
     """One artifact's operators in running order, profiled on a run's device; `inference_ns` includes the profiler."""
 
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     artifact_sha256: str
     threads: int
     operators: tuple[OperatorTime, ...]
@@ -61,13 +61,13 @@ def profile_run(folder: Path, requests: Sequence[MeasureRequest], session: Sessi
     profiles: list[Profile] = []
     missing: dict[Format, str] = {}
     with steps.step(f"profile on {session.device.name}"):
-        for request in sorted(requests, key=lambda one: FORMATS.index(one.format)):  # dense before compressed
-            if request.format in missing:
+        for request in sorted(requests, key=lambda one: one.key.order):
+            if request.key.format in missing:
                 continue
             try:
                 profiles.append(_keep(request, session.profile(request, RUNS)))
             except Lacks as lacking:
-                missing[request.format] = str(lacking)
+                missing[request.key.format] = str(lacking)
             except TargetError as failure:
                 steps.note(f"{session.device.name} was not profiled: {failure}")
                 return
@@ -85,8 +85,7 @@ def read_profiles(folder: Path) -> Profiles | None:
 
 def _keep(request: MeasureRequest, found: Profiled) -> Profile:
     return Profile(
-        variant=request.variant,
-        format=request.format,
+        key=request.key,
         artifact_sha256=request.artifact_sha256,
         threads=request.threads,
         operators=found.operators,

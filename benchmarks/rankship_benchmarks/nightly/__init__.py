@@ -1,1 +1,1 @@
-"""Every night, and the page over all of them."""
+"""Nights: measuring, judging against earlier nights, and the page over all of them."""

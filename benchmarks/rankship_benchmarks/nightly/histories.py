@@ -2,16 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from sqlalchemy import Engine, select
 
 from rankship_benchmarks.index.tables import REASONS, RUNS, TRIALS
 from rankship_benchmarks.nightly.records import DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Format, Variant, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import VARIANTS, record
 
 _CANARY = "canary"
+_KEY = tuple(one.name for one in fields(ArtifactKey))
 _FEWEST_TRUSTED = 0.5  # of the rounds that were asked for
 
 
@@ -21,8 +24,7 @@ class Case:
 
     device: str
     recipe: str
-    format: Format
-    variant: Variant
+    key: ArtifactKey
 
 
 @dataclass
@@ -30,28 +32,25 @@ class _Run:
     """What the index holds of one run: medians in ns of the rounds that verdicts may rest on, and why not others."""
 
     rounds: int
-    medians: dict[tuple[Format, Variant], list[float]] = field(default_factory=dict)
-    reasons: dict[tuple[Format, Variant], Counter[str]] = field(default_factory=dict)
+    medians: dict[ArtifactKey, list[float]] = field(default_factory=dict)
+    reasons: dict[ArtifactKey, Counter[str]] = field(default_factory=dict)
 
-    def list_cases(self) -> list[tuple[Format, Variant]]:
+    def list_keys(self) -> list[ArtifactKey]:
         """List what was compared, dense first; the canary is what they are compared with."""
-        return [
-            case
-            for case in ((format_, variant) for format_ in FORMATS for variant in VARIANTS)
-            if case in self.medians or case in self.reasons
-        ]
+        known = {key for key in (*self.medians, *self.reasons) if key.variant in VARIANTS}
+        return sorted(known, key=lambda key: key.order)
 
     @property
     def canary_ns(self) -> tuple[float, ...]:
         """The canary's rounds; empty where the run had none."""
-        return tuple(time for (_, variant), times in self.medians.items() if variant == _CANARY for time in times)
+        return tuple(time for key, times in self.medians.items() if key.variant == _CANARY for time in times)
 
-    def find_gap(self, case: tuple[Format, Variant]) -> str | None:
+    def find_gap(self, key: ArtifactKey) -> str | None:
         """Say why a case does not count; None where at least half of the rounds asked for may be rested on."""
-        trusted = len(self.medians.get(case, []))
+        trusted = len(self.medians.get(key, []))
         if trusted and trusted >= _FEWEST_TRUSTED * self.rounds:
             return None
-        common = [reason for reason, _ in self.reasons.get(case, Counter()).most_common(1)]
+        common = [reason for reason, _ in self.reasons.get(key, Counter()).most_common(1)]
         return (
             f"{common[0]}: only {trusted} of {self.rounds} rounds count"
             if common
@@ -66,8 +65,8 @@ def list_histories(engine: Engine, nights: Sequence[NightRecord]) -> dict[Case, 
     for night in nights:
         for one in night.devices:
             if one.run in runs and one.measured_on:
-                for name, which in runs[one.run].list_cases():
-                    cases[Case(device=one.measured_on, recipe=night.recipe, format=name, variant=which)] = None
+                for key in runs[one.run].list_keys():
+                    cases[Case(device=one.measured_on, recipe=night.recipe, key=key)] = None
     return {case: tuple(_follow(case, nights, runs)) for case in cases}
 
 
@@ -81,12 +80,12 @@ def _follow(case: Case, nights: Sequence[NightRecord], runs: dict[str, _Run]) ->
 
 
 def _tell_night(case: Case, night: NightRecord, one: DeviceNight, runs: dict[str, _Run]) -> Night:
-    run, name = runs.get(one.run or ""), (case.format, case.variant)
+    run = runs.get(one.run or "")
     if run is None or one.measured_on != case.device:
         why = one.gap or (f"{one.measured_on} stood in" if one.measured_on else "not measured")
         return Night(run_id=f"night {night.number}", started_utc=night.started_utc, rounds_ns=(), gap=why)
-    gap = one.gap or run.find_gap(name)
-    rounds = () if gap else tuple(run.medians[name])
+    gap = one.gap or run.find_gap(case.key)
+    rounds = () if gap else tuple(run.medians[case.key])
     return Night(
         run_id=one.run or "", started_utc=night.started_utc, rounds_ns=rounds, canary_ns=run.canary_ns, gap=gap
     )
@@ -101,14 +100,19 @@ def _read_runs(engine: Engine, folders: set[str]) -> dict[str, _Run]:
             if folder in folders:
                 numbers[number] = folder
                 runs[folder] = _Run(rounds=rounds)
-        medians = select(TRIALS.c.run, TRIALS.c.format, TRIALS.c.variant, TRIALS.c.median_ns)
+        medians = select(TRIALS.c.run, TRIALS.c.median_ns, *(TRIALS.c[name] for name in _KEY))
         counted = TRIALS.c.trusted.is_(True) & TRIALS.c.median_ns.is_not(None)
-        for number, format_, variant, median_ns in connection.execute(medians.where(counted).order_by(TRIALS.c.round)):
+        for number, median_ns, *key in connection.execute(medians.where(counted).order_by(TRIALS.c.round)):
             if number in numbers:
-                runs[numbers[number]].medians.setdefault((format_, variant), []).append(median_ns)
-        for number, format_, variant, reason in connection.execute(
-            select(REASONS.c.run, REASONS.c.format, REASONS.c.variant, REASONS.c.reason)
+                runs[numbers[number]].medians.setdefault(_read_key(key), []).append(median_ns)
+        for number, reason, *key in connection.execute(
+            select(REASONS.c.run, REASONS.c.reason, *(REASONS.c[name] for name in _KEY))
         ):
             if number in numbers:
-                runs[numbers[number]].reasons.setdefault((format_, variant), Counter())[reason] += 1
+                runs[numbers[number]].reasons.setdefault(_read_key(key), Counter())[reason] += 1
     return runs
+
+
+def _read_key(values: Sequence[Any]) -> ArtifactKey:
+    """Make a key of the index's columns."""
+    return ArtifactKey(**dict(zip(_KEY, values, strict=True)))

@@ -9,9 +9,10 @@ from rankship_benchmarks.judge.compare import compare_bundles
 from rankship_benchmarks.judge.compare_energy import compare_energies
 from rankship_benchmarks.judge.summary import TIMES, summarise
 from rankship_benchmarks.nightly.histories import Case
-from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
+from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night, Step, find_steps
 from rankship_pipeline.foundation import errors
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import BuildError, InputError, MeasurementError, RankshipError, TargetError
 
 # Graver first: a night that is worse says so, whatever else went wrong.
@@ -40,11 +41,11 @@ def judge_device(
         return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
     baseline = _find_baseline(results, one, before, tonight)
     verdicts = _compare(baseline, tonight)
-    words = [_judge_case(case, histories[case], night, verdicts) for case, night in mine.items()]
-    return replace(one, cases=tuple(words), energies=judge_energies(baseline, tonight))
+    judged = [_judge_case(case, histories[case], night, verdicts) for case, night in mine.items()]
+    return replace(one, cases=tuple(judged), energies=judge_energies(baseline, tonight))
 
 
-def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseWord, ...]:
+def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseVerdict, ...]:
     """Judge tonight's energies by the rules for times; empty where no energy was asked for or none was metered.
 
     `baseline` is the last night that counts, None where there is none: then, and where the two must not be compared,
@@ -62,15 +63,15 @@ def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseWord, 
     if not verdicts:
         return _know_no_energy(tonight, "the last night that counts has no energy")
     return tuple(
-        CaseWord(variant=one.variant, format=one.format, word=one.word, reason=one.reason, ratio=one.ratio)
+        CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio)
         for one in verdicts
-        if one.variant != "canary"
+        if one.key.variant != "canary"
     )
 
 
 def state_exit(night: NightRecord) -> int:
     """Find the night's exit status: 1 only if a case is worse; else what kept a device from being measured or used."""
-    codes = {1 for one in night.devices for case in (*one.cases, *one.energies) if case.word == "worse"}
+    codes = {1 for one in night.devices for case in (*one.cases, *one.energies) if case.verdict == "worse"}
     for one in night.devices:
         kind = getattr(errors, one.error or "", None)
         if isinstance(kind, type) and issubclass(kind, RankshipError):
@@ -78,25 +79,16 @@ def state_exit(night: NightRecord) -> int:
     return next((code for code in _GRAVITY if code in codes), 0)
 
 
-def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[tuple[str, str], CaseWord]:
+def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[ArtifactKey, CaseVerdict]:
     """Compare with the last night that counts; every case is unknown where there is none, or it is unlike."""
-    names = dict.fromkeys((trial.variant, trial.format) for trial in tonight.trials)
+    keys = dict.fromkeys(trial.key for trial in tonight.trials)
     if baseline is None:
-        return {name: _not_compared(name, "no earlier night counts") for name in names}
+        return {key: _not_compared(key, "no earlier night counts") for key in keys}
     try:
         verdicts = compare_bundles(baseline, tonight)
     except MeasurementError as failure:
-        return {name: _not_compared(name, f"{type(failure).__name__}: {failure}") for name in names}
-    return {
-        (verdict.variant, verdict.format): CaseWord(
-            variant=verdict.variant,
-            format=verdict.format,
-            word=verdict.word,
-            reason=verdict.reason,
-            ratio=verdict.ratio,
-        )
-        for verdict in verdicts
-    }
+        return {key: _not_compared(key, f"{type(failure).__name__}: {failure}") for key in keys}
+    return {one.key: CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio) for one in verdicts}
 
 
 def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord], tonight: Bundle) -> Bundle | None:
@@ -113,17 +105,17 @@ def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord
 
 
 def _judge_case(
-    case: Case, nights: Sequence[Night], tonight: Night, verdicts: Mapping[tuple[str, str], CaseWord]
-) -> CaseWord:
-    name = (case.variant, case.format)
-    word = verdicts.get(name) or _not_compared(name, "not compared")
+    case: Case, nights: Sequence[Night], tonight: Night, verdicts: Mapping[ArtifactKey, CaseVerdict]
+) -> CaseVerdict:
+    judged = verdicts.get(case.key) or _not_compared(case.key, "not compared")
     if tonight.gap is not None:
-        word = _not_compared(name, tonight.gap)
+        judged = _not_compared(case.key, tonight.gap)
     steps = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
     if not steps:
-        return word
+        return judged
     step = steps[-1]
-    return replace(word, word=step.word if word.word in {"same", "unknown"} else word.word, step=show_step(step))
+    verdict = step.word if judged.verdict in {"same", "unknown"} else judged.verdict
+    return replace(judged, verdict=verdict, step=show_step(step))
 
 
 def show_step(step: Step) -> str:
@@ -137,15 +129,10 @@ def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
     return next((night for night in reversed(nights) if night.run_id == one.run), None)
 
 
-def _not_compared(name: tuple[str, str], reason: str) -> CaseWord:
-    variant, format_ = name
-    return CaseWord(variant=variant, format=format_, word="unknown", reason=reason)  # type: ignore[arg-type]
+def _not_compared(key: ArtifactKey, reason: str) -> CaseVerdict:
+    return CaseVerdict(key=key, verdict="unknown", reason=reason)
 
 
-def _know_no_energy(tonight: Bundle, reason: str) -> tuple[CaseWord, ...]:
-    cases = dict.fromkeys((one.trial.variant, one.trial.format) for one in tonight.metered)
-    return tuple(
-        CaseWord(variant=variant, format=name, word="unknown", reason=reason)
-        for variant, name in cases
-        if variant != "canary"
-    )
+def _know_no_energy(tonight: Bundle, reason: str) -> tuple[CaseVerdict, ...]:
+    keys = dict.fromkeys(one.trial.key for one in tonight.metered)
+    return tuple(_not_compared(key, reason) for key in keys if key.variant != "canary")

@@ -6,7 +6,7 @@ from pathlib import Path
 from rankship_benchmarks.judge.summary import TIMES
 from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.judge import show_step
-from rankship_benchmarks.nightly.records import CaseWord, DeviceNight, NightRecord
+from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.report.page import Chart, read_style
 from rankship_benchmarks.report.words import UNKNOWN, show_ratio_interval, show_time, show_time_interval
@@ -29,8 +29,9 @@ class Row:
 
     device: str
     format: str
+    model: str
     variant: str
-    word: str
+    verdict: str
     sign: str
     latency: str
     interval: str
@@ -113,38 +114,38 @@ def render_page(
 
 def state_headline(night: NightRecord) -> str:
     """Say the night in one sentence: how many cases are worse, better, the same, and which devices gave no number."""
-    words = [case.word for one in night.devices for case in one.cases]
-    energies = [case.word for one in night.devices for case in one.energies]
+    verdicts = [case.verdict for one in night.devices for case in one.cases]
+    energies = [case.verdict for one in night.devices for case in one.energies]
     missing = [one.device for one in night.devices if one.gap is not None]
-    text = f"{len(words)} cases: {_count_words(words)}" if words else "No case was compared"
-    text += f"; energy: {_count_words(energies)}" if energies else ""
+    text = f"{len(verdicts)} cases: {_count(verdicts)}" if verdicts else "No case was compared"
+    text += f"; energy: {_count(energies)}" if energies else ""
     return f"{text}; no number from {', '.join(missing)}." if missing else f"{text}."
 
 
-def _count_words(words: Sequence[str]) -> str:
-    counted = (f"{words.count(word)} {word}" for word in SIGNS if word in words)
+def _count(verdicts: Sequence[str]) -> str:
+    counted = (f"{verdicts.count(one)} {one}" for one in SIGNS if one in verdicts)
     return ", ".join(counted)
 
 
 def list_alarms(night: NightRecord) -> list[str]:
     """One sentence for each case that is worse."""
     return [
-        f"{_name(one)}, {case.format} {case.variant}: {case.step or case.reason}"
+        f"{_name(one)}, {case.key.heading}: {case.step or case.reason}"
         for one in night.devices
         for case in one.cases
-        if case.word == "worse"
+        if case.verdict == "worse"
     ] + [
-        f"{_name(one)}, {case.format} {case.variant}: {case.reason}"  # which says "energy"
+        f"{_name(one)}, {case.key.heading}: {case.reason}"  # which says "energy"
         for one in night.devices
         for case in one.energies
-        if case.word == "worse"
+        if case.verdict == "worse"
     ]
 
 
 def list_energies(night: NightRecord) -> list[str]:
-    """One sentence for each case that a meter watched: its word, tonight's energy over the last night's, and why."""
+    """One sentence for each case that a meter watched: its verdict, tonight's energy over the last night's, and why."""
     return [
-        f"{SIGNS.get(case.word, '?')} {case.word}: {_name(one)}, {case.format} {case.variant}"
+        f"{SIGNS.get(case.verdict, '?')} {case.verdict}: {_name(one)}, {case.key.heading}"
         + (f", {TIMES} {case.ratio.value:.3f} {_show_fine_interval(case.ratio)}" if case.ratio else "")
         + f": {case.reason}"
         for one in night.devices
@@ -156,7 +157,7 @@ def list_standing(nights: Sequence[NightRecord], histories: Mapping[Case, Sequen
     """One sentence for each lasting step that one of the last nights told: what a weekend must not swallow."""
     recent = {one.run for night in nights[-_STANDING_NIGHTS:] for one in night.devices}
     return [
-        f"{case.device}, {case.format} {case.variant}: {show_step(step)}, told on {step.told_utc[:10]}"
+        f"{case.device}, {case.key.heading}: {show_step(step)}, told on {step.told_utc[:10]}"
         for case, history in histories.items()
         if case.recipe == nights[-1].recipe
         for step in find_steps(history)
@@ -182,18 +183,19 @@ def _name(one: DeviceNight) -> str:
 def _list_rows(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> Iterable[Row]:
     for one in night.devices:
         for case in one.cases:
-            known = Case(device=_name(one), recipe=night.recipe, format=case.format, variant=case.variant)
+            known = Case(device=_name(one), recipe=night.recipe, key=case.key)
             rounds = next((each.rounds_ns for each in histories.get(known, ()) if each.run_id == one.run), ())
             yield _describe_row(_name(one), case, estimate_median(rounds) if rounds else None)
 
 
-def _describe_row(device: str, case: CaseWord, latency: Estimate | None) -> Row:
+def _describe_row(device: str, case: CaseVerdict, latency: Estimate | None) -> Row:
     return Row(
         device=device,
-        format=case.format,
-        variant=case.variant,
-        word=case.word,
-        sign=SIGNS.get(case.word, "?"),
+        format=case.key.format,
+        model=case.key.model,
+        variant=case.key.variant,
+        verdict=case.verdict,
+        sign=SIGNS.get(case.verdict, "?"),
         latency=show_time(latency),
         interval=show_time_interval(latency) if latency else "",
         ratio=f"{TIMES} {case.ratio.value:.3f}" if case.ratio else UNKNOWN,
@@ -211,24 +213,22 @@ def _show_fine_interval(ratio: Estimate) -> str:
 
 def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> tuple[list[Section], list[str]]:
     """Draw what is worse first, until the page is full; gives the sections by device and the cases left out."""
-    worse = {
-        (_name(one), case.format, case.variant) for one in night.devices for case in one.cases if case.word == "worse"
-    }
+    worse = {(_name(one), case.key) for one in night.devices for case in one.cases if case.verdict == "worse"}
     mine = [case for case in histories if case.recipe == night.recipe]
     room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), list[str]()
-    for case in sorted(mine, key=lambda case: (case.device, case.format, case.variant) not in worse):
+    for case in sorted(mine, key=lambda case: (case.device, case.key) not in worse):
         if undrawn:
-            undrawn.append(f"{case.device} {case.format} {case.variant}")
+            undrawn.append(f"{case.device} {case.key.heading}")
             continue
         place = mine.index(case)
         steps = find_steps(histories[case])
-        svg = draw_history(f"history-{place}", case.variant, histories[case], steps)
+        svg = draw_history(f"history-{place}", case.key.variant, histories[case], steps)
         if len(svg.encode()) > room:
-            undrawn.append(f"{case.device} {case.format} {case.variant}")
+            undrawn.append(f"{case.device} {case.key.heading}")
         elif svg:
             room -= len(svg.encode())
             drawn[case] = Chart(
-                heading=f"{case.format}, {case.variant}", reading=_read(histories[case], len(steps)), svg=svg
+                heading=f"{case.key.format}, {case.key.model}", reading=_read(histories[case], len(steps)), svg=svg
             )
     devices = dict.fromkeys(case.device for case in mine if case in drawn)
     charts = {name: tuple(drawn[case] for case in mine if case in drawn and case.device == name) for name in devices}
@@ -256,9 +256,9 @@ def _tell(one: DeviceNight | None) -> Cell:
     if one.gap is not None:
         sign = _GAP if one.run else _ABSENT
         return Cell(sign=sign, short=one.error or one.gap, reason=one.gap)
-    words = [case.word for case in (*one.cases, *one.energies)]
-    for word in ("worse", "better", "unknown"):
-        if word in words:
-            many = f"{words.count(word)} {word}"
-            return Cell(sign=SIGNS[word], short=many, reason=many)
+    verdicts = [case.verdict for case in (*one.cases, *one.energies)]
+    for verdict in ("worse", "better", "unknown"):
+        if verdict in verdicts:
+            many = f"{verdicts.count(verdict)} {verdict}"
+            return Cell(sign=SIGNS[verdict], short=many, reason=many)
     return Cell(sign=SIGNS["same"], short="", reason="every case the same")

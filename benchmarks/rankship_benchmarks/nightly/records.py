@@ -14,26 +14,26 @@ from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
 from rankship_benchmarks.stats.estimates import Estimate
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.records import record
 
 _FOLDER, _LOCK_FILE = "nights", ".nightly"
 _LONGEST_NIGHT_S = 20 * 3600
 
 
 @record
-class CaseWord:
+class CaseVerdict:
     """What a night says of one artifact on one device, against the last night that counted.
 
-    `word` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None where
+    `verdict` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None where
     they were not compared. `step` tells of a lasting change that tonight's numbers made sure.
     """
 
-    variant: Variant
-    format: Format
-    word: str
+    key: ArtifactKey
+    verdict: str
     reason: str
     ratio: Estimate | None = None
     step: str | None = None
@@ -45,7 +45,7 @@ class DeviceNight:
 
     `run` is the folder of its bundle, None where it could not be measured. `gap` says why nothing of this night counts
     (None: it counts), `error` is the class of what went wrong. `measured_on` is the twin that stood in, else the
-    device itself. `energies` are the words on energy, empty where no meter watched.
+    device itself. `energies` are the verdicts on energy, empty where no meter watched.
     """
 
     device: str
@@ -54,8 +54,8 @@ class DeviceNight:
     gap: str | None
     error: str | None
     losses: tuple[str, ...]
-    cases: tuple[CaseWord, ...]
-    energies: tuple[CaseWord, ...] = ()
+    cases: tuple[CaseVerdict, ...]
+    energies: tuple[CaseVerdict, ...] = ()
 
 
 @record

@@ -59,10 +59,10 @@ def draw_accuracy_against_size(summary: Summary) -> str:
     build = summary.header.build
     points: list[tuple[str, int, Accuracy, str, bool]] = []
     for variant in ("dense", "compressed"):
-        found = next((one for one in summary.results if one.variant == variant and one.accuracy), None)
+        found = next((one for one in summary.results if one.key.variant == variant and one.accuracy), None)
         if found and found.accuracy:
             label = "dense" if variant == "dense" else f"compressed: {build.plan.method}"
-            points.append((label, found.parameters, found.accuracy, COLOURS[found.variant], True))
+            points.append((label, found.parameters, found.accuracy, COLOURS[found.key.variant], True))
     points += [(one.method, one.plan.total_parameters, one.accuracy, GREY, False) for one in build.alternatives]
 
     def draw(axes: "Axes") -> None:
@@ -104,21 +104,21 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
 
     def draw(axes: "Axes") -> None:
         for one, spends, accuracy in known:
-            colour = COLOURS[one.variant]
+            colour = COLOURS[one.key.variant]
             axes.errorbar(
                 spends.value / divisor,
                 100 * accuracy.value,
                 xerr=_reach(spends, divisor),
                 yerr=_margins(accuracy),
-                fmt=FACTS[one.format].marker,
+                fmt=FACTS[one.key.format].marker,
                 color=colour,
                 elinewidth=1.2,
                 capsize=3,
                 ms=_MOST_POINTS * (one.size_bytes / largest) ** 0.5,
                 alpha=0.85,
             )
-            title = f"{one.format} {one.variant}, {show_bytes(one.size_bytes)}"
-            axes.plot([], [], FACTS[one.format].marker, color=colour, ms=7.5, label=title)
+            title = f"{one.key.heading}, {show_bytes(one.size_bytes)}"
+            axes.plot([], [], FACTS[one.key.format].marker, color=colour, ms=7.5, label=title)
         if max(costs) > _LOGARITHMIC_FROM * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -136,22 +136,22 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
     """Draw the share of inferences done by a time, one curve per round, and the rounds' medians as ticks at a half."""
-    mine = [one for one in trials if one.format == format_ and one.samples_ns and one.variant in COLOURS]
-    variants = [variant for variant in COLOURS if any(trial.variant == variant for trial in mine)]
+    mine = [one for one in trials if one.key.format == format_ and one.samples_ns and one.key.variant in COLOURS]
+    keys = sorted({trial.key for trial in mine}, key=lambda key: key.order)
 
     def draw(axes: "Axes") -> None:
         import numpy as np
 
         shares = np.linspace(0, 1, _DRAWN_QUANTILES)
         divisor, unit = time_unit(max(median_by_round(mine).values()))
-        for variant in variants:
-            own = [trial for trial in mine if trial.variant == variant]
+        for key in keys:
+            own = [trial for trial in mine if trial.key == key]
             for trial in own:
                 times = np.quantile(trial.samples_ns, shares) / divisor
-                axes.plot(times, shares, lw=0.9, alpha=0.45, c=COLOURS[variant])
+                axes.plot(times, shares, lw=0.9, alpha=0.45, c=COLOURS[key.variant])
             medians = [value / divisor for value in median_by_round(own).values()]
-            label = f"{variant}: {len(own)} rounds"
-            axes.plot(medians, [0.5] * len(medians), "|", ms=17, mew=0.9, c=COLOURS[variant], label=label)
+            label = f"{key.model}: {len(own)} rounds"
+            axes.plot(medians, [0.5] * len(medians), "|", ms=17, mew=0.9, c=COLOURS[key.variant], label=label)
         end = 1.04 * max(float(np.quantile(trial.samples_ns, _DRAWN_SHARE)) for trial in mine)
         beyond = sum(sample > end for trial in mine for sample in trial.samples_ns)
         axes.set_xlim(0, end / divisor)

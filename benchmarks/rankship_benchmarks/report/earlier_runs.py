@@ -9,15 +9,13 @@ from rankship_benchmarks.judge.summary import group_trials
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import median_by_round
 from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Format, Variant
 
 MOST = 30  # runs, the newest
 
-Case = tuple[Variant, Format]
 
-
-def list_histories(folder: Path, bundle: Bundle) -> Mapping[Case, tuple[Night, ...]]:
+def list_histories(folder: Path, bundle: Bundle) -> Mapping[ArtifactKey, tuple[Night, ...]]:
     """Every case of a run through the finished runs before it, the run itself last; empty where it is the first.
 
     What was built may have changed between them, nothing else. A case that a run has no valid trial of is a gap in it.
@@ -32,10 +30,7 @@ def list_histories(folder: Path, bundle: Bundle) -> Mapping[Case, tuple[Night, .
     if not runs:
         return {}
     built = bundle.header.build.artifacts
-    return {
-        (one.variant, one.format): tuple(_tell(run, (one.variant, one.format)) for run in [*runs, bundle])
-        for one in built
-    }
+    return {one.key: tuple(_tell(run, one.key) for run in [*runs, bundle]) for one in built}
 
 
 def _is_before(other: Header, header: Header) -> bool:
@@ -45,8 +40,8 @@ def _is_before(other: Header, header: Header) -> bool:
     return alike and other.run_id != header.run_id and other.created_utc <= header.created_utc
 
 
-def _tell(run: Bundle, case: Case) -> Night:
-    trials = group_trials(keep_valid(run.trials)).get(case, [])
+def _tell(run: Bundle, key: ArtifactKey) -> Night:
+    trials = group_trials(keep_valid(run.trials)).get(key, [])
     rounds = tuple(median_by_round(trials).values())
     gap = None if rounds else "no trial that counts"
     return Night(run_id=run.header.run_id, started_utc=run.header.created_utc, rounds_ns=rounds, gap=gap)

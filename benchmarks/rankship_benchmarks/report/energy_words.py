@@ -33,12 +33,12 @@ def print_energy(summary: Summary, console: "Console") -> None:
             continue
         ratio = energy.ratio
         table.add_row(
-            f"{result.format}\n{result.variant}",
+            f"{result.key.format}\n{result.key.model}",
             show_energy(energy.total),
             show_energy(energy.marginal),
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             show_power(energy.idle_uw),
-            end_section=result.variant == "compressed",
+            end_section=result.key.variant == "compressed",
         )
     console.print(table)
     for line in state_meter(summary):
@@ -72,7 +72,7 @@ def state_refusals(summary: Summary) -> Iterator[str]:
     """Say of every artifact which rounds and figures do not count, and why."""
     for result in list_energies(summary.results):
         for reason in result.energy.refused if result.energy else ():
-            yield f"Energy of {result.variant} {result.format}: {reason}."
+            yield f"Energy of {result.key.title}: {reason}."
 
 
 def show_energy(estimate: EnergyEstimate | None) -> str:

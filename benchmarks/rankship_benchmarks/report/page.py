@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.summary import TIMES, Summary, find_accuracy, summarise
@@ -13,14 +14,18 @@ from rankship_benchmarks.measure.profiles import Profiles, read_profiles
 from rankship_benchmarks.report import charts
 from rankship_benchmarks.report import energy_words as energy_table
 from rankship_benchmarks.report import words as table
-from rankship_benchmarks.report.earlier_runs import Case, list_histories
+from rankship_benchmarks.report.earlier_runs import list_histories
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.report.profile_charts import draw_profile
 from rankship_benchmarks.stats.steps import Night
 from rankship_pipeline.flow.show import describe_refinement
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import FORMATS, Artifact, record
+from rankship_pipeline.foundation.records import Artifact, record
 from rankship_pipeline.foundation.units import show_count, show_ns, show_percent
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _TEMPLATE = "page.html.j2"
 _FRONT = "Dashed: the front, the best accuracy up to there."
@@ -63,7 +68,9 @@ def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
 
 
 def render_report(
-    bundle: Bundle, profiles: Profiles | None = None, histories: Mapping[Case, Sequence[Night]] = MappingProxyType({})
+    bundle: Bundle,
+    profiles: Profiles | None = None,
+    histories: Mapping[ArtifactKey, Sequence[Night]] = MappingProxyType({}),
 ) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
     from jinja2 import Environment, StrictUndefined
@@ -91,6 +98,7 @@ def render_report(
         conditions=_list_conditions(summary),
         provenance=_list_provenance(summary),
         describe_refinement=describe_refinement,
+        mark_code=_mark_code,
         words=table,
         show_count=show_count,
         show_ns=show_ns,
@@ -122,7 +130,7 @@ def _pick_figures(summary: Summary) -> list[Figure]:
         if one.ratio:
             detail = table.show_ratio_interval(one.ratio) or "too few rounds for an interval"
             verdict = table.state_verdict(one.ratio)
-            name = f"latency, {one.format}" + (f": {verdict}" if verdict else "")
+            name = f"latency, {one.key.format}" + (f": {verdict}" if verdict else "")
             figures.append(Figure(name=name, value=f"{TIMES} {one.ratio.value:.2f}", detail=detail))
     return figures
 
@@ -176,22 +184,22 @@ def _draw_latencies(bundle: Bundle, summary: Summary) -> list[Chart]:
     ]
 
 
-def _draw_histories(histories: Mapping[Case, Sequence[Night]]) -> list[Chart]:
+def _draw_histories(histories: Mapping[ArtifactKey, Sequence[Night]]) -> list[Chart]:
     """Draw each case's latency through the runs before this one."""
     drawn = [
         Chart(
-            heading=f"{format_}, {variant}",
+            heading=f"{key.format}, {key.model}",
             reading=f"{len(nights)} runs, this one last.",
-            svg=draw_history(f"earlier-{format_}-{variant}", variant, nights, (), noun="run"),
+            svg=draw_history(f"earlier-{place}", key.variant, nights, (), noun="run"),
         )
-        for (variant, format_), nights in sorted(histories.items(), key=lambda pair: FORMATS.index(pair[0][1]))
+        for place, (key, nights) in enumerate(sorted(histories.items(), key=lambda pair: pair[0].order))
     ]
     return [chart for chart in drawn if chart.svg]
 
 
 def _draw_profiles(profiles: Profiles | None) -> list[Chart]:
     """Draw where each format's time goes."""
-    formats = dict.fromkeys(one.format for one in profiles.profiles) if profiles else {}
+    formats = dict.fromkeys(one.key.format for one in profiles.profiles) if profiles else {}
     drawn = [
         Chart(
             heading=f"Every operator, {format_}",
@@ -242,7 +250,7 @@ def _list_provenance(summary: Summary) -> list[Fact]:
 
 
 def _name_artifact(artifact: Artifact) -> Fact:
-    return Fact(name=artifact.title, value=artifact.sha256, code=True)
+    return Fact(name=artifact.key.title, value=artifact.sha256, code=True)
 
 
 def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:
@@ -252,6 +260,13 @@ def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:
 def _keep_together(text: str) -> str:
     """Forbid line breaks inside intervals, before a per cent sign and behind a multiplication sign."""
     return re.sub(rf"(?<=\d) (?=%)|(?<={TIMES}) (?=\d)|(?<=\d,) (?=[\d.]+\])", "\u00a0", text)
+
+
+def _mark_code(text: str) -> "Markup":
+    """Escape a text and set what stands between backticks in the face of code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r'<span class="code">\1</span>', str(escape(text))))  # noqa: S704 - escaped
 
 
 def _shorten(text: str) -> str:

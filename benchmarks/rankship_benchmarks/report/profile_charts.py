@@ -21,21 +21,21 @@ Row = tuple[str, float, float, float]  # name; median, first and third quartile 
 
 def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
     """Draw one format's models; bars are medians over the profiled inferences, whiskers their middle half."""
-    mine = [one for one in profiles if one.format == format_ and one.told_ns > 0]
+    mine = [one for one in profiles if one.key.format == format_ and one.told_ns > 0]
     blocks = [(one, list_rows(one)) for one in mine]
 
     def draw(axes: "Axes") -> None:
         divisor, unit = time_unit(max(row[1] for _, rows in blocks for row in rows))
         place, names = 0, dict[int, str]()
         for profile, rows in blocks:
-            colour = COLOURS[profile.variant]
+            colour = COLOURS[profile.key.variant]
             for name, middle, first, third in rows:
                 axes.barh(place, middle / divisor, height=0.72, color=colour)
                 reach = [[(middle - first) / divisor], [(third - middle) / divisor]]
                 axes.errorbar(middle / divisor, place, xerr=reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
                 names[place] = name
                 place += 1
-            told = f"{profile.variant}: {profile.told_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
+            told = f"{profile.key.model}: {profile.told_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
             axes.barh(place, 0, color=colour, label=told)
             place += 1  # a free row between the models
         axes.set_yticks(list(names), list(names.values()), fontsize=8)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Header
+from rankship_benchmarks.judge.cautions import CautionGroup
 from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accuracy
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.flow.show import state_landing
@@ -40,7 +41,7 @@ def state_latency(result: Result) -> str:
     if ratio is None:
         return ""
     verdict = state_verdict(ratio)
-    return f"{show_ratio(ratio)} ({result.format}{': ' if verdict else ''}{verdict})"
+    return f"{show_ratio(ratio)} ({result.key.format}{': ' if verdict else ''}{verdict})"
 
 
 def state_verdict(ratio: Estimate) -> str:
@@ -84,8 +85,8 @@ def show_size(value: int | None) -> str:
     return UNKNOWN if value is None else show_bytes(value)
 
 
-def print_summary(summary: Summary, console: "Console") -> None:
-    """Print headline, results, accuracies, alternatives and cautions."""
+def print_summary(summary: Summary, console: "Console", *, verbose: bool = False) -> None:
+    """Print headline, results, accuracies, alternatives and cautions: one line for a group, each if `verbose`."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
@@ -103,8 +104,21 @@ def print_summary(summary: Summary, console: "Console") -> None:
         console.print(line, markup=False, highlight=False)
     for note in summary.slower_notes:
         console.print(f"✗ {note}", style="red", markup=False, highlight=False)
-    for caution in summary.cautions:
-        console.print(f"! {caution}", style="yellow", markup=False, highlight=False)
+    for line in state_cautions(summary.caution_groups, verbose=verbose):
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
+def state_cautions(groups: Iterable[CautionGroup], *, verbose: bool) -> Iterator[str]:
+    """Say each group in a line, with what to do; then each caution of it if `verbose`, else how many there are."""
+    folded = 0
+    for one in groups:
+        yield " ".join(filter(None, (f"! {one.heading}", one.advice)))
+        if verbose:
+            yield from (f"  - {detail}" for detail in one.details)
+        else:
+            folded += len(one.details)
+    if folded:
+        yield f"! {folded} cautions stand behind this: they are on the page, and in `rankship report RUN --verbose`."
 
 
 def list_places(header: Header) -> list[str]:
@@ -130,7 +144,7 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
         numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
-        table.add_row(one.title, runtime, str(one.samples), *numbers)
+        table.add_row(one.key.title, runtime, str(one.samples), *numbers)
     console.print(table)
 
 
@@ -140,13 +154,13 @@ def _tabulate_results(results: Iterable[Result]) -> "Table":
     for one in results:
         accuracy, ratio = one.accuracy, one.ratio
         table.add_row(
-            f"{one.format}\n{one.variant}",
+            f"{one.key.format}\n{one.key.model}",
             f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
             f"{show_percent(accuracy.value)}\n{show_accuracy_interval(accuracy)}" if accuracy else UNKNOWN,
             f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
-            end_section=one.variant == "compressed",
+            end_section=one.key.variant == "compressed",
         )
     return table
 

@@ -1,1 +1,1 @@
-"""Statistics: estimates, intervals, steps."""
+"""Statistics: estimates, intervals, steps in a history, Pareto fronts."""

@@ -1,1 +1,1 @@
-"""Many ways to many budgets on several models."""
+"""Many ways to many budgets on several models: one table, one page."""

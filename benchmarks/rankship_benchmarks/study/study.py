@@ -31,7 +31,8 @@ from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.ranks.price import price_parameters
-from rankship_pipeline.recipe.choices import Augmentation, Budget, Comparison, RefineChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Augmentation, Comparison, RefineChoice
 from rankship_pipeline.recipe.rules import check_way, read_recipe
 from rankship_pipeline.recover.refine import refine
 

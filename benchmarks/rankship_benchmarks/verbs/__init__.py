@@ -1,1 +1,1 @@
-"""Verbs that join the stages."""
+"""Commands that join the stages: run, bench, compare, costs, nightly, deploy."""

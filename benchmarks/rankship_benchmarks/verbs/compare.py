@@ -1,9 +1,10 @@
 """The verb `compare`: two runs' bundles, a verdict per case; its status is 1 only where something became worse."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +17,8 @@ _STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": ""
 
 def compare(argv: list[str]) -> int:
     """`rankship compare RUN_A RUN_B`: whether B is better or worse than A, case by case, and why."""
-    parser = argparse.ArgumentParser(
-        prog="rankship compare",
-        description="Judge a run against an earlier one. Status 1: something became worse; 5: unlike conditions.",
+    parser = start_parser(
+        "compare", "Judge a run against an earlier one. Status 1: something became worse; 5: unlike conditions."
     )
     parser.add_argument("baseline", type=Path, help="the earlier run's folder")
     parser.add_argument("candidate", type=Path, help="the later run's folder")
@@ -26,7 +26,7 @@ def compare(argv: list[str]) -> int:
     parser.add_argument(
         "--across", action="append", default=[], metavar="ASPECT", help="a condition that may differ: it is asked about"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 
@@ -66,7 +66,8 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     table = start_table("case", "verdict", f"{figure} vs baseline\n[95 %]", "why")
     for one in verdicts:
         ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
-        table.add_row(f"{one.variant}\n{one.format}", one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+        case = f"{one.key.model}\n{one.key.format}"
+        table.add_row(case, one.word, ratio, escape(one.reason), style=_STYLES[one.word])
     table.columns[-1].justify = "left"
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None

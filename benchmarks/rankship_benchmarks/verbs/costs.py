@@ -1,12 +1,11 @@
 """The verb `costs`: a cost table of a recipe's model on a device."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.files import ensure_writable, write_atomic
+from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.foundation.records import FORMATS
-from rankship_pipeline.verbs import add_store_flag
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,21 +16,21 @@ if TYPE_CHECKING:
 
 def costs(argv: list[str]) -> int:
     """`rankship costs RECIPE --on DEVICE`: what each layer costs there, dense and at the ranks worth offering."""
-    parser = argparse.ArgumentParser(
-        prog="rankship costs",
-        description="Time a recipe's layers on a device, dense and factored, or meter them; goes on where it was.",
+    parser = start_parser(
+        "costs",
+        "Time a recipe's layers on a device, dense and factored, or meter them; goes on where it was.",
+        "--inventory",
+        "--results",
+        "--store",
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--on", required=True, metavar="DEVICE", help="one device of the inventory")
     parser.add_argument("--format", choices=FORMATS, default=None, help="default: the first that the recipe exports")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--to", type=Path, default=Path("cost-table.json"), help="default: %(default)s")
-    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
-    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="timings; default: %(default)s")
     help_ = "meter too what the times offer, as [energy] of this suite says, and write a table in µJ: hours"
     parser.add_argument("--energy", type=Path, metavar="SUITE", help=help_)
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 

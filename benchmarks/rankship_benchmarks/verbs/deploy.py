@@ -1,6 +1,5 @@
 """The verb `deploy`: a finished build's artifacts onto devices, and how an application loads them there."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from rankship_benchmarks.verbs.run import find_devices
 from rankship_pipeline.foundation.errors import InputError, Lacks
+from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.records import VARIANTS, Variant, record
-from rankship_pipeline.verbs import add_store_flag, find_by_name
+from rankship_pipeline.verbs import find_by_name
 from rankship_targets.session.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -29,19 +29,20 @@ class Deployable:
 
 def deploy(argv: list[str]) -> int:
     """`rankship deploy RECIPE|HASH|FILE --on DEVICE[,DEVICE]`: verified copies, and the code that loads each."""
-    parser = argparse.ArgumentParser(
-        prog="rankship deploy", description="Copy what was verified to devices and say how to load it there."
+    parser = start_parser(
+        "deploy",
+        "Copy what was verified to devices and say how to load it there.",
+        "--on",
+        "--inventory",
+        "--store",
     )
     parser.add_argument("build", help="a recipe.toml, the first letters of a build's hash, or one verified artifact")
-    parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
     parser.add_argument(
         "--format", action="append", choices=FORMATS, help="again for more (default: all that the device can run)"
     )
     parser.add_argument("--task", action="append", help="whose head goes along; again for more (default: every task's)")
     parser.add_argument("--variant", choices=VARIANTS, default="compressed", help="default: %(default)s")
-    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 
@@ -54,9 +55,9 @@ def deploy(argv: list[str]) -> int:
     steps, console = Steps(), Console(highlight=False)
     for device in devices:
         for one, remote in deploy_to(device, chosen, any_format=arguments.format is not None, steps=steps):
-            kind = one.manifest.verified.title
+            kind = one.manifest.verified.key.title
             console.print(f"{device.name}: {kind}: {remote}", soft_wrap=True, markup=False)
-            if one.manifest.verified.task is not None:
+            if one.manifest.verified.key.task is not None:
                 console.print("takes the backbone's output, gives this task's logits", markup=False)
             console.print(write_snippet(one.manifest.format, remote) + "\n", soft_wrap=True, markup=False)
     return 0
@@ -79,19 +80,21 @@ def find_deployables(
             raise InputError(f"{name} is {one.manifest.format}, not {', '.join(formats)}", hint="leave --format out")
         return [one]
     build, _ = find_by_name(name, store)
-    artifacts = [one for one in build.artifacts if one.variant == variant and one.format in (formats or FORMATS)]
-    missing = [wanted for wanted in formats or () if wanted not in {one.format for one in artifacts}]
+    artifacts, heads = (
+        [one for one in some if one.key.variant == variant and one.key.format in (formats or FORMATS)]
+        for some in (build.artifacts, build.heads)
+    )
+    missing = [wanted for wanted in formats or () if wanted not in {one.key.format for one in artifacts}]
     if missing or not artifacts:
-        built = ", ".join(sorted({one.format for one in build.artifacts}))
+        built = ", ".join(sorted({one.key.format for one in build.artifacts}))
         message = f"{build.recipe} was not built as {variant} {', '.join(missing)}".rstrip()
         raise InputError(message, hint=f"it was built as {built}")
-    heads = [one for one in build.heads if one.variant == variant and one.format in (formats or FORMATS)]
-    known = list(dict.fromkeys(one.task for one in heads))
+    known = list(dict.fromkeys(one.key.task for one in heads))
     unknown = [task for task in tasks or () if task not in known]
     if unknown:
         hint = f"its tasks are {', '.join(map(str, known))}" if known else "its models share one head: leave --task out"
         raise InputError(f"{build.recipe} has no head of {', '.join(unknown)}", hint=hint)
-    artifacts += [one for one in heads if tasks is None or one.task in tasks]
+    artifacts += [one for one in heads if tasks is None or one.key.task in tasks]
     paths = [store.root / one.file for one in artifacts]
     return [Deployable(path=path, manifest=read_manifest(path)) for path in paths]
 

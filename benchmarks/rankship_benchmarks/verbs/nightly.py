@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.verbs import add_store_flag
+from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
     from rankship_benchmarks.bundle.suite import Suite
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 def index(argv: list[str]) -> int:
     """`rankship index`: bring the index over a results folder up to date; exit 5 if a bundle cannot be read."""
-    parser = argparse.ArgumentParser(prog="rankship index", description="Bring the index over many runs up to date.")
-    _add_results_flag(parser)
+    parser = start_parser("index", "Bring the index over many runs up to date.", "--results")
     parser.add_argument("--url", default=None, help="database (default: index.sqlite in the results folder)")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     _check_results(arguments.results)
 
     from rich.console import Console
@@ -39,14 +38,14 @@ def index(argv: list[str]) -> int:
 
 def export(argv: list[str]) -> int:
     """`rankship export RESULTS`: rows for a notebook, or runs for an MLflow server."""
-    parser = argparse.ArgumentParser(prog="rankship export", description="Give many runs to a notebook or to MLflow.")
+    parser = start_parser("export", "Give many runs to a notebook or to MLflow.")
     parser.add_argument("results", type=Path, help="a results folder, or one run's folder")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=Path, metavar="FILE", help="a file ending in .parquet or .csv")
     where.add_argument("--mlflow", metavar="URI", help="tracking server or store, for example sqlite:///mlflow.db")
     rows = "one row per trial with its median, per inference, or per trial that a meter watched (default: %(default)s)"
     parser.add_argument("--rows", choices=("trials", "samples", "energy"), default="trials", help=rows)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 
@@ -68,18 +67,19 @@ def export(argv: list[str]) -> int:
 
 def nightly(argv: list[str]) -> int:
     """`rankship nightly SUITE --on DEVICE[/TWIN][,DEVICE]`: build, measure, compare with the nights before, report."""
-    parser = argparse.ArgumentParser(
-        prog="rankship nightly",
-        description="Build, measure every device, compare with the nights before, draw a page; a broken night goes on.",
+    parser = start_parser(
+        "nightly",
+        "Build, measure every device, compare with the nights before, draw a page; a broken night goes on.",
+        "--inventory",
+        "--results",
+        "--store",
         epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
     )
     parser.add_argument("suite", type=Path)
     on = "devices, separated by commas; behind a slash, a twin that stands in where the device is lost"
     parser.add_argument("--on", required=True, metavar="DEVICE[/TWIN]", help=on)
-    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
-    parser.add_argument("--results", type=Path, default=Path("rankship-nightly"), help="default: %(default)s")
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(results=Path("rankship-nightly"))
+    arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import read_suite
     from rankship_benchmarks.fleet.schedule import read_jobs
@@ -152,17 +152,14 @@ def _print_night(night: "NightRecord", page: Path) -> None:
         marked = [*((case, "") for case in one.cases), *((case, ", energy") for case in one.energies)]
         for case, figure in marked:
             ratio = show_ratio(case.ratio) if case.ratio else "–"
-            table.add_row(one.device, f"{case.format} {case.variant}{figure}", f"{SIGNS[case.word]} {case.word}", ratio)
+            verdict = f"{SIGNS[case.verdict]} {case.verdict}"
+            table.add_row(one.device, f"{case.key.heading}{figure}", verdict, ratio)
     console.print(table)
     for line in list_alarms(night):
         console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)
     for line in list_gaps(night):
         console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, soft_wrap=True)
-
-
-def _add_results_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
 
 
 def _check_results(results: Path) -> None:

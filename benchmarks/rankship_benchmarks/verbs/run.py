@@ -5,23 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.files import ensure_writable
-from rankship_pipeline.verbs import add_store_flag
+from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
     from rankship_benchmarks.bundle.suite import Suite
     from rankship_pipeline.foundation.console import Steps
     from rankship_targets.devices.device import Device
 
+_MEASURING = ("--on", "--inventory", "--results", "--store")
+
 
 def run(argv: list[str]) -> int:
     """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
-    parser = argparse.ArgumentParser(
-        prog="rankship run", description="Build, verify, push, measure and report; an interrupted run goes on."
-    )
+    parser = start_parser("run", "Build, verify, push, measure and report; an interrupted run goes on.", *_MEASURING)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
-    _add_measuring_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import Suite, read_suite_of
 
@@ -34,12 +33,9 @@ def run(argv: list[str]) -> int:
 
 def verify(argv: list[str]) -> int:
     """`rankship verify RECIPE`: run every artifact again in its own runtime and compare with torch."""
-    parser = argparse.ArgumentParser(
-        prog="rankship verify", description="Prove that every artifact computes what torch computes; exit 3 if not."
-    )
+    parser = start_parser("verify", "Prove that every artifact computes what torch computes; exit 3 if not.", "--store")
     parser.add_argument("recipe", type=Path)
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 
@@ -60,12 +56,9 @@ def verify(argv: list[str]) -> int:
 
 def bench(argv: list[str]) -> int:
     """`rankship bench SUITE --on DEVICE[,DEVICE]`: measure a finished build as a suite says."""
-    parser = argparse.ArgumentParser(
-        prog="rankship bench", description="Measure a built recipe on devices; an interrupted run goes on."
-    )
+    parser = start_parser("bench", "Measure a built recipe on devices; an interrupted run goes on.", *_MEASURING)
     parser.add_argument("suite", type=Path)
-    _add_measuring_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import read_suite
 
@@ -76,22 +69,15 @@ def bench(argv: list[str]) -> int:
 
 def report(argv: list[str]) -> int:
     """`rankship report RUN`: the table and the page of one run's bundle, finished or not."""
-    parser = argparse.ArgumentParser(prog="rankship report", description="Draw a run's table and page.")
+    parser = start_parser("report", "Draw a run's table and page.")
     parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
     parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rankship_pipeline.foundation.console import Steps
 
-    _report(arguments.run, arguments.to, Steps())
+    _report(arguments.run, arguments.to, Steps(), verbose=arguments.verbose)
     return 0
-
-
-def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--on", required=True, metavar="DEVICE", help="devices of the inventory, separated by commas")
-    parser.add_argument("--inventory", type=Path, default=None, help="default: $RANKSHIP_DEVICES, else the user's own")
-    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
-    add_store_flag(parser)
 
 
 def find_devices(arguments: argparse.Namespace) -> "list[Device]":
@@ -137,7 +123,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     raise_first(ended, steps)
 
 
-def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
+def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = False) -> None:
     from rich.console import Console
 
     from rankship_benchmarks.bundle.bundle import open_bundle
@@ -150,18 +136,16 @@ def _report(folder: Path, page: Path | None, steps: "Steps") -> None:
     with steps.step("draw the report"):
         written = write_report(folder, page)
     console = Console(highlight=False)
-    print_summary(summary, console)
+    print_summary(summary, console, verbose=verbose)
     print_energy(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 
 
 def study(argv: list[str]) -> int:
     """`rankship study STUDY`: compute a table's missing cells and draw its page; an interrupted study goes on."""
-    parser = argparse.ArgumentParser(prog="rankship study", description="Compare ways to budgets on several models.")
+    parser = start_parser("study", "Compare ways to budgets on several models.", "--results", "--store")
     parser.add_argument("study", type=Path)
-    parser.add_argument("--results", type=Path, default=Path("rankship-results"), help="default: %(default)s")
-    add_store_flag(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
     from rich.console import Console
 

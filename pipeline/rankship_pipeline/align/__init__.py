@@ -1,1 +1,1 @@
-"""How models to merge differ, and what is made alike with proof."""
+"""How models to merge differ, and making them alike with proof."""

@@ -1,1 +1,1 @@
-"""What a model answers: calibration statistics, accuracy, perplexity, and the limits on what may be lost."""
+"""Calibration statistics, accuracy, perplexity, and the limits on what a model may lose."""

@@ -1,14 +1,38 @@
-"""One exported file with its record and its proof: how it is written to the store, and read again."""
+"""One exported file with its record and its proof: how it is written to the store, and read again.
 
-from dataclasses import dataclass
+    <store>/artifact-<hash>/    model.<suffix>  artifact.json  input.<i>.npy  expected.<i>.npy
+
+There is one array for each input and each output, its samples on axis 0.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from rankship_pipeline.foundation.codec import decode
-from rankship_pipeline.foundation.records import Artifact, RankPlan, Variant
+from rankship_pipeline.evaluate.calibrate import split
+from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey
+from rankship_pipeline.foundation.codec import decode, encode
+from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.foundation.formats import FACTS
+from rankship_pipeline.foundation.records import (
+    Artifact,
+    Dimension,
+    Format,
+    RankPlan,
+    TensorSpec,
+    Variant,
+)
 from rankship_pipeline.foundation.store import Entry, Store
+from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import count_parameters
 
 _RECORD = "artifact.json"
 
@@ -17,20 +41,103 @@ _RECORD = "artifact.json"
 class Part:
     """What becomes one file per format: a module, the inputs of its proof, and the plan of its factored layers.
 
-    `task` is whose head it is; `output` names what it gives.
+    `outputs` names what the module gives, in order; one that gives a dictionary names them itself. `shapes` has those
+    inputs and outputs, by name, whose sides may differ from the proof's.
     """
 
     variant: Variant
     module: nn.Module
     samples: Inputs
     plan: RankPlan | None = None
-    task: str | None = None
-    output: str = "logits"
+    part: str = WHOLE
+    outputs: tuple[str, ...] = ("logits",)
+    shapes: Mapping[str, tuple[int | Dimension, ...]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """What progress and errors call it."""
-        return self.variant if self.task is None else f"{self.variant} head of {self.task}"
+        return self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
+
+    def name_artifact(self, format_: Format) -> ArtifactKey:
+        """The key of its file in one format."""
+        return ArtifactKey(variant=self.variant, format=format_, part=self.part)
+
+
+def export_file(graph: ExportedProgram, format_: Format, path: Path) -> None:
+    """Write a graph's file in one format, without a word from the exporter."""
+    with keep_stdout_clean():
+        load_exporter(format_).export_graph(graph, path)
+
+
+def read_operators(format_: Format, path: Path) -> tuple[Operator, ...]:
+    """Read a file's operators with constant weights back."""
+    with keep_stdout_clean():
+        return load_exporter(format_).list_operators(path)
+
+
+def write_artifact(
+    target: Path,
+    entry: str,
+    part: Part,
+    format_: Format,
+    write_file: Callable[[Path], None],
+    *,
+    recipe_sha256: str,
+    source_sha256: dict[str, str],
+) -> None:
+    """Fill `target`, which becomes the store's entry of that name, with a part's file, its proof and its record.
+
+    `write_file` writes the file itself, and raises where it is not what it should be.
+    """
+    key = part.name_artifact(format_)
+    path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
+    write_file(path)
+    inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
+    outputs = compute_outputs(part.module, part.samples, part.outputs)
+    for name, tensors in (("input", inputs), ("expected", outputs)):
+        for index, tensor in enumerate(tensors.values()):
+            np.save(target / f"{name}.{index}.npy", tensor.numpy())
+    artifact = Artifact(
+        key=key,
+        file=f"{entry}/{path.name}",
+        size_bytes=path.stat().st_size,
+        sha256=hash_file(path),
+        inputs=tuple(_describe(name, tensor, part) for name, tensor in inputs.items()),
+        outputs=tuple(_describe(name, tensor, part) for name, tensor in outputs.items()),
+        parameters=count_parameters(part.module),
+        factored_layers=tuple(part.plan.factors) if part.plan is not None else (),
+        recipe_sha256=recipe_sha256,
+        source_sha256=source_sha256,
+        toolchain=list_versions(format_),
+    )
+    (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
+
+
+@torch.inference_mode()
+def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """Compute every output of a module by name, samples first, in the order in which its graph gives them."""
+    batches = [_name_outputs(module(*batch), names) for batch in split(samples)]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    listed = (given,) if isinstance(given, Tensor) else tuple(given)
+    if len(listed) != len(names):
+        message = f"the model gives {len(listed)} outputs, named are {', '.join(names) or 'none'}"
+        raise BuildError(message, hint="name every output, or return them as a dictionary")
+    return dict(zip(names, listed, strict=True))
+
+
+def _describe(name: str, tensor: Tensor, part: Part) -> TensorSpec:
+    """Describe one input or output at batch size 1; `tensor` holds the proof's samples."""
+    seen = (1, *tensor.shape[1:])
+    spec = TensorSpec(name=name, shape=part.shapes.get(name, seen), dtype=str(tensor.numpy().dtype))
+    if not spec.fits(seen):
+        message = f"{part.title}: the proof's {name} has the shape {seen}, which is none of {spec.shape}"
+        raise BuildError(message, hint="prove it by inputs of a length that it takes")
+    return spec
 
 
 def read_artifact(entry: Entry) -> Artifact:
@@ -43,4 +150,5 @@ def find_proof(artifact: Artifact, store: Store) -> tuple[Path, list[Path], list
     path = store.root / artifact.file
     entry = store.open(path.parent)
     inputs = [entry.read(f"input.{index}.npy") for index in range(len(artifact.inputs))]
-    return path, inputs, [entry.read("expected.0.npy")]
+    expected = [entry.read(f"expected.{index}.npy") for index in range(len(artifact.outputs))]
+    return path, inputs, expected

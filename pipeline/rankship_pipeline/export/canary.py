@@ -8,11 +8,8 @@ convolution, a depthwise one, a dense layer.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Artifact, Format, TensorSpec
+from rankship_pipeline.foundation.records import Artifact, Format
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 
@@ -36,41 +33,26 @@ def make_canary(format_: Format, store: Store, steps: Steps) -> Artifact:
     entry = store.find("artifact", made_from)
     if entry is None:
         with steps.step(f"export the canary to {format_}"):
-            file = store.name("artifact", made_from)
-            entry = store.produce("artifact", made_from, lambda target: _export(format_, file, target))
+            name = store.name("artifact", made_from)
+            entry = store.produce("artifact", made_from, lambda target: _export(format_, name, target))
     return read_artifact(entry)
 
 
-def _export(format_: Format, folder: str, target: Path) -> None:
-    import numpy as np
-
-    from rankship_pipeline.evaluate.accuracy import predict
-    from rankship_pipeline.export import keep_stdout_clean, load_exporter
+def _export(format_: Format, entry: str, target: Path) -> None:
+    from rankship_pipeline.export.artifact import Part, export_file, write_artifact
     from rankship_pipeline.export.graph import trace_graph
-    from rankship_pipeline.models.layers import count_parameters
 
-    module, samples = make_network(), make_samples()
-    file = f"model.{FACTS[format_].suffix}"
-    with keep_stdout_clean():
-        load_exporter(format_).export_graph(trace_graph(module, (samples[:1],)), target / file)
-    outputs = predict(module, (samples,))
-    np.save(target / "input.0.npy", samples.numpy())
-    np.save(target / "expected.0.npy", outputs.numpy())
-    artifact = Artifact(
-        variant="canary",
-        format=format_,
-        file=f"{folder}/{file}",
-        size_bytes=(target / file).stat().st_size,
-        sha256=hash_file(target / file),
-        inputs=(TensorSpec(name="input.0", shape=(1, *samples.shape[1:]), dtype="float32"),),
-        outputs=(TensorSpec(name="logits", shape=(1, _CLASSES), dtype="float32"),),
-        parameters=count_parameters(module),
-        factored_layers=(),
+    part = Part("canary", make_network(), (make_samples(),))
+    graph = trace_graph(part.module, tuple(tensor[:1] for tensor in part.samples))
+    write_artifact(
+        target,
+        entry,
+        part,
+        format_,
+        lambda path: export_file(graph, format_, path),
         recipe_sha256=NAME,
         source_sha256={},
-        toolchain=list_versions(format_),
     )
-    (target / "artifact.json").write_text(encode(artifact), encoding="utf-8")
 
 
 def make_network() -> "nn.Module":

@@ -1,7 +1,8 @@
 """The parity gate: each artifact, in its own runtime in a fresh process, against torch on the same inputs."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ from rankship_pipeline.foundation.errors import AgentDied, CommandFailed, Lacks,
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Artifact, Verified
 from rankship_pipeline.recipe.choices import ParityChoice
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one output lies from torch's, in the measures of `Verified`."""
+
+    output: str
+    max_relative_error: float
+    min_cosine: float
+    top1_agreement: float
 
 
 def verify_artifact(
@@ -26,28 +37,36 @@ def verify_artifact(
 
     `path` is hashed first, so a stale, swapped or truncated file is found before its numbers are looked at.
     """
-    where = f"{artifact.title} ({path.name})"
+    where = f"{artifact.key.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            output = runner.run(artifact.format, path, inputs, Path(folder))
+            output = runner.run(artifact.key.format, path, inputs, Path(folder))
         except (AgentDied, CommandFailed, Lacks) as failure:  # others are the way to a device, not the artifact
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
     want = [np.load(name, allow_pickle=False) for name in expected]
-    verified = compare_outputs(artifact, got, want, runtime=output.runtime, version=output.runtime_version)
-    complaints = list_complaints(verified, limits)
-    if complaints:
+    agreements = compare_outputs(artifact, got, want)
+    if complaints := list(_list_complaints(agreements, limits)):
         raise ParityFailed(
             f"{where} does not compute what torch computes: " + "; ".join(complaints),
             hint="nothing was pushed; build again, and if it persists report the operator as an exporter's fault",
         )
-    return verified
+    return Verified(
+        artifact_sha256=artifact.sha256,
+        key=artifact.key,
+        runtime=output.runtime,
+        runtime_version=output.runtime_version,
+        samples=len(want[0]),
+        max_relative_error=max(one.max_relative_error for one in agreements),
+        min_cosine=min(one.min_cosine for one in agreements),
+        top1_agreement=min(one.top1_agreement for one in agreements),
+    )
 
 
 def refuse_changed(artifact: Artifact, path: Path) -> None:
     """Raise ParityFailed unless the file is byte for byte the one that was built."""
-    where = f"{artifact.title} ({path.name})"
+    where = f"{artifact.key.title} ({path.name})"
     if not path.is_file():
         raise ParityFailed(f"{where}: the file is gone", hint="build it again")
     size = path.stat().st_size
@@ -59,11 +78,9 @@ def refuse_changed(artifact: Artifact, path: Path) -> None:
         )
 
 
-def compare_outputs(
-    artifact: Artifact, got: Sequence[Array], want: Sequence[Array], *, runtime: str, version: str
-) -> Verified:
-    """The measures of `Verified`; outputs of another number or shape, or not finite, are ParityFailed at once."""
-    where = artifact.title
+def compare_outputs(artifact: Artifact, got: Sequence[Array], want: Sequence[Array]) -> list[Agreement]:
+    """Compare each output with torch's; of another number or shape, or not finite, they are ParityFailed at once."""
+    where = artifact.key.title
     if [a.shape for a in got] != [b.shape for b in want]:
         raise ParityFailed(
             f"{where}: outputs of shape {[a.shape for a in got]}, torch gives {[b.shape for b in want]}",
@@ -71,18 +88,17 @@ def compare_outputs(
         )
     if not all(np.isfinite(a).all() for a in got):
         raise ParityFailed(f"{where}: the outputs hold NaN or infinity", hint="build it again")
-    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(got, want, strict=True)]
-    return Verified(
-        artifact_sha256=artifact.sha256,
-        variant=artifact.variant,
-        format=artifact.format,
-        runtime=runtime,
-        runtime_version=version,
-        samples=len(want[0]),
-        max_relative_error=max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs),
-        min_cosine=min(float(_cosines(a, b).min()) for a, b in pairs),
-        top1_agreement=float((pairs[0][0].argmax(-1) == pairs[0][1].argmax(-1)).mean()),
-        task=artifact.task,
+    return [_compare(spec.name, a, b) for spec, a, b in zip(artifact.outputs, got, want, strict=True)]
+
+
+def _compare(name: str, got: Array, want: Array) -> Agreement:
+    a, b = got.astype(np.float64), want.astype(np.float64)  # (samples, …)
+    choices = (a.reshape(len(a), -1), b.reshape(len(b), -1)) if a.ndim == 1 else (a, b)
+    return Agreement(
+        output=name,
+        max_relative_error=float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)),
+        min_cosine=float(_cosines(a, b).min()),
+        top1_agreement=float((choices[0].argmax(-1) == choices[1].argmax(-1)).mean()),
     )
 
 
@@ -94,15 +110,14 @@ def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return cosines
 
 
-def list_complaints(verified: Verified, limits: ParityChoice) -> list[str]:
-    """Each limit that is not met, with both numbers."""
-    complaints = []
-    if not verified.max_relative_error <= limits.max_relative_error:
-        complaints.append(
-            f"relative max error {verified.max_relative_error:.2e}, allowed {limits.max_relative_error:.2e}"
-        )
-    if not verified.min_cosine >= limits.min_cosine:
-        complaints.append(f"cosine {verified.min_cosine:.6f}, at least {limits.min_cosine}")
-    if not verified.top1_agreement >= limits.min_top1_agreement:
-        complaints.append(f"top-1 agreement {verified.top1_agreement:.3f}, at least {limits.min_top1_agreement}")
-    return complaints
+def _list_complaints(agreements: Sequence[Agreement], limits: ParityChoice) -> Iterator[str]:
+    """Each limit that is not met, with both numbers; of several outputs, also whose."""
+    for one in agreements:
+        whose = f"{one.output}: " if len(agreements) > 1 else ""
+        if not one.max_relative_error <= limits.max_relative_error:
+            allowed = f"allowed {limits.max_relative_error:.2e}"
+            yield f"{whose}relative max error {one.max_relative_error:.2e}, {allowed}"
+        if not one.min_cosine >= limits.min_cosine:
+            yield f"{whose}cosine {one.min_cosine:.6f}, at least {limits.min_cosine}"
+        if not one.top1_agreement >= limits.min_top1_agreement:
+            yield f"{whose}top-1 agreement {one.top1_agreement:.3f}, at least {limits.min_top1_agreement}"

@@ -24,9 +24,12 @@ class Runner(Protocol):
 
 
 class FakeRunner:
-    """Computes a function of arrays instead of the artifact, which only has to exist and not be empty."""
+    """Computes a function of arrays instead of the artifact, which only has to exist and not be empty.
 
-    def __init__(self, compute: Callable[..., Array]) -> None:
+    The function gives one array, or a tuple of as many as there are outputs.
+    """
+
+    def __init__(self, compute: Callable[..., Array | tuple[Array, ...]]) -> None:
         self._compute = compute
 
     def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
@@ -34,6 +37,9 @@ class FakeRunner:
         if not artifact.is_file() or not artifact.read_bytes():
             raise CommandFailed(f"no {format} model in {artifact.name}", hint="build it again")
         arrays = [np.load(path, allow_pickle=False) for path in inputs]
-        samples = [self._compute(*(array[i : i + 1] for array in arrays)) for i in range(len(arrays[0]))]
-        np.save(into / "output.0.npy", np.concatenate(samples))
-        return RunOutput(outputs=(str(into / "output.0.npy"),), runtime="fake", runtime_version="1")
+        given = [self._compute(*(array[i : i + 1] for array in arrays)) for i in range(len(arrays[0]))]
+        samples = [one if isinstance(one, tuple) else (one,) for one in given]
+        files = [into / f"output.{place}.npy" for place in range(len(samples[0]))]
+        for file, outputs in zip(files, zip(*samples, strict=True), strict=True):
+            np.save(file, np.concatenate(outputs))
+        return RunOutput(outputs=tuple(map(str, files)), runtime="fake", runtime_version="1")

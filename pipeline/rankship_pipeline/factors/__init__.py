@@ -1,1 +1,1 @@
-"""A layer as a chain of smaller operators: decompositions, forms, and the modules that run them."""
+"""A layer as a chain of smaller operators: decompositions, forms, whitening, modules."""

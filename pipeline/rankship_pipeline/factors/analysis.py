@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
@@ -21,7 +22,7 @@ class Analysis:
 
 
 def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
-    """Take every layer apart; `whitening` is a key of factorise.WHITENINGS, a layer without a metric is plain."""
+    """Take every layer apart; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain."""
     return Analysis(
         model=model,
         layers={
@@ -40,5 +41,5 @@ def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:
     """The model with every planned layer replaced by its best factors; batch-norm statistics stay as they were."""
     model = rebuild(analysis.model, plan)
     for name, factors in plan.items():
-        fill_factors(model.get_submodule(name), analysis.layers[name].make_weights(factors))
+        fill_factors(model.get_submodule(name), make_weights(analysis.layers[name], factors))
     return model

@@ -1,1 +1,1 @@
-"""A recipe's stages in order, each kept under the hash of all that went into it."""
+"""The stages of a recipe in order, each kept under the hash of all that went into it."""

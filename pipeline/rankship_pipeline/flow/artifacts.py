@@ -1,26 +1,24 @@
 """One model into one file per format, from one graph, each beside the inputs and outputs that prove it."""
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.accuracy import predict
-from rankship_pipeline.export import check_factors, keep_stdout_clean, load_exporter
-from rankship_pipeline.export.artifact import _RECORD, Part, read_artifact
+from rankship_pipeline.export import check_factors
+from rankship_pipeline.export.artifact import Part, export_file, read_artifact, read_operators, write_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
-from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, TensorSpec, Variant
-from rankship_pipeline.foundation.store import Entry, Store
+from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant
+from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
-from rankship_pipeline.models.layers import count_parameters
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
@@ -30,8 +28,10 @@ def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: Ra
     if not isinstance(module, Headed):
         return [Part(variant, module, samples, plan)]
     features = (predict(module.backbone, samples).clone(),)  # tracing refuses tensors of inference mode
-    heads = [Part(variant, module.heads[str(task)], features, task=name) for task, name in enumerate(data.tasks)]
-    return [Part(variant, module.backbone, samples, plan, output="features"), *heads]
+    heads = [
+        Part(variant, module.heads[str(task)], features, part=head_of(name)) for task, name in enumerate(data.tasks)
+    ]
+    return [Part(variant, module.backbone, samples, plan, outputs=("features",)), *heads]
 
 
 def export_variant(
@@ -39,8 +39,7 @@ def export_variant(
 ) -> list[Artifact]:
     """Export one model to every format of the recipe; formats already in the store are read, not made again.
 
-    With heads, the backbone's files come first, then theirs. Each entry holds the file, `artifact.json`, the parity
-    inputs `input.<i>.npy` and torch's outputs `expected.0.npy`.
+    With heads, the backbone's files come first, then theirs.
     """
     parts = list_parts(prepared, variant, model.module, plan)
     return [one for part in parts for one in _export_part(prepared, store, steps, model.content, part)]
@@ -52,9 +51,7 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
     for name in prepared.recipe.export.formats:
         made_from: dict[str, object] = {
             "model": content,
-            "variant": part.variant,
-            "task": part.task,
-            "format": name,
+            "artifact": asdict(part.name_artifact(name)),
             "recipe": prepared.recipe_sha256,
             "test": prepared.test_sha256,
             "code": hash_code(),
@@ -64,52 +61,23 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
         if entry is None:
             with steps.step(f"export {part.title} to {name}"):
                 graph = graph or trace_graph(part.module, tuple(tensor[:1] for tensor in part.samples))
-                entry = _export(prepared, store, made_from, name, graph, part)
+                make = partial(
+                    write_artifact,
+                    entry=store.name("artifact", made_from),
+                    part=part,
+                    format_=name,
+                    write_file=partial(_export, graph, part, name),
+                    recipe_sha256=prepared.recipe_sha256,
+                    source_sha256=prepared.source_sha256,
+                )
+                entry = store.produce("artifact", made_from, make)
         artifacts.append(read_artifact(entry))
     return artifacts
 
 
-def _export(
-    prepared: Prepared,
-    store: Store,
-    made_from: dict[str, object],
-    name: Format,
-    graph: ExportedProgram,
-    part: Part,
-) -> Entry:
-    module, samples, plan = part.module, part.samples, part.plan
-    file = f"{'model' if part.task is None else 'head'}.{FACTS[name].suffix}"
-
-    def make(target: Path) -> None:
-        with keep_stdout_clean():
-            exporter = load_exporter(name)
-            exporter.export_graph(graph, target / file)
-            operators = exporter.list_operators(target / file)
-        if plan is not None:
-            check_factors(plan, list_graph_operators(graph), operators, where=f"{part.title} {name}")
-        outputs = predict(module, samples)
-        for index, tensor in enumerate(samples):
-            np.save(target / f"input.{index}.npy", tensor.numpy())
-        np.save(target / "expected.0.npy", outputs.numpy())
-        artifact = Artifact(
-            variant=part.variant,
-            format=name,
-            file=f"{store.name('artifact', made_from)}/{file}",
-            size_bytes=(target / file).stat().st_size,
-            sha256=hash_file(target / file),
-            inputs=tuple(_describe(f"input.{index}", tensor) for index, tensor in enumerate(samples)),
-            outputs=(_describe(part.output, outputs),),
-            parameters=count_parameters(module),
-            factored_layers=tuple(plan.factors) if plan is not None else (),
-            recipe_sha256=prepared.recipe_sha256,
-            source_sha256=prepared.source_sha256,
-            toolchain=list_versions(name),
-            task=part.task,
-        )
-        (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
-
-    return store.produce("artifact", made_from, make)
-
-
-def _describe(name: str, samples: Tensor) -> TensorSpec:
-    return TensorSpec(name=name, shape=(1, *samples.shape[1:]), dtype=str(samples.numpy().dtype))
+def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> None:
+    """Write one file, and see that every factored layer still is its chain of operators in it."""
+    export_file(graph, name, path)
+    if part.plan is not None:
+        found = read_operators(name, path)
+        check_factors(part.plan, list_graph_operators(graph), found, where=f"{part.title} {name}")

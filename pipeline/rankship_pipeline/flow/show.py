@@ -51,11 +51,11 @@ def state_landing(landing: Landing) -> str:
     """How a latency budget was met, in one sentence."""
     one, count = landing.shipped, len(landing.tries)
     where = f"{show_ns(landing.budget_ns)} in {landing.format} on {landing.device}"
-    if landing.word == "dense fits":
+    if landing.verdict == "dense fits":
         return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
     span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""
     return (
-        f"Latency budget {where}: {landing.word}; the table foretold {show_ns(one.predicted_ns)}, measured"
+        f"Latency budget {where}: {landing.verdict}; the table foretold {show_ns(one.predicted_ns)}, measured"
         f" {show_ns(one.measured_ns)}{span}, error {100 * landing.error:+.1f} % after {count}"
         f" {'try' if count == 1 else 'tries'}; dense takes {show_ns(one.dense_ns)} there, ratio {one.ratio:.2f}"
     )
@@ -109,5 +109,5 @@ def tabulate_files(build: Build) -> Table:
     """Every exported file with its size."""
     table = start_table("file", "what", "size")
     for artifact in build.files:
-        table.add_row(artifact.file, artifact.title, show_bytes(artifact.size_bytes))
+        table.add_row(artifact.file, artifact.key.title, show_bytes(artifact.size_bytes))
     return table

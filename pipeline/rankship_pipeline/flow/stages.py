@@ -14,7 +14,7 @@ from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition
+from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.cached_stage import (
     Form,

@@ -1,1 +1,1 @@
-"""What every room of every package may import: records, errors, units, files, the store, the console."""
+"""Open to every room of every package: records, errors, units, files, store, console."""

@@ -1,13 +1,21 @@
-"""Records to canonical JSON and back; the only door through which text becomes a record."""
+"""Records to canonical JSON and back; the only door through which text becomes a record.
+
+What release 0.1 wrote is read too: where a field of today is missing, FORMER makes it of what stood in its place.
+"""
 
 import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.errors import InputError
 
 T = TypeVar("T")
@@ -49,13 +57,44 @@ def decode(cls: type[T], text: str | bytes, *, where: str) -> T:
     """Parse strictly: unknown keys and wrong types are an InputError naming `where`, the field and the nearest key."""
     from pydantic import ValidationError
 
+    adapter = _adapter(cls)
     try:
-        result: T = _adapter(cls).validate_json(text)
-    except ValidationError as failure:
-        lines = [_explain(cls, dict(error)) for error in failure.errors()]
-        message = f"{where}: " + "; ".join(lines)
-        raise InputError(message, hint="correct the keys named above and run again") from None
+        result: T = adapter.validate_json(text)
+    except ValidationError as first:
+        try:
+            result = adapter.validate_json(_renew(text, [one["loc"] for one in first.errors()]))
+        except ValidationError as failure:
+            message = f"{where}: " + "; ".join(_explain(cls, dict(error)) for error in failure.errors())
+            raise InputError(message, hint="correct the keys named above and run again") from None
     return result
+
+
+def _make_key(old: dict[str, Any]) -> dict[str, Any]:
+    """The key of an artifact of release 0.1, which was float32 and computed as is usual; takes its fields away."""
+    key = {name: old[name] for name in ("variant", "format")}
+    task = {name: old.pop(name, None) for name in (*key, "task")}["task"]
+    return key if task is None else {**key, "part": head_of(task)}
+
+
+# field of today → what makes it of an old record's table, taking away what it is made of; KeyError where it is not old
+FORMER: Mapping[str, Callable[[dict[str, Any]], object]] = {
+    "key": _make_key,
+    "verdict": lambda old: old.pop("word"),
+}
+
+
+def _renew(text: str | bytes, wrong: Sequence[tuple[int | str, ...]]) -> str | bytes:
+    """A file's text as it would be written today; as it is where nothing that is wrong has a former name."""
+    known = [place for place in wrong if place and place[-1] in FORMER]
+    if not known:
+        return text
+    whole = json.loads(text)
+    for *place, name in known:
+        with suppress(KeyError, IndexError, TypeError):  # no old record, but a wrong one: what is missing stays missing
+            table = reduce(getitem, place, whole)
+            if name not in table:
+                table[name] = FORMER[str(name)](table)
+    return json.dumps(whole)
 
 
 def read_toml(cls: type[T], path: Path, kind: str) -> T:

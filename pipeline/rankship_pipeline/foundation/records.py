@@ -1,33 +1,29 @@
 """Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
 
-from dataclasses import dataclass
 from html import escape
-from typing import Literal, TypeVar, dataclass_transform
+from typing import Literal
 
-from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - half the house reads it here
+from rankship_pipeline.foundation.artifact_key import VARIANTS as VARIANTS  # noqa: PLC0414 - half the house reads these
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import Variant as Variant  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - as above
 from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.frozen import record as record  # noqa: PLC0414 - as above
 from rankship_pipeline.foundation.units import show_count, show_percent
 
-Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 Answers = Literal["labels", "predictions"]  # what accuracy counts: true labels, or the dense model's own answers
-LandingWord = Literal["landed", "dense fits", "nearest below"]
-VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # what a build makes
-
-T = TypeVar("T")
+LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def record(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass whose JSON form refuses unknown keys and loose types."""
-    cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]  # read by codec
-    return dataclass(frozen=True, slots=True, kw_only=True)(cls)
+@record
+class Dimension:
+    """A side of a tensor that an artifact takes in any length of a range, both ends included."""
 
-
-def name_file(variant: Variant, format_: Format, task: str | None) -> str:
-    """An exported file to people: "compressed onnx", "compressed onnx, head of mnist"."""
-    return f"{variant} {format_}" + ("" if task is None else f", head of {task}")
+    name: str
+    low: int
+    high: int
 
 
 @record
@@ -35,21 +31,27 @@ class TensorSpec:
     """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | Dimension, ...]
     dtype: str
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape is one of those described."""
+        return len(shape) == len(self.shape) and all(
+            side.low <= one <= side.high if isinstance(side, Dimension) else one == side
+            for one, side in zip(shape, self.shape, strict=True)
+        )
 
 
 @record
 class Artifact:
     """One exported file and everything that made it.
 
-    `task` is whose head it is, None for a whole model or the backbone that tasks share. `parameters` counts every
-    trainable parameter of the torch module in it (embeddings, norms, biases, heads);
-    `factored_layers` are the layers stored as chains of smaller operators, by their torch names.
+    `outputs` are in the order in which its runtime gives them. `parameters` counts every trainable parameter of the
+    torch module in it (embeddings, norms, biases, heads); `factored_layers` are the layers stored as chains of smaller
+    operators, by their torch names.
     """
 
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     file: str
     size_bytes: int
     sha256: str
@@ -60,43 +62,30 @@ class Artifact:
     recipe_sha256: str
     source_sha256: dict[str, str]
     toolchain: dict[str, str]
-    task: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What tables and errors call it."""
-        return name_file(self.variant, self.format, self.task)
 
 
 @record
 class Verified:
     """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
 
-    `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples and outputs; `min_cosine` is the
-    worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees (of a backbone: its
-    largest feature). `task` is whose head was proven, on the backbone's features, None for anything else.
+    Each figure is that of the worst output. `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples;
+    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees
+    (of a backbone: its largest feature). A task's head is proven on the backbone's features.
     """
 
     artifact_sha256: str
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     runtime: str
     runtime_version: str
     samples: int
     max_relative_error: float
     min_cosine: float
     top1_agreement: float
-    task: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What tables call what was proven."""
-        return name_file(self.variant, self.format, self.task)
 
 
 @record
 class Factors:
-    """How a layer is stored as a chain of smaller operators (METHODS §5); see forms.py for what each form computes.
+    """How a layer is stored as a chain of smaller operators (METHODS §5); factors/forms/ says what each form computes.
 
     `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None elsewhere.
     """
@@ -171,7 +160,7 @@ class LandingTry:
 class Landing:
     """How a latency budget was met on the device it is for: every try in order, and the one that is shipped.
 
-    `word` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
+    `verdict` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
     nothing was compressed; "nearest below", where no try came nearer and this one is faster than asked.
     """
 
@@ -184,7 +173,7 @@ class Landing:
     rounds: int
     tries: tuple[LandingTry, ...]
     chosen: int
-    word: LandingWord
+    verdict: LandingVerdict
 
     @property
     def shipped(self) -> LandingTry:
@@ -337,7 +326,7 @@ class Build:
     `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
     models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task, variant and format.
+    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task and artifact.
     Data without labels have no right answers: with `answers` = "predictions" every accuracy is the share of answers
     that are those of the model before compressing.
     """

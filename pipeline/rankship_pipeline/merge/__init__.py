@@ -1,4 +1,4 @@
-"""Several trained models of one architecture into one, tensor by tensor."""
+"""Merge methods: several trained models of one architecture into one, tensor by tensor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,1 +1,1 @@
-"""Trained models and data in: files, headers, modules, layers."""
+"""Trained models and data: checkpoints, adapters, Hugging Face, modules, layers, loaders."""

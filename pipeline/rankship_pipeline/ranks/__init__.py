@@ -1,1 +1,1 @@
-"""Which layer gets which rank, to an exact budget in one price."""
+"""Rank allocators, sensitivities, prices: which layer gets which rank, to an exact budget."""

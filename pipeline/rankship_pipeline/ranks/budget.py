@@ -8,7 +8,9 @@ from math import ceil
 from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import Price
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
 def resolve_budget(budget: Budget, dense: int) -> int:
@@ -22,10 +24,10 @@ def resolve_budget(budget: Budget, dense: int) -> int:
 
 
 def keep_to_method(choice: RankChoice) -> RankChoice:
-    """The choice as its method can take it: ARP's ranks are its own, down to 1, and it knows matrices only."""
-    if choice.method == "arp":
-        return replace(choice, step=1, forms=("svd",))
-    return replace(choice, forms=("svd",)) if choice.method in {"ara", "ara-original"} else choice
+    """The choice as its method can take it: with its own step, and the SVD alone where it knows no other form."""
+    traits = RANK_METHODS[choice.method]
+    choice = replace(choice, step=1) if traits.own_step else choice
+    return choice if traits.any_form else replace(choice, forms=("svd",))
 
 
 def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: RankChoice) -> None:

@@ -7,7 +7,7 @@ still to come is bounded by its own relaxation, and the menus come coarsest firs
 dense) is decided, the rest is so fine that its relaxation is nearly exact, and few partial plans live on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import fsum, inf
@@ -140,6 +140,34 @@ def _reduce(table: _Menu, multiplier: float, gap: float) -> _Menu:
     return _make_menu(table.indexes[kept], table.costs[kept], table.errors[kept])
 
 
+@dataclass(frozen=True)
+class _Partials:
+    """Plans for the menus so far: what each costs, and its error."""
+
+    costs: Integers
+    errors: Floats
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """The relaxation of the menus to come, from their cheapest options along the best edges of their hulls.
+
+    `budgets` rise and `errors` fall from one edge to the next; `owners` are the menus whose edges these are.
+    """
+
+    owners: Integers
+    budgets: Integers
+    errors: Floats
+
+    def bound(self, room: Integers) -> Floats:
+        """The least error that any choice from these menus has within some room; infinite where none fits."""
+        return np.interp(room, self.budgets, self.errors, left=inf)
+
+    def count_edges(self, room: Integers) -> Integers:
+        """The edges that fit whole: rounded down to them, the relaxation is a choice."""
+        return np.searchsorted(self.budgets, room, side="right") - 1
+
+
 def _search(tables: Sequence[_Menu], room: int, error: float, effort: int) -> tuple[list[int], float]:
     """Dynamic programming over partial plans: a plan with less than `error`, empty if none is found, and a lower bound.
 
@@ -150,36 +178,61 @@ def _search(tables: Sequence[_Menu], room: int, error: float, effort: int) -> tu
     """
     order = sorted(range(len(tables)), key=lambda i: -max(np.diff(tables[i].costs[tables[i].corners]), default=inf))
     stages = [tables[i] for i in order]
-    owners, edge_costs, savings = _sort_edges(stages)
-    first_costs = np.array([table.costs[0] for table in stages])
-    first_errors = np.array([table.errors[0] for table in stages])
-    costs, errors, lost = np.zeros(1, np.int64), np.zeros(1), inf
+    partials, lost = _Partials(np.zeros(1, np.int64), np.zeros(1)), inf
     trail: Trail = []
     plan: list[int] = []
-    for stage, (table, following) in enumerate(pairwise([*stages, stages[-1]])):
-        coming = owners > stage
-        budgets = np.cumsum(np.append(first_costs[stage + 1 :].sum(), edge_costs[coming]))
-        remains = np.cumsum(np.append(first_errors[stage + 1 :].sum(), -savings[coming]))
-        tried_costs = (table.costs[:, None] + costs).ravel()
-        tried_errors = (table.errors[:, None] + errors).ravel()
-        bounds = tried_errors + np.interp(room - tried_costs, budgets, remains, left=inf)
+    for (table, following), rest in zip(pairwise([*stages, stages[-1]]), _relax_rests(stages), strict=True):
+        tried = _extend(partials, table)
+        bounds = tried.errors + rest.bound(room - tried.costs)
         kept = np.flatnonzero(bounds < error - _TOLERANCE / 2)
         if not len(kept):
             break
-        kept = kept[_find_undominated(tried_costs[kept], tried_errors[kept])]
-        if len(kept) > (width := max(1, effort // len(following.costs))):
-            ranked = np.argpartition(bounds[kept], width)
-            lost = min(lost, float(bounds[kept[ranked[width:]]].min()))
-            kept = kept[np.sort(ranked[:width])]
-        trail.append((kept.astype(np.int32), len(costs)))
-        costs, errors = tried_costs[kept], tried_errors[kept]
-        reach = np.searchsorted(budgets, room - costs, side="right") - 1
-        totals = errors + remains[reach]
-        row = int(totals.argmin())
-        if totals[row] < error:
-            error = float(totals[row])
-            plan = _recall(stages, trail, row, np.bincount(owners[coming][: reach[row]], minlength=len(stages)))
+        kept = kept[_find_undominated(tried.costs[kept], tried.errors[kept])]
+        kept, dropped = _keep_promising(kept, bounds, max(1, effort // len(following.costs)))
+        lost = min(lost, dropped)
+        trail.append((kept.astype(np.int32), len(partials.costs)))
+        partials = _Partials(tried.costs[kept], tried.errors[kept])
+        row, edges, total = _complete(partials, rest, room)
+        if total < error:
+            error = total
+            plan = _recall(stages, trail, row, np.bincount(rest.owners[:edges], minlength=len(stages)))
     return [index for _, index in sorted(zip(order, plan, strict=False))], min(lost, error - _TOLERANCE / 2)
+
+
+def _relax_rests(stages: Sequence[_Menu]) -> Iterator[_Rest]:
+    """For every stage the relaxation of those behind it."""
+    owners, edge_costs, savings = _sort_edges(stages)
+    first_costs = np.array([table.costs[0] for table in stages])
+    first_errors = np.array([table.errors[0] for table in stages])
+    for stage in range(len(stages)):
+        coming = owners > stage
+        budgets = np.cumsum(np.append(first_costs[stage + 1 :].sum(), edge_costs[coming]))
+        errors = np.cumsum(np.append(first_errors[stage + 1 :].sum(), -savings[coming]))
+        yield _Rest(owners[coming], budgets, errors)
+
+
+def _extend(partials: _Partials, table: _Menu) -> _Partials:
+    """Every partial plan with every option of one more menu, option by option."""
+    return _Partials(
+        (table.costs[:, None] + partials.costs).ravel(),
+        (table.errors[:, None] + partials.errors).ravel(),
+    )
+
+
+def _keep_promising(kept: Integers, bounds: Floats, width: int) -> tuple[Integers, float]:
+    """At most `width` of the `kept` plans, those of the least bounds, and the least bound of those dropped."""
+    if len(kept) <= width:
+        return kept, inf
+    ranked = np.argpartition(bounds[kept], width)
+    return kept[np.sort(ranked[:width])], float(bounds[kept[ranked[width:]]].min())
+
+
+def _complete(partials: _Partials, rest: _Rest, room: int) -> tuple[int, int, float]:
+    """The partial plan that makes the best whole plan as the rest is rounded down: its row, edges and total error."""
+    edges = rest.count_edges(room - partials.costs)
+    totals = partials.errors + rest.errors[edges]
+    row = int(totals.argmin())
+    return row, int(edges[row]), float(totals[row])
 
 
 def _recall(stages: Sequence[_Menu], trail: Trail, row: int, corners: Integers) -> list[int]:

@@ -16,6 +16,7 @@ from rankship_pipeline.ranks.price import Price, price_parameters
 from rankship_pipeline.ranks.sensitivity import improve, measure_curves
 from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
 def make_plan(
@@ -34,7 +35,7 @@ def make_plan(
     choice = keep_to_method(choice)
     price = price or price_parameters(fixed)
     stats = gather_stats(analysis, choice, interference, price.price_layer)
-    if choice.method in {"ara", "ara-original"}:
+    if RANK_METHODS[choice.method].reads == "model":
         check_feasible([entry.layer for entry in stats], price, budget, choice)
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs)
         return describe_plan(stats, chosen, fixed, budget, choice, price)
@@ -117,7 +118,7 @@ def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
         rows=layer.rows,
         columns=layer.columns,
         factors=factors,
-        operators=list_operators(layer, factors),
+        operators=tuple(one.shape for one in list_operators(layer, factors)),
         dense_parameters=layer.parameters,
         chosen_parameters=count_parameters(layer, factors),
         relative_error=stats.predict_error(factors),

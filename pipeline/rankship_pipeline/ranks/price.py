@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.factors.forms import count_parameters, list_smallest
+from rankship_pipeline.factors.forms import count_parameters, list_operators, list_smallest
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
@@ -121,16 +121,12 @@ def read_table(path: Path, unit: CostUnit) -> CostTable:
 
 
 def _count_flops(layer: Layer, factors: Factors | None, call: _Call) -> int:
-    """Two operations per weight and place; looking up an embedding's table is none, mixing its factors is."""
-    (before_high, before_wide), (high, wide) = call.inputs, call.outputs
-    places = high * wide
-    if factors is None:
-        return 0 if layer.kind == "embedding" else 2 * layer.parameters * places
-    height, width = layer.kernel
-    k, inner = factors.rank, factors.input_rank or 0
-    if factors.form == "spatial":  # the first operator moves along the height only
-        return 2 * k * (layer.channels * height * high * before_wide + layer.rows * width * places)
-    if factors.form == "tucker":
-        mixing = layer.channels * inner * before_high * before_wide
-        return 2 * (mixing + (inner * height * width * k + k * layer.rows) * places)
-    return 2 * k * (layer.rows + (0 if layer.kind == "embedding" else layer.columns)) * places
+    """Two operations per weight and place."""
+    total = 0
+    for operator in list_operators(layer, factors):
+        high, wide = (
+            after if strided else before
+            for strided, before, after in zip(operator.on_outputs, call.inputs, call.outputs, strict=True)
+        )
+        total += 2 * operator.elements * high * wide
+    return total

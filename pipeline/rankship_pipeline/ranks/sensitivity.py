@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.forms import Candidate, compose
+from rankship_pipeline.factors.forms import Candidate, approximate
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer, shape_weight
 from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
@@ -126,7 +126,7 @@ def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices
 @torch.no_grad()
 def _write(model: nn.Module, analysis: Analysis, name: str, candidate: Candidate | None) -> None:
     taken = analysis.layers[name]
-    matrix = taken.weight if candidate is None else compose(taken.layer, taken.make_weights(candidate.factors))
+    matrix = taken.weight if candidate is None else approximate(taken, candidate.factors)
     weight = get_layer(model, name).weight
     weight.copy_(shape_weight(matrix, weight, taken.layer))
 

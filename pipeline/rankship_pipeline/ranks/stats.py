@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric, decompose_plain
-from rankship_pipeline.factors.forms import Candidate, Decomposition, count_parameters, keep_efficient
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient, list_candidates
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import PriceLayer
@@ -122,7 +123,7 @@ def _price(layer: Decomposition, choice: RankChoice, price_layer: PriceLayer) ->
     dense = price_layer(layer.layer, None) or 0
     return [
         replace(one, cost=cost)
-        for one in layer.list_candidates(choice.step, choice.forms)
+        for one in list_candidates(layer, choice.step, choice.forms)
         if (cost := price_layer(layer.layer, one.factors)) is not None and cost < dense
     ]
 

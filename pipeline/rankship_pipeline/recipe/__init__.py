@@ -1,1 +1,1 @@
-"""What a recipe says, and what it cannot mean."""
+"""What a recipe may say: its keys, its merge methods, and the rules between them."""

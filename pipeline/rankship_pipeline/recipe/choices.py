@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from rankship_pipeline.foundation.records import FORMATS, CostUnit, Form, Format, record
+from rankship_pipeline.foundation.records import FORMATS, Form, Format, record
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
-RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
@@ -17,24 +18,29 @@ DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 _BASE = "base"  # the name of the model that adapters are added to
-TIMES = ("latency_ms", "latency_us")
-AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
 
 
 @record
 class Source:
     """One trained model: either `factory` with `weights` or `train`, or `huggingface`.
 
-    `adapter` is the folder of a LoRA adapter (peft's adapter_config.json and adapter_model.safetensors) to add to it.
+    The result of `train` is cached under the hash of these files and the seed: what else it reads is not seen.
 
-    `factory` and `train` are "file.py:function" beside the recipe; `factory()` returns a torch module, `train(module,
-    seed)` trains it in place. Its result is cached under the hash of these files and the seed: what else it reads is
-    not seen. `weights` is a safetensors state dict; `$NAME` in its path is an environment variable. `huggingface` is
-    a directory or a hub id; `task` is what it was trained for, `inputs` names the forward arguments in the order in
-    which the data loader gives them; left out, both are read from the model's own files (see model_config.py).
-    `held` stands for a trained module of a Python session; no recipe file can say it.
-    `normalise` is what its training images went through, `labels` are the names of its classes in its own order;
-    left out, both are read from a Hugging Face folder, and a factory's model is taken to be like the first.
+    Keys:
+        name: what reports call it
+        factory: "file.py:function" beside the recipe; `factory()` returns a torch module
+        weights: a safetensors state dict; `$NAME` in its path is an environment variable
+        train: "file.py:function" beside the recipe; `train(module, seed)` trains the module in place
+        huggingface: a folder or a hub id
+        revision: the hub's branch, tag or commit
+        adapter: the folder of a LoRA adapter to add: peft's adapter_config.json and adapter_model.safetensors
+        task: what a Hugging Face model was trained for; left out, its own files say it
+        inputs: the names of its forward arguments, in the order in which the data loader gives them; left out, its own
+            files say them
+        held: stands for a trained module of a Python session; no recipe file can say it
+        normalise: what its training images went through; left out, it is read from a Hugging Face folder, and a
+            factory's model is taken to be like the first
+        labels: the names of its classes in its own order; left out, treated like `normalise`
     """
 
     name: str
@@ -53,19 +59,23 @@ class Source:
 
 @record
 class DataChoice:
-    """Calibration and test data: exactly one of `loader`, `images`, `text` and `csv`.
+    """Where calibration and test data come from: exactly one of `loader`, `images`, `text` and `csv`.
 
-    `loader` is "file.py:function"; see data.py for what it returns. The others are read without any code of the user's
-    (see data_files.py): `images` is a folder with a subfolder of pictures for each class, `text` a file of texts with
-    their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by names), `csv` a table of features, or of texts
-    where the model reads text. `label` names the column of labels (else "label"), `columns` those of the features, or
-    the one of the texts. `tokens` is the length to which texts are padded or cut. `size` (height and width in pixels)
-    and `channels` (1: grey, 3: colour) are those of the images that the model takes; a Hugging Face model brings its
-    own. `calibration_samples` and `test_samples` are drawn without overlap.
-    `held` stands for tensors of a Python session; no recipe file can say it.
-
-    `normalise` is what the loader's images went through, or what a folder's images and a table's columns are put
-    through; models trained on others are folded to it (fold_normalisation.py).
+    Keys:
+        loader: "file.py:function" beside the recipe; what it returns stands above
+        images: a folder with a subfolder of pictures for each class
+        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by names)
+        csv: a table of features, or of texts where the model reads text
+        label: the name of the column of labels; left out, "label"
+        columns: the names of the columns of features, or of the one with texts
+        tokens: the length to which texts are padded or cut
+        size: height and width in pixels of the images that the model takes; a Hugging Face model brings its own
+        channels: 1 for grey images, 3 for colour; a Hugging Face model brings its own
+        calibration_samples: how many samples are drawn to calibrate by
+        test_samples: how many are drawn to test on, others than those
+        held: stands for tensors of a Python session; no recipe file can say it
+        normalise: what the loader's images went through, or what a folder's images and a table's columns are put
+            through; models trained on others are folded to it
     """
 
     loader: str | None = None
@@ -98,17 +108,22 @@ class DataChoice:
 
 @record
 class MergeChoice:
-    """How the models become one; which method takes which key, and its default, stands in merge_methods.METHODS.
+    """How the models become one; which method takes which key, and its default, stands in the table of methods.
 
-    `head` names the module that gives the logits, where every model keeps its own: the rest becomes one backbone for
-    all tasks (see heads.py); without it all models share one head. `base` is the model that all were trained from; for
-    adapters of one model it need not be given. `scale` is λ (or α); `density` the share of each change that trimming
-    keeps, `drop` and `epsilon` how likely a change is dropped; `position` where SLERP stops between the two models;
-    `off_diagonal` scales the Grams' off-diagonals as RegMean does (1 = not at all); `core_rank` is that of CtM's cores
-    (0: the adapters' own), `samples` how many inputs of each model
-    Fisher, and solving layer by layer, see.
-    `batchnorm` says what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
-    re-estimates them, whichever matches the sources' own outputs better (see batchnorm.py).
+    Keys:
+        method: how the weights become one
+        head: the module that gives the logits; with it every model keeps its own and the rest becomes one backbone
+        base: the model that all were trained from; adapters of one model need not name it
+        scale: λ (or α), by how much changes are scaled
+        density: the share of each change that trimming keeps
+        drop: how likely a change is dropped
+        epsilon: how far that likelihood varies with the size of the change
+        position: where SLERP stops between the two models
+        off_diagonal: scales the Gram matrices' off-diagonals as RegMean does; 1 leaves them as they are
+        core_rank: the rank of CtM's cores; 0 takes the adapters' own
+        samples: how many inputs of each model Fisher, or solving layer by layer, sees
+        batchnorm: what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
+            re-estimates them, whichever matches the sources' own outputs better
     """
 
     method: MergeMethod = "joint"
@@ -131,52 +146,21 @@ class MergeChoice:
 
 
 @record
-class Budget:
-    """Exactly one of: size (a share of the merged model's parameters, a count, or bytes), operations, time or energy.
-
-    `size_bytes` counts 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported.
-    Operations, time and energy are those of one sample. The last two need a table of costs measured on a device (see
-    records.CostTable): `costs` names one, relative to the recipe. With `on`, a device of the inventory, the whole model
-    is measured there too and the allocation corrected until the time is met, in `format` (None: the first that is
-    exported); without `costs` the table is measured on the way.
-    """
-
-    kept_parameters: float | None = None
-    parameters: int | None = None
-    size_bytes: int | None = None
-    kept_flops: float | None = None
-    flops: int | None = None
-    latency_ms: float | None = None
-    latency_us: int | None = None
-    energy_uj: int | None = None
-    costs: str | None = None
-    on: str | None = None
-    format: Format | None = None
-
-    @property
-    def amounts(self) -> dict[str, float]:
-        """What is given, by its key; a valid budget holds exactly one."""
-        return {key: value for key in AMOUNTS if (value := getattr(self, key)) is not None}
-
-    @property
-    def unit(self) -> CostUnit:
-        """What the budget is counted in."""
-        if any(key in self.amounts for key in TIMES):
-            return "ns"
-        if self.energy_uj is not None:
-            return "uj"
-        return "parameters" if self.flops is None and self.kept_flops is None else "flops"
-
-
-@record
 class RankChoice:
-    """How ranks are allocated; `step` is the hardware-friendly multiple, `threshold` ARP's fixed τ (then no budget).
+    """How ranks are allocated.
 
-    `sensitivity` says what an error in a layer counts: "relative", its share of the layer's output energy; "gradient",
-    its second-order effect on the model's predictions (needs factorise.curvature); "kl", its measured effect on
-    `probes` calibration samples, after which `passes` more rounds measure around the plan (knapsack only). `forms`
-    are offered to every method but ARP and ARA, which know matrices only; ARA trains for `steps`. `exclude` are
-    shell-style patterns of layer names that stay dense.
+    Keys:
+        method: who gets which rank
+        step: ranks are multiples of this, as hardware likes them
+        threshold: ARP's fixed τ; there is no budget then
+        sensitivity: what an error in a layer counts. "relative": its share of the layer's output energy; "gradient":
+            its second-order effect on the model's predictions (needs `factorise.curvature`); "kl": its measured
+            effect on the predictions
+        probes: the calibration samples that "kl" measures on
+        passes: how many more rounds "kl" measures around the plan (knapsack only)
+        steps: how long ARA trains
+        forms: what a layer may become; offered to every method but ARP and ARA, which know matrices only
+        exclude: shell-style patterns of layer names that stay dense
     """
 
     method: RankMethod = "knapsack"
@@ -194,9 +178,11 @@ class RankChoice:
 class FactoriseChoice:
     """How a layer's factors are found, all from unlabelled calibration data and without training.
 
-    `whitening` weighs inputs by the activations of the `sources` on their own data, or of the `merged` model;
-    `curvature` weighs outputs by what they move in the predictions; `reconstruct` refits every layer to what the
-    compressed layers before it produce.
+    Keys:
+        whitening: how inputs are weighed by the activations that a layer sees; "plain" does not
+        grams: whose activations: those of the sources on their own data, or of the merged model
+        curvature: weighs outputs by what they move in the predictions
+        reconstruct: refits every layer to what the compressed layers before it produce; slow
     """
 
     whitening: Whitening = "eigen"
@@ -209,7 +195,8 @@ class FactoriseChoice:
 class Comparison:
     """Another way to the same budget, evaluated on the host for the report and not exported.
 
-    What is not given is the plain way, not the recipe's: a row shows its method and not our extras.
+    Its keys mean what they mean in the tables `merge`, `ranks` and `factorise`. What is left out is the plain way, not
+    the recipe's: a row shows its method and not our extras.
     """
 
     name: str
@@ -225,14 +212,25 @@ class Comparison:
 
 @record
 class ExportChoice:
-    """The formats to export."""
+    """What to export.
+
+    Keys:
+        formats: the formats; all three where left out
+    """
 
     formats: tuple[Format, ...] = FORMATS
 
 
 @record
 class ParityChoice:
-    """What an artifact must reach against torch on `samples` test inputs (see records.Verified for the measures)."""
+    """What an artifact must reach against torch before it counts as verified.
+
+    Keys:
+        samples: how many test inputs are compared
+        max_relative_error: largest difference of an output, over the largest output
+        min_cosine: cosine of both outputs
+        min_top1_agreement: share of inputs on which the largest output is the same one
+    """
 
     samples: int = 64
     max_relative_error: float = 1e-4
@@ -247,8 +245,11 @@ Augmentation = Literal["none", "flip-and-shift"]
 class QualityChoice:
     """How many points a specialist may lose: of test accuracy where the loader gives its `tests`, else of agreement.
 
-    `max_merge_loss_points` judges the merged model, `max_loss_points` what is exported after it. None: measured and
-    reported, never refused.
+    What is left out is measured and reported, never refused.
+
+    Keys:
+        max_merge_loss_points: what the merged model may lose
+        max_loss_points: what the exported model may lose in all
     """
 
     max_merge_loss_points: float | None = None
@@ -257,10 +258,13 @@ class QualityChoice:
 
 @record
 class RefineChoice:
-    """Label-free refinement of the compressed model (refine.py), for exactly one of: processor time or steps.
+    """Label-free training of the compressed model, for exactly one of: processor time or steps.
 
-    Only `steps` give the same bytes on every run; `augment` is what may be done to the inputs. `step_size` is Adam's at
-    the top of its cycle: as METHODS §1 found it for convolutions; transformers want a fifth of it or less.
+    Keys:
+        cpu_seconds: seconds of the processor; how many steps fit depends on the machine
+        steps: number of steps; only these give the same bytes on every run
+        augment: what may be done to the inputs
+        step_size: Adam's at the top of its cycle; the default suits convolutions, transformers want a fifth or less
     """
 
     cpu_seconds: float | None = None
@@ -271,7 +275,23 @@ class RefineChoice:
 
 @record
 class Recipe:
-    """One run, from trained models to verified artifacts."""
+    """One run, from trained models to verified artifacts.
+
+    Keys:
+        name: what the build and its reports are called
+        models: the trained models, one or more
+        data: calibration and test data
+        budget: how small, how cheap or how fast
+        merge: how several models become one
+        ranks: who gets which rank
+        factorise: how a layer's factors are found
+        compare: other ways to the same budget, for the report
+        export: which files are written
+        parity: how closely they must agree with torch
+        quality: what a specialist may lose
+        refine: label-free training after compressing; none where left out
+        seed: of everything random
+    """
 
     name: str
     models: tuple[Source, ...]

@@ -1,4 +1,4 @@
-"""What a recipe says to keep one model like its specialists: their inputs' normalisation, a gate, and refinement."""
+"""The normalisation that a model's inputs went through, and whether two are the same."""
 
 from math import isclose
 
@@ -10,6 +10,10 @@ class Normalisation:
     """What images went through before a model saw them: (pixel − mean) / std per channel, pixels in [0, 1].
 
     One value serves all channels.
+
+    Keys:
+        mean: one value, or one per channel
+        std: one value, or one per channel
     """
 
     mean: tuple[float, ...]
@@ -24,12 +28,3 @@ class Normalisation:
             for mine, theirs in pairs
             for index in range(channels)
         )
-
-
-def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
-    """Complaints about one normalisation, naming `where` it was written."""
-    if given is None or (len(given.mean) == len(given.std) >= 1 and all(std > 0 for std in given.std)):
-        return []
-    return [
-        f"{where}: normalise needs one positive std per mean, got mean {list(given.mean)} and std {list(given.std)}"
-    ]

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
-    AMOUNTS,
     DATA_KINDS,
     Comparison,
     QualityChoice,
-    RankMethod,
     Recipe,
     RefineChoice,
     Source,
@@ -20,10 +19,10 @@ from rankship_pipeline.recipe.choices import (
     list_sources,
 )
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
-from rankship_pipeline.recipe.normalisation import check_normalisation
+from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
-PRICED_METHODS: tuple[RankMethod, ...] = ("uniform", "strs", "knapsack")  # these take a budget in any unit
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -129,9 +128,9 @@ def _check_ways(recipe: Recipe) -> list[str]:
     if recipe.budget.unit != "parameters":
         complaints += [
             f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
-            f" {', '.join(PRICED_METHODS)}"
+            f" {', '.join(name for name, traits in RANK_METHODS.items() if traits.any_unit)}"
             for where, way in ways
-            if way.ranks not in PRICED_METHODS
+            if not RANK_METHODS[way.ranks].any_unit
         ]
     return complaints
 
@@ -210,12 +209,21 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
     ]
-    likeness = [
+    return [
+        *(complaint for kept, complaint in rules if not kept),
         *check_normalisation(recipe.data.normalise, "data"),
         *check_quality(recipe.quality),
         *check_refinement(recipe.refine),
     ]
-    return [*(complaint for kept, complaint in rules if not kept), *likeness]
+
+
+def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
+    """Complaints about one normalisation, naming `where` it was written."""
+    if given is None or (len(given.mean) == len(given.std) >= 1 and all(std > 0 for std in given.std)):
+        return []
+    return [
+        f"{where}: normalise needs one positive std per mean, got mean {list(given.mean)} and std {list(given.std)}"
+    ]
 
 
 def check_quality(choice: QualityChoice) -> list[str]:

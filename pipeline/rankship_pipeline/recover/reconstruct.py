@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import as_rows, find_mask, split
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
@@ -37,7 +38,7 @@ def reconstruct(
             weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs)
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
-        weights[name] = analysis.layers[name].make_weights(plan[name])
+        weights[name] = make_weights(analysis.layers[name], plan[name])
     compressed = rebuild(student, plan)  # takes the corrected biases along
     for name, factors in weights.items():
         fill_factors(compressed.get_submodule(name), factors)
@@ -50,13 +51,13 @@ def _refit(
     taken = analysis.layers[layer.name]
     module = get_layer(student, layer.name)
     if layer.kind == "embedding":  # nothing runs before it
-        weights = taken.make_weights(factors)
+        weights = make_weights(taken, factors)
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
         target = taken.weight + crossed.correct(taken.weight)
         metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
-        weights = Decomposition(layer, target, metric, taken.whitening).make_weights(factors)
-    matrix = compose(layer, weights)
+        weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
+    matrix = compose(layer, factors, weights)
     with torch.no_grad():
         module.weight.copy_(shape_weight(matrix, module.weight, layer))
         bias = getattr(module, "bias", None)

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition, compose
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
@@ -58,11 +59,11 @@ def refit(
         if name in plan:
             before = taken[name]
             metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
-            weights[name] = Decomposition(layer, target, metric, before.whitening).make_weights(plan[name])
-            target = compose(layer, weights[name])
+            weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
+            target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)
     for name in plan.keys() - weights.keys():
-        weights[name] = taken[name].make_weights(plan[name])
+        weights[name] = make_weights(taken[name], plan[name])
     compressed = rebuild(student, plan)
     for name, factors in weights.items():
         fill_factors(compressed.get_submodule(name), factors)

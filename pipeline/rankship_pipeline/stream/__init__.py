@@ -1,1 +1,1 @@
-"""The same, one decoder block at a time, for models larger than memory."""
+"""Compressing and merging one decoder block at a time, for models larger than memory."""

@@ -45,6 +45,7 @@ from rankship_pipeline.models.weights import open_tensors
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden, write_hidden
 
 Array = NDArray[np.floating[Any]]
@@ -140,7 +141,7 @@ def analyse_stream(
 
 def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[LayerStats, ...]:
     """What allocation needs; methods that want more than whitened spectra are refused."""
-    if choice.method == "arp" or choice.sensitivity != "relative":
+    if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity != "relative":
         raise InputError(
             f"ranks by {choice.method!r} with sensitivity {choice.sensitivity!r} need the whole model in memory",
             hint='a streamed model has whitened spectra only: choose "knapsack", "uniform" or "strs" and "relative"',

@@ -1,1 +1,1 @@
-"""What the host asks of the agent on a device."""
+"""Calls of the agent on a device, and measurements that outlive the connection."""

@@ -1,1 +1,1 @@
-"""Who a device is, and which devices are known."""
+"""Devices and the inventory that names them; quarantine."""

@@ -26,17 +26,28 @@ TWIN_TRANSPORTS: dict[str, Literal["ssh", "adb"]] = {"pi4": "ssh", "pixel6": "ad
 
 @record
 class Device:
-    """One board, phone or machine and the way to it.
+    """One board, phone or machine and the way to it; its heading is its name.
 
-    Over ssh: `host_key` is the pinned public key, "ssh-ed25519 AAAA…"; `key_file` the private key on this host (None:
-    the SSH agent and the usual files are asked); `jump` names another ssh device of the inventory to go through, and
-    `via` is that device, looked up when the inventory is read. Over
-    adb: `serial` is what `adb devices` prints ("1A2B3C4D5E", "192.168.1.7:5555"), `fingerprint` the pinned build
-    (ro.build.fingerprint). `python` and `workdir` are paths on the device; a relative `workdir` starts at the login
-    folder. While measuring, a session runs on `cpus`, with the frequency `governor`, and waits until the device is
-    below `cool_below_mc` (thousandths of a degree Celsius); None leaves each as it is. `twin` says that the device is
-    an emulated stand-in, started when it is used. `meter` is what tells its power, read where a suite asks for energy.
-    `label` is free text for tables.
+    Keys:
+        name: what the inventory calls it
+        transport: the way to it
+        host: address, over ssh
+        port: port, over ssh
+        user: user there, over ssh
+        host_key: the pinned public key, "ssh-ed25519 AAAA…"
+        key_file: the private key on this host; left out, the SSH agent and the usual files are asked
+        jump: another ssh device of the inventory to go through
+        via: the device that `jump` names, looked up when the inventory is read
+        serial: over adb, as `adb devices` prints it ("1A2B3C4D5E", "192.168.1.7:5555")
+        fingerprint: over adb, the pinned build (ro.build.fingerprint)
+        python: the interpreter on the device
+        workdir: a path on the device; a relative one starts at the login folder
+        cpus: the processors that a session runs on while it measures
+        governor: the frequency governor while it measures, restored afterwards
+        cool_below_mc: waits before measuring until the device is below this, in thousandths of a degree Celsius
+        twin: an emulated stand-in, started when it is used
+        meter: what measures its power, read where a suite asks for energy
+        label: free text for tables
     """
 
     name: str

@@ -26,10 +26,15 @@ class TableColumns:
 
 @record
 class MeterChoice:
-    """Which meter to use: one that the agent reads on the device every `period_us`, or one that leaves a `file`.
+    """Which meter to use: one that the agent reads on the device, or one that leaves a file.
 
-    `rails` are the ones that are added up, () the only one there is. `calibration_ppm` is how far the meter's gain may
-    be from the truth, where somebody has stated it.
+    Keys:
+        name: one of the table of meters
+        period_us: how often the agent reads it
+        rails: the rails that are added up; left out, the only one there is
+        calibration_ppm: how far the meter's gain may be from the truth, where somebody has stated it
+        file: what the meter leaves on this host
+        columns: which columns of a bench meter's table hold what
     """
 
     name: MeterName

@@ -1,1 +1,1 @@
-"""How a device joins the inventory, and what spoils its numbers."""
+"""Adding a device to the inventory, and the doctor who finds what spoils its numbers."""

@@ -1,4 +1,4 @@
-"""Device kits: the runtimes that a device needs, built on this host for that very device, installed without internet.
+"""Device kits: the runtimes that one device needs, built on this host, installed there without internet.
 
 A board (glibc Linux, aarch64 or x86_64, with a Python of its own) gets wheels, unpacked beside a launcher that puts
 them before its own. A phone gets a whole relocatable Python: loader, libraries and interpreter of Debian arm64. Both

@@ -1,1 +1,1 @@
-"""A device that is held, measured and let go."""
+"""A device that is held, measured and released; which files may be pushed."""

@@ -32,7 +32,7 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
     """Write the request to time an artifact under the conditions that the inventory asks for."""
     return {
         "command": "measure",
-        "format": request.format,
+        "format": request.key.format,
         "artifact": request.artifact,
         "inputs": list(request.inputs),
         "threads": request.threads,
@@ -62,7 +62,7 @@ def ask_to_profile(request: MeasureRequest, runs: int) -> AgentRequest:
     """Write the request to profile so many inferences of an artifact."""
     return {
         "command": "profile",
-        "format": request.format,
+        "format": request.key.format,
         "artifact": request.artifact,
         "inputs": list(request.inputs),
         "threads": request.threads,
@@ -93,8 +93,7 @@ def read_trial(
     }
     return Trial(
         round=request.round,
-        variant=request.variant,
-        format=request.format,
+        key=request.key,
         artifact_sha256=request.artifact_sha256,
         device=device.name,
         started_utc=ticket.started_utc,

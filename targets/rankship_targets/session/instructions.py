@@ -46,8 +46,7 @@ def count_instructions(
     with open_session(machine.device) as session:
         request = MeasureRequest(
             round=0,
-            variant=verified.variant,
-            format=verified.format,
+            key=verified.key,
             artifact=session.push(artifact, verified),
             artifact_sha256=verified.artifact_sha256,
             inputs=tuple(session.push_file(path) for path in inputs),

@@ -30,7 +30,7 @@ _HINT = "prove it on this host: `rankship verify RECIPE` signs what passes"
 class Manifest:
     """What was signed; `key` is the Ed25519 public key and `signature` is over all the rest, both in hex."""
 
-    manifest: Literal[1] = 1
+    manifest: Literal[2] = 2
     format: Format
     sha256: str
     size_bytes: int
@@ -49,7 +49,7 @@ def sign_artifact(artifact: Path, verified: Verified, recipe_sha256: str) -> Man
     """Sign a file that the parity gate passed, and lay the manifest beside it."""
     key = _load_key()
     unsigned = Manifest(
-        format=verified.format,
+        format=verified.key.format,
         sha256=hash_file(artifact),
         size_bytes=artifact.stat().st_size,
         recipe_sha256=recipe_sha256,
@@ -110,7 +110,7 @@ def check_pushed(transport: Transport, artifact: str, expected: Manifest) -> Non
 
 
 def _check_content(signed: Manifest, where: str) -> None:
-    if (signed.verified.artifact_sha256, signed.verified.format) != (signed.sha256, signed.format):
+    if (signed.verified.artifact_sha256, signed.verified.key.format) != (signed.sha256, signed.format):
         message = f"{where}: the proof is for another file ({signed.verified.artifact_sha256[:16]}…)"
         raise ManifestRefused(message, hint=_HINT)
 

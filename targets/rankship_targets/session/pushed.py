@@ -38,7 +38,7 @@ class PushedFiles:
         if manifest.verified != verified:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="`rankship verify` with the same recipe signs anew")
-        name = f"artifacts/{sha256}/model.{FACTS[verified.format].suffix}"
+        name = f"artifacts/{sha256}/model.{FACTS[verified.key.format].suffix}"
         remote = self.copy(artifact, sha256, name, on_progress)
         note = manifest_path(artifact)
         self.copy(note, hash_file(note), name + MANIFEST_SUFFIX)

@@ -1,1 +1,1 @@
-"""The ways to a device, behind one Protocol."""
+"""Transports: the ways to a device, behind one Protocol."""

@@ -1,1 +1,1 @@
-"""What one measurement asked for and what it brought home."""
+"""The records of one measurement: request, trial, power trace."""

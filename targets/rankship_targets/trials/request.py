@@ -1,6 +1,7 @@
 """What one measurement asks for, and what loading alone told."""
 
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trial import RuntimeReading
 
 
@@ -13,8 +14,7 @@ class MeasureRequest:
     """
 
     round: int
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     artifact: str
     artifact_sha256: str
     inputs: tuple[str, ...]

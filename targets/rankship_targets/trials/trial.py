@@ -1,6 +1,7 @@
 """What one measurement on a device leaves behind: every raw sample and the conditions it was taken under."""
 
-from rankship_pipeline.foundation.records import Format, Variant, record
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trace import PowerTrace
 
 
@@ -78,8 +79,7 @@ class Trial:
     """
 
     round: int
-    variant: Variant
-    format: Format
+    key: ArtifactKey
     artifact_sha256: str
     device: str
     started_utc: str

@@ -1,4 +1,4 @@
-"""Emulated stand-ins for devices: real aarch64 code behind the real transports, for tests and for trying out.
+"""Emulated stand-ins for devices: real aarch64 code behind the real transports.
 
 They show that code runs and that the way to it works; their times, temperatures and energies mean nothing.
 """

@@ -1,1 +1,1 @@
-"""Verbs that speak to devices."""
+"""Commands about devices and kits."""

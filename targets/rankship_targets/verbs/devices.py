@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.errors import InputError, Lacks, TargetError
+from rankship_pipeline.foundation.flags import parse, share, start_parser
 from rankship_targets.devices.device import TWIN_TRANSPORTS, find_device, inventory_path, load_inventory
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def devices(argv: list[str]) -> int:
     """`rankship devices [add|remove]`: list the inventory, or change it."""
-    parser = argparse.ArgumentParser(prog="rankship devices", description="List the devices, add one, remove one.")
-    _add_inventory(parser)
+    parser = start_parser("devices", "List the devices, add one, remove one.", "--inventory")
+    again = [share("--inventory", again=True)]  # accepted before the verb and after it
     verbs = parser.add_subparsers(dest="change", metavar="add|remove")
-    add = verbs.add_parser("add", help="pin a device's identity and write its entry")
+    add = verbs.add_parser("add", help="pin a device's identity and write its entry", parents=again)
     add.add_argument("name", help="what to call it")
     add.add_argument("address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH")
     add.add_argument("--adb", metavar="SERIAL", help="a phone instead, as `adb devices` prints it")
@@ -31,11 +32,9 @@ def devices(argv: list[str]) -> int:
     add.add_argument("--jump", metavar="NAME", help="the device of the inventory to go through")
     add.add_argument("--python", metavar="PATH", help="the interpreter on the device (default: python3)")
     add.add_argument("--fingerprint", metavar="SHA256:…", help="what the board's own console says; asked for if absent")
-    remove = verbs.add_parser("remove", help="take a device's entry out")
+    remove = verbs.add_parser("remove", help="take a device's entry out", parents=again)
     remove.add_argument("name")
-    for verb in (add, remove):
-        _add_inventory(verb, default=argparse.SUPPRESS)  # accepted before the verb and after it
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     if arguments.change == "add":
         _add(arguments)
     elif arguments.change == "remove":
@@ -50,10 +49,9 @@ def devices(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     """Probe a device and print every check; exit status 4 if one failed."""
-    parser = argparse.ArgumentParser(prog="rankship doctor", description="Say why a device would give bad numbers.")
+    parser = start_parser("doctor", "Say why a device would give bad numbers.", "--inventory")
     parser.add_argument("device", help="a name from `rankship devices`")
-    _add_inventory(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     device = find_device(arguments.device, arguments.inventory)
 
     from rich.console import Console
@@ -193,12 +191,3 @@ def _address(device: "Device") -> str:
         return device.serial or ""
     through = f" through {device.jump}" if device.jump else ""
     return f"{device.user}@{device.host}:{device.port}{through}"
-
-
-def _add_inventory(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    parser.add_argument(
-        "--inventory",
-        type=Path,
-        default=default,
-        help="inventory file (default: $RANKSHIP_DEVICES, else the user's own)",
-    )

@@ -4,25 +4,26 @@ import argparse
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
+from rankship_pipeline.foundation.flags import parse, share, start_parser
 from rankship_pipeline.foundation.records import FORMATS, Format
 from rankship_targets.devices.device import Device, find_device, inventory_path
 
 BENCHMARK_TIMEOUT_S = 600.0
-_EXPLANATION = """\
-build      ask DEVICE what it is and put a kit for it together on this host (needs a package index)
-install    copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)
-benchmark  run LiteRT's own benchmark_model, brought by you, on DEVICE: the way to its GPU and NNAPI delegates"""
+_VERBS = {
+    "build": "ask DEVICE what it is and put a kit for it together on this host (needs a package index)",
+    "install": "copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)",
+    "benchmark": "run LiteRT's own benchmark_model, brought by you, on DEVICE: the way to its GPU and NNAPI delegates",
+}
 
 
 def kit(argv: list[str]) -> int:
     """Build a device's kit, install it, or drive a benchmark program of the user's own."""
-    parser = argparse.ArgumentParser(
-        prog="rankship kit",
-        description="The runtimes that a device needs, made here and installed there.\n\n" + _EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = start_parser("kit", "The runtimes that a device needs, made here and installed there.", "--inventory")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    building, installing, measuring = (verbs.add_parser(name) for name in ("build", "install", "benchmark"))
+    shared = share("--inventory", again=True)
+    building, installing, measuring = (
+        verbs.add_parser(name, help=summary, description=summary, parents=[shared]) for name, summary in _VERBS.items()
+    )
     measuring.add_argument("--binary", required=True, help="path of benchmark_model on the device")
     measuring.add_argument("--model", required=True, help="path of a .tflite on the device (`rankship deploy` says it)")
     measuring.add_argument("--delegate", choices=("cpu", "gpu", "nnapi"), default="cpu")
@@ -31,8 +32,7 @@ def kit(argv: list[str]) -> int:
     building.add_argument("--formats", default=",".join(FORMATS), help="formats to run, with commas (default: all)")
     for one in (building, installing, measuring):
         one.add_argument("device", help="a name from `rankship devices`")
-        one.add_argument("--inventory", type=Path, help="inventory file (default: $RANKSHIP_DEVICES, else your own)")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     device = find_device(arguments.device, arguments.inventory)
     if arguments.verb == "build":
         return _build(device, _parse_formats(arguments.formats))

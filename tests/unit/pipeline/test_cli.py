@@ -152,7 +152,7 @@ def test_help_lists_every_verb(arguments: list[str], capsys: pytest.CaptureFixtu
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     for verb, (_, summary) in cli.VERBS.items():
-        assert f"  {verb:9}{summary}\n" in out
+        assert f"  {verb:11}{summary}\n" in out
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import refuse_unlike
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.one_device import RunPlan, measure_build
 from rankship_pipeline.export.canary import make_canary, make_network, make_samples
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions
@@ -44,9 +44,10 @@ def test_a_canary_is_proven_and_timed_in_every_round(tmp_path: Path) -> None:
     verified = verify_on_host(timed, store, limits, QUIET)
     suite = Suite(recipe="r", rounds=2, min_samples=3, min_duration_ms=1, max_warmup_ms=50)
     device = replace(describe_this_machine(), workdir=str(tmp_path / "work"))
-    folder = measure_build(build, verified, store, device, suite, tmp_path / "to", QUIET, limits=limits, canary=canary)
+    plan = RunPlan(build, verified, store, suite, tmp_path / "to", limits, canary=canary)
+    folder = measure_build(plan, device, QUIET)
     bundle = open_bundle(folder)
-    assert [(one.round, one.variant, one.format) for one in bundle.trials] == [(n, "canary", "onnx") for n in (0, 1)]
+    assert [(one.round, one.key) for one in bundle.trials] == [(number, canary.key) for number in (0, 1)]
     assert bundle.header.canary == canary
     refuse_unlike(bundle)
     with pytest.raises(UnlikeConditions, match="which this build did not make"):

@@ -1,7 +1,6 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,10 @@ from random import Random
 from statistics import median
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
+from make.devices import make_local, write_power_meter, write_rooted_python
+from make.recipes import write_priced_recipe
 from make.trials import UNTOLD
 from make.trials import make_trial as make_like_trial
 from rankship_benchmarks.bundle.suite import EnergyChoice, plan_energy
@@ -215,39 +214,17 @@ def load():
     x = torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
 """
-RECIPE = """
-name = "net"
-[[models]]
-name = "a"
-factory = "net.py:make"
-weights = "a.safetensors"
-[data]
-loader = "net.py:load"
-[ranks]
-step = 8
-forms = ["svd"]
-[export]
-formats = ["onnx"]
-[parity]
-samples = 4
-[budget]
-"""
 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Prepared:
-    (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "net.toml").write_text(RECIPE + "kept_parameters = 0.9\n")
-    torch.manual_seed(0)
-    namespace: dict[str, object] = {}
-    exec(NET, namespace)  # noqa: S102 - the recipe's own model
-    save_file(namespace["make"]().state_dict(), tmp_path / "a.safetensors")  # type: ignore[operator]
+    write_priced_recipe(tmp_path, NET, "kept_parameters = 0.9\n", step=8)
     return prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Device:
-    return Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    return make_local(tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -346,13 +323,8 @@ def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
     prepared: Prepared, here: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One trial is really watched, by the agent's own meter on a pretended sensor; the rest takes 4 W by its times."""
-    sensor = tmp_path / "root/sys/class/hwmon/hwmon0"
-    sensor.mkdir(parents=True)
-    (sensor / "name").write_text("ina226\n")
-    (sensor / "power1_input").write_text("4000000\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nRANKSHIP_AGENT_ROOT="{tmp_path}/root" exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    write_power_meter(tmp_path / "root", 4_000_000)
+    python = write_rooted_python(tmp_path)
     for name, value in {"SWEEPS": 6, "GRID": 2}.items():
         monkeypatch.setattr(costs, name, value)
     store, steps, taken, really = Store(tmp_path / "store"), Steps(quiet=True), [], energy_costs._take

@@ -1,15 +1,14 @@
 """Landing: devices that are slower than their table says, unevenly, noisily, or in steps; and how it ends each time."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
-from safetensors.torch import save_file
-from torch import nn
 
+from make.devices import make_local
+from make.recipes import write_priced_recipe
 from rankship_benchmarks.costs import landing as land
 from rankship_benchmarks.costs import landing_search as landing
 from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
@@ -21,11 +20,10 @@ from rankship_pipeline.flow.show import print_build, state_landing
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
-from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LayerCost
+from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LandingVerdict, LayerCost
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import Budget
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
-from rankship_targets.devices.device import Device
 from rankship_targets.session.session import open_session
 
 TABLE = Range(least_ns=300_000, dense_ns=1_000_000)
@@ -133,13 +131,13 @@ def test_a_correction_lies_between_tries_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("verdict", "said"),
     [
         ("landed", "landed; the table foretold 400.0 µs, measured 410.0 µs [409.0 µs, 411.0 µs], error +2.5 % after 2"),
         ("dense fits", "the dense model takes 410.0 µs, so nothing was compressed"),
     ],
 )
-def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
+def test_a_landing_is_told_in_a_sentence(verdict: LandingVerdict, said: str) -> None:
     landed = Landing(
         budget_ns=400_000,
         device="pi4",
@@ -150,7 +148,7 @@ def test_a_landing_is_told_in_a_sentence(word: str, said: str) -> None:
         rounds=9,
         tries=(make_try(300_000, 500_000), make_try(400_000, 410_000)),
         chosen=1,
-        word=word,  # type: ignore[arg-type]
+        verdict=verdict,
     )
     assert landed.error == pytest.approx(0.025)
     assert said in state_landing(landed)
@@ -168,26 +166,7 @@ def load():
     x = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
     return {"calibration": {"a": x[:16]}, "test_inputs": x[16:], "test_labels": torch.arange(8) % 3}
 """
-RECIPE = """
-name = "net"
-[[models]]
-name = "a"
-factory = "net.py:make"
-weights = "a.safetensors"
-[data]
-loader = "net.py:load"
-[ranks]
-step = 2
-forms = ["svd"]
-[export]
-formats = ["onnx"]
-[parity]
-samples = 4
-[budget]
-latency_ms = 0.001
-on = "here"
-costs = "cost-table.json"
-"""
+BUDGET = 'latency_ms = 0.001\non = "here"\ncosts = "cost-table.json"\n'
 
 
 def make_table(prepared: Prepared, place: Place) -> CostTable:
@@ -214,11 +193,8 @@ def make_table(prepared: Prepared, place: Place) -> CostTable:
 def test_a_recipe_is_landed_once_and_then_built_from_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "net.toml").write_text(RECIPE)
-    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
-    save_file(net.state_dict(), tmp_path / "a.safetensors")
-    here = Device(name="here", transport="local", python=sys.executable, workdir=str(tmp_path / "work"))
+    write_priced_recipe(tmp_path, NET, BUDGET)
+    here = make_local(tmp_path / "work")
     store, steps = Store(tmp_path / "store"), Steps(quiet=True)
     plain = replace(read_recipe(tmp_path / "net.toml"), budget=Budget(kept_parameters=1.0))
     with open_session(here) as session:
@@ -234,7 +210,7 @@ def test_a_recipe_is_landed_once_and_then_built_from_the_store(
     land.land_missing(prepared, store, here, tmp_path, steps)
     build, entry = build_recipe(prepared, store, steps)
     assert build.landing is not None
-    assert build.landing.word == "landed"
+    assert build.landing.verdict == "landed"
     assert build.landing.table_sha256 == digest(table)
     assert build.landing.shipped.predicted_ns == build.plan.total_cost == 280_000 - 90_000 + 9_000
     assert build.plan.factors == {"2": Factors(rank=4)}

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine, func, select
 
+from make.artifacts import DENSE
 from make.bundles import change_header, change_trial
 from make.bundles import keep as keep_run
 from make.judged_runs import make_run
@@ -26,6 +27,7 @@ from rankship_benchmarks.index.index import default_url, open_index, refresh_ind
 from rankship_benchmarks.index.tables import CASES, REASONS, RUNS, TRIALS
 from rankship_benchmarks.stats.estimates import median_by_round
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
 
@@ -105,12 +107,13 @@ def test_the_index_holds_what_the_bundle_says(tmp_path: Path) -> None:
         trials = connection.execute(select(TRIALS).order_by(TRIALS.c.round, TRIALS.c.format, TRIALS.c.variant)).all()
         (refused,) = connection.execute(select(REASONS)).all()
         case = connection.execute(select(CASES).where(CASES.c.variant == "dense", CASES.c.format == "onnx")).one()
-    assert {(one.round, one.variant, one.format): one.median_ns for one in trials} == {
-        (one.round, one.variant, one.format): median(one.samples_ns) for one in SMALL.trials
+    names = [field.name for field in dataclasses.fields(ArtifactKey)]
+    assert {(row.round, *(getattr(row, name) for name in names)): row.median_ns for row in trials} == {
+        (one.round, *dataclasses.astuple(one.key)): median(one.samples_ns) for one in SMALL.trials
     }
     assert (refused.round, refused.variant, refused.format, refused.reason) == (0, "dense", "onnx", "throttled")
     assert [one.valid for one in trials].count(False) == 1
-    dense = [one for one in SMALL.trials if (one.variant, one.format, one.round) == ("dense", "onnx", 1)]
+    dense = [one for one in SMALL.trials if (one.key, one.round) == (DENSE, 1)]
     assert case.latency_ns == median_by_round(dense)[1]
     assert (case.valid_rounds, case.latency_low_ns) == (1, None)
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from make.artifacts import CANARY, COMPRESSED, DENSE, Case, make_artifact
+from make.artifacts import CANARY, COMPRESSED, DENSE, make_artifact
 from make.builds import make_build
 from make.bundles import change_trials, keep, make_header
 from make.trials import CALM, make_reading, make_trial
@@ -19,11 +19,13 @@ from rankship_benchmarks.stats.disorder import find_disorder, find_drift, find_t
 from rankship_benchmarks.stats.estimates import estimate_median, find_correlation
 from rankship_benchmarks.stats.shift import correct_holm, find_least_p, find_shift
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
+from rankship_pipeline.foundation.records import FORMATS, VARIANTS
 from rankship_targets.trials.trial import Conditions
 
 
-def make_bundle(times_ns: dict[Case, list[float]], run_id: str = "one", canary: str | None = None) -> Bundle:
+def make_bundle(times_ns: dict[ArtifactKey, list[float]], run_id: str = "one", canary: str | None = None) -> Bundle:
     """`canary` is the file that is said to have been timed as such; the default where times of one are given."""
     build = make_build(*(make_artifact(case) for case in times_ns if case != CANARY))
     frozen = make_artifact(CANARY, sha256=canary or "canary onnx") if CANARY in times_ns else None
@@ -36,7 +38,7 @@ def make_bundle(times_ns: dict[Case, list[float]], run_id: str = "one", canary: 
         for n, time in enumerate(times)
     ]
     if canary:
-        trials = [replace(t, artifact_sha256=canary) if t.variant == "canary" else t for t in trials]
+        trials = [replace(t, artifact_sha256=canary) if t.key.variant == "canary" else t for t in trials]
     return Bundle(header=header, trials=tuple(trials), finished=True)
 
 
@@ -45,7 +47,9 @@ def draw(seed: int, rounds: int = 16, spread: float = 0.01, factor: float = 1.0)
     return times
 
 
-def judge(before: dict[Case, list[float]], after: dict[Case, list[float]], **rule: float) -> list[Verdict]:
+def judge(
+    before: dict[ArtifactKey, list[float]], after: dict[ArtifactKey, list[float]], **rule: float
+) -> list[Verdict]:
     return list(compare_bundles(make_bundle(before), make_bundle(after, "two"), Rule(**rule)))
 
 
@@ -70,7 +74,7 @@ def test_too_much_noise_is_unknown_and_says_how_many_rounds_would_tell() -> None
 
 
 def test_so_few_rounds_that_nothing_could_ever_be_told_are_said_to_be() -> None:
-    cases: list[Case] = [(v, f) for f in ("onnx", "tflite", "executorch") for v in ("dense", "compressed")]
+    cases = [ArtifactKey(variant=variant, format=name) for name in FORMATS for variant in VARIANTS]
     assert (count_rounds_needed(1), count_rounds_needed(6)) == (5, 7)
     before, after = ({case: draw(seed + n, 6) for n, case in enumerate(cases)} for seed in (1, 10))
     assert {(one.word, one.reason) for one in judge(before, after)} == {
@@ -83,7 +87,7 @@ def test_so_few_rounds_that_nothing_could_ever_be_told_are_said_to_be() -> None:
 
 def test_a_case_of_one_run_only_is_unknown() -> None:
     verdicts = judge({DENSE: draw(1)}, {DENSE: draw(2), COMPRESSED: draw(3)})
-    assert [(one.variant, one.word) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
+    assert [(one.key.variant, one.word) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
     assert verdicts[1].reason == "only 0 rounds of the baseline count, 5 are the fewest: it was not measured"
 
 

@@ -32,7 +32,7 @@ from rankship_targets.trials.trial import MeteredTrial
 
 
 def find_energy(bundle: Bundle, variant: str = "dense") -> CaseEnergy:
-    (result,) = [one for one in summarise(bundle).results if (one.variant, one.format) == (variant, "onnx")]
+    (result,) = [one for one in summarise(bundle).results if (one.key.variant, one.key.format) == (variant, "onnx")]
     assert result.energy is not None
     return result.energy
 
@@ -161,7 +161,7 @@ def test_a_trace_that_is_not_the_one_that_was_written_is_damage(tmp_path: Path) 
 @pytest.mark.parametrize(("factor", "word"), [(1.05, "worse"), (0.95, "better"), (1.0, "same")])
 def test_energies_of_two_runs_get_their_own_verdicts(factor: float, word: str) -> None:
     verdicts = compare_energies(make_metered(), make_metered(factor=factor, seed=5))
-    assert [(one.variant, one.word, one.figure) for one in verdicts] == [
+    assert [(one.key.variant, one.word, one.figure) for one in verdicts] == [
         ("dense", word, "energy"),
         ("compressed", word, "energy"),
     ]

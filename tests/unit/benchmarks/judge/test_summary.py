@@ -22,7 +22,7 @@ def render(summary: Summary, width: int = 100) -> str:
 
 def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
     summary = summarise(make_run())
-    assert [(one.format, one.variant) for one in summary.results] == [(f, v) for f in FORMATS for v in VARIANTS]
+    assert [(one.key.format, one.key.variant) for one in summary.results] == [(f, v) for f in FORMATS for v in VARIANTS]
     dense, compressed = summary.results[:2]
     assert dense.ratio is None
     assert dense.accuracy is not None
@@ -47,7 +47,7 @@ def test_ratio_is_paired_by_round_and_its_interval_holds_the_truth() -> None:
         if one.ratio is not None:
             assert one.ratio.low is not None
             assert one.ratio.high is not None
-            assert one.ratio.low <= SPEEDS[one.format][1] <= one.ratio.high
+            assert one.ratio.low <= SPEEDS[one.key.format][1] <= one.ratio.high
             assert one.ratio.rounds == 20
 
 
@@ -165,7 +165,7 @@ def test_a_bundle_without_samples_is_refused() -> None:
 
 def test_a_run_of_one_variant_has_no_ratio() -> None:
     bundle = make_run()
-    only = replace(bundle, trials=tuple(one for one in bundle.trials if one.variant == "compressed"))
+    only = replace(bundle, trials=tuple(one for one in bundle.trials if one.key.variant == "compressed"))
     summary = summarise(only)
     assert all(one.ratio is None for one in summary.results)
     assert "latency" not in state_headline(summary)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make.artifacts import make_artifact
+from make.artifacts import CANARY, make_artifact
 from make.builds import make_build
 from make.bundles import make_header
 from make.trials import CALM, HOT, UNTOLD, make_trial
@@ -109,7 +109,7 @@ def test_only_the_cores_that_a_trial_ran_on_may_move_its_clock() -> None:
 
 def test_a_round_whose_canary_is_off_is_no_witness() -> None:
     rounds = [replace(TRIAL, round=number) for number in range(4)]
-    canaries = [replace(one, variant="canary") for one in rounds]
+    canaries = [replace(one, key=CANARY) for one in rounds]
     canaries[2] = replace(canaries[2], samples_ns=(111, 111, 111))
     everything = [*rounds, *canaries]
     assert find_canary_off(everything) == {2}

@@ -17,7 +17,7 @@ from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure.device_gate import verify_on_device
-from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.one_device import RunPlan, measure_build
 from rankship_benchmarks.report.words import list_places, state_parity
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, encode
@@ -60,9 +60,8 @@ class Built:
 
     def measure(self, results: Path, device: Device | None = None) -> Path:
         wanted = device or self.device
-        return measure_build(
-            self.build, [self.proof], self.store, wanted, SUITE, results, STEPS, limits=LIMITS
-        )  # as `bench` does
+        plan = RunPlan(self.build, [self.proof], self.store, SUITE, results, LIMITS)
+        return measure_build(plan, wanted, STEPS)  # as `bench` does
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def measure_small(folder: Path, choice: MeterChoice | None, suite: Suite) -> Bun
     build, proof = make_build(describe_file(model, parameters=4096), recipe="small"), sign(model)
     device, store = make_device(folder, choice), Store(folder / "store")
     results = folder / "results"
-    run = measure.measure_build(build, [proof], store, device, suite, results, Steps(quiet=True), limits=ParityChoice())
+    plan = measure.RunPlan(build, [proof], store, suite, results, ParityChoice())
+    run = measure.measure_build(plan, device, Steps(quiet=True))
     return open_bundle(run)
 
 

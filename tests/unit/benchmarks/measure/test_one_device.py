@@ -40,7 +40,7 @@ measure.find_inputs = lambda *_: [folder / "x.npy"]
 if moment == "before forgetting":  # the trial is in the bundle, and still on the device
     measure.Session.forget = lambda *_: __import__("os").kill(__import__("os").getpid(), 9)
 store, results, steps = Store(folder / "store"), folder / "results", Steps(quiet=True)
-measure.measure_build(build, [proof], store, device, suite, results, steps, limits=ParityChoice())
+measure.measure_build(measure.RunPlan(build, [proof], store, suite, results, ParityChoice()), device, steps)
 """
 
 

@@ -7,7 +7,7 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make.artifacts import make_request
+from make.artifacts import DENSE, make_request
 from make.judged_runs import make_run
 from rankship_benchmarks.measure.profiles import RUNS, Profile, Profiles, profile_run, read_profiles
 from rankship_benchmarks.report.page import render_report
@@ -26,9 +26,7 @@ def make_profile(*middles_us: int) -> Profile:
         OperatorTime(name=f"node_{place}", kind="Conv", ns=((us - 1) * 1000, us * 1000, (us + 1) * 1000))
         for place, us in enumerate(middles_us)
     )
-    return Profile(
-        variant="dense", format="onnx", artifact_sha256="0", threads=1, operators=operators, inference_ns=(1, 2, 3)
-    )
+    return Profile(key=DENSE, artifact_sha256="0", threads=1, operators=operators, inference_ns=(1, 2, 3))
 
 
 def test_small_operators_share_one_row_and_nothing_is_lost() -> None:
@@ -70,9 +68,9 @@ class Device:
     device = types.SimpleNamespace(name="pi")
 
     def profile(self, request: MeasureRequest, runs: int) -> Profiled:
-        if request.format == "tflite":
+        if request.key.format == "tflite":
             raise Lacks("offers none", hint="look")
-        if request.format == "executorch":
+        if request.key.format == "executorch":
             raise ConnectionLost("gone", hint="look")
         operator = OperatorTime(name="a", kind="Conv", ns=(1000,) * runs)
         return Profiled(event="profiled", operators=(operator,), inference_ns=(2000,) * runs)
@@ -89,7 +87,7 @@ def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(t
     profile_run(tmp_path, [ask("tflite"), ask("onnx")], session, Steps())
     found = read_profiles(tmp_path)
     assert found is not None
-    assert [one.format for one in found.profiles] == ["onnx"]
+    assert [one.key.format for one in found.profiles] == ["onnx"]
     assert "offers none" in found.missing["tflite"]
     assert len(found.profiles[0].inference_ns) == RUNS
 

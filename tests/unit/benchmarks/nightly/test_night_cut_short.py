@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from make.nights import (
     measure_with,
     plan_night,
 )
+from make.waiting import wait_until
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.fleet.measure import Measure
 from rankship_benchmarks.nightly import judge as judge_night
@@ -36,9 +36,8 @@ def test_a_night_killed_at_any_moment_goes_on_and_measures_nothing_twice(tmp_pat
     tonight, calls = plan_night(tmp_path, "a,b"), tmp_path / "calls"
 
     def measure(device: Device, _: Steps, *, kill: str = "") -> Path:
-        if device.name == "b":  # so that a's run is noted first
-            while kill and not any((known := night.find("a")) and known.run for night in list_nights(tmp_path)):
-                threading.Event().wait(0.01)
+        if device.name == "b" and kill:  # so that a's run is noted first
+            wait_until(lambda: any((known := night.find("a")) and known.run for night in list_nights(tmp_path)))
         if kill == device.name:
             os._exit(9)
         bundle = make_night_bundle(device.name, 1)

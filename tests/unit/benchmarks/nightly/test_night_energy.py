@@ -46,7 +46,7 @@ def test_a_nights_energy_has_words_of_its_own_that_the_exit_status_counts(
 ) -> None:
     night = judge(tmp_path, make_metered(factor=factor, seed=5), make_metered())
     energies = night.devices[0].energies
-    assert [(one.variant, one.word) for one in energies] == [("dense", word), ("compressed", word)]
+    assert [(one.key.variant, one.verdict) for one in energies] == [("dense", word), ("compressed", word)]
     assert [one.ratio.value for one in energies if one.ratio] == pytest.approx([factor] * 2, rel=0.01)
     assert state_exit(night) == status
     assert len(list_alarms(night)) == 2 * status
@@ -67,7 +67,7 @@ def test_a_nights_energy_has_words_of_its_own_that_the_exit_status_counts(
 )
 def test_an_energy_without_its_like_is_unknown_and_says_why(tmp_path: Path, before: list[Bundle], reason: str) -> None:
     night = judge(tmp_path, make_metered(), *before)
-    assert {(one.word, one.reason, one.ratio) for one in night.devices[0].energies} == {("unknown", reason, None)}
+    assert {(one.verdict, one.reason, one.ratio) for one in night.devices[0].energies} == {("unknown", reason, None)}
     assert state_exit(night) == 0
 
 

@@ -39,7 +39,8 @@ def test_real_devices_are_measured_at_once_and_one_that_is_away_is_a_gap(
     def measure(device: Device, steps: Steps) -> Path:
         store = Store(tmp_path / "store")
         limits = ParityChoice()
-        return measuring.measure_build(build, [proof], store, device, suite, tonight.results, steps, limits=limits)
+        plan = measuring.RunPlan(build, [proof], store, suite, tonight.results, limits)
+        return measuring.measure_build(plan, device, steps)
 
     night = do_night(tonight, measure, build=digest(build))
     for name, one in zip("ab", night.devices, strict=False):

@@ -12,6 +12,7 @@ from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.page import render_page
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.stats.steps import Night
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import Format, Variant
 
 
@@ -24,7 +25,7 @@ def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
     random = np.random.default_rng(3)
     kinds: list[tuple[Format, Variant]] = [("onnx", "dense"), ("tflite", "compressed"), ("executorch", "dense")]
     histories = {
-        Case(device=name, recipe="r", format=format_, variant=variant): tuple(
+        Case(device=name, recipe="r", key=ArtifactKey(variant=variant, format=format_)): tuple(
             Night(
                 run_id=str(night.number),
                 started_utc=night.started_utc,

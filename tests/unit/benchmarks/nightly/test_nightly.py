@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from make.artifacts import DENSE
 from make.nights import QUIET, do_night, make_device_night, make_night, measure_with, plan_night, read_words, throttle
 from rankship_benchmarks.fleet.measure import Measure
 from rankship_benchmarks.index.index import INDEX_FILE, refresh_own_index
@@ -14,7 +15,7 @@ from rankship_benchmarks.nightly.histories import list_histories
 from rankship_benchmarks.nightly.judge import state_exit
 from rankship_benchmarks.nightly.night import run_night
 from rankship_benchmarks.nightly.page import PAGE
-from rankship_benchmarks.nightly.records import CaseWord, holding, list_nights
+from rankship_benchmarks.nightly.records import CaseVerdict, holding, list_nights
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BuildError, ConnectionLost, Quarantined
@@ -44,7 +45,7 @@ def test_a_throttled_night_is_a_gap_and_the_next_is_compared_with_the_night_befo
     assert "throttled" in str(hot.devices[0].gap)
     assert read_words(do_night(tonight)) == ["same"]
     ((case, history),) = list_histories(refresh_own_index(tmp_path), list_nights(tmp_path)).items()
-    assert (case.device, case.format, case.variant) == ("a", "onnx", "dense")
+    assert (case.device, case.key) == ("a", DENSE)
     assert [bool(night.rounds_ns) for night in history] == [True, False, True]
     assert "throttled" in str(history[1].gap)
 
@@ -161,7 +162,7 @@ def test_a_build_that_fails_is_a_night_on_record(tmp_path: Path) -> None:
     ],
 )
 def test_the_exit_status_says_the_gravest_thing(words: list[str], error_names: list[str | None], status: int) -> None:
-    cases = tuple(CaseWord(variant="dense", format="onnx", word=word, reason="") for word in words)
+    cases = tuple(CaseVerdict(key=DENSE, verdict=word, reason="") for word in words)
     devices = [
         make_device_night(f"d{place}", error, cases if not place else ()) for place, error in enumerate(error_names)
     ]

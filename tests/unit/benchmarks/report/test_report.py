@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from make.artifacts import DENSE
 from make.bundles import keep
 from make.judged_runs import make_run
 from make.pages import read_outline
@@ -12,6 +13,7 @@ from rankship_benchmarks.judge.energy_figures import CaseEnergy, EnergyEstimate
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.report import charts
 from rankship_benchmarks.report.page import render_report, write_report
+from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.records import Accuracy, Fidelity, Refinement
 
 
@@ -97,7 +99,7 @@ def test_a_run_with_little_in_it_still_has_a_page() -> None:
     bundle = make_run(rounds=1, samples=3)
     build = dataclasses.replace(bundle.header.build, alternatives=(), accuracies=())
     header = dataclasses.replace(bundle.header, build=build, verified=())
-    trials = tuple(one for one in bundle.trials if (one.variant, one.format) == ("dense", "tflite"))
+    trials = tuple(one for one in bundle.trials if one.key == dataclasses.replace(DENSE, format="tflite"))
     page = render_report(dataclasses.replace(bundle, header=header, trials=trials, finished=False))
     read_outline(page)
     assert "unfinished" in page
@@ -155,15 +157,15 @@ def test_energy_has_a_front_of_its_own_where_a_meter_told_one() -> None:
         dataclasses.replace(summary, results=(dataclasses.replace(first, energy=energy), *others))
     )
     assert "energy of an inference (mJ), meter's ± and 95 %" in html.unescape(drawing)
-    assert f"{first.format} {first.variant}" in drawing
-    assert not any(f"{one.format} {one.variant}" in drawing for one in others)
+    assert first.key.heading in drawing
+    assert not any(one.key.heading in drawing for one in others)
 
 
 def test_formats_that_differ_greatly_share_a_logarithmic_axis() -> None:
     bundle = make_run()
     slow = tuple(
         dataclasses.replace(one, samples_ns=tuple(100 * time for time in one.samples_ns))
-        if one.format == "tflite"
+        if one.key.format == "tflite"
         else one
         for one in bundle.trials
     )
@@ -180,7 +182,7 @@ def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
     after = Accuracy(stage="merged", samples=200, correct=183, low=0.87, high=0.95)
     kept = Fidelity(stage="merged", source="ink", answers=64, agreement=0.875, before=before, after=after)
     untested = Fidelity(stage="merged", source="chalk", answers=32, agreement=0.75)
-    head = dataclasses.replace(build.artifacts[0], task="ink", sha256="e" * 64)
+    head = dataclasses.replace(build.artifacts[0], key=dataclasses.replace(DENSE, part=head_of("ink")), sha256="e" * 64)
     refined = Refinement(steps=300, cpu_seconds=32.0, augment="none")
     changed = dataclasses.replace(build, fidelities=(kept, untested), heads=(head,), refinement=refined)
     page = render_report(dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, build=changed)))
@@ -189,7 +191,7 @@ def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
     for shown in ("99.0 %", "91.5 %", "-7.5", "87.5 %", "of 64", "75.0 %", "300 steps without labels"):
         assert shown in table.replace("\u00a0", " "), shown
     assert "Timed is the backbone" in page
-    assert f"{head.variant} {head.format}, head of ink" in page
+    assert "dense onnx, head of ink" in page
 
 
 def test_agreement_is_not_called_accuracy_where_the_data_have_no_labels() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from make.recipes import state_model, state_rest
 from rankship_benchmarks.study import study as study_room
 from rankship_benchmarks.study.lines import summarise_cells
 from rankship_benchmarks.study.page import print_cells, write_page, write_summary
@@ -35,21 +36,7 @@ def load(seed=0):
         "test_inputs": images, "test_labels": torch.arange(60) % 3,
     }
 """
-RECIPE = """
-name = "net"
-[[models]]
-name = "net"
-factory = "net.py:make"
-train = "net.py:train"
-[data]
-loader = "net.py:load"
-[export]
-formats = ["onnx"]
-[budget]
-kept_parameters = 0.8
-[ranks]
-step = 1
-"""
+RECIPE = 'name = "net"\n' + state_model("net", train="net.py:train") + state_rest(0.8)
 STUDY = """
 name = "tiny"
 seeds = [0, 1]
@@ -95,27 +82,8 @@ def load():
         tests = {"two": (x, two()(x).argmax(1)), "three": (x[:40], three()(x[:40]).argmax(1))}
     return {"calibration": {"two": x, "three": x}, "tests": tests}
 """
-HEADS_RECIPE = """
-name = "heads"
-[[models]]
-name = "two"
-factory = "heads.py:two"
-train = "heads.py:train"
-[[models]]
-name = "three"
-factory = "heads.py:three"
-train = "heads.py:train"
-[merge]
-head = "head"
-[data]
-loader = "heads.py:load"
-[export]
-formats = ["onnx"]
-[budget]
-kept_parameters = 0.8
-[ranks]
-step = 1
-"""
+HEADS_MODELS = "".join(state_model(name, f"heads.py:{name}", train="heads.py:train") for name in ("two", "three"))
+HEADS_RECIPE = f'name = "heads"\n{HEADS_MODELS}[merge]\nhead = "head"\n{state_rest(0.8, "heads.py:load")}'
 
 
 @pytest.fixture

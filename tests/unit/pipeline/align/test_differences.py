@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+from make import berts
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS
 from rankship_pipeline.align.differences import RULES, Finding, check_mergeable
 from rankship_pipeline.align.facts import Facts, gather_facts
@@ -146,21 +148,14 @@ def test_one_value_for_all_channels_is_like_that_value_for_each() -> None:
     assert not HALF.is_like(Normalisation(mean=(0.5, 0.5, 0.4), std=(0.5,) * 3))
 
 
-def save_bert(folder: Path, **change: object) -> None:
-    labels = change.pop("labels", ["neg", "pos"])
-    assert isinstance(labels, list)
-    settings = {
-        "vocab_size": 4,
-        "hidden_size": 4,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 4,
-        "max_position_embeddings": 4,
+def save_bert(folder: Path, labels: Sequence[str] = ("neg", "pos"), **changes: object) -> None:
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 4)
+    names: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    config = transformers.BertConfig(**{**settings, **change})
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    depth: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_labels": len(labels)}
+    berts.save_bert(folder, **(sizes | depth | names | changes))
     (folder / "vocab.txt").write_text("[PAD]\nthe\na\ncat\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 4}))
 

@@ -5,6 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from make.nets import count_hooks
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import TOKEN_SMOOTHING, collect_curvatures, collect_grams
 from rankship_pipeline.models.layers import find_layers
@@ -204,10 +205,6 @@ def test_a_layer_that_never_runs_has_no_curvature() -> None:
 
     net = Idle().eval()
     assert not collect_curvatures(net, (torch.randn(5, 4),), find_layers(net))["idle"].any()
-
-
-def count_hooks(net: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules())
 
 
 def test_no_hook_stays_whether_the_model_runs_or_fails() -> None:

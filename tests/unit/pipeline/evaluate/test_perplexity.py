@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.evaluate.perplexity import measure_labelled_perplexity, measure_perplexity, unwrap_conv1d
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Decomposition
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.records import Factors
@@ -258,7 +259,7 @@ def factor(model: nn.Module, layers: tuple[Layer, ...], ranks: dict[str, int]) -
     factored = rebuild(model, plan)
     for layer in layers:
         weight = as_matrix(get_layer(model, layer.name))
-        parts = Decomposition(layer, weight, Metric(), "plain").make_weights(plan[layer.name])
+        parts = make_weights(Decomposition(layer, weight, Metric(), "plain"), plan[layer.name])
         fill_factors(factored.get_submodule(layer.name), parts)
     return factored
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -12,20 +13,24 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.decompose import CURVATURE_RIDGE, Metric
+from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import (
+    FORMS,
     Candidate,
-    Decomposition,
+    approximate,
     compose,
     count_parameters,
     keep_efficient,
+    list_candidates,
     list_operators,
+    make_weights,
 )
 from rankship_pipeline.factors.rebuild import chain, fill_factors
 from rankship_pipeline.foundation.records import Factors, Form
 from rankship_pipeline.models.layers import Factorable, Layer, as_matrix, describe, find_layers, shape_weight
 from rankship_pipeline.ranks.price import price_parameters
 
-FORMS: tuple[Form, ...] = ("svd", "spatial", "tucker")
+ALL: tuple[Form, ...] = get_args(Form)
 PRICE = price_parameters(0)
 MODULES: dict[str, Callable[[], Factorable]] = {
     "3x3": lambda: nn.Conv2d(5, 7, 3),
@@ -75,7 +80,7 @@ def measure_energy(matrix: Tensor, metric: Metric) -> float:
 
 
 def measure_error(taken: Decomposition, factors: Factors) -> float:
-    left = taken.weight - compose(taken.layer, taken.make_weights(factors))
+    left = taken.weight - approximate(taken, factors)
     return measure_energy(left, taken.metric) / measure_energy(taken.weight, taken.metric)
 
 
@@ -104,6 +109,21 @@ def draw_input(module: Factorable) -> Tensor:
     return torch.randn(3, module.in_channels, 9, 8) if isinstance(module, nn.Conv2d) else torch.randn(2, 3, 6 + 3)
 
 
+def test_the_table_holds_every_form_that_records_name() -> None:
+    assert tuple(FORMS) == ALL
+
+
+@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_measured_is_what_is_on_offer_the_smallest_first(name: str, form: Form) -> None:
+    taken = take_apart(name)
+    offered = list(FORMS[form].list_factors(taken.layer, 2))
+    assert [factors for factors, _ in FORMS[form].measure_errors(taken, 2)] == offered
+    assert all(one.form == form for one in offered)
+    costs = [count_parameters(taken.layer, one) for one in offered]
+    assert not costs or costs[0] == min(costs)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_price_and_the_operators_are_those_of_the_chain(name: str) -> None:
     module, layer = make_module(name)
@@ -112,10 +132,11 @@ def test_the_price_and_the_operators_are_those_of_the_chain(name: str) -> None:
         sizes = {name: parameter.numel() for name, parameter in nn.Sequential(*operators).named_parameters()}
         assert count_parameters(layer, factors) == sum(n for key, n in sizes.items() if key.endswith("weight"))
         shapes = [tuple(one.weight.flatten(1).shape) for one in operators if not isinstance(one, nn.Embedding)]  # type: ignore[operator]
-        assert list_operators(layer, factors) == tuple(shapes)
+        assert [one.shape for one in list_operators(layer, factors)] == shapes
         assert [one.bias is not None for one in operators if hasattr(one, "bias")][:-1] == [False] * (len(shapes) - 1)
     assert count_parameters(layer, None) == module.weight.numel()
-    assert list_operators(layer, None) == (() if layer.kind == "embedding" else ((layer.rows, layer.columns),))
+    dense = [] if layer.kind == "embedding" else [(layer.rows, layer.columns)]
+    assert [one.shape for one in list_operators(layer, None)] == dense
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -124,10 +145,10 @@ def test_a_chain_computes_what_its_weights_multiply_out_to(name: str) -> None:
     taken = take_apart(name)
     x = torch.randn(2, module.in_features) if isinstance(module, nn.Linear) else draw_input(module)
     for factors in list_some(layer):
-        weights = taken.make_weights(factors)
+        weights = make_weights(taken, factors)
         chained, dense = chain(module, factors), copy.deepcopy(module)
         fill_factors(chained, weights)
-        dense.weight.data = shape_weight(compose(layer, weights), module.weight, layer)
+        dense.weight.data = shape_weight(compose(layer, factors, weights), module.weight, layer)
         torch.testing.assert_close(chained(x), dense(x), rtol=1e-4, atol=1e-5)
 
 
@@ -141,7 +162,7 @@ def test_the_full_rank_of_every_form_is_the_dense_layer(name: str) -> None:
     if max(layer.kernel) > 1:
         full.append(Factors(form="tucker", input_rank=layer.channels, rank=layer.rows))
     for factors in full:
-        torch.testing.assert_close(compose(layer, taken.make_weights(factors)), taken.weight, rtol=0, atol=1e-9)
+        torch.testing.assert_close(approximate(taken, factors), taken.weight, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("whitening", ["eigen", "cholesky", "swift"])
@@ -149,8 +170,8 @@ def test_the_full_rank_of_every_form_is_the_dense_layer(name: str) -> None:
 def test_a_candidates_error_is_what_its_weights_lose(name: str, whitening: str) -> None:
     module, layer = make_module(name)
     taken = Decomposition(layer, as_matrix(module), draw_metric(layer), whitening)
-    candidates = taken.list_candidates(1, FORMS)
-    assert {one.factors.form for one in candidates} == set(FORMS if min(layer.kernel) > 1 else ("svd",)) | (
+    candidates = list_candidates(taken, 1, ALL)
+    assert {one.factors.form for one in candidates} == set(ALL if min(layer.kernel) > 1 else ("svd",)) | (
         {"tucker"} if max(layer.kernel) > 1 else set()
     )
     for one in candidates[:: max(1, len(candidates) // 25)]:
@@ -161,7 +182,7 @@ def test_a_candidates_error_is_what_its_weights_lose(name: str, whitening: str) 
 @pytest.mark.parametrize("metric", [Metric(), Metric(curvature=torch.diag(torch.linspace(0, 3, 7).double()))])
 def test_what_the_metric_leaves_out_counts_as_the_identity(metric: Metric) -> None:
     taken = take_apart("3x3", metric)
-    for one in taken.list_candidates(2, FORMS):
+    for one in list_candidates(taken, 2, ALL):
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-6, abs=1e-9), one.factors
 
 
@@ -169,7 +190,7 @@ def test_what_the_metric_leaves_out_counts_as_the_identity(metric: Metric) -> No
 def test_an_svds_error_is_exact_on_inputs_that_span_less(name: str) -> None:
     module, layer = make_module(name)
     taken = Decomposition(layer, as_matrix(module), draw_metric(layer, samples=layer.columns // 2), "eigen")
-    for one in taken.list_candidates(1, ("svd",)):
+    for one in list_candidates(taken, 1, ("svd",)):
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-6, abs=1e-9)
 
 
@@ -180,7 +201,7 @@ def test_a_kernel_that_mostly_sees_padding_is_not_said_to_be_free(form: Form) ->
     (layer,) = find_layers(net)
     gram = collect_grams(net, (torch.randn(99, 8, 1, 1),), (layer,))["0"]  # only the kernel's centre ever sees anything
     taken = Decomposition(layer, as_matrix(net[0]), Metric(gram=gram), "eigen")  # type: ignore[arg-type]
-    for one in taken.list_candidates(1, (form,)):
+    for one in list_candidates(taken, 1, (form,)):
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-4, abs=1e-6), one.factors
 
 
@@ -194,14 +215,14 @@ def test_inputs_that_hang_together_are_no_obstacle(samples: int) -> None:
     x = torch.einsum("co,nohw->nchw", mix, torch.randn(samples, 5, 6, 6, generator=generator) + 3)
     gram = collect_grams(net, (x,), (layer,))["0"]
     taken = Decomposition(layer, as_matrix(net[0]), Metric(gram=gram), "eigen")  # type: ignore[arg-type]
-    candidates = taken.list_candidates(8, FORMS)
+    candidates = list_candidates(taken, 8, ALL)
     for one in candidates[::3]:
         assert measure_error(taken, one.factors) == pytest.approx(one.error, rel=1e-2, abs=1e-5), one.factors
 
 
 def test_without_data_every_form_is_judged_as_without_a_gram() -> None:
-    blind = take_apart("3x3", Metric(gram=torch.zeros(45, 45).double())).list_candidates(2, FORMS)
-    plain = take_apart("3x3", Metric()).list_candidates(2, FORMS)
+    blind = list_candidates(take_apart("3x3", Metric(gram=torch.zeros(45, 45).double())), 2, ALL)
+    plain = list_candidates(take_apart("3x3", Metric()), 2, ALL)
     assert [one.factors for one in blind] == [one.factors for one in plain]
     assert [one.error for one in blind] == pytest.approx([one.error for one in plain], abs=1e-12)
 
@@ -209,7 +230,7 @@ def test_without_data_every_form_is_judged_as_without_a_gram() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_errors_fall_as_a_width_grows_and_no_form_beats_svd_at_its_rank(name: str) -> None:
     taken = take_apart(name)
-    errors = {one.factors: one.error for one in taken.list_candidates(1, FORMS)}
+    errors = {one.factors: one.error for one in list_candidates(taken, 1, ALL)}
     for factors, error in errors.items():
         smaller = [
             other
@@ -228,15 +249,15 @@ def test_everything_behind_the_first_operator_is_the_best_that_there_is(name: st
     taken = take_apart(name)
     generator = torch.Generator().manual_seed(5)
     for factors in list_some(taken.layer)[3:]:
-        weights = taken.make_weights(factors)
-        best = measure_energy(taken.weight - compose(taken.layer, weights), taken.metric)
+        weights = make_weights(taken, factors)
+        best = measure_energy(taken.weight - compose(taken.layer, factors, weights), taken.metric)
         for place in range(1, len(weights)):
             for scale in (1e-3, 0.1):
                 changed = list(weights)
                 noise = torch.randn(weights[place].shape, generator=generator, dtype=torch.float64)
                 for sign in (1, -1):
                     changed[place] = weights[place] + sign * scale * noise
-                    loss = measure_energy(taken.weight - compose(taken.layer, changed), taken.metric)
+                    loss = measure_energy(taken.weight - compose(taken.layer, factors, changed), taken.metric)
                     assert loss >= best * (1 - 1e-9) - 1e-12
 
 
@@ -244,7 +265,7 @@ def test_everything_behind_the_first_operator_is_the_best_that_there_is(name: st
 def test_the_first_operator_and_the_next_have_one_norm_in_every_channel(name: str) -> None:
     taken = take_apart(name)
     for factors in list_some(taken.layer):
-        first, second = taken.make_weights(factors)[:2]
+        first, second = make_weights(taken, factors)[:2]
         following = second.transpose(0, 1) if second.ndim > 2 else second.T
         torch.testing.assert_close(first.flatten(1).norm(dim=1), following.flatten(1).norm(dim=1))
 
@@ -257,12 +278,12 @@ layers = st.builds(
     st.integers(1, 10),
     st.sampled_from([(1, 1), (3, 1), (1, 2), (2, 2), (3, 3)]),
 )
-offered = st.sampled_from([("svd",), ("svd", "spatial"), ("svd", "tucker"), FORMS])
+offered = st.sampled_from([("svd",), ("svd", "spatial"), ("svd", "tucker"), ALL])
 
 
 def list_prices(layer: Layer, step: int, forms: tuple[Form, ...]) -> list[int]:
     weight = torch.ones(layer.rows, layer.columns, dtype=torch.float64)
-    candidates = Decomposition(layer, weight, Metric(), "plain").list_candidates(step, forms)
+    candidates = list_candidates(Decomposition(layer, weight, Metric(), "plain"), step, forms)
     return [one.cost for one in candidates]
 
 
@@ -276,7 +297,7 @@ def test_the_smallest_is_the_cheapest_that_is_offered_or_dense(
 
 def test_a_step_wider_than_the_layer_is_not_counted() -> None:
     layer = describe("l", nn.Conv2d(64, 4, 3))
-    assert PRICE.find_least(layer, 8, FORMS) == min([layer.parameters, *list_prices(layer, 8, FORMS)])
+    assert PRICE.find_least(layer, 8, ALL) == min([layer.parameters, *list_prices(layer, 8, ALL)])
 
 
 def test_a_layer_that_no_form_fits_is_at_least_dense() -> None:

@@ -9,7 +9,7 @@ from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import count_parameters as count_stored
-from rankship_pipeline.factors.forms import list_operators
+from rankship_pipeline.factors.forms import list_operators, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
@@ -58,7 +58,7 @@ def make_plan(model: nn.Module, factors: dict[str, Factors]) -> RankPlan:
                 rows=layer.rows,
                 columns=layer.columns,
                 factors=factors.get(layer.name),
-                operators=list_operators(layer, factors.get(layer.name)),
+                operators=tuple(one.shape for one in list_operators(layer, factors.get(layer.name))),
                 dense_parameters=layer.parameters,
                 chosen_parameters=chosen[layer.name],
                 relative_error=0.0,
@@ -199,6 +199,6 @@ def test_a_saved_state_fits_the_structure_rebuilt_from_its_plan() -> None:
 def test_factors_of_another_rank_do_not_fit() -> None:
     model = Net()
     rebuilt = rebuild(model, svd(head=2))
-    weights = analyse(model, find_layers(model), {}, "plain").layers["head"].make_weights(Factors(rank=3))
+    weights = make_weights(analyse(model, find_layers(model), {}, "plain").layers["head"], Factors(rank=3))
     with pytest.raises(BuildError, match=r"a factor of shape \(3, 8\) does not fit"):
         fill_factors(rebuilt.get_submodule("head"), weights)

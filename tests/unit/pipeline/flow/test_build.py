@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from make.recipes import TRAIN, state_model, state_rest
 from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
@@ -16,11 +17,13 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch, QualityLost
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import choose
+from rankship_pipeline.recipe.choices import RefineChoice, choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover import refine as refine_room
+from rankship_pipeline.recover.refine.schedule import find_step_size
 
-NET = """
+NET = (
+    """
 import torch
 from torch import nn
 
@@ -33,15 +36,6 @@ def make():
 def make_padded():
     return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
 
-def train(model, seed):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-
-def train_other(model, seed):
-    train(model, seed)
-    train(model, seed)
-
 def load():
     x = (PIXELS - MEAN) / STD
     labels = torch.arange(60) % 3
@@ -53,25 +47,10 @@ def load():
         "test_labels": labels,
     }
 """
-RECIPE = """
-name = "tiny"
-[[models]]
-name = "a"
-factory = "net.py:make"
-train = "net.py:train"
-[[models]]
-name = "b"
-factory = "net.py:make"
-train = "net.py:train_other"
-[data]
-loader = "net.py:load"
-[export]
-formats = ["onnx"]
-[budget]
-kept_parameters = 0.8
-[ranks]
-step = 1
-"""
+    + TRAIN
+)
+MODELS = state_model("a", train="net.py:train") + state_model("b", train="net.py:train_other")
+RECIPE = f'name = "tiny"\n{MODELS}{state_rest(0.8)}'
 LOADER = 'loader = "net.py:load"'
 STATED = LOADER, f"{LOADER}\nnormalise = {{ mean = [0.5], std = [0.25] }}"
 REFINE = "[refine]\nsteps = 30\n"
@@ -105,7 +84,7 @@ def test_what_is_exported_is_the_refined_model_and_the_record_says_so(
     compressed, plan = stages.compress(price_recipe(prepared), choose(prepared.recipe))
     assert prepared.recipe.refine is not None
     refined, _ = stages.refine(compressed, plan, prepared.recipe.refine)
-    (artifact,) = [one for one in build.artifacts if one.variant == "compressed"]
+    (artifact,) = [one for one in build.artifacts if one.key.variant == "compressed"]
     expected = np.load((store.root / artifact.file).with_name("expected.0.npy"))
     with torch.inference_mode():
         np.testing.assert_allclose(expected, refined.module(prepared.data.test_inputs[0]), rtol=1e-4, atol=1e-5)
@@ -152,13 +131,13 @@ def test_a_build_killed_inside_refinement_goes_on_and_ends_at_the_same_model(
     prepared = prepare_recipe(store, RECIPE + REFINE)
     with monkeypatch.context() as patch:
         patch.setattr(refine_room.Saving, "__init__", _save_always)
-        patch.setattr(refine_room, "_cycle", _KillAt(12))
+        patch.setattr(refine_room, "find_step_size", _KillAt(12))
         with pytest.raises(Killed):
             _refine(prepared, store)
     assert [path for path in store.root.iterdir() if path.name.endswith(".unfinished.tmp")]
     with monkeypatch.context() as patch:
         counted = _KillAt(1000)
-        patch.setattr(refine_room, "_cycle", counted)
+        patch.setattr(refine_room, "find_step_size", counted)
         assert _refine(prepared, store) == expected
     assert counted.calls == 30 - 11
     assert not [path for path in store.root.iterdir() if path.name.endswith(".tmp")]
@@ -181,13 +160,13 @@ class _KillAt:
     """The schedule, until a step at which the process is killed."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.calls, self.cycle = step, 0, refine_room._cycle
+        self.step, self.calls, self.cycle = step, 0, find_step_size
 
-    def __call__(self, share: float) -> float:
+    def __call__(self, choice: RefineChoice, share: float) -> float:
         self.calls += 1
         if self.calls == self.step:
             raise Killed
-        return self.cycle(share)
+        return self.cycle(choice, share)
 
 
 def test_a_specialist_of_another_normalisation_is_folded_before_it_is_merged(store: Store) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from make.recipes import make_stages as open_stages
+from make.recipes import save_shifted, state_model, state_rest
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
@@ -39,25 +41,15 @@ def load():
     x = torch.randn(20, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     return {"calibration": {"a": x[:12], "b": x[6:]}, "test_inputs": x, "test_labels": torch.arange(20) % 3}
 """
-MODEL = '[[models]]\nname = "{0}"\nfactory = "net.py:Net"\nweights = "{0}.safetensors"\n'
+MODEL = state_model("{0}", "net.py:Net", weights="{0}.safetensors")
 BASE = '[merge.base]\nname = "start"\nfactory = "net.py:Net"\nweights = "base.safetensors"\n'
-REST = (
-    '[data]\nloader = "net.py:load"\n[export]\nformats = ["onnx"]\n[budget]\nkept_parameters = 0.9\n[ranks]\nstep = 1\n'
-)
+REST = state_rest(0.9)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
-    make = load_function("net.py:Net", tmp_path)
-    for seed, name in enumerate(("base", "a", "b")):
-        torch.manual_seed(0)
-        net = make()
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(0.1 * seed * torch.randn_like(parameter))
-        save_file(copy_state(net), tmp_path / f"{name}.safetensors")
+    save_shifted(tmp_path, dict.fromkeys(("base", "a", "b"), "net.py:Net"))
     return tmp_path
 
 
@@ -68,7 +60,7 @@ def write(folder: Path, merge: str, models: str = MODEL.format("a") + MODEL.form
 
 
 def make_stages(folder: Path, merge: str) -> Stages:
-    return Stages(prepare(read_recipe(write(folder, merge)), folder), Store(folder / "store"), Steps(quiet=True))
+    return open_stages(write(folder, merge), Store(folder / "store"))
 
 
 def test_every_method_merges_by_a_recipe_and_says_where_it_interferes(folder: Path) -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from make.nets import is_same
+from make.recipes import TRAIN, state_model, state_rest
+from make.recipes import make_stages as open_stages
 from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.scores import Scores
@@ -19,7 +21,8 @@ from rankship_pipeline.recipe.choices import Comparison
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 from rankship_pipeline.recipe.rules import read_recipe
 
-NET = """
+NET = (
+    """
 import torch
 from torch import nn
 
@@ -36,38 +39,16 @@ class Net(nn.Module):
     def forward(self, x):
         return self.head(self.tied_again(self.tied(self.norm(self.stem(x)))))
 
-def train(model, seed):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-
-def train_other(model, seed):
-    train(model, seed)
-    train(model, seed)
-
 def load():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     return {"calibration": {"a": x[:20], "b": x[10:30]}, "test_inputs": x, "test_labels": torch.arange(40) % 3}
 """
-RECIPE = """
-name = "tiny"
-[[models]]
-name = "a"
-factory = "net.py:Net"
-train = "net.py:train"
-[[models]]
-name = "b"
-factory = "net.py:Net"
-train = "net.py:train_other"
-[data]
-loader = "net.py:load"
-[export]
-formats = ["onnx"]
-[budget]
-kept_parameters = 0.85
-[ranks]
-step = 1
-"""
+    + TRAIN
+)
+MODELS = state_model("a", "net.py:Net", train="net.py:train") + state_model(
+    "b", "net.py:Net", train="net.py:train_other"
+)
+RECIPE = f'name = "tiny"\n{MODELS}{state_rest(0.85)}'
 
 
 @pytest.fixture
@@ -84,7 +65,7 @@ def make_stages(store: Store, extra: str = "", budget: str = "kept_parameters = 
     (folder / "net.py").write_text(NET)
     path = folder / "recipe.toml"
     path.write_text(RECIPE.replace("kept_parameters = 0.85", budget) + extra)
-    return Stages(prepare(read_recipe(path), folder), store, Steps(quiet=True))
+    return open_stages(path, store)
 
 
 def make_comparison(name: str = "one", **change: Any) -> Comparison:  # noqa: ANN401
@@ -96,18 +77,13 @@ def count_entries(store: Store) -> int:
     return len(list(store.root.iterdir()))
 
 
-def is_same(left: Model, right: Model) -> bool:
-    states = left.module.state_dict(), right.module.state_dict()
-    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
 def test_a_second_run_reads_everything_and_makes_nothing(store: Store) -> None:
     first, plan = compress(make_stages(store), make_comparison())
     made = count_entries(store)
     stages = make_stages(store)
     second, same_plan = compress(stages, make_comparison())
     assert plan == same_plan
-    assert is_same(first, second)
+    assert is_same(first.module, second.module)
     assert count_entries(store) == made
     assert stages.steps.seconds == {}
 
@@ -146,7 +122,7 @@ def test_every_way_meets_the_budget_and_none_is_taken_for_another(store: Store) 
         assert model.module(stages.prepared.data.test_inputs[0]).isfinite().all()
         again, same_plan = compress(make_stages(store), make_comparison(**change))
         assert same_plan == plan
-        assert is_same(model, again)
+        assert is_same(model.module, again.module)
     assert len(keys) == len(WAYS)
 
 
@@ -201,7 +177,7 @@ def test_one_model_is_its_own_merge_and_has_no_interference(store: Store) -> Non
     for method in ("average", "joint"):
         merged, interference = stages.merge(method)
         assert interference == {}
-        assert is_same(merged, source)
+        assert is_same(merged.module, source.module)
 
 
 def test_a_budget_of_operations_is_met_in_operations(store: Store) -> None:

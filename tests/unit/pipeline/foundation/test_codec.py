@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import (
-    FORMATS,
-    VARIANTS,
     Accuracy,
     Alternative,
     Artifact,
     Build,
+    Dimension,
     Factors,
     Form,
     LayerRank,
@@ -35,11 +35,10 @@ def rows(strategy: st.SearchStrategy[T], most: int = 3) -> st.SearchStrategy[tup
     return st.lists(strategy, max_size=most).map(tuple)
 
 
-specs = st.builds(TensorSpec, name=words, shape=rows(counts), dtype=words)
+specs = st.builds(TensorSpec, name=words, shape=rows(st.one_of(counts, st.from_type(Dimension))), dtype=words)
 artifacts = st.builds(
     Artifact,
-    variant=st.sampled_from(VARIANTS),
-    format=st.sampled_from(FORMATS),
+    key=st.from_type(ArtifactKey),
     file=words,
     size_bytes=counts,
     sha256=words,
@@ -54,8 +53,7 @@ artifacts = st.builds(
 verified = st.builds(
     Verified,
     artifact_sha256=words,
-    variant=st.sampled_from(VARIANTS),
-    format=st.sampled_from(FORMATS),
+    key=st.from_type(ArtifactKey),
     runtime=words,
     runtime_version=words,
     samples=counts,
@@ -139,8 +137,8 @@ def test_nan_and_infinity_are_refused_in_records_and_in_plain_values(value: floa
     ("change", "complaint"),
     [
         ({"nam": "x"}, "unknown key 'nam', did you mean 'name'"),
-        ({"shape": [1, "2"]}, "shape.1: .*integer.* \\(got '2'\\)"),
-        ({"shape": [1, 2.5]}, "shape.1: .*integer"),
+        ({"shape": [1, "2"]}, "shape.1.int: .*integer.* \\(got '2'\\)"),
+        ({"shape": [1, 2.5]}, "shape.1.int: .*integer"),
         ({"dtype": None}, "dtype: .*string.* \\(got None\\)"),
     ],
 )

@@ -5,8 +5,7 @@ import torch
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
-from rankship_pipeline.models.opened import open_sources
-from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
 
 RECIPE = Recipe(
     name="r",
@@ -24,7 +23,7 @@ def load(folder: Path, **change: str) -> Data:
     fields = {**GOOD, **change}
     table = ", ".join(f"{name!r}: {value}" for name, value in fields.items() if value)
     (folder / "load.py").write_text(f"import torch\n\ndef load():\n    return {{{table}}}\n")
-    return load_data(RECIPE, folder, open_sources(list_sources(RECIPE), folder, RECIPE.seed))
+    return load_data(RECIPE, folder, {})
 
 
 def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from make.recipes import make_stages as open_stages
+from make.recipes import save_shifted, state_model, state_rest
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.build import build_recipe
@@ -19,7 +20,6 @@ from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.heads import SHUT, Headed, open_logits, separate, take_apart
 from rankship_pipeline.models.source import load_function
-from rankship_pipeline.models.weights import copy_state
 from rankship_pipeline.recipe.rules import read_recipe
 
 NET = """
@@ -65,38 +65,27 @@ def load_without_tests():
 def load_other_shape():
     return load() | {"tests": {"a": load()["tests"]["a"], "b": (torch.zeros(4, 1, 6, 6), torch.arange(4))}}
 """
-MODELS = (
-    '[[models]]\nname = "a"\nfactory = "net.py:three"\nweights = "a.safetensors"\n'
-    '[[models]]\nname = "b"\nfactory = "net.py:five"\nweights = "b.safetensors"\n'
-)
+MODELS = "".join(state_model(n, f"net.py:{f}", weights=f"{n}.safetensors") for n, f in (("a", "three"), ("b", "five")))
 BASE = '[merge.base]\nname = "start"\nfactory = "net.py:three"\nweights = "start.safetensors"\n'
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
-    for seed, (name, factory) in enumerate((("start", "three"), ("a", "three"), ("b", "five"))):
-        torch.manual_seed(0)
-        net = load_function(f"net.py:{factory}", tmp_path)()
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(0.1 * seed * torch.randn_like(parameter))
-        save_file(copy_state(net), tmp_path / f"{name}.safetensors")
+    save_shifted(tmp_path, {"start": "net.py:three", "a": "net.py:three", "b": "net.py:five"})
     return tmp_path
 
 
 def write(folder: Path, *, merge: str = "", loader: str = "load", models: str = MODELS, more: str = "") -> Path:
     path = folder / "recipe.toml"
     path.write_text(
-        f'name = "heads"\n{models}[merge]\nhead = "head"\n{merge}\n[data]\nloader = "net.py:{loader}"\n'
-        f'[export]\nformats = ["onnx"]\n[budget]\nkept_parameters = 0.8\n[ranks]\nstep = 1\n{more}'
+        f'name = "heads"\n{models}[merge]\nhead = "head"\n{merge}\n{state_rest(0.8, f"net.py:{loader}")}{more}'
     )
     return path
 
 
 def make_stages(folder: Path, merge: str = "") -> Stages:
-    return Stages(prepare(read_recipe(write(folder, merge=merge)), folder), Store(folder / "store"), Steps(quiet=True))
+    return open_stages(write(folder, merge=merge), Store(folder / "store"))
 
 
 def test_each_task_keeps_its_own_head_and_nothing_else(folder: Path) -> None:
@@ -162,16 +151,18 @@ def test_files_chained_give_each_tasks_logits(folder: Path) -> None:
     prepared = prepare(read_recipe(write(folder, more=refine)), folder)
     store, steps = Store(folder / "store"), Steps(quiet=True)
     build, _ = build_recipe(prepared, store, steps)
-    assert [(one.variant, one.task) for one in build.heads] == [
+    assert [(one.key.variant, one.key.task) for one in build.heads] == [
         ("dense", "a"),
         ("dense", "b"),
         ("compressed", "a"),
         ("compressed", "b"),
     ]
     assert [one.outputs[0].name for one in build.artifacts] == ["features", "features"]
-    assert sum(one.parameters for one in build.files if one.variant == "dense") == build.dense_parameters
+    assert sum(one.parameters for one in build.files if one.key.variant == "dense") == build.dense_parameters
     run = {
-        one.task: onnxruntime.InferenceSession(store.root / one.file) for one in build.files if one.variant == "dense"
+        one.key.task: onnxruntime.InferenceSession(store.root / one.file)
+        for one in build.files
+        if one.key.variant == "dense"
     }
     merged = Stages(prepared, store, steps).merge("joint")[0].module
     inputs = prepared.data.tests["b"][0]
@@ -182,7 +173,7 @@ def test_files_chained_give_each_tasks_logits(folder: Path) -> None:
         np.testing.assert_allclose(logits[0], wanted, atol=1e-5)
     for head in build.heads:
         features, logits = np.load(find_proof(head, store)[1][0]), np.load(find_proof(head, store)[2][0])
-        assert (features.shape[1], logits.shape[1]) == (6, {"a": 3, "b": 5}[str(head.task)])
+        assert (features.shape[1], logits.shape[1]) == (6, {"a": 3, "b": 5}[str(head.key.task)])
 
 
 def test_another_seed_draws_marked_data(folder: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from make.berts import save_bert
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files
@@ -12,20 +13,6 @@ from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 transformers = pytest.importorskip("transformers")
-
-
-def save_bert(folder: Path, seed: int, labels: int = 3) -> None:
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=12,
-        num_labels=labels,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
 
 
 def make_source(name: str) -> Source:
@@ -42,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     for seed, name in enumerate(("first", "second")):
         save_bert(root / name, seed)
-    save_bert(root / "other", 3, labels=5)
+    save_bert(root / "other", 3, num_labels=5)
     return root
 
 

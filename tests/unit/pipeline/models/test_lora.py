@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from make.berts import save_bert
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
@@ -80,17 +81,8 @@ IDS = torch.arange(18).reshape(3, 6)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        num_labels=3,
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder / "base")
+    sizes = {"vocab_size": 50, "hidden_size": 12, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    save_bert(folder / "base", **sizes)
     (folder / "data.py").write_text(DATA)
     return folder
 

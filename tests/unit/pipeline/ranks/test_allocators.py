@@ -1,7 +1,7 @@
 import itertools
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,9 @@ from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
 from rankship_pipeline.ranks.stats import LayerStats
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS, RankMethod
 
 Method = Literal["uniform", "arp", "strs", "knapsack"]
 METHODS: tuple[Method, ...] = ("uniform", "arp", "strs", "knapsack")
@@ -364,3 +366,5 @@ def test_arp_gives_a_layer_of_zeros_one_rank_and_the_others_the_budget() -> None
 
 def test_every_method_of_the_recipe_is_in_the_table() -> None:
     assert set(METHODS) == set(ALLOCATORS)
+    assert set(get_args(RankMethod)) == set(RANK_METHODS)
+    assert set(ALLOCATORS) == {name for name, traits in RANK_METHODS.items() if traits.reads != "model"}

@@ -11,7 +11,8 @@ from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.models.layers import count_parameters, find_layers
 from rankship_pipeline.ranks.plan import make_plan
-from rankship_pipeline.recipe.choices import RankChoice, RankMethod
+from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.rank_methods import RankMethod
 
 INPUTS = (torch.randn(24, 12, generator=torch.Generator().manual_seed(0)),)
 

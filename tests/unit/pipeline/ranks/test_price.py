@@ -18,7 +18,8 @@ from rankship_pipeline.ranks.budget import resolve_budget
 from rankship_pipeline.ranks.plan import allocate, make_plan
 from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
 from rankship_pipeline.ranks.stats import gather_stats
-from rankship_pipeline.recipe.choices import Budget, RankChoice
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import RankChoice
 
 CHOICE = RankChoice(step=1)
 

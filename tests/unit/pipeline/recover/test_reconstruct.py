@@ -7,6 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from make.nets import count_hooks
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
@@ -60,11 +61,6 @@ def take_apart(model: nn.Module, inputs: Inputs, *, curved: bool = True, whiteni
     grams, curvatures = collect_grams(model, inputs, layers), collect_curvatures(model, inputs, layers)
     metrics = {name: Metric(gram=gram, curvature=curvatures[name] if curved else None) for name, gram in grams.items()}
     return analyse(model, layers, metrics, whitening)
-
-
-def count_hooks(*nets: nn.Module) -> int:
-    modules = [module for net in nets for module in net.modules()]
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
 @pytest.mark.parametrize("plan", [PLAN, RANKS], ids=["all forms", "svd"])

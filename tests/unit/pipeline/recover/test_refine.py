@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from make.nets import is_same
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.recipe.choices import RefineChoice
-from rankship_pipeline.recover.refine import Saving, flip_and_shift, refine
+from rankship_pipeline.recover.refine import Saving, refine
+from rankship_pipeline.recover.refine.draw import BATCH, draw_batches, flip_and_shift
+from rankship_pipeline.recover.refine.schedule import find_step_size, measure_share
+from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
 
 
 def make_net(seed: int) -> nn.Sequential:
@@ -25,11 +29,6 @@ def make_net(seed: int) -> nn.Sequential:
 def make_teachers() -> list[tuple[nn.Module, Inputs]]:
     generator = torch.Generator().manual_seed(0)
     return [(make_net(seed), (torch.randn(40, 1, 4, 4, generator=generator),)) for seed in (1, 2)]
-
-
-def is_same(left: nn.Module, right: nn.Module) -> bool:
-    states = left.state_dict(), right.state_dict()
-    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_steps_give_the_same_bytes_every_time_and_touch_no_one_elses() -> None:
@@ -150,3 +149,36 @@ def test_images_are_mirrored_and_moved_and_keep_their_pixels() -> None:
     assert moved.shape == images.shape
     assert (moved.sum((1, 2, 3)) == 1).all()
     assert len({tuple(place) for place in moved.nonzero()[:, 2:].tolist()}) > 10
+
+
+def test_every_pool_gives_as_many_samples_and_gets_its_own_part_back() -> None:
+    pools = [(torch.full((40, 1, 4, 4), float(task)),) for task in range(3)]
+    joined, parts = draw_batches(pools, "none", make_net(0), torch.Generator().manual_seed(0))
+    assert [len(part[0]) for part in parts] == [40, 40, 40], "a pool has no more to give"
+    assert [float(part[0].mean()) for part in parts] == [0, 1, 2]
+    assert torch.equal(joined[0], torch.cat([part[0] for part in parts]))
+    many = [(torch.randn(500, 3),), (torch.randn(500, 3),)]
+    assert len(draw_batches(many, "none", make_net(0), torch.Generator())[0][0]) == BATCH
+
+
+def test_a_students_loss_is_nothing_where_it_says_what_its_teachers_say() -> None:
+    (net, inputs), (other, _) = make_teachers()
+    teacher, wrong = measure_teacher(net, inputs), measure_teacher(other, inputs)
+    assert teacher.variance == pytest.approx(float(predict(net, inputs).var()))
+    assert measure_loss(net, [teacher], inputs, [inputs]).item() < 1e-3
+    apart = measure_loss(net, [wrong], inputs, [inputs])
+    assert apart.item() == pytest.approx(
+        float((predict(net, inputs) - predict(other, inputs)).square().mean()) / wrong.variance, rel=0.05
+    )
+
+
+def test_steps_grow_to_the_top_of_the_cycle_and_fall_to_nearly_nothing() -> None:
+    choice = RefineChoice(steps=100, step_size=2.0)
+    sizes = [find_step_size(choice, measure_share(choice, step, 0.0)) for step in range(101)]
+    assert sizes[0] == pytest.approx(0.08)
+    assert sizes.index(max(sizes)) == 30
+    assert max(sizes) == pytest.approx(2.0)
+    assert sizes[-1] == pytest.approx(2e-4)
+    assert all(a < b for a, b in itertools.pairwise(sizes[:31]))
+    assert all(a > b for a, b in itertools.pairwise(sizes[30:]))
+    assert measure_share(RefineChoice(cpu_seconds=8), 0, 2.0) == 0.25

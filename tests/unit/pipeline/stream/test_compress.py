@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from make.decoders import ARCHITECTURES, BLOCKS, VOCABULARY, make_decoder, save_sharded
 from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric, decompose_eigen, decompose_swift
@@ -30,50 +31,15 @@ from rankship_pipeline.stream.compress import StreamAnalysis, StreamChoice, anal
 
 transformers = pytest.importorskip("transformers")
 
-BLOCKS, VOCABULARY = 3, 50
 TOKENS = torch.randint(0, VOCABULARY, (20, 17), generator=torch.Generator().manual_seed(1))
 RANKS = RankChoice(step=4)
 NO_DASK = "dask is not installed: pip install 'rankship[dask]'"
 SMALL = StreamChoice(chunk_tokens=60)  # 3 or 4 samples a chunk
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
-    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),  # grouped-query attention with biases, a tied head
-    "qwen3": ("Qwen3Config", {"tie_word_embeddings": False, "head_dim": 8}),
-    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 8}),  # blocks of two kinds, scaled embedding
-}
-
-
-def make_model(name: str, dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401 - transformers has no types
-    kind, own = ARCHITECTURES[name]
-    config = getattr(transformers, kind)(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=88,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-        **own,
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases that are not just ones and zeros
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.to(dtype)
-
-
-def save(model: Any, folder: Path) -> Path:  # noqa: ANN401 - transformers has no types
-    model.save_pretrained(folder, max_shard_size="20kB")
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    return folder
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(make_model("llama"), tmp_path_factory.mktemp("llama"))
+    return save_sharded(make_decoder("llama"), tmp_path_factory.mktemp("llama"))
 
 
 def check_against_memory(checkpoint: Path, streamed: StreamAnalysis, target: Path) -> RankPlan:
@@ -114,12 +80,12 @@ WAYS = (StreamChoice(whitening="eigen"), StreamChoice(workers=2, chunk_tokens=10
     ("name", "choice"), [*((name, SMALL) for name in ARCHITECTURES), *(("llama", w) for w in WAYS)]
 )
 def test_streaming_gives_what_compression_in_memory_gives(tmp_path: Path, name: str, choice: StreamChoice) -> None:
-    checkpoint = save(make_model(name), tmp_path / "in")
+    checkpoint = save_sharded(make_decoder(name), tmp_path / "in")
     check_against_memory(checkpoint, analyse_stream(checkpoint, TOKENS, tmp_path / "work", choice), tmp_path / "out")
 
 
 def test_a_bfloat16_checkpoint_keeps_its_type_unless_asked_otherwise(tmp_path: Path) -> None:
-    checkpoint = save(make_model("qwen2", torch.bfloat16), tmp_path / "in")
+    checkpoint = save_sharded(make_decoder("qwen2", torch.bfloat16), tmp_path / "in")
     streamed = analyse_stream(checkpoint, TOKENS, tmp_path / "work", StreamChoice(dtype="float32"))
     plan = check_against_memory(checkpoint, streamed, tmp_path / "float32")
     stream.write_stream(analyse_stream(checkpoint, TOKENS, tmp_path / "work", SMALL), plan, tmp_path / "out")
@@ -149,7 +115,9 @@ def test_excluded_layers_stay_dense_and_count_as_fixed(tmp_path: Path, llama: Pa
         stream.allocate_stream(streamed, 1000, RANKS)
 
 
-@pytest.mark.parametrize("choice", [RankChoice(method="arp"), RankChoice(sensitivity="kl")], ids=str)
+@pytest.mark.parametrize(
+    "choice", [RankChoice(method="arp"), RankChoice(method="ara"), RankChoice(sensitivity="kl")], ids=str
+)
 def test_methods_that_need_the_model_in_memory_are_refused(tmp_path: Path, llama: Path, choice: RankChoice) -> None:
     streamed = analyse_stream(llama, TOKENS, tmp_path, SMALL)
     with pytest.raises(InputError, match="need the whole model in memory"):
@@ -227,7 +195,7 @@ def test_one_lost_block_is_made_again_alone(tmp_path: Path, llama: Path, done: l
 
 
 def test_other_tokens_choices_or_files_are_another_analysis(tmp_path: Path) -> None:
-    checkpoint = save(make_model("llama"), tmp_path / "in")
+    checkpoint = save_sharded(make_decoder("llama"), tmp_path / "in")
     folders = [analyse_stream(checkpoint, TOKENS, tmp_path / "work", SMALL).folder]
     folders.append(analyse_stream(checkpoint, TOKENS.flip(0), tmp_path / "work", SMALL).folder)
     folders.append(analyse_stream(checkpoint, TOKENS, tmp_path / "work", StreamChoice(whitening="eigen")).folder)
@@ -301,7 +269,7 @@ def break_shard(folder: Path, how: str) -> str:
 
 @pytest.mark.parametrize("how", ["missing", "cut short", "unlisted", "lost", "wrong shape", "nan"])
 def test_a_broken_shard_is_named_with_its_tensor(tmp_path: Path, done: list[object], how: str) -> None:
-    checkpoint = save(make_model("llama"), tmp_path / "in")
+    checkpoint = save_sharded(make_decoder("llama"), tmp_path / "in")
     message = break_shard(checkpoint, how)
     with pytest.raises(InputError, match=message):
         analyse_stream(checkpoint, TOKENS, tmp_path / "work", SMALL)
@@ -309,14 +277,14 @@ def test_a_broken_shard_is_named_with_its_tensor(tmp_path: Path, done: list[obje
 
 
 def test_a_checkpoint_of_one_file_needs_no_index(tmp_path: Path) -> None:
-    make_model("llama").save_pretrained(tmp_path)
+    make_decoder("llama").save_pretrained(tmp_path)
     assert not (tmp_path / INDEX).exists()
     assert len(open_decoder(tmp_path).checkpoint.places) == 9 * BLOCKS + 3
 
 
 @pytest.mark.parametrize("message", ["no index", "no causal language model", r"no \*\.safetensors"])
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path, message: str) -> None:
-    checkpoint = save(make_model("llama"), tmp_path / "in")
+    checkpoint = save_sharded(make_decoder("llama"), tmp_path / "in")
     if "index" in message:
         (checkpoint / INDEX).write_text("{}")
     elif "causal" in message:

@@ -89,7 +89,7 @@ def change_proof(artifact: Path) -> None:
         change("signature", "00" * 64),
         change("key", "00" * 32),
         change("extra", 1),
-        change("manifest", 2),
+        change("manifest", 1),
         change_proof,
     ],
 )

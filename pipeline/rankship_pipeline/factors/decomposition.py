@@ -1,0 +1,96 @@
+"""One layer's weight taken apart under its metric: the matrix algebra that every form of it is made with (METHODS §5).
+
+The metric (see decompose.Metric) makes errors of all forms comparable at equal cost. The SVD is its optimum; for a form
+with another first operator, that operator's basis is chosen from marginals of the Gram, and everything after it is the
+optimum given that basis, exactly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankship_pipeline.factors.decompose import Metric, Spectrum, damp, decompose, find_root
+from rankship_pipeline.models.layers import Layer
+
+# Added to the Gram of a basis as a share of its mean diagonal; costs that share of the energy, and survives rounding.
+_DAMPING = 1e-10
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """One layer's weight (rows, columns), float64, taken apart under one metric."""
+
+    layer: Layer
+    weight: Tensor
+    metric: Metric
+    whitening: str
+    _found: dict[object, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The whitened SVD of the matrix."""
+        return decompose(self.weight, self.metric, self.whitening)
+
+    @cached_property
+    def total(self) -> float:
+        """‖R·W·S‖²: the output energy that errors are shares of."""
+        return float(self.spectrum.energy.sum())
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """The inputs' Gram (columns, columns); the identity without one."""
+        gram = self.metric.gram
+        if gram is None or not bool(gram.any()):  # a layer that saw only zeros: no direction matters more
+            return torch.eye(self.layer.columns, dtype=torch.float64)
+        return gram
+
+    @cached_property
+    def weighted(self) -> Tensor:
+        """R·W as (r, in, kh, kw) with RᵀR = curvature."""
+        return self._weighted.reshape(-1, self.layer.channels, *self.layer.kernel)
+
+    @cached_property
+    def _weighted(self) -> Tensor:
+        curvature = self.metric.curvature
+        root = torch.eye(self.layer.rows, dtype=torch.float64) if curvature is None else find_root(damp(curvature))[0]
+        return root.T @ self.weight
+
+    def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
+        """What `find` makes of this layer, a form's basis for one, made once."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        return self._found[find]
+
+    def hold(self, basis: Tensor) -> Tensor:
+        """R·W·S projected on the rows of basis·S one after another: the energy a longer basis adds stands apart.
+
+        A Cholesky factor is nested, so one factorisation gives the best fit's error for every shorter basis.
+        """
+        seen, L = self._see(basis)
+        held: Tensor = torch.linalg.solve_triangular(L, (self._weighted @ seen.T).T, upper=False)
+        return held.T
+
+    def fit(self, basis: Tensor) -> Tensor:
+        """The best M (rows, b) for W ≈ M·basis on the inputs: W·G·Tᵀ(T·G·Tᵀ)⁻¹; the curvature does not change it."""
+        seen, L = self._see(basis)
+        return torch.cholesky_solve(seen @ self.weight.T, L).T
+
+    def project(self, basis: Tensor) -> Spectrum:
+        """The spectrum of the best fit on a basis, under the metric that the basis' outputs have."""
+        metric = Metric(gram=basis @ self.gram @ basis.T, curvature=self.metric.curvature)
+        return decompose(self.fit(basis), metric, "eigen")
+
+    def _see(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds nothing."""
+        seen = basis @ self.gram
+        inner = seen @ basis.T
+        damping = _DAMPING * float(inner.diagonal().mean()) + 1e-300
+        return seen, torch.linalg.cholesky(inner + damping * torch.eye(len(inner), dtype=inner.dtype))
+
+
+def find_directions(matrix: Tensor, gram: Tensor) -> Tensor:
+    """Right factors of the whitened SVD: the directions (r, n) of the inputs in order of the energy they carry."""
+    return decompose(matrix, Metric(gram=gram), "eigen").right

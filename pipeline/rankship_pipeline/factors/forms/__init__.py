@@ -1,0 +1,125 @@
+"""The forms in which a layer may be stored, one module each behind one table.
+
+A module here says for one form what it may cost and lose at every rank, and makes its weights and its torch modules;
+`Form` lists what it must have. What holds for every form (prices, operators, what is worth offering) stands here once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.forms import spatial, svd, tucker
+from rankship_pipeline.factors.operators import Operator
+from rankship_pipeline.foundation import records
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.models.layers import Factorable, Layer
+
+
+class Form(Protocol):
+    """What a module of this folder defines; see svd.py, the shortest."""
+
+    def list_factors(self, layer: Layer, step: int, /) -> Iterable[Factors]:
+        """All that the layer can be stored as, the smallest first, ranks being multiples of `step`."""
+        ...
+
+    def list_operators(self, layer: Layer, factors: Factors, /) -> tuple[Operator, ...]:
+        """The chain's operators, in the order in which they run."""
+        ...
+
+    def measure_errors(self, taken: Decomposition, step: int, /) -> Iterable[tuple[Factors, float]]:
+        """The share of the output energy that each of `list_factors` loses."""
+        ...
+
+    def make_weights(self, taken: Decomposition, factors: Factors, /) -> tuple[Tensor, ...]:
+        """The operators' weights, float64, norms balanced between neighbours."""
+        ...
+
+    def compose(self, layer: Layer, weights: Sequence[Tensor], /) -> Tensor:
+        """The matrix (rows, columns) that a chain with these weights computes."""
+        ...
+
+    def make_modules(self, module: Factorable, factors: Factors, /) -> list[nn.Module]:
+        """The operators that take the module's place, weights unset; the last has a bias where the module has one."""
+        ...
+
+
+FORMS: Mapping[records.Form, Form] = {
+    "svd": svd,
+    "spatial": spatial,
+    "tucker": tucker,
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to store a layer: what it costs, and the share of the layer's output energy it loses.
+
+    The cost is in parameters until somebody prices it otherwise (see ranks.stats.gather_stats).
+    """
+
+    factors: Factors
+    cost: int
+    error: float
+
+
+def count_parameters(layer: Layer, factors: Factors | None) -> int:
+    """Weights of a layer stored so; dense for None."""
+    if factors is None:
+        return layer.parameters
+    return sum(one.elements for one in FORMS[factors.form].list_operators(layer, factors))
+
+
+def list_operators(layer: Layer, factors: Factors | None) -> tuple[Operator, ...]:
+    """The operators that a layer runs as, dense for None; looking up an embedding's table is none of them."""
+    dense = (Operator(layer.rows, layer.columns),)
+    chained = dense if factors is None else FORMS[factors.form].list_operators(layer, factors)
+    return chained[1 if layer.kind == "embedding" else 0 :]
+
+
+def list_candidates(taken: Decomposition, step: int, forms: Sequence[records.Form]) -> list[Candidate]:
+    """Every offer cheaper than dense whose ranks are multiples of `step`."""
+    offers = (offer for form in forms for offer in FORMS[form].measure_errors(taken, step))
+    priced = (Candidate(factors, count_parameters(taken.layer, factors), error) for factors, error in offers)
+    return [one for one in priced if one.cost < taken.layer.parameters]
+
+
+def keep_efficient(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Only candidates that no cheaper or equally cheap one beats, in order of cost."""
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda one: (one.cost, one.error)):
+        if not kept or candidate.error < kept[-1].error:
+            kept.append(candidate)
+    return tuple(kept)
+
+
+def list_smallest(layer: Layer, step: int, forms: Sequence[records.Form]) -> list[Factors | None]:
+    """Dense (None), and the lowest rank of every form that the layer can take."""
+    return [None, *(one for form in forms for one in list(FORMS[form].list_factors(layer, step))[:1])]
+
+
+def list_ladder(layer: Layer, step: int, form: records.Form) -> list[Factors]:
+    """A form's ranks with fewer parameters than dense, rising; of two widths both rise together, in proportion."""
+    rungs: dict[int, list[Factors]] = {}
+    for one in FORMS[form].list_factors(layer, step):
+        rungs.setdefault(one.rank, []).append(one)
+    share = layer.channels / layer.rows
+    ladder = [min(some, key=lambda one: abs((one.input_rank or 0) - one.rank * share)) for some in rungs.values()]
+    return [one for one in ladder if count_parameters(layer, one) < layer.parameters]
+
+
+def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, ...]:
+    """The operators' weights in the order in which they run, float64, norms balanced between neighbours."""
+    return FORMS[factors.form].make_weights(taken, factors)
+
+
+def approximate(taken: Decomposition, factors: Factors) -> Tensor:
+    """The matrix (rows, columns) that a layer stored so computes."""
+    return compose(taken.layer, factors, make_weights(taken, factors))
+
+
+def compose(layer: Layer, factors: Factors, weights: Sequence[Tensor]) -> Tensor:
+    """Multiply a chain of operators out to the (rows, columns) matrix that it computes."""
+    return FORMS[factors.form].compose(layer, weights)

@@ -1,0 +1,51 @@
+"""svd: n→k→m; a convolution becomes k filters of the full kernel, then 1×1 (channel SVD)."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from rankship_pipeline.factors.decompose import truncate
+from rankship_pipeline.factors.decomposition import Decomposition
+from rankship_pipeline.factors.operators import Operator, cut_convolution
+from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.models.layers import Factorable, Layer
+
+
+def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
+    """Every rank up to the matrix's own."""
+    return (Factors(rank=k) for k in range(step, min(layer.rows, layer.columns) + 1, step))
+
+
+def list_operators(layer: Layer, factors: Factors) -> tuple[Operator, ...]:
+    """(k, columns), then (rows, k)."""
+    return Operator(factors.rank, layer.columns), Operator(layer.rows, factors.rank)
+
+
+def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, float]]:
+    """Σ_{j>k} σ_j² / Σ σ_j²."""
+    energy, total = taken.spectrum.energy, taken.total
+    tails = [float(value) / total if total else 0.0 for value in energy.flip(0).cumsum(0).flip(0)] + [0.0]
+    return ((one, tails[min(one.rank, len(energy))]) for one in list_factors(taken.layer, step))
+
+
+def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, Tensor]:
+    """(k, columns), (rows, k)."""
+    A, B = truncate(taken.spectrum, factors.rank)
+    return B, A
+
+
+def compose(_layer: Layer, weights: Sequence[Tensor]) -> Tensor:
+    """A·B."""
+    B, A = weights
+    return A @ B
+
+
+def make_modules(module: Factorable, factors: Factors) -> list[nn.Module]:
+    """A narrower table, linear layer or convolution, then what mixes its outputs."""
+    has_bias, k = getattr(module, "bias", None) is not None, factors.rank
+    if isinstance(module, nn.Embedding):
+        table = nn.Embedding(module.num_embeddings, k, module.padding_idx)
+        return [table, nn.Linear(k, module.embedding_dim, bias=False)]
+    if isinstance(module, nn.Linear):
+        return [nn.Linear(module.in_features, k, bias=False), nn.Linear(k, module.out_features, bias=has_bias)]
+    return [cut_convolution(module, module.in_channels, k), nn.Conv2d(k, module.out_channels, 1, bias=has_bias)]

@@ -1,0 +1,72 @@
+"""How every verb's parser begins, and the flags that several verbs share."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from rankship_pipeline.foundation.store import default_root
+
+VERBOSE = "--verbose"
+RESULTS = Path("rankship-results")
+# flag → how argparse is told; the store's place depends on the user's environment and is added when asked for
+_SHARED: dict[str, dict[str, Any]] = {
+    VERBOSE: {
+        "action": "store_true",
+        "help": "show everything: every caution, and the warnings of the libraries underneath",
+    },
+    "--on": {"required": True, "metavar": "DEVICE", "help": "devices of the inventory, separated by commas"},
+    "--inventory": {
+        "type": Path,
+        "default": None,
+        "metavar": "FILE",
+        "help": "inventory of devices (default: $RANKSHIP_DEVICES, else the user's own)",
+    },
+    "--results": {"type": Path, "default": RESULTS, "metavar": "FOLDER", "help": "default: %(default)s"},
+    "--store": {"type": Path, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
+}
+Verb = Callable[[list[str]], int]
+_looking: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+class _Found(Exception):
+    """Carries a parser out of its verb."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def start_parser(verb: str, description: str, *shared: str, **more: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
+    """The parser of a verb with the shared flags that it names; `more` is argparse's."""
+    parents = [*more.pop("parents", ()), share(*shared)]
+    return argparse.ArgumentParser(prog=f"rankship {verb}", description=description, parents=parents, **more)
+
+
+def share(*names: str, again: bool = False) -> argparse.ArgumentParser:
+    """A parent parser with --verbose and the named flags; `again`: accepted a second time, behind a verb's own verb."""
+    parent = argparse.ArgumentParser(add_help=False)
+    for name in (VERBOSE, *names):
+        given = {"default": default_root()} | _SHARED[name] if name == "--store" else _SHARED[name]
+        parent.add_argument(name, **(given | {"default": argparse.SUPPRESS} if again else given))
+    return parent
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """A verb's arguments: the first thing that every verb reads."""
+    if _looking.get():
+        raise _Found(parser)
+    return parser.parse_args(argv)
+
+
+def find_parser(verb: Verb) -> argparse.ArgumentParser:
+    """The parser that a verb makes: the verb begins, and ends where it would read its arguments."""
+    token = _looking.set(True)
+    try:
+        verb([])
+    except _Found as found:
+        return found.parser
+    finally:
+        _looking.reset(token)
+    raise TypeError(f"{verb.__name__} does not read its arguments by flags.parse")

@@ -1,0 +1,57 @@
+"""The budget of a recipe: how much, in what unit, measured where."""
+
+from rankship_pipeline.foundation.records import CostUnit, Format, record
+
+TIMES = ("latency_ms", "latency_us")
+
+
+AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
+
+
+@record
+class Budget:
+    """Exactly one amount: of size, operations, time or energy.
+
+    Operations, time and energy are those of one sample. Time and energy need a table of costs measured on a device:
+    `costs` names one, or `on` has it measured on the way.
+
+    Keys:
+        kept_parameters: share of the merged model's parameters to keep
+        parameters: number of parameters
+        size_bytes: 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported
+        kept_flops: share of the merged model's operations to keep
+        flops: number of operations
+        latency_ms: milliseconds
+        latency_us: microseconds
+        energy_uj: microjoules
+        costs: a cost table, relative to the recipe
+        on: a device of the inventory; the whole model is measured there too, and the allocation corrected until the
+            time is met
+        format: the format that is timed there; left out, the first that is exported
+    """
+
+    kept_parameters: float | None = None
+    parameters: int | None = None
+    size_bytes: int | None = None
+    kept_flops: float | None = None
+    flops: int | None = None
+    latency_ms: float | None = None
+    latency_us: int | None = None
+    energy_uj: int | None = None
+    costs: str | None = None
+    on: str | None = None
+    format: Format | None = None
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """What is given, by its key; a valid budget holds exactly one."""
+        return {key: value for key in AMOUNTS if (value := getattr(self, key)) is not None}
+
+    @property
+    def unit(self) -> CostUnit:
+        """What the budget is counted in."""
+        if any(key in self.amounts for key in TIMES):
+            return "ns"
+        if self.energy_uj is not None:
+            return "uj"
+        return "parameters" if self.flops is None and self.kept_flops is None else "flops"
