@@ -1,6 +1,7 @@
 """A compressed model as files that devices run, each proven to compute what torch computes."""
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -178,9 +179,8 @@ def build(origin: Origin, folder: Path | None) -> Built:
 
 
 def name_copy(artifact: Artifact) -> str:
-    """A file's name outside the store: `compressed.onnx`, `dense-head-mnist.tflite`."""
-    head = "" if artifact.key.task is None else f"-head-{artifact.key.task}"
-    return f"{artifact.key.variant}{head}{Path(artifact.file).suffix}"
+    """A file's name outside the store: `compressed.onnx`, `dense-head-of-mnist.tflite`."""
+    return re.sub(r"[^\w.]+", "-", artifact.key.model) + Path(artifact.file).suffix
 
 
 def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None) -> None:

@@ -77,7 +77,7 @@ def measure(
         >>> built = rs.export(small, "out", formats="onnx", progress=False)
         >>> suite = rs.Suite(recipe="mine", rounds=1, min_samples=5, min_duration_ms=1, max_warmup_ms=5, canary=False)
         >>> measured = rs.measure(built, on="this-machine", suite=suite, progress=False)
-        >>> [result.variant for result in measured.results]
+        >>> [result.key.variant for result in measured.results]
         ['dense', 'compressed']
 
     """

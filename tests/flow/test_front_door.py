@@ -51,7 +51,7 @@ def small() -> rs.Compressed:
 
 def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compressed, tmp_path: Path) -> None:
     built = rs.export(small, tmp_path / "out", progress=False)
-    assert {(one.variant, one.format) for one in built.verified} == {(v, f) for v in VARIANTS for f in FORMATS}
+    assert {(one.key.variant, one.key.format) for one in built.verified} == {(v, f) for v in VARIANTS for f in FORMATS}
     session = onnxruntime.InferenceSession(built.find("onnx"))
     (found,) = session.run(None, {session.get_inputs()[0].name: INPUTS[:1].numpy()})
     with torch.inference_mode():
@@ -71,7 +71,7 @@ def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compr
 def test_a_build_is_measured_into_a_bundle_with_its_page(small: rs.Compressed, tmp_path: Path) -> None:
     built = rs.export(small, "out", formats=["onnx"], progress=False)
     measured = rs.measure(built, on="this-machine", suite=SUITE, progress=False)
-    assert [(one.variant, one.format) for one in measured.results] == [("dense", "onnx"), ("compressed", "onnx")]
+    assert [one.key.heading for one in measured.results] == ["onnx dense", "onnx compressed"]
     assert measured.page.read_text().startswith("<!doctype html>")
     assert open_bundle(measured.folder).header.build == built.build
     assert "recipe model · device this-machine" in measured.report()
