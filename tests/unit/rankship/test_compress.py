@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[Call, type[Exception], str, str]] = {
     "other architecture": (
         lambda net, x: rs.merge([net, nn.Sequential(nn.Linear(20, 6))], [x, x]),
         MergeMismatch,
-        "differ",
+        "cannot be merged",
         "",
     ),
 }
