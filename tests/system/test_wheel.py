@@ -59,12 +59,12 @@ class Stranger:
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     folder = tmp_path_factory.mktemp("stranger")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
     (wheel,) = folder.glob("*.whl")
     made = Stranger(folder)
     made.run(sys.executable, "-m", "venv", folder / "venv")
-    options = ["--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt"]
+    options = ["--quiet", "--no-compile", "--constraint", str(ROOT / "constraints.txt")]
     made.run(made.programs / "python", "-m", "pip", "install", *options, f"{wheel}[{EXTRAS}]")
     return made
 
