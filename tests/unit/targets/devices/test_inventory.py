@@ -168,9 +168,9 @@ def test_a_jump_host_is_looked_up_and_kept_while_it_is_needed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('jump = "absent"', "is no ssh device"),
+        ('jump = "absent"', "is not an ssh device"),
         ('jump = "pi4"', "leads back to itself"),
-        ('jump = "this-machine"', "is no ssh device"),
+        ('jump = "this-machine"', "is not an ssh device"),
         ('via = "pi4"', "unknown key 'via'"),
     ],
 )
