@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,24 @@ def find_snapshot(source: Source, folder: Path) -> Path:
     local = folder / str(source.huggingface)
     if local.is_dir():
         return local
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source.huggingface), revision=source.revision, allow_patterns=_FETCHED))
+        return _fetch(str(source.huggingface), source.revision)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as failure:
         raise InputError(
             f"model {source.name!r}: {source.huggingface!r} is neither a folder nor a hub id that can be fetched"
             f" ({type(failure).__name__})",
             hint="give the path of a downloaded model, or check the id, the network and HF_TOKEN",
         ) from None
+
+
+@cache
+def _fetch(name: str, revision: str | None) -> Path:
+    """The hub's cached snapshot; the hub is asked once in a process."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
 
 
 def list_snapshot_files(snapshot: Path) -> list[Path]:
