@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One result per variant and format; times are in nanoseconds."""
+        """One result per artifact; times are in nanoseconds."""
         return self.summary.results
 
     def report(self) -> str:

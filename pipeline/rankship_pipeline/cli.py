@@ -12,6 +12,8 @@ from rankship_pipeline.foundation.errors import RankshipError
 
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
 VERBS: dict[str, tuple[str, str]] = {
+    "init": ("rankship_pipeline.verbs:init", "write a commented recipe that builds as it is"),
+    "compress": ("rankship_benchmarks.verbs.compress:compress", "from a model to proven artifacts in one line"),
     "run": ("rankship_benchmarks.verbs.run:run", "build, verify, push, measure and report in one go"),
     "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
     "merge": ("rankship_pipeline.verbs:merge", "merge checkpoints on disk into one, without data"),
@@ -44,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
         os.environ[quiet.VERBOSE] = "1"
+        arguments = arguments[1:] if arguments[0] == "--verbose" else arguments  # accepted before the verb too
     quiet.silence()
+    # torch's threads wait asleep: spinning beside other work they make training ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(describe())
         return 0

@@ -1,10 +1,11 @@
-"""The pipeline's own verbs: `build`, `show` and `merge`."""
+"""The pipeline's own verbs: `init`, `build`, `show` and `merge`."""
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.flags import parse, start_parser
+from rankship_pipeline.recipe.draft import add_budget_flags, add_data_flags
 
 if TYPE_CHECKING:
     from rankship_pipeline.flow.prepared import Prepared
@@ -94,4 +95,30 @@ def merge(argv: list[str]) -> int:
 
     merge_checkpoints(asked, arguments.file.resolve().parent, arguments.to.absolute(), Steps())
     sys.stdout.write(f"{arguments.to}\n")
+    return 0
+
+
+def init(argv: list[str]) -> int:
+    """`rankship init NAME`: a commented recipe, and what it lacks beside it, that build as they are."""
+    parser = start_parser(
+        "init",
+        "Write a commented recipe NAME.toml, and a file of data or code beside it where none is named. Without a model"
+        " it is a small network trained on scikit-learn's digits.",
+        "--formats",
+    )
+    parser.add_argument("name", type=Path, help="what to call it; a folder may stand before it")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--huggingface", metavar="ID", help="a Hugging Face model: its folder, or its id on the hub")
+    which.add_argument("--factory", metavar="FILE:FUNCTION", help="your own: a function that returns the torch module")
+    of_factory = parser.add_mutually_exclusive_group()
+    of_factory.add_argument("--weights", type=Path, metavar="FILE", help="of the factory's model (safetensors)")
+    of_factory.add_argument("--train", metavar="FILE:FUNCTION", help="trains the factory's model instead")
+    add_data_flags(parser)
+    add_budget_flags(parser)
+    arguments = parse(parser, argv)
+
+    from rankship_pipeline.flow.start import start_recipe
+
+    for line in start_recipe(arguments):
+        sys.stdout.write(f"{line}\n")
     return 0

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,23 @@ from rankship_pipeline.factors.forms import FORMS
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Factorable, get_layer
+
+
+class KindOfWeight(NamedTuple):
+    """All that may be asked of the weight of a layer that is a chain; whoever computes with it fails."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Chain(nn.Sequential):
+    """The operators in a layer's place; some models cast an input to the type of `layer.weight` before they call it."""
+
+    @property
+    def weight(self) -> KindOfWeight:
+        """The type and place of its weights; it has no single matrix."""
+        first = next(self.parameters())
+        return KindOfWeight(first.dtype, first.device)
 
 
 def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
@@ -25,13 +43,13 @@ def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
     return factored.eval()
 
 
-def chain(module: Factorable, factors: Factors) -> nn.Sequential:
+def chain(module: Factorable, factors: Factors) -> Chain:
     """The operators that take a layer's place (see forms/), with its bias."""
     operators = FORMS[factors.form].make_modules(module, factors)
     bias = getattr(module, "bias", None)
     if bias is not None:
         operators[-1].bias = nn.Parameter(bias.detach().clone())
-    return nn.Sequential(*operators)
+    return Chain(*operators)
 
 
 @torch.no_grad()

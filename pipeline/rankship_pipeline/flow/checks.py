@@ -1,7 +1,6 @@
 """What can be wrong with a recipe, one check each, in the tables that preflight.py goes through."""
 
 import fnmatch
-import importlib.util
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +13,7 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Factors
-from rankship_pipeline.foundation.toolchain import find_version
+from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import Layer, find_layers
@@ -25,8 +24,8 @@ from rankship_pipeline.recipe.choices import Recipe
 def check_toolchains(recipe: Recipe) -> None:
     """Every format's exporter and runtime are installed."""
     for name in recipe.export.formats:
-        facts = FACTS[name]
-        if importlib.util.find_spec(facts.exporter_import) is None or find_version(facts.runtime_distribution) is None:
+        if not can_export(name):
+            facts = FACTS[name]
             needs = f"{facts.exporter} needs {facts.exporter_import}"
             raise InputError(
                 f"export.formats names {name}, whose toolchain is not installed ({needs})",

@@ -53,8 +53,8 @@ class ArtifactKey:
 
     @property
     def dense(self) -> "ArtifactKey":
-        """Its dense counterpart, over whose time and energy a compressed model's ratio is."""
-        return replace(self, variant="dense")
+        """The dense float32 model run in the same way, over whose time and energy a compressed model's ratio is."""
+        return replace(self, variant="dense", precision="float32")
 
     @property
     def order(self) -> tuple[int, int, int, int, bool, str]:

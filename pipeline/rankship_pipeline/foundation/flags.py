@@ -6,7 +6,19 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import FORMATS, Format
 from rankship_pipeline.foundation.store import default_root
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """Formats separated by commas, in their usual order."""
+    named = {name.strip() for name in text.split(",")}
+    unknown = sorted(named - set(FORMATS))
+    if unknown:
+        raise InputError(f"--formats: unknown {', '.join(map(repr, unknown))}", hint=f"known: {', '.join(FORMATS)}")
+    return tuple(known for known in FORMATS if known in named)
+
 
 VERBOSE = "--verbose"
 RESULTS = Path("rankship-results")
@@ -24,6 +36,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "inventory of devices (default: $RANKSHIP_DEVICES, else the user's own)",
     },
     "--results": {"type": Path, "default": RESULTS, "metavar": "FOLDER", "help": "default: %(default)s"},
+    "--formats": {
+        "type": parse_formats,
+        "metavar": "A,B",
+        "help": f"of {', '.join(FORMATS)} (default: all for which everything is installed)",
+    },
     "--store": {"type": Path, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
 }
 Verb = Callable[[list[str]], int]

@@ -3,6 +3,7 @@
 import hashlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rankship_pipeline import __version__
@@ -34,3 +35,9 @@ def hash_code() -> str:
     for path in sorted(_PACKAGE.rglob("*.py")):
         state.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return state.hexdigest()
+
+
+def can_export(format_name: Format) -> bool:
+    """Whether a format's exporter and a runtime that proves its files are installed; imports nothing."""
+    facts = FACTS[format_name]
+    return find_spec(facts.exporter_import) is not None and find_version(facts.runtime_distribution) is not None

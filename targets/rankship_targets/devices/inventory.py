@@ -1,8 +1,6 @@
 """Writing the inventory: one table more or less, or one value, everything else byte for byte as the user left it."""
 
-import fcntl
 import json
-import os
 import re
 import stat
 import tomllib
@@ -10,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
@@ -172,9 +172,5 @@ def _holding(path: Path) -> Iterator[Path]:
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     refuse_open_folder(target.parent)
-    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(target.with_name(f".{target.name}.lock")):
         yield target
-    finally:
-        os.close(handle)

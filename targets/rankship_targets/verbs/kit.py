@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
-from rankship_pipeline.foundation.flags import parse, share, start_parser
+from rankship_pipeline.foundation.flags import parse, parse_formats, share, start_parser
 from rankship_pipeline.foundation.records import FORMATS, Format
 from rankship_targets.devices.device import Device, find_device, inventory_path
 
@@ -29,13 +29,14 @@ def kit(argv: list[str]) -> int:
     measuring.add_argument("--delegate", choices=("cpu", "gpu", "nnapi"), default="cpu")
     measuring.add_argument("--threads", type=int, default=1, help="threads of what stays on the CPU (default: 1)")
     measuring.add_argument("--runs", type=int, default=50, help="timed inferences at least (default: 50)")
-    building.add_argument("--formats", default=",".join(FORMATS), help="formats to run, with commas (default: all)")
+    formats = f"to run, with commas, of {', '.join(FORMATS)} (default: all)"
+    building.add_argument("--formats", type=parse_formats, default=FORMATS, metavar="A,B", help=formats)
     for one in (building, installing, measuring):
         one.add_argument("device", help="a name from `rankship devices`")
     arguments = parse(parser, argv)
     device = find_device(arguments.device, arguments.inventory)
     if arguments.verb == "build":
-        return _build(device, _parse_formats(arguments.formats))
+        return _build(device, list(arguments.formats))
     if arguments.verb == "install":
         return _install(device, arguments.inventory or inventory_path())
     return _benchmark(device, arguments)
@@ -109,14 +110,6 @@ def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
         message = f"nothing shows that the {arguments.delegate} delegate ran any of {arguments.model}"
         raise UnlikeConditions(message, hint="these times are the CPU's: see what benchmark_model says on the device")
     return 0
-
-
-def _parse_formats(text: str) -> list[Format]:
-    named = text.split(",")
-    unknown = sorted(set(named) - set(FORMATS))
-    if unknown:
-        raise InputError(f"--formats: unknown {', '.join(map(repr, unknown))}", hint=f"known: {', '.join(FORMATS)}")
-    return [known for known in FORMATS if known in named]
 
 
 def _say(text: str) -> None:

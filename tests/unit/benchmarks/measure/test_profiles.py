@@ -1,6 +1,7 @@
 """Profiles and fronts: what is shown of many operators, and what no other choice beats."""
 
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -77,7 +78,7 @@ class Device:
 
 
 def ask(format_: Format) -> MeasureRequest:
-    return make_request("model", "0", case=("dense", format_), min_samples=1, max_warmup_ms=1)
+    return make_request("model", "0", key=replace(DENSE, format=format_), min_samples=1, max_warmup_ms=1)
 
 
 def test_what_cannot_be_profiled_is_named_and_a_device_that_left_spoils_no_run(tmp_path: Path) -> None:

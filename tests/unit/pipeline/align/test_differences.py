@@ -26,8 +26,6 @@ from rankship_pipeline.models.weights import TensorHeader, read_state, refuse_br
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 from rankship_pipeline.recipe.normalisation import Normalisation
 
-transformers = pytest.importorskip("transformers")
-
 HALF, NONE = (Normalisation(mean=(one,), std=(two,)) for one, two in ((0.5, 0.5), (0.0, 1.0)))
 GOOD = Facts(
     name="a",

@@ -74,7 +74,8 @@ def test_a_model_of_single_precision_keeps_its_type() -> None:
 
 
 def test_a_transformer_of_images_is_folded() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from rankship_pipeline.models.huggingface import LogitsOnly
 
     torch.manual_seed(0)

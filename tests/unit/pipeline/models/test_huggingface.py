@@ -3,6 +3,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from make.berts import save_bert
@@ -11,8 +12,6 @@ from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
-
-transformers = pytest.importorskip("transformers")
 
 
 def make_source(name: str) -> Source:

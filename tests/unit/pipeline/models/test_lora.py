@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,9 +23,6 @@ from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.models.weights import copy_state, load_into
 from rankship_pipeline.recipe.choices import Source, find_base, list_sources
 from rankship_pipeline.recipe.rules import read_recipe
-
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 MODELS = """
 [[models]]

@@ -74,7 +74,7 @@ def test_an_unknown_key_suggests_the_nearest(tmp_path: Path, given: str, place: 
 
 
 def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown key 'ranks\.zzzz'$"):
+    with pytest.raises(InputError, match=r"unknown key 'ranks\.zzzz'\n→ correct"):
         read(tmp_path, MODEL, DATA, BUDGET, "[ranks]\nzzzz = 1")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,11 +30,8 @@ from rankship_pipeline.stream import compress as stream
 from rankship_pipeline.stream.block_grams import Grams, Group, find_groups
 from rankship_pipeline.stream.compress import StreamAnalysis, StreamChoice, analyse_stream, take_apart
 
-transformers = pytest.importorskip("transformers")
-
 TOKENS = torch.randint(0, VOCABULARY, (20, 17), generator=torch.Generator().manual_seed(1))
 RANKS = RankChoice(step=4)
-NO_DASK = "dask is not installed: pip install 'rankship[dask]'"
 SMALL = StreamChoice(chunk_tokens=60)  # 3 or 4 samples a chunk
 
 
@@ -348,7 +346,8 @@ def test_float32_is_done_again_where_it_cannot_be_trusted(shape: tuple[int, int]
 
 
 def test_dask_computes_the_same(tmp_path: Path, llama: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason=NO_DASK)
+    import distributed
+
     here = analyse_stream(llama, TOKENS, tmp_path / "here", SMALL)
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
@@ -365,7 +364,6 @@ def test_a_scheduler_that_cannot_be_had_is_an_input_error(monkeypatch: pytest.Mo
     if "installed" in reason:
         monkeypatch.setitem(sys.modules, "dask.distributed", None)
     else:
-        pytest.importorskip("distributed", reason=NO_DASK)
         monkeypatch.setattr(stream, "_TIMEOUT_S", 1)
     with pytest.raises(InputError, match=reason), stream.open_pool(StreamChoice(scheduler="tcp://127.0.0.1:1")):
         pass

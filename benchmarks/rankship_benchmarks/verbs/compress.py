@@ -1,0 +1,135 @@
+"""The verb `compress`: one line from trained models to proven artifacts in a folder, by the build that recipes run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.files import ensure_writable, write_atomic
+from rankship_pipeline.foundation.flags import parse, start_parser
+from rankship_pipeline.recipe.draft import (
+    Tables,
+    add_budget_flags,
+    add_data_flags,
+    choose_formats,
+    name_models,
+    place,
+    take_budget,
+    take_data,
+    write_recipe,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rankship_pipeline.foundation.records import Build, Verified
+    from rankship_pipeline.foundation.store import Store
+
+RECIPE = "recipe.toml"
+_HEADING = (
+    "Written by `rankship compress`, which does what this recipe says. Go on with it:",
+    f"  rankship run {RECIPE} --on this-machine    # measure; the build is taken from the store",
+)
+
+
+def compress(argv: list[str]) -> int:
+    """`rankship compress MODEL --kept 0.5 --images FOLDER --to FOLDER`: build, prove, and lay the files there."""
+    parser = start_parser(
+        "compress",
+        "Compress a Hugging Face model to a budget, export it, prove that every file computes what torch computes, and"
+        " lay files and records in a folder. Several models are merged first.",
+        "--inventory",
+        "--formats",
+        "--store",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a model's folder, or its id on the hub")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where to lay them; made if missing")
+    parser.add_argument("--merge", metavar="METHOD", help='how several models become one (default: "joint")')
+    add_data_flags(parser)
+    add_budget_flags(parser)
+    arguments = parse(parser, argv)
+
+    from rankship_benchmarks.measure.host_gate import verify_on_host
+    from rankship_benchmarks.report.words import print_parity
+    from rankship_pipeline.foundation.console import Steps
+    from rankship_pipeline.foundation.store import Store
+    from rankship_pipeline.verbs import prepare_recipe
+
+    ensure_writable(arguments.to, "--to")
+    ensure_writable(arguments.store, "--store")
+    recipe = _keep_recipe(arguments.to / RECIPE, draft_recipe(arguments))
+    steps, store = Steps(), Store(arguments.store)
+    prepared = prepare_recipe(recipe, steps)
+    store.sweep()
+
+    from rich.console import Console
+
+    from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
+    from rankship_pipeline.flow.show import print_build
+
+    if prepared.recipe.budget.on is not None:
+        from rankship_benchmarks.costs.landing import land_missing
+        from rankship_targets.devices.device import find_device
+
+        device = find_device(prepared.recipe.budget.on, arguments.inventory)
+        land_missing(prepared, store, device, arguments.to / "timings", steps)
+    build, entry = build_recipe(prepared, store, steps)
+    verified = verify_on_host(build, store, prepared.recipe.parity, steps)
+    laid = lay_files(build, verified, store, arguments.to)
+    print_build(build, entry)
+    console = Console(highlight=False)
+    print_parity(verified, console)
+    for path in (recipe, *laid):
+        console.print(f"{path}", soft_wrap=True, markup=False)
+    return 0
+
+
+def draft_recipe(arguments: argparse.Namespace) -> str:
+    """The recipe that the command line stands for, as a file in its folder would have it."""
+    folder: Path = arguments.to
+    names = name_models(arguments.models)
+    data = take_data(arguments, folder)
+    if not data:
+        raise InputError(
+            "compressing needs data: unlabelled samples calibrate, labelled ones say what is lost",
+            hint="name them: --images FOLDER, --text FILE or --csv FILE",
+        )
+    if arguments.merge is not None and len(names) == 1:
+        raise InputError("--merge is for several models", hint="name more than one model, or leave it out")
+    pairs = zip(names, arguments.models, strict=True)
+    tables: Tables = {
+        "models": [{"name": name, "huggingface": place(one, folder)} for name, one in pairs],
+        "data": data,
+        **({"merge": {"method": arguments.merge or "joint"}} if len(names) > 1 else {}),
+        "budget": take_budget(arguments, folder),
+        "export": {"formats": list(choose_formats(arguments.formats))},
+    }
+    return write_recipe(_HEADING, names[0], tables)
+
+
+def _keep_recipe(path: Path, text: str) -> Path:
+    """Write the recipe; the same command goes on with it, another one is refused."""
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{path} is of another command", hint="name another folder with --to, or move it away")
+    write_atomic(path, text.encode())
+    return path
+
+
+def lay_files(build: "Build", verified: "Sequence[Verified]", store: "Store", folder: Path) -> list[Path]:
+    """Copy the compressed files with their signed manifests, and write the records: build, plan, parity."""
+    from rankship_pipeline.foundation.codec import encode
+    from rankship_targets.session.manifest import manifest_path
+
+    laid = []
+    for artifact in build.files:
+        if artifact.key.variant == "compressed":
+            source = store.root / artifact.file
+            target = folder / f"compressed{source.suffix}"
+            for one, other in ((source, target), (manifest_path(source), manifest_path(target))):
+                write_atomic(other, one.read_bytes())
+            laid.append(target)
+    records = {"build.json": build, "plan.json": build.plan, "parity.json": list(verified)}
+    for name, thing in records.items():
+        write_atomic(folder / name, encode(thing).encode())
+        laid.append(folder / name)
+    return laid
