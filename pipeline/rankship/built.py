@@ -106,6 +106,11 @@ def export(
         ('compressed.onnx', 1.0)
 
     """
+    if not isinstance(model, Compressed):
+        raise InputError(
+            f"a {type(model).__name__} cannot be exported as it is",
+            hint="export what compress gives; compress(model, data, kept_parameters=1.0) leaves every layer whole",
+        )
     folder = Path(to)
     ensure_writable(folder, "to")
     tables = {"export": choose_formats(formats), "parity": parity or ParityChoice()}

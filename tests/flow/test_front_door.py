@@ -68,6 +68,15 @@ def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compr
         built.find("onnx", "canary")
 
 
+def test_only_what_was_compressed_is_exported(tmp_path: Path) -> None:
+    for given in (make_net(), rs.merge([make_net()], [INPUTS], progress=False)):
+        with pytest.raises(InputError, match=f"a {type(given).__name__} cannot be exported") as caught:
+            rs.export(given, tmp_path / "out")  # type: ignore[arg-type]
+        assert "kept_parameters=1.0" in caught.value.hint
+    whole = rs.compress(make_net(), INPUTS, kept_parameters=1.0, progress=False)
+    assert whole.plan.factors == {}
+
+
 def test_a_build_is_measured_into_a_bundle_with_its_page(small: rs.Compressed, tmp_path: Path) -> None:
     built = rs.export(small, "out", formats=["onnx"], progress=False)
     measured = rs.measure(built, on="this-machine", suite=SUITE, progress=False)

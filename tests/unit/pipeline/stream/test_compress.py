@@ -18,6 +18,7 @@ from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric, decompose_eigen, decompose_swift
 from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.factors.saved_model import load_model
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.models import decoder as blocks
@@ -65,9 +66,11 @@ def check_against_memory(checkpoint: Path, streamed: StreamAnalysis, target: Pat
     if missing:  # tied
         built.get_submodule("lm_head").weight = built.get_submodule("model.embed_tokens").weight
     assert count_parameters(built) == plan.total_parameters
+    loaded, _ = load_model(target)
     filled = fill(memory, {f"model.{name}": factors for name, factors in plan.factors.items()})
     with torch.inference_mode():
         torch.testing.assert_close(built(TOKENS).logits, filled(TOKENS), rtol=0, atol=1e-4)
+        torch.testing.assert_close(loaded(TOKENS).logits, built(TOKENS).logits, rtol=0, atol=1e-4)
     return plan
 
 
@@ -97,6 +100,9 @@ def test_the_written_folder_is_whole(tmp_path: Path, llama: Path) -> None:
     plan = stream.allocate_stream(streamed, 20_000, RankChoice(method="uniform", step=1))
     stream.write_stream(streamed, plan, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads((llama / "config.json").read_text())
+    loaded, saved = load_model(tmp_path / "out")
+    assert (saved.plan, saved.architecture) == (plan, "LlamaForCausalLM")
+    assert count_parameters(loaded) == plan.total_parameters
     files = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
     assert set(json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"].values()) == files
     assert len(files) == BLOCKS + 3  # each block, the embedding, the last norm, the head
@@ -260,7 +266,7 @@ def break_shard(folder: Path, how: str) -> str:
     save_file({key: value for key, value in (state | {name: changed}).items() if value is not None}, path)
     return {
         "lost": rf"{file} lacks {tensor}",
-        "nan": rf"{file} holds NaN or infinity in 1 tensors: {re.escape(name)}$",
+        "nan": rf"{file} holds NaN or infinity in 1 tensors: {re.escape(name)}",
         "wrong shape": rf"{tensor} in .*{file} has shape \[87, 32\], config.json says \[88, 32\]",
     }[how]
 
