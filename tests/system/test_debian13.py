@@ -1,4 +1,4 @@
-"""`make demo` and `make test-quick` on a fresh Debian 13, in a root made of its packages: Python 3.13, and nothing else."""
+"""`make demo` and `make test-quick` on a fresh Debian 13, in a root made of its packages, with Python 3.13."""
 
 import os
 import shutil
