@@ -1,6 +1,7 @@
 """The wheel alone, in an environment of its own, far from the sources: a stranger's first minutes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,15 @@ def test_this_machine_measures_it(stranger: Stranger) -> None:
     )
     assert "report" in stranger.rankship("bench", "suite.toml", "--on", "this-machine")
     assert list(stranger.work.glob("rankship-results/*/report.html"))
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb == "init"])
+def test_what_it_starts_is_built(stranger: Stranger, verb: str) -> None:
+    stranger.rankship(verb, "mine")
+    stranger.rankship("build", "mine.toml")
+    assert "mine" in stranger.rankship("show", "mine.toml")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_the_examples_run(stranger: Stranger, example: Path) -> None:
+    stranger.run(stranger.programs / "python", shutil.copy(example, stranger.work))

@@ -180,7 +180,7 @@ def cluster() -> Iterator["SpecCluster"]:
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}),
-        distributed.SpecCluster(
+        distributed.SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": distributed.Scheduler, "options": SCHEDULER},
             workers={
                 name: {
@@ -235,7 +235,7 @@ def test_a_scheduler_that_repeats_jobs_by_itself_is_refused() -> None:
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 3}),  # Dask's own default
-        distributed.SpecCluster(
+        distributed.SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": distributed.Scheduler, "options": SCHEDULER}, workers={}, silence_logs=50
         ) as lax,
         pytest.raises(InputError, match="repeats a lost job 3 times"),

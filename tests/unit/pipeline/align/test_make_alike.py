@@ -79,7 +79,7 @@ def test_a_transformer_of_images_is_folded() -> None:
     from rankship_pipeline.models.huggingface import LogitsOnly
 
     torch.manual_seed(0)
-    config = transformers.ViTConfig(
+    config = transformers.ViTConfig(  # type: ignore[call-arg]
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,

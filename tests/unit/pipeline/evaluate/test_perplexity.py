@@ -241,7 +241,7 @@ def test_gpt2_without_conv1d_computes_the_same(text: Tensor) -> None:
 
 
 def test_shared_conv1d_stay_shared() -> None:
-    first, second = (transformers.pytorch_utils.Conv1D(6, 4) for _ in range(2))
+    first, second = (transformers.pytorch_utils.Conv1D(6, 4) for _ in range(2))  # type: ignore[no-untyped-call]
     second.weight = first.weight
     second.weight.requires_grad = False
     model = nn.ModuleDict({"a": first, "b": second, "c": first})

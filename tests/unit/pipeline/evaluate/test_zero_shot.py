@@ -202,7 +202,7 @@ def test_the_limit_takes_the_first_documents(tmp_path: Path, tokenizer: Tokenize
 
 def test_a_transformers_tokenizer_gives_the_same(tmp_path: Path, tokenizer: Tokenizer, model: LogitsOnly) -> None:
     write_folder(tmp_path)
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
     first, second = (
         evaluate_tasks(model, one, ["story_words"], tmp_path, reading=make_reading()) for one in (tokenizer, wrapped)
     )

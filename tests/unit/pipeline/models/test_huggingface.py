@@ -39,7 +39,7 @@ def test_a_wrapped_model_gives_transformers_own_logits(folder: Path) -> None:
     ids = torch.randint(0, 20, (4, 6))
     mask = torch.ones_like(ids)
     mask[1, 3:] = 0
-    reference = transformers.BertForSequenceClassification.from_pretrained(folder / "first").eval()
+    reference = transformers.BertForSequenceClassification.from_pretrained(folder / "first").eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         torch.testing.assert_close(model(ids, mask), reference(input_ids=ids, attention_mask=mask).logits)
     assert isinstance(model, LogitsOnly)

@@ -42,7 +42,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_against_memory(checkpoint: Path, streamed: StreamAnalysis, target: Path) -> RankPlan:
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     wrapped = LogitsOnly(model, ("input_ids",)).eval()
     layers = find_layers(wrapped, exclude=("*embed_tokens", "*lm_head"))
     metrics = {name: Metric(gram=gram) for name, gram in collect_grams(wrapped, (TOKENS,), layers).items()}
@@ -355,7 +355,7 @@ def test_dask_computes_the_same(tmp_path: Path, llama: Path) -> None:
     import distributed
 
     here = analyse_stream(llama, TOKENS, tmp_path / "here", SMALL)
-    with distributed.LocalCluster(
+    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
     ) as cluster:
         assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")

@@ -61,7 +61,7 @@ def test_a_new_inventory_is_its_owners_only_and_an_old_ones_rights_stay(tmp_path
     path.chmod(0o640)
     add_device(path, "pi5", BOARD)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert [entry.name for entry in path.parent.iterdir()] == ["devices.toml"]
+    assert {entry.name for entry in path.parent.iterdir()} == {"devices.toml", ".devices.toml.lock"}
 
 
 def test_the_users_own_lines_stay_byte_for_byte(tmp_path: Path) -> None:
