@@ -1,4 +1,4 @@
-"""A model whose planned layers are chains of smaller operators."""
+"""Rebuilds a model with its planned layers as chains of smaller operators."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ class Chain(nn.Sequential):
 
 
 def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
-    """A copy in which every layer of `plan` is a Sequential of its form's operators, weights unset.
+    """A copy of the model in which every layer of `plan` is a Sequential of its form's operators, with weights unset.
 
-    Stride, padding and dilation go to the operators that hold the kernel; the bias belongs to the last one. The same
-    call restores the structure for a saved state dict.
+    Stride, padding and dilation go to the operators with the kernel, the bias to the last one. The same call makes the
+    structure for a saved state dict.
     """
     factored = copy.deepcopy(model)
     for name, factors in plan.items():
@@ -44,7 +44,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
 
 
 def chain(module: Factorable, factors: Factors) -> Chain:
-    """The operators that take a layer's place (see forms/), with its bias."""
+    """The operators that replace a layer (see forms/), with its bias."""
     operators = FORMS[factors.form].make_modules(module, factors)
     bias = getattr(module, "bias", None)
     if bias is not None:
@@ -54,7 +54,7 @@ def chain(module: Factorable, factors: Factors) -> Chain:
 
 @torch.no_grad()
 def fill_factors(chained: nn.Module, weights: Sequence[Tensor]) -> None:
-    """Write a form's operator weights, as forms.make_weights gives them, into `chain`'s Sequential."""
+    """Write a form's operator weights, from forms.make_weights, into the Sequential of `chain`."""
     for operator, weight in zip(chained.children(), weights, strict=True):
         target = operator.weight
         written = weight.T if isinstance(operator, nn.Embedding) else weight
