@@ -63,7 +63,7 @@ def test_compress_lays_proven_files_and_a_recipe_that_goes_on(
     assert main(["show", "out/recipe.toml"]) == 0, "the recipe finds the finished build"
     assert main([*command, "--formats", "onnx"]) == 0, "the same command goes on"
     assert main([*command, "--formats", "tflite"]) == 2
-    assert "out/recipe.toml is of another command" in capsys.readouterr().err
+    assert "out/recipe.toml was written by another command" in capsys.readouterr().err
 
 
 def test_compress_merges_several_models_of_text(here: Path, tiny_models: Path) -> None:
@@ -191,4 +191,4 @@ def test_a_users_terminal_shows_our_lines_and_no_librarys(here: Path, tiny_model
     assert [line for line in loud.stderr.splitlines() if not line.startswith(("✓", "·"))]
     wrong = run("quiet", "--kept", "0.1")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("InputError: quiet/recipe.toml is of another command"), "our own errors are shown"
+    assert wrong.stderr.startswith("InputError: quiet/recipe.toml was written by another command")

@@ -1,4 +1,4 @@
-"""Every reason to distrust a bundle of trials, found in the data itself and said out loud."""
+"""Cautions: every reason to distrust a bundle of trials, found in the data itself."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
@@ -27,7 +27,7 @@ from rankship_pipeline.foundation.records import record
 from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
 
-# What must be exceeded before a caution is printed.
+# Limits above which a caution is printed.
 _FREQUENCY_MOVE = 0.10
 _ROUND_SPREAD = 0.05
 _WIDENED = 1.3
@@ -37,9 +37,9 @@ _ROUND_GAP_S = 600
 
 @record
 class CautionGroup:
-    """Reasons for distrust that one cause explains: one line for all, what to do, and in `details` each by itself.
+    """Cautions that have one cause: a heading for all of them, what to do, and each one in `details`.
 
-    Where a single caution says it all, `heading` is that caution and there are no details.
+    If there is only one caution, it is the `heading`, and `details` is empty.
     """
 
     heading: str
@@ -53,7 +53,7 @@ class CautionGroup:
 
 
 def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tuple[CautionGroup, ...]:
-    """Every caution that the data itself gives cause for, by what causes them, gravest first."""
+    """Find every caution in the data, grouped by cause, gravest first."""
     trials, device = bundle.trials, bundle.header.device
     here = device == THIS_MACHINE
     name, doctor = "this machine" if here else device, f"`rankship doctor {device}` says more."
@@ -66,16 +66,16 @@ def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tu
         *(CautionGroup(heading=one) for one in _distrust_run(bundle, groups)),
         *_group(
             f"{len(refused)} of {len(trials)} trials are left out of every figure.",
-            f"See what changed on {name} meanwhile, and measure again.",
+            f"Find out what changed on {name} meanwhile, and measure again.",
             _name_refused(trials),
         ),
         *_group(
             f"{_begin(name)} was busy during {len(disturbed)} of {len(trials)} trials.",
-            f"{'Close other programs' if here else 'End what else runs there'} and measure again.",
+            f"{'Close other programs' if here else 'Stop what else runs there'} and measure again.",
             _name_busy(trials),
         ),
         *_group(
-            f"{_begin(name)} did not hold its speed still.",
+            f"{_begin(name)} did not keep a steady speed.",
             f"Set `governor` and `cool_below_mc` in the inventory. {doctor}",
             _distrust_speed(trials),
         ),
@@ -89,12 +89,12 @@ def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tu
 
 
 def _begin(text: str) -> str:
-    """The text as a sentence begins with it, where it is no name."""
+    """Capitalise "this machine" for the start of a sentence; a device's name stays as it is."""
     return text.replace("this machine", "This machine")
 
 
 def _group(heading: str, advice: str, details: Iterable[str]) -> Iterable[CautionGroup]:
-    """No group without cautions; a single caution is its own heading."""
+    """Yield the group, if there are cautions; a single caution is its own heading."""
     found = tuple(details)
     if found:
         several = len(found) > 1
@@ -102,12 +102,12 @@ def _group(heading: str, advice: str, details: Iterable[str]) -> Iterable[Cautio
 
 
 def _distrust_run(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
-    """Cautions about the run itself, each of which stands alone."""
+    """Yield cautions about the run itself, each a group of its own."""
     if not bundle.finished:
         yield f"The run is unfinished: {len(bundle.trials)} trials so far."
     if STAND_IN in bundle.header.conditions:
-        what = f"A stand-in, {bundle.header.conditions[STAND_IN]}"
-        yield f"{what}: its times, temperature, memory and energy say nothing of a real one."
+        what = f"The device is a stand-in, {bundle.header.conditions[STAND_IN]}"
+        yield f"{what}: its times, temperature, memory and energy say nothing about a real one."
     proven = {one.artifact_sha256 for one in bundle.header.verified}
     for key, trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
@@ -115,11 +115,11 @@ def _distrust_run(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Ite
     yield from _distrust_gaps(bundle.trials)
     retries = sum(trial.retries for trial in bundle.trials)
     if retries:
-        yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured anew."
+        yield f"The link to the device failed and was retried {_times(retries)}; what failed was measured again."
 
 
 def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """One caution for each reason and artifact with trials that do not count."""
+    """Yield a caution for each reason and artifact with trials that do not count."""
     refused: dict[tuple[str, ArtifactKey], set[int]] = {}
     for trial in trials:
         for reason in judge_trial(trial):
@@ -129,7 +129,7 @@ def _name_refused(trials: tuple[Trial, ...]) -> Iterable[str]:
 
 
 def _name_busy(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about trials that something else on the device disturbed."""
+    """Yield cautions about trials that other work on the device disturbed."""
     yield from _name_doubted(trials, BUSY)
     off = find_canary_off(trials)
     if off:
@@ -137,7 +137,7 @@ def _name_busy(trials: tuple[Trial, ...]) -> Iterable[str]:
 
 
 def _name_doubted(trials: tuple[Trial, ...], reasons: Collection[str]) -> Iterable[str]:
-    """One caution for each reason with trials that count here, but on which no verdict between runs may rest."""
+    """Yield a caution for each reason with trials that count here, but that no verdict between runs may use."""
     doubted: dict[str, set[tuple[int, ArtifactKey]]] = {}
     for trial in trials:
         for reason in (one for one in doubt_trial(trial) if one in reasons):
@@ -149,7 +149,7 @@ def _name_doubted(trials: tuple[Trial, ...], reasons: Collection[str]) -> Iterab
 
 
 def _distrust_counts(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
-    """Cautions about the number of rounds."""
+    """Yield cautions about the number of rounds."""
     counts = {name: len(trials) for name, trials in groups.items() if len(trials) < count_needed()}
     if counts:
         where = "every artifact" if len(counts) == len(groups) else ", ".join(key.title for key in counts)
@@ -158,11 +158,11 @@ def _distrust_counts(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
     fewest = min(map(len, groups.values()))
     if count_needed() <= fewest < CORRELATION_ROUNDS:
         enough = f"({CORRELATION_ROUNDS} can)"
-        yield f"Rounds: {fewest} cannot show whether they hang together {enough}; intervals assume not."
+        yield f"Rounds: {fewest} cannot show whether they are correlated {enough}; intervals assume not."
 
 
 def _distrust_steadiness(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str]:
-    """Cautions about each artifact's times: warm-up, spread between rounds, drift inside a trial."""
+    """Yield cautions about each artifact's times: warm-up, spread between rounds, drift inside a trial."""
     for key, trials in groups.items():
         name = key.title
         cold = {trial.round for trial in trials if not trial.warmed_up}
@@ -174,7 +174,7 @@ def _distrust_steadiness(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str
         if spread > _ROUND_SPREAD:
             yield f"Spread: the rounds of {name} differ by {spread:.0%} (interquartile range over median)."
         if widening > _WIDENED:
-            yield f"Rounds: those of {name} hang together, so its interval is × {widening:.1f} wider."
+            yield f"Rounds: those of {name} are correlated, so its interval is × {widening:.1f} wider."
         drifts = {trial.round: relative_drift(trial.samples_ns) for trial in trials}
         drifted = {number: drift for number, drift in drifts.items() if abs(drift) > _TRIAL_DRIFT}
         if drifted:
@@ -183,7 +183,7 @@ def _distrust_steadiness(groups: dict[ArtifactKey, list[Trial]]) -> Iterable[str
 
 
 def _distrust_gaps(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """A caution for each round that an interruption tore apart: its halves are paired, yet hours may lie between."""
+    """Yield a caution for each round with a long interruption: its trials are paired, though hours may lie between."""
     rounds: dict[int, list[Trial]] = {}
     for trial in sorted(trials, key=lambda one: one.started_utc):
         rounds.setdefault(trial.round, []).append(trial)
@@ -194,14 +194,14 @@ def _distrust_gaps(trials: tuple[Trial, ...]) -> Iterable[str]:
 
 
 def _idle_s(trial: Trial, following: Trial) -> float:
-    """Seconds from the end of one trial's inferences to the start of the next trial."""
+    """Return the seconds from the end of a trial's inferences to the start of the next trial."""
     busy_ns = trial.load_ns + sum(trial.warmup_ns) + sum(trial.samples_ns)
     begun, next_begun = (datetime.fromisoformat(one.started_utc) for one in (trial, following))
     return (next_begun - begun).total_seconds() - busy_ns / 1e9
 
 
 def _distrust_speed(trials: tuple[Trial, ...]) -> Iterable[str]:
-    """Cautions about what could not be set on the device, its governor, and a clock that moved."""
+    """Yield cautions about settings that the device did not take, its governor, and its clock frequency."""
     for phrase in dict.fromkeys(phrase for trial in trials for phrase in trial.conditions.unmet):
         count = sum(phrase in trial.conditions.unmet for trial in trials)
         yield f"Conditions: {phrase} ({count} of {len(trials)} trials)."
@@ -216,7 +216,7 @@ def _distrust_speed(trials: tuple[Trial, ...]) -> Iterable[str]:
 
 
 def _list_unknown(trials: tuple[Trial, ...]) -> Iterable[tuple[str, str]]:
-    """What of the speed the device does not tell, and the caution about it."""
+    """Yield each reading about speed that the device does not report, with the caution about it."""
     states = [state for trial in trials for state in (trial.before, trial.after)]
     if any(state.governor is None for state in states):
         yield "governor", "Governor unknown: the device does not report it, so frequency scaling cannot be excluded."
@@ -227,7 +227,7 @@ def _list_unknown(trials: tuple[Trial, ...]) -> Iterable[tuple[str, str]]:
 
 
 def name_rounds(numbers: Iterable[int]) -> str:
-    """`round 3`, or `rounds 1, 2, 5`; only the first eight are listed."""
+    """Name rounds as `round 3` or `rounds 1, 2, 5`; only the first eight are listed."""
     ordered, most = sorted(numbers), 8
     listed = ", ".join(map(str, ordered[:most])) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
     return f"round {listed}" if len(ordered) == 1 else f"rounds {listed}"

@@ -1,4 +1,4 @@
-"""What must be alike before two runs are compared: one table of what is looked at, and what a difference means."""
+"""The conditions that two runs must share to be compared: a table of aspects, and what a difference in each means."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -8,12 +8,12 @@ from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.records import FORMATS, record
 from rankship_targets.trials.trial import Trial
 
-Weight = Literal["forbids", "cautions"]  # no comparison at all; a comparison with a word about it
+Weight = Literal["forbids", "cautions"]  # no comparison at all; a comparison with a caution
 
 
 @record
 class Difference:
-    """One aspect in which two runs differ, and what each of them says."""
+    """One aspect in which two runs differ, with the value of each."""
 
     aspect: str
     weight: Weight
@@ -21,7 +21,7 @@ class Difference:
     candidate: str
 
     def __str__(self) -> str:
-        """As people read it."""
+        """Return the difference as a phrase."""
         return f"{self.aspect} was {self.baseline}, is {self.candidate}"
 
 
@@ -44,8 +44,8 @@ def _read_runtime(name: str) -> Callable[[Bundle], str | None]:
     return _read_trials(read)
 
 
-# aspect → how it is read (None: not told, which is no difference), and what a difference means. What moves the time of
-# an inference by itself forbids; what may move it, or only says who measured, cautions.
+# aspect → the function that reads it (None: unknown, which is no difference), and what a difference means: aspects that
+# change the time of an inference by themselves forbid, those that may change it, or only name the software, caution.
 ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
     "device": (lambda bundle: bundle.header.device, "forbids"),
     "processor": (_read_condition("processor"), "forbids"),
@@ -67,7 +67,7 @@ ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
 
 
 def find_differences(baseline: Bundle, candidate: Bundle) -> tuple[Difference, ...]:
-    """List every aspect that both runs tell and in which they differ, in the table's order."""
+    """List every aspect that is known of both runs and differs, in the table's order."""
     found = []
     for aspect, (read, weight) in ASPECTS.items():
         before, after = read(baseline), read(candidate)
@@ -77,9 +77,9 @@ def find_differences(baseline: Bundle, candidate: Bundle) -> tuple[Difference, .
 
 
 def refuse_unlike_runs(baseline: Bundle, candidate: Bundle, *, across: Iterable[str] = ()) -> tuple[Difference, ...]:
-    """Raise UnlikeConditions naming every difference that forbids a comparison; gives those that only caution.
+    """Raise UnlikeConditions naming every difference that forbids a comparison; returns those that only caution.
 
-    `across` names aspects that may differ because they are what is asked about: a new runtime, another governor.
+    `across` names aspects that may differ because they are what is compared: a new runtime, another governor.
     """
     wanted = set(across)
     unknown = sorted(wanted - set(ASPECTS))
@@ -89,6 +89,6 @@ def refuse_unlike_runs(baseline: Bundle, candidate: Bundle, *, across: Iterable[
     grave = [one for one in differences if one.weight == "forbids" and one.aspect not in wanted]
     if grave:
         runs = f"{baseline.header.run_id} and {candidate.header.run_id}"
-        hint = "measure both anew under the same conditions; or ask about one difference itself: `--across ASPECT`"
+        hint = "measure both again under the same conditions, or allow one difference with `--across ASPECT`"
         raise UnlikeConditions(f"runs {runs} must not be compared: {'; '.join(map(str, grave))}", hint=hint)
     return tuple(one for one in differences if one not in grave)

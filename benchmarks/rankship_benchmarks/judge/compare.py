@@ -1,9 +1,9 @@
-"""Two runs of the same cases: a verdict for each, and why.
+"""Compare two runs of the same cases: a verdict for each, and the reason.
 
 Rounds are compared, never inferences. Where both runs timed the same canary, each round is taken relative to its
 canary, which cancels what slows everything alike (heat, another boot, a busy night). The interval of a ratio covers the
 spread of rounds within these two runs and, through the canary, what moves a whole run; it does not cover a change from
-run to run that one case alone suffers. Only a history of nights shows that (history.py).
+run to run that affects one case alone. Only a history of nights shows that (stats/steps.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import VARIANTS, record
 from rankship_targets.trials.trial import Trial
 
-Word = Literal["better", "worse", "same", "unknown"]
+Outcome = Literal["better", "worse", "same", "unknown"]
 Figure = Literal["time", "energy"]
 
 
@@ -31,7 +31,7 @@ class Rule:
     """What counts as a change.
 
     `effect` is the smallest relative change that must be found (0.03: 3 %); the line between a change and none is half
-    of it. `significance` is the probability of any false word over all cases of a comparison (Holm).
+    of it. `significance` is the probability of any false verdict over all cases of a comparison (Holm).
     """
 
     effect: float = 0.03
@@ -39,20 +39,20 @@ class Rule:
 
     @property
     def line(self) -> float:
-        """A ratio at or above this, surely not 1, is worse; at or below its inverse, better."""
+        """The ratio from which a significant change is worse; from its inverse down it is better."""
         return 1 + self.effect / 2
 
 
 @record
 class Verdict:
-    """What became of one case; `ratio` is candidate over baseline in time or energy, so above 1 is worse.
+    """The verdict on one case; `ratio` is candidate over baseline in time or energy, so above 1 is worse.
 
-    `ratio` is relative to the canary where `canary_ratio` is given, which is the canary's own. `p_value` is the rank
+    If `canary_ratio`, the canary's own ratio, is given, `ratio` is relative to the canary. `p_value` is the rank
     test's, adjusted for the number of cases; `threshold` is the effect that the rule looks for.
     """
 
     key: ArtifactKey
-    word: Word
+    verdict: Outcome
     reason: str
     ratio: Estimate | None
     p_value: float | None
@@ -63,7 +63,7 @@ class Verdict:
 
 @record
 class Rounds:
-    """One case in one run: the rounds that count, in order, each with its time or energy, and why others do not."""
+    """One case in one run: the time or energy of each round that counts, in order, and why other rounds do not."""
 
     values: dict[int, float]
     distrust: str
@@ -72,7 +72,7 @@ class Rounds:
 def compare_bundles(
     baseline: Bundle, candidate: Bundle, rule: Rule | None = None, *, across: Iterable[str] = ()
 ) -> tuple[Verdict, ...]:
-    """Judge every case of either run; UnlikeConditions where the two must not be compared (see likeness.ASPECTS)."""
+    """Judge every case of either run; UnlikeConditions where the two must not be compared (see comparability.ASPECTS)."""
     for bundle in (baseline, candidate):
         refuse_unlike(bundle)
     refuse_unlike_runs(baseline, candidate, across=across)
@@ -85,7 +85,7 @@ def judge_runs(
     chosen: Rule,
     figure: Figure = "time",
 ) -> tuple[Verdict, ...]:
-    """Judge every case of either run by rounds that were collected already."""
+    """Judge every case of either run from its collected rounds."""
     keys = sorted({key for run in runs for key in run if key.variant in VARIANTS}, key=lambda key: key.order)
     canary = _compare_canaries(bundles, runs)
     refused = _refuse_canary(canary, chosen, figure)
@@ -118,7 +118,7 @@ def _explain_distrust(mine: list[Trial], everything: tuple[Trial, ...]) -> str:
 
 
 def _compare_canaries(bundles: tuple[Bundle, Bundle], runs: tuple[Mapping[ArtifactKey, Rounds], ...]) -> Shift | None:
-    """Compare the canaries; None where a run has none, or they are not the same file."""
+    """Compare the canaries; None if a run has none, or they are not the same file."""
     files = {bundle.header.canary.sha256 if bundle.header.canary else "" for bundle in bundles}
     rounds = [[one for key, one in run.items() if key.variant == "canary"] for run in runs]
     if len(files) != 1 or not all(found and found[0].values for found in rounds):
@@ -128,7 +128,7 @@ def _compare_canaries(bundles: tuple[Bundle, Bundle], runs: tuple[Mapping[Artifa
 
 
 def _refuse_canary(canary: Shift | None, rule: Rule, figure: Figure) -> str:
-    """Say why nothing can be told of any case; empty where the canary gives no reason."""
+    """Return why the canary forbids a verdict on any case; empty if it does not."""
     if canary is None or abs(log(canary.ratio.value)) <= log(1 + rule.effect):
         return ""
     moved = f"the canary itself took {canary.ratio.value:.3f} times {'as long' if figure == 'time' else 'the energy'}"
@@ -136,7 +136,7 @@ def _refuse_canary(canary: Shift | None, rule: Rule, figure: Figure) -> str:
 
 
 def _relate(run: Mapping[ArtifactKey, Rounds], key: ArtifactKey, *, with_canary: bool) -> Rounds:
-    """One case's rounds, relative to the canary's of the same round where there is one."""
+    """Return one case's rounds, relative to the canary in the same round if `with_canary`."""
     mine = run.get(key, Rounds(values={}, distrust="it was not measured"))
     if not with_canary:
         return mine
@@ -146,15 +146,15 @@ def _relate(run: Mapping[ArtifactKey, Rounds], key: ArtifactKey, *, with_canary:
 
 
 def _refuse_rounds(before: Rounds, after: Rounds, cases: int, rule: Rule) -> str:
-    """Say why these rounds cannot be judged; empty where they can."""
+    """Return why these rounds cannot be judged; empty if they can."""
     for name, run in (("baseline", before), ("candidate", after)):
         if len(run.values) < _FEWEST_ROUNDS:
             why = f": {run.distrust}" if run.distrust else ""
-            return f"only {len(run.values)} rounds of the {name} count, {_FEWEST_ROUNDS} are the fewest{why}"
+            return f"only {len(run.values)} rounds of the {name} count, at least {_FEWEST_ROUNDS} are needed{why}"
     if find_least_p(len(before.values), len(after.values)) * cases > rule.significance:
         needed = count_rounds_needed(cases, rule)
         counts = f"{len(before.values)} and {len(after.values)} rounds"
-        return f"{counts} can never show a change in one of {cases} cases, whatever it is: {needed} each can"
+        return f"{counts} are too few to show any change in one of {cases} cases: {needed} each are needed"
     for name, run in (("baseline", before), ("candidate", after)):
         disorder = find_disorder(list(run.values.values()), rule.effect)
         if disorder:
@@ -163,7 +163,7 @@ def _refuse_rounds(before: Rounds, after: Rounds, cases: int, rule: Rule) -> str
 
 
 def count_rounds_needed(cases: int, rule: Rule | None = None) -> int:
-    """Count the rounds that each run needs for a change in one of so many cases to be tellable at all."""
+    """Return how many rounds each run needs so that a change in one of `cases` cases can be significant at all."""
     level = (rule or Rule()).significance / cases
     count = _FEWEST_ROUNDS
     while find_least_p(count, count) > level:
@@ -175,10 +175,10 @@ _FEWEST_ROUNDS = 5
 
 
 def _judge_shift(key: ArtifactKey, ratio: Estimate, p_value: float, rule: Rule, figure: Figure) -> Verdict:
-    word, reason = choose_word(ratio, p_value, rule, figure)
+    verdict, reason = choose_verdict(ratio, p_value, rule, figure)
     return Verdict(
         key=key,
-        word=word,
+        verdict=verdict,
         reason=reason,
         ratio=ratio,
         p_value=p_value,
@@ -187,8 +187,8 @@ def _judge_shift(key: ArtifactKey, ratio: Estimate, p_value: float, rule: Rule, 
     )
 
 
-def choose_word(ratio: Estimate, p_value: float, rule: Rule, figure: Figure = "time") -> tuple[Word, str]:
-    """Turn a ratio and its p-value, adjusted for the number of cases, into a word and its reason."""
+def choose_verdict(ratio: Estimate, p_value: float, rule: Rule, figure: Figure = "time") -> tuple[Outcome, str]:
+    """Choose the verdict on a ratio and its p-value, adjusted for the number of cases; returns it with its reason."""
     change = f"{ratio.value - 1:+.1%}"
     sure = p_value <= rule.significance
     if sure and ratio.value >= rule.line:
@@ -196,22 +196,22 @@ def choose_word(ratio: Estimate, p_value: float, rule: Rule, figure: Figure = "t
     if sure and ratio.value <= 1 / rule.line:
         return "better", f"{change} {figure}, and not by chance (p = {p_value:.2g} over all cases)"
     if ratio.low is None or ratio.high is None:
-        return "unknown", f"{ratio.rounds} rounds allow no interval"
+        return "unknown", f"{ratio.rounds} rounds are too few for an interval"
     if ratio.low > 1 / (1 + rule.effect) and ratio.high < 1 + rule.effect:
         return "same", f"the interval lies within ± {rule.effect:.0%}"
     half = log(ratio.high / ratio.low) / 2
     wanted = max(ratio.rounds + 1, round(ratio.rounds * (half / log(rule.line)) ** 2))
     return (
         "unknown",
-        f"{change}, too uncertain for an effect of {rule.effect:.0%}: about {wanted} rounds each would tell",
+        f"{change}, too uncertain for an effect of {rule.effect:.0%}: about {wanted} rounds each would be enough",
     )
 
 
 def judge_unknown(key: ArtifactKey, reason: str, rule: Rule, figure: Figure = "time") -> Verdict:
-    """Make the verdict on a case of which nothing can be told."""
+    """Make the verdict `unknown` on a case, with its reason."""
     return Verdict(
         key=key,
-        word="unknown",
+        verdict="unknown",
         reason=reason,
         ratio=None,
         p_value=None,

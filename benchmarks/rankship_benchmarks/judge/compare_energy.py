@@ -1,7 +1,7 @@
-"""Two runs' energies: the same rules as for times, and only between what the same meter knows in the same way.
+"""Compare two runs' energies by the rules for times, only if the same meter read both in the same way.
 
-What is compared is the total of an inference. The meter's gain is alike in both runs and cancels; what it misses by
-chance lies in the spread of rounds.
+The total of an inference is compared. The meter's gain error is the same in both runs and cancels; its random error is
+part of the spread of rounds.
 """
 
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
 
 def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = None) -> tuple[Verdict, ...]:
-    """Judge the energy of every case that a meter watched in both runs; () where a run has no energy.
+    """Judge the energy of every case that both runs metered; () if a run has no energy.
 
-    The two have been found comparable already (compare_bundles). Where their meters are unlike, every case is unknown.
+    compare_bundles has checked already that the two are comparable. If their meters differ, every case is unknown.
     """
     chosen, plans = rule or Rule(), (baseline.header.energy, candidate.header.energy)
     if plans[0] is None or plans[1] is None or not baseline.metered or not candidate.metered:
@@ -27,12 +27,12 @@ def compare_energies(baseline: Bundle, candidate: Bundle, rule: Rule | None = No
     unlike = "; ".join(_name_differences(baseline, candidate))
     if unlike:
         keys = dict.fromkeys([*runs[0], *runs[1]])
-        return tuple(judge_unknown(key, f"energies are unlike: {unlike}", chosen, "energy") for key in keys)
+        return tuple(judge_unknown(key, f"energy was measured differently: {unlike}", chosen, "energy") for key in keys)
     return judge_runs((baseline, candidate), runs, chosen, "energy")
 
 
 def _collect(bundle: Bundle, plan: EnergyPlan) -> dict[ArtifactKey, Rounds]:
-    """Each case's totals by round, as far as a verdict may rest on them."""
+    """Collect each case's total by round, of the rounds that a verdict may use."""
     everything = [one.trial for one in bundle.metered]
     trusted = {id(trial) for trial in keep_trusted(everything)}
     read = read_rounds((one for one in bundle.metered if id(one.trial) in trusted), plan)
@@ -46,7 +46,7 @@ def _collect(bundle: Bundle, plan: EnergyPlan) -> dict[ArtifactKey, Rounds]:
 
 
 def _name_differences(baseline: Bundle, candidate: Bundle) -> Iterable[str]:
-    """What was read otherwise in the two runs."""
+    """Yield each difference in how the two runs measured energy."""
     before, after = (_describe(bundle) for bundle in (baseline, candidate))
     for name, value in before.items():
         if value != after[name]:
@@ -54,7 +54,7 @@ def _name_differences(baseline: Bundle, candidate: Bundle) -> Iterable[str]:
 
 
 def _describe(bundle: Bundle) -> dict[str, str]:
-    """What must be alike, in words."""
+    """Describe what must be the same in both runs."""
     plan = bundle.header.energy
     meters = ", ".join(f"{name} ({provenance})" for name, provenance in name_meters(bundle.metered))
     if plan is None:

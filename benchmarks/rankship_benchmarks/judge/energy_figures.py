@@ -1,4 +1,4 @@
-"""Energy per inference of every artifact of a run: over its rounds, with all that speaks against a figure."""
+"""Energy per inference of every artifact of a run, over its rounds, with every reason against a figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, sqrt
@@ -21,10 +21,10 @@ NOT_ASKED = "the suite asks for none"
 
 @record
 class EnergyEstimate:
-    """Energy of one inference: the mean over rounds, and how far it may be from the truth.
+    """Energy of one inference: the mean over rounds, and its uncertainty.
 
-    `bound_nj` is the worst case of meter, calibration and what lies between the rests; `spread_nj` is Student's 95 %
-    half-width over rounds. The truth lies within both together, as often as that.
+    `bound_nj` is the worst case of meter, calibration and drift between the rests; `spread_nj` is Student's 95 %
+    half-width over rounds. The true value lies within their sum with that confidence.
     """
 
     value_nj: int
@@ -34,22 +34,22 @@ class EnergyEstimate:
 
     @property
     def uncertainty_nj(self) -> int:
-        """Both together."""
+        """The sum of `bound_nj` and `spread_nj`."""
         return self.bound_nj + self.spread_nj
 
     @property
     def interval(self) -> Estimate:
-        """The value between its ends, in nJ."""
+        """The value with its interval, in nJ."""
         low, high = self.value_nj - self.uncertainty_nj, self.value_nj + self.uncertainty_nj
         return Estimate(value=self.value_nj, low=low, high=high, confidence=CONFIDENCE, rounds=self.rounds)
 
 
 @record
 class CaseEnergy:
-    """What a meter says of one artifact; a figure that is None has its reason in `refused`, which also names rounds.
+    """One artifact's energy; `refused` says why a figure is None, and which rounds do not count.
 
     `ratio` is compressed over dense in the same format and round, by totals (None for dense). `idle_uw` is the mean
-    power of all rests, `idle_drift_uw` the most that lies between two of a trial; None where no round counts.
+    power of all rests, `idle_drift_uw` the largest difference between two rests of a trial; None if no round counts.
     """
 
     meter: str
@@ -66,14 +66,14 @@ class CaseEnergy:
 
 @record
 class CaseRounds:
-    """One artifact's rounds by number, as far as they count, and why others do not."""
+    """One artifact's rounds that count, by number, and why others do not."""
 
     rounds: dict[int, RoundEnergy]
     refused: dict[int, str]
 
 
 def read_rounds(metered: Iterable[MeteredTrial], plan: EnergyPlan) -> dict[ArtifactKey, CaseRounds]:
-    """Read every metered trial; what must not count is kept with its reason."""
+    """Read every metered trial; a trial that does not count is kept as its reason."""
     cases: dict[ArtifactKey, CaseRounds] = {}
     for one in sorted(metered, key=lambda one: one.trial.round):
         trial = one.trial
@@ -87,7 +87,7 @@ def read_rounds(metered: Iterable[MeteredTrial], plan: EnergyPlan) -> dict[Artif
 
 
 def read_trial(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy | str:
-    """Read one metered trial, or say why it must not count."""
+    """Read one metered trial, or return why it does not count."""
     if reasons := judge_trial(metered.trial):
         return f"{', '.join(reasons)} while it was measured"
     try:
@@ -99,7 +99,7 @@ def read_trial(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy | str:
 
 
 def judge_energy(bundle: Bundle) -> dict[ArtifactKey, CaseEnergy]:
-    """Judge what the meter read; empty where no energy was asked for or nothing is there yet."""
+    """Compute each artifact's energy; empty if the suite asks for none, or none is measured yet."""
     plan = bundle.header.energy
     if plan is None:
         return {}
@@ -108,7 +108,7 @@ def judge_energy(bundle: Bundle) -> dict[ArtifactKey, CaseEnergy]:
 
 
 def name_meters(metered: Iterable[MeteredTrial]) -> list[tuple[str, Provenance]]:
-    """List the meters, with their provenance, that recorded these trials: one in a run that nobody disturbed."""
+    """List the meters that recorded these trials, with their provenance: normally one in a run."""
     return sorted({(one.trace.meter, one.trace.provenance) for one in metered})
 
 
@@ -124,7 +124,7 @@ def _judge(
     if len(meters) > 1:
         refused.append(f"more than one meter read this run: {', '.join(name for name, _ in meters)}")
     elif not supported:
-        refused.append(f"{len(rounds)} rounds count, {FEWEST_ENERGY_ROUNDS} are the fewest")
+        refused.append(f"{len(rounds)} rounds count, at least {FEWEST_ENERGY_ROUNDS} are needed")
     elif overlaps:
         refused.append(f"no marginal figure: in round {overlaps[0].round} {overlaps[0].overlap}")
     totals, dense = (_list_totals(cases.get(name)) for name in (key, key.dense))
@@ -147,7 +147,7 @@ def _list_totals(mine: CaseRounds | None) -> dict[int, float]:
 
 
 def _name_refused(mine: CaseRounds) -> Iterable[str]:
-    """One phrase for each kind of reason, which stands before its colon, with the first round's own words."""
+    """Yield a phrase per kind of reason (the text before its colon), with the reason of the first such round."""
     rounds: dict[str, list[int]] = {}
     for number, reason in mine.refused.items():
         rounds.setdefault(reason.partition(":")[0], []).append(number)
@@ -156,7 +156,7 @@ def _name_refused(mine: CaseRounds) -> Iterable[str]:
 
 
 def _estimate(rounds: Sequence[Bounded], plan: EnergyPlan) -> EnergyEstimate:
-    """Take the mean over rounds, with the largest bound and Student's half-width."""
+    """Return the mean over rounds, with the largest bound and Student's half-width."""
     from scipy.stats import t
 
     values, gain = [one.value_nj for one in rounds], (plan.calibration_ppm or 0) / 1e6

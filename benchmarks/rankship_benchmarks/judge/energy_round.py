@@ -1,8 +1,8 @@
 """Energy of one inference from a metered trial: a rest, a timed loop, a rest, one meter throughout.
 
-The total is what the rails gave while inferences ran; the marginal figure takes the rests' mean power away. Bounds are
-worst cases and add: the meter's own (integrate.py), its calibration, how far the rests lie apart. What they do not
-support is refused, not printed small.
+The total is the rails' energy while inferences ran; the marginal figure subtracts the mean power at rest. Bounds are
+worst cases and add up: the meter's own (meters/integrate.py), its calibration, the difference between the rests. A
+figure that they do not support is refused.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,7 +15,7 @@ from rankship_targets.meters.integrate import integrate
 from rankship_targets.trials.trace import PowerTrace, Rail
 from rankship_targets.trials.trial import MeteredTrial, Span
 
-FEWEST_READINGS = 50  # of power in one window; a counter misses nothing between two
+FEWEST_READINGS = 50  # of power in one window; energy counters need no minimum
 COARSEST = 0.25  # the meter's own bounds over the total
 _RESTS = 2
 _NS_PER_S = 1_000_000_000
@@ -31,9 +31,9 @@ class Bounded:
 
 @record
 class RoundEnergy:
-    """What one trial says. `overlap` says why the marginal figure is not supported; empty where it is.
+    """One trial's figures. `overlap` says why the marginal figure is not supported; empty if it is.
 
-    `idle_uw` is the mean power of both rests, `idle_drift_uw` what lies between them.
+    `idle_uw` is the mean power of both rests, `idle_drift_uw` the difference between them.
     """
 
     round: int
@@ -48,17 +48,17 @@ class RoundEnergy:
 def read_round(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy:
     """Compute one trial's figures.
 
-    MeasurementError says why there is none: no loop was told, the meter keeps another clock, its rails are not those
-    that are wanted, it read too rarely or too coarsely; TraceGap where the trace does not cover the windows.
+    MeasurementError if there are none: the runner reported no loop, the meter uses another clock or lacks a rail, or it
+    read too rarely or too coarsely. TraceGap if the trace does not cover the windows.
     """
     trial, trace = metered.trial, metered.trace
     loop = trial.loop
     if loop is None or len(trial.idle) != _RESTS:
-        message = f"{trial.runtime.name} does not tell when its timed loop ran"
-        raise MeasurementError(message, hint=f"rankship kit build {trial.device}, and install it: that runner does")
+        message = f"{trial.runtime.name} does not report when its timed loop ran"
+        raise MeasurementError(message, hint=f"rankship kit build {trial.device}, and install it: its runner does")
     if trace.clock != "monotonic":
-        message = f"meter {trace.meter} keeps the clock {trace.clock!r}, the windows are on the device's monotonic one"
-        raise MeasurementError(message, hint="read a meter on the device")
+        message = f"meter {trace.meter} uses the clock {trace.clock!r}, but the windows use the device's monotonic clock"
+        raise MeasurementError(message, hint="use a meter that the device itself reads")
     rails = choose_rails(trace, plan.rails)
     for window in (*trial.idle, loop):
         _refuse_few(rails, window)
@@ -85,13 +85,13 @@ def read_round(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy:
 
 
 def choose_rails(trace: PowerTrace, wanted: Sequence[str]) -> tuple[Rail, ...]:
-    """Find the rails to add up; MeasurementError where one is missing, or none is named and there are several."""
+    """Find the rails to add up; MeasurementError if one is missing, or none is named and there are several."""
     known = {rail.name: rail for rail in trace.rails}
     missing = [name for name in wanted if name not in known]
     if missing or (not wanted and len(known) != 1):
-        said = f"has no rail {missing[0]!r}" if missing else f"has {len(known)} rails and none was chosen"
+        problem = f"has no rail {missing[0]!r}" if missing else f"has {len(known)} rails and none was chosen"
         hint = f"name those to add up as `rails` of the meter, of: {', '.join(known) or 'none'}"
-        raise MeasurementError(f"meter {trace.meter} {said}", hint=hint)
+        raise MeasurementError(f"meter {trace.meter} {problem}", hint=hint)
     return tuple(known[name] for name in wanted) or trace.rails
 
 
@@ -121,17 +121,17 @@ def _refuse_few(rails: Sequence[Rail], window: Span) -> None:
 
 def _refuse_coarse(work: _Power) -> None:
     if work.mean_uw <= 0:
-        raise MeasurementError("no power was drawn while inferences ran", hint="see how the meter is connected")
+        raise MeasurementError("no power was drawn while inferences ran", hint="check how the meter is connected")
     if work.bound_uw > COARSEST * work.mean_uw:
         powers = f"{work.mean_uw / 1e3:.0f} ± {work.bound_uw / 1e3:.0f} mW"
-        message = f"resolution too coarse: the meter tells {powers} while inferences ran"
+        message = f"resolution too coarse: the meter reads {powers} while inferences ran"
         raise MeasurementError(message, hint="read it more often, make the windows longer, or take a finer meter")
 
 
 def _find_overlap(work: _Power, idle: _Power) -> str:
-    """Say why no marginal figure is supported; empty where work lies clearly above rest.
+    """Return why the marginal figure is not supported; empty if work is clearly above rest.
 
-    The meter's calibration has no part in it: a gain that is off is off for both.
+    The meter's calibration does not matter here: a gain error is the same in both.
     """
     if work.mean_uw - idle.mean_uw > work.bound_uw + idle.bound_uw:
         return ""

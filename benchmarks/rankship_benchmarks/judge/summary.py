@@ -1,4 +1,4 @@
-"""What a bundle of trials says: one result per artifact, and out loud every reason to distrust it."""
+"""The summary of a bundle of trials: one result per artifact, and every reason to distrust it."""
 
 from collections.abc import Callable, Iterable
 
@@ -28,7 +28,7 @@ from rankship_pipeline.foundation.records import (
 )
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
-# What makes a factored layer a suspect when the compressed model is not faster.
+# Limits that make a factored layer suspect when the compressed model is not faster.
 _NEAR_BREAK_EVEN = 0.6
 _NARROW_ROWS = 32
 
@@ -69,9 +69,9 @@ class Result:
 
 @record
 class Summary:
-    """A run judged: its results, what to distrust, and where compression did not pay.
+    """A run's results, its cautions, and where compression did not make it faster.
 
-    `energy_note` says why there is no energy at all; empty where there is some. `slower_notes` has one sentence for
+    `energy_note` says why there is no energy at all; empty if there is some. `slower_notes` has one sentence for
     every format whose ratio is not shown to be below 1.
     """
 
@@ -92,9 +92,9 @@ class Summary:
 
 
 def summarise(bundle: Bundle) -> Summary:
-    """Judge a run; refuses one without samples, and one whose trials were taken under unlike conditions.
+    """Summarise a run; MeasurementError if no trial counts, UnlikeConditions if its trials ran under different conditions.
 
-    Trials that must not count (see validity.py) enter no figure; the cautions name them.
+    Trials that do not count (see validity.py) are left out of every figure; the cautions name them.
     """
     trials = bundle.trials
     empty = [f"round {one.round} of {one.key.title}" for one in trials if not one.samples_ns]
@@ -114,7 +114,7 @@ def summarise(bundle: Bundle) -> Summary:
         results=results,
         caution_groups=group_cautions(bundle, groups),
         slower_notes=tuple(_explain_slower(bundle.header.build, results)),
-        energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials are still to come",
+        energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials have not run yet",
         threads=trials[0].threads,
         agent_sha256=trials[0].agent_sha256,
         runtimes={format_: runtime for format_ in FORMATS for runtime in _runtimes(valid, format_)[:1]},
@@ -122,7 +122,7 @@ def summarise(bundle: Bundle) -> Summary:
 
 
 def group_trials(trials: Iterable[Trial]) -> dict[ArtifactKey, list[Trial]]:
-    """Trials by artifact, each group in the rounds' order."""
+    """Group trials by artifact, each group in the order of rounds."""
     groups: dict[ArtifactKey, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.round):
         groups.setdefault(trial.key, []).append(trial)
@@ -130,7 +130,7 @@ def group_trials(trials: Iterable[Trial]) -> dict[ArtifactKey, list[Trial]]:
 
 
 def refuse_unlike(bundle: Bundle) -> None:
-    """Raise UnlikeConditions, naming the difference, where trials that would be compared were taken differently."""
+    """Raise UnlikeConditions, naming the difference, if trials of a run were taken under different conditions."""
     trials, header = (*bundle.trials, *(one.trial for one in bundle.metered)), bundle.header
     made = (*header.build.artifacts, *([header.canary] if header.canary else []))
     known = {one.key: one.sha256 for one in made}
@@ -169,7 +169,7 @@ def _runtimes(trials: Iterable[Trial], format_: Format) -> list[RuntimeReading]:
 
 
 def _measured(build: Build, groups: dict[ArtifactKey, list[Trial]]) -> list[Artifact]:
-    """Artifacts with trials, by format and dense first."""
+    """List the artifacts with trials, by format and dense first."""
     return sorted((one for one in build.artifacts if one.key in groups), key=lambda one: one.key.order)
 
 
@@ -232,7 +232,7 @@ def _bound(trials: list[Trial], share: float) -> Estimate | None:
 
 
 def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
-    """One sentence for every format in which compression is not shown to be faster, with the layers to suspect."""
+    """Yield a sentence for every format in which compression is not shown to be faster, with the layers to suspect."""
     suspects = ", ".join(filter(None, map(_suspect, build.plan.layers)))
     blame = (
         f"layers most likely to blame: {suspects}"
@@ -244,14 +244,14 @@ def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
             continue
         span = f" [{one.ratio.low:.2f}, {one.ratio.high:.2f}]" if one.ratio.low and one.ratio.high else ""
         if one.ratio.high is None and one.ratio.value < 1:
-            why = f"{one.ratio.rounds} rounds allow no interval"
+            why = f"{one.ratio.rounds} rounds are too few for an interval"
             yield f"compressed is not shown to be faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}, {why})"
         else:
             yield f"compressed is not faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}{span}); {blame}"
 
 
 def _suspect(layer: LayerRank) -> str:
-    """Why a factored layer may cost time instead of saving it; empty where nothing speaks against it."""
+    """Return why a factored layer may cost time instead of saving it; empty if it is no suspect."""
     if layer.factors is None:
         return ""
     kept = layer.chosen_parameters / layer.dense_parameters

@@ -1,8 +1,8 @@
-"""Which trials count: a number that was taken while the device changed under it exists and must not be used.
+"""Which trials count: a trial during which the device changed must not be used.
 
-Two weights. What *refuses* leaves a trial out of every figure. What *doubts* leaves it in its own run's report, with
-the doubt said, but no verdict between runs rests on it: a shared host is not a broken device, yet no witness either.
-What a device does not tell is never a reason.
+A reason has one of two weights. One that *refuses* leaves a trial out of every figure. One that *doubts* leaves it in
+its own run's report, which names the doubt, but no verdict between runs uses it: times from a busy device are real, but
+do not show what the artifact changed. A reading that the device does not report is never a reason.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,27 +16,27 @@ from rankship_targets.trials.trial import DeviceState, Trial
 Weight = Literal["refuses", "doubts"]
 
 CLOCK_JUMP_NS = 1_000_000_000  # time servers correct a clock by less than a thousandth
-FEWEST_SAMPLES = 3  # two have no middle one
+FEWEST_SAMPLES = 3  # the median of two is no sample
 LOW_BATTERY_PERCENT = 20  # from about here on phones save power
 FREQUENCY_MOVE = 0.10
 DRIFT = 0.10
-STALL_NS, STALL_FACTOR = 500_000_000, 20  # one inference so long, and so many times the median: nobody ran
-CANARY_BAND = 0.10  # a round's canary against its run's middle one
-WAITED = 0.01  # of the loop: below the 1.5 % by which verdicts tell a change, even were every inference struck alike
+STALL_NS, STALL_FACTOR = 500_000_000, 20  # one inference so long, and so many times the median: the process was stopped
+CANARY_BAND = 0.10  # a round's canary against the run's median round
+WAITED = 0.01  # of the loop: below the 1.5 % that verdicts call a change, even if every inference is affected alike
 _FEWEST_CANARIES = 3
 _NOW_BITS, _SINCE_BOOT_SHIFT = 0b1111, 16  # of a Raspberry Pi: under-voltage, capped, throttled, too warm
 THROTTLED, JUMPED, GOVERNED, CANARY = "throttled", "clock jumped", "governor changed", "canary off"
 FREQUENCY, DRIFTED, OTHER_LOAD, INTERRUPTED = "frequency moved", "drift inside the trial", "other load", "interrupted"
-BUSY = (OTHER_LOAD, INTERRUPTED, DRIFTED)  # what others on the device do to a trial
+BUSY = (OTHER_LOAD, INTERRUPTED, DRIFTED)  # what other work on the device does to a trial
 
 
 def judge_trial(trial: Trial) -> tuple[str, ...]:
-    """Give every reason why a trial must not count."""
+    """Return every reason why a trial must not count."""
     return tuple(reason for reason, (weight, holds) in RULES.items() if weight == "refuses" and holds(trial))
 
 
 def doubt_trial(trial: Trial) -> tuple[str, ...]:
-    """Give every reason why no verdict may rest on a trial that counts."""
+    """Return every reason why no verdict may use a trial that counts."""
     return tuple(reason for reason, (weight, holds) in RULES.items() if weight == "doubts" and holds(trial))
 
 
@@ -46,7 +46,7 @@ def keep_valid(trials: Iterable[Trial]) -> tuple[Trial, ...]:
 
 
 def keep_trusted(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Keep the trials of one run that verdicts may rest on."""
+    """Keep the trials of one run that verdicts may use."""
     off = find_canary_off(trials)
     return tuple(
         trial for trial in trials if not judge_trial(trial) and not doubt_trial(trial) and trial.round not in off
@@ -65,7 +65,7 @@ def name_distrust(mine: Iterable[Trial], everything: Sequence[Trial]) -> dict[st
 
 
 def find_canary_off(trials: Iterable[Trial]) -> set[int]:
-    """Find the rounds in which the canary was further than CANARY_BAND from its run's middle round."""
+    """Find the rounds in which the canary was further than CANARY_BAND from the run's median round."""
     canaries = [one for one in trials if one.key.variant == "canary" and one.samples_ns and min(one.samples_ns) > 0]
     times = {one.round: median(one.samples_ns) for one in canaries}
     if len(times) < _FEWEST_CANARIES:
@@ -75,18 +75,18 @@ def find_canary_off(trials: Iterable[Trial]) -> set[int]:
 
 
 def refuse_trials(run_id: str, trials: Iterable[Trial]) -> MeasurementError:
-    """Make the error for a run of which no trial counts."""
+    """Make the error for a run without a trial that counts."""
     reasons = {reason for trial in trials for reason in judge_trial(trial)}
     message = f"run {run_id}: no trial counts: {', '.join(sorted(reasons))}"
     if THROTTLED in reasons:
-        return Throttled(message, hint="cool the device, see to its power supply, and measure again")
+        return Throttled(message, hint="cool the device, check its power supply, and measure again")
     if JUMPED in reasons:
         return ClockJumped(message, hint="let the device's clock settle, keep it awake, and measure again")
-    return MeasurementError(message, hint="mend what the message names, and measure again")
+    return MeasurementError(message, hint="fix what the message names, and measure again")
 
 
 def find_frequency_move(trial: Trial) -> float | None:
-    """Find the largest relative change of the clock of any core that the trial could run on; None where not told."""
+    """Return the largest relative change of any core's clock that the trial could run on; None if not reported."""
     early, late = trial.before.frequency_khz, trial.after.frequency_khz
     if not early or not late or len(early) != len(late):
         return None
@@ -95,7 +95,7 @@ def find_frequency_move(trial: Trial) -> float | None:
 
 
 def _has_throttled(trial: Trial) -> bool:
-    """Tell whether the device slowed itself down at either end of the trial or in between."""
+    """Return whether the device throttled at either end of the trial or in between."""
     before, after = trial.before, trial.after
     for one, bits in ((before, before.throttled_bits), (after, after.throttled_bits)):
         if (bits or 0) & _NOW_BITS or (one.cooling_steps or 0) > 0:
@@ -129,7 +129,7 @@ def _has_low_battery(trial: Trial) -> bool:
 
 
 def _has_moved_frequency(trial: Trial) -> bool:
-    """Tell whether the clock moved although the governor should hold it; under another one it follows the load."""
+    """Return whether the clock moved under the governor `performance`; under others it follows the load."""
     return trial.before.governor == "performance" and (find_frequency_move(trial) or 0) > FREQUENCY_MOVE
 
 
@@ -139,10 +139,10 @@ def _has_drifted(trial: Trial) -> bool:
 
 
 def _has_other_load(trial: Trial) -> bool:
-    """Tell whether others took processor time that the trial wanted.
+    """Return whether other processes took processor time from the trial.
 
-    One thread's own waiting says so itself. Several threads also wait for each other, and waking one counts as waiting:
-    there, and where nothing is told, it is whether more was running before the trial than there are cores.
+    One thread's waiting time shows it. Several threads also wait for each other, and waking one counts as waiting:
+    for them, and if no waiting time is reported, the test is whether the load before the trial exceeded the cores.
     """
     if trial.threads == 1 and trial.waited_ns is not None and trial.loop is not None:
         return trial.waited_ns > WAITED * trial.loop.length_ns
@@ -158,7 +158,7 @@ def _was_interrupted(trial: Trial) -> bool:
     return longest > STALL_NS and longest > STALL_FACTOR * median(trial.samples_ns)
 
 
-# reason → its weight, and whether it holds for a trial. "canary off" is told of a round: find_canary_off.
+# reason → its weight, and whether it holds for a trial. "canary off" holds for a whole round: find_canary_off.
 RULES: dict[str, tuple[Weight, Callable[[Trial], bool]]] = {
     THROTTLED: ("refuses", _has_throttled),
     JUMPED: ("refuses", _has_jumped),

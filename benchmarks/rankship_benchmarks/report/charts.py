@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
 _LOSS, FAINT, GREY, INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
-# Text is laid out in the widest of these, so it has room in whichever the viewer has.
+# Text is laid out in DejaVu Sans, the widest of these, so that it fits in whichever font the viewer has.
 _VIEWER_FONTS = "system-ui, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif"
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a layer may have $ in its name
@@ -55,7 +55,7 @@ _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
 
 
 def draw_accuracy_against_size(summary: Summary) -> str:
-    """Draw accuracy over parameters and their front: the variants; hollow the alternatives, which have no artifacts."""
+    """Draw accuracy over parameters, with the front; hollow markers are alternatives, which have no artifacts."""
     build = summary.header.build
     points: list[tuple[str, int, Accuracy, str, bool]] = []
     for variant in ("dense", "compressed"):
@@ -81,9 +81,9 @@ def draw_accuracy_against_size(summary: Summary) -> str:
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
-    """Draw accuracy over median latency and its front, one marker for each artifact, its area the file's size.
+    """Draw accuracy over median latency, with the front: one marker per artifact, its area in proportion to file size.
 
-    The axis is logarithmic where formats differ twentyfold.
+    The latency axis is logarithmic if the largest value is more than 20 times the smallest.
     """
     spent = [(one, one.latency_ns) for one in summary.results]
     divisor, unit = time_unit(max((time.value for _, time in spent), default=1))
@@ -91,7 +91,7 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
 
 def draw_accuracy_against_energy(summary: Summary) -> str:
-    """Draw accuracy over the total energy of an inference in the same way; empty where a meter told none."""
+    """Draw accuracy over the total energy of an inference in the same way; empty without energy figures."""
     spent = [(one, one.energy.total.interval) for one in summary.results if one.energy and one.energy.total]
     divisor, unit = energy_unit(max((energy.value for _, energy in spent), default=0))
     return _draw_accuracy_against("energy", spent, divisor, f"energy of an inference ({unit}), meter's ± and 95 %")
@@ -135,7 +135,7 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
 
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
-    """Draw the share of inferences done by a time, one curve per round, and the rounds' medians as ticks at a half."""
+    """Draw the cumulative distribution of latency, one curve per round, with each round's median as a tick at 50 %."""
     mine = [one for one in trials if one.key.format == format_ and one.samples_ns and one.key.variant in COLOURS]
     keys = sorted({trial.key for trial in mine}, key=lambda key: key.order)
 
@@ -197,7 +197,7 @@ def draw_ranks(plan: RankPlan) -> str:
 
 
 def draw_errors(plan: RankPlan) -> str:
-    """Draw the predicted share of each layer's output energy that its rank throws away."""
+    """Draw the predicted share of each layer's output energy that its rank discards."""
 
     def draw(axes: "Axes") -> None:
         errors = [100 * layer.relative_error for layer in plan.layers]
@@ -221,7 +221,7 @@ def draw_errors(plan: RankPlan) -> str:
 def draw_svg(
     name: str, draw: Callable[["Axes"], None], *, width_in: float = _WIDTH_IN, height_in: float = _HEIGHT_IN
 ) -> str:
-    """Run `draw` on one pair of axes and give the SVG, ready to stand inside an HTML page beside others."""
+    """Run `draw` on new axes and return the SVG for an HTML page; `name` makes its identifiers unique there."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -238,7 +238,7 @@ def draw_svg(
 
 
 def _draw_front(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Draw the best accuracy that a cost buys, as a staircase behind the points, up to the right end of the axis."""
+    """Draw the best accuracy at or below each cost, as a staircase behind the points, up to the end of the axis."""
     front = [points[place] for place in find_front(points)]
     right = axes.get_xlim()[1]
     costs, gains = [cost for cost, _ in front] + [right], [gain for _, gain in front] + [front[-1][1]]
@@ -281,7 +281,7 @@ def _layers_height(plan: RankPlan) -> float:
 
 
 def _margins(accuracy: Accuracy) -> list[list[float]]:
-    """Distances in per cent from an accuracy down and up to its interval's ends."""
+    """Return the distances from an accuracy to its interval's low and high end, in percentage points."""
     down, up = accuracy.value - accuracy.low, accuracy.high - accuracy.value
     return [[100 * max(0.0, down)], [100 * max(0.0, up)]]
 
@@ -293,5 +293,5 @@ def _reach(spent: Estimate, divisor: float) -> list[list[float]] | None:
 
 
 def time_unit(longest_ns: float) -> tuple[float, str]:
-    """Choose the unit of a time axis: how many ns it has, and its sign."""
+    """Choose the unit of a time axis: its length in ns, and its symbol."""
     return (1e6, "ms") if longest_ns >= 1e7 else (1e3, "µs")  # noqa: PLR2004 - units.show_ns changes there too

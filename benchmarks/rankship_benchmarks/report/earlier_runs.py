@@ -1,4 +1,4 @@
-"""A run's own past: runs beside it of the same recipe, device, suite, agent and conditions, as a history to draw."""
+"""Earlier runs of the same recipe, device, suite, agent and conditions in the results folder, as histories to draw."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,13 +16,13 @@ MOST = 30  # runs, the newest
 
 
 def list_histories(folder: Path, bundle: Bundle) -> Mapping[ArtifactKey, tuple[Night, ...]]:
-    """Every case of a run through the finished runs before it, the run itself last; empty where it is the first.
+    """List each case's history: the finished runs before this one, then this one; empty if it is the first.
 
-    What was built may have changed between them, nothing else. A case that a run has no valid trial of is a gap in it.
+    Only the build may differ between the runs. A run without a valid trial of a case is a gap in that case's history.
     """
     before: list[tuple[str, Bundle]] = []
     for path in folder.resolve().parent.glob(f"*/{BUNDLE_FILE}"):
-        with suppress(InputError):  # a damaged bundle beside it is no business of this run
+        with suppress(InputError):  # another run's bundle is damaged: leave it out
             other = open_bundle(path.parent)
             if other.finished and _is_before(other.header, bundle.header):
                 before.append((other.header.created_utc, other))
@@ -30,7 +30,7 @@ def list_histories(folder: Path, bundle: Bundle) -> Mapping[ArtifactKey, tuple[N
     if not runs:
         return {}
     built = bundle.header.build.artifacts
-    return {one.key: tuple(_tell(run, one.key) for run in [*runs, bundle]) for one in built}
+    return {one.key: tuple(_read_case(run, one.key) for run in [*runs, bundle]) for one in built}
 
 
 def _is_before(other: Header, header: Header) -> bool:
@@ -40,7 +40,7 @@ def _is_before(other: Header, header: Header) -> bool:
     return alike and other.run_id != header.run_id and other.created_utc <= header.created_utc
 
 
-def _tell(run: Bundle, key: ArtifactKey) -> Night:
+def _read_case(run: Bundle, key: ArtifactKey) -> Night:
     trials = group_trials(keep_valid(run.trials)).get(key, [])
     rounds = tuple(median_by_round(trials).values())
     gap = None if rounds else "no trial that counts"

@@ -1,4 +1,4 @@
-"""Energy in words: for the terminal and for the page, never without the meter's provenance."""
+"""Energy as text and tables, for the terminal and the page, always with the meter's provenance."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ _DIGITS = 3
 
 
 def print_energy(summary: Summary, console: "Console") -> None:
-    """Print a run's energies and every reason against them, or why there are none."""
+    """Print a run's energy figures and every reason against them, or why there are none."""
     if summary.energy_note:
         console.print(f"No energy figure: {summary.energy_note}.", markup=False, highlight=False)
         return
@@ -48,12 +48,12 @@ def print_energy(summary: Summary, console: "Console") -> None:
 
 
 def list_energies(results: Iterable[Result]) -> list[Result]:
-    """Keep the results that a meter watched."""
+    """Keep the results that have energy figures."""
     return [one for one in results if one.energy is not None]
 
 
 def state_meter(summary: Summary) -> Iterator[str]:
-    """Say what read the energy, how long, and what the figures' ± holds."""
+    """Yield lines that name the meter, how long it measured, and what ± includes."""
     plan = summary.header.energy
     energies = [one.energy for one in summary.results if one.energy is not None]
     if plan is None or not energies:
@@ -62,21 +62,21 @@ def state_meter(summary: Summary) -> Iterator[str]:
     rounds = f"{plan.choice.rounds} rounds of {plan.choice.busy_ms / 1000:g} s"
     yield (
         f"Energy {PROVENANCE[first.provenance]}: {first.meter}, {' + '.join(first.rails)}; {rounds} between rests of "
-        f"{plan.choice.idle_ms / 1000:g} s, in trials of their own."
+        f"{plan.choice.idle_ms / 1000:g} s, in separate trials."
     )
     calibration = _state_calibration(plan.calibration_ppm)
-    yield f"± is the meter's worst case{calibration} and 95 % over rounds together; above idle: less the rests' power."
+    yield f"± adds the meter's worst case{calibration} and 95 % over rounds; above idle: less the power at rest."
 
 
 def state_refusals(summary: Summary) -> Iterator[str]:
-    """Say of every artifact which rounds and figures do not count, and why."""
+    """Yield a line for each round or figure that does not count, with the artifact and the reason."""
     for result in list_energies(summary.results):
         for reason in result.energy.refused if result.energy else ():
             yield f"Energy of {result.key.title}: {reason}."
 
 
 def show_energy(estimate: EnergyEstimate | None) -> str:
-    """Show `12.4 ± 0.3 mJ`, a dash where there is no figure."""
+    """Show an energy as `12.4 ± 0.3 mJ`; a dash if there is none."""
     if estimate is None:
         return UNKNOWN
     scale, unit = energy_unit(estimate.value_nj)
@@ -86,24 +86,24 @@ def show_energy(estimate: EnergyEstimate | None) -> str:
 
 
 def energy_unit(value_nj: float) -> tuple[float, str]:
-    """Choose the unit of an energy: how many nJ it has, and its sign."""
+    """Choose the unit of an energy: its size in nJ, and its symbol."""
     return next(((scale, unit) for scale, unit in _UNITS if abs(value_nj) >= scale), _UNITS[-1])
 
 
 def show_power(power_uw: int | None) -> str:
-    """Show microwatts in watts."""
+    """Show microwatts as watts."""
     return UNKNOWN if power_uw is None else f"{power_uw / 1e6:.2f} W"
 
 
 def describe_estimate(estimate: EnergyEstimate | None) -> str:
-    """Say in small print what stands behind a figure: the meter's part of its ±."""
+    """Describe in small print the meter's part of a figure's ±."""
     if estimate is None or not estimate.value_nj:
         return ""
     return f"meter ± {estimate.bound_nj / abs(estimate.value_nj):.2%}"
 
 
 def name_provenance(energy: CaseEnergy) -> str:
-    """Name the meter and how it knows: `hwmon, measured`."""
+    """Name the meter and its provenance: `hwmon, measured`."""
     return f"{energy.meter}, {energy.provenance}"
 
 

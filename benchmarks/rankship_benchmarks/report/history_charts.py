@@ -1,4 +1,4 @@
-"""A case's history as a chart: one point a night with its interval, gaps where a night does not count, steps marked."""
+"""A case's history as a chart: one point per night with its interval, gaps for nights that do not count, and steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 SHOWN_NIGHTS = 90
 _GAP_COLOUR = "#EEF1F4"
 _MOST_TICKS = 7
-_LEAST_REACH = 0.06  # of the median, above and below: noise must not look like a mountain range
-_USUAL_SPANS = 3  # beyond the medians: one uncertain night must not flatten all others
+_LEAST_REACH = 0.06  # the axis reaches at least so far from the median, as its share, so that noise looks small
+_USUAL_SPANS = 3  # the axis reaches so many usual interval widths beyond the medians; longer ones are cut
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
 
 
 def draw_history(
     name: str, variant: Variant, nights: Sequence[Night], steps: Sequence[Step], *, noun: str = "night"
 ) -> str:
-    """Draw the last nights of one case; empty where none of them counts.
+    """Draw the last nights of one case; empty if none of them counts.
 
-    A night that does not count is a grey band with a cross at its foot, and no point. A step is a dashed line before
+    A night that does not count is a grey band with a cross at the bottom, and no point. A step is a dashed line before
     its first night, with the ratio of the levels. The latency axis need not begin at 0.
     """
     shown = list(nights)[-SHOWN_NIGHTS:]
@@ -54,7 +54,7 @@ def draw_history(
 
 
 def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
-    """Name the nights by their dates, or by the time of day where all are of one; gives what the names are too."""
+    """Label nights by date, or by time of day if they share one date; returns the labels and what they are."""
     dates = [night.started_utc[:10] for night in shown]
     if len(shown) > 1 and len(set(dates)) == 1:
         return [night.started_utc[11:16] for night in shown], f"its time in UTC on {dates[0]}"
@@ -62,7 +62,7 @@ def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
 
 
 def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: int, divisor: float) -> None:
-    """Join neighbouring nights that count; a gap breaks the line."""
+    """Draw the nights that count, neighbours joined by a line; a gap breaks it."""
     for place, level in levels.items():
         if level.low is not None and level.high is not None:
             axes.vlines(place, level.low / divisor, level.high / divisor, color=colour, lw=1.2)
@@ -71,7 +71,7 @@ def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: 
 
 
 def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
-    """Show every median and usual interval, and a few per cent around them; gives how many intervals reach beyond."""
+    """Fit the axis to every median and usual interval; returns how many intervals reach beyond it."""
     spans = sorted(level.high - level.low for level in levels if level.low is not None and level.high is not None)
     usual = spans[len(spans) // 2] if spans else 0.0
     values = sorted(level.value for level in levels)

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, verdict first, that opens offline and prints."""
+"""The report of a run: one self-contained HTML page, headline first, that opens offline and prints well."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATE = "page.html.j2"
-_FRONT = "Dashed: the front, the best accuracy up to there."
+_FRONT = "Dashed: the front, the best accuracy at or below each cost."
 
 
 @record
 class Chart:
-    """One drawing with its heading and the sentence that says how to read it."""
+    """One chart with its heading and a sentence on how to read it."""
 
     heading: str
     reading: str
@@ -42,7 +42,7 @@ class Chart:
 
 @record
 class Fact:
-    """One line of the page's provenance; `code` sets it in a fixed-width face."""
+    """One line of the page's conditions or provenance; `code` sets the value in a monospace font."""
 
     name: str
     value: str
@@ -51,7 +51,7 @@ class Fact:
 
 @record
 class Figure:
-    """One headline number: what it is, its value, and in small print what stands behind it."""
+    """One headline number: its name, its value, and a detail in small print."""
 
     name: str
     value: str
@@ -59,7 +59,7 @@ class Figure:
 
 
 def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
-    """Write a run's page, by default `report.html` beside its trials, and return where it is."""
+    """Write a run's page, by default `report.html` beside its trials; returns its path."""
     bundle = open_bundle(bundle_folder)
     target = path or bundle_folder / "report.html"
     histories = list_histories(bundle_folder, bundle)
@@ -107,7 +107,7 @@ def render_report(
 
 
 def read_style() -> str:
-    """Read the page's style sheet, for other pages that shall look alike."""
+    """Read the page's style sheet, which other pages use too."""
     return _read_template().partition("<style>")[2].partition("</style>")[0]
 
 
@@ -116,7 +116,7 @@ def _read_template() -> str:
 
 
 def _pick_figures(summary: Summary) -> list[Figure]:
-    """Pick the few numbers that a reader should take away."""
+    """Pick the headline numbers."""
     build = summary.header.build
     kept = build.plan.total_parameters
     sizes = f"{show_count(build.dense_parameters)} → {show_count(kept)}"
@@ -154,8 +154,8 @@ def _draw_charts(summary: Summary) -> list[Chart]:
         ),
         Chart(
             heading="Accuracy, energy and size",
-            reading=f"Left takes less, up is better, a marker's area is its file's size. {_FRONT} What read the energy "
-            "stands with its table.",
+            reading=f"Left uses less, up is better, a marker's area is its file's size. {_FRONT} The meter is named "
+            "with the energy table.",
             svg=charts.draw_accuracy_against_energy(summary),
         ),
         Chart(
@@ -203,7 +203,7 @@ def _draw_profiles(profiles: Profiles | None) -> list[Chart]:
     drawn = [
         Chart(
             heading=f"Every operator, {format_}",
-            reading="Profiled, in the runtime's own words and whole microseconds; from top to bottom as they run.",
+            reading="Profiled, in whole microseconds, with the runtime's names; top to bottom in running order.",
             svg=draw_profile(profiles.profiles if profiles else (), format_),
         )
         for format_ in formats
@@ -212,7 +212,7 @@ def _draw_profiles(profiles: Profiles | None) -> list[Chart]:
 
 
 def _list_conditions(summary: Summary) -> list[Fact]:
-    """List what the numbers were taken under."""
+    """List the conditions of the measurement."""
     header = summary.header
     fewest = min(one.fewest_samples for one in summary.results)
     most = max(one.most_samples for one in summary.results)
@@ -231,7 +231,7 @@ def _list_conditions(summary: Summary) -> list[Fact]:
 
 
 def _list_provenance(summary: Summary) -> list[Fact]:
-    """List what made the artifacts and the numbers, by hash and version."""
+    """List what produced the artifacts and the numbers, by hash and version."""
     header = summary.header
     facts = [
         Fact(name="run", value=header.run_id, code=True),
@@ -258,17 +258,17 @@ def _merge(tables: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def _keep_together(text: str) -> str:
-    """Forbid line breaks inside intervals, before a per cent sign and behind a multiplication sign."""
+    """Forbid line breaks inside intervals, before a per cent sign and after a multiplication sign."""
     return re.sub(rf"(?<=\d) (?=%)|(?<={TIMES}) (?=\d)|(?<=\d,) (?=[\d.]+\])", "\u00a0", text)
 
 
 def _mark_code(text: str) -> "Markup":
-    """Escape a text and set what stands between backticks in the face of code."""
+    """Escape a text and mark what is between backticks as code."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]+)`", r'<span class="code">\1</span>', str(escape(text))))  # noqa: S704 - escaped
 
 
 def _shorten(text: str) -> str:
-    """Drop the folders of an absolute path: where a file lay on the host is nobody's business."""
+    """Drop the folders of an absolute path: a report does not show the host's folders."""
     return Path(text).name if Path(text).is_absolute() else text

@@ -11,8 +11,8 @@ from rankship_pipeline.foundation.records import Format
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHOWN = 0.01  # of what all operators take: smaller ones share one bar
-_MOST_ROWS = 40  # for each model: more could not be read; the longest are shown
+_SHOWN = 0.01  # of all operators' time: smaller ones share one bar
+_MOST_ROWS = 40  # per model, the longest ones: more could not be read
 _LONGEST_NAME = 34
 _ROW_IN, _MARGIN_IN, _WIDTH_IN = 0.21, 1.1, 5.4
 
@@ -20,7 +20,7 @@ Row = tuple[str, float, float, float]  # name; median, first and third quartile 
 
 
 def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
-    """Draw one format's models; bars are medians over the profiled inferences, whiskers their middle half."""
+    """Draw one format's profiles; bars are medians over the profiled inferences, whiskers the quartiles."""
     mine = [one for one in profiles if one.key.format == format_ and one.told_ns > 0]
     blocks = [(one, list_rows(one)) for one in mine]
 
@@ -35,9 +35,11 @@ def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
                 axes.errorbar(middle / divisor, place, xerr=reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
                 names[place] = name
                 place += 1
-            told = f"{profile.key.model}: {profile.told_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
-            axes.barh(place, 0, color=colour, label=told)
-            place += 1  # a free row between the models
+            label = (
+                f"{profile.key.model}: {profile.told_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
+            )
+            axes.barh(place, 0, color=colour, label=label)
+            place += 1  # an empty row between the models
         axes.set_yticks(list(names), list(names.values()), fontsize=8)
         axes.set_ylim(place - 1.4, -0.6)
         axes.tick_params(axis="y", length=0, pad=5)
@@ -51,7 +53,7 @@ def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
 
 
 def list_rows(profile: Profile) -> list[Row]:
-    """What is drawn of a profile: the operators that take at least a hundredth, in running order, then the rest."""
+    """List a profile's bars: operators that take at least 1 % of the time, in running order, then the rest as one."""
     least = _SHOWN * profile.told_ns
     middles = [median(one.ns) for one in profile.operators]
     by_time = sorted(range(len(middles)), key=lambda place: -middles[place])

@@ -1,4 +1,4 @@
-"""A summary as words and tables for a terminal or a pipe; the page uses the same words."""
+"""A summary as text and tables for a terminal or a pipe; the page uses the same text."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 UNKNOWN = "\u2013"  # a dash where nothing was measured
 _MS_FROM_NS = 1e7
-NO_LABELS = "The data have no labels: what is called accuracy here is agreement with the dense model's own answers."
+NO_LABELS = "The data have no labels: accuracy here means agreement with the dense model's own answers."
 
 
 def state_headline(summary: Summary) -> str:
-    """Say the run in one sentence: what compression took, what it cost, what it gave."""
+    """Return the run in one sentence: parameters saved, accuracy before and after, latency ratios."""
     build = summary.header.build
     kept = build.plan.total_parameters
     parts = [f"{build.dense_parameters / kept:.1f}{TIMES} fewer parameters"]
@@ -36,7 +36,7 @@ def state_headline(summary: Summary) -> str:
 
 
 def state_latency(result: Result) -> str:
-    """Say one format's latency ratio, with plain words where it is no gain."""
+    """Return one format's latency ratio, with a remark if it is not a proven gain."""
     ratio = result.ratio
     if ratio is None:
         return ""
@@ -45,7 +45,7 @@ def state_latency(result: Result) -> str:
 
 
 def state_verdict(ratio: Estimate) -> str:
-    """Say why a ratio is no proven gain; empty where its interval lies below 1."""
+    """Return why a ratio is not a proven gain; empty if its interval lies below 1."""
     if ratio.low is None or ratio.high is None:
         return "too few rounds to tell"
     if ratio.low > 1:
@@ -54,12 +54,12 @@ def state_verdict(ratio: Estimate) -> str:
 
 
 def show_ratio(ratio: Estimate) -> str:
-    """Show a ratio and its interval: 0.46 [0.44, 0.48] behind a multiplication sign."""
+    """Show a ratio and its interval: `0.46 [0.44, 0.48]` after a multiplication sign."""
     return " ".join(filter(None, (f"{TIMES} {ratio.value:.2f}", show_ratio_interval(ratio))))
 
 
 def show_ratio_interval(ratio: Estimate) -> str:
-    """Show `[0.44, 0.48]`, empty where there is none."""
+    """Show a ratio's interval as `[0.44, 0.48]`; empty if there is none."""
     return "" if ratio.low is None or ratio.high is None else f"[{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
@@ -69,24 +69,24 @@ def show_time(time: Estimate | None) -> str:
 
 
 def show_time_interval(time: Estimate) -> str:
-    """Show a time's interval in the unit of its value, empty where there is none."""
+    """Show a time's interval in the unit of its value; empty if there is none."""
     if time.low is None or time.high is None:
         return ""
     return f"[{_scale(time, time.low)}, {_scale(time, time.high)}]"
 
 
 def show_accuracy_interval(accuracy: Accuracy) -> str:
-    """Show `[95.2, 96.5]`, in per cent."""
+    """Show an accuracy's interval as `[95.2, 96.5]`, in per cent."""
     return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def show_size(value: int | None) -> str:
-    """Show bytes in people's units, a dash where not measured."""
+    """Show a size in a readable unit; a dash if not measured."""
     return UNKNOWN if value is None else show_bytes(value)
 
 
 def print_summary(summary: Summary, console: "Console", *, verbose: bool = False) -> None:
-    """Print headline, results, accuracies, alternatives and cautions: one line for a group, each if `verbose`."""
+    """Print headline, results, accuracies, alternatives and cautions: one line per group, or each if `verbose`."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
@@ -109,7 +109,7 @@ def print_summary(summary: Summary, console: "Console", *, verbose: bool = False
 
 
 def state_cautions(groups: Iterable[CautionGroup], *, verbose: bool) -> Iterator[str]:
-    """Say each group in a line, with what to do; then each caution of it if `verbose`, else how many there are."""
+    """Yield a line per group, with what to do; then each of its cautions if `verbose`, else how many there are."""
     folded = 0
     for one in groups:
         yield " ".join(filter(None, (f"! {one.heading}", one.advice)))
@@ -118,16 +118,16 @@ def state_cautions(groups: Iterable[CautionGroup], *, verbose: bool) -> Iterator
         else:
             folded += len(one.details)
     if folded:
-        yield f"! {folded} cautions stand behind this: they are on the page, and in `rankship report RUN --verbose`."
+        yield f"! {folded} cautions in all: read them on the page, or with `rankship report RUN --verbose`."
 
 
 def list_places(header: Header) -> list[str]:
-    """Name where parity is proven: this host, and the device where it is another machine."""
+    """List where parity is proven: this host, and the device if it is another machine."""
     return ["this host"] if header.device == THIS_MACHINE else ["this host", header.device]
 
 
 def state_parity(header: Header) -> Iterator[str]:
-    """Say for each place how well every artifact agrees with torch there."""
+    """Yield a line per place: how well the artifacts agree with torch there."""
     for place, proofs in zip(list_places(header), (header.verified, header.verified_on_device), strict=False):
         if not proofs:
             yield f"Parity on {place}: not proven."
@@ -188,7 +188,7 @@ def _tabulate_alternatives(summary: Summary) -> "Table":
 
 
 def _plain(text: str) -> str:
-    """Make rich show text as it is, brackets too."""
+    """Escape text so that rich shows brackets as they are."""
     from rich.markup import escape
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""The verb `compare`: two runs' bundles, a verdict per case; its status is 1 only where something became worse."""
+"""The verb `compare`: judges a run against an earlier one, case by case; exit status 1 only if a case is worse."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,15 +16,15 @@ _STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": ""
 
 
 def compare(argv: list[str]) -> int:
-    """`rankship compare RUN_A RUN_B`: whether B is better or worse than A, case by case, and why."""
+    """`rankship compare RUN_A RUN_B`: print whether B is better or worse than A, case by case, and why."""
     parser = start_parser(
-        "compare", "Judge a run against an earlier one. Status 1: something became worse; 5: unlike conditions."
+        "compare", "Judge a run against an earlier one. Exit status 1: a case is worse; 5: the conditions differ."
     )
     parser.add_argument("baseline", type=Path, help="the earlier run's folder")
     parser.add_argument("candidate", type=Path, help="the later run's folder")
     parser.add_argument("--effect", type=float, default=0.03, help="the smallest change to find (default: %(default)s)")
     parser.add_argument(
-        "--across", action="append", default=[], metavar="ASPECT", help="a condition that may differ: it is asked about"
+        "--across", action="append", default=[], metavar="ASPECT", help="a condition that may differ; repeat for more"
     )
     arguments = parse(parser, argv)
 
@@ -56,7 +56,7 @@ def compare(argv: list[str]) -> int:
 
 
 def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], console: "Console") -> None:
-    """Print the table of verdicts, what the canary did, and every caution."""
+    """Print the table of verdicts, how the canary changed, and every caution."""
     from rich.markup import escape
 
     from rankship_benchmarks.report.words import UNKNOWN
@@ -72,17 +72,17 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None
     if canary is None:
-        said = "No canary that counts in both runs: what moved the whole device would read as a change of every case."
+        note = "No canary counts in both runs: a change of the whole device would look like a change of every case."
     else:
-        moved = f"{_show_finely(canary)} {'as long as' if figure == 'time' else 'the energy'}"
-        said = f"{figure.capitalize()} is relative to the canary's, which itself took {moved} in the baseline."
-    console.print(said, markup=False)
+        moved = f"its own {figure} is {_show_finely(canary)} of the baseline's"
+        note = f"{figure.capitalize()} is relative to the canary's; {moved}."
+    console.print(note, markup=False)
     for caution in cautions:
         console.print(f"! {caution}", style="yellow", markup=False)
 
 
 def _show_finely(ratio: "Estimate") -> str:
-    """Show a ratio to a thousandth: effects of a few per cent are looked for."""
+    """Show a ratio with three decimals, because the effects to find are a few per cent."""
     from rankship_benchmarks.judge.summary import TIMES
 
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"

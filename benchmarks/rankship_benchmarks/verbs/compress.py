@@ -1,4 +1,4 @@
-"""The verb `compress`: one line from trained models to proven artifacts in a folder, by the build that recipes run."""
+"""The verb `compress`: from trained models to verified artifacts in a folder, through the build that recipes use."""
 
 import argparse
 from pathlib import Path
@@ -27,23 +27,25 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.toml"
 _HEADING = (
-    "Written by `rankship compress`, which does what this recipe says. Go on with it:",
+    "Written by `rankship compress`, which does what this recipe says. To go on:",
     f"  rankship run {RECIPE} --on this-machine    # measure; the build is taken from the store",
 )
 
 
 def compress(argv: list[str]) -> int:
-    """`rankship compress MODEL --kept 0.5 --images FOLDER --to FOLDER`: build, prove, and lay the files there."""
+    """`rankship compress MODEL --kept 0.5 --images FOLDER --to FOLDER`: build, verify, and write the files there."""
     parser = start_parser(
         "compress",
         "Compress a Hugging Face model to a budget, export it, prove that every file computes what torch computes, and"
-        " lay files and records in a folder. Several models are merged first.",
+        " write files and records to a folder. Several models are merged first.",
         "--inventory",
         "--formats",
         "--store",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a model's folder, or its id on the hub")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where to lay them; made if missing")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="FOLDER", help="where to write them; created if missing"
+    )
     parser.add_argument("--merge", metavar="METHOD", help='how several models become one (default: "joint")')
     add_data_flags(parser)
     add_budget_flags(parser)
@@ -75,27 +77,29 @@ def compress(argv: list[str]) -> int:
         land_missing(prepared, store, device, arguments.to / "timings", steps)
     build, entry = build_recipe(prepared, store, steps)
     verified = verify_on_host(build, store, prepared.recipe.parity, steps)
-    laid = lay_files(build, verified, store, arguments.to)
+    written = write_files(build, verified, store, arguments.to)
     print_build(build, entry)
     console = Console(highlight=False)
     print_parity(verified, console)
-    for path in (recipe, *laid):
+    for path in (recipe, *written):
         console.print(f"{path}", soft_wrap=True, markup=False)
     return 0
 
 
 def draft_recipe(arguments: argparse.Namespace) -> str:
-    """The recipe that the command line stands for, as a file in its folder would have it."""
+    """Return the recipe that the command line describes, with paths relative to the folder that it is written to."""
     folder: Path = arguments.to
     names = name_models(arguments.models)
     data = take_data(arguments, folder)
     if not data:
         raise InputError(
-            "compressing needs data: unlabelled samples calibrate, labelled ones say what is lost",
+            "compressing needs data: unlabelled samples for calibration, labelled ones to measure the accuracy lost",
             hint="name them: --images FOLDER, --text FILE or --csv FILE",
         )
     if arguments.merge is not None and len(names) == 1:
-        raise InputError("--merge is for several models", hint="name more than one model, or leave it out")
+        raise InputError(
+            "--merge is for several models, got one", hint="name more than one model, or leave --merge out"
+        )
     pairs = zip(names, arguments.models, strict=True)
     tables: Tables = {
         "models": [{"name": name, "huggingface": place(one, folder)} for name, one in pairs],
@@ -108,28 +112,30 @@ def draft_recipe(arguments: argparse.Namespace) -> str:
 
 
 def _keep_recipe(path: Path, text: str) -> Path:
-    """Write the recipe; the same command goes on with it, another one is refused."""
+    """Write the recipe, which the same command may do again; InputError where a different recipe is there already."""
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(f"{path} is of another command", hint="name another folder with --to, or move it away")
+        raise InputError(
+            f"{path} was written by another command", hint="name another folder with --to, or move it away"
+        )
     write_atomic(path, text.encode())
     return path
 
 
-def lay_files(build: "Build", verified: "Sequence[Verified]", store: "Store", folder: Path) -> list[Path]:
+def write_files(build: "Build", verified: "Sequence[Verified]", store: "Store", folder: Path) -> list[Path]:
     """Copy the compressed files with their signed manifests, and write the records: build, plan, parity."""
     from rankship_pipeline.foundation.codec import encode
     from rankship_targets.session.manifest import manifest_path
 
-    laid = []
+    written = []
     for artifact in build.files:
         if artifact.key.variant == "compressed":
             source = store.root / artifact.file
             target = folder / f"compressed{source.suffix}"
             for one, other in ((source, target), (manifest_path(source), manifest_path(target))):
                 write_atomic(other, one.read_bytes())
-            laid.append(target)
+            written.append(target)
     records = {"build.json": build, "plan.json": build.plan, "parity.json": list(verified)}
     for name, thing in records.items():
         write_atomic(folder / name, encode(thing).encode())
-        laid.append(folder / name)
-    return laid
+        written.append(folder / name)
+    return written

@@ -1,4 +1,4 @@
-"""The verb `costs`: a cost table of a recipe's model on a device."""
+"""The verb `costs`: measures the cost table of a recipe's model on a device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def costs(argv: list[str]) -> int:
-    """`rankship costs RECIPE --on DEVICE`: what each layer costs there, dense and at the ranks worth offering."""
+    """`rankship costs RECIPE --on DEVICE`: measure what each layer costs there, dense and at several ranks."""
     parser = start_parser(
         "costs",
-        "Time a recipe's layers on a device, dense and factored, or meter them; goes on where it was.",
+        "Time a recipe's layers on a device, dense and factored, or measure their energy. An interrupted run resumes.",
         "--inventory",
         "--results",
         "--store",
@@ -28,7 +28,7 @@ def costs(argv: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, default=None, help="default: the first that the recipe exports")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--to", type=Path, default=Path("cost-table.json"), help="default: %(default)s")
-    help_ = "meter too what the times offer, as [energy] of this suite says, and write a table in µJ: hours"
+    help_ = "measure energy too, as [energy] of this suite says, and write the table in µJ; takes hours"
     parser.add_argument("--energy", type=Path, metavar="SUITE", help=help_)
     arguments = parse(parser, argv)
 
@@ -69,18 +69,18 @@ def costs(argv: list[str]) -> int:
 
 
 def read_energy_choice(recipe: Path, suite: Path) -> "EnergyChoice":
-    """How a suite of this recipe asks for energy; InputError where it does not."""
+    """Return how a suite of this recipe measures energy; InputError where it has no [energy]."""
     from rankship_benchmarks.bundle.suite import read_suite_of
     from rankship_pipeline.foundation.errors import InputError
 
     choice = read_suite_of(recipe, suite).energy
     if choice is None:
-        raise InputError(f"{suite} asks for no energy", hint="add [energy] to it (docs/energy.md)")
+        raise InputError(f"{suite} has no [energy]", hint="add [energy] to it (docs/energy.md)")
     return choice
 
 
 def tabulate(table: "CostTable") -> "Table":
-    """What the table holds, one line per layer; what noise swallowed is shown as it was measured."""
+    """Return the cost table for the terminal, one row per layer; costs below the noise are shown as measured."""
     from rich.markup import escape
 
     from rankship_pipeline.foundation.console import start_table

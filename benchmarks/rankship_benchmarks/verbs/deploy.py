@@ -1,4 +1,4 @@
-"""The verb `deploy`: a finished build's artifacts onto devices, and how an application loads them there."""
+"""The verb `deploy`: copies a finished build's artifacts to devices, and prints how an application loads them."""
 
 import json
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ class Deployable:
 
 
 def deploy(argv: list[str]) -> int:
-    """`rankship deploy RECIPE|HASH|FILE --on DEVICE[,DEVICE]`: verified copies, and the code that loads each."""
+    """`rankship deploy RECIPE|HASH|FILE --on DEVICE[,DEVICE]`: copy verified artifacts, print how to load each."""
     parser = start_parser(
         "deploy",
-        "Copy what was verified to devices and say how to load it there.",
+        "Copy verified artifacts to devices and print the code that loads them there.",
         "--on",
         "--inventory",
         "--store",
     )
     parser.add_argument("build", help="a recipe.toml, the first letters of a build's hash, or one verified artifact")
     parser.add_argument(
-        "--format", action="append", choices=FORMATS, help="again for more (default: all that the device can run)"
+        "--format", action="append", choices=FORMATS, help="repeat for more (default: all that the device can run)"
     )
-    parser.add_argument("--task", action="append", help="whose head goes along; again for more (default: every task's)")
+    parser.add_argument("--task", action="append", help="whose head to copy; repeat for more (default: every task's)")
     parser.add_argument("--variant", choices=VARIANTS, default="compressed", help="default: %(default)s")
     arguments = parse(parser, argv)
 
@@ -58,7 +58,7 @@ def deploy(argv: list[str]) -> int:
             kind = one.manifest.verified.key.title
             console.print(f"{device.name}: {kind}: {remote}", soft_wrap=True, markup=False)
             if one.manifest.verified.key.task is not None:
-                console.print("takes the backbone's output, gives this task's logits", markup=False)
+                console.print("input: the backbone's output; output: this task's logits", markup=False)
             console.print(write_snippet(one.manifest.format, remote) + "\n", soft_wrap=True, markup=False)
     return 0
 
@@ -70,9 +70,9 @@ def find_deployables(
     store: "Store",
     tasks: Sequence[str] | None = None,
 ) -> list[Deployable]:
-    """Find what may be deployed; ManifestRefused for the first that this user did not verify.
+    """Find the artifacts to deploy; ManifestRefused at the first that this user has not verified.
 
-    Where tasks share a backbone, that is the backbone and the heads of `tasks` (None: of all).
+    Where tasks share a backbone, these are the backbone and the heads of `tasks` (None: of all).
     """
     if not name.endswith(".toml") and Path(name).is_file():
         one = Deployable(path=Path(name), manifest=read_manifest(Path(name)))
@@ -102,7 +102,7 @@ def find_deployables(
 def deploy_to(
     device: "Device", deployables: Sequence[Deployable], *, any_format: bool, steps: "Steps"
 ) -> list[tuple[Deployable, str]]:
-    """Push what the device can run, or everything (`any_format`: the application brings its own runtime)."""
+    """Push the artifacts that the device can run, or all if `any_format` (the application brings its own runtime)."""
     from rankship_targets.devices.quarantine import watching
     from rankship_targets.session.session import open_session
 
@@ -111,13 +111,13 @@ def deploy_to(
         chosen = [one for one in deployables if any_format or runtimes.get(one.manifest.format) is not None]
         if not chosen:
             offered = ", ".join(one.manifest.format for one in deployables)
-            hint = f"rankship kit install {device.name}; or name a --format whose runtime your application brings along"
+            hint = f"rankship kit install {device.name}; or name a --format whose runtime your application brings"
             raise Lacks(f"{device.name} has no runtime for {offered}", hint=hint)
         with steps.step(f"deploy to {device.name}"):
             return [(one, session.push(one.path, one.manifest.verified)) for one in chosen]
 
 
 def write_snippet(artifact_format: Format, remote: str) -> str:
-    """Write the code that loads an artifact where it lies."""
+    """Return the code that loads an artifact from its path on the device."""
     json_path = json.dumps(remote, ensure_ascii=False)  # C++ reads strings as JSON writes them
     return FACTS[artifact_format].load_example.format(path=remote, json_path=json_path)

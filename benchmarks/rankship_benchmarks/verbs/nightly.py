@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def index(argv: list[str]) -> int:
-    """`rankship index`: bring the index over a results folder up to date; exit 5 if a bundle cannot be read."""
-    parser = start_parser("index", "Bring the index over many runs up to date.", "--results")
+    """`rankship index`: update the index of a results folder; exit status 5 if a bundle cannot be read."""
+    parser = start_parser("index", "Update the index over many runs.", "--results")
     parser.add_argument("--url", default=None, help="database (default: index.sqlite in the results folder)")
     arguments = parse(parser, argv)
     _check_results(arguments.results)
@@ -37,8 +37,8 @@ def index(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """`rankship export RESULTS`: rows for a notebook, or runs for an MLflow server."""
-    parser = start_parser("export", "Give many runs to a notebook or to MLflow.")
+    """`rankship export RESULTS`: write rows for a notebook, or log runs to an MLflow server."""
+    parser = start_parser("export", "Write many runs to a table for notebooks, or log them to MLflow.")
     parser.add_argument("results", type=Path, help="a results folder, or one run's folder")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=Path, metavar="FILE", help="a file ending in .parquet or .csv")
@@ -59,7 +59,9 @@ def export(argv: list[str]) -> int:
     from rankship_benchmarks.index.mlflow_export import log_bundles
 
     logged, refused = log_bundles(folders, arguments.mlflow)
-    console.print(f"{logged} of {len(folders)} runs logged, the others were there or must not be used", markup=False)
+    console.print(
+        f"{logged} of {len(folders)} runs logged; the others were there already or must not be used", markup=False
+    )
     for reason in refused:
         console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
     return 0
@@ -69,14 +71,14 @@ def nightly(argv: list[str]) -> int:
     """`rankship nightly SUITE --on DEVICE[/TWIN][,DEVICE]`: build, measure, compare with the nights before, report."""
     parser = start_parser(
         "nightly",
-        "Build, measure every device, compare with the nights before, draw a page; a broken night goes on.",
+        "Build, measure every device, compare with the nights before, draw a page. An interrupted night resumes.",
         "--inventory",
         "--results",
         "--store",
         epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
     )
     parser.add_argument("suite", type=Path)
-    on = "devices, separated by commas; behind a slash, a twin that stands in where the device is lost"
+    on = "devices, separated by commas; after a slash, a twin to use while the device cannot be reached"
     parser.add_argument("--on", required=True, metavar="DEVICE[/TWIN]", help=on)
     parser.set_defaults(results=Path("rankship-nightly"))
     arguments = parse(parser, argv)
@@ -91,7 +93,7 @@ def nightly(argv: list[str]) -> int:
     from rankship_pipeline.recipe.rules import read_recipe
     from rankship_targets.devices.device import find_device
 
-    suite, recipe = read_suite(arguments.suite)  # and the recipe's name, which is its results' name too
+    suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)
     devices = {name: find_device(name, arguments.inventory) for job in jobs for name in job.devices}
     ensure_writable(arguments.store, "--store")
@@ -106,7 +108,7 @@ def nightly(argv: list[str]) -> int:
     )
     night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, steps), steps)
     if night is None:
-        steps.note(f"another nightly is at work in {arguments.results}: nothing to do")
+        steps.note(f"another nightly is running in {arguments.results}: nothing to do")
         return 0
     _print_night(night, arguments.results / PAGE)
     return night.exit_code or 0
@@ -115,7 +117,7 @@ def nightly(argv: list[str]) -> int:
 def _prepare_night(
     arguments: argparse.Namespace, recipe: Path, suite: "Suite", steps: "Steps"
 ) -> "tuple[str, Measure]":
-    """Build and verify once; gives the build's digest and what measures one device."""
+    """Build and verify once; returns the build's digest and the function that measures one device."""
     from rankship_benchmarks.fleet.measure import prepare_measuring
     from rankship_benchmarks.measure.ready import check_ready
     from rankship_pipeline.foundation.codec import digest
@@ -131,11 +133,11 @@ def _prepare_night(
     build, _ = build_recipe(prepared, store, steps)
     measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps)
 
-    def ask_and_measure(device: "Device", own: "Steps") -> Path:
+    def check_and_measure(device: "Device", own: "Steps") -> Path:
         check_ready([device], prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
         return measure(device, own)
 
-    return digest(build), ask_and_measure
+    return digest(build), check_and_measure
 
 
 def _print_night(night: "NightRecord", page: Path) -> None:

@@ -17,9 +17,9 @@ _MEASURING = ("--on", "--inventory", "--results", "--store")
 
 def run(argv: list[str]) -> int:
     """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
-    parser = start_parser("run", "Build, verify, push, measure and report; an interrupted run goes on.", *_MEASURING)
+    parser = start_parser("run", "Build, verify, push, measure and report. An interrupted run resumes.", *_MEASURING)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure by, one of this very recipe")
+    parser.add_argument("--suite", type=Path, default=None, help="the suite to measure with; it must name this recipe")
     arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import Suite, read_suite_of
@@ -32,8 +32,10 @@ def run(argv: list[str]) -> int:
 
 
 def verify(argv: list[str]) -> int:
-    """`rankship verify RECIPE`: run every artifact again in its own runtime and compare with torch."""
-    parser = start_parser("verify", "Prove that every artifact computes what torch computes; exit 3 if not.", "--store")
+    """`rankship verify RECIPE`: run every artifact again in its own runtime and compare it with torch."""
+    parser = start_parser(
+        "verify", "Prove that every artifact computes what torch computes. Exit status 3 if not.", "--store"
+    )
     parser.add_argument("recipe", type=Path)
     arguments = parse(parser, argv)
 
@@ -56,7 +58,7 @@ def verify(argv: list[str]) -> int:
 
 def bench(argv: list[str]) -> int:
     """`rankship bench SUITE --on DEVICE[,DEVICE]`: measure a finished build as a suite says."""
-    parser = start_parser("bench", "Measure a built recipe on devices; an interrupted run goes on.", *_MEASURING)
+    parser = start_parser("bench", "Measure a built recipe on devices. An interrupted run resumes.", *_MEASURING)
     parser.add_argument("suite", type=Path)
     arguments = parse(parser, argv)
 
@@ -68,7 +70,7 @@ def bench(argv: list[str]) -> int:
 
 
 def report(argv: list[str]) -> int:
-    """`rankship report RUN`: the table and the page of one run's bundle, finished or not."""
+    """`rankship report RUN`: print the table and draw the page of one run, finished or not."""
     parser = start_parser("report", "Draw a run's table and page.")
     parser.add_argument("run", type=Path, help="a run's folder, as `rankship run` printed it")
     parser.add_argument("--to", type=Path, default=None, help="where to write the page (default: in the run's folder)")
@@ -81,7 +83,7 @@ def report(argv: list[str]) -> int:
 
 
 def find_devices(arguments: argparse.Namespace) -> "list[Device]":
-    """Every device that `--on` names, twins too."""
+    """Find every device that `--on` names, twins too."""
     from rankship_benchmarks.fleet.schedule import read_jobs
     from rankship_targets.devices.device import find_device
 
@@ -89,7 +91,7 @@ def find_devices(arguments: argparse.Namespace) -> "list[Device]":
 
 
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
-    """Everything that can fail early fails first: flags, recipe, folders, devices; then build, verify and measure."""
+    """Check flags, recipe, folders and devices first, so that mistakes show early; then build, verify and measure."""
     from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import read_jobs
     from rankship_benchmarks.measure.ready import check_ready
@@ -142,8 +144,13 @@ def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = 
 
 
 def study(argv: list[str]) -> int:
-    """`rankship study STUDY`: compute a table's missing cells and draw its page; an interrupted study goes on."""
-    parser = start_parser("study", "Compare ways to budgets on several models.", "--results", "--store")
+    """`rankship study STUDY`: compute the missing cells of a study's table and draw its page."""
+    parser = start_parser(
+        "study",
+        "Compare compression methods at several budgets on several models. An interrupted study resumes.",
+        "--results",
+        "--store",
+    )
     parser.add_argument("study", type=Path)
     arguments = parse(parser, argv)
 

@@ -169,7 +169,7 @@ def test_the_verb_exits_1_only_for_worse(
     assert main(["compare", baseline, candidate]) == status
     shown = capsys.readouterr().out
     assert {1.0: "same", 0.9: "better", 1.1: "worse"}[factor] in shown
-    assert "No canary that counts in both runs" in shown
+    assert "No canary counts in both runs" in shown
     assert main(["compare", baseline, candidate, "--effect", "0.5"]) == 0
 
 

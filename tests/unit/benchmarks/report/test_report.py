@@ -190,7 +190,7 @@ def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
     table = page[page.index("What each specialist keeps") : page.index("<h2>Ranks")]
     for shown in ("99.0 %", "91.5 %", "-7.5", "87.5 %", "of 64", "75.0 %", "300 steps without labels"):
         assert shown in table.replace("\u00a0", " "), shown
-    assert "Timed is the backbone" in page
+    assert "Only the backbone that all tasks share is timed" in page
     assert "dense onnx, head of ink" in page
 
 
