@@ -86,7 +86,7 @@ def test_a_transformer_of_images_is_folded() -> None:
         intermediate_size=8,
         image_size=8,
         patch_size=4,
-        num_labels=3,  # type: ignore[call-arg]  # taken by its base class, which its type does not say
+        num_labels=3,
     )
     model = LogitsOnly(transformers.ViTForImageClassification(config), ("pixel_values",)).double().eval()
     pixels = torch.rand(2, 3, 8, 8).double()
