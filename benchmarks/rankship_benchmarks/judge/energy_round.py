@@ -57,7 +57,9 @@ def read_round(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy:
         message = f"{trial.runtime.name} does not report when its timed loop ran"
         raise MeasurementError(message, hint=f"rankship kit build {trial.device}, and install it: its runner does")
     if trace.clock != "monotonic":
-        message = f"meter {trace.meter} uses the clock {trace.clock!r}, but the windows use the device's monotonic clock"
+        message = (
+            f"meter {trace.meter} uses the clock {trace.clock!r}, but the windows use the device's monotonic clock"
+        )
         raise MeasurementError(message, hint="use a meter that the device itself reads")
     rails = choose_rails(trace, plan.rails)
     for window in (*trial.idle, loop):
