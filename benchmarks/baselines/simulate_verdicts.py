@@ -17,7 +17,7 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from rankship_benchmarks.judge.compare import Rule, choose_word, count_rounds_needed
+from rankship_benchmarks.judge.compare import Rule, choose_verdict, count_rounds_needed
 from rankship_benchmarks.stats.disorder import find_disorder
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, percentile_bound
 from rankship_benchmarks.stats.shift import Shift, correct_holm, find_shift
@@ -143,7 +143,7 @@ def find_change(before: Array, after: Array) -> Shift | None:
 def judge(found: list[Shift | None], rule: Rule) -> list[str]:
     """The words of several cases that are judged together."""
     adjusted = iter(correct_holm([shift.p_value for shift in found if shift]))
-    return [choose_word(shift.ratio, next(adjusted), rule)[0] if shift else "unknown" for shift in found]
+    return [choose_verdict(shift.ratio, next(adjusted), rule)[0] if shift else "unknown" for shift in found]
 
 
 def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[dict[str, object]]:
@@ -247,9 +247,9 @@ def watch_histories(months: int, histories: int) -> list[dict[str, object]]:
         for _ in range(histories):
             levels = draw(random, 44)
             levels[30:] += log(1.03)
-            told = [one for one in find_steps(make_nights(levels), rule) if int(one.told_run_id) >= 30]
-            hit = next((one for one in told if one.word == "worse"), None)
-            waits.append(int(hit.told_run_id) - 29 if hit else 99)
+            told = [one for one in find_steps(make_nights(levels), rule) if int(one.found_run_id) >= 30]
+            hit = next((one for one in told if one.verdict == "worse"), None)
+            waits.append(int(hit.found_run_id) - 29 if hit else 99)
             if hit and hit.ratio.low and hit.ratio.high:
                 covered.append(hit.ratio.low <= 1.03 <= hit.ratio.high)
         rows.append(

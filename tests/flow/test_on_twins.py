@@ -100,7 +100,7 @@ def test_the_main_job_on_an_emulated_phone(
     check(run(shared_recipe, shared_store, device, tmp_path), device)
     printed = capsys.readouterr().out
     assert f"Parity on {device.name}, worst of 6 artifacts" in printed
-    assert "A stand-in, emulated, for a pixel6" in printed
+    assert "The device is a stand-in, emulated, for a pixel6" in printed
     with open_session(device) as session:
         probe = session.probe()
     assert (probe.machine, probe.cpu_count) == ("aarch64", 8)

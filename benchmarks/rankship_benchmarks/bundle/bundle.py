@@ -2,8 +2,8 @@
 
     <results>/<run_id>/trials.jsonl     lines of the kinds header, trial*, metered*, end?
 
-A writer killed in mid-line leaves a torn tail. Readers ignore exactly that tail, the next append cuts it off, and
-a line that is wrong anywhere else is an error: it was not a crash that made it so.
+A writer killed in mid-line leaves a partial last line. Readers ignore exactly that, and the next append cuts it off. A
+wrong line anywhere else is an error, because a crash does not cause it.
 """
 
 import json
@@ -25,18 +25,18 @@ from rankship_targets.trials.trial import MeteredTrial, Trial
 
 BUNDLE_FILE = "trials.jsonl"
 _LOCK_FILE = ".writing"
-STAND_IN = "stand-in"  # the condition that a device is emulated, and for what it stands
+STAND_IN = "stand-in"  # the condition of an emulated device: what it stands for
 
 
 @record
 class Header:
-    """What a run measures and what made it; `conditions` are the host's words (kernel, CPU), shown as they are.
+    """What a run measures and what made it; `conditions` are texts (kernel, CPU), shown as they are.
 
     `created_utc` is ISO 8601. `build_sha256` is the digest of `build`, which is kept whole so that a bundle can be
-    read where the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
-    runtimes: empty where the device is the host itself, and in bundles of releases that did not compare there.
-    `rounds` is how many the suite asks for. `canary` is the reference model timed in each round, None where the suite
-    wants none; its proofs are among the others. `energy` is how a meter is read, None where no energy is asked for.
+    read when the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
+    runtimes: empty if the device is the host itself, and in bundles of releases that did not compare there.
+    `rounds` is the suite's number. `canary` is the reference model timed in each round, None if the suite has none; its
+    proofs are among the others. `energy` is how a meter is read, None if the suite has no energy.
     """
 
     run_id: str
@@ -58,7 +58,7 @@ class Header:
 
 @record
 class End:
-    """The run's last line: how many trials it holds, of either kind, so that a lost one is noticed."""
+    """The run's last line: how many trials it holds, of each kind, so that a lost one is noticed."""
 
     trials: int
     finished_utc: str
@@ -67,7 +67,7 @@ class End:
 
 @record
 class Bundle:
-    """One run as read back; `finished` is False while trials may still be appended.
+    """One run, read from its folder; `finished` is False while trials may still be appended.
 
     `metered` are the trials that a meter watched; their times are no latencies.
     """
@@ -88,7 +88,7 @@ def create_bundle(folder: Path, header: Header) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the right to append to a bundle; a second writer is refused at once, a dead one leaves nothing behind."""
+    """Lock a bundle for appending; InputError at once if another process holds it. The lock ends with its process."""
     lock = FileLock(folder / _LOCK_FILE)
     try:
         lock.acquire(blocking=False)
@@ -121,7 +121,7 @@ def finish_bundle(folder: Path) -> None:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a run, finished or not, without its torn tail."""
+    """Read a run, finished or not, without a partial last line; InputError if it is damaged."""
     path = folder / BUNDLE_FILE
     header: Header | None = None
     trials: list[Trial] = []
@@ -144,11 +144,11 @@ def open_bundle(folder: Path) -> Bundle:
         else:
             end = decode(End, text, where=where)
     if header is None:
-        raise InputError(f"{path}: no header, so nothing says what was measured", hint="delete the folder, run again")
+        raise InputError(f"{path}: no header, which says what was measured", hint="delete the folder, run again")
     held = len(trials), len(metered)
     if end is not None and (end.trials, end.metered) != held:
-        told = f"{end.trials} and {end.metered}"
-        message = f"{path}: holds {held[0]} trials and {held[1]} metered ones, its end line says {told}"
+        stated = f"{end.trials} and {end.metered}"
+        message = f"{path}: holds {held[0]} trials and {held[1]} metered ones, its end line says {stated}"
         raise InputError(message, hint=_DAMAGED)
     return Bundle(header=header, trials=tuple(trials), finished=end is not None, metered=tuple(metered))
 
@@ -161,19 +161,19 @@ def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, ArtifactKe
 
 
 def _decode_metered(text: str, where: str) -> MeteredTrial:
-    """Read a trial and its trace; a trace that is not the one which was written is damage."""
+    """Read a trial and its trace; InputError if the trace does not have the recorded hash."""
     metered = decode(MeteredTrial, text, where=where)
     if digest(metered.trace) != metered.trace_sha256:
-        raise InputError(f"{where}: the power trace is not the one whose hash stands beside it", hint=_DAMAGED)
+        raise InputError(f"{where}: the power trace does not have the hash recorded beside it", hint=_DAMAGED)
     return metered
 
 
 def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, device: str) -> Path | None:
-    """Find the newest folder of an unfinished run of the same suite and build on the same device, to go on with."""
+    """Find the newest folder of an unfinished run of the same suite and build on the same device; None if none."""
     found: list[tuple[str, Path]] = []
     for path in results_dir.glob(f"*/{BUNDLE_FILE}"):
         wanted = {"suite_sha256": suite_sha256, "build_sha256": build_sha256, "device": device}
-        # Three names of the header are read first: a damaged bundle of another suite must not stop this run.
+        # Read three keys of the header first: a damaged bundle of another suite must not stop this run.
         if wanted.items() <= _peek(path).items():
             bundle = open_bundle(path.parent)
             if not bundle.finished:
@@ -181,7 +181,7 @@ def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, dev
     return max(found)[1] if found else None
 
 
-_DAMAGED = "this is no crash's trace: restore the file from a copy, or delete the folder and measure again"
+_DAMAGED = "a crash does not cause this: restore the file from a copy, or delete the folder and measure again"
 _KINDS = ("header", "trial", "metered", "end")
 
 
@@ -197,7 +197,7 @@ def _read(path: Path) -> bytes:
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
-    """Keep the lines that were written whole: what has no newline, or is a last line of no JSON, is the torn tail."""
+    """Return the complete lines; a last line without a newline, or that is not JSON, is left out."""
     *lines, tail = data.split(b"\n")
     if not tail and lines and _parse(lines[-1]) is None:
         lines.pop()
@@ -213,7 +213,7 @@ def _parse(line: bytes) -> dict[str, object] | None:
 
 
 def _split(line: bytes, where: str) -> tuple[str, str]:
-    """Take apart a line's kind and the JSON of the record without it."""
+    """Split a line into its kind and the JSON of the record without it."""
     value = _parse(line)
     if value is None:
         raise InputError(f"{where}: not a JSON object", hint=_DAMAGED)
@@ -232,7 +232,7 @@ def _peek(path: Path) -> dict[str, object]:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Cut off a torn tail, add `line`, and return when the disk has it."""
+    """Cut off a partial last line, add `line`, and return when it is on disk."""
     lines = _whole_lines(_read(path))
     if lines and _split(lines[-1], f"{path}:{len(lines)}")[0] == "end":
         raise InputError(f"{path}: this run is finished", hint="start a new run")

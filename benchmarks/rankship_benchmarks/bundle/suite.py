@@ -13,14 +13,14 @@ _SHORTEST_MS = 1000
 
 @record
 class EnergyChoice:
-    """Asks for energy: trials of their own, each a rest, a timed loop and a rest.
+    """Measures energy in separate trials, each a rest, a timed loop and a rest.
 
     Over ten seconds a meter that shows a new value every 32 ms is off by less than 1 %; shorter loops have wider
     bounds, which the report shows.
 
     Keys:
-        rounds: five are the fewest that show the spread, six give the ratio an interval
-        busy_ms: length of the timed loop at least
+        rounds: at least five, which show the spread; six give the ratio an interval
+        busy_ms: minimum length of the timed loop
         idle_ms: length of the rest before and after
     """
 
@@ -31,9 +31,9 @@ class EnergyChoice:
 
 @record
 class EnergyPlan:
-    """How a run reads energy: as the suite asks, by the device's meter; its rails are added up, () the only one.
+    """How a run reads energy: the suite's choice and the device's meter; `rails` are added up, () is the only one.
 
-    `calibration_ppm` is how far the meter's gain may be from the truth, None where nobody stated it.
+    `calibration_ppm` is how far the meter's gain may be off, None if the inventory does not state it.
     """
 
     choice: EnergyChoice
@@ -44,7 +44,7 @@ class EnergyPlan:
 
 
 def plan_energy(choice: EnergyChoice, meter: MeterChoice) -> EnergyPlan:
-    """Join what the suite asks for with what the inventory says of the meter, but for where a file of its lies."""
+    """Join the suite's choice with the inventory's entry for the meter, without the path of the meter's file."""
     return EnergyPlan(
         choice=choice,
         meter=meter.name,
@@ -61,15 +61,15 @@ class Suite:
     Keys:
         recipe: the recipe's path, relative to the suite
         rounds: six are the fewest that give a 95 % interval of the median, 12 the fewest that show whether rounds
-            depend on one another
+            are correlated
         threads: threads of the runtime
         min_samples: a timed loop ends when this and `min_duration_ms` are both reached
         min_duration_ms: see `min_samples`
-        max_warmup_ms: a warm-up ends when the times are steady, at the latest after this
+        max_warmup_ms: a warm-up ends when the times are steady, or after this
         timeout_s: a trial that takes longer is an error
-        canary: times a small frozen model in every round too, so that a change of the device is not taken for one of
-            the build
-        energy: reads the device's meter in trials of their own, after all others
+        canary: times a small frozen model in every round too, so that a change of the device is not mistaken for a
+            change of the build
+        energy: reads the device's meter in separate trials, after all others
     """
 
     recipe: str
@@ -84,14 +84,14 @@ class Suite:
 
 
 def read_suite(path: Path) -> tuple[Suite, Path]:
-    """A suite and the path of its recipe."""
+    """Read a suite; returns it and the path of its recipe."""
     suite = read_toml(Suite, path, "suite")
     check_suite(suite, str(path))
     return suite, path.resolve().parent / suite.recipe
 
 
 def check_suite(suite: Suite, where: str) -> None:
-    """InputError where a number is too small to measure by; `where` names the suite."""
+    """Raise InputError if a number is too small; `where` names the suite."""
     for name in ("rounds", "threads", "min_samples", "min_duration_ms", "max_warmup_ms", "timeout_s"):
         if getattr(suite, name) < 1:
             raise InputError(
@@ -110,7 +110,7 @@ def _check_energy(energy: EnergyChoice, where: str) -> None:
 
 
 def read_suite_of(recipe: Path, path: Path) -> Suite:
-    """A suite that is this recipe's; InputError where it names another."""
+    """Read a suite of this recipe; InputError if it names another."""
     suite, named = read_suite(path)
     if named.resolve() != recipe.resolve():
         message = f"{path} is a suite of {named}, not of {recipe}"

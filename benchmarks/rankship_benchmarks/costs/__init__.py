@@ -1,1 +1,1 @@
-"""Cost tables: layers timed or metered on a device, and budgets landed by them."""
+"""Cost tables: layers timed or metered on a device, and time budgets landed with them."""

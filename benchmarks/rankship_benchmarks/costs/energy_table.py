@@ -1,7 +1,7 @@
-"""Cost tables of energy: what a timed table offers is metered, every layer at every rank between two rests.
+"""Cost tables of energy: every option of a time table is metered between two rests.
 
 The arithmetic is that of times (sweeps.py), over rounds of metered trials in place of sweeps. Energies are totals:
-what the rails gave while inferences ran, the board's own part of that time included.
+the rails' energy while inferences ran, including what the board itself used.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,11 +40,11 @@ class Watched:
     metered: MeteredTrial
 
 
-Read = Sequence[tuple[Watched, RoundEnergy | str]]  # what each trace says, or why it must not count
+Read = Sequence[tuple[Watched, RoundEnergy | str]]  # each trial's figures, or why it does not count
 
 
 def collect_energies(read: Read, site: str) -> SiteCosts:
-    """One site's total energies in nJ an inference by round; what must not count is left out with its reason."""
+    """Collect one site's total energies in nJ per inference by round, and the reasons of those that do not count."""
     energies: dict[str, BySweep] = {}
     reasons: list[str] = []
     for one, energy in read:
@@ -60,10 +60,10 @@ def collect_energies(read: Read, site: str) -> SiteCosts:
 def measure_energies(
     prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, choice: EnergyChoice
 ) -> CostTable:
-    """Time a recipe's layers, then meter what those times offer; gives a table in µJ, and goes on where it was.
+    """Time a recipe's layers, then meter the options to offer; returns a table in µJ. An interrupted run resumes.
 
     Kinds of layer under 1 % of the model's time are not metered: they stay dense, at their share of its time.
-    InputError where the inventory names no meter, Lacks where it cannot be read, both before anything is timed.
+    InputError if the inventory names no meter, Lacks if it cannot be read, both before anything is timed.
     """
     plan = plan_energy(choice, require_meter(place.session.device))
     check_meter(place.session)
@@ -78,7 +78,7 @@ def measure_energies(
 def _watch(
     subjects: Sequence[Subject], place: Place, journal: Lines[Watched], steps: Steps, choice: EnergyChoice
 ) -> None:
-    """Meter every subject once a round, forwards and backwards in turn; what is in the journal is not taken again."""
+    """Meter every subject once per round, in alternating order; what is in the journal is not repeated."""
     done = {(one.round, one.site, one.subject) for one in journal.lines}
     rounds = [(number, subjects if number % 2 == 0 else subjects[::-1]) for number in range(choice.rounds)]
     wanted = [(number, one) for number, some in rounds for one in some if (number, one.site, one.name) not in done]
@@ -110,12 +110,12 @@ def _price(table: LayerTimes, watched: Sequence[Watched], plan: EnergyPlan) -> C
 
 
 def read_all(watched: Iterable[Watched], plan: EnergyPlan) -> Read:
-    """Read every trace once."""
+    """Read every metered trial once."""
     return [(one, read_trial(one.metered, plan)) for one in watched]
 
 
 def find_model_uj(read: Read) -> int:
-    """The whole dense model's energy of one inference: the median over rounds."""
+    """Return the whole dense model's energy of one inference in µJ: the median over rounds."""
     readings = [energy for one, energy in read if one.subject == MODEL]
     found = [one.total.value_nj for one in readings if not isinstance(one, str)]
     if not found:
@@ -124,6 +124,8 @@ def find_model_uj(read: Read) -> int:
 
 
 def refuse_energies(reasons: Sequence[str]) -> MeasurementError:
-    """Say that no energy of a layer can be told, and why not of the first."""
+    """Make the error for a layer without a round that counts, with the first reason."""
     first = f", first of {len(reasons)}: {reasons[0]}" if reasons else ""
-    return MeasurementError(f"cost table: no round counts{first}", hint="mend what the message says, and go on")
+    return MeasurementError(
+        f"cost table: no round counts{first}", hint="fix what the message names, and run the command again"
+    )

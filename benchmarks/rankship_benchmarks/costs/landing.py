@@ -1,4 +1,4 @@
-"""The verb behind a latency budget: allocate by the device's own cost table, measure the whole model there, correct."""
+"""Landing a latency budget: allocate by the device's cost table, measure the whole model there, correct."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ ROUNDS = 9  # of dense and compressed in turn, each in a fresh process
 
 
 def land_missing(prepared: Prepared, store: Store, device: Device, results: Path, steps: Steps) -> None:
-    """Land a recipe's latency budget on its device, unless that was done; what was found is kept in the store."""
+    """Land a recipe's latency budget on its device, unless the store has the result already; keep it there."""
     if is_landed(prepared, store):
         return
     budget = prepared.recipe.budget
@@ -46,7 +46,7 @@ def land_missing(prepared: Prepared, store: Store, device: Device, results: Path
 
 
 def refuse_foreign(table: CostTable, place: Place, where: str) -> None:
-    """Refuse a table that was taken on another device, format, runtime or agent than is measured with now."""
+    """Raise UnlikeConditions if a table was measured on another device, format, runtime or agent than now."""
     compared = {
         "device": (table.device, place.device),
         "format": (table.format, place.format),
@@ -56,11 +56,11 @@ def refuse_foreign(table: CostTable, place: Place, where: str) -> None:
     unlike = [f"{name} {one}, now {other}" for name, (one, other) in compared.items() if one != other]
     if unlike:
         message = f"the costs in {where} were measured under other conditions: {'; '.join(unlike)}"
-        raise UnlikeConditions(message, hint="measure them anew: `rankship costs`, or leave budget.costs out")
+        raise UnlikeConditions(message, hint="measure them again: `rankship costs`, or leave budget.costs out")
 
 
 def land(prepared: Prepared, store: Store, place: Place, table: CostTable, steps: Steps) -> Landing:
-    """Try, measure and correct until the compressed model takes as long as the budget says (see landing.py)."""
+    """Allocate, measure and correct until the compressed model meets the budget (see landing_search.py)."""
     budget_ns = resolve_budget(prepared.recipe.budget, 0)
     bench = _Bench(prepared, store, place, table, steps)
     tries, verdict = approach(budget_ns, bench.time_dense(), bench.range, bench.attempt)
@@ -93,24 +93,24 @@ class _Bench:
 
     @property
     def price(self) -> Price:
-        """What the table says of this recipe's layers."""
+        """The table's costs of this recipe's layers."""
         return price_table(self.table, self.prepared.layers, self.prepared.model_sha256, "the table")
 
     @property
     def range(self) -> Range:
-        """The table's fastest model and its dense one."""
+        """The costs of the table's fastest model and of its dense one."""
         price, choice = self.price, keep_to_method(self.prepared.recipe.ranks)
         least = sum(price.find_least(layer, choice.step, choice.forms) for layer in self.prepared.layers)
         return Range(price.fixed + least, self.table.dense)
 
     def time_dense(self) -> LandingTry:
-        """The dense model by itself, as a try that asks for everything."""
+        """Time the dense model by itself, as a try that asks for the whole table."""
         return self._time(
             [self.place.push_dense(self.prepared, self.store, self.steps)], self.table.dense, self.table.dense
         )
 
     def attempt(self, asked_ns: int) -> LandingTry | None:
-        """Allocate so much of the table, build, prove, push and measure beside the dense model."""
+        """Allocate `asked_ns` by the table, build, push, and measure beside the dense model; None for known ranks."""
         allowed = allow(self.prepared, self.table, asked_ns)
         model, plan = Stages(allowed.prepared, self.store, self.steps).compress(allowed, choose(self.prepared.recipe))
         if plan.total_cost in self._tried:

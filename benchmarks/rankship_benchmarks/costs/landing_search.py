@@ -1,6 +1,6 @@
-"""From tries to a latency budget that is met: what to ask the table for next, when to stop, and how it ended.
+"""The search for a latency budget's landing: what to ask the table for next, when to stop, and the verdict.
 
-Nothing here touches a device; land.py makes the tries.
+Nothing here touches a device; landing.py makes the tries.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,33 +10,33 @@ from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.records import LandingTry, LandingVerdict
 from rankship_pipeline.foundation.units import show_ns
 
-TOLERANCE = 0.05  # of the budget, to either side
+TOLERANCE = 0.05  # share of the budget, to either side
 CORRECTIONS = 3
-NUDGES = 3  # steps of the tolerance past an answer that gives ranks tried before
+NUDGES = 3  # further steps of the tolerance, when a request gives ranks that were tried before
 
-# Allocates so much of the table, builds, measures; None where that gives ranks that were tried before.
+# Allocates this many ns by the table, builds and measures; None if that gives ranks that were tried before.
 Attempt = Callable[[int], LandingTry | None]
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a table can be asked for: its fastest model, and its dense one."""
+    """The times that a table can be asked for: from its fastest model to its dense one."""
 
     least_ns: int
     dense_ns: int
 
     def clip(self, asked_ns: float) -> int:
-        """The nearest that can be asked for."""
+        """Return the nearest time within the range."""
         return round(min(max(asked_ns, self.least_ns), self.dense_ns))
 
 
 def approach(
     budget_ns: int, dense: LandingTry, table: Range, attempt: Attempt
 ) -> tuple[list[LandingTry], LandingVerdict]:
-    """Try until a model's measured time is the budget, at most once and CORRECTIONS times; gives the tries and the end.
+    """Try until a model's measured time meets the budget, with at most CORRECTIONS corrections; returns tries, verdict.
 
-    `dense` is the dense model as measured now: where it is fast enough, nothing is tried. The first try is scaled by
-    how fast the device is now and was when the table was taken. BudgetInfeasible where every try is too slow.
+    `dense` is the dense model as measured now: if it is fast enough, nothing is tried. The first try is scaled by the
+    device's speed now over its speed when the table was measured. BudgetInfeasible if every try is too slow.
     """
     if dense.measured_ns <= budget_ns * (1 + TOLERANCE):
         return [dense], "dense fits"
@@ -57,7 +57,7 @@ def approach(
 
 
 def _attempt_new(attempt: Attempt, table: Range, asked_ns: float, step: float) -> LandingTry | None:
-    """The first try of new ranks from here on, in steps of this share; None where there are none near."""
+    """Return the first try with new ranks, from `asked_ns` on in steps of `step`; None if NUDGES steps find none."""
     for count in range(1 + NUDGES):
         one = attempt(table.clip(asked_ns * (1 + step) ** count))
         if one is not None:
@@ -66,15 +66,15 @@ def _attempt_new(attempt: Attempt, table: Range, asked_ns: float, step: float) -
 
 
 def has_landed(one: LandingTry, budget_ns: int) -> bool:
-    """Whether a try's measured time lies within the tolerance."""
+    """Return whether a try's measured time lies within the tolerance of the budget."""
     return abs(one.measured_ns / budget_ns - 1) <= TOLERANCE
 
 
 def correct(tries: Sequence[LandingTry], budget_ns: int) -> float:
-    """What to ask the table for next: between the nearest tries on both sides of the budget, else in proportion.
+    """Return what to ask the table for next: between the nearest tries on both sides of the budget, else in proportion.
 
-    With tries on both sides, linearly between them (regula falsi); with tries on one side, the last one's foretold
-    time scaled by how far its measured one is off.
+    With tries on both sides, it interpolates linearly (regula falsi); with tries on one side, it scales the last one's
+    predicted time by the budget over its measured time.
     """
     below = [one for one in tries if one.measured_ns <= budget_ns]
     above = [one for one in tries if one.measured_ns > budget_ns]
@@ -86,7 +86,7 @@ def correct(tries: Sequence[LandingTry], budget_ns: int) -> float:
 
 
 def choose_try(tries: Sequence[LandingTry], budget_ns: int) -> int:
-    """The try to ship: the nearest within the tolerance, else the slowest that is below the budget."""
+    """Return the position of the try to ship: the nearest within the tolerance, else the slowest below the budget."""
     landed = [place for place, one in enumerate(tries) if has_landed(one, budget_ns)]
     if landed:
         return min(landed, key=lambda place: abs(tries[place].measured_ns - budget_ns))
@@ -99,7 +99,7 @@ def _measured(one: LandingTry) -> int:
 
 
 def _refuse(budget_ns: int, dense: LandingTry, table: Range, tries: Sequence[LandingTry]) -> BudgetInfeasible:
-    """Say what can be reached: as measured where the fastest was tried, else as the table foretells it."""
+    """Make the error, with the range that can be reached: measured if the fastest was tried, else predicted."""
     fastest = min(tries, key=_measured)
     scale = fastest.measured_ns / fastest.predicted_ns
     least = min(fastest.measured_ns, round(table.least_ns * scale))

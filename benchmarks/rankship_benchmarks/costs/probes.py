@@ -1,4 +1,4 @@
-"""Tiny artifacts for timing: a site's layer as several copies, exported, proven and signed as all that is pushed."""
+"""Probes: small artifacts for timing, with copies of a site's layer; exported, verified and signed like any other."""
 
 import shutil
 import tempfile
@@ -32,20 +32,20 @@ from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make
 from rankship_pipeline.recipe.choices import ParityChoice
 from rankship_targets.session.manifest import read_manifest, sign_artifact
 
-# A probe's output is no choice between classes: where two of its many values tie, top 1 says nothing.
+# A probe's output is no class scores: two of its many values may tie, so top 1 may differ without an error.
 LIMITS = ParityChoice(samples=2, min_top1_agreement=0.9)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A site's layer, dense or factored, as so many copies side by side."""
+    """A site's layer, dense or factored, as `copies` copies side by side."""
 
     site: Site
     factors: Factors | None
     copies: int
 
     def list_ingredients(self, format_: Format) -> dict[str, object]:
-        """All that its file depends on."""
+        """Return everything that the probe's file depends on."""
         return {
             "site": digest(self.site),
             "factors": str(self.factors),
@@ -57,9 +57,9 @@ class Probe:
 
 
 def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[Artifact]:
-    """Export probes of one site, or read them from the store; gives their records in the same order.
+    """Export probes of one site, or read them from the store; returns their records in the same order.
 
-    ONNX files are exported together, which takes little longer than one alone, and cut apart.
+    ONNX files are exported as one graph, which takes little longer than a single file, and then split.
     """
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
     modules = [make_copies(one.site, one.factors, one.copies) for one in missing]
@@ -83,7 +83,7 @@ def _export_together(modules: Sequence[nn.Module], sample: Tensor, files: Sequen
 
 
 def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: Store) -> None:
-    """Put a probe into the store beside inputs and torch's outputs, once its operators were found in its file."""
+    """Put a probe into the store with inputs and torch's outputs; BuildError if its file lacks an operator."""
     made_from = probe.list_ingredients(format_)
     samples = make_samples(probe.site, LIMITS.samples)
 
@@ -97,7 +97,9 @@ def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: S
         wanted = Counter((one.rows, one.columns) for one in list_graph_operators(graph))
         if wanted - found:
             message = f"{probe.site} as {probe.factors or 'dense'}: {wanted - found} are not in the {format_} file"
-            raise BuildError(message, hint="the exporter joined what should stay apart; try another version of it")
+            raise BuildError(
+                message, hint="the exporter merged operators that should stay apart; try another version of it"
+            )
 
     make = partial(
         write_artifact,
@@ -114,7 +116,7 @@ def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: S
 def prove(
     artifact: Artifact, store: Store, runner: Runner, limits: ParityChoice
 ) -> tuple[Path, Sequence[Path], Verified]:
-    """An artifact's file, its inputs, and the proof of its parity: this user's own of before, or made and signed."""
+    """Return an artifact's file, its inputs, and its parity proof: this user's earlier one, or a new, signed one."""
     path, inputs, expected = find_proof(artifact, store)
     try:
         known = read_manifest(path).verified

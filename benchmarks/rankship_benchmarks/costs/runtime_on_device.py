@@ -1,4 +1,4 @@
-"""Where costs are measured and budgets landed: one runtime of a device that is held, and what was pushed to it."""
+"""One runtime of a leased device, on which costs are measured and budgets landed, and what was pushed to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ SINGLE_LAYER, WHOLE = (20, 15, 20), (50, 100, 200)
 
 @dataclass(frozen=True)
 class Subject:
-    """Something proven and pushed, to be timed under a name; `site` is empty for a whole model."""
+    """A verified artifact on the device, to be timed under a name; `site` is empty for a whole model."""
 
     site: str
     name: str
@@ -51,7 +51,7 @@ class Place:
         return self.session.sweep([self.ask(one, number, effort) for one in subjects])
 
     def ask(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
-        """How a subject is timed."""
+        """Make the request to time a subject."""
         min_samples, min_duration_ms, max_warmup_ms = effort
         return MeasureRequest(
             round=number,
@@ -72,21 +72,21 @@ class Place:
         return Subject(site, name, artifact, remote, tuple(self.session.push_file(one) for one in inputs))
 
     def push_dense(self, prepared: Prepared, store: Store, steps: Steps) -> Subject:
-        """Merge a recipe's models and push the result as it is."""
+        """Merge a recipe's models and push the dense result."""
         merged, _ = Stages(prepared, store, steps).merge(prepared.recipe.merge.method)
         return self.push_whole(prepared, store, steps, "dense", merged, None)
 
     def push_whole(
         self, prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
     ) -> Subject:
-        """Export a whole model to this format alone and push it; other formats come when the ranks are known."""
+        """Export a whole model to this format alone and push it; other formats follow once the ranks are known."""
         one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
         artifact, *_heads = export_variant(one, store, steps, variant, model, plan)
         return self.push("", variant, artifact, store, prepared.recipe.parity)
 
 
 def choose_place(session: Session, format_: Format, threads: int) -> Place:
-    """A runtime of a held device; Lacks where it has none for the format."""
+    """Return the device's runtime for a format; Lacks if it has none."""
     runtime = session.probe().runtimes.get(format_)
     if runtime is None:
         name = session.device.name

@@ -1,14 +1,14 @@
-"""What one layer costs, from sweeps in which it ran as several copies side by side.
+"""Computes one layer's cost from sweeps in which it ran as several copies side by side.
 
-In one sweep, that is in one process within seconds, run: the whole dense model, the site's dense layer once and
-COPIES times, and its options COPIES times each. With m, s, d and o their median times (or energies),
+One sweep is one process that runs within seconds: the whole dense model, the site's dense layer once and COPIES times,
+and its options COPIES times each. With m, s, d and o their median times (or energies),
 
     layer = (d − s) / (COPIES − 1)        one dense layer, with the addition that joins it to the others
-    overhead = s − layer                  reading the input and calling the runtime: paid once, whatever runs
+    overhead = s − layer                  reading the input and calling the runtime: paid once per inference
     option = (o − overhead) / COPIES      the same for a factored layer
 
-A dense layer is given as a share of m, an option as a share of the dense layer in the same sweep, so that what slows
-the whole device down for a while cancels. Sweeps are the unit of independence: medians and intervals go over them.
+A dense layer is given as a share of m, an option as a share of the dense layer in the same sweep, so that a slower
+device cancels. Sweeps are the unit of independence: medians and intervals are over sweeps.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,9 +39,9 @@ class Offer:
 
 @dataclass(frozen=True)
 class SiteCosts:
-    """What one site's subjects cost by sweep, and the whole model, in one unit; what does not count is left out.
+    """The costs of one site's subjects and of the whole model by sweep, in one unit, without what does not count.
 
-    `refuse` makes the error for a site of which nothing can be told: it says what did not count, and why.
+    `refuse` makes the error for a site without costs: it names what did not count, and why.
     """
 
     costs: Mapping[str, BySweep]
@@ -49,17 +49,17 @@ class SiteCosts:
 
     @property
     def dense(self) -> BySweep:
-        """One dense layer's cost by sweep; where noise swallowed it, at or below zero."""
+        """One dense layer's cost by sweep; may be at or below zero if the noise is larger."""
         single, several = self.costs.get(SINGLE, {}), self.costs.get(DENSE, {})
         return {sweep: (several[sweep] - single[sweep]) / (COPIES - 1) for sweep in single if sweep in several}
 
     def cost(self, subject: str) -> BySweep:
-        """One layer's cost by sweep, stored as the subject says."""
+        """Return one layer's cost by sweep, for a subject (dense or factors)."""
         single, dense, taken = self.costs[SINGLE], self.dense, self.costs.get(subject, {})
         return {sweep: (taken[sweep] - (single[sweep] - dense[sweep])) / COPIES for sweep in taken if sweep in dense}
 
     def share(self) -> Estimate:
-        """One dense layer as a share of the whole dense model; refused without a sweep in which both can be told."""
+        """Return one dense layer's share of the whole dense model; raises `refuse()` without a sweep that has both."""
         model, dense = self.costs.get(MODEL, {}), self.dense
         shares = [dense[sweep] / model[sweep] for sweep in dense if sweep in model]
         if not shares:
@@ -67,13 +67,13 @@ class SiteCosts:
         return estimate_median(shares)
 
     def ratio(self, factors: Factors) -> Estimate | None:
-        """A factored layer as a share of the dense one; None without a sweep in which that can be told."""
+        """Return a factored layer's share of the dense one; None without a sweep that has both."""
         dense = {sweep: one for sweep, one in self.dense.items() if one > 0}
         return estimate_ratio(self.cost(str(factors)), dense)
 
 
 def collect_times(timings: Iterable[Timing], site: str) -> SiteCosts:
-    """One site's median times in ns; without trials that do not count."""
+    """Collect one site's median times in ns, without trials that do not count."""
     mine = [one for one in timings if one.site in {site, ""}]
     times: dict[str, BySweep] = {}
     for one in mine:
@@ -83,7 +83,7 @@ def collect_times(timings: Iterable[Timing], site: str) -> SiteCosts:
 
 
 def find_model_ns(timings: Iterable[Timing]) -> int:
-    """The whole dense model's time: the median over all sweeps of its median in each."""
+    """Return the whole dense model's time in ns: the median over all sweeps of its median in each."""
     trials = [one.trial for one in timings if one.subject == MODEL]
     valid = keep_valid(trials)
     if not valid:
@@ -94,7 +94,7 @@ def find_model_ns(timings: Iterable[Timing]) -> int:
 def price_layer(
     sites: Iterable[Site], shares: Mapping[Site, Estimate], offers: Mapping[Site, Iterable[Offer]], model_cost: int
 ) -> tuple[LayerCost, ...]:
-    """A layer's line of the table: dense first, then what is offered at every site where it is called."""
+    """Return a layer's row of the table: dense first, then the options offered at every site where it is called."""
     options: list[dict[Factors | None, Scaled]] = []
     for site in sites:
         share = shares[site]
@@ -114,12 +114,12 @@ def _scale(estimate: Estimate, unit: float) -> Scaled:
 
 
 def _add(factors: Factors | None, costs: list[Scaled]) -> LayerCost:
-    """Sum over a layer's calls; intervals are summed too, which is too wide rather than too narrow."""
+    """Sum over a layer's calls; intervals are summed too, which errs on the wide side."""
     lows = [low for _, low, _ in costs if low is not None]
     highs = [high for _, _, high in costs if high is not None]
     return LayerCost(
         factors=factors,
-        cost=max(1, round(sum(cost for cost, _, _ in costs))),  # what noise swallowed still runs
+        cost=max(1, round(sum(cost for cost, _, _ in costs))),  # a cost below the noise is still above zero
         low=round(sum(lows)) if len(lows) == len(costs) else None,
         high=round(sum(highs)) if len(highs) == len(costs) else None,
     )

@@ -29,11 +29,11 @@ from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
 from rankship_pipeline.ranks.call_sites import Site
 
-SWEEPS = 9  # of each pass: the fewest whose 95 % interval lets one of them be an outlier
+SWEEPS = 9  # per pass: the fewest whose 95 % interval tolerates one outlier
 PASSES = 4  # an even grid, then three bisections
-CHUNK = 60  # subjects that one process times: starting it takes longer than timing one
-GRID = 4  # ranks of a form at first
-WORTH = 0.01  # of the model's time: a kind of layer below stays dense and no option of it is measured
+CHUNK = 60  # subjects per process: starting one takes longer than timing a subject
+GRID = 4  # ranks of each form in the first pass
+WORTH = 0.01  # share of the model's time: kinds of layer below it stay dense, their options are not measured
 _BLOCK = 100  # sweep numbers of one chunk in one pass
 
 Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their options
@@ -42,14 +42,14 @@ Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their
 def measure_costs(
     prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
 ) -> CostTable:
-    """Measure a recipe's table of times; an interrupted measurement goes on at its first missing sweep."""
+    """Measure a recipe's table of times; an interrupted measurement resumes at its first missing sweep."""
     return time_layers(prepared, store, place, results, steps, passes=passes).finish()
 
 
 def time_layers(
     prepared: Prepared, store: Store, place: Place, results: Path, steps: Steps, *, passes: int = PASSES
 ) -> "LayerTimes":
-    """Time the layers that are worth it, in as many passes; `offers` of what comes back says what to offer of each."""
+    """Time the layers that take WORTH of the time, in `passes` passes; the result's `offers` are their options."""
     table = LayerTimes(prepared, store, place, steps)
     table.journal = Journal(results / f"{name_journal(prepared, place)}.jsonl")
     worth = table.find_worthy()
@@ -65,7 +65,7 @@ def time_layers(
 
 @dataclass
 class LayerTimes:
-    """A table in the making: what was pushed, timed, and asked for in each pass."""
+    """A table being measured: what was pushed, timed, and planned in each pass."""
 
     prepared: Prepared
     store: Store
@@ -83,15 +83,17 @@ class LayerTimes:
         self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
 
     def find_worthy(self) -> list[Site]:
-        """Time every kind of layer as it is; gives those that take enough of the model's time to be worth more."""
+        """Time every kind of layer dense; returns those that take at least WORTH of the model's time."""
         alone: Chunk = dict.fromkeys(self.kinds, ())
         self._run(0, [alone], "dense layers")
-        first = [one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK]  # later ones must change nothing
+        first = [
+            one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK
+        ]  # sweeps of later passes must not change the choice
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
         return [site for site in self.kinds if calls[site] * collect_times(first, site.name).share().value >= WORTH]
 
     def pick_options(self, site: Site) -> list[Factors]:
-        """What to measure of a site in the next pass, by what is known so far."""
+        """Choose a site's options to measure in the next pass, from the times so far."""
         times, chosen = collect_times(self.journal.timings, site.name), []
         for form in self.prepared.recipe.ranks.forms:
             key = (site, form)
@@ -103,7 +105,7 @@ class LayerTimes:
         return chosen
 
     def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
-        """One pass: every site's options beside its own dense layer and the whole model."""
+        """Time one pass: every site's options beside its own dense layer and the whole model."""
         chunks: list[Chunk] = []
         for site, options in wanted.items():
             if not chunks or _count(chunks[-1]) + _count({site: options}) > CHUNK:
@@ -112,7 +114,7 @@ class LayerTimes:
         self._run(number, chunks, f"pass {number}")
 
     def list_offers(self, site: Site) -> list[Offer]:
-        """The last rank of each step of each form."""
+        """List the last rank of each step of each form, with its cost."""
         times, offers = collect_times(self.journal.timings, site.name), []
         for form in self.prepared.recipe.ranks.forms:
             ladder, passes = self.ladders[site, form], self.asked[site, form]
@@ -121,13 +123,13 @@ class LayerTimes:
         return offers
 
     def finish(self) -> CostTable:
-        """The table of all layers in ns."""
+        """Return the table of all layers in ns."""
         shares, timings = {site: self.share(site) for site in self.kinds}, self.journal.timings
         latest = max(one.trial.started_utc for one in timings)
         return self.price("ns", find_model_ns(timings), shares, self.offers, latest, SWEEPS)
 
     def share(self, site: Site) -> Estimate:
-        """One dense layer's time as a share of the model's."""
+        """Return one dense layer's share of the model's time."""
         return collect_times(self.journal.timings, site.name).share()
 
     def price(
@@ -139,7 +141,7 @@ class LayerTimes:
         measured_utc: str,
         rounds: int,
     ) -> CostTable:
-        """The table of all layers in a unit; `dense` is the whole dense model's cost."""
+        """Return the table of all layers in a unit; `dense` is the whole dense model's cost."""
         layers = {name: price_layer(some, shares, offers, dense) for name, some in self.sites.items()}
         return CostTable(
             unit=unit,
@@ -168,7 +170,7 @@ class LayerTimes:
         return self._pushed["", MODEL]
 
     def _push(self, site: Site, options: Sequence[Factors]) -> list[Subject]:
-        """A site's dense layer, once and as copies, and options; each is made and pushed once."""
+        """Return a site's subjects: dense once, dense as copies, and options; each is made and pushed only once."""
         wanted = {SINGLE: Probe(site, None, 1), DENSE: Probe(site, None, COPIES)}
         wanted |= {str(one): Probe(site, one, COPIES) for one in options}
         missing = {name: probe for name, probe in wanted.items() if (site.name, name) not in self._pushed}
@@ -178,7 +180,7 @@ class LayerTimes:
         return [self._pushed[site.name, name] for name in wanted]
 
     def make(self, chunk: Chunk) -> list[Subject]:
-        """The model, then every site's dense layer and options, made, proven and pushed."""
+        """Make, verify and push the model, then every site's dense layer and options; returns them in this order."""
         with self.steps.track(f"make and prove {_count(chunk)} layers", len(chunk)) as advance:
             subjects = [self._model()]
             for site, options in chunk.items():
@@ -187,7 +189,7 @@ class LayerTimes:
         return subjects
 
     def _run(self, number: int, chunks: Sequence[Chunk], title: str) -> None:
-        """Every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels too."""
+        """Time every chunk once per sweep; every other sweep runs backwards, so that drift within it cancels."""
         places = range(len(chunks))
         order = [(place, turn) for turn in range(SWEEPS) for place in (places if turn % 2 == 0 else places[::-1])]
         numbered = [((number * _BLOCK + place) * _BLOCK + turn, place, turn) for place, turn in order]
@@ -204,12 +206,12 @@ class LayerTimes:
 
 
 def _count(chunk: Mapping[Site, Sequence[Factors]]) -> int:
-    """How many layers a chunk times: each site's dense one once and as copies, and its options."""
+    """Count the layers that a chunk times: each site's dense one once and as copies, and its options."""
     return sum(2 + len(options) for options in chunk.values())
 
 
 def name_journal(prepared: Prepared, place: Place) -> str:
-    """One journal for all that its timings depend on."""
+    """Name the journal by everything that its timings depend on."""
     ranks = prepared.recipe.ranks
     key = digest(
         {

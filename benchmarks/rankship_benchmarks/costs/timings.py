@@ -1,4 +1,4 @@
-"""Single layers' trials as they come, one JSON line per sweep: what a cost table is made of, and taken up again at."""
+"""The journal of a cost table: single layers' trials, one JSON line per sweep; an interrupted run resumes from it."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ Line = TypeVar("Line")
 
 @record
 class Timing:
-    """One subject timed in one sweep; `site` is empty for the whole model, which every site is compared with."""
+    """One subject timed in one sweep; `site` is empty for the whole model, with which every site is compared."""
 
     sweep: int
     site: str
@@ -31,7 +31,7 @@ class Sweep:
 
 
 class Lines(Generic[Line]):
-    """A file of records, one a line, that only grows; what a killed writer left of its last line is cut off."""
+    """An append-only file of records, one per line; a partial last line of a killed writer is cut off."""
 
     def __init__(self, kind: type[Line], path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Lines(Generic[Line]):
         self.lines = [decode(kind, line, where=f"{path}:{at}") for at, line in enumerate(whole.splitlines(), start=1)]
 
     def append(self, line: Line) -> None:
-        """Add a record and return when the disk has it."""
+        """Add a record and return when it is on disk."""
         with self.path.open("ab") as stream:
             stream.write(encode(line).encode() + b"\n")
             stream.flush()
@@ -59,10 +59,10 @@ class Journal(Lines[Sweep]):
 
     @property
     def done(self) -> set[int]:
-        """The numbers of the sweeps that are there."""
+        """The numbers of the recorded sweeps."""
         return {sweep.number for sweep in self.lines}
 
     @property
     def timings(self) -> list[Timing]:
-        """What all of them timed."""
+        """The timings of all sweeps."""
         return [timing for sweep in self.lines for timing in sweep.timings]

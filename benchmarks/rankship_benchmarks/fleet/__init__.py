@@ -1,1 +1,1 @@
-"""Many devices at once: schedule, threads, Dask."""
+"""Many devices at once: the schedule, threads, and Dask."""

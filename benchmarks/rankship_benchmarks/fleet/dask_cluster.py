@@ -1,13 +1,13 @@
-"""A fleet over several machines: Dask carries each job to the worker that its device hangs on; we decide which.
+"""A fleet over several machines: Dask runs each job on the worker whose machine has the device; our schedule decides.
 
-Each machine offers its devices as resources, one of each, to the scheduler that all share:
+Each machine offers its devices as resources, one of each, to a shared scheduler:
 
     DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0 dask scheduler
     dask worker tcp://HOST:8786 --nthreads 4 --resources "pi4=1 pixel6=1"
 
-Two of Dask's defaults would spoil a fleet. A worker runs as many tasks at once as it has threads: only a resource
-keeps a device to one job. And a task whose worker dies is given to another, four times, so that one bad job takes
-four devices down: `allowed-failures` must be 0, and is refused otherwise.
+Two of Dask's defaults do not suit a fleet. A worker runs as many tasks at once as it has threads: only a resource
+limits a device to one job. And a task whose worker dies is given to another, four times, so that one bad job takes
+four devices down: `allowed-failures` must be 0, otherwise connect() raises.
 """
 
 import logging
@@ -26,7 +26,7 @@ _LOOK_S = 5.0
 
 
 def connect(address: str) -> "Client":
-    """Connect to a Dask scheduler; InputError where none answers or it would repeat jobs by itself."""
+    """Connect to a Dask scheduler; InputError if none answers, or it would repeat jobs by itself."""
     import distributed
 
     start: Any = distributed.Client
@@ -45,13 +45,13 @@ def connect(address: str) -> "Client":
 def run_over_machines(
     client: "Client", jobs: Sequence[Job], work: Callable[[str, str], Result], *, look_s: float = _LOOK_S
 ) -> Mapping[str, Ended[Result]]:
-    """Do every job by `work(device, job's name)` on the worker that offers the device, and give what became of each.
+    """Do every job by `work(device, job's name)` on the worker that offers the device; returns the result of each.
 
     A device whose worker is gone is given up: its jobs go to a twin on another machine or fail with that reason.
     """
     from distributed import wait
 
-    logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)  # what it warns of is told by us
+    logging.getLogger("distributed.scheduler").setLevel(logging.ERROR)  # we report what it warns of
     state: _State[Result] = _State(jobs)
     while not state.schedule.finished:
         offered = _list_offered(client)
@@ -67,7 +67,7 @@ def run_over_machines(
 
 
 class _State(Generic[Result]):
-    """What is known of the jobs; `going` maps Dask's futures to who does what."""
+    """The state of the jobs; `going` maps Dask's futures to the device and the job."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.devices = tuple(dict.fromkeys(device for job in jobs for device in job.devices))
@@ -77,14 +77,14 @@ class _State(Generic[Result]):
         self.going: dict[Any, tuple[str, Job]] = {}
 
     def drop_vanished(self, offered: set[str]) -> None:
-        """Take back the jobs of machines that left: Dask would wait for them for ever."""
+        """Take back the jobs of machines that left, for which Dask would wait for ever."""
         for future, (device, _) in list(self.going.items()):
             if device not in offered and not future.done():
                 future.cancel()
                 self._lose(future, ConnectionLost("its machine left the fleet", hint=_HINT))
 
     def hand_out(self, offered: set[str]) -> Iterator[tuple[str, Job]]:
-        """Give each free device its next job; one that no machine offers is given up."""
+        """Yield each free device with its next job; give up a device that no machine offers."""
         for device in self.devices:
             if device not in offered and device not in self.schedule.running:
                 self.schedule.give_up(device, "no machine offers it")
@@ -92,7 +92,7 @@ class _State(Generic[Result]):
                 yield device, job
 
     def collect(self, future: Any) -> None:  # noqa: ANN401 - Dask's future
-        """Note how a job ended."""
+        """Record how a job ended."""
         device, job = self.going[future]
         failure = future.exception()
         if failure is None:
@@ -114,10 +114,10 @@ class _State(Generic[Result]):
         self.schedule.give_up(device, reason)
 
 
-_HINT = "see whether its `dask worker` is running and offers the device as a resource"
+_HINT = "check that its `dask worker` is running and offers the device as a resource"
 
 
-def _read_allowed_failures(dask_scheduler: Any) -> int:  # noqa: ANN401 - Dask hands its scheduler in by this name
+def _read_allowed_failures(dask_scheduler: Any) -> int:  # noqa: ANN401 - Dask passes its scheduler by this name
     return int(dask_scheduler.allowed_failures)
 
 
@@ -127,7 +127,7 @@ def _list_offered(client: "Client") -> set[str]:
 
 
 def _await_some(wait: Callable[..., Any], going: Mapping[Any, object], look_s: float) -> set[Any]:
-    """Wait until a job ends, at most `look_s`: then the machines are looked at again."""
+    """Wait until a job ends, at most `look_s` seconds, after which the machines are checked again."""
     if not going:
         return set()
     try:
@@ -138,7 +138,7 @@ def _await_some(wait: Callable[..., Any], going: Mapping[Any, object], look_s: f
 
 
 def _explain(failure: BaseException) -> TargetError:
-    """Say a lost device in our own words; a mistake in the program is raised as it is."""
+    """Turn Dask's error for a lost worker into a TargetError; any other error is raised as it is."""
     from distributed import CancelledError
     from distributed.scheduler import KilledWorker
 

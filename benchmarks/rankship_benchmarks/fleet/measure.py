@@ -1,4 +1,4 @@
-"""Several devices measured at once, each with progress lines of its own; what fails on one stops no other."""
+"""Measures several devices at once, each with its own progress lines; a failure on one does not stop the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -33,9 +33,9 @@ def measure_devices(
     ended: Callable[[str, str, Path], None] = lambda *_: None,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Mapping[str, Ended[Path]]:
-    """Do every job by `measure(device, its own steps)`, which gives the run's folder; tells what became of each.
+    """Do every job by `measure(device, its own steps)`, which returns the run's folder; returns the result of each.
 
-    `ended(job's name, device's name, folder)` is called as each run is done, in the thread of its device.
+    `ended(job's name, device's name, folder)` is called when each run is done, in the thread of its device.
     """
     alone = len(devices) == 1
     with nullcontext(lambda _: steps) if alone else steps.side_by_side() as start:
@@ -59,7 +59,7 @@ def prepare_measuring(
     *,
     profile: bool = False,
 ) -> Measure:
-    """Verify a build, and the canary where the suite wants one; gives what measures, and profiles, on one device."""
+    """Verify a build, and the suite's canary; returns the function that measures, and profiles, on one device."""
     canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
@@ -69,7 +69,7 @@ def prepare_measuring(
 
 
 def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:
-    """Raise what ended the first job that failed, after naming every device that did; nothing where none did."""
+    """Raise the error of the first job that failed, after a note for each; returns if none failed."""
     failed = {name: one.error for name, one in ended.items() if one.error is not None}
     for name, error in failed.items() if len(ended) > 1 else ():
         steps.note(f"{name} was not measured: {type(error).__name__}: {error}")

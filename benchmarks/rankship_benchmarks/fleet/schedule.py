@@ -1,4 +1,4 @@
-"""Who does which job next: a fleet's state without threads, clocks or devices, so that it can be tried in virtual time.
+"""The schedule of a fleet: which device does which job next; without threads or clocks, to be tested in virtual time.
 
 Every job ends with exactly one outcome. A job whose device is lost goes back to the front: to a twin, or it waits.
 """
@@ -14,9 +14,9 @@ MOST_LOSSES = 3
 
 @record
 class Job:
-    """One piece of work and the devices that may do it: twins of one kind, each as good as the other.
+    """One piece of work and the devices that may do it: equivalent twins.
 
-    With a `home`, the others stand in only while that device is lost; without one, whoever is free takes it.
+    With a `home`, the others stand in only while that device is lost; without one, any free device takes it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Schedule:
-    """Jobs waiting, jobs going on, devices lost; one owner at a time may call it."""
+    """Waiting jobs, running jobs and lost devices; not thread-safe, so the caller locks it."""
 
     def __init__(self, jobs: Iterable[Job], devices: Iterable[str]) -> None:
         self.outcomes: dict[str, Outcome] = {}
@@ -49,16 +49,16 @@ class Schedule:
         for job in jobs:
             names[job.name] += 1
             if names[job.name] > 1 or not set(job.devices) <= set(self._devices) or not job.devices:
-                raise ValueError(f"job {job.name}: its name comes twice, or it names a device that is not here")
+                raise ValueError(f"job {job.name}: its name occurs twice, or it names an unknown device")
             self._waiting.setdefault((job.devices, job.home), deque()).append(job)
         self._count = len(names)
-        # A device looks at what only few others may do first: such work would otherwise be left over at the end.
+        # A device first takes jobs that few others may do: they would otherwise be left over at the end.
         ranked = sorted(self._waiting, key=lambda key: (len(key[0]), key[0], key[1] or ""))
         self._queues = {device: [self._waiting[key] for key in ranked if device in key[0]] for device in self._devices}
 
     @property
     def finished(self) -> bool:
-        """Whether every job has its outcome."""
+        """Whether every job has an outcome."""
         return len(self.outcomes) == self._count
 
     @property
@@ -67,7 +67,7 @@ class Schedule:
         return dict(self._running)
 
     def take(self, device: str) -> Job | None:
-        """Give a free device its next job; None where nothing waits that it may do now."""
+        """Return a free device's next job, which it then runs; None if no waiting job is for it now."""
         if device in self._running or device in self._lost or device in self._gone:
             return None
         for queue in self._queues[device]:
@@ -77,15 +77,15 @@ class Schedule:
         return None
 
     def finish(self, device: str) -> None:
-        """Note that a device did its job."""
+        """Record that a device did its job."""
         self._end(self._running.pop(device), device, None)
 
     def fail(self, device: str, reason: str) -> None:
-        """Note that a job failed for a reason of its own; the device is free again."""
+        """Record that a job failed for a reason of its own; the device is free again."""
         self._end(self._running.pop(device), device, reason)
 
     def lose(self, device: str, reason: str) -> None:
-        """Note that a device is lost; its job goes back, unless it has lost too many devices already."""
+        """Record that a device is lost; its job goes back, unless it has lost too many devices already."""
         job = self._running.pop(device)
         self._lost.add(device)
         losses = self._losses.setdefault(job.name, [])
@@ -96,11 +96,11 @@ class Schedule:
             self._waiting[job.devices, job.home].appendleft(job)
 
     def restore(self, device: str) -> None:
-        """Note that a lost device is there again."""
+        """Record that a lost device is back."""
         self._lost.discard(device)
 
     def give_up(self, device: str, reason: str) -> None:
-        """Note that a device will not come back; what only devices that are gone could do fails with their reasons."""
+        """Record that a device will not come back; jobs that only such devices could do fail with their reasons."""
         self._lost.discard(device)
         self._gone[device] = reason
         for (devices, _), queue in self._waiting.items():
@@ -117,11 +117,11 @@ class Schedule:
 
 
 def read_jobs(text: str) -> tuple[Job, ...]:
-    """Read `--on`: a job for each device between commas; behind slashes, the twins that stand in while it is lost."""
+    """Read `--on`: a job per device, separated by commas; after slashes, the twins that stand in while it is lost."""
     jobs: dict[str, Job] = {}
     for part in text.split(","):
         names = tuple(dict.fromkeys(name.strip() for name in part.split("/")))
         if jobs.setdefault(names[0], Job(name=names[0], devices=names, home=names[0])).devices != names:
             hint = "name it once: DEVICE, or DEVICE/TWIN"
-            raise InputError(f"{names[0]} stands in --on twice, with different twins", hint=hint)
+            raise InputError(f"{names[0]} is in --on twice, with different twins", hint=hint)
     return tuple(jobs.values())

@@ -1,4 +1,4 @@
-"""Several devices at once, one thread and one job per device at a time; a device that is lost stops no other."""
+"""Runs several devices at once, each in a thread with one job at a time; a lost device does not stop the others."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,14 @@ from rankship_pipeline.foundation.errors import RankshipError, TargetError, Tran
 from rankship_pipeline.foundation.records import record
 
 Result = TypeVar("Result")
-# How long a lost device is left in peace before it is tried again, each once; afterwards it is given up. One retry
-# only: three failures in a row put a device in quarantine, which one bad night should not do.
+# Pauses before a lost device is tried again, one retry each; afterwards it is given up. Only one retry: three failures
+# in a row put a device in quarantine, which one bad night should not do.
 PAUSES_S = (60.0,)
 
 
 @record
 class Ended(Generic[Result]):
-    """What became of a job: its outcome, its result where it was done, else the error that ended it."""
+    """How a job ended: its outcome, and its result if it was done, else the error that ended it."""
 
     outcome: Outcome
     result: Result | None
@@ -39,7 +39,7 @@ class _Fleet(Generic[Result]):
         self._pauses_s = pauses_s
 
     def serve(self, device: str) -> None:
-        """Do job after job until nothing is left for this device."""
+        """Do jobs until none is left for this device."""
         try:
             self._serve(device)
         except BaseException as crash:  # noqa: BLE001 - a mistake in the program: the caller's thread raises it
@@ -93,16 +93,15 @@ class _Fleet(Generic[Result]):
 def run_fleet(
     jobs: Sequence[Job], work: Callable[[str, Job], Result], *, pauses_s: Sequence[float] = PAUSES_S
 ) -> Mapping[str, Ended[Result]]:
-    """Do every job by `work(device, job)` and give what became of each, in the jobs' order.
+    """Do every job by `work(device, job)`; returns how each ended, in the jobs' order.
 
     A device that cannot do its job (TargetError) is lost: its job goes to a twin, or waits until the device is tried
-    again, after each of `pauses_s` once; one whose trouble trying again cannot help is given up at once. Any other
-    error of ours ends that job alone; after a mistake in the program
-    no new job begins. An interruption leaves the threads of
-    several devices behind as they are: what they had begun is found again as after a killed process.
+    again, once after each of `pauses_s`. A device whose error is not transient is given up at once. Any other
+    RankshipError ends that job alone; after a mistake in the program no new job begins. An interruption leaves the
+    threads of several devices as they are: their trials are found again as after a killed process.
     """
     fleet: _Fleet[Result] = _Fleet(jobs, work, pauses_s)
-    if len(fleet.devices) == 1:  # in the caller's own thread, so that an interruption unwinds its session
+    if len(fleet.devices) == 1:  # in the caller's thread, so that an interruption closes its session
         fleet.serve(fleet.devices[0])
     else:
         _run_threads(fleet)
@@ -121,14 +120,14 @@ def _run_threads(fleet: _Fleet[Result]) -> None:
         finally:
             fleet.stopped = True
             fleet.changed.notify_all()
-    for thread in threads:  # after a mistake in the program too: what other devices do is ended in order
+    for thread in threads:  # after a mistake in the program too, so that other devices end cleanly
         thread.join()
 
 
 def list_ended(
     jobs: Sequence[Job], schedule: Schedule, results: Mapping[str, Result], errors: Mapping[str, RankshipError]
 ) -> dict[str, Ended[Result]]:
-    """Give what became of each job, in their order, once a schedule is finished."""
+    """Return how each job ended, in order, once a schedule is finished."""
     return {
         job.name: Ended(
             outcome=schedule.outcomes[job.name],
@@ -140,7 +139,7 @@ def list_ended(
 
 
 def _find_error(outcome: Outcome, errors: Mapping[str, RankshipError]) -> RankshipError | None:
-    """Find what ended a job: its own error, else that of the devices which alone could have done it."""
+    """Return the error that ended a job: its own, else that of the devices that could have done it."""
     if outcome.failure is None:
         return None
-    return errors.get(outcome.job.name) or TargetError(outcome.failure, hint="see to the devices named above")
+    return errors.get(outcome.job.name) or TargetError(outcome.failure, hint="check the devices named above")

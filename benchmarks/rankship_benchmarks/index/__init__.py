@@ -1,1 +1,1 @@
-"""Many runs in a database, a table, MLflow."""
+"""Many runs in a database, in a table file, and in MLflow."""

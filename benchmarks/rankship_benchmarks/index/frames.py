@@ -22,7 +22,7 @@ Rows = Literal["trials", "samples", "energy"]
 Row = dict[str, object]
 Write = Callable[[Iterable[Row]], None]
 
-# Column → its Arrow type's name. Both tables begin with the same words.
+# Column → the name of its Arrow type. All tables begin with these columns.
 _NAMES = {
     "run_id": "string",
     "created_utc": "string",
@@ -83,7 +83,7 @@ _BATCH = 50_000
 
 
 def list_bundles(path: Path) -> list[Path]:
-    """Find every run's folder under a results folder, or the one that `path` is; InputError where there is none."""
+    """Find every run's folder in a results folder, or `path` itself if it is one; InputError if there is none."""
     found = (
         [path] if (path / BUNDLE_FILE).is_file() else sorted(one.parent for one in path.glob(f"[!.]*/{BUNDLE_FILE}"))
     )
@@ -95,13 +95,13 @@ def list_bundles(path: Path) -> list[Path]:
 
 
 def list_rows(bundle: Bundle, rows: Rows) -> Iterator[Row]:
-    """Give a bundle's rows in the order in which they were measured."""
+    """Yield a bundle's rows in the order in which they were measured."""
     if rows == "energy":
         yield from _list_energies(bundle)
         return
-    believed = {id(trial) for trial in keep_trusted(bundle.trials)}
+    trusted = {id(trial) for trial in keep_trusted(bundle.trials)}
     for trial in bundle.trials:
-        head = _name(bundle, trial) | {"valid": not judge_trial(trial), "trusted": id(trial) in believed}
+        head = _name(bundle, trial) | {"valid": not judge_trial(trial), "trusted": id(trial) in trusted}
         if rows == "trials":
             yield head | _describe(bundle, trial)
         else:
@@ -115,10 +115,10 @@ def _name(bundle: Bundle, trial: Trial) -> Row:
 
 
 def _list_energies(bundle: Bundle) -> Iterator[Row]:
-    """One row for each trial that a meter watched; the marginal figure is null where it is not supported."""
+    """Yield one row per metered trial; the marginal figure is null if it is not supported."""
     plan = bundle.header.energy
     cases = read_rounds(bundle.metered, plan) if plan else {}
-    believed = {id(trial) for trial in keep_trusted([one.trial for one in bundle.metered])}
+    trusted = {id(trial) for trial in keep_trusted([one.trial for one in bundle.metered])}
     for one in bundle.metered:
         trial, case = one.trial, cases[one.trial.key]
         found = case.rounds.get(trial.round)
@@ -126,7 +126,7 @@ def _list_energies(bundle: Bundle) -> Iterator[Row]:
         yield _name(bundle, trial) | {
             "started_utc": trial.started_utc,
             "valid": found is not None,
-            "trusted": found is not None and id(trial) in believed,
+            "trusted": found is not None and id(trial) in trusted,
             "reasons": case.refused.get(trial.round) or (found.overlap if found else "") or None,
             "meter": one.trace.meter,
             "provenance": one.trace.provenance,
@@ -147,7 +147,7 @@ def _list_energies(bundle: Bundle) -> Iterator[Row]:
 
 
 def write_frame(folders: Sequence[Path], rows: Rows, to: Path) -> int:
-    """Write every run's rows to one file, whole or not at all, and count them; the suffix says the format."""
+    """Write every run's rows to one file, whole or not at all; returns their count. The suffix chooses the format."""
     if to.suffix not in _WRITERS:
         known = ", ".join(_WRITERS)
         raise InputError(

@@ -1,7 +1,7 @@
 """The index over many runs: derived from their bundles through SQLAlchemy, and rebuilt from them at any time.
 
-SQLite beside the bundles by default, any other database by URL. Bundles are the truth: a bundle whose bytes changed is
-read again, one that is gone leaves the index, one that cannot be read stands there with the reason.
+SQLite beside the bundles by default, any other database by URL. Bundles are the source: a bundle whose bytes changed is
+read again, one that is gone leaves the index, one that cannot be read is listed with the reason.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _LOCK_KEY = int.from_bytes(hashlib.sha256(b"rankship index").digest()[:7], "big"
 
 @record
 class Refresh:
-    """What refreshing an index did, by folders' names; `damaged` maps a bundle that cannot be read to the reason."""
+    """What a refresh changed, by folders' names; `damaged` maps a bundle that cannot be read to the reason."""
 
     added: tuple[str, ...]
     unchanged: int
@@ -44,12 +44,12 @@ class Refresh:
 
 
 def default_url(results: Path) -> str:
-    """Name the SQLite file that lies beside the bundles."""
+    """Return the URL of the SQLite file beside the bundles."""
     return f"sqlite:///{results.resolve() / INDEX_FILE}"
 
 
 def open_index(url: str) -> Engine:
-    """Give an engine whose every transaction takes the whole index for itself; InputError for a URL that is none."""
+    """Return an engine whose every transaction locks the whole index; InputError for an invalid URL."""
     try:
         parsed = make_url(url)
         wait = {"timeout": _LOCK_WAIT_S} if _is_sqlite(parsed.drivername) else {}
@@ -67,7 +67,7 @@ def open_index(url: str) -> Engine:
 
 
 def refresh_index(engine: Engine, results: Path) -> Refresh:
-    """Bring the index up to date with the bundles of one results folder, in one transaction; writers take turns."""
+    """Update the index from the bundles of one results folder, in one transaction; writers take turns."""
     source = f"{socket.gethostname()}:{results.resolve()}"
     found = {path.parent.name: hash_file(path) for path in sorted(results.glob(f"[!.]*/{BUNDLE_FILE}"))}
     with _writing(engine) as connection:
@@ -91,7 +91,7 @@ def refresh_index(engine: Engine, results: Path) -> Refresh:
 
 
 def refresh_own_index(results: Path) -> Engine:
-    """Refresh the index beside the bundles; one that is no database any more is thrown away and built anew."""
+    """Refresh the index beside the bundles; a file that is not a database any more is deleted and rebuilt."""
     path = results / INDEX_FILE
     engine = open_index(default_url(results))
     try:
@@ -108,7 +108,7 @@ def refresh_own_index(results: Path) -> Engine:
 
 @contextmanager
 def _writing(engine: Engine) -> Iterator[Connection]:
-    """Begin a transaction that no other writer shares, with tables of this version."""
+    """Begin an exclusive transaction, with tables of this version."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
@@ -132,7 +132,7 @@ def _leave_transactions_to_us(connection: Any, _: object) -> None:  # noqa: ANN4
 
 
 def _begin_at_once(connection: Connection) -> None:
-    """Take the write lock with the first word: two writers wait for each other instead of failing half-way."""
+    """Take the write lock at the start, so that two writers wait for each other instead of failing half-way."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -176,7 +176,7 @@ def _list_cases(bundle: Bundle) -> Iterator[dict[str, object]]:
 
 
 def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
-    """Every row names every column, so that rows with and without a meter are written together."""
+    """Return the energy columns, null without a meter, so that all rows can be inserted together."""
     total, marginal = (energy.total, energy.marginal) if energy else (None, None)
     return {
         "meter": energy.meter if energy else None,

@@ -1,4 +1,4 @@
-"""Runs to an MLflow tracking server: one MLflow run per bundle, one metric per case, with the medians' intervals."""
+"""Logs runs to an MLflow tracking server: one MLflow run per bundle, metrics per case, with the medians' intervals."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,9 +14,9 @@ _TAG = "rankship.run_id"
 
 
 def log_bundles(folders: Sequence[Path], uri: str) -> tuple[int, tuple[str, ...]]:
-    """Log every run that is not there yet; gives how many, and the runs that must not be used, each with its reason.
+    """Log every run that is not there yet; returns their number, and the runs that must not be used, with reasons.
 
-    A run is known by its tag, so that exporting again adds nothing. The experiment is named after the recipe.
+    A run is identified by its tag, so that exporting again adds nothing. The experiment is named after the recipe.
     """
     try:
         from mlflow import MlflowClient
@@ -48,17 +48,17 @@ def log_bundles(folders: Sequence[Path], uri: str) -> tuple[int, tuple[str, ...]
 
 
 def list_parameters(bundle: Bundle) -> dict[str, str]:
-    """List what a run was taken under, in MLflow's alphabet of names."""
+    """List a run's conditions as MLflow parameters."""
     header = bundle.header
     named = {"device": header.device, "build_sha256": header.build_sha256, "suite_sha256": header.suite_sha256}
     named |= {"rounds": str(header.rounds), "rankship": header.rankship_version}
-    if bundle.metered:  # a joule is never told without how it is known
+    if bundle.metered:  # an energy figure always comes with its meter and provenance
         named["energy meter"] = ", ".join(f"{name} {provenance}" for name, provenance in name_meters(bundle.metered))
     return named | {f"condition {name}": value for name, value in header.conditions.items()}
 
 
 def list_metrics(bundle: Bundle) -> dict[str, float]:
-    """List each case's numbers; what was not measured has no metric."""
+    """List each case's numbers as metrics; what was not measured has none."""
     return {
         f"{one.key.format}.{one.key.model.replace(', ', '.')}.{name}": float(value)
         for one in summarise(bundle).results

@@ -1,4 +1,4 @@
-"""The index's tables: what is asked of many runs, taken from their bundles and never the truth itself."""
+"""The index's tables: columns to query over many runs, derived from their bundles."""
 
 from dataclasses import fields
 
@@ -18,18 +18,18 @@ from sqlalchemy import (
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
-# Raised whenever a column changes: an index of another version is dropped and built anew.
+# Incremented whenever a column changes: an index of another version is dropped and rebuilt.
 VERSION = 3
 
 METADATA = MetaData()
 
 
 def _name_artifact() -> list[Column[str]]:
-    """The columns of an artifact's key, by its fields' names."""
+    """Return the columns of an artifact's key, one per field."""
     return [Column(one.name, String, primary_key=True) for one in fields(ArtifactKey)]
 
 
-# `source` says which results folder on which host a run lies in, so that many hosts may fill one index.
+# `source` is the host and results folder of a run, so that many hosts can share one index.
 RUNS = Table(
     "runs",
     METADATA,
@@ -37,7 +37,7 @@ RUNS = Table(
     Column("source", String, nullable=False),
     Column("folder", String, nullable=False),
     Column("file_sha256", String(64), nullable=False),
-    Column("damage", String),  # why the bundle cannot be read; then all that follows is null
+    Column("damage", String),  # why the bundle cannot be read; then all following columns are null
     Column("run_id", String, index=True),
     Column("created_utc", String),
     Column("finished", Boolean),
@@ -52,7 +52,7 @@ RUNS = Table(
     UniqueConstraint("source", "folder"),
 )
 # One artifact in one run. Latency is the median over valid rounds with its 95 % interval, null without one. Energy is
-# an inference's, in total and above idle, with its ± (energy_figures.EnergyEstimate); null where it is not supported.
+# an inference's, in total and above idle, with its ± (energy_figures.EnergyEstimate); null if it is not supported.
 CASES = Table(
     "cases",
     METADATA,
@@ -94,9 +94,9 @@ TRIALS = Table(
     Column("runtime_rss_bytes", BigInteger),
     Column("retries", Integer),
     Column("valid", Boolean),  # it counts in its own run's report
-    Column("trusted", Boolean),  # and verdicts between runs may rest on it
+    Column("trusted", Boolean),  # and verdicts between runs may use it
 )
-# Why a trial does not count, or why no verdict rests on it; see validity.RULES.
+# Why a trial does not count, or why no verdict may use it; see validity.RULES.
 REASONS = Table(
     "reasons",
     METADATA,
@@ -106,5 +106,5 @@ REASONS = Table(
     Column("reason", String, primary_key=True),
 )
 VERSIONS = Table("rankship_index", METADATA, Column("version", Integer, primary_key=True))
-# Children first, as they must be deleted.
+# Children first: the order of deletion.
 BY_RUN = (REASONS, TRIALS, CASES)

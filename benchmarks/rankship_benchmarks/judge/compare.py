@@ -72,7 +72,7 @@ class Rounds:
 def compare_bundles(
     baseline: Bundle, candidate: Bundle, rule: Rule | None = None, *, across: Iterable[str] = ()
 ) -> tuple[Verdict, ...]:
-    """Judge every case of either run; UnlikeConditions where the two must not be compared (see comparability.ASPECTS)."""
+    """Judge every case of either run; UnlikeConditions if they must not be compared (see comparability.ASPECTS)."""
     for bundle in (baseline, candidate):
         refuse_unlike(bundle)
     refuse_unlike_runs(baseline, candidate, across=across)

@@ -92,7 +92,7 @@ class Summary:
 
 
 def summarise(bundle: Bundle) -> Summary:
-    """Summarise a run; MeasurementError if no trial counts, UnlikeConditions if its trials ran under different conditions.
+    """Summarise a run; MeasurementError if no trial counts, UnlikeConditions if trials ran under different conditions.
 
     Trials that do not count (see validity.py) are left out of every figure; the cautions name them.
     """

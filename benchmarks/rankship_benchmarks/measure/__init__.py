@@ -1,1 +1,1 @@
-"""One device measured: parity gates, interleaved rounds, energy, profiles."""
+"""Measuring one device: parity gates, interleaved rounds, energy, profiles."""

@@ -1,7 +1,7 @@
-"""The parity gate on the device: what is timed there is first compared with torch there, by the runtime that is timed.
+"""The parity gate on the device: before timing, each artifact's outputs there are compared with torch's.
 
-A proof is kept in the user's state folder, beside what else this user knows of the device, and holds as long as the
-artifact, its inputs, the limits, the agent and the device's own runtime and interpreter are the same.
+The device's own runtime computes them. A proof is kept in the user's state folder and is valid as long as the artifact,
+its inputs, the limits, the agent and the device's runtime and interpreter stay the same.
 """
 
 from collections.abc import Mapping
@@ -33,9 +33,9 @@ def verify_on_device(
     threads: int,
     steps: Steps,
 ) -> tuple[Verified, ...]:
-    """Prove every file on the device, heads last; empty for this machine, where the gate ran already.
+    """Verify every file on the device, heads last; empty for this machine, which the host's gate covers.
 
-    `pushed` is SHA-256 → path on the device. ParityFailed names the device; what fails on the way to it stays a
+    `pushed` maps SHA-256 to the path on the device. ParityFailed names the device; a failure to reach it is a
     TargetError.
     """
     if session.device.name == THIS_MACHINE:  # the host's gate: the same agent under the same interpreter
@@ -55,15 +55,15 @@ def verify_on_device(
             "system": [probe.machine, probe.cpu_model, session.device.python, probe.python, probe.numpy],
             "runtime": probe.runtimes.get(artifact.key.format),
         }
-        place = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
-        proof = _read(place, artifact)
+        target = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
+        proof = _read(target, artifact)
         if proof is None:
             with steps.step(f"verify {artifact.key.title} on {session.device.name}"):
                 try:
                     proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
                 except ParityFailed as failure:
                     raise _say_where(failure, session.device, probe, artifact) from None
-            write_atomic(place, encode(proof).encode(), mode=0o600)
+            write_atomic(target, encode(proof).encode(), mode=0o600)
         proofs.append(proof)
     return tuple(proofs)
 
@@ -72,10 +72,10 @@ def _identify(device: Device) -> list[object]:
     return [device.name, device.transport, device.host, device.serial, device.fingerprint, device.twin]
 
 
-def _read(place: Path, artifact: Artifact) -> Verified | None:
-    """Read a kept proof; None where there is none, it is not whole, or it is another file's."""
+def _read(target: Path, artifact: Artifact) -> Verified | None:
+    """Read a kept proof; None if there is none, it is not whole, or it is another file's."""
     with suppress(FileNotFoundError, InputError):
-        proof = decode(Verified, place.read_bytes(), where=str(place))
+        proof = decode(Verified, target.read_bytes(), where=str(target))
         return proof if proof.artifact_sha256 == artifact.sha256 else None
     return None
 
@@ -83,5 +83,5 @@ def _read(place: Path, artifact: Artifact) -> Verified | None:
 def _say_where(failure: ParityFailed, device: Device, probe: Probe, artifact: Artifact) -> ParityFailed:
     runtime = " ".join(probe.runtimes.get(artifact.key.format) or (f"no runtime for {artifact.key.format}",))
     message = f"on {device.name} ({runtime}, {probe.machine}): {failure}"
-    hint = "nothing was timed; the host's runtime computes it right: give the device the host's version of it"
+    hint = "nothing was timed. The host's runtime computes it correctly: install the same version on the device"
     return ParityFailed(message, hint=f"{hint} (`rankship kit build {device.name}`), or see what [parity] allows")

@@ -1,6 +1,6 @@
-"""Rounds in which a meter watches: every artifact between two rests, in trials of their own, after the timed ones.
+"""Metered rounds: every artifact between two rests, in separate trials after the timed ones.
 
-A meter that the agent reads loads the device a little, alike in rest and work; so no latency is taken from here.
+A meter that the agent reads loads the device a little, equally at rest and at work, so no latency is taken from here.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from rankship_targets.session.session import Session
 from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import MeteredTrial
 
-REPEATS = 1  # how often a trial is taken anew whose recording broke off with the way to the device
+REPEATS = 1  # of a trial whose recording broke off because the connection was lost
 
 
 def measure_energy(
@@ -32,9 +32,9 @@ def measure_energy(
     session: Session,
     steps: Steps,
 ) -> None:
-    """Take every planned trial that the bundle does not hold yet; call it inside `writing(folder)`.
+    """Take every planned trial that is missing in the bundle; call it inside `writing(folder)`.
 
-    What a killed host left going on is ended: its recording died with it.
+    A trial that a killed host left running is ended: its recording is lost.
     """
     forget_pending(folder, session)
     done = {(one.trial.round, one.trial.key) for one in open_bundle(folder).metered}
@@ -48,7 +48,7 @@ def measure_energy(
 
 
 def stretch(request: MeasureRequest, choice: EnergyChoice) -> MeasureRequest:
-    """Make a timed loop long enough for a meter, between two rests."""
+    """Return the request with a timed loop that is long enough for a meter, between two rests."""
     extra_s = (choice.busy_ms + 2 * choice.idle_ms) / 1000
     return replace(
         request,
@@ -60,13 +60,13 @@ def stretch(request: MeasureRequest, choice: EnergyChoice) -> MeasureRequest:
 
 
 def watch(request: MeasureRequest, session: Session, ticket: Ticket) -> MeteredTrial:
-    """Take one trial while the device's meter records, for no longer than the trial may last."""
+    """Take one trial while the device's meter records, for at most the trial's time limit."""
     meter = session.open_meter(require_meter(session.device), round(1000 * (request.timeout_s + LONGEST_COOLING_S)))
     return measure_metered(session, request, meter, ticket)
 
 
 def _take(folder: Path, request: MeasureRequest, session: Session) -> MeteredTrial:
-    """Take one trial, anew where the recording broke off."""
+    """Take one trial; take it again if the recording broke off."""
     for attempt in range(REPEATS + 1):
         pending = Pending(round=request.round, key=request.key, ticket=make_ticket())
         note_pending(folder, pending)

@@ -1,4 +1,4 @@
-"""The parity gate over a whole build: proofs are kept in the store, changed files are found every time."""
+"""The parity gate on the host for a whole build: proofs are kept in the store; changed files are always detected."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,10 @@ _RECORD = "verified.json"
 def verify_build(
     build: Build, store: Store, runner: Runner, runner_sha256: str, limits: ParityChoice, steps: Steps, *, fresh: bool
 ) -> tuple[Verified, ...]:
-    """Prove every file, in the build's order, heads last; the first that fails raises ParityFailed.
+    """Verify every file, in the build's order, heads last; ParityFailed at the first that fails.
 
-    A proof made earlier by the same runner, runtime and limits is taken from the store unless `fresh`, if this user
-    signed it for this very file; what passes is signed.
+    Unless `fresh`, an earlier proof by the same runner, runtime and limits is taken from the store, if this user
+    signed it for this file. Files that pass are signed.
     """
     verified = []
     for artifact in build.files:
@@ -58,12 +58,12 @@ def verify_build(
 def verify_on_host(
     build: Build, store: Store, limits: ParityChoice, steps: Steps, *, fresh: bool = False
 ) -> tuple[Verified, ...]:
-    """Prove every artifact by the agent in fresh processes of this machine: what will be timed, by what times it."""
+    """Verify every artifact by the agent in fresh processes on this machine, the same way as it is timed."""
     return verify_build(build, store, HostRunner(), hash_file(find_agent()), limits, steps, fresh=fresh)
 
 
 def _read_signed(entry: Entry, artifact: Path) -> Verified | None:
-    """Read a kept proof; None where this user did not sign it."""
+    """Read a kept proof; None if this user did not sign it."""
     proof = _read_proof(entry)
     try:
         return proof if read_manifest(artifact).verified == proof else None
@@ -83,5 +83,5 @@ def _keep(store: Store, made_from: dict[str, object], proof: Verified) -> None:
 
 
 def find_inputs(artifacts: Sequence[Artifact], store: Store) -> list[Path]:
-    """The parity inputs, which serve as inputs of the measurement too."""
+    """Return the files of the parity inputs, which are also the inputs of the measurement."""
     return find_proof(artifacts[0], store)[1]

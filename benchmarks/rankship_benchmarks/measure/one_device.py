@@ -1,4 +1,4 @@
-"""Interleaved rounds of every artifact of a build on one device, appended to a bundle as they come."""
+"""Measures a build on one device: interleaved rounds of every artifact, each trial appended to a bundle at once."""
 
 import platform
 import secrets
@@ -41,12 +41,12 @@ from rankship_targets.trials.request import MeasureRequest
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is measured, how, and where the results go: the same for every device.
+    """What to measure, how, and where the results go: the same for every device.
 
     `verified` are the host's proofs of the build's artifacts, the canary and the heads, in this order. The device's own
     runtime must compute what torch computes within `limits`. `canary` is timed like the build's artifacts; heads are
-    proven and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), the canary
-    apart. The run's bundle is made below `results`.
+    verified and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), without
+    the canary. The run's bundle is made below `results`.
     """
 
     build: Build
@@ -60,12 +60,12 @@ class RunPlan:
 
 
 def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
-    """Push what is verified, prove it there, time it in fresh processes round by round; gives the bundle's folder.
+    """Push verified artifacts, verify them there, time them in fresh processes by rounds; returns the bundle's folder.
 
-    Nothing is timed that the device's own runtime does not compute within the limits: ParityFailed then. An unfinished
-    bundle of the same build, suite, agent and device is continued at its first missing trial, if the device still
-    answers the probe as it did; else a new bundle is begun. A trial that was going on when this process died is taken
-    from the device, where it went on.
+    ParityFailed, before anything is timed, if the device's own runtime does not compute within the limits. An
+    unfinished bundle of the same build, suite, agent and device is continued at its first missing trial, if the probe
+    of the device has not changed; else a new bundle is begun. If an earlier process died, its last trial went on on
+    the device, and the result is fetched.
     """
     build, store, suite, canary = plan.build, plan.store, plan.suite, plan.canary
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
@@ -89,7 +89,7 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
         header = replace(header, canary=canary, energy=energy)
         folder = _find_or_create(header, plan.results, session, steps)
         with writing(folder):
-            ask = partial(_ask, remote, inputs, suite)
+            ask = partial(_make_request, remote, inputs, suite)
             _run_rounds(folder, timed.artifacts, ask, suite, session, steps)
             if suite.energy:
                 planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
@@ -120,7 +120,7 @@ def _find_or_create(header: Header, results: Path, session: Session, steps: Step
 
 
 def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[int, Artifact]]:
-    """Every artifact once per round; every other round runs backwards, so that drift within a round cancels too."""
+    """Yield every artifact once per round; every other round runs backwards, so that drift within a round cancels."""
     for number in range(rounds):
         for artifact in artifacts if number % 2 == 0 else reversed(artifacts):
             yield number, artifact
@@ -142,7 +142,7 @@ def _run_rounds(
     ]
     pending = read_pending(folder)
     if pending is not None and pending.place in done:
-        forget_pending(folder, session)  # the last writer died between the two
+        forget_pending(folder, session)  # the last writer died after it appended the trial
         pending = None
     with steps.track(f"measure on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
@@ -154,10 +154,10 @@ def _run_rounds(
             forget_pending(folder, session)  # only now: until here the device has the only copy
 
 
-def _ask(
+def _make_request(
     remote: Mapping[str, str], inputs: Mapping[str, tuple[str, ...]], suite: Suite, number: int, artifact: Artifact
 ) -> MeasureRequest:
-    """Say what is timed in one round; paths are the device's, by the artifact's SHA-256."""
+    """Make the request for one trial; `remote` and `inputs` map the artifact's SHA-256 to paths on the device."""
     return MeasureRequest(
         round=number,
         key=artifact.key,
@@ -179,7 +179,7 @@ def _describe(
     suite: Suite,
     session: Session,
 ) -> Header:
-    """Describe a run; `proofs` are the host's and the device's."""
+    """Make a run's header; `proofs` are the host's and the device's."""
     probe, now = session.probe(), datetime.now(UTC)
     formats = {artifact.key.format for artifact in build.artifacts}
     runtimes = {f"{name} runtime": " ".join(probe.runtimes.get(name) or ("none",)) for name in sorted(formats)}

@@ -1,4 +1,4 @@
-"""The trial that was begun last, noted beside the others, so that its result is found should this process die."""
+"""A note of the trial that began last, kept in the bundle's folder so that its result is found if this process dies."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ _FILE = ".pending.json"
 
 @record
 class Pending:
-    """A trial that is not in the bundle yet, and the name under which the device knows it."""
+    """A trial that is not in the bundle yet, and the ticket by which the device knows it."""
 
     round: int
     key: ArtifactKey
@@ -24,7 +24,7 @@ class Pending:
 
     @property
     def place(self) -> tuple[int, ArtifactKey]:
-        """Which of a run's trials it is."""
+        """The trial's round and artifact."""
         return self.round, self.key
 
 
@@ -34,14 +34,14 @@ def note_pending(folder: Path, pending: Pending) -> None:
 
 
 def read_pending(folder: Path) -> Pending | None:
-    """Read which trial was begun last; None where none was, or an older release noted it."""
+    """Read the note of the trial that began last; None if there is none, or an older release wrote it."""
     with suppress(FileNotFoundError, InputError):
         return decode(Pending, (folder / _FILE).read_bytes(), where=str(folder / _FILE))
     return None
 
 
 def forget_pending(folder: Path, session: Session) -> None:
-    """End what a bundle's last writer left going on, if anything, and forget the note."""
+    """End the trial that the bundle's last writer left running, if any, and delete its note."""
     pending = read_pending(folder)
     if pending is not None:
         session.forget(pending.ticket)
@@ -49,5 +49,5 @@ def forget_pending(folder: Path, session: Session) -> None:
 
 
 def drop_pending(folder: Path) -> None:
-    """Forget the note: the trial is in the bundle and off the device."""
+    """Delete the note: the trial is in the bundle and no longer on the device."""
     (folder / _FILE).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Where an inference's time goes, operator by operator: a pass of its own once a run is measured, kept beside it.
+"""Time per operator of an inference: a separate pass after a run is measured, kept in the run's folder.
 
-A profiler slows what it looks at. So nothing here is a latency, nothing of it enters a trial or a verdict, and every
-place that shows it says "profiled".
+Profiling slows inference. So nothing here is a latency or part of a trial or a verdict, and every place that shows it
+says "profiled".
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _FILE = "profiles.json"
 
 @record
 class Profile:
-    """One artifact's operators in running order, profiled on a run's device; `inference_ns` includes the profiler."""
+    """One artifact's operators in running order, profiled on a run's device; `inference_ns` includes profiling."""
 
     key: ArtifactKey
     artifact_sha256: str
@@ -35,8 +35,8 @@ class Profile:
     inference_ns: tuple[int, ...]
 
     @property
-    def told_ns(self) -> float:
-        """What the operators' medians add up to."""
+    def operators_ns(self) -> float:
+        """The sum of the operators' median times."""
         return sum(median(one.ns) for one in self.operators)
 
     @property
@@ -47,7 +47,7 @@ class Profile:
 
 @record
 class Profiles:
-    """Every profile of a run, and why a format has none."""
+    """Every profile of a run; `missing` says why a format has none."""
 
     taken_utc: str
     profiles: tuple[Profile, ...]
@@ -55,7 +55,7 @@ class Profiles:
 
 
 def profile_run(folder: Path, requests: Sequence[MeasureRequest], session: Session, steps: Steps) -> None:
-    """Profile pushed artifacts, once; where that fails, the run stays without: what was measured stays measured."""
+    """Profile pushed artifacts once; if that fails, the run stays without profiles."""
     if (folder / _FILE).exists():
         return
     profiles: list[Profile] = []
@@ -77,7 +77,7 @@ def profile_run(folder: Path, requests: Sequence[MeasureRequest], session: Sessi
 
 
 def read_profiles(folder: Path) -> Profiles | None:
-    """A run's profiles; None where none were taken."""
+    """Read a run's profiles; None if none were taken."""
     with suppress(FileNotFoundError):
         return decode(Profiles, (folder / _FILE).read_bytes(), where=str(folder / _FILE))
     return None

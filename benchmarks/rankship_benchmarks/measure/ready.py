@@ -1,4 +1,4 @@
-"""Devices are asked before any long work: whether they are there, let us in, and can run what will be pushed."""
+"""A check before any long work: whether devices answer, accept the login, and can run what will be pushed."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,9 +14,9 @@ from rankship_targets.session.session import open_session
 def check_ready(
     devices: Iterable[Device], formats: Sequence[Format], steps: Steps, *, with_energy: bool = False
 ) -> None:
-    """Open a session on each device and probe it; Lacks names every runtime that is missing there, or its meter."""
+    """Open a session on each device and probe it; Lacks names every missing runtime, or the meter."""
     for device in devices:
-        with steps.step(f"ask {device.name} whether it is ready"), watching(device), open_session(device) as session:
+        with steps.step(f"check that {device.name} is ready"), watching(device), open_session(device) as session:
             probe = session.probe()
             if with_energy:
                 check_meter(session)

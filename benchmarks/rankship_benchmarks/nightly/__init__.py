@@ -1,1 +1,1 @@
-"""Nights: measuring, judging against earlier nights, and the page over all of them."""
+"""Nights: measuring, judging against earlier nights, and a page over all of them."""

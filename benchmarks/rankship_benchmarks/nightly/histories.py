@@ -1,4 +1,4 @@
-"""Each case's history over the nights, as charts and step detection take it: read from the index, gaps with reasons."""
+"""Each case's history over the nights, for charts and step detection: read from the index, with reasons for gaps."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rankship_pipeline.foundation.records import VARIANTS, record
 
 _CANARY = "canary"
 _KEY = tuple(one.name for one in fields(ArtifactKey))
-_FEWEST_TRUSTED = 0.5  # of the rounds that were asked for
+_FEWEST_TRUSTED = 0.5  # share of the suite's rounds
 
 
 @record
@@ -29,24 +29,24 @@ class Case:
 
 @dataclass
 class _Run:
-    """What the index holds of one run: medians in ns of the rounds that verdicts may rest on, and why not others."""
+    """One run in the index: medians in ns of the rounds that verdicts may use, and the reasons against the others."""
 
     rounds: int
     medians: dict[ArtifactKey, list[float]] = field(default_factory=dict)
     reasons: dict[ArtifactKey, Counter[str]] = field(default_factory=dict)
 
     def list_keys(self) -> list[ArtifactKey]:
-        """List what was compared, dense first; the canary is what they are compared with."""
+        """List the artifacts of the build, dense first, without the canary."""
         known = {key for key in (*self.medians, *self.reasons) if key.variant in VARIANTS}
         return sorted(known, key=lambda key: key.order)
 
     @property
     def canary_ns(self) -> tuple[float, ...]:
-        """The canary's rounds; empty where the run had none."""
+        """The canary's rounds; empty if the run had none."""
         return tuple(time for key, times in self.medians.items() if key.variant == _CANARY for time in times)
 
     def find_gap(self, key: ArtifactKey) -> str | None:
-        """Say why a case does not count; None where at least half of the rounds asked for may be rested on."""
+        """Return why a case does not count; None if verdicts may use at least half of the suite's rounds."""
         trusted = len(self.medians.get(key, []))
         if trusted and trusted >= _FEWEST_TRUSTED * self.rounds:
             return None
@@ -59,7 +59,7 @@ class _Run:
 
 
 def list_histories(engine: Engine, nights: Sequence[NightRecord]) -> dict[Case, tuple[Night, ...]]:
-    """Give every case's nights in order, one entry for each night in which its device was asked or stood in."""
+    """Return every case's nights in order, one entry for each night in which its device was planned or stood in."""
     runs = _read_runs(engine, {one.run for night in nights for one in night.devices if one.run})
     cases: dict[Case, None] = {}
     for night in nights:
@@ -72,14 +72,14 @@ def list_histories(engine: Engine, nights: Sequence[NightRecord]) -> dict[Case, 
 
 def _follow(case: Case, nights: Sequence[NightRecord], runs: dict[str, _Run]) -> list[Night]:
     return [
-        _tell_night(case, night, one, runs)
+        _read_night(case, night, one, runs)
         for night in nights
         for one in night.devices
         if night.recipe == case.recipe and case.device in {one.device, one.measured_on}
     ]
 
 
-def _tell_night(case: Case, night: NightRecord, one: DeviceNight, runs: dict[str, _Run]) -> Night:
+def _read_night(case: Case, night: NightRecord, one: DeviceNight, runs: dict[str, _Run]) -> Night:
     run = runs.get(one.run or "")
     if run is None or one.measured_on != case.device:
         why = one.gap or (f"{one.measured_on} stood in" if one.measured_on else "not measured")
@@ -114,5 +114,5 @@ def _read_runs(engine: Engine, folders: set[str]) -> dict[str, _Run]:
 
 
 def _read_key(values: Sequence[Any]) -> ArtifactKey:
-    """Make a key of the index's columns."""
+    """Make a key from the index's columns."""
     return ArtifactKey(**dict(zip(_KEY, values, strict=True)))

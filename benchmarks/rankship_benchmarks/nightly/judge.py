@@ -1,4 +1,4 @@
-"""What one night says of one device: each case against the last night that counts, and the steps it makes sure."""
+"""Judges one device's night: each case against the last night that counts, and the steps found that night."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from rankship_pipeline.foundation import errors
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import BuildError, InputError, MeasurementError, RankshipError, TargetError
 
-# Graver first: a night that is worse says so, whatever else went wrong.
+# Gravest first: a night with a worse case exits with 1, whatever else went wrong.
 _GRAVITY = (1, BuildError.exit_code, TargetError.exit_code, MeasurementError.exit_code, InputError.exit_code)
 
 
@@ -25,10 +25,10 @@ def judge_device(
     before: Sequence[NightRecord],
     histories: Mapping[Case, Sequence[Night]],
 ) -> DeviceNight:
-    """Give a device's line with its cases judged; the whole night is a gap where no case counts."""
+    """Return the device's record with its cases judged; the whole night is a gap if no case counts."""
     try:
         tonight = open_bundle(results / str(one.run))
-        summarise(tonight)  # refuses what must not be used at all
+        summarise(tonight)  # raises if the run must not be used at all
     except (MeasurementError, InputError) as failure:
         return replace(one, gap=str(failure), error=type(failure).__name__)
     mine = {
@@ -46,31 +46,31 @@ def judge_device(
 
 
 def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseVerdict, ...]:
-    """Judge tonight's energies by the rules for times; empty where no energy was asked for or none was metered.
+    """Judge tonight's energies by the rules for times; empty if the suite asks for none or none was metered.
 
-    `baseline` is the last night that counts, None where there is none: then, and where the two must not be compared,
-    every case is unknown.
+    `baseline` is the last night that counts, None if there is none: then, and if the two must not be compared, every
+    case is unknown.
     """
     if tonight.header.energy is None or not tonight.metered:
         return ()
     if baseline is None:
-        return _know_no_energy(tonight, "no earlier night counts")
+        return _judge_unknown_energies(tonight, "no earlier night counts")
     try:
-        compare_bundles(baseline, tonight)  # refuses what is unlike, of which meters know nothing
+        compare_bundles(baseline, tonight)  # raises if conditions differ; compare_energies checks only the meters
     except MeasurementError as failure:
-        return _know_no_energy(tonight, f"{type(failure).__name__}: {failure}")
+        return _judge_unknown_energies(tonight, f"{type(failure).__name__}: {failure}")
     verdicts = compare_energies(baseline, tonight)
     if not verdicts:
-        return _know_no_energy(tonight, "the last night that counts has no energy")
+        return _judge_unknown_energies(tonight, "the last night that counts has no energy")
     return tuple(
-        CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio)
+        CaseVerdict(key=one.key, verdict=one.verdict, reason=one.reason, ratio=one.ratio)
         for one in verdicts
         if one.key.variant != "canary"
     )
 
 
 def state_exit(night: NightRecord) -> int:
-    """Find the night's exit status: 1 only if a case is worse; else what kept a device from being measured or used."""
+    """Return the night's exit status: 1 if a case is worse; else that of the gravest error of a device."""
     codes = {1 for one in night.devices for case in (*one.cases, *one.energies) if case.verdict == "worse"}
     for one in night.devices:
         kind = getattr(errors, one.error or "", None)
@@ -80,7 +80,7 @@ def state_exit(night: NightRecord) -> int:
 
 
 def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[ArtifactKey, CaseVerdict]:
-    """Compare with the last night that counts; every case is unknown where there is none, or it is unlike."""
+    """Compare with the last night that counts; every case is unknown if there is none, or its conditions differ."""
     keys = dict.fromkeys(trial.key for trial in tonight.trials)
     if baseline is None:
         return {key: _not_compared(key, "no earlier night counts") for key in keys}
@@ -88,7 +88,9 @@ def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[ArtifactKey, Case
         verdicts = compare_bundles(baseline, tonight)
     except MeasurementError as failure:
         return {key: _not_compared(key, f"{type(failure).__name__}: {failure}") for key in keys}
-    return {one.key: CaseVerdict(key=one.key, verdict=one.word, reason=one.reason, ratio=one.ratio) for one in verdicts}
+    return {
+        one.key: CaseVerdict(key=one.key, verdict=one.verdict, reason=one.reason, ratio=one.ratio) for one in verdicts
+    }
 
 
 def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord], tonight: Bundle) -> Bundle | None:
@@ -98,7 +100,7 @@ def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord
                 try:
                     bundle = open_bundle(results / other.run)
                 except InputError:
-                    continue  # deleted or damaged since: the night before it serves
+                    continue  # deleted or damaged since: try the night before it
                 if bundle.header.recipe == tonight.header.recipe:
                     return bundle
     return None
@@ -110,19 +112,19 @@ def _judge_case(
     judged = verdicts.get(case.key) or _not_compared(case.key, "not compared")
     if tonight.gap is not None:
         judged = _not_compared(case.key, tonight.gap)
-    steps = [step for step in find_steps(nights) if step.told_run_id == tonight.run_id]
+    steps = [step for step in find_steps(nights) if step.found_run_id == tonight.run_id]
     if not steps:
         return judged
     step = steps[-1]
-    verdict = step.word if judged.verdict in {"same", "unknown"} else judged.verdict
+    verdict = step.verdict if judged.verdict in {"same", "unknown"} else judged.verdict
     return replace(judged, verdict=verdict, step=show_step(step))
 
 
 def show_step(step: Step) -> str:
-    """Say a lasting step: since when, and how the levels compare."""
+    """Describe a step: since when, and the ratio of the levels."""
     low, high = step.ratio.low, step.ratio.high
     span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"{step.word} since {step.started_utc[:10]}: {TIMES} {step.ratio.value:.3f}{span}"
+    return f"{step.verdict} since {step.started_utc[:10]}: {TIMES} {step.ratio.value:.3f}{span}"
 
 
 def _find_tonight(nights: Sequence[Night], one: DeviceNight) -> Night | None:
@@ -133,6 +135,6 @@ def _not_compared(key: ArtifactKey, reason: str) -> CaseVerdict:
     return CaseVerdict(key=key, verdict="unknown", reason=reason)
 
 
-def _know_no_energy(tonight: Bundle, reason: str) -> tuple[CaseVerdict, ...]:
+def _judge_unknown_energies(tonight: Bundle, reason: str) -> tuple[CaseVerdict, ...]:
     keys = dict.fromkeys(one.trial.key for one in tonight.metered)
     return tuple(_not_compared(key, reason) for key in keys if key.variant != "canary")

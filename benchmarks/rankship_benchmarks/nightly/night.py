@@ -1,6 +1,6 @@
 """One night: measure every device, compare each with its last night that counts, look for steps, write the page.
 
-Nothing here builds or talks to a device: the verb hands in what does.
+Nothing here builds or talks to a device: the verb passes in the functions that do.
 """
 
 import errno
@@ -32,14 +32,14 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, RankshipError
 from rankship_targets.devices.device import Device
 
-# Builds, verifies, and gives the build's digest and what measures one device.
+# Builds and verifies; returns the build's digest and the function that measures one device.
 Prepare = Callable[[], tuple[str, Measure]]
 _HOST_FULL = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
 class Tonight:
-    """What a night asks for; `suite` is the suite's name and digest."""
+    """What to measure tonight; `suite` is the suite's name and digest."""
 
     results: Path
     suite: tuple[str, str]
@@ -50,9 +50,9 @@ class Tonight:
 
 
 def run_night(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord | None:
-    """Do one night, or what is left of one that was cut short; None where another nightly is at work there.
+    """Do one night, or the rest of an interrupted one; None if another nightly holds the results folder.
 
-    A full disk is an InputError: what was measured is kept, and the next call goes on.
+    InputError on a full disk: what was measured is kept, and the next call goes on.
     """
     try:
         with holding(tonight.results) as held:
@@ -61,7 +61,7 @@ def run_night(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord |
         if failure.errno not in _HOST_FULL:
             raise
         message = f"{tonight.results}: {failure.strerror}"
-        raise InputError(message, hint="make room or give rights there; the same command goes on from there") from None
+        raise InputError(message, hint="make room or grant access there; the same command then resumes") from None
 
 
 def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
@@ -75,7 +75,7 @@ def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
     if night.build_sha256 not in {
         None,
         build_sha256,
-    }:  # built otherwise since it was cut short: it cannot be gone on with
+    }:  # the build changed since the night was interrupted: begin a new one
         close_interrupted(tonight.results, night)
         nights = list_nights(tonight.results)
         night = begin_night(tonight.results, nights, tonight.suite, tonight.recipe, asked)
@@ -88,9 +88,9 @@ def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
 
 
 def close_left_over(tonight: Tonight) -> None:
-    """End the runs that an earlier night left unfinished: trials of two nights never mix in one run."""
+    """End the runs that an earlier night left unfinished: one run never mixes trials of two nights."""
     for path in tonight.results.glob(f"[!.]*/{BUNDLE_FILE}"):
-        with suppress(InputError):  # damaged ones are the index's to tell
+        with suppress(InputError):  # the index reports damaged bundles
             bundle = open_bundle(path.parent)
             ours = bundle.header.device in tonight.devices and bundle.header.recipe == tonight.recipe
             if ours and not bundle.finished:
@@ -99,14 +99,14 @@ def close_left_over(tonight: Tonight) -> None:
 
 
 def _measure(tonight: Tonight, night: NightRecord, measure: Measure, steps: Steps) -> NightRecord:
-    """Measure every device that this night has no run of yet; the night's file follows each that ends."""
+    """Measure every device that has no run tonight yet; the night's file is rewritten as each one ends."""
     state = night
-    turn = threading.Lock()  # devices end in threads of their own
+    lock = threading.Lock()  # each device's thread calls `note`
 
     def note(name: str, device: str, folder: Path) -> None:
         nonlocal state
         one = DeviceNight(device=name, measured_on=device, run=folder.name, gap=None, error=None, losses=(), cases=())
-        with turn:
+        with lock:
             state = put_device(state, one)
             write_night(tonight.results, state)
 

@@ -16,7 +16,7 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import record
 
 PAGE = "nightly.html"
-SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are told
+SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are shown
 _GAP, _ABSENT = "×", "–"
 _MOST_BYTES = 1_700_000  # of charts: the whole page stays below 2 MB
 _CALENDAR_NIGHTS = 30
@@ -25,7 +25,7 @@ _STANDING_NIGHTS = 14
 
 @record
 class Row:
-    """One case as the table shows it; all are texts."""
+    """One case as the table shows it, all as text."""
 
     device: str
     format: str
@@ -42,7 +42,7 @@ class Row:
 
 @record
 class Cell:
-    """One device in one night: a sign, a word or two, and the whole reason."""
+    """One device in one night: a sign, a word or two, and the full reason."""
 
     sign: str
     short: str
@@ -74,7 +74,7 @@ def write_page(
     histories: Mapping[Case, Sequence[Night]],
     note: str = "",
 ) -> Path:
-    """Write the page beside the runs, for `night`, the last of `nights`; returns its path. `note` labels the data."""
+    """Write the page for `night`, the last of `nights`, beside the runs; returns its path. `note` labels the data."""
     path = results / PAGE
     write_atomic(path, render_page(night, nights, histories, note).encode())
     return path
@@ -107,13 +107,13 @@ def render_page(
         sections=sections,
         undrawn=undrawn,
         columns=columns,
-        calendar=[_line_up(each, columns) for each in reversed(nights[-_CALENDAR_NIGHTS:])],
+        calendar=[_make_line(each, columns) for each in reversed(nights[-_CALENDAR_NIGHTS:])],
         style=read_style(),
     )
 
 
 def state_headline(night: NightRecord) -> str:
-    """Say the night in one sentence: how many cases are worse, better, the same, and which devices gave no number."""
+    """Return the night in one sentence: how many cases are worse, better or the same; devices without a number."""
     verdicts = [case.verdict for one in night.devices for case in one.cases]
     energies = [case.verdict for one in night.devices for case in one.energies]
     missing = [one.device for one in night.devices if one.gap is not None]
@@ -128,7 +128,7 @@ def _count(verdicts: Sequence[str]) -> str:
 
 
 def list_alarms(night: NightRecord) -> list[str]:
-    """One sentence for each case that is worse."""
+    """List a sentence for each case that is worse."""
     return [
         f"{_name(one)}, {case.key.heading}: {case.step or case.reason}"
         for one in night.devices
@@ -143,7 +143,7 @@ def list_alarms(night: NightRecord) -> list[str]:
 
 
 def list_energies(night: NightRecord) -> list[str]:
-    """One sentence for each case that a meter watched: its verdict, tonight's energy over the last night's, and why."""
+    """List a sentence for each metered case: its verdict, tonight's energy over the last night's, and the reason."""
     return [
         f"{SIGNS.get(case.verdict, '?')} {case.verdict}: {_name(one)}, {case.key.heading}"
         + (f", {TIMES} {case.ratio.value:.3f} {_show_fine_interval(case.ratio)}" if case.ratio else "")
@@ -154,19 +154,19 @@ def list_energies(night: NightRecord) -> list[str]:
 
 
 def list_standing(nights: Sequence[NightRecord], histories: Mapping[Case, Sequence[Night]]) -> list[str]:
-    """One sentence for each lasting step that one of the last nights told: what a weekend must not swallow."""
+    """List a sentence for each step found in one of the last nights, so that a weekend does not hide it."""
     recent = {one.run for night in nights[-_STANDING_NIGHTS:] for one in night.devices}
     return [
-        f"{case.device}, {case.key.heading}: {show_step(step)}, told on {step.told_utc[:10]}"
+        f"{case.device}, {case.key.heading}: {show_step(step)}, found on {step.found_utc[:10]}"
         for case, history in histories.items()
         if case.recipe == nights[-1].recipe
         for step in find_steps(history)
-        if step.told_run_id in recent
+        if step.found_run_id in recent
     ]
 
 
 def list_gaps(night: NightRecord) -> list[str]:
-    """One sentence for each device, or case, of which tonight has no number that counts, and for each stand-in."""
+    """List a sentence for each device without a number that counts tonight, and for each stand-in."""
     whole = [f"{one.device}: {one.gap}" for one in night.devices if one.gap is not None]
     instead = [
         f"{one.device}: {one.measured_on} stood in for it ({'; '.join(one.losses)})"
@@ -205,14 +205,14 @@ def _describe_row(device: str, case: CaseVerdict, latency: Estimate | None) -> R
 
 
 def _show_fine_interval(ratio: Estimate) -> str:
-    """Three digits: a night is about changes of one per cent."""
+    """Show an interval with three decimals: nights are compared for changes of one per cent."""
     if ratio.low is None or ratio.high is None:
         return show_ratio_interval(ratio)
     return f"[{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> tuple[list[Section], list[str]]:
-    """Draw what is worse first, until the page is full; gives the sections by device and the cases left out."""
+    """Draw worse cases first, until the page is full; returns the sections by device and the cases left out."""
     worse = {(_name(one), case.key) for one in night.devices for case in one.cases if case.verdict == "worse"}
     mine = [case for case in histories if case.recipe == night.recipe]
     room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), list[str]()
@@ -237,22 +237,22 @@ def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]
 
 def _read(nights: Sequence[Night], steps: int) -> str:
     counted = sum(bool(night.rounds_ns) for night in nights)
-    told = {0: "no lasting step", 1: "one lasting step"}.get(steps, f"{steps} lasting steps")
-    return f"{counted} of {len(nights)} nights count; {told}."
+    found = {0: "no lasting step", 1: "one lasting step"}.get(steps, f"{steps} lasting steps")
+    return f"{counted} of {len(nights)} nights count; {found}."
 
 
-def _line_up(night: NightRecord, columns: Sequence[str]) -> Line:
+def _make_line(night: NightRecord, columns: Sequence[str]) -> Line:
     return Line(
         number=night.number,
         began=night.started_utc[:16].replace("T", " "),
-        cells=tuple(_tell(night.find(device)) for device in columns),
+        cells=tuple(_make_cell(night.find(device)) for device in columns),
         exit=UNKNOWN if night.exit_code is None else str(night.exit_code),
     )
 
 
-def _tell(one: DeviceNight | None) -> Cell:
+def _make_cell(one: DeviceNight | None) -> Cell:
     if one is None:
-        return Cell(sign="", short="", reason="not asked")
+        return Cell(sign="", short="", reason="not planned")
     if one.gap is not None:
         sign = _GAP if one.run else _ABSENT
         return Cell(sign=sign, short=one.error or one.gap, reason=one.gap)

@@ -1,6 +1,6 @@
-"""What a nightly leaves behind: one small file for each night, by number, that says what became of every device.
+"""The records of a nightly: one small file for each night, by number, with the result of every device.
 
-    <results>/nights/000012.json    written anew as each device ends; `finished_utc` is null until the night is over
+    <results>/nights/000012.json    rewritten as each device ends; `finished_utc` is null until the night is over
 
 Nights are ordered by their number and never by a clock, which may be set back.
 """
@@ -27,10 +27,10 @@ _LONGEST_NIGHT_S = 20 * 3600
 
 @record
 class CaseVerdict:
-    """What a night says of one artifact on one device, against the last night that counted.
+    """The verdict on one artifact on one device, against the last night that counted.
 
-    `verdict` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None where
-    they were not compared. `step` tells of a lasting change that tonight's numbers made sure.
+    `verdict` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None if
+    they were not compared. `step` describes a lasting change that was found tonight.
     """
 
     key: ArtifactKey
@@ -42,11 +42,11 @@ class CaseVerdict:
 
 @record
 class DeviceNight:
-    """What became of one device in one night.
+    """The result of one device in one night.
 
-    `run` is the folder of its bundle, None where it could not be measured. `gap` says why nothing of this night counts
-    (None: it counts), `error` is the class of what went wrong. `measured_on` is the twin that stood in, else the
-    device itself. `energies` are the verdicts on energy, empty where no meter watched.
+    `run` is the folder of its bundle, None if it could not be measured. `gap` says why the night does not count for it
+    (None: it counts), `error` is the class name of the error. `measured_on` is the twin that stood in, else the device
+    itself. `energies` are the verdicts on energy, empty if nothing was metered.
     """
 
     device: str
@@ -61,9 +61,9 @@ class DeviceNight:
 
 @record
 class NightRecord:
-    """One night: what was asked for, and what became of it. `failure` is what ended it before any device was asked.
+    """One night: what was planned, and the results. `failure` is the error that ended it before any device was reached.
 
-    `strangers` are the runs that lay in the folder when it began and belong to no night: none is taken for its own.
+    `strangers` are the runs that were in the folder when the night began and belong to no night; it never adopts them.
     """
 
     number: int
@@ -80,13 +80,13 @@ class NightRecord:
     strangers: tuple[str, ...] = ()
 
     def find(self, device: str) -> DeviceNight | None:
-        """Find what became of one device; None where nothing is known yet."""
+        """Find the result of one device; None if there is none yet."""
         return next((one for one in self.devices if one.device == device), None)
 
 
 @contextmanager
 def holding(results: Path) -> Iterator[bool]:
-    """Hold the results folder for one nightly; gives False where another has it. A dead one leaves nothing behind."""
+    """Lock the results folder for one nightly; yields False if another holds it. The lock ends with its process."""
     lock = FileLock(results / _LOCK_FILE)
     try:
         lock.acquire(blocking=False)
@@ -100,7 +100,7 @@ def holding(results: Path) -> Iterator[bool]:
 
 
 def list_nights(results: Path) -> list[NightRecord]:
-    """Read every night in order; a file that is not whole is an error, because none is ever written in part."""
+    """Read every night in order; InputError for a damaged file, because files are never written in part."""
     paths = sorted((results / _FOLDER).glob("[0-9]*.json"))
     return [decode(NightRecord, path.read_bytes(), where=str(path)) for path in paths]
 
@@ -115,9 +115,9 @@ def write_night(results: Path, night: NightRecord) -> Path:
 def begin_night(
     results: Path, nights: Sequence[NightRecord], suite: tuple[str, str], recipe: str, asked: Sequence[str]
 ) -> NightRecord:
-    """Go on with the last night if it never ended and asked for the same; else close it and begin a new one.
+    """Resume the last night if it never ended and had the same plan; else close it and begin a new one.
 
-    `suite` is its name and digest. A night that lies more than 20 hours off, in either direction, is not gone on with.
+    `suite` is its name and digest. A night that began more than 20 hours off, in either direction, is not resumed.
     """
     now = datetime.now(UTC)
     last = nights[-1] if nights else None
@@ -145,7 +145,7 @@ def begin_night(
 
 
 def list_known(nights: Iterable[NightRecord]) -> set[str]:
-    """Give the folders of every run that a night counts as its own."""
+    """Return the folders of all runs that belong to a night."""
     return {one.run for night in nights for one in night.devices if one.run}
 
 
@@ -154,9 +154,9 @@ def _list_runs(results: Path) -> set[str]:
 
 
 def find_own_run(results: Path, night: NightRecord, device: str, known: Container[str]) -> str | None:
-    """Find the finished run of a device that this night made before it was cut short, and had not noted yet."""
+    """Find the finished run of a device that this night made, but did not record before it was interrupted."""
     for folder in sorted(_list_runs(results) - set(night.strangers)):
-        with suppress(InputError):  # damaged ones are the index's to tell
+        with suppress(InputError):  # the index reports damaged bundles
             bundle = open_bundle(results / folder)
             wanted = (bundle.header.device, bundle.header.build_sha256) == (device, night.build_sha256)
             if wanted and bundle.finished and folder not in known:
@@ -165,7 +165,7 @@ def find_own_run(results: Path, night: NightRecord, device: str, known: Containe
 
 
 def close_interrupted(results: Path, night: NightRecord) -> None:
-    """End a night that nobody went on with: what it had not measured is a gap."""
+    """End a night that was interrupted and not resumed: devices that it had not measured are gaps."""
     missing = tuple(
         DeviceNight(
             device=name, measured_on=None, run=None, gap="interrupted", error="Interrupted", losses=(), cases=()
@@ -178,6 +178,6 @@ def close_interrupted(results: Path, night: NightRecord) -> None:
 
 
 def put_device(night: NightRecord, one: DeviceNight) -> NightRecord:
-    """Give the night with one device's line, new or in place of what was there, in the order that was asked for."""
+    """Return the night with one device's record added or replaced, in the planned order."""
     found = {old.device: old for old in night.devices} | {one.device: one}
     return replace(night, devices=tuple(found[name] for name in night.asked if name in found))

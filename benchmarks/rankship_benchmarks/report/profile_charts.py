@@ -21,7 +21,7 @@ Row = tuple[str, float, float, float]  # name; median, first and third quartile 
 
 def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
     """Draw one format's profiles; bars are medians over the profiled inferences, whiskers the quartiles."""
-    mine = [one for one in profiles if one.key.format == format_ and one.told_ns > 0]
+    mine = [one for one in profiles if one.key.format == format_ and one.operators_ns > 0]
     blocks = [(one, list_rows(one)) for one in mine]
 
     def draw(axes: "Axes") -> None:
@@ -35,10 +35,8 @@ def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
                 axes.errorbar(middle / divisor, place, xerr=reach, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
                 names[place] = name
                 place += 1
-            label = (
-                f"{profile.key.model}: {profile.told_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
-            )
-            axes.barh(place, 0, color=colour, label=label)
+            sum_ = f"{profile.operators_ns / divisor:,.0f} {unit} in {len(profile.operators)} operators"
+            axes.barh(place, 0, color=colour, label=f"{profile.key.model}: {sum_}")
             place += 1  # an empty row between the models
         axes.set_yticks(list(names), list(names.values()), fontsize=8)
         axes.set_ylim(place - 1.4, -0.6)
@@ -54,7 +52,7 @@ def draw_profile(profiles: Sequence[Profile], format_: Format) -> str:
 
 def list_rows(profile: Profile) -> list[Row]:
     """List a profile's bars: operators that take at least 1 % of the time, in running order, then the rest as one."""
-    least = _SHOWN * profile.told_ns
+    least = _SHOWN * profile.operators_ns
     middles = [median(one.ns) for one in profile.operators]
     by_time = sorted(range(len(middles)), key=lambda place: -middles[place])
     shown = sorted(place for place in by_time[:_MOST_ROWS] if middles[place] >= least)

@@ -1,4 +1,4 @@
-"""What a run's rounds show that no single median can stand for: two speeds, or a drift from first to last."""
+"""Checks whether one median can stand for a run's rounds: finds two speeds, and drift from first to last."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,16 +6,16 @@ from math import exp, log
 from statistics import fmean, median
 
 _FEWEST_IN_MODE = 3
-_APART = 5.0  # two groups: the empty stretch between them is this many times what their own steps and spread explain
+_APART = 5.0  # two groups: the gap between them over the larger group's mean deviation
 _DRIFT_LEVEL = 0.001
 
 
 def find_disorder(rounds: Sequence[float], effect: float) -> str:
-    """Say in words how the rounds, in order, are more than one speed apart by over half of `effect`; empty if not."""
+    """Describe two speeds or a drift among the rounds, in order, of over half of `effect`; empty if there is none."""
     logs = [log(value) for value in rounds]
     modes = find_two_speeds(logs)
     if modes is not None and modes[1] - modes[0] > log(1 + effect / 2):
-        return f"run at two speeds, {exp(modes[1] - modes[0]) - 1:.1%} apart: no median stands for both"
+        return f"run at two speeds, {exp(modes[1] - modes[0]) - 1:.1%} apart: no median can stand for both"
     drift = find_drift(logs)
     if abs(drift) > log(1 + effect / 2):
         return f"drift by {exp(drift) - 1:+.1%} from the first to the last"
@@ -23,7 +23,7 @@ def find_disorder(rounds: Sequence[float], effect: float) -> str:
 
 
 def find_two_speeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """Find the centres of two groups with nothing between them, three rounds or more in each; None without.
+    """Find the centres of two groups with a gap between them, three rounds or more in each; None if there are none.
 
     The gap must exceed _APART times the larger group's mean deviation. One bell-shaped group does that in 3 of 100 runs
     of six rounds, in none of 1,000 from 12 on (simulated).
@@ -40,7 +40,7 @@ def find_two_speeds(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def find_drift(values: Sequence[float]) -> float:
-    """Tell how far the rounds move from first to last (Theil-Sen slope), 0 where their order shows no trend.
+    """Return how far the rounds move from first to last (Theil-Sen slope); 0 if their order shows no trend.
 
     The trend is tested by Kendall's rank correlation with the round's number, at _DRIFT_LEVEL.
     """

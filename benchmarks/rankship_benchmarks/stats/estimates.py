@@ -1,8 +1,8 @@
 """Numbers with their uncertainty: rounds, not inferences, are the unit of independence.
 
 Each trial gives one median; the median over rounds is the result. Intervals and bounds are order statistics, exact
-for any distribution (David & Nagaraja, Order Statistics, §7.1), so nothing here assumes that timings are normal. What
-they assume is that rounds are independent; where enough rounds show that they are not, intervals are widened.
+for any distribution (David & Nagaraja, Order Statistics, §7.1), so nothing here assumes that timings are normal. They
+assume that rounds are independent; where enough rounds show that they are not, intervals are widened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +14,17 @@ from rankship_pipeline.foundation.records import record
 from rankship_targets.trials.trial import Trial
 
 CONFIDENCE = 0.95
-CORRELATION_ROUNDS = 12  # fewer cannot tell whether rounds depend on one another
+CORRELATION_ROUNDS = 12  # fewer cannot show whether rounds are correlated
 _CLUSTER_SAMPLES = 100
 _STRONGEST_CORRELATION = 0.8
-HOPELESS = 2.99  # the widening of rounds that hang together so strongly that no interval recovers
+HOPELESS = 2.99  # the widening from which rounds are too correlated for any interval
 
 
 @record
 class Estimate:
-    """A median over `rounds`; `low` and `high` are None where so few rounds allow no interval of `confidence`.
+    """A median over `rounds`; `low` and `high` are None if the rounds are too few for an interval of `confidence`.
 
-    `widening` is by how much the interval was widened because each round resembles the one before it (1: not at all).
+    `widening` is the factor by which the interval was widened for correlated rounds (1: not at all).
     """
 
     value: float
@@ -38,10 +38,10 @@ class Estimate:
 def median_interval(
     values: Sequence[float], confidence: float = CONFIDENCE, widening: float = 1.0
 ) -> tuple[float, float] | None:
-    """Give the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`.
+    """Return the interval that holds the median with at least `confidence`; None below `count_needed(confidence)`.
 
     `widening` moves both ends outwards in rank, in proportion to their distance from the middle, at most to the whole
-    range; None where it is so strong that not even that would do.
+    range; None from HOPELESS on.
     """
     count, outside = len(values), (1 - confidence) / 2
     rank, below = 0, 0.5**count  # `below` is P(the rank-th smallest value, counted from 0, lies above the median)
@@ -57,10 +57,10 @@ def median_interval(
 
 
 def find_correlation(*runs: Sequence[float]) -> float:
-    """Estimate how much each round resembles the one before it (lag-1 autocorrelation), pooled over runs; 0 to 0.8.
+    """Estimate the lag-1 autocorrelation of rounds, pooled over runs; 0 to 0.8.
 
-    The bias of short series is added back (Kendall 1954: (1 + 3r)/n). Below CORRELATION_ROUNDS the answer is 0: such
-    a series cannot tell.
+    The bias of short series is added back (Kendall 1954: (1 + 3r)/n). It is 0 below CORRELATION_ROUNDS, because such a
+    series is too short to show it.
     """
     if min(map(len, runs)) < CORRELATION_ROUNDS:
         return 0.0
@@ -76,13 +76,13 @@ def find_correlation(*runs: Sequence[float]) -> float:
 
 
 def find_widening(*runs: Sequence[float]) -> float:
-    """Give the factor on a standard error when round follows round as an autoregression: √((1 + ρ)/(1 - ρ))."""
+    """Return the factor on the standard error of rounds that are an autoregression: √((1 + ρ)/(1 - ρ))."""
     correlation = find_correlation(*runs)
     return sqrt((1 + correlation) / (1 - correlation))
 
 
 def count_needed(confidence: float = CONFIDENCE) -> int:
-    """Count the fewest values that allow a median's interval: 6 at 95 %."""
+    """Return the fewest values that give an interval of the median: 6 at 95 %."""
     return ceil(log2(2 / (1 - confidence)))
 
 
@@ -109,10 +109,10 @@ def estimate_ratio(
 
 
 def percentile_bound(samples: Sequence[int], share: float, confidence: float = CONFIDENCE) -> int | None:
-    """Find the smallest sample that is at or above the `share` quantile with `confidence`; None where none can be.
+    """Return the smallest sample that is at or above the `share` quantile with `confidence`; None if there is none.
 
     95 % needs 29 samples for p90, 299 for p99 and 2,995 for p99.9; more where slow samples come in clusters, which
-    _CLUSTER_SAMPLES and more can show. This is a statement about one trial.
+    _CLUSTER_SAMPLES or more can show. It describes one trial.
     """
     from scipy.stats import binom
 
@@ -126,12 +126,12 @@ def percentile_bound(samples: Sequence[int], share: float, confidence: float = C
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """Divide the interquartile range by the median."""
+    """Return the interquartile range over the median."""
     return (_quantile(values, 0.75) - _quantile(values, 0.25)) / median(values)
 
 
 def relative_drift(samples: Sequence[int]) -> float:
-    """Tell how much slower (above 0) or faster a trial's second half was than its first, by their medians."""
+    """Return how much slower (above 0) or faster a trial's second half was than its first, by their medians."""
     half = len(samples) // 2
     return median(samples[half:]) / median(samples[:half]) - 1 if half else 0.0
 

@@ -1,13 +1,13 @@
-"""The front of a trade: what no other choice beats in every respect at once."""
+"""The Pareto front: points that no other point beats."""
 
 from collections.abc import Sequence
 
 
 def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the points (cost, gain) that none beats, by rising cost.
+    """Return the positions of the points (cost, gain) that none beats, by rising cost.
 
-    One beats another where it costs at most as much, gains at least as much, and is better in one of the two. Of equal
-    points the first stands for all.
+    A point beats another if it costs at most as much, gains at least as much, and is better in one of the two. Of equal
+    points the first is kept.
     """
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1], place)):

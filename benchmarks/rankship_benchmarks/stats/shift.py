@@ -1,8 +1,8 @@
-"""How far one run's rounds lie from another's: the rank test, and the ratio and interval that belong to it.
+"""Compares one run's rounds with another's: the rank test, and the ratio and interval that belong to it.
 
 The ratio is the median of all pairwise ratios between the two runs' rounds (Hodges & Lehmann 1963), its interval the
-rank test turned round (Hollander, Wolfe & Chicken, Nonparametric Statistical Methods, §4.3): exact for any distribution
-that both runs share but for a factor. Where rounds resemble the ones before them, both are widened alike.
+inverted rank test (Hollander, Wolfe & Chicken, Nonparametric Statistical Methods, §4.3): exact for any distribution
+that both runs share up to a factor. For correlated rounds, interval and p-value are widened by the same factor.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _EXACT_PAIRS = 1600  # above, the normal approximation of the rank sum is indist
 
 @record
 class Shift:
-    """A ratio of `after` to `before`, and how likely one at least as far from 1 is if nothing changed (two-sided)."""
+    """A ratio of `after` to `before`, and the two-sided p-value of no change."""
 
     ratio: Estimate
     p_value: float
@@ -54,12 +54,12 @@ def find_shift(before: Sequence[float], after: Sequence[float], confidence: floa
 
 
 def find_least_p(before: int, after: int) -> float:
-    """Find the smallest p-value that so many rounds could give."""
+    """Return the smallest p-value that so many rounds can give."""
     return 2 / comb(before + after, before)
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust for looking at several cases at once (Holm 1979): each may be held against the level for all of them."""
+    """Adjust p-values for several cases (Holm 1979), so that each can be compared with the level for all of them."""
     adjusted, highest = [0.0] * len(p_values), 0.0
     for passed, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (len(p_values) - passed) * p_values[place]))

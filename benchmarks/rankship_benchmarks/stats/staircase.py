@@ -1,7 +1,7 @@
-"""Time is a staircase in rank (METHODS §9): where its steps end, found with few measurements, and what to offer of it.
+"""Time is a staircase in rank (METHODS §9): finds where its steps end with few measurements, and the ranks to offer.
 
-A ladder is one form's ranks at one site, rising; what is measured of it is told by position, each as a ratio to the
-dense layer with its interval over sweeps. Two ranks differ where their intervals do not touch.
+A ladder is one form's ranks at one site, rising. Measurements are given by position in it, each as a ratio to the
+dense layer with its interval over sweeps. Two ranks differ if their intervals do not overlap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ from itertools import pairwise
 
 from rankship_benchmarks.stats.estimates import Estimate
 
-JUMP = 0.05  # of the dense layer's time: smaller differences between neighbours are not looked into
+JUMP = 0.05  # share of the dense layer's time: smaller differences between neighbours are not bisected
 
 
 def spread_positions(length: int, count: int) -> list[int]:
-    """At most `count` positions of a ladder, its first and last among them, as evenly as whole numbers allow."""
+    """Return at most `count` positions of a ladder, evenly spread, with its first and last."""
     if length <= count:
         return list(range(length))
     return sorted({round(place * (length - 1) / (count - 1)) for place in range(count)})
 
 
 def find_gaps(measured: Mapping[int, Estimate]) -> list[int]:
-    """The positions to measure next: the middle between neighbours whose times differ, where the lower may be offered.
+    """Return the positions to measure next: midpoints of neighbours whose times differ, if the lower may be offered.
 
-    Bisecting on halves each gap until a step's last rank and the next step's first are neighbours.
+    Repeated bisection halves each gap until a step's last rank and the next step's first are neighbours.
     """
     return [
         (left + right) // 2
@@ -35,9 +35,9 @@ def find_gaps(measured: Mapping[int, Estimate]) -> list[int]:
 
 
 def keep_steps(measured: Mapping[int, Estimate]) -> list[int]:
-    """The positions to offer: of those shown to be cheaper than dense, the last of each step.
+    """Return the positions to offer: of those shown to be cheaper than dense, the last of each step.
 
-    A step goes on while no rank is shown to be slower than its first; the ranks inside are free accuracy.
+    A step lasts while no rank is shown to be slower than its first, so its last rank is the most accurate at its cost.
     """
     cheaper = [place for place in sorted(measured) if is_cheaper(measured[place])]
     kept: list[int] = []
@@ -52,17 +52,17 @@ def keep_steps(measured: Mapping[int, Estimate]) -> list[int]:
 
 
 def is_cheaper(ratio: Estimate) -> bool:
-    """Whether a layer's ratio to dense is shown to lie below one, and is a time at all."""
+    """Return whether a layer's ratio to dense is shown to lie below 1, and is above 0."""
     return ratio.high is not None and ratio.high < 1 and ratio.value > 0
 
 
 def is_slower(one: Estimate, other: Estimate) -> bool:
-    """Whether one is shown to take longer than the other: their intervals do not touch."""
+    """Return whether `one` is shown to take longer than `other`: their intervals do not overlap."""
     return one.low is not None and other.high is not None and one.low > other.high
 
 
 def pick_rungs(length: int, passes: Sequence[Mapping[int, Estimate]], count: int) -> list[int]:
-    """The positions of a ladder to measure in the next pass: an even grid first, then what bisection asks for."""
+    """Return the positions of a ladder to measure in the next pass: first an even grid, then bisection."""
     if not passes:
         return spread_positions(length, count)
     measured = {place: ratio for one in passes for place, ratio in one.items()}

@@ -1,1 +1,1 @@
-"""Many ways to many budgets on several models: one table, one page."""
+"""Studies: compression methods compared at several budgets on several models, in one table and page."""

@@ -1,4 +1,4 @@
-"""A study's charts as SVG: quality against size for every way, and what each layer keeps and loses in ours."""
+"""A study's charts as SVG: quality against size for every method, and what each layer keeps and loses in ours."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from rankship_benchmarks.study.lines import Line
 
-# Okabe & Ito 2008, safe for the colour-blind; ours is vermilion and thick, markers tell the rest apart in print.
+# Okabe & Ito 2008, safe for the colour-blind; ours is vermilion and thick, markers distinguish the rest in print.
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")
 _OURS = "#D55E00"
 _MARKERS = "osv^D<>PX*hd"
 
 
 def draw_quality(lines: Sequence["Line"]) -> str:
-    """Mean quality and its range over the share of parameters kept; perplexity on a logarithmic axis."""
+    """Draw mean quality and its range over the share of parameters kept; perplexity on a logarithmic axis."""
     from matplotlib.ticker import LogFormatter
 
     def draw(axes: "Axes") -> None:
@@ -62,7 +62,7 @@ def draw_quality(lines: Sequence["Line"]) -> str:
 
 
 def draw_layers(lines: Sequence["Line"]) -> str:
-    """The share of its parameters that every layer keeps, one shade per budget."""
+    """Draw the share of its parameters that every layer keeps, one colour per budget."""
 
     def draw(axes: "Axes") -> None:
         layers = lines[0].cells[0].plan.layers
@@ -79,7 +79,7 @@ def draw_layers(lines: Sequence["Line"]) -> str:
 
 
 def draw_errors(lines: Sequence["Line"]) -> str:
-    """Where the loss sits: the share of each layer's output energy that its factors discard."""
+    """Draw the share of each layer's output energy that its factors discard."""
 
     def draw(axes: "Axes") -> None:
         layers = lines[0].cells[0].plan.layers

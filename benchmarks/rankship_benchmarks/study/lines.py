@@ -1,4 +1,4 @@
-"""A study's table: all seeds of one way at one budget in one line."""
+"""A study's table: all seeds of one method at one budget in one line."""
 
 from collections.abc import Iterable, Sequence
 from math import exp
@@ -10,11 +10,11 @@ from rankship_pipeline.foundation.records import Accuracy, record
 
 @record
 class Line:
-    """One row of a table: all seeds of one way at one budget. Quality is in `unit`; `low`, `high` are its range.
+    """One row of a table: all seeds of one method at one budget. Quality is in `unit`; `low`, `high` are its range.
 
-    Over one seed the range is the test set's own 95 % interval. `dense` is the merged model's quality before it was
-    compressed; `tasks` and `specialists` are percent by task, where a study merges. `cpu_seconds` and `peak_bytes` are
-    the largest seen.
+    With one seed the range is the test set's 95 % interval. `dense` is the merged model's quality before it was
+    compressed; `tasks` and `specialists` are per cent by task, if the study merges. `cpu_seconds` and `peak_bytes` are
+    the largest over seeds.
     """
 
     subject: str
@@ -40,7 +40,7 @@ class Line:
 
 
 def summarise_cells(cells: Iterable[Cell]) -> list[Line]:
-    """Group cells by model, budget and way, in the order in which they were asked for."""
+    """Group cells by model, budget and method, in the study's order."""
     groups: dict[tuple[str, float, str, float], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.subject, cell.kept, cell.row, cell.refine_cpu_seconds), []).append(cell)
@@ -80,12 +80,12 @@ def _summarise(group: Sequence[Cell]) -> Line:
 
 
 def _average_by_stage(seeds: Sequence[Sequence[Accuracy]]) -> dict[str, float]:
-    """Percent right by stage, over the seeds; `seeds` name the same stages."""
+    """Return the mean accuracy in per cent by stage, over the seeds, which must have the same stages."""
     return {same[0].stage: 100 * mean(one.value for one in same) for same in zip(*seeds, strict=True)}
 
 
 def _unit(cell: Cell) -> str:
-    """Perplexity for language models, whose answers are tokens; percent of right answers for classifiers."""
+    """Return the unit of quality: perplexity for language models, per cent of right answers for classifiers."""
     return "perplexity" if cell.language else "%"
 
 

@@ -1,4 +1,4 @@
-"""A study's table in the terminal and its page: quality against size, what each layer keeps, every number's spread."""
+"""A study's table for the terminal, and its page: quality against size, what each layer keeps, every number's range."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ PAGE, SUMMARY = "study.html", "summary.json"
 
 
 def print_cells(cells: Iterable[Cell], console: Console) -> None:
-    """One table per model."""
+    """Print one table per model."""
     lines = summarise_cells(cells)
     for subject in dict.fromkeys(line.subject for line in lines):
         mine = [line for line in lines if line.subject == subject]
@@ -49,7 +49,7 @@ def print_cells(cells: Iterable[Cell], console: Console) -> None:
 
 @record
 class Summary:
-    """A study's table as it is kept and compared: every line without its cells, and the conditions they share."""
+    """A study's table for comparison with later ones: every line without its cells, and the cells' conditions."""
 
     name: str
     lines: tuple[Line, ...]
@@ -100,6 +100,6 @@ def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:
 
 
 def _join_conditions(cells: Sequence[Cell]) -> dict[str, str]:
-    """Every condition with all values it had."""
+    """Return every condition with all its values over the cells."""
     names = dict.fromkeys(key for cell in cells for key in cell.conditions)
     return {key: ", ".join(sorted({cell.conditions.get(key, "–") for cell in cells})) for key in names}

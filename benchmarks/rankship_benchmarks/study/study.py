@@ -1,9 +1,9 @@
-"""A study: many ways to many budgets on several models, one cell each, kept as JSON lines as soon as it is there.
+"""A study: compression methods at several budgets on several models; each combination is a cell, kept as a JSON line.
 
     <results>/<study>/cells.jsonl
 
-Each cell is keyed by all that it depends on, so a study that was interrupted, or a changed one, computes what is
-missing. Models whose data is not there are skipped by name.
+Each cell is keyed by all that it depends on, so an interrupted or changed study computes only what is missing. Models
+whose data is missing are skipped with a note.
 """
 
 import os
@@ -44,8 +44,8 @@ CELLS = "cells.jsonl"
 class Subject:
     """A recipe's models at some budgets: shares `kept` of the whole model, or of its factorable layers `of` "layers".
 
-    `exclude` keeps more layers dense than the recipe does. `augment` is what refinement may do to the inputs,
-    `step_size` is its own (see likeness.RefineChoice).
+    `exclude` keeps more layers dense than the recipe does. `augment` and `step_size` are those of refinement (see
+    choices.RefineChoice).
     """
 
     recipe: str
@@ -58,9 +58,9 @@ class Subject:
 
 @record
 class Row:
-    """One way to the budget; `refine_cpu_seconds` of label-free training come after it, reported as a row of its own.
+    """One method; `refine_cpu_seconds` of label-free training follow it and are reported as a separate row.
 
-    With `refine_at` only at these shares kept: training is dear.
+    With `refine_at`, only at these shares kept, because training is slow.
     """
 
     way: Comparison
@@ -69,14 +69,14 @@ class Row:
     refine_at: tuple[float, ...] | None = None
 
     def list_refinements(self, kept: float) -> tuple[float, ...]:
-        """The seconds of refinement to report at a budget: none, then the row's own."""
+        """List the seconds of refinement to report at a budget: 0, then the row's own."""
         trained = self.refine_cpu_seconds if self.refine_at is None or kept in self.refine_at else 0.0
         return (0.0, trained) if trained else (0.0,)
 
 
 @record
 class Study:
-    """A table: subjects × budgets × rows × seeds; a seed draws another calibration subset."""
+    """A study: subjects × budgets × rows × seeds; each seed draws another calibration subset."""
 
     name: str
     subjects: tuple[Subject, ...]
@@ -87,15 +87,15 @@ class Study:
 
 @record
 class Cell:
-    """What one way gave on one model at one budget, with the conditions it ran under.
+    """The result of one method on one model at one budget, with its conditions.
 
     `language` says that the model's answers are tokens, so that perplexity is its measure. `dense` is the merged model
-    before it was compressed. Where models were merged, `tasks` are the accuracies on every specialist's own tests and
-    `specialists` those of the specialists themselves, as far as the loader gives such tests.
+    before it was compressed. If models were merged, `tasks` are the accuracies on every specialist's own test data and
+    `specialists` those of the specialists themselves, if the loader provides such tests.
 
-    `refine_steps` are those that fitted into `refine_cpu_seconds`: how many depends on what else the machine did.
-    `seconds` of the wall and `cpu_seconds` of the processor cover taking apart, allocating, filling and refining;
-    calibration, which rows share, is not in them. `peak_bytes` is the process's highest resident memory meanwhile.
+    `refine_steps` is how many steps fitted into `refine_cpu_seconds`; it depends on the machine's load.
+    `seconds` (wall clock) and `cpu_seconds` cover factorising, allocating, filling and refining, but not calibration,
+    which rows share. `peak_bytes` is the process's highest resident memory meanwhile.
     """
 
     key: str
@@ -135,7 +135,7 @@ def read_study(path: Path) -> Study:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All whole lines of a study's results; a torn last line is what an interruption left."""
+    """Read all complete lines of a study's results; a partial last line of an interruption is left out."""
     path = folder / CELLS
     if not path.is_file():
         return []
@@ -144,7 +144,7 @@ def read_cells(folder: Path) -> list[Cell]:
 
 
 def run_study(study: Study, folder: Path, results: Path, store: Store, steps: Steps) -> list[Cell]:
-    """Compute every missing cell; `folder` is the study file's own."""
+    """Compute every missing cell; returns all cells. `folder` is the study file's folder."""
     results.mkdir(parents=True, exist_ok=True)
     _cut_torn_line(results / CELLS)
     known = {cell.key: cell for cell in read_cells(results)}
@@ -176,14 +176,14 @@ def run_study(study: Study, folder: Path, results: Path, store: Store, steps: St
 
 @dataclass
 class _Bench:
-    """One model with one calibration subset, and everything rows share: the merged model and its accuracy."""
+    """One model with one calibration subset, and what all rows share: the merged model and its accuracy."""
 
     subject: Subject
     stages: Stages
     seed: int
 
     def make_key(self, kept: float, row: Row, seconds: float) -> str:
-        """The hash of all that a cell's numbers depend on, our own code included."""
+        """Return the hash of all that a cell's numbers depend on, including our own code."""
         prepared = self.stages.prepared
         return digest(
             {
@@ -199,7 +199,7 @@ class _Bench:
         )
 
     def measure(self, key: str, kept: float, row: Row, seconds: float) -> Cell:
-        """Compress one way, settle batch-norm as every row may, refine if asked, and test."""
+        """Compress with one row's method, settle batch-norm (as for every row), refine for `seconds`, and test."""
         stages, prepared = self.stages, self.stages.prepared
         budgeted = Budgeted(prepared, price_parameters(prepared.fixed_parameters), self._find_budget(kept))
         merged, interference = stages.merge(row.way.merge)
@@ -247,7 +247,7 @@ class _Bench:
         )
 
     def _test_specialists(self) -> tuple[Accuracy, ...]:
-        """Each specialist on its own tests, where all of them share one backbone."""
+        """Test each specialist on its own test data, if they share one backbone; else ()."""
         prepared = self.stages.prepared
         if not prepared.data.tasks:
             return ()
@@ -264,7 +264,7 @@ class _Bench:
 
 
 def _test(module: nn.Module, data: Data) -> tuple[tuple[Accuracy, ...], Accuracy]:
-    """Accuracy by task, where there are several with a head each, and over all tests."""
+    """Return the accuracy by task, if there are tasks with a head each, and over all tests."""
     if not data.tasks:
         return (), measure_accuracy(module, data.test_inputs, data.labels, stage="test")
     tasks = tuple(measure_accuracy(module, *data.tests[name], stage=name) for name in data.tasks)
@@ -272,7 +272,7 @@ def _test(module: nn.Module, data: Data) -> tuple[tuple[Accuracy, ...], Accuracy
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
-    """The recipe checked, with what the subject keeps dense; its own budget is replaced cell by cell."""
+    """Prepare the recipe with the subject's dense layers; its own budget is replaced in every cell."""
     path = folder / subject.recipe
     recipe = read_recipe(path)
     ranks = replace(recipe.ranks, exclude=(*recipe.ranks.exclude, *subject.exclude))
@@ -280,7 +280,7 @@ def _prepare(subject: Subject, folder: Path) -> Prepared:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop what a killed writer left of its last line, so that the next one starts clean."""
+    """Cut off the partial last line of a killed writer, so that the next line starts clean."""
     if path.is_file():
         whole = path.read_bytes()
         end = whole.rfind(b"\n") + 1
@@ -289,7 +289,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _reset_peak() -> None:
-    """Set the kernel's high-water mark of resident memory back to what is resident now (proc(5), clear_refs)."""
+    """Reset the kernel's peak of resident memory to what is resident now (proc(5), clear_refs)."""
     mark = Path("/proc/self/clear_refs")
     if not mark.exists():
         raise InputError("a study records its peak memory, which this system does not show", hint="run it on Linux")
@@ -297,7 +297,7 @@ def _reset_peak() -> None:
 
 
 def _read_peak() -> int:
-    """VmHWM in bytes."""
+    """Return the peak of resident memory (VmHWM) in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 

@@ -9,10 +9,10 @@ from rankship_pipeline.foundation.flags import parse, start_parser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rankship_benchmarks.judge.compare import Verdict, Word
+    from rankship_benchmarks.judge.compare import Outcome, Verdict
     from rankship_benchmarks.stats.estimates import Estimate
 
-_STYLES: "dict[Word, str]" = {"better": "green", "worse": "bold red", "same": "", "unknown": "yellow"}
+_STYLES: "dict[Outcome, str]" = {"better": "green", "worse": "bold red", "same": "", "unknown": "yellow"}
 
 
 def compare(argv: list[str]) -> int:
@@ -52,7 +52,7 @@ def compare(argv: list[str]) -> int:
     print_verdicts(verdicts, cautions, console)
     if energies:
         print_verdicts(energies, (), console)
-    return 1 if any(one.word == "worse" for one in (*verdicts, *energies)) else 0
+    return 1 if any(one.verdict == "worse" for one in (*verdicts, *energies)) else 0
 
 
 def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], console: "Console") -> None:
@@ -67,7 +67,7 @@ def print_verdicts(verdicts: "tuple[Verdict, ...]", cautions: Iterable[str], con
     for one in verdicts:
         ratio = _show_finely(one.ratio) if one.ratio else UNKNOWN
         case = f"{one.key.model}\n{one.key.format}"
-        table.add_row(case, one.word, ratio, escape(one.reason), style=_STYLES[one.word])
+        table.add_row(case, one.verdict, ratio, escape(one.reason), style=_STYLES[one.verdict])
     table.columns[-1].justify = "left"
     console.print(table)
     canary = verdicts[0].canary_ratio if verdicts else None

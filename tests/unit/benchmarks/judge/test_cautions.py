@@ -65,7 +65,7 @@ def test_the_terminal_folds_the_details_unless_asked() -> None:
     summary = summarise(on_a_laptop())
     folded, full = print_text(summary), print_text(summary, verbose=True)
     assert [one for one in summary.cautions if one in folded] == []
-    assert "6 cautions stand behind this" in folded
+    assert "6 cautions in all" in folded
     assert [one for one in summary.cautions if one not in full] == []
     assert all(group.heading in text for group in summary.caution_groups for text in (folded, full))
 

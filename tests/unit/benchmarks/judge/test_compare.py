@@ -58,7 +58,7 @@ def judge(
 )
 def test_a_change_gets_its_word(factor: float, word: str) -> None:
     (verdict,) = judge({DENSE: draw(1)}, {DENSE: draw(2, factor=factor)})
-    assert verdict.word == word, verdict.reason
+    assert verdict.verdict == word, verdict.reason
     assert verdict.ratio is not None
     assert verdict.ratio.low is not None
     assert verdict.ratio.high is not None
@@ -68,7 +68,7 @@ def test_a_change_gets_its_word(factor: float, word: str) -> None:
 
 def test_too_much_noise_is_unknown_and_says_how_many_rounds_would_tell() -> None:
     (verdict,) = judge({DENSE: draw(1, 12, 0.05)}, {DENSE: draw(2, 12, 0.05)})
-    assert verdict.word == "unknown"
+    assert verdict.verdict == "unknown"
     wanted = int(verdict.reason.split("about ")[1].split(" ")[0])
     assert 50 < wanted < 400
 
@@ -77,41 +77,41 @@ def test_so_few_rounds_that_nothing_could_ever_be_told_are_said_to_be() -> None:
     cases = [ArtifactKey(variant=variant, format=name) for name in FORMATS for variant in VARIANTS]
     assert (count_rounds_needed(1), count_rounds_needed(6)) == (5, 7)
     before, after = ({case: draw(seed + n, 6) for n, case in enumerate(cases)} for seed in (1, 10))
-    assert {(one.word, one.reason) for one in judge(before, after)} == {
-        ("unknown", "6 and 6 rounds can never show a change in one of 6 cases, whatever it is: 7 each can")
+    assert {(one.verdict, one.reason) for one in judge(before, after)} == {
+        ("unknown", "6 and 6 rounds are too few to show any change in one of 6 cases: 7 each are needed")
     }
     assert judge({DENSE: draw(1, 4)}, {DENSE: draw(2, 4)})[0].reason == (
-        "only 4 rounds of the baseline count, 5 are the fewest"
+        "only 4 rounds of the baseline count, at least 5 are needed"
     )
 
 
 def test_a_case_of_one_run_only_is_unknown() -> None:
     verdicts = judge({DENSE: draw(1)}, {DENSE: draw(2), COMPRESSED: draw(3)})
-    assert [(one.key.variant, one.word) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
-    assert verdicts[1].reason == "only 0 rounds of the baseline count, 5 are the fewest: it was not measured"
+    assert [(one.key.variant, one.verdict) for one in verdicts] == [("dense", "same"), ("compressed", "unknown")]
+    assert verdicts[1].reason == "only 0 rounds of the baseline count, at least 5 are needed: it was not measured"
 
 
 def test_what_slows_everything_alike_is_no_verdict_on_one_case() -> None:
     before = {DENSE: draw(1), CANARY: draw(2)}
     after = {DENSE: draw(3, factor=1.025), CANARY: draw(4, factor=1.025)}
     (verdict,) = judge(before, after)
-    assert verdict.word == "same"
+    assert verdict.verdict == "same"
     assert verdict.canary_ratio is not None
     assert verdict.canary_ratio.value == pytest.approx(1.025, abs=0.01)
     (blind,) = judge({DENSE: before[DENSE]}, {DENSE: after[DENSE]})
-    assert blind.word == "worse"
+    assert blind.verdict == "worse"
 
 
 def test_a_device_that_changed_gives_no_verdict_at_all() -> None:
     (verdict,) = judge({DENSE: draw(1), CANARY: draw(2)}, {DENSE: draw(3), CANARY: draw(4, factor=1.08)})
-    assert verdict.word == "unknown"
+    assert verdict.verdict == "unknown"
     assert "the canary itself took 1.0" in verdict.reason
 
 
 def test_another_canary_is_none() -> None:
     times = {DENSE: draw(1), CANARY: draw(2)}
     (verdict,) = compare_bundles(make_bundle(times), make_bundle(times, "two", canary="another"))
-    assert (verdict.word, verdict.canary_ratio) == ("same", None)
+    assert (verdict.verdict, verdict.canary_ratio) == ("same", None)
 
 
 def test_doubted_rounds_carry_no_verdict_and_are_named() -> None:
@@ -119,8 +119,8 @@ def test_doubted_rounds_carry_no_verdict_and_are_named() -> None:
     busy = replace(CALM, load_1m_milli=9_000)
     trials = tuple(replace(t, before=busy) if t.round < 12 else t for t in candidate.trials)
     (verdict,) = compare_bundles(baseline, replace(candidate, trials=trials))
-    assert verdict.word == "unknown"
-    assert verdict.reason.endswith("5 are the fewest: other load in 12 of 16 rounds")
+    assert verdict.verdict == "unknown"
+    assert verdict.reason.endswith("at least 5 are needed: other load in 12 of 16 rounds")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_unlike_conditions_are_refused_by_name_and_may_be_asked_about(aspect: st
     with pytest.raises(UnlikeConditions, match=f"runs one and two must not be compared: {aspect} was "):
         compare_bundles(baseline, candidate)
     (verdict,) = compare_bundles(baseline, candidate, across=[aspect])
-    assert verdict.word == "same"
+    assert verdict.verdict == "same"
     assert refuse_unlike_runs(baseline, candidate, across=[aspect])[0].aspect == aspect
 
 

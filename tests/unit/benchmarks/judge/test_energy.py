@@ -74,10 +74,10 @@ def test_where_idle_and_busy_overlap_the_marginal_figure_has_its_reason() -> Non
 @pytest.mark.parametrize(
     ("metered", "message"),
     [
-        (watch(make_rail(power_at(SECONDS)), trial=TRIAL), "does not tell when its timed loop ran"),
-        (watch(make_rail(power_at(SECONDS)), clock="meter"), "keeps the clock 'meter'"),
+        (watch(make_rail(power_at(SECONDS)), trial=TRIAL), "does not report when its timed loop ran"),
+        (watch(make_rail(power_at(SECONDS)), clock="meter"), "uses the clock 'meter'"),
         (watch(make_rail(power_at(SECONDS[::50]), 500 * MS)), r"too few readings: 23 of rail cpu in 11\.0 s"),
-        (watch(make_rail(power_at(SECONDS), step=4_000_000)), "resolution too coarse: the meter tells 4000 ± 2000 mW"),
+        (watch(make_rail(power_at(SECONDS), step=4_000_000)), "resolution too coarse: the meter reads 4000 ± 2000 mW"),
         (watch(make_rail(0 * power_at(SECONDS))), "no power was drawn"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_run_without_a_meter_says_so_and_old_bundles_still_read(tmp_path: Path
     assert "No energy figure: the suite asks for none." in render(summary)
     assert "No energy figure: the suite asks for none." in render_report(open_bundle(folder))
     waiting = summarise(replace(BASE, header=replace(BASE.header, energy=ENERGY_PLAN)))
-    assert "still to come" in render(waiting)
+    assert "have not run yet" in render(waiting)
 
 
 def alter(bundle: Bundle, numbers: Sequence[int], change: Callable[[MeteredTrial], MeteredTrial]) -> Bundle:
@@ -111,8 +111,8 @@ def throttle(one: MeteredTrial) -> MeteredTrial:
     [
         ((2,), cut, "round 2 not counted: trace gap: rail cpu was missed"),
         ((2,), throttle, "round 2 not counted: throttled while it was measured"),
-        ((2, 4), cut, "4 rounds count, 5 are the fewest"),
-        ((0, 2), throttle, "4 rounds count, 5 are the fewest"),
+        ((2, 4), cut, "4 rounds count, at least 5 are needed"),
+        ((0, 2), throttle, "4 rounds count, at least 5 are needed"),
     ],
 )
 def test_rounds_that_must_not_count_are_named_and_too_few_give_no_figure(
@@ -161,7 +161,7 @@ def test_a_trace_that_is_not_the_one_that_was_written_is_damage(tmp_path: Path) 
 @pytest.mark.parametrize(("factor", "word"), [(1.05, "worse"), (0.95, "better"), (1.0, "same")])
 def test_energies_of_two_runs_get_their_own_verdicts(factor: float, word: str) -> None:
     verdicts = compare_energies(make_metered(), make_metered(factor=factor, seed=5))
-    assert [(one.key.variant, one.word, one.figure) for one in verdicts] == [
+    assert [(one.key.variant, one.verdict, one.figure) for one in verdicts] == [
         ("dense", word, "energy"),
         ("compressed", word, "energy"),
     ]
@@ -170,8 +170,8 @@ def test_energies_of_two_runs_get_their_own_verdicts(factor: float, word: str) -
 
 def test_energies_known_in_unlike_ways_are_not_compared() -> None:
     (one, _) = compare_energies(make_metered(), make_metered(provenance="counter"))
-    assert (one.word, one.ratio) == ("unknown", None)
-    assert one.reason == "energies are unlike: meter was test (measured), is test (counter)"
+    assert (one.verdict, one.ratio) == ("unknown", None)
+    assert one.reason == "energy was measured differently: meter was test (measured), is test (counter)"
     longer = make_metered()
     plan = replace(ENERGY_PLAN, choice=EnergyChoice(rounds=ROUNDS, busy_ms=20_000))
     (one, _) = compare_energies(make_metered(), replace(longer, header=replace(longer.header, energy=plan)))

@@ -51,7 +51,7 @@ def test_each_has_its_own_result_over_the_dense_one() -> None:
 
 def test_each_is_compared_with_itself() -> None:
     verdicts = compare_bundles(make_mixed_run(), make_mixed_run(1.2, "other"))
-    assert [(one.key, one.word) for one in verdicts] == [(DENSE, "same"), (COMPRESSED, "same"), (INT8, "worse")]
+    assert [(one.key, one.verdict) for one in verdicts] == [(DENSE, "same"), (COMPRESSED, "same"), (INT8, "worse")]
 
 
 def test_each_stands_on_the_page_and_among_the_metrics() -> None:

@@ -32,14 +32,14 @@ def test_results_come_by_format_dense_first_with_what_the_build_knows() -> None:
     assert compressed.parity is not None
     assert compressed.energy is None
     assert summary.energy_note
-    assert summary.cautions == ("Rounds: 8 cannot show whether they hang together (12 can); intervals assume not.",)
+    assert summary.cautions == ("Rounds: 8 cannot show whether they are correlated (12 can); intervals assume not.",)
 
 
 def test_an_emulated_devices_numbers_are_distrusted_first() -> None:
     bundle = make_run()
     conditions = {**bundle.header.conditions, STAND_IN: "emulated, for a pi4"}
     (caution, *_) = summarise(replace(bundle, header=replace(bundle.header, conditions=conditions))).cautions
-    assert caution.startswith("A stand-in, emulated, for a pi4: its times")
+    assert caution.startswith("The device is a stand-in, emulated, for a pi4: its times")
 
 
 def test_ratio_is_paired_by_round_and_its_interval_holds_the_truth() -> None:

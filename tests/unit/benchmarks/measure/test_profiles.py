@@ -34,7 +34,7 @@ def test_small_operators_share_one_row_and_nothing_is_lost() -> None:
     profile = make_profile(500, 1, 300, 2, 200)
     rows = list_rows(profile)
     assert [name for name, *_ in rows] == ["node_0 Conv", "node_2 Conv", "node_4 Conv", "2 others"]
-    assert sum(middle for _, middle, _, _ in rows) == profile.told_ns
+    assert sum(middle for _, middle, _, _ in rows) == profile.operators_ns
     assert rows[0][2] < rows[0][1] < rows[0][3]
 
 

@@ -62,7 +62,10 @@ def test_a_nights_energy_has_words_of_its_own_that_the_exit_status_counts(
     [
         ([], "no earlier night counts"),
         ([BASE], "the last night that counts has no energy"),
-        ([make_metered(provenance="counter")], "energies are unlike: meter was test (counter), is test (measured)"),
+        (
+            [make_metered(provenance="counter")],
+            "energy was measured differently: meter was test (counter), is test (measured)",
+        ),
     ],
 )
 def test_an_energy_without_its_like_is_unknown_and_says_why(tmp_path: Path, before: list[Bundle], reason: str) -> None:

@@ -48,7 +48,7 @@ def test_a_run_shows_the_like_runs_before_it_and_no_others(tmp_path: Path) -> No
 
     bundle = make_run(samples=5)
     keep_run("first", "2026-11-01T02:15:00+00:00")
-    assert "The runs before this one" not in write_report(tmp_path / "first").read_text()
+    assert "Earlier runs" not in write_report(tmp_path / "first").read_text()
     keep_run("unlike", "2026-11-02T02:15:00+00:00", conditions={"kernel": "another"})
     keep_run("later", "2026-11-09T02:15:00+00:00")
     keep_run("this", "2026-11-03T02:15:00+00:00")
@@ -199,9 +199,7 @@ def test_agreement_is_not_called_accuracy_where_the_data_have_no_labels() -> Non
     assert "no labels" not in render_report(bundle)
     build = dataclasses.replace(bundle.header.build, answers="predictions")
     page = render_report(dataclasses.replace(bundle, header=dataclasses.replace(bundle.header, build=build)))
-    assert "The data have no labels: what is called accuracy here is agreement with the dense model" in html.unescape(
-        page
-    )
+    assert "The data have no labels: accuracy here means agreement with the dense model" in html.unescape(page)
     headline = page.partition("<h1>")[2].partition("</h1>")[0].replace("\u00a0", " ")
     assert "agreement with the dense model" in headline
     assert "accuracy" not in headline

@@ -28,15 +28,15 @@ def draw(seed: int, nights: int, spread: float = 0.006) -> NDArray[np.float64]:
 
 
 def name(steps: tuple[Step, ...]) -> list[tuple[str, str]]:
-    return [(step.run_id, step.word) for step in steps]
+    return [(step.run_id, step.verdict) for step in steps]
 
 
 def test_a_step_is_told_within_days_at_its_place_and_size() -> None:
     levels = draw(1, 40)
     levels[25:] += log(1.04)
     (step,) = find_steps(make_nights(levels))
-    assert (step.run_id, step.word) == ("night 25", "worse")
-    assert int(step.told_run_id.split()[1]) <= 28
+    assert (step.run_id, step.verdict) == ("night 25", "worse")
+    assert int(step.found_run_id.split()[1]) <= 28
     assert step.ratio.low is not None
     assert step.ratio.high is not None
     assert step.ratio.low <= 1.04 <= step.ratio.high
@@ -55,8 +55,8 @@ def test_what_was_told_stays_told() -> None:
     assert len(whole) == 2
     for length in range(1, 60, 3):
         part = find_steps(make_nights(levels[:length]))
-        assert [(one.run_id, one.told_run_id) for one in part] == [
-            (one.run_id, one.told_run_id) for one in whole[: len(part)]
+        assert [(one.run_id, one.found_run_id) for one in part] == [
+            (one.run_id, one.found_run_id) for one in whole[: len(part)]
         ]
 
 
@@ -114,5 +114,7 @@ def test_false_alarms_stay_below_one_a_device_month_and_steps_are_caught() -> No
     for seed in range(60):
         levels = draw(500 + seed, 37, 0.01)
         levels[30:] += log(1.03)
-        caught += any(step.word == "worse" and step.told_run_id > "night 3" for step in find_steps(make_nights(levels)))
+        caught += any(
+            step.verdict == "worse" and step.found_run_id > "night 3" for step in find_steps(make_nights(levels))
+        )
     assert caught / 60 >= 0.9
