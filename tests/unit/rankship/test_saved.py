@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import rankship as rs
@@ -13,8 +14,6 @@ from make.sessions import make_net
 from rankship_pipeline.factors.saved_model import RECORD, WEIGHTS
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def make_bert() -> Any:  # noqa: ANN401 - transformers has no types
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=12,
-        num_labels=3,
     )
+    config.num_labels = 3
     return transformers.BertForSequenceClassification(config)
 
 
