@@ -8,7 +8,7 @@ from rankship_pipeline.foundation.frozen import record
 
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Precision = Literal["float32", "float16", "int8", "int4"]  # the type of the stored weights; builds make the first
-Delegate = Literal["cpu"]  # each runtime's default: see ArtifactKey
+Delegate = Literal["cpu", "gpu", "nnapi"]  # what computes it; builds are measured with the first
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # the variants that a build makes
 WHOLE, _HEAD = "whole", "head of "
 

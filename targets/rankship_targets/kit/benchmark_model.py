@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import CommandFailed, Lacks
 from rankship_pipeline.foundation.records import record
 from rankship_targets.transport.protocol import NOT_EXECUTABLE, NOT_FOUND, Transport, explain_failure
 
-Delegate = Literal["cpu", "gpu", "nnapi"]
 Share = Literal["completely", "partially", "not"]
 DELEGATES: dict[Delegate, tuple[str, ...]] = {
     "cpu": ("--use_xnnpack=true",),

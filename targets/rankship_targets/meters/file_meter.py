@@ -7,19 +7,20 @@ from pathlib import Path
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError, RankshipError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_targets.devices.meter_choice import MeterChoice, TableColumns
+from rankship_targets.devices.meter_choice import MeterChoice, MeterName, TableColumns
 from rankship_targets.meters.bench import parse_table
 from rankship_targets.meters.meter import Reach, require_file
 from rankship_targets.meters.perfetto import parse_perfetto
 from rankship_targets.trials.trace import Channel, Offer, PowerTrace, Provenance, Rail
 
 LARGEST_BYTES = 1 << 30
+Reader = Callable[[Path], PowerTrace]
 
 
 class FileMeter:
     """A meter whose recording is a file; it is read on `stop`, and whoever runs the meter starts it before `start`."""
 
-    def __init__(self, name: str, provenance: Provenance, path: Path, parse: Callable[[Path], PowerTrace]) -> None:
+    def __init__(self, name: str, provenance: Provenance, path: Path, parse: Reader) -> None:
         self._name = name
         self._provenance = provenance
         self._path = path
@@ -49,17 +50,8 @@ class FileMeter:
 
 def open_file_meter(choice: MeterChoice, reach: Reach | None) -> FileMeter:  # noqa: ARG001 - every opener's arguments
     """Make the meter whose file was named."""
-    path = require_file(choice)
-    if choice.name == "replay":
-        return FileMeter("replay", "measured", path, replay_trace)
-    if choice.name == "perfetto":
-        return FileMeter(
-            "perfetto", "counter", path, lambda path: parse_perfetto(read_recording(path), where=str(path))
-        )
-    columns = choice.columns
-    if columns is None:
-        raise InputError("meter bench needs to know its columns", hint="name at least `time`, `time_unit` and `power`")
-    return FileMeter("bench", "measured", path, lambda path: _read_table(path, columns))
+    provenance, make_reader = READERS[choice.name]
+    return FileMeter(choice.name, provenance, require_file(choice), make_reader(choice))
 
 
 def read_recording(path: Path) -> bytes:
@@ -116,3 +108,26 @@ def _describe(rail: Rail) -> Channel:
         resolution_uj=rail.resolution_uj,
         lag_ns=rail.lag_ns,
     )
+
+
+def _replay(_choice: MeterChoice) -> Reader:
+    return replay_trace
+
+
+def _read_perfetto(_choice: MeterChoice) -> Reader:
+    return lambda path: parse_perfetto(read_recording(path), where=str(path))
+
+
+def _read_bench(choice: MeterChoice) -> Reader:
+    columns = choice.columns
+    if columns is None:
+        raise InputError("meter bench needs to know its columns", hint="name at least `time`, `time_unit` and `power`")
+    return lambda path: _read_table(path, columns)
+
+
+# meter → where its numbers come from, and what makes its reader for a choice
+READERS: dict[MeterName, tuple[Provenance, Callable[[MeterChoice], Reader]]] = {
+    "replay": ("measured", _replay),
+    "perfetto": ("counter", _read_perfetto),
+    "bench": ("measured", _read_bench),
+}

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.flags import parse, parse_formats, share, start_parser
 from rankship_pipeline.foundation.records import FORMATS, Format
@@ -26,7 +28,7 @@ def kit(argv: list[str]) -> int:
     )
     measuring.add_argument("--binary", required=True, help="path of benchmark_model on the device")
     measuring.add_argument("--model", required=True, help="path of a .tflite on the device (`rankship deploy` says it)")
-    measuring.add_argument("--delegate", choices=("cpu", "gpu", "nnapi"), default="cpu")
+    measuring.add_argument("--delegate", choices=get_args(Delegate), default="cpu")
     measuring.add_argument("--threads", type=int, default=1, help="threads of what stays on the CPU (default: 1)")
     measuring.add_argument("--runs", type=int, default=50, help="timed inferences at least (default: 50)")
     formats = f"to run, with commas, of {', '.join(FORMATS)} (default: all)"

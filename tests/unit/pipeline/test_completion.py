@@ -13,7 +13,6 @@ from rankship_pipeline.cli import VERBS, find_verb, main
 from rankship_pipeline.completion import join_parsers
 from rankship_pipeline.foundation.flags import find_parser
 
-pytest.importorskip("shtab")
 BASH = """
 source "$1"; shift
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
