@@ -94,7 +94,7 @@ EXPECTED = make_operators((8, 27), (2, 72), (8, 2), (3, 8), (16, 3), (5, 16))
 
 def test_a_factor_folded_back_is_named() -> None:
     folded = make_operators((8, 27), (8, 72), (3, 8), (16, 3), (5, 16))
-    message = r"pair: 0 operators of shape 2x72, 1 expected[\s\S]*pair: undivided in the file, 8x72"
+    message = r"pair: 0 operators of shape 2x72, 1 expected[\s\S]*pair: one dense operator in the file, 8x72"
     with pytest.raises(BuildError, match=message):
         check_factors(PLAN, EXPECTED, folded, where="test")
 

@@ -1,9 +1,9 @@
-"""Exporters: one torch.export graph in, one file per format out, and the file read back.
+"""Exports one torch.export graph to one file per format, and reads the file back.
 
-An exporter is a module of two functions, named for its format in foundation/formats.py:
+An exporter is a module with two functions; foundation/formats.py names the module of each format:
 
     export_graph(graph: ExportedProgram, path: Path) -> None      write the file
-    list_operators(path: Path) -> tuple[Operator, ...]            read back every operator with a constant weight
+    list_operators(path: Path) -> tuple[Operator, ...]            read every operator with a constant weight
 """
 
 import importlib
@@ -32,17 +32,17 @@ class Operator:
 
 
 class Exporter(Protocol):
-    """The seam: what a format's module offers."""
+    """The functions of a format's module."""
 
     def export_graph(self, graph: "ExportedProgram", path: Path) -> None:
-        """Write the file; UnsupportedOp where an operator cannot be lowered."""
+        """Write the file; UnsupportedOp if an operator cannot be lowered."""
 
     def list_operators(self, path: Path) -> tuple[Operator, ...]:
         """Read every linear or convolutional operator back from the file."""
 
 
 def load_exporter(format_name: Format) -> Exporter:
-    """Import a format's module; a missing toolchain is an InputError that says what to install."""
+    """Import a format's module; InputError with what to install if its toolchain is missing."""
     try:
         return cast("Exporter", importlib.import_module(FACTS[format_name].exporter))
     except ImportError as failure:
@@ -53,10 +53,10 @@ def load_exporter(format_name: Format) -> Exporter:
 
 
 def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[Operator, ...], *, where: str) -> None:
-    """Prove that every factored layer still is its chain of operators in the file; BuildError lists those that are not.
+    """Check that every factored layer is still a chain of operators in the file; BuildError lists those that are not.
 
-    `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must be there as
-    often as in the graph, and no undivided shape of a factored layer more often.
+    `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must occur at least
+    as often as in the graph, and no dense shape of a factored layer more often.
     """
     wanted, present = (Counter((one.rows, one.columns) for one in side) for side in (expected, found))
     complaints = []
@@ -70,17 +70,17 @@ def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[O
         ]
         undivided = (layer.rows, layer.columns)
         if present[undivided] > wanted[undivided]:
-            complaints.append(f"{layer.name}: undivided in the file, {undivided[0]}x{undivided[1]}")
+            complaints.append(f"{layer.name}: one dense operator in the file, {undivided[0]}x{undivided[1]}")
     if complaints:
         raise BuildError(
-            f"{where}: factored layers are not the operators they were any more:\n  " + "\n  ".join(complaints),
-            hint="the exporter folded the factors back; try another version of it",
+            f"{where}: factored layers are not stored as their factors:\n  " + "\n  ".join(complaints),
+            hint="the exporter multiplied the factors out; try another version of it",
         )
 
 
 @contextmanager
 def keep_stdout_clean() -> Iterator[None]:
-    """Send what exporters print, also from C++, away from both standard streams; shown again if the export fails."""
+    """Hide exporters' output to stdout and stderr, also from C++; shown on stderr if the export fails."""
     import os
     import tempfile
 

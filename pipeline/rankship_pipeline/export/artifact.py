@@ -1,4 +1,4 @@
-"""One exported file with its record and its proof: how it is written to the store, and read again.
+"""Writes an exported file with its record and its proof to the store, and reads them.
 
     <store>/artifact-<hash>/    model.<suffix>  artifact.json  input.<i>.npy  expected.<i>.npy
 
@@ -39,10 +39,10 @@ _RECORD = "artifact.json"
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one file per format: a module, the inputs of its proof, and the plan of its factored layers.
+    """A part of a model that becomes one file per format: its module, its proof's inputs, its plan.
 
-    `outputs` names what the module gives, in order; one that gives a dictionary names them itself. `shapes` has those
-    inputs and outputs, by name, whose sides may differ from the proof's.
+    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `shapes` holds
+    the shapes, by name, of inputs and outputs whose sides may differ from the proof's.
     """
 
     variant: Variant
@@ -55,22 +55,22 @@ class Part:
 
     @property
     def title(self) -> str:
-        """What progress and errors call it."""
+        """Its name in progress and errors."""
         return self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
 
     def name_artifact(self, format_: Format) -> ArtifactKey:
-        """The key of its file in one format."""
+        """The artifact key of the part in one format."""
         return ArtifactKey(variant=self.variant, format=format_, part=self.part)
 
 
 def export_file(graph: ExportedProgram, format_: Format, path: Path) -> None:
-    """Write a graph's file in one format, without a word from the exporter."""
+    """Write a graph's file in one format, with the exporter's output hidden."""
     with keep_stdout_clean():
         load_exporter(format_).export_graph(graph, path)
 
 
 def read_operators(format_: Format, path: Path) -> tuple[Operator, ...]:
-    """Read a file's operators with constant weights back."""
+    """Read a file's operators with constant weights."""
     with keep_stdout_clean():
         return load_exporter(format_).list_operators(path)
 
@@ -85,9 +85,9 @@ def write_artifact(
     recipe_sha256: str,
     source_sha256: dict[str, str],
 ) -> None:
-    """Fill `target`, which becomes the store's entry of that name, with a part's file, its proof and its record.
+    """Fill `target`, which becomes the store's entry `entry`, with a part's file, its proof and its record.
 
-    `write_file` writes the file itself, and raises where it is not what it should be.
+    `write_file` writes the file itself, and raises if the file is wrong.
     """
     key = part.name_artifact(format_)
     path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
@@ -115,7 +115,7 @@ def write_artifact(
 
 @torch.inference_mode()
 def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
-    """Compute every output of a module by name, samples first, in the order in which its graph gives them."""
+    """Compute every output of a module by name, samples first, in the order of its graph."""
     batches = [_name_outputs(module(*batch), names) for batch in split(samples)]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -125,7 +125,7 @@ def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names
         return dict(given)
     listed = (given,) if isinstance(given, Tensor) else tuple(given)
     if len(listed) != len(names):
-        message = f"the model gives {len(listed)} outputs, named are {', '.join(names) or 'none'}"
+        message = f"the model returns {len(listed)} outputs, the names are {', '.join(names) or 'missing'}"
         raise BuildError(message, hint="name every output, or return them as a dictionary")
     return dict(zip(names, listed, strict=True))
 
@@ -135,8 +135,8 @@ def _describe(name: str, tensor: Tensor, part: Part) -> TensorSpec:
     seen = (1, *tensor.shape[1:])
     spec = TensorSpec(name=name, shape=part.shapes.get(name, seen), dtype=str(tensor.numpy().dtype))
     if not spec.fits(seen):
-        message = f"{part.title}: the proof's {name} has the shape {seen}, which is none of {spec.shape}"
-        raise BuildError(message, hint="prove it by inputs of a length that it takes")
+        message = f"{part.title}: the proof's {name} has the shape {seen}, expected {spec.shape}"
+        raise BuildError(message, hint="use proof inputs of a length in the stated range")
     return spec
 
 
@@ -146,7 +146,7 @@ def read_artifact(entry: Entry) -> Artifact:
 
 
 def find_proof(artifact: Artifact, store: Store) -> tuple[Path, list[Path], list[Path]]:
-    """The artifact's file, its parity inputs and torch's expected outputs; the arrays are known to be unchanged."""
+    """The artifact's file, its parity inputs and torch's expected outputs; the arrays are checked for changes."""
     path = store.root / artifact.file
     entry = store.open(path.parent)
     inputs = [entry.read(f"input.{index}.npy") for index in range(len(artifact.inputs))]

@@ -1,8 +1,8 @@
-"""The canary: a small frozen reference model that is timed beside every build, so that a device's change shows.
+"""The canary: a small frozen reference model that is timed beside every build to detect changes of the device.
 
-Its weights come from a formula and not from training, so every host makes the same network; the file is the exporter's,
-and two runs share a canary only if their files are alike. It mixes what small models spend their time on: a
-convolution, a depthwise one, a dense layer.
+Its weights come from a formula, not from training, so that every host makes the same network. The exporter makes the
+file: two runs share a canary only if the files are equal. It has the operators on which small models spend their time:
+a convolution, a depthwise convolution, a dense layer.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ NAME = "canary"
 
 
 def make_canary(format_: Format, store: Store, steps: Steps) -> Artifact:
-    """Export the canary to one format, or take it from the store; its entry is like that of any artifact."""
+    """Export the canary to one format, or read it from the store; its entry is like that of any artifact."""
     from rankship_pipeline.export.artifact import read_artifact
 
     made_from: dict[str, object] = {
@@ -84,7 +84,7 @@ def make_samples() -> "Tensor":
 
 
 def _wave(count: int, place: int) -> "Tensor":
-    """Numbers between -1 and 1 that look like noise and are the same on every machine: exact integers, then divided."""
+    """Pseudo-random numbers from -1 to 1, equal on every machine: computed as exact integers, then divided."""
     import torch
 
     numbers = (torch.arange(count, dtype=torch.int64) * 7_919 + 104_729 * (place + 1)) % 65_537

@@ -1,4 +1,4 @@
-"""ExecuTorch with the XNNPACK delegate."""
+"""Exports to ExecuTorch with the XNNPACK delegate."""
 
 import json
 import re
@@ -24,10 +24,10 @@ _WEIGHTED = {"XNNConv2d", "XNNFullyConnected"}
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
-    """Lower to XNNPACK wherever it can and write the .pte."""
+    """Lower to XNNPACK where possible and write the .pte."""
     try:
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()
-    except Exception as failure:  # a converter raises whatever its passes do
+    except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
         ) from failure
@@ -55,12 +55,12 @@ def _name_tensors(graph: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _read_delegates(path: Path) -> Iterator[dict[str, Any]]:
-    """Each delegate's XNNPACK graph, by the schema and the flatc compiler that ExecuTorch ships."""
+    """Each delegate's XNNPACK graph, read with the schema and the flatc compiler in ExecuTorch's package."""
     home = Path(next(iter(executorch.__path__)))
     for delegate in deserialize_pte_binary(path.read_bytes()).program.backend_delegate_data:
         payload = bytes(delegate.data)
         if payload[4:8] != _HEADER_MAGIC:
-            raise BuildError(f"{path.name}: a delegate is not XNNPACK's", hint="was it exported by another backend?")
+            raise BuildError(f"{path.name}: a delegate is not XNNPACK's", hint="export it with the XNNPACK backend")
         offset, size = struct.unpack_from("<II", payload, 10)
         with tempfile.TemporaryDirectory() as folder:
             binary = Path(folder) / "graph.bin"
@@ -74,5 +74,5 @@ def _read_delegates(path: Path) -> Iterator[dict[str, Any]]:
                 check=True, capture_output=True,
             )  # fmt: skip
             text = binary.with_suffix(".json").read_text()
-        # flatc writes bare inf and nan for activation bounds, which JSON has not
+        # flatc writes bare inf and nan for activation bounds, which are not valid JSON
         yield json.loads(re.sub(r":\s*-?(?:inf|nan)\b", ": null", text))

@@ -1,4 +1,4 @@
-"""The shipped fake exporter: the graph's weighted operators as JSON, for fast tests of everything around exporting."""
+"""A fake exporter: writes the graph's weighted operators as JSON, for fast tests of the code around exporters."""
 
 from pathlib import Path
 
@@ -21,5 +21,5 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """Read them back."""
+    """Read the operators from the file."""
     return decode(_Listing, path.read_bytes(), where=str(path)).operators

@@ -1,4 +1,4 @@
-"""The torch.export graph itself, read as the exported files are: its operators with constant weights."""
+"""Traces a model with torch.export, and lists the graph's operators with constant weights."""
 
 from math import prod
 
@@ -28,10 +28,10 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
 
 
 def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The one graph that every format is made from, at batch size 1."""
+    """The graph from which all formats are exported, at batch size 1."""
     try:
         return torch.export.export(module, example)
-    except Exception as failure:  # torch.export raises whatever the model's own code and its tracer do
+    except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
             hint="remove data-dependent control flow from its forward",

@@ -1,4 +1,4 @@
-"""ONNX by torch's own exporter."""
+"""Exports to ONNX with torch's own exporter."""
 
 from collections.abc import Sequence
 from math import prod
@@ -13,15 +13,15 @@ from torch.export import ExportedProgram
 from rankship_pipeline.export import Operator
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
-# The newest opset whose models every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
+# The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
-    """Write one file with its weights inside, checked, and without the stack traces that the exporter leaves in it."""
+    """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
     try:
         program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
-    except Exception as failure:  # a converter raises whatever its passes do
+    except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ONNX cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
         ) from failure
@@ -34,7 +34,7 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
 
 
 def split_outputs(path: Path, targets: Sequence[Path]) -> None:
-    """Cut a file of one input and several outputs into one file for each output, with what that output needs."""
+    """Split a file with one input and several outputs into one file per output, with only the nodes it needs."""
     model = onnx.load(path)
     extractor = onnx.utils.Extractor(model)
     for output, target in zip(model.graph.output, targets, strict=True):
@@ -44,7 +44,7 @@ def split_outputs(path: Path, targets: Sequence[Path]) -> None:
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Drop the host paths and stack traces in metadata_props: they bloat the file and tell the builder's paths."""
+    """Remove stack traces from metadata_props: they enlarge the file and contain paths of the build host."""
     for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
@@ -58,7 +58,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """Conv, Gemm and MatMul nodes whose weight is a constant, also behind a Transpose."""
+    """Conv, Gemm and MatMul nodes with a constant weight, also through a Transpose."""
     graph = onnx.load(path).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:

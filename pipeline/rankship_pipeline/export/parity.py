@@ -1,4 +1,4 @@
-"""The parity gate: each artifact, in its own runtime in a fresh process, against torch on the same inputs."""
+"""The parity gate: compares each artifact, in its own runtime in a fresh process, with torch on the same inputs."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from rankship_pipeline.recipe.choices import ParityChoice
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one output lies from torch's, in the measures of `Verified`."""
+    """How closely one output agrees with torch's, in the measures of `Verified`."""
 
     output: str
     max_relative_error: float
@@ -33,16 +33,16 @@ def verify_artifact(
     runner: Runner,
     limits: ParityChoice,
 ) -> Verified:
-    """Run and compare; anything but agreement is ParityFailed naming the format and the numbers.
+    """Run the artifact and compare its outputs; ParityFailed with the format and the numbers unless they agree.
 
-    `path` is hashed first, so a stale, swapped or truncated file is found before its numbers are looked at.
+    `path` is hashed first, so that a stale, swapped or truncated file is found before it runs.
     """
     where = f"{artifact.key.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
             output = runner.run(artifact.key.format, path, inputs, Path(folder))
-        except (AgentDied, CommandFailed, Lacks) as failure:  # others are the way to a device, not the artifact
+        except (AgentDied, CommandFailed, Lacks) as failure:  # other errors are the connection's, not the artifact's
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
     want = [np.load(name, allow_pickle=False) for name in expected]
@@ -50,7 +50,7 @@ def verify_artifact(
     if complaints := list(_list_complaints(agreements, limits)):
         raise ParityFailed(
             f"{where} does not compute what torch computes: " + "; ".join(complaints),
-            hint="nothing was pushed; build again, and if it persists report the operator as an exporter's fault",
+            hint="nothing was pushed; build again, and if it fails again report the operator to the exporter's project",
         )
     return Verified(
         artifact_sha256=artifact.sha256,
@@ -79,7 +79,7 @@ def refuse_changed(artifact: Artifact, path: Path) -> None:
 
 
 def compare_outputs(artifact: Artifact, got: Sequence[Array], want: Sequence[Array]) -> list[Agreement]:
-    """Compare each output with torch's; of another number or shape, or not finite, they are ParityFailed at once."""
+    """Compare each output with torch's; ParityFailed if their number or shapes differ, or one is not finite."""
     where = artifact.key.title
     if [a.shape for a in got] != [b.shape for b in want]:
         raise ParityFailed(
@@ -111,7 +111,7 @@ def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
 
 
 def _list_complaints(agreements: Sequence[Agreement], limits: ParityChoice) -> Iterator[str]:
-    """Each limit that is not met, with both numbers; of several outputs, also whose."""
+    """Each limit that is not met, with both numbers, and the output's name if there are several."""
     for one in agreements:
         whose = f"{one.output}: " if len(agreements) > 1 else ""
         if not one.max_relative_error <= limits.max_relative_error:

@@ -1,4 +1,4 @@
-"""The seam to the runtimes that the parity gate needs, and its fake; the real ones are in the package of targets."""
+"""The runner interface that the parity gate needs, and a fake runner; the real ones are in rankship_targets."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ Array = NDArray[np.float32]
 
 
 class Runner(Protocol):
-    """Runs every sample of the inputs through one artifact, one at a time, in its own runtime."""
+    """Runs all samples through one artifact, one at a time, in its own runtime."""
 
     def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
-        """Read .npy inputs (samples first), write one .npy per output into the folder, say which runtime it was.
+        """Read .npy inputs (samples first), write one .npy per output into the folder; returns files and runtime.
 
-        An artifact that cannot be loaded or run is CommandFailed, a missing runtime Lacks.
+        CommandFailed if the artifact cannot be loaded or run, Lacks if the runtime is missing.
         """
 
 
 class FakeRunner:
-    """Computes a function of arrays instead of the artifact, which only has to exist and not be empty.
+    """Computes a function of arrays instead of the artifact, whose file only has to exist and not be empty.
 
-    The function gives one array, or a tuple of as many as there are outputs.
+    The function returns one array, or a tuple with one array per output.
     """
 
     def __init__(self, compute: Callable[..., Array | tuple[Array, ...]]) -> None:

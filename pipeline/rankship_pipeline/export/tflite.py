@@ -1,4 +1,4 @@
-"""TFLite by LiteRT's converter; TensorFlow is not involved."""
+"""Exports to TFLite with LiteRT's converter, without TensorFlow."""
 
 from math import prod
 from pathlib import Path
@@ -15,10 +15,10 @@ _WEIGHTED = {"CONV_2D", "FULLY_CONNECTED"}
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
-    """Write one flatbuffer; inputs are called args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
+    """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
     try:
         litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
-    except Exception as failure:  # a converter raises whatever its passes do
+    except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"TFLite cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
         ) from failure

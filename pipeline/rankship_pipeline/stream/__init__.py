@@ -1,1 +1,1 @@
-"""Compressing and merging one decoder block at a time, for models larger than memory."""
+"""Compresses models one decoder block at a time, and merges them by tensor, for models larger than memory."""

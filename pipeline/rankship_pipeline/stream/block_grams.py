@@ -1,4 +1,4 @@
-"""Gram matrices of one decoder block's layers, and the hidden states that are handed from block to block."""
+"""Gram matrices of one decoder block's layers, and the files of hidden states between blocks."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +16,14 @@ from rankship_pipeline.models.watch import watch
 
 
 def write_hidden(path: Path, parts: Iterable[Tensor]) -> None:
-    """Hidden states (samples, positions, width) of all samples, part by part: raw float32."""
+    """Write hidden states (samples, positions, width) part by part as raw float32."""
     with publish_file(path) as temporary, temporary.open("wb") as stream:
         for part in parts:
             part.contiguous().numpy().tofile(stream)
 
 
 def read_hidden(path: Path, shape: Sequence[int], start: int, count: int) -> Tensor:
-    """Hidden states of some samples of a file of `shape` (samples, positions); read, not mapped: memory stays free."""
+    """Hidden states of some samples of a file for `shape` (samples, positions); read, not mapped, to save memory."""
     each = path.stat().st_size // (4 * shape[0])  # numbers of one sample
     numbers = np.fromfile(path, np.float32, count=count * each, offset=4 * start * each)
     return torch.from_numpy(numbers).reshape(count, shape[1], -1)
@@ -33,7 +33,7 @@ def read_hidden(path: Path, shape: Sequence[int], start: int, count: int) -> Ten
 class Group:
     """Linear layers of a block (names within it) that read the same tensors, and so share one Gram.
 
-    `by_output` where it is taken of the only layer's outputs without bias, (rows, rows), and not of the inputs.
+    With `by_output` it is the Gram of the single layer's outputs without bias, (rows, rows), not of its inputs.
     """
 
     names: tuple[str, ...]
@@ -41,9 +41,9 @@ class Group:
 
 
 def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object], *, outputs: bool) -> list[Group]:
-    """Run the block once and see which layers are given the very same tensors: query, key and value; gate and up.
+    """Run the block once and group the layers that read the same tensors: query, key and value; gate and up.
 
-    With `outputs`, a layer that shares with none and has fewer outputs than inputs goes by its outputs.
+    With `outputs`, a layer alone in its group with fewer outputs than inputs uses the Gram of its outputs.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}  # holding the tensors keeps their ids apart
     with watch(block, seen, lambda name, x, _y: seen[name].append(x)):
@@ -62,13 +62,13 @@ def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object
 
 @dataclass
 class Grams:
-    """One uncentred Gram per group, summed over whatever runs: float64 sums of float32 inputs' or float64 outputs'."""
+    """One uncentred Gram per group, summed over all calls: float64 sums of float32 inputs' or float64 outputs'."""
 
     seconds: float = 0.0
     sums: dict[Group, Tensor] = field(default_factory=dict)
 
     def collect(self, block: nn.Module, groups: Sequence[Group]) -> AbstractContextManager[None]:
-        """Add what runs through the block, until the context is left."""
+        """Add the Grams of every call of the block until the context ends."""
         by_name = {group.names[0]: group for group in groups}
 
         def add(name: str, x: Tensor, y: Tensor) -> None:

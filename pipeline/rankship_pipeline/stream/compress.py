@@ -1,13 +1,13 @@
-"""Compressing a decoder far larger than memory: one block is calibrated, taken apart and written at a time.
+"""Compresses a decoder far larger than memory: calibrates, decomposes and writes one block at a time.
 
 Two passes over the checkpoint, with the rank allocation between them:
 
     analyse_stream   each block's Grams, and its layers' factors up to the break-even rank, one file per block
-    allocate_stream  ranks for every layer from the spectra alone (see ranks.py)
-    write_stream     factors cut to the plan's ranks, and every other tensor as it was, in shards with an index
+    allocate_stream  ranks for every layer from the spectra only (see ranks/plan.py)
+    write_stream     factors cut to the plan's ranks, and every other tensor unchanged, in shards with an index
 
-Memory is bounded by the largest block in float32 with its Grams and factors, or by the embedding where that is larger.
-Hidden states of the calibration set lie on disk, float32. Only the blocks' linear layers are factored.
+Memory is bounded by the largest block in float32 with its Grams and factors, or by the embedding if that is larger.
+Hidden states of the calibration set are on disk, float32. Only the blocks' linear layers are factored.
 """
 
 import importlib
@@ -50,21 +50,21 @@ from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden
 
 Array = NDArray[np.floating[Any]]
 Parts = tuple[Array, Array, Array]  # energy (r,) float64, B (keep, columns) and A (rows, keep) float32
-# float32 is trusted only where the energy beyond the kept ranks exceeds this many float32 roundings of the largest,
-# times the size: the tail is then right to 1e-4, measured on power-law spectra with and without an outlier.
+# float32 is trusted only if the energy beyond the kept ranks exceeds this many float32 roundings of the largest, times
+# the size: the tail is then accurate to 1e-4, measured on power-law spectra with and without an outlier.
 _TRUSTED = 100
-_TIMEOUT_S = 10  # until a scheduler must have answered
+_TIMEOUT_S = 10  # for the scheduler to answer
 
 
 @record
 class StreamChoice:
-    """How a checkpoint is streamed; `whitening` is a key of factorise.WHITENINGS, "swift" the fastest by far.
+    """How a checkpoint is streamed; `whitening` is a key of decompose.WHITENINGS, "swift" the fastest by far.
 
     `precision` is that of the decompositions: float32 takes half the time, but a layer whose spectrum is too steep for
-    it (one massive activation is enough) is done again in float64. Factors are stored as `dtype`, None for the
-    weight's own. `workers` decompositions run at once, in threads that share this machine's cores; with a `scheduler`
-    ("tcp://…") as many as a Dask cluster has workers, with rankship installed on each. Dask runs whatever it is sent:
-    use it on a network you trust. Layers that match a pattern in `exclude` stay dense.
+    it (one massive activation is enough) is repeated in float64. Factors are stored as `dtype`, None for the weight's
+    own. `workers` decompositions run at once, in threads that share this machine's cores; with a `scheduler` ("tcp://…")
+    one per worker of a Dask cluster, with rankship installed on each. Dask runs any code that it receives: use it only
+    on a network you trust. Layers that match a pattern in `exclude` stay dense.
     """
 
     whitening: str = "swift"
@@ -78,7 +78,7 @@ class StreamChoice:
 
 @record
 class BlockTimes:
-    """Where one block's wall time went; Grams are taken during the forward pass and not counted with it."""
+    """One block's wall times; `forward_seconds` does not include the Grams, which are computed during the same pass."""
 
     index: int
     load_seconds: float
@@ -90,7 +90,7 @@ class BlockTimes:
 
 @dataclass(frozen=True)
 class StreamAnalysis:
-    """A decoder taken apart on disk: `folder` holds one file per block with every layer's energies and factors."""
+    """A decomposed decoder on disk: `folder` holds one file per block with every layer's energies and factors."""
 
     folder: Path
     decoder: Decoder
@@ -101,12 +101,12 @@ class StreamAnalysis:
         return self.folder / f"block-{index:04d}.safetensors"
 
     def read_energy(self, layer: str) -> NDArray[np.float64]:
-        """A layer's σ², falling."""
+        """A layer's σ², descending."""
         with self._open(layer) as file:
             return np.asarray(file.get_tensor(f"{layer}.energy"))
 
     def read_factors(self, layer: str, rank: int) -> tuple[Tensor, Tensor]:
-        """B (rank, columns) and A (rows, rank), balanced; nothing else is read."""
+        """B (rank, columns) and A (rows, rank), balanced; reads only these parts of the file."""
         with self._open(layer) as file:
             B, A = file.get_slice(f"{layer}.0.weight")[:rank], file.get_slice(f"{layer}.1.weight")[:, :rank]
         return B.contiguous(), A.contiguous()
@@ -123,10 +123,11 @@ def analyse_stream(
     choice: StreamChoice,
     tick: Callable[[BlockTimes], None] = lambda _times: None,
 ) -> StreamAnalysis:
-    """Take every block's linear layers apart, calibrated on unpadded ids (samples, positions).
+    """Decompose every block's linear layers, calibrated on unpadded ids (samples, positions).
 
-    Finished blocks lie in a subfolder of `folder` named by the configuration, the checkpoint files' names, sizes and
-    times, the ids, the choice and this package's own code; none is done twice. `tick` is called after each new one.
+    Finished blocks are in a subfolder of `folder`, named by a hash of the configuration, the checkpoint files' names,
+    sizes and times, the ids, the choice and this package's code; none is done twice. `tick` is called after each new
+    block.
     """
     decoder = open_decoder(checkpoint)
     _check(decoder, tokens, choice)
@@ -140,11 +141,11 @@ def analyse_stream(
 
 
 def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[LayerStats, ...]:
-    """What allocation needs; methods that want more than whitened spectra are refused."""
+    """The stats that allocation needs; InputError for methods that need more than whitened spectra."""
     if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity != "relative":
         raise InputError(
             f"ranks by {choice.method!r} with sensitivity {choice.sensitivity!r} need the whole model in memory",
-            hint='a streamed model has whitened spectra only: choose "knapsack", "uniform" or "strs" and "relative"',
+            hint='a streamed model has only whitened spectra: choose "knapsack", "uniform" or "strs" and "relative"',
         )
     stats = []
     for layer in (one for one in analysis.layers if not any(fnmatchcase(one.name, name) for name in choice.exclude)):
@@ -156,7 +157,7 @@ def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[L
 
 
 def allocate_stream(analysis: StreamAnalysis, budget_parameters: int, choice: RankChoice) -> RankPlan:
-    """Ranks under a budget for the whole model: embedding, head, norms and biases count."""
+    """Allocate ranks under a budget for the whole model, with embedding, head, norms and biases."""
     stats = gather_stream_stats(analysis, choice)
     factorable = sum(entry.layer.parameters for entry in stats)
     return allocate(stats, count_parameters(analysis.decoder.model) - factorable, budget_parameters, choice)
@@ -165,8 +166,8 @@ def allocate_stream(analysis: StreamAnalysis, budget_parameters: int, choice: Ra
 def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None:
     """Write the compressed model as a new folder: shards with an index, settings and the plan; one block in memory.
 
-    Names are those that rebuild(model, plan.factors) loads: `<layer>.0.weight` (rank, columns), `<layer>.1.weight`
-    (rows, rank), and the bias with the latter. Every other tensor is copied as it is stored.
+    Tensor names are those of rebuild(model, plan.factors): `<layer>.0.weight` (rank, columns), `<layer>.1.weight`
+    (rows, rank) and its bias. Every other tensor is copied as it is stored.
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name a new folder, or delete this one")
@@ -190,7 +191,7 @@ def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None
 
 @dataclass(frozen=True)
 class _Work:
-    """One analysis under way."""
+    """One running analysis."""
 
     analysis: StreamAnalysis
     tokens: Tensor
@@ -198,7 +199,7 @@ class _Work:
     tick: Callable[[BlockTimes], None]
 
     def run(self) -> None:
-        """Do every block that has no file yet, and run those before it where their outputs are gone."""
+        """Analyse every block that has no file yet; earlier blocks run again if their outputs are gone."""
         decoder = self.analysis.decoder
         missing = [index for index in range(decoder.count) if not self.analysis.locate(index).exists()]
         if not missing:
@@ -218,9 +219,10 @@ class _Work:
             path.unlink()
 
     def _do(self, index: int, sizes: Sequence[int], runs: Mapping[int, Call], pool: "Pool") -> None:
-        """One block: its Grams and the next block's inputs, then its file. Where it has one, only those inputs.
+        """Analyse one block: its Grams and the next block's inputs, then its file; only these inputs if it has a file.
 
-        The next inputs appear before the block's file, and its own go after it: stopped anywhere, nothing is lost.
+        The next inputs are written before the block's file, and its own inputs deleted after it, so that nothing is
+        lost when stopped at any point.
         """
         decoder, marks = self.analysis.decoder, [time.monotonic()]
         block, grams = decoder.load_block(index), Grams()
@@ -260,14 +262,14 @@ class _Work:
         return self.analysis.folder / f"inputs-{index:04d}.f32"
 
     def _take_apart(self, block: nn.Module, prefix: str, grams: Grams, pool: "Pool") -> dict[str, Tensor]:
-        """Every layer's energies and factors under their names in the block's file; empties `grams`."""
+        """Every layer's energies and factors by their names in the block's file; empties `grams`."""
         pending: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         for group in list(grams.sums):
             gram = pool.hold(grams.sums.pop(group).div_(len(self.tokens)).numpy())
             for name in group.names:
                 weight = block.get_submodule(name).get_parameter("weight")
-                keep = max(1, (weight.numel() - 1) // sum(weight.shape))  # break-even: more is no smaller than dense
+                keep = max(1, (weight.numel() - 1) // sum(weight.shape))  # break-even: more is not smaller than dense
                 held = pool.hold(weight.numpy())
                 work = (take_apart, held, gram, self.choice, keep)
                 pending[prefix + name] = pool.submit(*work, by_output=group.by_output)
@@ -281,9 +283,9 @@ class _Work:
 
 
 def take_apart(weight: Array, gram: Array, choice: StreamChoice, keep: int, *, by_output: bool) -> Parts:
-    """One layer's energies and balanced factors; arrays in and out, so that any thread or machine can do it.
+    """One layer's energies and balanced factors; takes and returns arrays, so that it can run on any thread or machine.
 
-    `by_output`: the Gram is that of the outputs.
+    With `by_output` the Gram is that of the outputs.
     """
     for dtype in (torch.float32, torch.float64) if choice.precision == "float32" else (torch.float64,):
         W, G = torch.tensor(weight, dtype=dtype), torch.tensor(gram, dtype=dtype)
@@ -303,7 +305,7 @@ def take_apart(weight: Array, gram: Array, choice: StreamChoice, keep: int, *, b
 
 @dataclass(frozen=True)
 class Pool:
-    """Where layers are taken apart: `hold` brings an array there, `submit` begins a call; its `result()` waits."""
+    """The workers that decompose layers: `hold` sends them an array, `submit` starts a call, whose `result()` waits."""
 
     hold: Callable[[Array], Any]
     submit: Callable[..., Any]
@@ -311,7 +313,7 @@ class Pool:
 
 @contextmanager
 def open_pool(choice: StreamChoice) -> Iterator[Pool]:
-    """Threads that share the cores (LAPACK lets go of the interpreter, processes only copy), or a Dask cluster."""
+    """Open threads that share the cores (LAPACK releases the GIL; processes would copy), or a Dask cluster."""
     if choice.scheduler is None:
         each = max(1, torch.get_num_threads() // choice.workers)
         with ThreadPoolExecutor(choice.workers, initializer=torch.set_num_threads, initargs=(each,)) as executor:
@@ -324,7 +326,7 @@ def open_pool(choice: StreamChoice) -> Iterator[Pool]:
     except ImportError:
         raise InputError("scheduler: Dask is not installed", hint="pip install 'rankship[dask]'") from None
     except (OSError, ValueError) as failure:
-        raise InputError(f"no Dask scheduler at {choice.scheduler}: {failure}", hint="dask scheduler") from None
+        raise InputError(f"no Dask scheduler at {choice.scheduler}: {failure}", hint="run `dask scheduler`") from None
     with client:
         yield Pool(client.scatter, partial(client.submit, pure=False))
 
@@ -342,7 +344,7 @@ def _check(decoder: Decoder, tokens: Tensor, choice: StreamChoice) -> None:
 
 
 def _make_key(decoder: Decoder, tokens: Tensor, choice: StreamChoice) -> str:
-    """16 characters of the hash of all that goes in."""
+    """The first 16 characters of the hash of everything that affects the analysis."""
     ingredients = {
         "config": hash_file(decoder.checkpoint.folder / "config.json"),
         "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in decoder.checkpoint.files},

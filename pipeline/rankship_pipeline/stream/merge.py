@@ -1,7 +1,7 @@
-"""Whole checkpoints merged from disk to disk, one tensor at a time; a method that can takes some rows at a time.
+"""Merges whole checkpoints from disk to disk, one tensor at a time, or some rows at a time if the method allows.
 
-Memory is bounded by the largest tensor times the number of models and the base, in float32. Methods that work row by
-row (average, task arithmetic, DARE, DELLA) hold some megabytes, TIES one change of the largest tensor besides.
+Memory is bounded by the largest tensor times the number of models and the base, in float32. Methods that work by rows
+(average, task arithmetic, DARE, DELLA) need some megabytes; TIES also needs one change of the largest tensor.
 """
 
 import json
@@ -33,16 +33,16 @@ from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.recipe.merge_methods import fill_settings
 
 RECORD = "rankship-merge.json"
-PIECE = 1 << 20  # elements of one model that are worked on at a time, where a method goes by rows
-_TABLES = ("*embed*", "*wte.*", "*wpe.*", "shared.*")  # what embeddings are called: rows are tokens, no directions
+PIECE = 1 << 20  # elements of one model that a method by rows works on at a time
+_TABLES = ("*embed*", "*wte.*", "*wpe.*", "shared.*")  # names of embeddings, whose rows are tokens
 _MATRIX, _KERNEL = 2, 4  # dimensions of a linear layer's weight and of a convolution's
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint and where each of its tensors lies; `files` are all that it is read from.
+    """A checkpoint and its tensors by name; `files` are all files that it is read from.
 
-    An adapter's `checkpoint` is its base's.
+    The `checkpoint` of an adapter is its base's.
     """
 
     name: str
@@ -52,10 +52,10 @@ class OpenedModel:
 
 
 def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps) -> None:
-    """Merge into the new folder `target`: the first model's shards, index and settings, with merged numbers.
+    """Merge into the new folder `target`: the first model's shards, index and settings, with merged tensors.
 
-    Shards appear one by one in a hidden folder beside it, named by all that goes in; stopped anywhere, the same call
-    goes on at the first shard that is missing. `target` appears whole, in one rename.
+    Shards are written one by one to a hidden folder beside it, named by a hash of everything that affects the result.
+    After an interruption the same call resumes at the first missing shard. `target` appears whole, in one rename.
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name a new folder with --to, or delete this one")
@@ -82,16 +82,16 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     (work / RECORD).write_text(encode(asked), encoding="utf-8")
     flush_folder(work)
     work.rename(target)
-    for leftover in target.parent.glob(f".{target.name}.*.part"):  # of files that asked for something else
+    for leftover in target.parent.glob(f".{target.name}.*.part"):  # of other merges to the same target
         shutil.rmtree(leftover)
 
 
 def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
-    """Find every tensor of a checkpoint folder, or of an adapter's and its base; what is no whole file is refused."""
+    """Find every tensor of a checkpoint folder, or of an adapter and its base; InputError for a damaged file."""
     if not (folder / CONFIG).is_file():
         return _open_checkpoint(folder)
     if base is None:
-        raise InputError(f"{folder} is an adapter and adds to a model", hint="name that model in base")
+        raise InputError(f"{folder} is an adapter and needs its base model", hint="name that model in base")
     adapter = read_adapter(folder)
     adapter.check_fits({name: one.shape for name, one in base.tensors.items()})
     tensors: dict[str, Readable] = dict(base.tensors)
@@ -103,7 +103,7 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
 
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
-    """A folder's tensors, where they lie in their files; of an index's files also those that it does not name."""
+    """A folder's tensors and their places in the files, also tensors in these files that an index does not name."""
     files = open_checkpoint(folder).files
     stored = {name: one for path in files for name, one in open_pieces(path).items()}
     checkpoint = Checkpoint(folder, {name: one.path for name, one in stored.items()})
@@ -111,12 +111,12 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
 
 
 def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
-    """Refuse what cannot be merged, and name what is merged knowingly."""
+    """Refuse models that cannot be merged, and print notes on harmless differences."""
     for model in models:
         for name, stored in model.tensors.items():
             if stored.type_name not in TYPES:
                 raise InputError(
-                    f"tensor {name} of {model.name} is stored as {stored.type_name}, which is not merged",
+                    f"tensor {name} of {model.name} is stored as {stored.type_name}, which cannot be merged",
                     hint=f"store the model as one of {', '.join(TYPES)}",
                 )
     facts = []
@@ -129,28 +129,28 @@ def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
 
 @dataclass(frozen=True)
 class Merging:
-    """One merge under way."""
+    """One running merge."""
 
     asked: MergeFile
     models: list[OpenedModel]
     base: OpenedModel | None
 
     def choose_type(self, first: Readable) -> torch.dtype:
-        """The type a tensor is stored in."""
+        """The type in which the merged tensor is stored."""
         if self.asked.dtype is None or not first.dtype.is_floating_point:
             return first.dtype
         found: torch.dtype = getattr(torch, self.asked.dtype)
         return found
 
     def write_shard(self, tensors: Mapping[str, Readable], path: Path) -> None:
-        """One file with these tensors merged, in their order."""
+        """Write one file with these tensors merged, in their order."""
         with path.open("wb") as stream:
             write_header(stream, {name: (self.choose_type(one), one.shape) for name, one in tensors.items()})
             for name, first in tensors.items():
                 for piece in self.merge_tensor(name, first):
                     if piece.is_floating_point() and not bool(piece.isfinite().all()):
                         raise InputError(
-                            f"tensor {name} comes out with NaN or infinity", hint=f"look at it in {self._list_models()}"
+                            f"the merged tensor {name} has NaN or infinity", hint=f"check it in {self._list_models()}"
                         )
                     write_piece(stream, piece)
 
@@ -180,7 +180,7 @@ class Merging:
         return fill_settings(self.asked.merge.method, self.asked.merge.given)
 
     def _survey(self, method: Method, stored: list[Readable], base: Readable | None) -> tuple[float, ...]:
-        """What the method must know of each model's whole change, one model after the other."""
+        """The survey of each model's whole change, one model after the other."""
         if method.survey is None or base is None:
             return ()
         marks = []
@@ -198,14 +198,14 @@ class Merging:
 
 
 def list_pieces(tensor: Readable) -> list[tuple[int, int]]:
-    """First row and the row after the last of every piece; a vector is one piece, as it is one row to some methods."""
+    """First row and row after the last of every piece; a vector is one piece, as some methods treat it as a row."""
     rows, row = count_rows(tensor), prod(tensor.shape[1:])
     step = max(1, PIECE // max(1, row)) if len(tensor.shape) > 1 else max(1, rows)
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
 def guess_layer(name: str, shape: tuple[int, ...]) -> Layer | None:
-    """How a tensor is seen as a matrix, by its name and shape: no module says what it is."""
+    """How a tensor is seen as a matrix, guessed from its name and shape, as there is no module."""
     if not name.endswith(".weight") or len(shape) not in {_MATRIX, _KERNEL}:
         return None
     layer, columns = name.removesuffix(".weight"), prod(shape[1:])
@@ -217,7 +217,7 @@ def guess_layer(name: str, shape: tuple[int, ...]) -> Layer | None:
 
 
 def _widen(tensor: Tensor) -> Tensor:
-    """In the type that is computed in: float64 as it is, everything else as float32."""
+    """The tensor in the type for computing: float64 unchanged, all others as float32."""
     return tensor if tensor.dtype in {torch.float64, torch.float32} else tensor.to(torch.float32)
 
 
@@ -229,7 +229,7 @@ def _write_index(folder: Path, first: OpenedModel, merging: Merging) -> None:
 
 
 def _change_type(path: Path, dtype: str) -> None:
-    """Make a config.json, where there is one, say the type that the weights now have."""
+    """Set the type of the weights in a config.json, if there is one."""
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
@@ -237,6 +237,6 @@ def _change_type(path: Path, dtype: str) -> None:
 
 
 def _hash(asked: MergeFile, models: list[OpenedModel]) -> str:
-    """Everything that shapes the result; of the checkpoints' files name, size and time, for reading them takes long."""
+    """Hash everything that affects the result; of checkpoint files name, size and time, as hashing is slow."""
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for model in models for path in model.files]
     return digest({"asked": encode(asked), "files": files, "code": hash_code(), "versions": list_versions()})

@@ -124,7 +124,7 @@ def test_an_output_that_alone_is_wrong_is_caught_and_named(samples: tuple[Tensor
 
 
 def test_outputs_that_are_not_named_one_by_one_are_refused(samples: tuple[Tensor, ...], tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="gives 2 outputs, named are logits"):
+    with pytest.raises(BuildError, match="returns 2 outputs, the names are logits"):
         keep(Store(tmp_path), Part("dense", Detector(as_tuple=True), samples))
 
 

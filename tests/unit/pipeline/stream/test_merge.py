@@ -201,7 +201,7 @@ def test_numbers_that_are_none_and_folders_that_exist_are_refused(models: Path) 
     state = draw(1)
     state["a.bias"][3] = float("nan")
     write(models / "broken", state)
-    with pytest.raises(InputError, match=r"a\.bias comes out with NaN"):
+    with pytest.raises(InputError, match=r"the merged tensor a\.bias has NaN"):
         run(ask("average", "a", "broken"), models)
     (models / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
@@ -242,7 +242,7 @@ def test_adapters_stream_as_the_models_that_they_make(
     for name, value in whole.items():
         torch.testing.assert_close(streamed[name], value, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(streamed["a.weight"], base["a.weight"], atol=0.1)
-    with pytest.raises(InputError, match="is an adapter and adds to a model"):
+    with pytest.raises(InputError, match="is an adapter and needs its base model"):
         run(replace(asked, base=None), models)
 
 
