@@ -368,7 +368,7 @@ def test_a_key_file_with_a_passphrase_or_without_a_key_is_named(device: Device, 
     assert "ssh-add" in caught.value.hint
     (tmp_path / "text").write_text("no key")
     for name in ("text", "locked.pub"):
-        with pytest.raises(InputError, match="no private key"):
+        with pytest.raises(InputError, match="not a readable private key"):
             open_ssh(replace(device, key_file=str(tmp_path / name)))
 
 

@@ -1,7 +1,7 @@
-"""How files get to a device: only what is missing, whole or not at all, and on from where a broken copy stopped.
+"""Copies files to a device: only missing ones, each complete or not at all, and resumed after a broken connection.
 
-A file is written under a name of its own for its place and content, checked there and renamed. What a broken
-connection left under that name is the beginning of the next try, if its hash says so.
+A file is written to a part, named after its target and content, checked by its hash and renamed. A part that a broken
+connection left is continued by the next try, if its hash is right so far.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ from rankship_targets.transport.protocol import (
 )
 from rankship_targets.transport.receiving import limit_hash_s, receive
 
-RESUMED_FROM_BYTES = 1 << 20  # looking at what is left of a smaller file takes longer than sending it again
+RESUMED_FROM_BYTES = 1 << 20  # checking the part of a smaller file takes longer than sending it again
 SHOWN_FROM_BYTES = 2_000_000
 PARTS_AGE_MINUTES = 24 * 60
-NO_FOLDER = 73  # a status of our own, which no shell and no `mkdir` has
+NO_FOLDER = 73  # an exit status of this script's own, which no shell and no `mkdir` uses
 _CHUNK = 1 << 20
 _PART = "*." + "[0-9a-f]" * 16 + ".part"
-# Makes the part's folder, and looks once at its length and the hash of that many bytes: another host may be writing on.
+# Makes the part's folder, reads its length once and hashes that many bytes: another host may be appending to it.
 LOOK = f'mkdir -p -- "$2" || exit {NO_FOLDER}; n=$(stat -c %s -- "$1") && echo "$n" && head -c "$n" < "$1" | sha256sum'
 
-OnProgress = Callable[[int, int], None]  # (bytes that are there or on their way, bytes in all)
+OnProgress = Callable[[int, int], None]  # (bytes there or on their way, bytes in total)
 
 
 def copy_verified(
     transport: Transport, local: Path, remote: str, sha256: str, *, on_progress: OnProgress | None = None
 ) -> bool:
-    """Make `remote` hold exactly the content with this hash; False where it already did.
+    """Copy `local` to `remote`, unless it has the content with this hash already; returns whether it was copied.
 
-    A reader on the device sees the old file or the whole new one.
+    A reader on the device sees the old file or the complete new one.
     """
     return bool(copy_many(transport, {remote: (local, sha256)}, on_progress=on_progress))
 
@@ -49,13 +49,13 @@ def copy_verified(
 def copy_many(
     transport: Transport, files: Mapping[str, tuple[Path, str]], *, on_progress: OnProgress | None = None
 ) -> tuple[str, ...]:
-    """Make every remote path hold the content with its hash; gives the paths that did not before.
+    """Copy each file whose remote path has not the content with its hash; returns the paths that were copied.
 
-    The paths are all absolute or all relative. `on_progress` hears of copies large enough to be waited for.
+    The paths are all absolute or all relative. `on_progress` is called for copies large enough to take noticeable time.
     """
     sizes = {remote: _size(local) for remote, (local, _) in files.items()}
     copied = missing = _find_missing(transport, files, sizes)
-    for _ in range(2):  # a part that another host took away or damaged is sent once more
+    for _ in range(2):  # a part that another host removed or damaged is sent again
         if missing:
             missing = _find_missing(transport, _copy_parts(transport, missing, sizes, on_progress), sizes)
     if not missing:
@@ -67,14 +67,14 @@ def copy_many(
 
 
 def name_part(remote: str, sha256: str) -> str:
-    """Name the file in which content on its way to `remote` is gathered; the same for every try and host."""
+    """Return the path of the part for this content at `remote`; the same for every try and host."""
     folder, name = posixpath.split(remote)
-    # File systems hold 255 bytes per name, of which a suffix of 22 is ours.
+    # File systems allow names of 255 bytes, and the suffix takes 22.
     return posixpath.join(folder, f"{name.encode()[:200].decode(errors='ignore')}.{sha256[:16]}.part")
 
 
 def remove_old_parts(transport: Transport, folder: str, *, age_minutes: int = PARTS_AGE_MINUTES) -> None:
-    """Remove what broken copies left below `folder` and nobody has gone on with since."""
+    """Remove the parts below `folder` that have not been continued for `age_minutes`."""
     old = ["-name", _PART, "-type", "f", "-mmin", f"+{age_minutes}"]
     run_checked(transport, ["find", _shield(folder), *old, "-exec", "rm", "-f", "--", "{}", "+"])
 
@@ -85,9 +85,9 @@ def _copy_parts(
     sizes: Mapping[str, int],
     on_progress: OnProgress | None,
 ) -> dict[str, tuple[Path, str]]:
-    """Send what is missing; gives what did not arrive whole and has its name not.
+    """Send the missing files; returns those that arrived damaged and were not renamed.
 
-    Where trying again cannot help, no part stays; where the link broke, all stay for the next try.
+    After an error that trying again cannot cure, no part stays; after a broken connection, all stay for the next try.
     """
     parts = {remote: name_part(remote, sha256) for remote, (_, sha256) in files.items()}
     small = {posixpath.dirname(remote) or "." for remote in files if sizes[remote] < RESUMED_FROM_BYTES}
@@ -122,7 +122,7 @@ class _Bar:
         self._total_bytes = total_bytes
 
     def move(self, sent_bytes: int) -> None:
-        """Show how much of the current file is on its way."""
+        """Report how much of the current file is on its way."""
         if self._on_progress:
             self._on_progress(self.base_bytes + sent_bytes, self._total_bytes)
 
@@ -135,7 +135,7 @@ def _find_missing(
 
 
 def _begin(transport: Transport, local: Path, part: str, size: int) -> int:
-    """Tell how many bytes of a part are right; one that is wrong is removed."""
+    """Return how many bytes of a part are right; a wrong part is removed."""
     if size < RESUMED_FROM_BYTES:
         return 0
     folder = posixpath.dirname(part) or "."
@@ -176,7 +176,7 @@ def _remove(transport: Transport, names: Sequence[str]) -> None:
 
 
 def _shield(name: str) -> str:
-    """Keep a relative name that begins with a dash from being taken for an option."""
+    """Prefix a name that begins with a dash, so that it is not taken for an option."""
     return f"./{name}" if name.startswith("-") else name
 
 
@@ -188,4 +188,4 @@ def _size(local: Path) -> int:
     try:
         return local.stat().st_size
     except OSError as failure:
-        raise InputError(f"cannot read {local}: {failure.strerror}", hint="the file to copy must exist") from None
+        raise InputError(f"cannot read {local}: {failure.strerror}", hint="name a file that exists") from None

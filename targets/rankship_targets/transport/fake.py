@@ -1,4 +1,4 @@
-"""A device in memory: files, folders and a table of commands, for every test that needs no real one."""
+"""A device in memory: files, folders and a table of commands, for tests that need no real device."""
 
 import hashlib
 import posixpath
@@ -18,8 +18,7 @@ Handler = Callable[["FakeTransport", Sequence[str]], Completed]
 class FakeTransport:
     """Behaves like a small Linux device; `handlers` add commands or replace the built-in ones.
 
-    `files` and `folders` hold normalised paths. Time never passes: `sleep N` times out at once where N exceeds the
-    limit.
+    `files` and `folders` hold normalised paths. Time never passes: `sleep N` times out at once if N exceeds the limit.
     """
 
     def __init__(self, handlers: Mapping[str, Handler] | None = None, *, capacity_bytes: int = 1 << 30) -> None:
@@ -31,11 +30,11 @@ class FakeTransport:
         self._failures: list[TargetError] = []
 
     def fail_next(self, *failures: TargetError) -> None:
-        """Raise these, one per call, instead of answering the next calls."""
+        """Raise these errors, one per call, instead of carrying out the next calls."""
         self._failures.extend(failures)
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
-        """Answer from the table of commands."""
+        """Run a command of the table."""
         self._meet_failure(*argv)
         if argv[0] == "sleep" and float(argv[1]) > timeout_s:
             raise TargetTimeout(f"sleep did not end within {timeout_s:g} s", hint="it was ended")
@@ -44,7 +43,7 @@ class FakeTransport:
         return self._handlers[argv[0]](self, list(argv))
 
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
-        """Give the answer's lines, then its failure."""
+        """Yield the lines of stdout, then raise the command's failure."""
         done = self.run(argv, timeout_s=timeout_s)
         yield from split_lines([done.stdout.encode()])
         if done.code != 0:
@@ -59,7 +58,7 @@ class FakeTransport:
         timeout_s: float,  # noqa: ARG002 - time never passes
         on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
-        """Take a file in, as copying has it done; a failure that was ordered comes halfway."""
+        """Receive a file, as `receive` sends it; an error of `fail_next` is raised halfway."""
         with open_source(local) as source:
             content = source.read()
         part, _, sha256, name, *_ = argv[4:]
@@ -77,28 +76,28 @@ class FakeTransport:
         return self._give_name(part, sha256, place)
 
     def _give_name(self, part: str, sha256: str, place: str) -> Completed:
-        """Rename a part that is right; says its hash."""
+        """Rename a part whose hash is right; prints the hash."""
         arrived = hashlib.sha256(self.files.get(part, b"")).hexdigest()
         if arrived == sha256:
             self.files[place] = self.files.pop(part)
         return _say(f"{arrived}\n")
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Write a kept file."""
+        """Copy a file of the device to `local`."""
         self._meet_failure("fetch", remote)
         if posixpath.normpath(remote) not in self.files:
             raise CommandFailed(f"fetching {remote}: no such file", hint="check that the path exists")
         local.write_bytes(self.files[posixpath.normpath(remote)])
 
     def free_bytes(self, folder: str) -> int:
-        """Give the capacity less everything kept."""
+        """Return the capacity minus the size of all files."""
         self._meet_failure("free_bytes", folder)
         if posixpath.normpath(folder) not in self.folders:
             raise CommandFailed(f"free space of {folder}: no such folder", hint="make the folder first")
         return self._room_bytes()
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +117,7 @@ class FakeTransport:
 
 
 def _paths(argv: Sequence[str]) -> list[str]:
-    """Find the operands of a command written as `name -options -- paths`, normalised."""
+    """Return the operands of a command written as `name -options -- paths`, normalised."""
     operands = argv[argv.index("--") + 1 :] if "--" in argv else argv[1:]
     return [posixpath.normpath(path) for path in operands]
 
@@ -182,7 +181,7 @@ def _name(device: FakeTransport, names: Sequence[str]) -> Completed:
     return _say("")
 
 
-# The scripts that copying and leases run, known by their text.
+# The scripts that copying.py and lease.py run, recognised by their text.
 _SCRIPTS: dict[str, Callable[[FakeTransport, Sequence[str]], Completed]] = {
     LOOK: _look,
     TAKE: _take,
@@ -210,17 +209,17 @@ def _remove(device: FakeTransport, argv: Sequence[str]) -> Completed:
     return _say("")
 
 
-# What copying and the contract suite use; anything else is registered by the test that needs it.
+# The commands of copying.py and the contract suite; a test that needs others passes them as `handlers`.
 COMMANDS: dict[str, Handler] = {
     "true": lambda _, __: _say(""),
     "false": lambda _, __: Completed(code=1, stdout="", stderr=""),
-    "printf": lambda _, argv: _say("".join(argv[2:])),  # knows the format %s only
+    "printf": lambda _, argv: _say("".join(argv[2:])),  # supports only the format %s
     "cat": _cat,
     "sha256sum": _hash,
     "mkdir": _mkdir,
     "mv": _move,
     "sh": _run_script,
-    "find": lambda _, __: _say(""),  # nothing here ever grows old
+    "find": lambda _, __: _say(""),  # no file here ever grows old
     "rm": _remove,
     "sleep": lambda _, __: _say(""),
 }

@@ -1,8 +1,8 @@
-"""One folder on the device that says who measures there: `mkdir` is atomic, so only one host gets it.
+"""The lease: a folder on the device that says who measures there. `mkdir` is atomic, so only one host gets it.
 
-The folder holds one file named after its owner's token. Taking a dead owner's place is removing that very file:
-of all who try, one succeeds, and nobody can remove a newer owner's by mistake. Folder and file are made by one command,
-so that a link that breaks leaves both or none.
+The folder holds one file, named after its owner's token. To take over from a dead owner is to remove this file: only
+one of several hosts succeeds, and none can remove a newer owner's file by mistake. One command makes folder and file,
+so that a broken connection leaves both or none.
 """
 
 import os
@@ -21,15 +21,15 @@ from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, explain_failure, read_numbers, run_checked
 
 STALE_S = 30 * 60
-HELD = 17  # the script's word for "somebody has it"
-# The shell's own printf would not say why it could not write. A lease without a name would lock everybody out.
+HELD = 17  # the script's exit status when somebody holds the lease
+# `env printf`, because the built-in one does not say why it cannot write. A lease without a file would lock out all.
 NAME = 'env printf %s "$2" > "$3" && exit; rm -f -- "$3"; rmdir -- "$1"; exit 1'
 TAKE = f'mkdir -- "$1" || {{ [ -d "$1" ] && exit {HELD}; exit 1; }}; {NAME}'
 
 
 @record
 class Owner:
-    """Who holds a device; `namespace` tells apart containers that share a host name."""
+    """Who holds a device; `namespace` distinguishes containers that share a host name."""
 
     token: str
     host: str
@@ -39,7 +39,7 @@ class Owner:
 
 
 def describe_owner() -> Owner:
-    """Describe this process as an owner, with a token of its own."""
+    """Describe this process as an owner, with a new token."""
     return Owner(
         token=secrets.token_hex(8),
         host=socket.gethostname(),
@@ -51,7 +51,7 @@ def describe_owner() -> Owner:
 
 @record
 class Lease:
-    """The right to measure on a device; `stale_s` is how long one that nobody renews is respected."""
+    """The right to measure on a device; a lease that was not renewed for `stale_s` can be taken over."""
 
     device: Device
     folder: str
@@ -59,7 +59,7 @@ class Lease:
     stale_s: int = STALE_S
 
     def take(self, transport: Transport) -> None:
-        """Take the device, also from an owner who died or went silent, or raise TargetBusy."""
+        """Take the device, also from an owner that died or stopped renewing; TargetBusy if another owner holds it."""
         if not self._make(transport, TAKE):
             token = _read_token(transport, self.folder)
             if token != self.owner.token:
@@ -70,24 +70,24 @@ class Lease:
         _held.add(self.owner.token)
 
     def renew(self, transport: Transport) -> None:
-        """Put staleness off; TargetBusy where somebody took the device meanwhile."""
+        """Renew the lease; TargetBusy if somebody else has taken the device."""
         token = _read_token(transport, self.folder)
         if token != self.owner.token:
             raise self._busy(_read_owner(transport, self.folder, token))
         run_checked(transport, ["touch", "--", self.folder])
 
     def release(self, transport: Transport) -> None:
-        """Give the device back, unless it is no longer ours."""
+        """Release the device, unless another owner has taken it."""
         self.give_up()
         if _succeeds(transport, "rm", "--", self._note(self.owner.token)):
             _succeeds(transport, "rmdir", "--", self.folder)
 
     def give_up(self) -> None:
-        """Claim it no longer here: where the device cannot be told, whoever comes next from this host takes it."""
+        """Forget the lease in this process only: the next run of this host takes an unreachable device's lease over."""
         _held.discard(self.owner.token)
 
     def _make(self, transport: Transport, script: str) -> bool:
-        """Put our name on the lease; False where somebody has it."""
+        """Run a script that writes this owner's file; False if somebody holds the lease."""
         words = [self.folder, encode(self.owner), self._note(self.owner.token)]
         done = transport.run(["sh", "-c", script, "sh", *words], timeout_s=STEP_TIMEOUT_S)
         if done.code not in {0, HELD}:
@@ -103,7 +103,7 @@ class Lease:
         return f"{self.folder}/{token}.json"
 
     def _busy(self, owner: Owner | None) -> TargetBusy:
-        who = f"{owner.host}, process {owner.pid}, since {owner.since_utc}" if owner else "somebody unnamed"
+        who = f"{owner.host}, process {owner.pid}, since {owner.since_utc}" if owner else "an unknown owner"
         hint = f"wait for it to end; if nothing runs there any more, remove {self.folder} on the device"
         return TargetBusy(f"{self.device.name} is held by {who}", hint=hint)
 
@@ -113,21 +113,21 @@ def _succeeds(transport: Transport, *argv: str) -> bool:
 
 
 def _read_token(transport: Transport, folder: str) -> str | None:
-    """Read the owner's token; None where there is none (yet)."""
+    """Read the owner's token; None if there is none (yet)."""
     done = transport.run(["ls", "--", folder], timeout_s=STEP_TIMEOUT_S)
     names = [name.removesuffix(".json") for name in done.stdout.split() if name.endswith(".json")]
     return names[0] if len(names) == 1 else None
 
 
 def _read_owner(transport: Transport, folder: str, token: str | None) -> Owner | None:
-    """Read who the owner is; None where the file is gone or not whole."""
+    """Read the owner's file; None if it is gone or incomplete."""
     done = transport.run(["cat", "--", f"{folder}/{token}.json"], timeout_s=STEP_TIMEOUT_S)
     with suppress(InputError):
         return decode(Owner, done.stdout, where=folder) if done.code == 0 else None
     return None
 
 
-_held: set[str] = set()  # the tokens of this process's own leases: one that it lost the way to is nobody's
+_held: set[str] = set()  # the tokens of this process's own leases, except those that it gave up
 
 
 def _died_here(owner: Owner | None) -> bool:
@@ -139,7 +139,7 @@ def _died_here(owner: Owner | None) -> bool:
 
 
 def _age_s(transport: Transport, folder: str) -> int:
-    """Tell how long ago the lease was renewed, by the device's own clock; 0 where it is gone this moment."""
+    """Return how long ago the lease was renewed, by the device's own clock; 0 if it has just gone."""
     done = transport.run(["stat", "-c", "%Y", "--", folder], timeout_s=STEP_TIMEOUT_S)
     if done.code != 0:
         return 0

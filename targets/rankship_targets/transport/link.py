@@ -1,4 +1,4 @@
-"""A connection that is made anew when it breaks, a bounded number of times, and counts that."""
+"""A connection that is opened again when it breaks, a limited number of times, and counts its retries."""
 
 import time
 from collections.abc import Callable
@@ -11,16 +11,17 @@ from rankship_targets.transport.protocol import Transport
 RETRIES = 2
 PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
-# How long a device may be away while a run goes on there without us: a cable is put back, a board boots.
+# How long a device may be unreachable while a run goes on there: a cable is put back, a board boots.
 PATIENCE_S = 90.0
 
 T = TypeVar("T")
 
 
 class Link:
-    """One device's transport, opened on first use; `retries` counts everything that had to be tried again.
+    """One device's transport, opened on first use; `retries` counts all steps that were tried again.
 
-    Once a call's tries are spent on the way itself, later calls (a session's way out) get one each, until one succeeds.
+    After a call has used up its tries on a broken connection, later calls (a session's clean-up) get one try each,
+    until one succeeds.
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class Link:
         self._gone = False
 
     def call(self, step: Callable[[Transport], T], *, retry_timeouts: bool = True, patient: bool = False) -> T:
-        """Do one step, again over a new connection where the old one broke; a reboot ends it.
+        """Run one step, and again over a new connection if the old one broke; a reboot is not retried.
 
-        Long work must not be repeated after a timeout or its agent's death (`retry_timeouts=False`): its limit was
-        generous already. `patient` waits PATIENCE_S for a device that cannot be reached any more, and tells so.
+        Long work is not repeated after a timeout or its agent's death (`retry_timeouts=False`): its limit was generous.
+        With `patient`, waits PATIENCE_S for a device that cannot be reached any more, and reports this.
         """
         transient = (ConnectionLost, TargetTimeout, AgentDied) if retry_timeouts else (ConnectionLost,)
         for _ in range(0 if self._gone else RETRIES):
@@ -60,7 +61,7 @@ class Link:
         return result
 
     def _await_return(self) -> None:
-        """Connect anew, trying until the patience is spent."""
+        """Connect again, trying for PATIENCE_S."""
         deadline, pause_s = time.monotonic() + PATIENCE_S, PAUSE_S
         while True:
             try:
@@ -79,7 +80,7 @@ class Link:
             time.sleep(pause_s)
 
     def close(self) -> None:
-        """End the connection; the next call opens another."""
+        """Close the connection; the next call opens another."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()

@@ -1,4 +1,4 @@
-"""The machine itself as a device: commands in process groups of their own, files by copy."""
+"""The host as a device: commands run in process groups of their own, files are copied."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def open_local(device: Device) -> "LocalTransport":  # noqa: ARG001 - every open
 
 
 class LocalTransport:
-    """Runs on this host; relative paths start at `home`, the user's home folder unless given."""
+    """Runs on this host; relative paths start at `home`, by default the user's home directory."""
 
     def __init__(self, home: Path | None = None) -> None:
         self._home = home or Path.home()
@@ -55,7 +55,7 @@ class LocalTransport:
         return Completed(code=_shell_code(process), stdout=stdout.decode(errors="replace"), stderr=text)
 
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
-        """Give stdout line by line while the command runs."""
+        """Yield stdout line by line while the command runs."""
         with TemporaryFile() as stderr:
             try:
                 with self._start(argv, stderr) as process:
@@ -74,7 +74,7 @@ class LocalTransport:
         timeout_s: float,
         on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
-        """Run a command that takes a file, or what follows `offset` in it."""
+        """Run a command with a file as its stdin, from `offset` on."""
         with open_source(local) as source:
             os.lseek(source.fileno(), offset, os.SEEK_SET)
             done = self._run(argv, timeout_s, source)
@@ -83,7 +83,7 @@ class LocalTransport:
         return done
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Copy a file from its place."""
+        """Copy a file to `local`."""
         try:
             with _copying(remote, str(local)):
                 shutil.copyfile(self._home / remote, local)
@@ -92,12 +92,12 @@ class LocalTransport:
             raise
 
     def free_bytes(self, folder: str) -> int:
-        """Bytes that this user may still write there."""
+        """Return the bytes that this user can still write there."""
         with _copying("free space", folder):
             return shutil.disk_usage(self._home / folder).free
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +111,7 @@ class LocalTransport:
     def _start(
         self, argv: Sequence[str], stderr: IO[bytes], stdin: IO[bytes] | int = subprocess.DEVNULL
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a command; whoever leaves before its end takes its whole process group down."""
+        """Start a command; an error in the block kills its whole process group."""
         process = subprocess.Popen(
             list(argv),
             stdin=stdin,
@@ -129,7 +129,7 @@ class LocalTransport:
 
 
 def _read(process: subprocess.Popen[bytes], argv: Sequence[str], timeout_s: float) -> Iterator[bytes]:
-    """Chunks of stdout until the command has closed it and ended; TargetTimeout after `timeout_s`."""
+    """Yield stdout until the command has closed it and ended; TargetTimeout after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     if process.stdout is None:  # it was opened as a pipe
         return
@@ -144,7 +144,7 @@ def _read(process: subprocess.Popen[bytes], argv: Sequence[str], timeout_s: floa
         process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         message = f"{argv[0]} did not end within {timeout_s:g} s"
-        raise TargetTimeout(message, hint="it was ended; see whether the machine is overloaded") from None
+        raise TargetTimeout(message, hint="it was killed; check whether the machine is overloaded") from None
 
 
 def _await_readable(descriptor: int, deadline: float) -> None:
@@ -178,4 +178,4 @@ def _copying(source: str, target: str) -> Iterator[None]:
         yield
     except OSError as failure:
         message = f"copying {source} to {target}: {failure.strerror}"
-        raise name_refusal(message, hint="check that both paths exist and may be read and written") from None
+        raise name_refusal(message, hint="check that both paths exist and that you may read and write them") from None

@@ -1,8 +1,8 @@
-"""One command that takes a file in: what comes is hashed on the device, compared, and only then given its name.
+"""One command that receives a file on the device: it hashes the content, compares, and only then renames the file.
 
-Where the device has a Python, it hashes while the bytes come; elsewhere its shell hashes what lies there afterwards.
-Content is on the disk before it has its name, and the name before the command ends: what was said to have arrived is
-there after a power cut, and a name never stands for a file without its content.
+If the device has Python, it hashes while the bytes arrive; otherwise the shell hashes the file afterwards. The content
+is flushed to disk before the renaming, and the new name before the command ends: after a power cut, a file that was
+reported as arrived is there, and no name belongs to a file without its content.
 """
 
 import posixpath
@@ -13,11 +13,11 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import CommandFailed, ConnectionLost
 from rankship_targets.transport.protocol import SIGNALLED, STEP_TIMEOUT_S, Transport, name_refusal
 
-SLOWEST_LINK_BYTES_PER_S = 500_000  # a poor wireless link; slower than this counts as hung
+SLOWEST_LINK_BYTES_PER_S = 500_000  # a poor wireless network; slower than this counts as hung
 SLOWEST_DISK_BYTES_PER_S = 5_000_000  # a worn SD card, read or hashed
-PYTHON_FROM_BYTES = 1 << 22  # of a smaller file the hash takes less time than an interpreter's start
-# Every byte goes to its own place and nothing is cut off before the end: a receiver of a broken link that lives on, or
-# another host's, writes the same bytes to the same places of this part.
+PYTHON_FROM_BYTES = 1 << 22  # hashing a smaller file takes less time than starting the interpreter
+# Every byte is written at its own offset and nothing is truncated before the end: a receiver that outlives its
+# connection, or another host's receiver, writes the same bytes at the same offsets of this part.
 _RECEIVER = """
 import hashlib, os, sys
 part, offset, expected, place, folder = sys.argv[1], int(sys.argv[2]), *sys.argv[3:6]
@@ -33,7 +33,7 @@ try:
         while rest:
             rest = rest[os.write(file, rest):]
         fresh += size
-        if fresh >= 1 << 23:  # the disk writes while the link brings more, instead of all of it at the end
+        if fresh >= 1 << 23:  # makes the disk write while more bytes arrive, instead of all at the end
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             fresh = 0
     if known.hexdigest() == expected:
@@ -45,16 +45,16 @@ try:
 except OSError as failure:
     sys.exit(f"{failure.filename or part}: {failure.strerror}")
 """
-# Words: the part, how much of it is right, the hash of the whole, its name, the name's folder, the receiver or nothing.
+# Arguments: the part, its bytes that are right, the hash of the whole, the target, its folder, the receiver or "".
 RECEIVE = (
     "LC_ALL=C; export LC_ALL; "
     'if [ -d "$4" ]; then echo "$4: Is a directory" >&2; exit 1; fi; '
     'if [ -n "$6" ] && command -v python3 >/dev/null; then python3 -I -S -c "$6" "$@"; code=$?; '
-    "case $code in 126|127) ;; *) exit $code ;; esac; fi; "  # one that does not start has taken nothing
+    "case $code in 126|127) ;; *) exit $code ;; esac; fi; "  # a Python that does not start has read nothing
     'if [ "$2" = 0 ]; then cat > "$1"; else cat >> "$1"; fi || exit; '
-    # Of a part that another host gave its name meanwhile, nothing is left: the caller looks again.
+    # Another host may have renamed the part meanwhile: then the hash is that of nothing, and the caller checks again.
     'sum=$(sha256sum < "$1" || sha256sum < /dev/null); sum=${sum%% *}; '
-    # A `sync` that knows no names (toybox) writes out everything.
+    # A `sync` that takes no names (toybox) flushes everything.
     'if [ "$sum" = "$3" ]; then sync -- "$1" && mv -f -- "$1" "$4" && sync -- "$5" || exit; fi; echo "$sum"'
 )
 
@@ -69,9 +69,9 @@ def receive(
     place: str,
     on_progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Send what follows `offset` to the end of `part`, and have it renamed to `place` where its hash is right.
+    """Send the bytes from `offset` on to `part` and, if the hash of the whole is right, rename it to `place`.
 
-    Gives the SHA-256 (hex) of what arrived. ConnectionLost where the device's end was killed.
+    Returns the SHA-256 (hex) of what arrived. ConnectionLost if the receiver on the device was killed.
     """
     size = local.stat().st_size
     receiver = _RECEIVER if size >= PYTHON_FROM_BYTES else ""
@@ -79,21 +79,21 @@ def receive(
     done = transport.feed(argv, local, offset=offset, timeout_s=limit_copy_s(size), on_progress=on_progress)
     what = f"copying {local.name} to {place}"
     if done.code > SIGNALLED:
-        raise ConnectionLost(f"{what}: the device's end was killed", hint="see what ends processes there: `dmesg`")
+        raise ConnectionLost(f"{what}: the receiver on the device was killed", hint="`dmesg` there may say why")
     if done.code != 0:
-        raise name_refusal(f"{what}: {done.stderr.strip()}", hint="check that the path exists and may be written")
+        raise name_refusal(f"{what}: {done.stderr.strip()}", hint="check that the path exists and is writable")
     found = re.fullmatch(r"([0-9a-f]{64})\s*", done.stdout)
     if not found:
-        message = f"{what}: the device said {done.stdout[-200:]!r}, expected a hash"
-        raise CommandFailed(message, hint="what is `sha256sum` there?")
+        message = f"{what}: the device printed {done.stdout[-200:]!r}, expected a hash"
+        raise CommandFailed(message, hint="check the device's `sha256sum`")
     return found[1]
 
 
 def limit_hash_s(size_bytes: int) -> float:
-    """Give the longest that a device may take to hash so much."""
+    """Return the longest time that a device may take to hash this many bytes."""
     return STEP_TIMEOUT_S + size_bytes / SLOWEST_DISK_BYTES_PER_S
 
 
 def limit_copy_s(size_bytes: int) -> float:
-    """Give the longest that so much may be on its way and be hashed there."""
+    """Return the longest time that this many bytes may take to arrive and be hashed."""
     return limit_hash_s(size_bytes) + size_bytes / SLOWEST_LINK_BYTES_PER_S

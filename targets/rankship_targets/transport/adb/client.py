@@ -1,4 +1,4 @@
-"""The `adb` program of the Android platform tools: found, called with a limit, and what it says turned into errors."""
+"""Calls the `adb` program of the Android platform tools with a time limit, and turns its messages into errors."""
 
 import os
 import shutil
@@ -25,12 +25,12 @@ from rankship_targets.transport.protocol import Completed
 
 CALL_TIMEOUT_S = 20.0
 _TAIL_CHARACTERS = 500
-_CABLE = "see that the phone is on, its cable in and USB debugging allowed; `adb devices` lists what is there"
+_CABLE = "check that the phone is on, its cable in and USB debugging allowed; `adb devices` lists the phones it sees"
 _PROMPT = "unlock the phone and accept the prompt 'Allow USB debugging?' on its screen, then try again"
-_AGAIN = "the connection broke: see the cable or the network, then try again"
+_AGAIN = "the connection broke: check the cable or the network, then try again"
 _SERVER = "another program may hold the server's port: try `adb kill-server`, then `adb start-server`"
 _DETAILS = ("usb:", "product:", "model:", "device:", "transport_id:")
-# What adb says → what it means and what to do; the first that fits counts.
+# Text in adb's message → error class and hint; the first match counts.
 _FAULTS: tuple[tuple[str, type[TargetError], str], ...] = (
     ("No space left on device", NoSpace, "free space on the device or choose another workdir in the inventory"),
     ("Read-only file system", ReadOnly, "choose a workdir below /data/local/tmp in the inventory"),
@@ -53,7 +53,7 @@ _FAULTS: tuple[tuple[str, type[TargetError], str], ...] = (
 
 
 class Attached(NamedTuple):
-    """One line of `adb devices`: `state` is "device" where it may be used; `model` as the device says, or empty."""
+    """One line of `adb devices`: `state` is "device" if it can be used; `model` as the device reports it, or empty."""
 
     serial: str
     state: str
@@ -62,27 +62,27 @@ class Attached(NamedTuple):
 
 @record
 class AdbClient:
-    """How adb is called: the program, another server than this machine's usual one, and the device meant."""
+    """How to call adb: the program, the server if it is not this machine's usual one, and the device's serial."""
 
     program: str
     server: tuple[str, int] | None = None
     serial: str | None = None
 
     def argv(self, *words: str) -> list[str]:
-        """Give the whole command."""
+        """Return the whole command."""
         server = ["-H", self.server[0], "-P", str(self.server[1])] if self.server else []
         return [self.program, *server, *(["-s", self.serial] if self.serial else []), *words]
 
     def call(self, *words: str, timeout_s: float = CALL_TIMEOUT_S) -> Completed:
-        """Run adb to its end; TargetTimeout, and adb is ended, after `timeout_s`."""
-        # Files, not pipes: an adb server that adb starts may hold a pipe open for ever.
+        """Run adb to its end; after `timeout_s` adb is killed and TargetTimeout raised."""
+        # Files, not pipes: a server that adb starts may keep a pipe open forever.
         with TemporaryFile() as stdout, TemporaryFile() as stderr:
             process = subprocess.Popen(self.argv(*words), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
             try:
                 code = process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 message = f"`adb {words[0]}` did not end within {timeout_s:g} s"
-                raise TargetTimeout(message, hint=f"see whether the device answers; {_SERVER}") from None
+                raise TargetTimeout(message, hint=f"check whether the device answers; {_SERVER}") from None
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -95,7 +95,7 @@ class AdbClient:
 
 
 def open_client(device: Device) -> AdbClient:
-    """Find adb and have its server running; `device.host` and `port` name another server, which must run already."""
+    """Find adb and start its server; `device.host` and `port` name another server, which must already run."""
     server = (device.host, device.port) if device.host else None
     client = AdbClient(program=find_adb(), server=server, serial=device.serial)
     if server is None:
@@ -104,26 +104,26 @@ def open_client(device: Device) -> AdbClient:
 
 
 def find_adb() -> str:
-    """Find adb on PATH or below $ANDROID_HOME."""
+    """Return the path of adb, on PATH or below $ANDROID_HOME; Lacks if it is not there."""
     found = shutil.which("adb")
     homes = [os.environ.get(name) for name in ("ANDROID_HOME", "ANDROID_SDK_ROOT")]
     below = [str(path) for home in homes if home and os.access(path := Path(home, "platform-tools", "adb"), os.X_OK)]
     for program in ([found] if found else []) + below:
         return program
     message = "this machine lacks `adb`: it is neither on PATH nor in $ANDROID_HOME/platform-tools"
-    raise Lacks(message, hint="apt-get install adb, or install Android's platform tools")
+    raise Lacks(message, hint="run `apt-get install adb`, or install Android's platform tools")
 
 
 def ensure_server(client: AdbClient) -> None:
-    """Start this machine's adb server unless it runs."""
+    """Start this machine's adb server unless it is running."""
     done = client.call("start-server")
     if done.code != 0:
-        message = f"the adb server does not start: {show_end(done)}"
+        message = f"cannot start the adb server: {show_end(done)}"
         raise Unreachable(message, hint=_SERVER)
 
 
 def list_attached(client: AdbClient | None = None) -> tuple[Attached, ...]:
-    """List what the adb server sees, whatever its state."""
+    """List the devices that the adb server sees, in any state."""
     if client is None:
         client = AdbClient(program=find_adb())
         ensure_server(client)
@@ -135,17 +135,17 @@ def list_attached(client: AdbClient | None = None) -> tuple[Attached, ...]:
 
 
 def read_attached(line: str) -> Attached:
-    """Read one line of `adb devices -l`: serial, state (perhaps several words), then key:value pairs."""
+    """Parse one line of `adb devices -l`: serial, state (perhaps several words), then key:value pairs."""
     serial, *words = line.split()
     pairs = [word for word in words if word.startswith(_DETAILS)]
     details = dict(pair.split(":", 1) for pair in pairs)
-    # "no permissions (user in plugdev group; …); see [http://…]" and bus paths like "1-2" stand between.
+    # The state may be "no permissions (user in plugdev group; …); see [http://…]", a bus path like "1-2" may follow.
     state = " ".join(words[: words.index(pairs[0])] if pairs else words)
     return Attached(serial=serial, state=state, model=details.get("model", "").replace("_", " "))
 
 
 def explain(done: Completed, what: str) -> TargetError:
-    """Make the error for what adb could not do."""
+    """Return the error for a call of adb that failed."""
     said = show_end(done)
     for words, kind, hint in _FAULTS:
         if words in said:
@@ -154,6 +154,6 @@ def explain(done: Completed, what: str) -> TargetError:
 
 
 def show_end(done: Completed) -> str:
-    """Give the end of what adb said, on one line."""
+    """Return the end of adb's output, on one line."""
     lines: Sequence[str] = (done.stderr + "\n" + done.stdout).splitlines()
     return "; ".join(line.strip() for line in lines if line.strip())[-_TAIL_CHARACTERS:]

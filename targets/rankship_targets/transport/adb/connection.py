@@ -1,4 +1,4 @@
-"""A phone over adb: found by its serial, its build pinned in the inventory; files travel through commands."""
+"""A phone over adb: found by its serial, its build pinned in the inventory; files are copied through commands."""
 
 import os
 import re
@@ -29,7 +29,7 @@ __all__ = ["AdbTransport", "list_attached", "open_adb", "read_properties"]
 
 
 def open_adb(device: Device) -> "AdbTransport":
-    """Connect to a device; Unreachable, Unauthorised, ConnectionLost, AmbiguousDevice and others say why not."""
+    """Connect to a device; raises Unreachable, Unauthorised, ConnectionLost, AmbiguousDevice or another TargetError."""
     if not device.serial:
         raise InputError(f"{device.name}: an adb device needs its serial", hint="copy it from `adb devices`")
     client = open_client(device)
@@ -40,7 +40,7 @@ def open_adb(device: Device) -> "AdbTransport":
 
 
 class AdbTransport:
-    """Calls of adb, each with a limit of its own; relative paths start at /data/local/tmp."""
+    """Calls of adb, each with its own time limit; relative paths start at /data/local/tmp."""
 
     def __init__(self, client: AdbClient, device: Device) -> None:
         self._client = client
@@ -54,7 +54,7 @@ class AdbTransport:
             return Completed(code=done.code, stdout=stdout.decode(errors="replace"), stderr=done.stderr)
 
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
-        """Give stdout line by line while the command runs."""
+        """Yield stdout line by line while the command runs."""
         with self._limiting(argv[0], timeout_s), AdbCommand(self._client, argv, timeout_s) as command:
             yield from split_lines(command.chunks())
             done = command.done()
@@ -70,7 +70,7 @@ class AdbTransport:
         timeout_s: float,
         on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
-        """Run a command that takes a file, or what follows `offset` in it."""
+        """Run a command with a file as its stdin, from `offset` on."""
         with open_source(local) as source, self._limiting(f"sending {local.name}", timeout_s):
             os.lseek(source.fileno(), offset, os.SEEK_SET)
             with AdbCommand(self._client, argv, timeout_s, source, on_progress) as command:
@@ -79,7 +79,7 @@ class AdbTransport:
                 return Completed(code=done.code, stdout=stdout.decode(errors="replace"), stderr=done.stderr)
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Copy a file from the device, as its `cat` gives it, under another name until it is whole."""
+        """Copy a file from the device through `cat`, under a temporary name until it is complete."""
         what, target = f"fetching {remote}", local.resolve()
         part = target.with_name(f".{secrets.token_hex(4)}.part")
         try:
@@ -93,22 +93,22 @@ class AdbTransport:
                     command.put_off(STEP_TIMEOUT_S)
                 done = command.done()
             if done.code > SIGNALLED:
-                raise ConnectionLost(f"{what}: the device's end was killed", hint="`dmesg` there may say by whom")
+                raise ConnectionLost(f"{what}: `cat` on the device was killed", hint="`dmesg` there may say why")
             if done.code != 0:
                 raise explain_failure([what], done.code, done.stderr)
             part.replace(target)
         except OSError as failure:
             message = f"{what} to {local}: {failure.strerror}"
-            raise CommandFailed(message, hint="check that the local folder may be written") from None
+            raise CommandFailed(message, hint="check that the local folder is writable") from None
         finally:
             part.unlink(missing_ok=True)
 
     def free_bytes(self, folder: str) -> int:
-        """Bytes that the shell user may still write below `folder`."""
+        """Return the bytes that the shell user can still write below `folder`."""
         return read_free_bytes(self, folder)
 
     def close(self) -> None:
-        """There is nothing to end: each call was a connection of its own, and the server's is shared."""
+        """Do nothing: each call had its own connection, and the server is shared."""
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +124,7 @@ class AdbTransport:
             yield
         except TimeoutError:
             message = f"{self._device.name} ({self._device.serial}): {what} did not end within {timeout_s:g} s"
-            raise TargetTimeout(message, hint="see whether the device is overloaded or the link hangs") from None
+            raise TargetTimeout(message, hint="check whether the device is overloaded or its link hangs") from None
 
 
 def read_properties(transport: AdbTransport) -> dict[str, str]:

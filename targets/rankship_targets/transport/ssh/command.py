@@ -1,4 +1,4 @@
-"""One command over one SSH channel: both outputs drained at once, and a way to end it from outside."""
+"""One command over one SSH channel: stdout and stderr are read at the same time, and it can be killed from outside."""
 
 import re
 import shlex
@@ -17,10 +17,10 @@ _CHUNK = 1 << 16
 _FED_BYTES = 1 << 17
 _KILL_TIMEOUT_S = 5.0
 _LONGEST_HEAD_BYTES = 4096
-# The shell first says its process group, so that another channel can end everything that the command started:
-# closing a channel ends nothing. It stays as parent, so that a signal's death comes back as 128+n. Messages are asked
-# for in English, because some are understood ("Read-only file system"); nothing else of the locale changes.
-# qemu's user emulation tells a program that its own group is 0, but not what a child reads of it.
+# The shell first prints its process group, so that another channel can kill everything that the command started:
+# closing a channel kills nothing. It stays as the parent, so that death by signal n comes back as 128+n. Messages are
+# in English, because some are parsed ("Read-only file system"); the rest of the locale stays.
+# qemu's user emulation shows a program 0 as its own group, but shows a child the right one.
 _READ_GROUP = "read -r a b c d group e < /proc/$$/stat"
 _WRAPPER = (
     f'export LC_MESSAGES=C; {_READ_GROUP}; [ "$group" != 0 ] || group=$({_READ_GROUP}; echo "$group"); '
@@ -29,7 +29,7 @@ _WRAPPER = (
 
 
 def end_link(link: paramiko.Transport) -> None:
-    """Close a connection, also one through a jump host that is gone already."""
+    """Close a connection, also one through a jump host that is already gone."""
     with suppress(paramiko.SSHException, EOFError, OSError):
         link.close()
 
@@ -37,7 +37,7 @@ def end_link(link: paramiko.Transport) -> None:
 def start_channel(
     link: paramiko.Transport, request: Callable[[paramiko.Channel], None], timeout_s: float
 ) -> paramiko.Channel:
-    """Open a channel and make its one request; the library would wait for the answer for ever, so the link is cut."""
+    """Open a channel and send its request; closes the connection after `timeout_s`, as paramiko would wait forever."""
     cut = Timer(timeout_s, end_link, (link,))
     cut.daemon = True
     cut.start()
@@ -50,7 +50,7 @@ def start_channel(
 
 
 class SshCommand:
-    """A running command, whose stdin is empty unless it is `fed`; whoever leaves before its end ends its process group.
+    """A running command, whose stdin is empty unless `fed`; leaving the block before its end kills its process group.
 
     Raises TimeoutError when `timeout_s` passes, EOFError when the connection breaks.
     """
@@ -80,7 +80,7 @@ class SshCommand:
             self._kill(self._group)
 
     def chunks(self) -> Iterator[bytes]:
-        """Stdout as it comes, until the command has ended."""
+        """Yield stdout as it comes, until the command has ended."""
         yield self._read_group() if self._group is None else self._rest
         while chunk := self._receive():
             yield chunk
@@ -92,15 +92,15 @@ class SshCommand:
         self._ended = True
 
     def feed(self, source: BinaryIO, patience_s: float, on_progress: Callable[[int], None] | None) -> None:
-        """Give the command the rest of `source`, unless it ends before; TimeoutError where nothing moves so long."""
-        self._rest = self._read_group()  # so that it can be ended
+        """Send the rest of `source`, unless the command ends before; TimeoutError without progress in `patience_s`."""
+        self._rest = self._read_group()  # so that it can be killed
         while chunk := source.read(_FED_BYTES):
             self._channel.settimeout(min(patience_s, self._left_s()))
             try:
                 self._channel.sendall(chunk)
             except TimeoutError:
                 raise
-            except OSError:  # the channel is closed: the command's status, or the broken connection, says why
+            except OSError:  # the channel is closed: the command's status, or the broken connection, explains it later
                 return
             if on_progress:
                 on_progress(source.tell())
@@ -108,19 +108,19 @@ class SshCommand:
             self._channel.shutdown_write()
 
     def put_off(self, timeout_s: float) -> None:
-        """Count the limit from now on."""
+        """Move the deadline to `timeout_s` from now."""
         self._deadline = time.monotonic() + timeout_s
 
     def code(self) -> int:
-        """Tell the exit status, once `chunks` is exhausted."""
+        """Return the exit status, once `chunks` is exhausted."""
         return self._channel.exit_status
 
     def stderr(self) -> str:
-        """Give everything said on stderr, once `chunks` is exhausted."""
+        """Return all of stderr, once `chunks` is exhausted."""
         return self._errors.decode(errors="replace")
 
     def _read_group(self) -> bytes:
-        """Read the shell's first line; gives the stdout that came after it."""
+        """Read the shell's first line; returns the stdout that came after it."""
         head = b""
         while b"\n" not in head and len(head) < _LONGEST_HEAD_BYTES:
             chunk = self._receive()
@@ -140,7 +140,7 @@ class SshCommand:
         return max(0.001, self._deadline - time.monotonic())
 
     def _read_stderr(self) -> None:
-        # The main thread sets the channel's timeout for its own reads; here a timeout means "look again".
+        # The main thread sets the channel's timeout for its own reads; here a timeout means to read again.
         while True:
             try:
                 chunk = self._channel.recv_stderr(_CHUNK)
@@ -161,9 +161,9 @@ class SshCommand:
 
 
 def read_group(head: bytes) -> tuple[int, bytes]:
-    """Split what a shell said first into its process group and what the command itself said."""
+    """Split a shell's first output into its process group and the command's own output."""
     line, newline, rest = head.partition(b"\n")
     if not newline or not re.fullmatch(rb"[1-9][0-9]{0,9}", line):
-        message = f"the login shell says {line[:80]!r} before any command runs"
+        message = f"the login shell prints {line[:80]!r} before any command runs"
         raise CommandFailed(message, hint="keep ~/.bashrc silent for non-interactive shells on the device")
     return int(line), rest

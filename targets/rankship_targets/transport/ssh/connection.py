@@ -1,4 +1,4 @@
-"""A device over SSH: the host key pinned in the inventory; commands, and files through commands, over channels."""
+"""A device over SSH: its host key is pinned in the inventory; commands run over channels, files through commands."""
 
 import logging
 import socket
@@ -34,21 +34,21 @@ from rankship_targets.transport.ssh.route import CONNECT_TIMEOUT_S, describe_add
 
 KEEPALIVE_S = 15
 
-logging.getLogger("paramiko").addHandler(logging.NullHandler())  # its news reach the user as our errors
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # the user sees its errors as this module's
 
 
 def open_ssh(device: Device) -> "SshTransport":
-    """Connect to a device; AuthError, HostKeyChanged and Unreachable say why not."""
+    """Connect to a device; raises AuthError, HostKeyChanged or Unreachable."""
     return SshTransport(device)
 
 
 class SshTransport:
-    """One authenticated connection; relative paths start at the login folder."""
+    """One authenticated connection; relative paths start at the home directory."""
 
     def __init__(self, device: Device) -> None:
         self._where = describe_address(device)
         self._jump: SshTransport | None = None
-        self._client = paramiko.SSHClient()  # it knows no host but ours: no known_hosts file is read
+        self._client = paramiko.SSHClient()  # it knows only this host: no known_hosts file is read
         try:
             self._connect(device)
         except BaseException:
@@ -62,12 +62,12 @@ class SshTransport:
             return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())
 
     def stream(self, argv: Sequence[str], *, timeout_s: float) -> Generator[str, None, None]:
-        """Give stdout line by line while the command runs."""
+        """Yield stdout line by line while the command runs."""
         link = self._link()
         with (
             self._explaining(argv[0], timeout_s),
             SshCommand(link, argv, timeout_s) as command,
-            watching(link, KEEPALIVE_S),  # a server that was stopped still has a kernel that answers for it
+            watching(link, KEEPALIVE_S),  # the kernel still answers for a server that was stopped
         ):
             yield from split_lines(command.chunks())
             check_end(argv[0], command)
@@ -81,7 +81,7 @@ class SshTransport:
         timeout_s: float,
         on_progress: Callable[[int], None] | None = None,
     ) -> Completed:
-        """Run a command that takes a file, or what follows `offset` in it."""
+        """Run a command with a file as its stdin, from `offset` on."""
         link = self._link()
         with open_source(local) as source, self._explaining(f"sending {local.name}", timeout_s):
             source.seek(offset)
@@ -91,7 +91,7 @@ class SshTransport:
                 return Completed(code=command.code(), stdout=stdout.decode(errors="replace"), stderr=command.stderr())
 
     def fetch(self, remote: str, local: Path) -> None:
-        """Copy a file from the device, as its `cat` gives it: the library's SFTP reads in a thread that dies loudly."""
+        """Copy a file from the device through `cat`: paramiko's SFTP reads in a thread that prints tracebacks."""
         argv = ["cat", "--", remote]
         try:
             with (
@@ -103,25 +103,25 @@ class SshTransport:
                     target.write(chunk)
                     command.put_off(STEP_TIMEOUT_S)
                 if command.code() > SIGNALLED:
-                    raise EOFError("the device's end was killed")  # noqa: TRY301 - as a broken connection shows
+                    raise EOFError("`cat` on the device was killed")  # noqa: TRY301 - as a broken connection shows
                 check_end(f"fetching {remote}", command)
         except BaseException:
             local.unlink(missing_ok=True)
             raise
 
     def free_bytes(self, folder: str) -> int:
-        """Bytes that the login user may still write below `folder`."""
+        """Return the bytes that the login user can still write below `folder`."""
         return read_free_bytes(self, folder)
 
     def close(self) -> None:
-        """End the connection, and the one to the jump host."""
-        with suppress(paramiko.SSHException, EOFError, OSError):  # where the jump host went first
+        """Close the connection, and the one to the jump host."""
+        with suppress(paramiko.SSHException, EOFError, OSError):  # if the jump host is already gone
             self._client.close()
         if self._jump is not None:
             self._jump.close()
 
     def open_tunnel(self, host: str, port: int) -> paramiko.Channel:
-        """Reach another host's port from this device."""
+        """Open a channel from this device to another host's port."""
         return dig(self._where, self._link(), host, port, CONNECT_TIMEOUT_S)
 
     def __enter__(self) -> Self:
@@ -160,12 +160,12 @@ class SshTransport:
     def _link(self) -> paramiko.Transport:
         link = self._client.get_transport()
         if link is None or not link.is_active():
-            raise ConnectionLost(f"{self._where}: the connection is gone", hint="see whether the device is up")
+            raise ConnectionLost(f"{self._where}: the connection is gone", hint="check whether the device is up")
         return link
 
     @contextmanager
     def _connecting(self) -> Iterator[None]:
-        """Call it unreachable, whatever ends a connection before it is one."""
+        """Turn every connection error and timeout during connecting into Unreachable."""
         try:
             with self._explaining("connecting", CONNECT_TIMEOUT_S):
                 yield
@@ -176,7 +176,7 @@ class SshTransport:
 
     @contextmanager
     def _explaining(self, what: str, timeout_s: float) -> Iterator[None]:
-        """Turn the library's and the system's errors into ours."""
+        """Turn errors of paramiko and the system into TargetErrors."""
         try:
             yield
         except paramiko.BadHostKeyException as failure:
@@ -184,32 +184,32 @@ class SshTransport:
         except paramiko.AuthenticationException as failure:
             if "timeout" in str(failure).lower():
                 message = f"{self._where}: the login did not end within {CONNECT_TIMEOUT_S:g} s"
-                raise TargetTimeout(message, hint="see whether the device is overloaded") from None
-            hint = "check user and key_file; the public key must stand in ~/.ssh/authorized_keys on the device"
+                raise TargetTimeout(message, hint="check whether the device is overloaded") from None
+            hint = "check user and key_file; the public key must be in ~/.ssh/authorized_keys on the device"
             raise AuthError(f"{self._where} refused the login: {failure}", hint=hint) from None
         except TimeoutError:
             message = f"{self._where}: {what} did not end within {timeout_s:g} s"
-            raise TargetTimeout(message, hint="see whether the device is overloaded or the network slow") from None
+            raise TargetTimeout(message, hint="check whether the device is overloaded or the network slow") from None
         except (paramiko.SSHException, EOFError, ConnectionError) as failure:
             if "No authentication methods" in str(failure):
-                message = f"{self._where} was offered no key: the SSH agent holds none and there is no usual file"
-                raise AuthError(message, hint="`ssh-add KEY`, or name key_file in the inventory") from None
+                message = f"{self._where}: no key to log in with: none in the SSH agent, none in the usual files"
+                raise AuthError(message, hint="run `ssh-add KEY`, or name key_file in the inventory") from None
             raise self._lost(what, failure) from None
         except OSError as failure:
             link = self._client.get_transport()
             if link is None or not link.is_active():
                 raise self._lost(what, failure) from None
             message = f"{self._where}: {what}: {failure.strerror or failure}"
-            raise CommandFailed(message, hint="check that the path exists and may be written") from None
+            raise CommandFailed(message, hint="check that the path exists and is writable") from None
 
     def _lost(self, what: str, failure: BaseException) -> ConnectionLost:
         message = f"{self._where}: connection lost while {what}: {str(failure) or type(failure).__name__}"
-        return ConnectionLost(message, hint="see whether the device is up and sshd listens on that port")
+        return ConnectionLost(message, hint="check whether the device is up and sshd listens on that port")
 
 
 @contextmanager
 def _cutting(link: paramiko.Transport) -> Iterator[None]:
-    """Cut a connection whose answer did not come in time: what is on its way over it would come later."""
+    """Close a connection whose answer did not come in time: bytes on their way would still arrive later."""
     try:
         yield
     except TimeoutError:
@@ -218,7 +218,7 @@ def _cutting(link: paramiko.Transport) -> Iterator[None]:
 
 
 def check_end(what: str, command: SshCommand) -> None:
-    """Raise what a command's own words say where it ended otherwise than well."""
+    """Raise the error for a command that failed, with its stderr."""
     if command.code() != 0:
         raise explain_failure([what], command.code(), command.stderr())
 
@@ -226,7 +226,7 @@ def check_end(what: str, command: SshCommand) -> None:
 def open_way(device: Device) -> tuple[SshTransport | None, socket.socket | paramiko.Channel]:
     """Open the stream to the device's SSH port, and the connection to the jump host that carries it, if there is one.
 
-    Whoever gets them closes both.
+    The caller closes both.
     """
     host, where = device.host or "", describe_address(device)
     if device.via is None:
@@ -246,7 +246,7 @@ def _make_link(
     disabled_algorithms: Mapping[str, Iterable[str]] | None = None,
     **_: bool,
 ) -> paramiko.Transport:
-    """Prefer the ciphers that authenticate by themselves: a separate MAC costs this library a quarter of its time."""
+    """Make a connection that prefers AEAD ciphers (GCM): a separate MAC costs paramiko a quarter of its time."""
     link = paramiko.Transport(connection, disabled_algorithms=disabled_algorithms)
     options = link.get_security_options()
     options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)

@@ -1,4 +1,4 @@
-"""The host key an inventory pins and the refusal of any other; the user's own key."""
+"""The host key that the inventory pins, the refusal of any other key, and the user's private key."""
 
 import base64
 from pathlib import Path
@@ -12,7 +12,7 @@ SSH_PORT = 22
 
 
 class PinnedKey(paramiko.MissingHostKeyPolicy):
-    """One device's expected public key; as the library's policy it refuses keys of every other type."""
+    """One device's expected public key; as paramiko's policy for missing keys, it refuses keys of other types."""
 
     def __init__(self, where: str, text: str) -> None:
         self._where = where
@@ -21,7 +21,7 @@ class PinnedKey(paramiko.MissingHostKeyPolicy):
             self.key = paramiko.PKey.from_type_string(kind, base64.b64decode(blob, validate=True))
         except (ValueError, paramiko.SSHException, UnknownKeyType) as failure:
             hint = "copy type and key from the board's /etc/ssh/ssh_host_ed25519_key.pub"
-            raise InputError(f"{where}: host_key is no public key: {failure}", hint=hint) from None
+            raise InputError(f"{where}: host_key is not a public key: {failure}", hint=hint) from None
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
         """Refuse a key of another type than the pinned one."""
@@ -29,7 +29,7 @@ class PinnedKey(paramiko.MissingHostKeyPolicy):
 
 
 def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostKeyChanged:
-    """Make the error that shows both fingerprints."""
+    """Return the error that shows both fingerprints."""
     message = f"{where} shows host key {_show(shown)}, the inventory pins {_show(pinned)}"
     hint = (
         "if the board was set up anew, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its own "
@@ -39,23 +39,23 @@ def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostK
 
 
 def read_private_key(where: str, path: Path) -> paramiko.PKey:
-    """Read the user's private key; its content is never part of a message."""
+    """Read the user's private key; its content never appears in a message."""
     path = path.expanduser()
     try:
         return paramiko.PKey.from_path(path)
     except OSError as failure:
         message = f"{where}: no key file {path}: {failure.strerror}"
         raise InputError(message, hint="correct key_file in the inventory") from None
-    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: the cryptography library's word for it
-        hint = f"`ssh-add {path}`, and leave key_file out of the inventory: then the SSH agent is asked"
+    except (paramiko.PasswordRequiredException, TypeError):  # TypeError: the same from the cryptography library
+        hint = f"run `ssh-add {path}` and remove key_file from the inventory, so that the SSH agent is used"
         raise AuthError(f"{where}: the key file {path} needs a passphrase", hint=hint) from None
     except (ValueError, UnknownKeyType, paramiko.SSHException):
-        message = f"{where}: {path} holds no private key that can be read"
+        message = f"{where}: {path} is not a readable private key"
         raise InputError(message, hint="name the private key, not the .pub file beside it") from None
 
 
 def name_host(host: str, port: int) -> str:
-    """Write an address the way SSH looks hosts up."""
+    """Return an address as SSH writes it in known_hosts."""
     return host if port == SSH_PORT else f"[{host}]:{port}"
 
 

@@ -181,10 +181,10 @@ def test_refusals_are_named_by_the_devices_own_words() -> None:
 @pytest.mark.parametrize("said", ["garbage\n", "0" * 63 + "  a\n", "0" * 64 + "  other\n", "", "\n\n"])
 def test_another_sha256sum_than_expected_is_an_error_and_no_hash(said: str) -> None:
     with FakeTransport({"sha256sum": lambda _, __: Completed(code=0, stdout=said, stderr="")}) as fake:
-        with pytest.raises(CommandFailed, match="sha256sum on the device said"):
+        with pytest.raises(CommandFailed, match="sha256sum on the device printed"):
             hash_many(fake, ["a", "b"])
         if "other" not in said:  # alone, the name is not read
-            with pytest.raises(CommandFailed, match="sha256sum on the device said"):
+            with pytest.raises(CommandFailed, match="sha256sum on the device printed"):
                 hash_remote(fake, "a")
 
 

@@ -42,7 +42,7 @@ def test_stale_lease_of_another_host_is_taken_over_and_a_fresh_one_is_not(local:
 
 def test_lease_without_a_name_is_respected_until_stale(local: Device) -> None:
     Path(local.workdir, "lease").mkdir(parents=True)
-    with pytest.raises(TargetBusy, match="unnamed"), open_session(local):
+    with pytest.raises(TargetBusy, match="unknown owner"), open_session(local):
         pass
     age_lease(local)
     with open_session(local):
