@@ -20,6 +20,8 @@ TESTS := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist 
 # Python compiles what it imports as it goes: compiling all 24,000 files here would take most of the set-up's time.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
+export OMP_WAIT_POLICY := passive
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where one of these is missing its package is installed; where it cannot be, the tests that need it are skipped by name.
 # program or file|Debian packages|why
@@ -120,13 +122,14 @@ $(INSTALLED): $(USERS)
 	touch $@; \
 	echo "that took $$((SECONDS - start)) s"
 
-# MLflow's requirements contradict those of the tflite extra. Nothing that is tested there needs torch, the largest part.
+# MLflow needs a newer typing_extensions than the tflite extra allows. The export needs neither torch nor a runtime, the
+# largest parts, so they are left out.
 $(MLFLOW)/.installed: pyproject.toml
 	@start=$$SECONDS; set -e; \
 	echo "setting up $(MLFLOW), for the export to MLflow"; \
 	$(PYTHON) -m venv $(MLFLOW); \
+	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(MLFLOW_NEEDS); \
 	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --editable .; \
-	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $$($(BIN)/python tests/mlflow_needs.py); \
 	touch $@; \
 	echo "that took $$((SECONDS - start)) s"
 

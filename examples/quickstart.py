@@ -20,9 +20,9 @@ order = torch.randperm(len(images))
 training, testing = order[:1400], order[1400:]
 
 model = nn.Sequential(
-    *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-    *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
-    *(nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10)),
+    *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+    *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten()),
+    *(nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10)),
 )
 optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
 for _ in range(6):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from make.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 from make.ssh_servers import CONFIGURATION, SSHD, SshServer, start_server
 from rankship_pipeline.foundation.errors import RankshipError
 from rankship_targets.devices.device import Device

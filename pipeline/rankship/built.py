@@ -1,6 +1,7 @@
 """A compressed model as files that devices run, each proven to compute what torch computes."""
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,10 @@ class Built:
     def recipe(self) -> Recipe:
         """The recipe that was built."""
         return self.origin.recipe
+
+    def to_recipe(self, folder: str | os.PathLike[str] | None = None, *, factory: object = None) -> Recipe:
+        """The recipe with these formats, or one whose files are written to `folder`; see `Compressed.to_recipe`."""
+        return self.origin.write_recipe(folder, factory)
 
     def find(self, format: Format, variant: Variant = "compressed") -> Path:  # noqa: A002 - the field's word
         """The file of one variant in one format; of models with heads, the backbone's."""
@@ -101,6 +106,11 @@ def export(
         ('compressed.onnx', 1.0)
 
     """
+    if not isinstance(model, Compressed):
+        raise InputError(
+            f"a {type(model).__name__} cannot be exported as it is",
+            hint="export what compress gives; compress(model, data, kept_parameters=1.0) leaves every layer whole",
+        )
     folder = Path(to)
     ensure_writable(folder, "to")
     tables = {"export": choose_formats(formats), "parity": parity or ParityChoice()}
@@ -118,7 +128,7 @@ def run(
     store: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Built:
-    """Build a recipe and prove every file, as `rankship build` and `rankship verify` do; `measure` takes the result.
+    r"""Build a recipe and prove every file, as `rankship build` and `rankship verify` do; `measure` takes the result.
 
     Args:
         recipe: A `Recipe`, or the path of its file.
@@ -134,16 +144,17 @@ def run(
         BuildError: A file could not be made, or does not compute what torch computes.
 
     Example:
+        >>> import torch
+        >>> from pathlib import Path
         >>> import rankship as rs
-        >>> recipe = rs.Recipe(
-        ...     name="mine",
-        ...     models=(rs.Source(name="a", factory="net.py:Net", weights="a.safetensors"),),
-        ...     data=rs.DataChoice(loader="net.py:load"),
-        ...     budget=rs.Budget(kept_parameters=0.7),
-        ...     export=rs.ExportChoice(formats=("onnx",)),
-        ... )
-        >>> built = rs.run(recipe, progress=False)  # doctest: +SKIP
-        >>> built.build.plan.gap >= 0  # doctest: +SKIP
+        >>> net = "from torch import nn\ndef make(): return nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 10))"
+        >>> _ = Path("net.py").write_text(net)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Linear(64, 10))
+        >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
+        >>> built = rs.export(small, "out", formats="onnx", progress=False)
+        >>> recipe = built.to_recipe("nightly", factory="net.py:make")
+        >>> again = rs.run("nightly/recipe.toml", progress=False)
+        >>> again.plan == small.plan
         True
 
     """
@@ -173,9 +184,8 @@ def build(origin: Origin, folder: Path | None) -> Built:
 
 
 def name_copy(artifact: Artifact) -> str:
-    """A file's name outside the store: `compressed.onnx`, `dense-head-mnist.tflite`."""
-    head = "" if artifact.key.task is None else f"-head-{artifact.key.task}"
-    return f"{artifact.key.variant}{head}{Path(artifact.file).suffix}"
+    """A file's name outside the store: `compressed.onnx`, `dense-head-of-mnist.tflite`."""
+    return re.sub(r"[^\w.]+", "-", artifact.key.model) + Path(artifact.file).suffix
 
 
 def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None) -> None:

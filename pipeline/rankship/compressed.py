@@ -89,7 +89,7 @@ class Compressed:
         return cls(module=module, plan=saved.plan)
 
     def to_recipe(self, folder: str | os.PathLike[str] | None = None, *, factory: object = None) -> Recipe:
-        """The recipe that was followed; with a folder, one that builds the same there, without this session.
+        r"""The recipe that was followed; with a folder, one that builds the same there, without this session.
 
         Args:
             folder: Where to write recipe.toml, the weights and the data as safetensors, a loader, and what makes the
@@ -100,6 +100,18 @@ class Compressed:
 
         Raises:
             InputError: Nothing importable makes the architecture, as for classes typed into a notebook.
+
+        Example:
+            >>> import torch
+            >>> from pathlib import Path
+            >>> import rankship as rs
+            >>> net = "from torch import nn\ndef make(): return nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 10))"
+            >>> _ = Path("net.py").write_text(net)
+            >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Linear(64, 10))
+            >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
+            >>> recipe = small.to_recipe("nightly", factory="net.py:make")
+            >>> recipe.models[0].factory, rs.Recipe.read("nightly/recipe.toml") == recipe
+            ('net.py:make', True)
 
         """
         return self.find_origin().write_recipe(folder, factory)
@@ -168,7 +180,7 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
         >>> small = rs.compress(model, torch.randn(100, 32), kept_parameters=0.6, progress=False)
         >>> small.dense_parameters, small.plan.total_parameters
-        (676, 420)
+        (2762, 1482)
         >>> print(small.plan.factors["0"])
         svd 8
 

@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
         os.environ[quiet.VERBOSE] = "1"
+        arguments = arguments[1:] if arguments[0] == "--verbose" else arguments  # accepted before the verb too
     quiet.silence()
+    # torch's threads wait asleep: spinning beside other work they make training ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(describe())
         return 0

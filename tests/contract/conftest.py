@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from make.transports import FLOOD, FLOOD_BYTES, Bench
+from make.transports import FLOOD, FLOOD_BYTES, REAL, Bench
 from rankship_targets.transport import receiving
 from rankship_targets.transport.adb.connection import open_adb
 from rankship_targets.transport.fake import COMMANDS, FakeTransport
@@ -15,7 +15,7 @@ from rankship_targets.transport.protocol import Completed, run_checked
 from rankship_targets.transport.ssh.connection import open_ssh
 
 
-@pytest.fixture(params=["local", "shell", "ssh", pytest.param("adb", marks=pytest.mark.twin), "fake"])
+@pytest.fixture(params=[*REAL, "fake"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     # "shell" is a device without a Python: it hashes what lies there afterwards.
     monkeypatch.setattr(receiving, "PYTHON_FROM_BYTES", 1 << 60 if request.param == "shell" else 1 << 20)

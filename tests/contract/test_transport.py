@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from make.transports import FLOOD, FLOOD_BYTES, NASTY_NAMES, Bench, assert_gone, read_pids, run, write
+from make.transports import FLOOD, FLOOD_BYTES, NASTY_NAMES, Bench, assert_gone, needs_real, read_pids, run, write
 from make.waiting import wait_until
 from rankship_pipeline.foundation.errors import (
     CommandFailed,
@@ -82,18 +82,16 @@ def test_slow_command_times_out(bench: Bench) -> None:
     assert run(bench, "true").code == 0
 
 
+@needs_real  # the fake has no processes
 def test_timed_out_command_is_ended_with_its_children(bench: Bench) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake has no processes")
     script = 'echo $$ > "$1"; sleep 600 & echo $! >> "$1"; wait'
     with pytest.raises(TargetTimeout):
         run(bench, "sh", "-c", script, "sh", bench.place("pids"), timeout_s=2)
     assert_gone(bench)
 
 
+@needs_real  # the fake has no processes
 def test_left_stream_ends_its_command(bench: Bench) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake has no processes")
     script = 'echo $$ > "$1"; echo ready; sleep 600 & echo $! >> "$1"; wait'
     lines = bench.transport.stream(["sh", "-c", script, "sh", bench.place("pids")], timeout_s=30)
     assert next(lines) == "ready"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from make.transports import NASTY_NAMES, Bench, Counting, Faulty, assert_gone, run, write
+from make.transports import NASTY_NAMES, Bench, Counting, Faulty, assert_gone, needs_real, run, write
 from rankship_pipeline.foundation.errors import (
     CommandFailed,
     ConnectionLost,
@@ -74,9 +74,8 @@ def test_free_space_is_told_and_an_absent_folder_fails(bench: Bench) -> None:
         bench.transport.free_bytes(bench.place("absent"))
 
 
+@needs_real  # the fake takes files only as copying sends them
 def test_a_command_is_fed_a_file_or_its_rest(bench: Bench, tmp_path: Path) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake takes files only as copying sends them")
     content = bytes(range(256)) * 12_000
     path, _ = write(tmp_path, content)
     for offset in (0, 999_999, len(content)):
@@ -87,20 +86,18 @@ def test_a_command_is_fed_a_file_or_its_rest(bench: Bench, tmp_path: Path) -> No
         assert heard[-1:] in ([len(content)], [])
 
 
+@needs_real  # the fake takes files only as copying sends them
 def test_a_fed_command_may_end_early_and_says_why(bench: Bench, tmp_path: Path) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake takes files only as copying sends them")
     path, _ = write(tmp_path, bytes(20_000_000))
     done = bench.transport.feed(["sh", "-c", "head -c 5 >/dev/null; echo why >&2; exit 3"], path, timeout_s=60)
     assert (done.code, done.stderr) == (3, "why\n")
     assert run(bench, "true").code == 0
 
 
+@needs_real  # the fake has no processes
 def test_a_fed_command_that_takes_nothing_is_ended_with_its_children(
     bench: Bench, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake has no processes")
     path, _ = write(tmp_path, bytes(20_000_000))
     script = 'echo $$ > "$1"; sleep 600 & echo $! >> "$1"; wait'
     with pytest.raises(TargetTimeout):
@@ -174,9 +171,8 @@ def test_a_whole_part_needs_only_its_name(bench: Bench, tmp_path: Path) -> None:
     assert offsets == [len(LARGE)]
 
 
+@needs_real  # the fake's mv knows no folders
 def test_a_folder_in_the_files_place_is_named_and_untouched(bench: Bench, tmp_path: Path) -> None:
-    if bench.kind == "fake":
-        pytest.skip("the fake's mv knows no folders")
     path, sha256 = write(tmp_path)
     run(bench, "mkdir", "--", bench.place("file"))
     with pytest.raises(CommandFailed, match="Is a directory"):
@@ -185,9 +181,8 @@ def test_a_folder_in_the_files_place_is_named_and_untouched(bench: Bench, tmp_pa
     assert run(bench, "ls", "-A", "--", bench.place("file")).stdout == ""
 
 
+@needs_real  # nothing grows old in the fake
 def test_only_old_parts_of_ours_are_removed(bench: Bench) -> None:
-    if bench.kind == "fake":
-        pytest.skip("nothing grows old in the fake")
     folder = bench.place("- a")
     run(bench, "mkdir", "--", folder)
     part = name_part(posixpath.join(folder, "model.onnx"), "0123456789abcdef" * 4)

@@ -133,12 +133,15 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
     "classes of two tasks": (
         _name_classes,
         3,
-        ("b against a: classes: only in a: dog; only in b: cow", "→ where two names mean one class, state `labels`"),
+        ("b against a: classes: only in a: dog; only in b: cow", "→ if two names mean the same class, write `labels`"),
     ),
     "normalisations that no layer can take": (
         _normalise_otherwise,
         3,
-        ("normalisation of model 'a' cannot be folded in: 0 pads with zeros", "→ train it on inputs normalised as"),
+        (
+            "normalisation of model 'a' cannot be folded in: 0 pads with zeros",
+            "→ train the model on inputs normalised as",
+        ),
     ),
     "not TOML": (_change_recipe("[data]", "[data"), 2, ("is not valid TOML",)),
 }

@@ -61,21 +61,27 @@ def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compr
     folder = tmp_path / "out"
     assert decode(Build, (folder / "build.json").read_bytes(), where="") == built.build
     assert decode(tuple[Verified, ...], (folder / "verified.json").read_bytes(), where="") == built.verified
-    for name in ("compressed.tflite", "dense.pte", "compressed onnx"):
-        assert name.partition(".")[0] in built.report() or (folder / name).is_file()
+    for name in ("compressed.tflite", "dense.pte", "dense.onnx"):
+        assert (folder / name).is_file()
     assert built.find("tflite", "dense") == folder / "dense.tflite"
     with pytest.raises(InputError, match="no canary onnx was exported"):
         built.find("onnx", "canary")
 
 
+def test_only_what_was_compressed_is_exported(tmp_path: Path) -> None:
+    for given in (make_net(), rs.merge([make_net()], [INPUTS], progress=False)):
+        with pytest.raises(InputError, match=f"a {type(given).__name__} cannot be exported") as caught:
+            rs.export(given, tmp_path / "out")  # type: ignore[arg-type]
+        assert "kept_parameters=1.0" in caught.value.hint
+    whole = rs.compress(make_net(), INPUTS, kept_parameters=1.0, progress=False)
+    assert whole.plan.factors == {}
+
+
 def test_a_build_is_measured_into_a_bundle_with_its_page(small: rs.Compressed, tmp_path: Path) -> None:
     built = rs.export(small, "out", formats=["onnx"], progress=False)
     measured = rs.measure(built, on="this-machine", suite=SUITE, progress=False)
-    assert [(one.key.variant, one.key.format) for one in measured.results] == [
-        ("dense", "onnx"),
-        ("compressed", "onnx"),
-    ]
-    assert measured.page.read_text().startswith("<!DOCTYPE html>")
+    assert [one.key.heading for one in measured.results] == ["onnx dense", "onnx compressed"]
+    assert measured.page.read_text().startswith("<!doctype html>")
     assert open_bundle(measured.folder).header.build == built.build
     assert "recipe model · device this-machine" in measured.report()
     assert main(["report", str(measured.folder), "--to", str(tmp_path / "page.html")]) == 0, "the command reads it too"

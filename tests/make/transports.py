@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 from make.waiting import wait_until
 from rankship_pipeline.foundation.errors import (
     ConnectionLost,
@@ -27,6 +29,10 @@ NASTY_NAMES = [
     "trailing space ",
 ]
 
+
+# Every kind of the fixture `bench` but the fake, and the mark of a test that asks for what the fake does not have.
+REAL = ["local", "shell", "ssh", pytest.param("adb", marks=pytest.mark.twin)]
+needs_real = pytest.mark.parametrize("bench", REAL, indirect=True)
 
 FLOOD_BYTES = 5_000_000
 FLOOD = f"head -c {FLOOD_BYTES} /dev/zero >&2 & head -c {FLOOD_BYTES} /dev/zero; wait"

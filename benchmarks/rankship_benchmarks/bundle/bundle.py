@@ -6,13 +6,14 @@ A writer killed in mid-line leaves a partial last line. Readers ignore exactly t
 wrong line anywhere else is an error, because a crash does not cause it.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from rankship_benchmarks.bundle.suite import EnergyPlan
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
@@ -88,14 +89,17 @@ def create_bundle(folder: Path, header: Header) -> None:
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Lock a bundle for appending; InputError at once if another process holds it. The lock ends with its process."""
-    with (folder / _LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another run is writing here", hint="wait until it ends, or end that process first"
-            ) from None
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{folder}: another run is writing here", hint="wait until it ends, or end that process first"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def append_trial(folder: Path, trial: Trial) -> None:

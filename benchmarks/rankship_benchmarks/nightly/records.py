@@ -5,12 +5,13 @@
 Nights are ordered by their number and never by a clock, which may be set back.
 """
 
-import fcntl
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
 from rankship_benchmarks.stats.estimates import Estimate
@@ -86,13 +87,16 @@ class NightRecord:
 @contextmanager
 def holding(results: Path) -> Iterator[bool]:
     """Lock the results folder for one nightly; yields False if another holds it. The lock ends with its process."""
-    with (results / _LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = FileLock(results / _LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def list_nights(results: Path) -> list[NightRecord]:

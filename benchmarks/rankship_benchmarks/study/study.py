@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -289,7 +290,10 @@ def _cut_torn_line(path: Path) -> None:
 
 def _reset_peak() -> None:
     """Reset the kernel's peak of resident memory to what is resident now (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    mark = Path("/proc/self/clear_refs")
+    if not mark.exists():
+        raise InputError("a study records its peak memory, which this system does not show", hint="run it on Linux")
+    mark.write_text("5", encoding="ascii")
 
 
 def _read_peak() -> int:
@@ -305,6 +309,6 @@ def _describe_conditions() -> dict[str, str]:
         "machine": platform.machine(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load before": f"{psutil.getloadavg()[0]:.1f}",
         **{f"version {name}": version for name, version in list_versions().items()},
     }

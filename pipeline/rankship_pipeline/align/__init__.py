@@ -1,1 +1,1 @@
-"""How models to merge differ, and making them alike with proof."""
+"""Finds how models to merge differ, and makes them alike with a numerical check."""

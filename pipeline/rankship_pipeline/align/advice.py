@@ -1,13 +1,13 @@
-"""What can be done about each way in which models to merge differ: the words of mismatch.py, as literal tables."""
+"""Remedies for each way in which models to merge differ: the texts of differences.py, as literal tables."""
 
-# what is wrong with a tensor → what can be done
+# what is wrong with a tensor → remedy
 TENSORS: dict[str, str] = {
     "missing": "save {other} from the class that {reference} was saved from, with its head, biases and norms",
     "unexpected": "drop it from {other}'s file if its forward does not need it, or give all models one architecture",
     "shape": "retrain {other} with {reference}'s shapes: one number of classes, one vocabulary (resize), equal widths",
 }
 
-# pattern of a configuration key → what can be done, whether it is refused; the first that matches speaks
+# pattern of a configuration key → remedy, whether the difference is refused; the first match counts
 SETTINGS: dict[str, tuple[str, bool]] = {
     "*dropout*": ("matters in training only", False),
     "*drop_path*": ("matters in training only", False),
@@ -26,14 +26,14 @@ SETTINGS: dict[str, tuple[str, bool]] = {
     "inputs": ("name the same inputs, in the same order, in both [[models]]", True),
     "task": ("models of one task merge; give both the same", True),
     "factory": ("build both by one factory, so that equal names mean equal computation", True),
-    "id2label.*": ("the heads answer other questions: keep one head per task, or train both for one label map", True),
-    "label2id.*": ("the heads answer other questions: keep one head per task, or train both for one label map", True),
-    "*": ("equal weights compute another function with it: train both with one value", True),
+    "id2label.*": ("the heads have different classes: keep one head per task, or train both for one label map", True),
+    "label2id.*": ("the heads have different classes: keep one head per task, or train both for one label map", True),
+    "*": ("with another value equal weights compute another function: train both with the same value", True),
 }
 
-_TOKENS = "one text becomes other tokens: train both with one tokenizer"
-_IMAGES = "the loader prepares images for both alike: train both on one preparation"
-# key of a tokenizer's or an image processor's file → what can be done, whether it is refused
+_TOKENS = "the same text gives different tokens: train both with one tokenizer"
+_IMAGES = "the loader prepares images in the same way for both: train both on one preparation"
+# key of a tokenizer's or an image processor's file → remedy, whether the difference is refused
 PREPARATION: dict[str, tuple[str, bool]] = {
     "do_lower_case": (_TOKENS, True),
     "strip_accents": (_TOKENS, True),
@@ -45,14 +45,14 @@ PREPARATION: dict[str, tuple[str, bool]] = {
     "spiece.model": (_TOKENS, True),
     "tokenizer.model": (_TOKENS, True),
     "sentencepiece.bpe.model": (_TOKENS, True),
-    "padding_side": ("the loader pads for both alike", False),
-    "truncation_side": ("the loader cuts for both alike", False),
-    "model_max_length": ("the loader cuts for both alike", False),
+    "padding_side": ("the loader pads in the same way for both", False),
+    "truncation_side": ("the loader cuts in the same way for both", False),
+    "model_max_length": ("the loader cuts in the same way for both", False),
     "size": (_IMAGES, True),
     "do_resize": (_IMAGES, True),
     "crop_size": (_IMAGES, True),
     "do_center_crop": (_IMAGES, True),
     "do_convert_rgb": (_IMAGES, True),
-    "resample": ("the loader's own way of resizing serves both", False),
-    "crop_pct": ("the loader's own way of cropping serves both", False),
+    "resample": ("the loader resizes in the same way for both", False),
+    "crop_pct": ("the loader crops in the same way for both", False),
 }

@@ -1,7 +1,7 @@
-"""Every way in which models to merge differ, in one list, each with what can be done about it.
+"""Lists every way in which models to merge differ, each with its remedy.
 
-Only headers and configuration files are read (facts.py). What is harmless is named, what can be mended is mended
-knowingly (mend.py), all else is refused before any data is loaded or model trained.
+Only headers and configuration files are read (facts.py). Harmless differences are reported, those that can be removed
+exactly are removed (make_alike.py), all others are refused before data are loaded or models trained.
 """
 
 import fnmatch
@@ -21,27 +21,27 @@ from rankship_pipeline.recipe.normalisation import Normalisation
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
-_SHOWN = 24  # lines of one rule about one pair of models
+_SHOWN = 24  # lines shown for one rule and one pair of models
 _SHOWN_NAMES = 6
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference in words; `remedy` says what can be done. `refused`: no merge before somebody does it."""
+    """One difference in words, and its `remedy`; a `refused` one must be removed before merging."""
 
     text: str
     remedy: str
     refused: bool = True
 
 
-# The first model, another, and what the loader's images went through.
+# The first model, another one, and the normalisation of the loader's images.
 Rule = Callable[[Facts, Facts, Normalisation | None], Iterator[Finding]]
 
 
 def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tuple[dict[str, Mend], tuple[str, ...]]:
-    """How each model is mended before merging, and all that is named without being refused.
+    """How each model is made like the first before merging, and the notes on differences that are not refused.
 
-    Raises MergeMismatch with every difference of every model against the first.
+    Raises MergeMismatch listing every refused difference of every model from the first.
     """
     facts = [gather_facts(sources[source.name]) for source in _list_compared(recipe)]
     if recipe.merge.head is not None:
@@ -51,8 +51,8 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
     stated = next((one.normalise for one in facts if one.normalise is not None), None)
     if recipe.data.normalise is None and stated is not None:
         notes.append(
-            f"the loader's images are taken to be normalised by mean {list(stated.mean)}, std {list(stated.std)}:"
-            " state [data] normalise where they are not"
+            f"the loader's images are assumed to be normalised by mean {list(stated.mean)}, std {list(stated.std)}:"
+            " if they are not, write [data] normalise"
         )
     mends = {one.name: Mend(label_order=_order_labels(reference, one)) for one in facts}
     for one in facts:
@@ -64,9 +64,9 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
 
 
 def refuse_unlike(facts: Sequence[Facts], given: Normalisation | None = None) -> list[str]:
-    """All that is named without being refused; MergeMismatch with every difference of every model against the first.
+    """The notes on differences that are not refused; MergeMismatch lists every refused one, against the first model.
 
-    `given` is what the loader's images went through, None where nobody says.
+    `given` is the normalisation of the loader's images, None where the recipe does not state it.
     """
     reference, others = facts[0], facts[1:]
     refused: list[str] = []
@@ -80,19 +80,19 @@ def refuse_unlike(facts: Sequence[Facts], given: Normalisation | None = None) ->
     if refused:
         raise MergeMismatch(
             "the models cannot be merged:\n" + "\n".join(refused),
-            hint="mend what is listed, or leave a model out; nothing was trained or built yet",
+            hint="follow the advice in the list, or leave a model out; nothing was trained or built yet",
         )
     return notes
 
 
 def _list_compared(recipe: Recipe) -> tuple[Source, ...]:
-    """The models, and their base where a merge of the recipe reads it."""
+    """The models, and their base if a merge of the recipe needs it."""
     needed = any(METHODS[way.merge].base for way in (choose(recipe), *recipe.compare))
     return list_sources(recipe) if needed else recipe.models
 
 
 def _write(findings: Sequence[Finding], where: str) -> list[str]:
-    """A line per finding, and under those of one remedy what can be done."""
+    """One line per finding, and the remedy below each group of findings that share it."""
     lines = []
     for remedy, group in groupby(findings, key=lambda one: one.remedy):
         texts = [one.text for one in group]
@@ -104,7 +104,7 @@ def _write(findings: Sequence[Finding], where: str) -> list[str]:
 
 
 def compare_tensors(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Names missing or extra, and shapes."""
+    """Compare names and shapes."""
     shapes = [{name: header.shape for name, header in one.tensors.items()} for one in (reference, other)]
     for line in list_differences(shapes[0], shapes[1]):
         ending = line.rpartition(": ")[2]
@@ -113,7 +113,7 @@ def compare_tensors(reference: Facts, other: Facts, _given: Normalisation | None
 
 
 def compare_types(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Stored types: floating-point ones are cast to float32 whatever they are, packed ones cannot be averaged."""
+    """Compare stored types: floating-point types are all cast to float32; packed types cannot be averaged."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name in sorted(reference.tensors.keys() & other.tensors.keys()):
         pair = (other.tensors[name].dtype, reference.tensors[name].dtype)
@@ -130,7 +130,7 @@ def compare_types(reference: Facts, other: Facts, _given: Normalisation | None) 
 
 
 def compare_settings(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Configuration: with equal weights another epsilon, rotation or activation is another function."""
+    """Compare configurations: with another epsilon, rotation or activation equal weights are another function."""
     if not reference.settings or not other.settings:
         return
     keys = sorted(reference.settings.keys() | other.settings.keys())
@@ -144,7 +144,7 @@ def compare_settings(reference: Facts, other: Facts, _given: Normalisation | Non
 
 
 def compare_labels(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Class names: another order is mended, other names are another task."""
+    """Compare class names: another order is corrected, other names mean another task."""
     wanted, found = reference.labels, other.labels
     if wanted == found:
         return
@@ -152,7 +152,7 @@ def compare_labels(reference: Facts, other: Facts, _given: Normalisation | None)
         unnamed, named = (other, reference) if wanted else (reference, other)
         yield Finding(
             f"{unnamed.name} names no classes",
-            f"taken to be in the order of {named.name}'s; else state `labels`",
+            f"assumed to be in the order of {named.name}'s; if not, write `labels`",
             refused=False,
         )
     elif sorted(wanted) == sorted(found):
@@ -163,25 +163,25 @@ def compare_labels(reference: Facts, other: Facts, _given: Normalisation | None)
         ours, theirs = (_list(sorted(set(one) - set(two))) or "none" for one, two in ((wanted, found), (found, wanted)))
         yield Finding(
             f"classes: only in {reference.name}: {ours}; only in {other.name}: {theirs}",
-            "where two names mean one class, state `labels` in [[models]]; else train both on one list of classes",
+            "if two names mean the same class, write `labels` in [[models]]; else train both on one list of classes",
         )
 
 
 def compare_vocabularies(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Tokens: row i of an embedding must mean the same token in every model."""
+    """Compare vocabularies: row i of an embedding must be the same token in every model."""
     wanted, found = reference.tokens, other.tokens
     if wanted == found:
         return
     if not wanted or not found:
         empty = other if wanted else reference
         text = f"{empty.name} comes without tokenizer files"
-        yield Finding(text, "its vocabulary is taken to be the other's", refused=False)
+        yield Finding(text, "its vocabulary is assumed to be the other model's", refused=False)
         return
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     moved = [token for token in wanted.keys() & found.keys() if wanted[token] != found[token]]
     if missing or extra:
         yield Finding(
-            f"vocabulary of {len(found)} tokens instead of {len(wanted)}: lacks {_list(missing) or 'none'}; has besides"
+            f"vocabulary of {len(found)} tokens instead of {len(wanted)}: missing {_list(missing) or 'none'}; extra"
             f" {_list(extra) or 'none'}",
             "train both with one tokenizer: add the tokens to the smaller one and resize its embedding",
         )
@@ -193,7 +193,7 @@ def compare_vocabularies(reference: Facts, other: Facts, _given: Normalisation |
 
 
 def compare_preparation(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """What text or images go through before the model: the loader can do it in one way only."""
+    """Compare the preparation of text or images: the loader can do it in one way only."""
     for key, (remedy, refused) in PREPARATION.items():
         if key not in reference.preparation or key not in other.preparation:
             continue
@@ -203,18 +203,18 @@ def compare_preparation(reference: Facts, other: Facts, _given: Normalisation | 
 
 
 def compare_normalisations(reference: Facts, other: Facts, given: Normalisation | None) -> Iterator[Finding]:
-    """Means and deviations: folded to the loader's where that is stated, never ignored."""
+    """Compare input normalisations: if the recipe states the loader's, others are folded to it; else a refusal."""
     wanted, found = reference.normalise, other.normalise
     if given is None and wanted is not None and found is not None and not found.is_like(wanted):
         yield Finding(
             f"input normalisation is mean {list(found.mean)}, std {list(found.std)} instead of mean"
             f" {list(wanted.mean)}, std {list(wanted.std)}",
-            "state what the loader's images went through ([data] normalise): the others are folded into first layers",
+            "write the normalisation of the loader's images ([data] normalise): others are folded into first layers",
         )
 
 
 def compare_files(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """The same file twice is no mistake of ours to refuse, and likely one of the recipe's."""
+    """Note two models with the same file: allowed, but likely a mistake in the recipe."""
     if reference.files and reference.files == other.files:
         yield Finding("both are the same file", "merging them changes nothing", refused=False)
 
@@ -232,7 +232,7 @@ RULES: dict[str, Rule] = {
 
 
 def _order_labels(reference: Facts, other: Facts) -> tuple[int, ...]:
-    """Where each of the reference's classes stands in the other's head; empty where nothing has to move."""
+    """The row in the other's head of each of the reference's classes; empty if nothing has to move."""
     if not other.labels or not reference.labels or other.labels == reference.labels:
         return ()
     return tuple(other.labels.index(label) for label in reference.labels)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself in headers and configuration files, collected without reading a weight."""
+"""Collects the facts of a checkpoint from its headers and configuration files, without reading a weight."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
 _LABELS = {"id2label", "label2id"}
-# What every configuration holds and no computation reads.
+# Keys of every configuration that do not affect the computation.
 _NOT_SETTINGS = {
     "_name_or_path",
     "transformers_version",
@@ -25,17 +25,17 @@ _NOT_SETTINGS = {
     "architectures",
     *_LABELS,
 }
-_OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that a head alone reads
+_OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that only the head uses
 _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One checkpoint's tensors, settings and habits; an empty mapping or None: nothing is known.
+    """One checkpoint's tensors, settings and data preparation; an empty mapping or None means unknown.
 
-    `settings` shape the computation ("rope_scaling.factor": nested keys joined by dots). `labels` are class names in
-    the model's own order. `tokens` are a vocabulary's entries by their number. `preparation` is what text or images
-    go through before the model, under the keys of the files that say so. `files` are where the weights lie.
+    `settings` affect the computation ("rope_scaling.factor": nested keys joined by dots). `labels` are class names in
+    the model's own order. `tokens` maps a vocabulary's tokens to their ids. `preparation` describes how text or images
+    are prepared, under the keys of the model's own files. `files` hold the weights.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Facts:
 
 
 def gather_facts(opened: OpenedSource) -> Facts:
-    """The facts of a recipe's model; one without files is described by its untrained module."""
+    """The facts of a recipe's model; those of a model without files come from its untrained module."""
     source = opened.source
     if source.huggingface is not None:
         facts = _gather_huggingface(opened)
@@ -66,9 +66,9 @@ def gather_facts(opened: OpenedSource) -> Facts:
 
 
 def leave_out_head(facts: Facts, head: str) -> Facts:
-    """The facts of a model's backbone, where every model keeps its own head: its tensors and class names are left out.
+    """The facts of a model without its head's tensors and its class names, where every model keeps its own head.
 
-    So is the factory, one per head: that all backbones are built alike is looked at when they are (heads.join).
+    The factory, one per head, is left out too: heads.join checks that all backbones have the same modules.
     """
     mine = head.removeprefix(PREFIX) + "."
     return replace(
@@ -92,7 +92,7 @@ def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHea
 
 
 def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts:
-    """What a folder says of the text and images that its model takes; a `stated` normalisation goes before its own."""
+    """How a folder's model takes text and images; a `stated` normalisation replaces the folder's own."""
     images, tokenizer = read_json(folder / "preprocessor_config.json"), read_json(folder / "tokenizer.json")
     return Facts(
         name=name,
@@ -104,7 +104,7 @@ def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts
 
 
 def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
-    """The facts of a model with an adapter, which may bring a head of its own."""
+    """The facts of a model with an adapter, which may have its own head."""
     prefix = f"{bare.settings.get('model_type')}."
     replaced = {_settle_name(name, prefix): header for name, header in peek_replaced(adapter).items()}
     files = tuple(path.resolve() for path in list_adapter_files(adapter))
@@ -129,13 +129,13 @@ def _gather_huggingface(opened: OpenedSource) -> Facts:
 
 
 def _settle_name(name: str, prefix: str) -> str:
-    """One name for what transformers loads alike: with or without the backbone's prefix, and BERT's older norms."""
+    """One name for what transformers treats alike: without the backbone's prefix, BERT's old norms renamed."""
     plain = name.removeprefix(prefix)
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", plain))
 
 
 def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested tables as one, keys joined by dots."""
+    """Flatten nested tables into one, with keys joined by dots."""
     flat: dict[str, object] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
@@ -146,7 +146,7 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:
-    """The vocabulary of a tokenizer.json (`whole`), vocab.json or vocab.txt; empty where there is none."""
+    """The vocabulary of a tokenizer.json (`whole`), vocab.json or vocab.txt; empty if there is none."""
     entries = (whole.get("model") or {}).get("vocab") or read_json(snapshot / "vocab.json")
     if isinstance(entries, list):  # Unigram: (token, score) in order
         tokens = {str(entry[0]): index for index, entry in enumerate(entries)}
@@ -160,7 +160,7 @@ def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _read_text_habits(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, object]:
-    """How text becomes tokens: the tokenizer's own configuration, and what its files say beyond the vocabulary."""
+    """How text becomes tokens: the tokenizer's configuration, and its files' settings beyond the vocabulary."""
     habits: dict[str, object] = {key: whole[key] for key in ("normalizer", "pre_tokenizer") if key in whole}
     merges = (whole.get("model") or {}).get("merges")
     if merges is not None:
@@ -171,6 +171,6 @@ def _read_text_habits(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, obj
 
 
 def _read_image_habits(images: Mapping[str, Any]) -> dict[str, object]:
-    """How images are sized and cut; a size that older files write as one number is a square's."""
+    """How images are resized and cropped; a size that older files write as one number means a square."""
     sizes = {key: images[key] for key in ("size", "crop_size") if isinstance(images.get(key), int)}
     return {**images, **{key: {"height": side, "width": side} for key, side in sizes.items()}}

@@ -1,4 +1,4 @@
-"""An input normalisation folded into a model's first layer, where that is exact."""
+"""Folds an input normalisation into a model's first layer, where that is exact."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.normalisation import Normalisation
 
-RETRAIN = "train it on inputs normalised as the loader gives them ([data] normalise), or leave it out"
+RETRAIN = "train the model on inputs normalised as the loader's ([data] normalise), or leave it out"
 
 _ROUNDING = 1e-9
 _Linear = nn.Linear | nn.Conv2d
 
 
 def change_pixels(trained: Normalisation, given: Normalisation, x: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel, (1, channels, 1, …), that turn the loader's images into what the model expects.
+    """Scale and shift per channel, (1, channels, 1, …), from the loader's normalisation to the model's.
 
     (pixel − m)/s from (pixel − m_d)/s_d: times s_d/s, plus (m_d − m)/s. `x` are some of the loader's images.
     """
@@ -25,7 +25,7 @@ def change_pixels(trained: Normalisation, given: Normalisation, x: Tensor, *, na
         raise MergeMismatch(
             f"model {name!r}: a normalisation of {max(len(trained.mean), len(given.mean))} channels does not fit inputs"
             f" of type {x.dtype} and shape {list(x.shape[1:])}",
-            hint="give one mean and std per channel, or one for all",
+            hint="give one mean and one std per channel, or one for all channels",
         )
 
     def spread(values: tuple[float, ...]) -> Tensor:
@@ -37,29 +37,29 @@ def change_pixels(trained: Normalisation, given: Normalisation, x: Tensor, *, na
 
 
 def fold(model: nn.Module, sample: Inputs, change: tuple[Tensor, Tensor], *, name: str) -> None:
-    """Write scale and shift into the one layer that takes the input, its bias, or the batch-norm right after it.
+    """Fold scale and shift into the layer that takes the input: its weight, and its bias or the batch-norm after it.
 
     W(a·x + b) = (W·a)x + W·b. Zero padding comes after normalisation: a padded pixel is 0 for the original and would
-    have to be −b/a here, so that a padded convolution takes a scale, never a shift.
+    have to be −b/a here, so a padded convolution can take a scale but no shift.
     """
     layers, norms = _find_first(model, sample)
     if len(layers) != 1:
-        raise _refuse(name, f"{len(layers)} linear or convolutional layers take the input itself, one is needed")
+        raise _refuse(name, f"{len(layers)} linear or convolutional layers take the input directly, expected one")
     ((where, layer),) = layers
     scale, shift = change
     moves = bool(shift.abs().max() > _ROUNDING)
     if isinstance(layer, nn.Conv2d):
         if layer.padding_mode != "zeros" or layer.groups != 1:
-            raise _refuse(name, f"{where} is grouped or padded with other than zeros")
+            raise _refuse(name, f"{where} is grouped, or its padding is not zeros")
         if layer.padding not in {(0, 0), "valid"} and moves:
             raise _refuse(
-                name, f"{where} pads with zeros after normalisation, so that another mean is wrong at borders"
+                name, f"{where} pads with zeros after normalisation, so another mean would be wrong at the borders"
             )
         a, b = scale, shift  # (1, channels, 1, 1), as the weight has them
     else:
         a, b = (one.expand(1, *sample[0].shape[1:]).reshape(1, -1) for one in change)  # (1, features)
     if layer.bias is None and not norms and moves:
-        raise _refuse(name, f"{where} has neither a bias nor a batch-norm behind it to take up another mean")
+        raise _refuse(name, f"{where} has no bias, and no batch-norm after it, to take up another mean")
     with torch.no_grad():
         moved = (layer.weight * b).flatten(1).sum(1)  # (rows,)
         layer.weight.mul_(a)
@@ -75,10 +75,10 @@ def _refuse(name: str, reason: str) -> MergeMismatch:
 
 @torch.inference_mode()
 def _find_first(model: nn.Module, sample: Inputs) -> tuple[list[tuple[str, _Linear]], list[_BatchNorm]]:
-    """The layers that take the first input itself, or a view of it, and the batch-norms that take what those return."""
+    """The layers that take the first input or a view of it, and the batch-norms that take their outputs."""
     layers: list[tuple[str, _Linear]] = []
     norms: list[_BatchNorm] = []
-    outputs: list[Tensor] = []  # alive, so that no later tensor takes their place in memory
+    outputs: list[Tensor] = []  # kept alive, so that no later tensor reuses their memory
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         module = modules[name]

@@ -1,6 +1,6 @@
-"""Models made alike before merging: the rows of a head in one order, an input normalisation folded into weights.
+"""Makes models alike before merging: reorders the rows of a head, folds an input normalisation into weights.
 
-Every change proves itself: the mended model must compute what the original does, or the merge is refused.
+Every change is checked: the changed model must compute the same as the original, or the merge is refused.
 """
 
 import copy
@@ -21,10 +21,10 @@ _TOLERANCE = 1e-6  # of the largest output, in float64
 
 @record
 class Mend:
-    """How one model is changed before it is merged; the default changes nothing.
+    """How one model is changed before merging; the default changes nothing.
 
-    `label_order` gives, for each class of the merged model, its row in this model's head. `trained` is the
-    normalisation that the model expects, `given` the loader's.
+    `label_order` gives each merged class's row in this model's head. `trained` is the normalisation that the model
+    expects, `given` the loader's.
     """
 
     label_order: tuple[int, ...] = ()
@@ -33,9 +33,9 @@ class Mend:
 
 
 def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn.Module:
-    """The model changed in place, after proof on the first of `inputs` (as the loader gives them) in float64.
+    """Change the model in place, after a check in float64 on the first of `inputs` (as the loader gives them).
 
-    Raises MergeMismatch naming the model and the reason where it cannot be changed exactly.
+    Raises MergeMismatch with the model and the reason if it cannot be changed exactly.
     """
     if mend == Mend():
         return model
@@ -54,7 +54,7 @@ def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn
     error = float((predict_exactly(changed, sample) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= _TOLERANCE:
         raise MergeMismatch(
-            f"model {name!r} cannot be made like the others: changed, its outputs are off by {error:.1e} of the largest"
+            f"model {name!r} cannot be made like the others: the change moves its outputs by {error:.1e} of the largest"
             " (its input or its logits may be used in more than one place)",
             hint=RETRAIN,
         )
@@ -64,13 +64,13 @@ def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn
 
 @torch.inference_mode()
 def predict_exactly(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's outputs, detached."""
+    """The model's outputs, without gradients."""
     outputs: Tensor = model(*inputs)
     return outputs
 
 
 def reorder_head(model: nn.Module, sample: Inputs, order: tuple[int, ...], *, name: str) -> None:
-    """Put the head's rows in another order; the head is the linear layer whose output the model returns."""
+    """Reorder the rows of the head, the linear layer whose output the model returns."""
     outputs: dict[str, Tensor] = {}
 
     def keep(where: str, _x: Tensor, y: Tensor) -> None:
@@ -81,7 +81,7 @@ def reorder_head(model: nn.Module, sample: Inputs, order: tuple[int, ...], *, na
     heads = [where for where, y in outputs.items() if y.data_ptr() == logits.data_ptr() and y.shape == logits.shape]
     if len(heads) != 1 or logits.shape[-1] != len(order):
         raise MergeMismatch(
-            f"model {name!r}: {len(order)} classes stand in another order, and no linear layer gives its"
+            f"model {name!r}: its {len(order)} classes are in another order, and no linear layer returns its"
             f" {logits.shape[-1]} logits",
             hint="save the model again with its head's rows in the first model's order",
         )

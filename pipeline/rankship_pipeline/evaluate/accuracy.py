@@ -1,4 +1,4 @@
-"""How well a model does on the test inputs, and how far it is from another."""
+"""Measures a model's accuracy on test inputs, and its distance from another model."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from rankship_pipeline.evaluate.calibrate import find_mask, split
 from rankship_pipeline.foundation.records import Accuracy
 from rankship_pipeline.models.data import Inputs
 
-IGNORED = -100  # a label that counts for nothing, as torch's cross-entropy has it: padding, the last token
+IGNORED = -100  # the label that torch's cross-entropy ignores: for padding and the last token
 
 
 @torch.inference_mode()
@@ -35,7 +35,7 @@ def measure_divergence(model: nn.Module, inputs: Inputs, teacher: Tensor) -> flo
 
 @torch.inference_mode()
 def measure_agreement(model: nn.Module, inputs: Inputs, teacher: Tensor) -> tuple[int, int]:
-    """Answers (as measure_divergence counts them) whose class is the teacher's, and all answers."""
+    """The number of answers (see measure_divergence) with the teacher's class, and the number of all answers."""
     agreed, answers = 0, 0
     for student, wanted in _pair_answers(model, inputs, teacher):
         agreed += int((student.argmax(-1) == wanted.argmax(-1)).sum())
@@ -44,7 +44,7 @@ def measure_agreement(model: nn.Module, inputs: Inputs, teacher: Tensor) -> tupl
 
 
 def _pair_answers(model: nn.Module, inputs: Inputs, teacher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The model's and the teacher's logits (answers, classes), batch by batch; hidden positions left out."""
+    """Yield the model's and the teacher's logits (answers, classes) per batch, without masked positions."""
     for *batch, expected in split((*inputs, teacher)):
         student, mask = model(*batch), find_mask(model, tuple(batch))
         if student.ndim == 2:  # noqa: PLR2004 - (samples, classes), else (samples, positions, classes)
@@ -57,7 +57,7 @@ def _pair_answers(model: nn.Module, inputs: Inputs, teacher: Tensor) -> Iterator
 
 @torch.inference_mode()
 def measure_accuracy(model: nn.Module, inputs: Inputs, labels: Tensor, *, stage: str) -> Accuracy:
-    """Top-1 accuracy and cross-entropy on labels (samples,), or (samples, positions) with IGNORED where none counts."""
+    """Top-1 accuracy and cross-entropy on labels (samples,) or (samples, positions); label IGNORED does not count."""
     correct, answers, nats = 0, 0, 0.0
     for batch in split((*inputs, labels)):
         logits, wanted = model(*batch[:-1]).flatten(0, -2), batch[-1].flatten()
@@ -78,7 +78,7 @@ def pool_accuracies(parts: Sequence[Accuracy], *, stage: str) -> Accuracy:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion (Wilson 1927): honest near 0 and 1, where the normal one is not."""
+    """Wilson's 95 % score interval of a proportion (Wilson 1927), valid near 0 and 1, where the normal one is not."""
     from scipy.stats import binomtest
 
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")

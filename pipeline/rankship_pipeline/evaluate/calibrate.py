@@ -1,4 +1,4 @@
-"""What compression needs to know of the data, streamed: Grams of every layer's inputs, curvature at its outputs."""
+"""Measures what compression needs from the data, batch by batch: every layer's input Gram and output curvature."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ from rankship_pipeline.models.watch import watch
 
 Grams = dict[str, Tensor]
 BATCH = 64
-# Occurrences added to every token of an embedding: one that calibration never showed still has a meaning to keep.
+# Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
 # Up to this many classes the Fisher is summed over all of them; beyond, that many labels are drawn per output.
 _DRAWS = 10
@@ -22,9 +22,10 @@ _DRAWS = 10
 def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
     """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
 
-    Rows of X are tokens of a linear layer or im2col patches of a convolution, divided by the number of samples, so
-    that models calibrated on different amounts of data weigh the same; padding does not count. An embedding's inputs
-    are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of activations is held.
+    The rows of X are a linear layer's tokens or a convolution's im2col patches; padding does not count. The Gram is
+    divided by the number of samples, so that models calibrated on different amounts of data weigh the same. An
+    embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of
+    activations is in memory.
     """
     grams = {layer.name: _start_gram(layer) for layer in layers}
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
@@ -48,9 +49,9 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer], seed: int = 0) -> Grams:
     """The Fisher information of the model's own predictions at every layer's output, (rows, rows), float64.
 
-    E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: no labels, only what the model itself would
-    say. With a Gram as `collect_grams` gives it, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence
-    in nats that an error Δ in the weight brings (Martens and Grosse 2015).
+    E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
+    predictions. With a Gram G from `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence
+    in nats that an error Δ in the weight causes (Martens and Grosse 2015).
     """
     curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
     outputs: dict[str, Tensor] = {}
@@ -58,7 +59,7 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
 
     def keep(name: str, _x: Tensor, y: Tensor) -> Tensor:
         outputs[name] = y if y.requires_grad else y.requires_grad_()
-        return y.clone()  # an activation in place must not write over what is kept
+        return y.clone()  # an in-place activation must not overwrite the kept output
 
     generator = torch.Generator().manual_seed(seed)
     positions = dict.fromkeys(curvatures, 0)
@@ -80,28 +81,28 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
 
 
 def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
-    """Cut samples into the fewest batches of at most `size`, as even as can be: averages over batches are then fair."""
+    """Split samples into the fewest batches of at most `size`, as even as possible for averages over batches."""
     count = -(-len(inputs[0]) // size)
     return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
 
 
 def find_mask(model: nn.Module, batch: Inputs) -> Tensor | None:
-    """The batch's attention mask (samples, positions) as booleans, where the model names one among its inputs."""
+    """The batch's attention mask (samples, positions) as booleans; None if the model has no such input."""
     names = getattr(model, "inputs", ())
     return batch[names.index("attention_mask")].bool() if "attention_mask" in names else None
 
 
 def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A layer's input as rows: tokens (·, in), the patches that a convolution sees (·, in·kh·kw), or token ids (·,).
+    """A layer's input as rows: tokens (·, in), a convolution's patches (·, in·kh·kw), or token ids (·,).
 
-    With a mask (samples, positions), rows of padding are left out wherever the input has those positions.
+    With a mask (samples, positions), rows of padding are left out if the input has these positions.
     """
     if isinstance(module, nn.Embedding):
         return (x if mask is None or x.shape != mask.shape else x[mask]).reshape(-1)
     if isinstance(module, nn.Linear):
         return _select(x, mask).reshape(-1, x.shape[-1])
     if isinstance(module.padding, str):
-        left_right_top_bottom = module._reversed_padding_repeated_twice  # noqa: SLF001 - what Conv2d itself pads with
+        left_right_top_bottom = module._reversed_padding_repeated_twice  # noqa: SLF001 - as Conv2d's own forward
         x = nn.functional.pad(x, left_right_top_bottom)
         padding: int | tuple[int, ...] = 0
     else:
@@ -118,7 +119,7 @@ def as_outputs(module: Factorable, y: Tensor, mask: Tensor | None = None) -> Ten
 
 
 def _select(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The rows of (samples, positions, features) that are not padding; anything else whole."""
+    """The rows of (samples, positions, features) that are not padding; tensors of another shape stay whole."""
     return x if mask is None or x.ndim != 3 or x.shape[:2] != mask.shape else x[mask]  # noqa: PLR2004
 
 
@@ -129,7 +130,7 @@ def _start_gram(layer: Layer) -> Tensor:
 
 
 def draw_predictions(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
-    """Scalars whose gradients' outer products average to the Fisher: all classes weighted, or labels drawn."""
+    """Yield scalars whose gradients' outer products sum to the Fisher: over all classes weighted, or drawn labels."""
     logs = logits.log_softmax(-1)  # (samples, classes) or (samples, positions, classes)
     kept = mask if mask is not None and logits.shape[:-1] == mask.shape else torch.ones(logits.shape[:-1]).bool()
     chances = logs.detach().exp()

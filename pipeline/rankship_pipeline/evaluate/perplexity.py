@@ -1,4 +1,4 @@
-"""How well a causal language model predicts text, and GPT-2's layers made ordinary.
+"""Measures a causal language model's perplexity, and replaces GPT-2's Conv1D layers by nn.Linear.
 
 A language model here maps token ids (batch, positions) to logits (batch, positions, vocabulary); a transformers model
 becomes one as `huggingface.LogitsOnly(model, ("input_ids",))`. Its attention must be causal: padding stands on the
@@ -19,17 +19,17 @@ from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.records import record
 
 NOT_SCORED = -100  # the label that cross_entropy and transformers ignore
-BATCH = 8  # windows run at once
+BATCH = 8  # windows per forward pass
 _TWO_SIDED_95 = 0.975
-_MOST_NATS = 700.0  # exp of much more is no float
+_MOST_NATS = 700.0  # exp of much more overflows a float
 
 
 @record
 class Perplexity:
     """exp(mean negative log-likelihood per scored token), and how it was measured.
 
-    `length_tokens` is the most positions the model saw at once, `stride_tokens` the step from one window to the next
-    (None for separate documents). `low` and `high` are the 95 % interval of the perplexity over `blocks` of text (see
+    `length_tokens` is the window length in positions, `stride_tokens` the step from one window to the next (None for
+    separate documents). `low` and `high` are the 95 % interval of the perplexity over `blocks` of text (see
     `_summarise`); None for fewer than two blocks.
     """
 
@@ -49,25 +49,25 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
     Every token after the first is scored exactly once, in the first window that reaches it: behind `length` - `stride`
     to `length` tokens of context, except in the first window. This is the sliding window of the Hugging Face
     documentation ("Perplexity of fixed-length models") with its max_length = `length` + 1: there a window's last token
-    is only predicted, here it is no input at all, so that with `stride` = `length` no token goes unscored.
+    is only predicted, here it is not an input, so that with `stride` = `length` every token is scored.
 
     Raises InputError for a text of under two tokens, anything but one row of whole numbers, or a stride outside
-    1 … `length`, and MeasurementError where the model gives NaN or infinity.
+    1 … `length`, and MeasurementError if the model gives NaN or infinity.
     """
     if tokens.ndim != 1 or tokens.is_floating_point() or len(tokens) < 2:  # noqa: PLR2004 - the first is not scored
         raise InputError(
-            f"a text of {tokens.dtype}, shape {list(tokens.shape)}, has no perplexity",
+            f"the perplexity of {tokens.dtype} of shape {list(tokens.shape)} is not defined",
             hint="give one row of at least two token ids",
         )
     if not 1 <= stride <= length:
         raise InputError(
-            f"stride {stride} with length {length}",
-            hint="choose a stride from 1 to the length, so that no token is lost",
+            f"stride {stride} is not between 1 and the length {length}",
+            hint="choose a stride from 1 to the length, so that every token is scored",
         )
     predicted = len(tokens) - 1
     begins = range(0, max(1, predicted - (length - stride)), stride)
     scores = score_windows(model, (_cut(tokens, begin, length, stride) for begin in begins), batch)
-    together = -(-length // stride)  # windows that see the same tokens vary together
+    together = -(-length // stride)  # windows that share tokens are correlated
     block = torch.arange(len(begins)) // together
     return _summarise(block.bincount(scores.sums), block.bincount(scores.counts), length, stride)
 
@@ -75,14 +75,14 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
 def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch: int = BATCH) -> Perplexity:
     """Perplexity over separate documents: token ids and labels, both (documents, positions), padded on the right.
 
-    labels[d, i] is the token that should follow inputs[d, i] (already shifted, unlike what transformers' own loss
-    takes); −100 is not scored, and any valid id pads the inputs. Raises InputError where the shapes differ or nothing
-    is scored.
+    labels[d, i] is the token that should follow inputs[d, i] (already shifted, unlike the labels of transformers' own
+    loss); −100 is not scored, and any valid id may pad the inputs. Raises InputError if the shapes differ or nothing is
+    scored.
     """
     if inputs.ndim != 2 or inputs.shape != labels.shape or not bool((labels != NOT_SCORED).any()):  # noqa: PLR2004
         raise InputError(
             f"inputs of shape {list(inputs.shape)}, labels of shape {list(labels.shape)}: nothing can be scored",
-            hint="give both as (documents, positions), with a next token as label wherever it should count",
+            hint="give both as (documents, positions), with the next token as label at every position to score",
         )
     scores = score_windows(model, zip(inputs, labels, strict=True), batch)
     counted = scores.counts > 0
@@ -91,7 +91,7 @@ def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each window, all (windows,): nats (float64), tokens scored, tokens that were the model's first guess."""
+    """Per window, all (windows,): sum of nats (float64), tokens scored, tokens that were the model's first guess."""
 
     sums: Tensor
     counts: Tensor
@@ -102,11 +102,11 @@ class Scores:
 def score_windows(model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], batch: int = BATCH) -> Scores:
     """Negative log-likelihoods of windows: token ids and the tokens that should follow them, both (positions,).
 
-    Label −100 is not scored. Windows may differ in length. Only one batch of logits is ever held.
+    Label −100 is not scored. Windows may differ in length. Only one batch of logits is in memory.
     """
     rest, scores = iter(windows), []
     training = [module for module in model.modules() if module.training]
-    model.eval()  # no dropout while measuring, whatever was left on
+    model.eval()  # no dropout while measuring
     try:
         while chunk := list(islice(rest, batch)):
             scores.append(_score_batch(model, chunk))
@@ -117,13 +117,13 @@ def score_windows(model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], ba
 
 
 def unwrap_conv1d(model: nn.Module) -> tuple[str, ...]:
-    """Put an equal nn.Linear in place of every transformers Conv1D of GPT-2; gives the names that were replaced.
+    """Replace every transformers Conv1D of GPT-2 by an equal nn.Linear; returns the replaced names.
 
-    Conv1D is a linear layer that keeps its weight as (in, out), so that addmm(bias, x, weight) needs no transpose;
-    nn.Linear keeps (out, in). The weight is transposed, the bias taken over as it is, and the outputs are the same up
-    to the rounding of another matrix kernel. Everything downstream (layers, Grams, merging, rebuilding) then knows the
-    layer. Modules under two names, and weights that two Conv1D share, stay shared. State dicts saved before do not
-    load afterwards.
+    Conv1D is a linear layer that stores its weight as (in, out), so that addmm(bias, x, weight) needs no transpose;
+    nn.Linear stores (out, in). The weight is transposed, the bias is kept, and the outputs are the same up to the
+    rounding of another matrix kernel. The layer can then be calibrated, merged and factored like any other. Modules
+    under two names, and weights that two Conv1D share, stay shared. State dicts saved before the call do not load
+    afterwards.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -162,7 +162,7 @@ def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scor
 
 
 def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The window's inputs and labels, each (at most `length`,); what an earlier window scored is masked."""
+    """The window's inputs and labels, each (at most `length`,); labels that an earlier window scored are masked."""
     end = min(begin + length, len(tokens) - 1)
     labels = tokens[begin + 1 : end + 1].to(torch.int64, copy=True)
     if begin:
@@ -173,8 +173,8 @@ def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, 
 def _summarise(sums: Tensor, counts: Tensor, length: int, stride: int | None) -> Perplexity:
     """The mean over all tokens and its 95 % interval from blocks: their summed nats and token counts, both (blocks,).
 
-    Tokens of one window or document vary together, blocks of a whole `length` nearly independently: Student's t on the
-    blocks (ratio estimator, Cochran 1977 §6.3) respects that, needs no seed and weighs a short last block rightly.
+    Tokens of one window or document are correlated, blocks of a whole `length` nearly independent. Student's t on the
+    blocks (ratio estimator, Cochran 1977 §6.3) respects that, needs no seed and weighs a short last block correctly.
     """
     scored, blocks = int(counts.sum()), len(counts)
     mean = float(sums.sum()) / scored

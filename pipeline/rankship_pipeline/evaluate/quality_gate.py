@@ -1,4 +1,4 @@
-"""What each specialist lost: its own task before and after merging or compressing, and the gate that refuses."""
+"""Measures what each specialist lost by merging or compressing, and refuses more than the recipe allows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ from rankship_pipeline.recipe.choices import QualityChoice
 _SHOWN_LAYERS = 5
 
 Gate = Literal["max_merge_loss_points", "max_loss_points"]
-# gate → what its layers lost by, what to do
+# gate → cause of its layers' losses, hint
 _GATES: dict[Gate, tuple[str, str]] = {
     "max_merge_loss_points": (
         "merging",
@@ -29,7 +29,7 @@ _GATES: dict[Gate, tuple[str, str]] = {
 
 
 def compare_with_source(model: nn.Module, source: nn.Module, name: str, data: Data, stage: str) -> Fidelity:
-    """How well the model of a stage does what the specialist `name` does, on that specialist's own data."""
+    """Compare a stage's model with the specialist `name` on that specialist's own data."""
     inputs = data.calibration[name]
     agreed, answers = measure_agreement(model, inputs, predict(source, inputs))
     tests = data.tests.get(name)
@@ -44,14 +44,14 @@ def compare_with_source(model: nn.Module, source: nn.Module, name: str, data: Da
 def refuse_lost(fidelities: Sequence[Fidelity], choice: QualityChoice, gate: Gate, costs: Mapping[str, float]) -> None:
     """Raise QualityLost naming every specialist that lost more than the recipe's quality.`gate` allows.
 
-    `costs` are shares of output energy lost per layer; the highest are named as where to look.
+    `costs` are shares of output energy lost per layer; the message lists the highest.
     """
     allowed_points: float | None = getattr(choice, gate)
     lost = [one for one in fidelities if allowed_points is not None and one.lost_points > allowed_points]
     if not lost:
         return
     by, hint = _GATES[gate]
-    lines = [f"after {lost[0].stage} more is lost than quality.{gate} = {allowed_points:g} points allows:"]
+    lines = [f"stage {lost[0].stage} lost more than quality.{gate} = {allowed_points:g} points allows:"]
     lines += [f"  {describe_loss(one)}" for one in lost]
     worst = sorted(costs.items(), key=lambda pair: -pair[1])[:_SHOWN_LAYERS]
     if worst:

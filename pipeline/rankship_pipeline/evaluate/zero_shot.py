@@ -1,7 +1,7 @@
-"""Zero-shot tasks through EleutherAI's lm-evaluation-harness, on local task files and without any network.
+"""Runs zero-shot tasks with EleutherAI's lm-evaluation-harness, on local task files and without network access.
 
-lm_eval is an optional extra, imported when tasks are run. How a context is split from its continuation, and what is cut
-where both are too long, follow lm_eval 0.4 (`api/model.py`, `models/huggingface.py`).
+lm_eval is an optional extra, imported when tasks are run. The split between context and continuation, and the cut where
+both are too long, follow lm_eval 0.4 (`api/model.py`, `models/huggingface.py`).
 """
 
 import os
@@ -35,10 +35,10 @@ _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULT
 
 @record
 class Reading:
-    """How a model reads text: the most positions it sees at once, and the token that stands before a text's first.
+    """How a model reads text: its longest input in tokens, and the token before the first.
 
-    `prefix_token` is the id of BOS (or EOS, for GPT-2): the context of an empty context. Where `always_prefixed`, it
-    begins every context, as models want it that were trained so (LLaMA); tokenizers add nothing by themselves here.
+    `prefix_token` is the id of BOS (or EOS, for GPT-2), used as context if there is none. With `always_prefixed` it
+    begins every context, for models that were trained so (LLaMA); here tokenizers add no tokens by themselves.
     """
 
     length_tokens: int
@@ -49,10 +49,10 @@ class Reading:
 
 @record
 class TaskScore:
-    """One metric of one task over `documents` of them, and its standard error (None where lm_eval knows none).
+    """One metric of one task over `documents` documents, and its standard error (None if lm_eval gives none).
 
-    `values` are the documents' own values, in order, so that two models can be compared pairwise: 0 or 1 for accuracy,
-    nats for perplexity; None where the metric does not give one number per document.
+    `values` are the values per document, in order, so that two models can be compared pairwise: 0 or 1 for accuracy,
+    nats for perplexity; None for a metric without one number per document.
     """
 
     task: str
@@ -77,29 +77,29 @@ class Scorer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def split(self, context: str, continuation: str) -> Pair:
-        """Tokens of both, encoded as one text and cut where the context ends; its trailing spaces go along."""
+        """Tokens of both, encoded as one text and split at the context's end; its trailing spaces go to the second."""
         kept = context.rstrip()
         whole, cut = self.encode(context + continuation), len(self.encode(kept)) if kept else 0
         prefix = [self.reading.prefix_token] if self.reading.always_prefixed or not cut else []
         return prefix + whole[:cut], whole[cut:]
 
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Each continuation's log-likelihood in nats, and whether greedy decoding would write it."""
+        """Each continuation's log-likelihood in nats, and whether greedy decoding would produce it."""
         if not pairs:
             return []
-        order = sorted(range(len(pairs)), key=lambda one: -sum(map(len, pairs[one])))  # like lengths together
+        order = sorted(range(len(pairs)), key=lambda one: -sum(map(len, pairs[one])))  # similar lengths together
         found = score_windows(self.model, (self._mask(*pairs[one]) for one in order), self.reading.batch)
         greedy = (found.hits == found.counts).tolist()
         answers = dict(zip(order, zip((-found.sums).tolist(), greedy, strict=True), strict=True))
         return [answers[one] for one in range(len(pairs))]
 
     def _mask(self, context: list[int], continuation: list[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and labels that score the continuation; too long a context loses its beginning."""
+        """Inputs and labels that score the continuation; a context that is too long is cut at its beginning."""
         limit = self.reading.length_tokens
         if not 1 <= len(continuation) <= limit:
             raise InputError(
-                f"a continuation of {len(continuation)} tokens, the model sees 1 to {limit}",
-                hint="shorten the task's answers or raise length_tokens, where the model allows it",
+                f"a continuation has {len(continuation)} tokens, the model takes 1 to {limit}",
+                hint="shorten the task's answers, or raise length_tokens if the model allows it",
             )
         tokens = torch.tensor((context + continuation)[-(limit + 1) :])
         labels = tokens[1:].clone()
@@ -119,10 +119,10 @@ def evaluate_tasks(
     """Run log-likelihood tasks, zero-shot, on the first `limit` documents of each (None: all).
 
     `tokenizer` is a `tokenizers.Tokenizer` or a transformers fast tokenizer. `task_folder` holds the tasks' .yaml
-    files; a data file that one names is found relative to it. For the length of the call the process works in that
-    folder, offline, with a data set cache of its own: run no other thread beside it.
+    files; the paths of their data files are relative to it. During the call it is the process's working directory,
+    downloads are off, and data sets go to a temporary cache, so no other thread may run.
 
-    Raises InputError where lm_eval is missing, a task is unknown or wants generation, or its data cannot be read.
+    Raises InputError if lm_eval is missing, a task is unknown or needs generation, or its data cannot be read.
     """
     lm = make_lm(model, tokenizer, reading)
     from datasets.exceptions import DatasetsError  # type: ignore[import-untyped, unused-ignore]
@@ -130,16 +130,16 @@ def evaluate_tasks(
     from lm_eval.tasks import TaskManager  # type: ignore[import-untyped, unused-ignore]
 
     if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}", hint="give the documents of each task that should count, at least 1")
+        raise InputError(f"limit is {limit}, expected at least 1", hint="give the number of documents per task")
     folder = task_folder.resolve()
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown or not tasks:
         raise InputError(
-            f"no task {', '.join(unknown) or 'is named'} in {folder}",
-            hint=f"it has {', '.join(manager.all_tasks) or 'none: a task is a .yaml file with the key task'}",
+            f"no task {', '.join(unknown)} in {folder}" if unknown else "no task is named",
+            hint=f"the folder has {', '.join(manager.all_tasks) or 'none: a task is a .yaml file with the key task'}",
         )
-    unseeded = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # leave the caller's be
+    unseeded = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # keep the caller's seeds
     choices = {"tasks": list(tasks), "task_manager": manager, "num_fewshot": 0, "limit": limit}
     with _work_offline(folder):
         try:
@@ -152,7 +152,7 @@ def evaluate_tasks(
 
 
 def make_lm(model: nn.Module, tokenizer: "AnyTokenizer", reading: Reading) -> Any:  # noqa: ANN401 - lm_eval is untyped
-    """The model as an lm_eval.api.model.LM; InputError where lm_eval is not installed."""
+    """The model as an lm_eval.api.model.LM; InputError if lm_eval is not installed."""
     try:
         from lm_eval.api.model import LM  # type: ignore[import-untyped, unused-ignore]
         from lm_eval.utils import (  # type: ignore[import-untyped, unused-ignore]
@@ -181,7 +181,7 @@ def make_lm(model: nn.Module, tokenizer: "AnyTokenizer", reading: Reading) -> An
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             raise InputError(
-                f"{', '.join(sorted({str(request.task_name) for request in requests}))}: text cannot be generated here",
+                f"{', '.join(sorted({str(request.task_name) for request in requests}))}: generation is not supported",
                 hint="choose tasks of output_type multiple_choice, loglikelihood or loglikelihood_rolling",
             )
 
@@ -189,7 +189,7 @@ def make_lm(model: nn.Module, tokenizer: "AnyTokenizer", reading: Reading) -> An
 
 
 def _free(tokenizer: "AnyTokenizer") -> "Tokenizer":
-    """A copy that neither cuts nor pads, whatever its file says."""
+    """A copy of the tokenizer that neither truncates nor pads."""
     from tokenizers import Tokenizer
 
     copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
@@ -220,9 +220,9 @@ def _read(results: Any, task: str) -> Iterator[TaskScore]:  # noqa: ANN401 - lm_
 
 @contextmanager
 def _work_offline(folder: Path) -> Iterator[None]:
-    """Work in `folder` with the hub's libraries offline and data sets cached for this call only; all put back after.
+    """Make `folder` the working directory, turn downloads off and cache data sets for this call only; restored after.
 
-    The libraries read their variables once, when they are imported, so both the variables and the values are set.
+    The libraries read the environment once, when they are imported, so both their variables and values are set.
     """
     from unittest.mock import patch
 

@@ -1,1 +1,1 @@
-"""A layer as a chain of smaller operators: decompositions, forms, whitening, modules."""
+"""Factors a layer into a chain of smaller operators: decompositions, forms, whitening, modules."""

@@ -1,4 +1,4 @@
-"""From a merged model to a compressed one: take its layers apart once, then allocate and fill as often as asked."""
+"""Turns a merged model into compressed ones: decomposes its layers once, then fills any number of plans."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
 @dataclass(frozen=True)
 class Analysis:
-    """A merged model with every factorable layer taken apart, in the model's order."""
+    """A merged model with every factorable layer decomposed, in the model's order."""
 
     model: nn.Module
     layers: Mapping[str, Decomposition]
 
 
 def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
-    """Take every layer apart; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain."""
+    """Decompose every layer; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain."""
     return Analysis(
         model=model,
         layers={
@@ -38,7 +38,7 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
 
 
 def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:
-    """The model with every planned layer replaced by its best factors; batch-norm statistics stay as they were."""
+    """The model with every planned layer replaced by its best factors; batch-norm statistics are not changed."""
     model = rebuild(analysis.model, plan)
     for name, factors in plan.items():
         fill_factors(model.get_submodule(name), make_weights(analysis.layers[name], factors))

@@ -1,4 +1,4 @@
-"""One weight matrix into two factors: truncated SVD, whitened by what the layer sees and by what its output moves."""
+"""Factors one weight matrix into two by a truncated SVD, whitened by the layer's inputs and its output's effect."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Eigenvalues below this share of the largest count as zero: rank-deficient Grams must work (METHODS §5).
+# Eigenvalues below this share of the largest count as zero, so that rank-deficient Grams work (METHODS §5).
 EIGEN_FLOOR = 1e-10
-# Added to a curvature's diagonal as a share of its mean: directions that no calibration sample moves still matter.
+# Added to a curvature's diagonal as a share of its mean: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What makes an error in a weight (rows, columns) large: ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
+    """The size of an error in a weight (rows, columns): ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
     at the outputs, (rows, rows); None stands for the identity.
@@ -47,7 +47,7 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
 
     With a curvature the truncation loss tr(Δ·G·Δᵀ·H), again Σ_{j>k} σ_j² exactly, is the second-order change of the
     model's own output distribution (Kronecker-factored Fisher, Martens and Grosse 2015; for convolutions Grosse and
-    Martens 2016), so that rank goes where outputs move predictions and not only where they are large.
+    Martens 2016). Rank then goes to outputs that change predictions, not only to large outputs.
     """
     if metric.curvature is None:
         return WHITENINGS[whitening](weight, metric.gram)
@@ -57,7 +57,7 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
 
 
 def damp(curvature: Tensor) -> Tensor:
-    """The curvature with CURVATURE_RIDGE of its mean diagonal added; the identity where there is none at all."""
+    """The curvature with CURVATURE_RIDGE of its mean diagonal added; the identity if it is zero."""
     mean = curvature.diagonal().mean()
     eye = torch.eye(len(curvature), dtype=curvature.dtype)
     return eye if mean <= 0 else curvature + CURVATURE_RIDGE * mean * eye
@@ -66,7 +66,7 @@ def damp(curvature: Tensor) -> Tensor:
 def find_root(gram: Tensor) -> tuple[Tensor, Tensor]:
     """S (n, r) with S·Sᵀ = gram, and S⁺ᵀ (n, r), by eigen-decomposition; the null space is dropped.
 
-    A diagonal Gram (n,) gives diagonal roots (n,); an all-zero one the identity: no direction matters more.
+    A diagonal Gram (n,) gives diagonal roots (n,); an all-zero Gram gives the identity: all directions count the same.
     """
     if gram.ndim == 1:
         root = gram.clamp_min(0).sqrt() if bool((gram > 0).any()) else torch.ones_like(gram)
@@ -104,8 +104,8 @@ def decompose_eigen(weight: Tensor, gram: Tensor | None) -> Spectrum:
 def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """SVD of W·L with G = L·Lᵀ (SVD-LLM, ARA §3): the same optimum as by eigen-decomposition, at less cost.
 
-    A rank-deficient Gram has no Cholesky factor (the top complaint of SVD-LLM's users): such layers fall back to
-    `decompose_eigen`.
+    A rank-deficient Gram has no Cholesky factor (the most frequent complaint of SVD-LLM's users): such layers fall back
+    to `decompose_eigen`.
     """
     if gram is None or gram.ndim == 1:
         return decompose_eigen(weight, gram)
@@ -138,12 +138,12 @@ def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None
 
 
 def decompose_outputs(weight: Tensor, outputs: Tensor, keep: int | None = None) -> Spectrum:
-    """Swift-SVD from the Gram of a layer's outputs without bias, W·G·Wᵀ (rows, rows): the inputs' is not needed."""
+    """Swift-SVD from the Gram of a layer's outputs without bias, W·G·Wᵀ (rows, rows), without the inputs' Gram."""
     return _finish(weight, *_sort_eigen(outputs, keep))
 
 
 def _sort_eigen(matrix: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
-    """All eigenvalues of a symmetric positive matrix, falling, and the first `keep` eigenvectors."""
+    """All eigenvalues of a symmetric positive matrix, descending, and the first `keep` eigenvectors."""
     values, Q = torch.linalg.eigh(matrix)
     return values.flip(0).clamp_min(0), Q[:, -min(keep or len(Q), len(Q)) :].flip(1)
 
@@ -167,7 +167,7 @@ WHITENINGS: dict[str, Callable[[Tensor, Tensor | None], Spectrum]] = {
 def truncate(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
     """Factors A (rows, rank) and B (rank, columns), A·B the best approximation, each component's norms balanced.
 
-    A rank beyond the spectrum is filled with zeros, so shapes always are what the plan says.
+    A rank beyond the spectrum is filled with zeros, so that the shapes always match the plan.
     """
     rows, available = spectrum.U.shape
     columns = spectrum.right.shape[1]
@@ -180,7 +180,7 @@ def truncate(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def balance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with equal norms of A's column and B's row in every component.
+    """Scale A's columns and B's rows to equal norms in every component; the product A·B does not change.
 
     Keeps the factors well scaled for float32 and for refinement (METHODS §1: unbalanced ones fell to 15–40 %).
     """

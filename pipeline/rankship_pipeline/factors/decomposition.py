@@ -1,8 +1,8 @@
-"""One layer's weight taken apart under its metric: the matrix algebra that every form of it is made with (METHODS §5).
+"""One layer's weight decomposed under its metric: the matrix algebra that all forms share (METHODS §5).
 
-The metric (see decompose.Metric) makes errors of all forms comparable at equal cost. The SVD is its optimum; for a form
-with another first operator, that operator's basis is chosen from marginals of the Gram, and everything after it is the
-optimum given that basis, exactly.
+The metric (see decompose.Metric) makes the errors of all forms comparable at equal cost. The SVD is its optimum. For a
+form with another first operator, that operator's basis is chosen from marginals of the Gram, and the operators after it
+are the exact optimum for that basis.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from torch import Tensor
 from rankship_pipeline.factors.decompose import Metric, Spectrum, damp, decompose, find_root
 from rankship_pipeline.models.layers import Layer
 
-# Added to the Gram of a basis as a share of its mean diagonal; costs that share of the energy, and survives rounding.
+# Added to the Gram of a basis as a share of its mean diagonal, above rounding; that share of the energy is lost.
 _DAMPING = 1e-10
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """One layer's weight (rows, columns), float64, taken apart under one metric."""
+    """One layer's weight (rows, columns), float64, decomposed under one metric."""
 
     layer: Layer
     weight: Tensor
@@ -36,14 +36,14 @@ class Decomposition:
 
     @cached_property
     def total(self) -> float:
-        """‖R·W·S‖²: the output energy that errors are shares of."""
+        """‖R·W·S‖²: the output energy; errors are shares of it."""
         return float(self.spectrum.energy.sum())
 
     @cached_property
     def gram(self) -> Tensor:
         """The inputs' Gram (columns, columns); the identity without one."""
         gram = self.metric.gram
-        if gram is None or not bool(gram.any()):  # a layer that saw only zeros: no direction matters more
+        if gram is None or not bool(gram.any()):  # a layer whose inputs were all zero: all directions count the same
             return torch.eye(self.layer.columns, dtype=torch.float64)
         return gram
 
@@ -59,13 +59,13 @@ class Decomposition:
         return root.T @ self.weight
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
-        """What `find` makes of this layer, a form's basis for one, made once."""
+        """The result of `find(self)`, such as a form's basis, computed once."""
         if find not in self._found:
             self._found[find] = find(self)
         return self._found[find]
 
     def hold(self, basis: Tensor) -> Tensor:
-        """R·W·S projected on the rows of basis·S one after another: the energy a longer basis adds stands apart.
+        """R·W·S projected on the rows of basis·S one after another: each column holds the energy that its row adds.
 
         A Cholesky factor is nested, so one factorisation gives the best fit's error for every shorter basis.
         """
@@ -79,12 +79,12 @@ class Decomposition:
         return torch.cholesky_solve(seen @ self.weight.T, L).T
 
     def project(self, basis: Tensor) -> Spectrum:
-        """The spectrum of the best fit on a basis, under the metric that the basis' outputs have."""
+        """The spectrum of the best fit on a basis, under the metric of the basis's outputs."""
         metric = Metric(gram=basis @ self.gram @ basis.T, curvature=self.metric.curvature)
         return decompose(self.fit(basis), metric, "eigen")
 
     def _see(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds nothing."""
+        """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds no energy."""
         seen = basis @ self.gram
         inner = seen @ basis.T
         damping = _DAMPING * float(inner.diagonal().mean()) + 1e-300

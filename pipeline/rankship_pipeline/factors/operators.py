@@ -1,4 +1,4 @@
-"""The smaller operators that a layer becomes: their sizes, their modules, and widths in step with each other."""
+"""The smaller operators that replace a layer: their sizes and modules."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 class Operator(NamedTuple):
-    """One operator as a matrix, and the grid that it runs on: per axis (height, width) the layer's outputs or inputs.
+    """One operator as a matrix, and the grid that it runs on.
 
-    `on_outputs` says for each axis whether the operator is computed at the layer's output places, strided as they are.
+    `on_outputs` says for each axis (height, width) whether the operator runs at the layer's output positions, with its
+    stride, or at its input positions.
     """
 
     rows: int
@@ -24,7 +25,7 @@ class Operator(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """Weights that it stores."""
+        """The number of weights."""
         return self.rows * self.columns
 
 
@@ -49,6 +50,6 @@ def cut_convolution(
 
 
 def pad_basis(basis: Tensor, count: int) -> Tensor:
-    """The first `count` rows of a basis; zero rows where the inputs span fewer directions than asked for."""
+    """The first `count` rows of a basis, filled up with zero rows if the inputs span fewer directions."""
     basis = basis[:count]
     return torch.cat([basis, basis.new_zeros(count - len(basis), basis.shape[1])])

@@ -1,7 +1,8 @@
-"""A model whose planned layers are chains of smaller operators."""
+"""Rebuilds a model with its planned layers as chains of smaller operators."""
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,28 @@ from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Factorable, get_layer
 
 
-def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
-    """A copy in which every layer of `plan` is a Sequential of its form's operators, weights unset.
+class KindOfWeight(NamedTuple):
+    """All that may be asked of the weight of a layer that is a chain; whoever computes with it fails."""
 
-    Stride, padding and dilation go to the operators that hold the kernel; the bias belongs to the last one. The same
-    call restores the structure for a saved state dict.
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Chain(nn.Sequential):
+    """The operators in a layer's place; some models cast an input to the type of `layer.weight` before they call it."""
+
+    @property
+    def weight(self) -> KindOfWeight:
+        """The type and place of its weights; it has no single matrix."""
+        first = next(self.parameters())
+        return KindOfWeight(first.dtype, first.device)
+
+
+def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
+    """A copy of the model in which every layer of `plan` is a Sequential of its form's operators, with weights unset.
+
+    Stride, padding and dilation go to the operators with the kernel, the bias to the last one. The same call makes the
+    structure for a saved state dict.
     """
     factored = copy.deepcopy(model)
     for name, factors in plan.items():
@@ -25,18 +43,18 @@ def rebuild(model: nn.Module, plan: Mapping[str, Factors]) -> nn.Module:
     return factored.eval()
 
 
-def chain(module: Factorable, factors: Factors) -> nn.Sequential:
-    """The operators that take a layer's place (see forms/), with its bias."""
+def chain(module: Factorable, factors: Factors) -> Chain:
+    """The operators that replace a layer (see forms/), with its bias."""
     operators = FORMS[factors.form].make_modules(module, factors)
     bias = getattr(module, "bias", None)
     if bias is not None:
         operators[-1].bias = nn.Parameter(bias.detach().clone())
-    return nn.Sequential(*operators)
+    return Chain(*operators)
 
 
 @torch.no_grad()
 def fill_factors(chained: nn.Module, weights: Sequence[Tensor]) -> None:
-    """Write a form's operator weights, as forms.make_weights gives them, into `chain`'s Sequential."""
+    """Write a form's operator weights, from forms.make_weights, into the Sequential of `chain`."""
     for operator, weight in zip(chained.children(), weights, strict=True):
         target = operator.weight
         written = weight.T if isinstance(operator, nn.Embedding) else weight

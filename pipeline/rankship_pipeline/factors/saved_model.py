@@ -1,12 +1,11 @@
-"""A compressed model as a folder: safetensors, and `rankship.json` with the plan by which its structure is made again.
+"""Saves and loads a compressed model as a folder: safetensors, and `rankship.json` with the plan of its structure.
 
-    rankship.json        SavedModel: how each layer is stored, what the dense structure is, what made it
+    rankship.json        SavedModel: how each layer is stored, the dense architecture, the versions that made it
     model.safetensors    its tensors; or shards with Hugging Face's index
     config.json          of a transformers model: its configuration, from which the dense structure is made
 
-A planned layer's tensors are `<layer>.0.weight`, `<layer>.1.weight`, … in the order in which they run, and the bias
-with the last. No code is kept, and none that a file names is run: whoever reads a plain torch model gives its
-architecture.
+A planned layer's tensors are `<layer>.0.weight`, `<layer>.1.weight`, … in running order, with the bias on the last. No
+code is saved, and no code that a file names is run: to load a plain torch model, the caller gives its architecture.
 """
 
 import copy
@@ -32,11 +31,11 @@ RECORD, WEIGHTS, CONFIGURATION = "rankship.json", "model.safetensors", "config.j
 
 @record
 class SavedModel:
-    """What `rankship.json` says.
+    """The content of `rankship.json`.
 
-    `plan` is None where nothing is factored. `architecture` is the class of the dense model: transformers' own, which
-    is made from config.json ("transformers"), or any other, which the reader has to give ("torch"). `recipe_sha256` is
-    the recipe's, None where there was none.
+    `plan` is None if nothing is factored. `architecture` is the class of the dense model. With `family` "transformers"
+    it is made from config.json, with "torch" the caller has to give it. `recipe_sha256` is None for a model that was
+    made without a recipe.
     """
 
     plan: RankPlan | None
@@ -47,7 +46,7 @@ class SavedModel:
 
 
 def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str | None = None) -> SavedModel:
-    """The record of a model, dense or rebuilt, that is to be saved."""
+    """The record of a dense or rebuilt model to save."""
     kind = type(module)
     return SavedModel(
         plan=plan,
@@ -59,7 +58,7 @@ def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str 
 
 
 def save_model(folder: Path, module: nn.Module, plan: RankPlan | None, recipe_sha256: str | None = None) -> None:
-    """Write a module, rebuilt by its plan and filled; each file is replaced in one step, the record last."""
+    """Write a module that was rebuilt by its plan and filled; each file is replaced in one step, the record last."""
     if (folder / INDEX).exists():
         raise InputError(f"{folder} holds another model, in shards", hint="name a new folder, or delete this one")
     saved = describe_saved(plan, module, recipe_sha256)
@@ -81,7 +80,7 @@ def write_saved(folder: Path, saved: SavedModel) -> None:
 
 
 def read_saved(folder: Path) -> SavedModel:
-    """Read `rankship.json`; InputError where the folder holds no saved model."""
+    """Read `rankship.json`; InputError if the folder holds no saved model."""
     path = folder / RECORD
     if not path.is_file():
         raise InputError(f"{folder} holds no {RECORD}", hint="give a folder that `save` or `export` wrote")
@@ -96,7 +95,7 @@ def read_saved(folder: Path) -> SavedModel:
 def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, SavedModel]:
     """The saved model in evaluation mode, float32 on the CPU, and its record.
 
-    `into` is the dense architecture, which stays as it is; a transformers model needs none.
+    `into` is the dense architecture, which is not changed; a transformers model needs none.
     """
     saved = read_saved(folder)
     dense = _make_dense(folder, saved) if into is None else into
@@ -104,7 +103,7 @@ def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, 
         module = rebuild(dense, {} if saved.plan is None else saved.plan.factors)
     except (AttributeError, TypeError) as failure:
         raise InputError(
-            f"{folder} holds a {saved.architecture}, which {type(dense).__name__} is not: {failure}",
+            f"{folder} holds a {saved.architecture}, and {type(dense).__name__} does not fit it: {failure}",
             hint="give the architecture that was compressed, dense and untrained",
         ) from None
     _fill(module, _read_tensors(folder), folder, saved)
@@ -114,7 +113,7 @@ def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, 
 def _make_dense(folder: Path, saved: SavedModel) -> nn.Module:
     if saved.family == "torch":
         raise InputError(
-            f"{folder} holds the weights of a {saved.architecture} and no code to make one",
+            f"{folder} holds the weights of a {saved.architecture}, but not its code",
             hint="give the architecture, dense and untrained: load(FOLDER, into=MyModel())",
         )
     import transformers
@@ -122,7 +121,7 @@ def _make_dense(folder: Path, saved: SavedModel) -> nn.Module:
     kind = getattr(transformers, saved.architecture, None)
     if not isinstance(kind, type) or not _is_transformers(kind):
         raise InputError(
-            f"{folder / RECORD} names {saved.architecture!r}, which is no model of transformers"
+            f"{folder / RECORD} names {saved.architecture!r}, which is not a model of transformers"
             f" {transformers.__version__}",
             hint="install the version that it was saved with, or give the architecture by `into`",
         )
@@ -138,7 +137,7 @@ def _read_tensors(folder: Path) -> State:
 
 
 def _fill(module: nn.Module, found: State, folder: Path, saved: SavedModel) -> None:
-    """Fill the module; of tensors that are one under several names, one name is enough."""
+    """Fill the module's tensors; a shared tensor needs to be stored under only one of its names."""
     whole = dict(found)
     for names in _group(module):
         stored = next((name for name in names if name in found), None)
@@ -156,7 +155,7 @@ def _fill(module: nn.Module, found: State, folder: Path, saved: SavedModel) -> N
 
 
 def _group(module: nn.Module) -> list[list[str]]:
-    """The names of a module's tensors, those of one tensor together."""
+    """The names of a module's tensors, grouped by tensor."""
     groups: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         groups.setdefault(id(tensor), []).append(name)
@@ -164,7 +163,7 @@ def _group(module: nn.Module) -> list[list[str]]:
 
 
 def _is_transformers(kind: type) -> bool:
-    """Tell whether a class is one that transformers itself offers by its name."""
+    """Whether a class is a model that transformers itself exports by its name."""
     if kind.__module__.partition(".")[0] != "transformers":
         return False
     import transformers

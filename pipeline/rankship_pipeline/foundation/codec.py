@@ -1,6 +1,6 @@
-"""Records to canonical JSON and back; the only door through which text becomes a record.
+"""Encodes records as canonical JSON and decodes them; the only way in which text becomes a record.
 
-What release 0.1 wrote is read too: where a field of today is missing, FORMER makes it of what stood in its place.
+Files of release 0.1 can be read too: where a field is missing, FORMER makes it from the old field.
 """
 
 import difflib
@@ -24,10 +24,10 @@ T = TypeVar("T")
 _ADAPTERS: dict[type[Any], Any] = {}
 
 
-def _adapter(cls: type[Any]) -> Any:  # noqa: ANN401 - pydantic's TypeAdapter, imported late: `--help` must not pay for it
+def _adapter(cls: type[Any]) -> Any:  # noqa: ANN401 - pydantic's TypeAdapter, imported late: `--help` stays quick
     from pydantic import ConfigDict, TypeAdapter
 
-    if cls not in _ADAPTERS:  # a record brings its own configuration; plain values must not turn NaN into null
+    if cls not in _ADAPTERS:  # a record has its own configuration; plain values must not turn NaN into null
         config = None if is_dataclass(cls) else ConfigDict(ser_json_inf_nan="constants")
         _ADAPTERS[cls] = TypeAdapter(cls, config=config)
     return _ADAPTERS[cls]
@@ -40,7 +40,7 @@ def encode(thing: object) -> str:
 
 
 def to_plain(record: object, *, without_defaults: bool) -> dict[str, Any]:
-    """A record as dictionaries, lists, texts and numbers, keys in its own order and what is None left out."""
+    """A record as dictionaries, lists, texts and numbers, keys in the record's order; None is left out."""
     adapter = _adapter(type(record))
     plain: dict[str, Any] = adapter.dump_python(
         record, mode="json", exclude_none=True, exclude_defaults=without_defaults
@@ -54,7 +54,7 @@ def digest(thing: object) -> str:
 
 
 def decode(cls: type[T], text: str | bytes, *, where: str) -> T:
-    """Parse strictly: unknown keys and wrong types are an InputError naming `where`, the field and the nearest key."""
+    """Parse strictly: unknown keys and wrong types raise InputError with `where`, the field and the nearest key."""
     from pydantic import ValidationError
 
     adapter = _adapter(cls)
@@ -70,13 +70,13 @@ def decode(cls: type[T], text: str | bytes, *, where: str) -> T:
 
 
 def _make_key(old: dict[str, Any]) -> dict[str, Any]:
-    """The key of an artifact of release 0.1, which was float32 and computed as is usual; takes its fields away."""
+    """Make the key of a release 0.1 artifact, always float32 on the default delegate; removes the old fields."""
     key = {name: old[name] for name in ("variant", "format")}
     task = {name: old.pop(name, None) for name in (*key, "task")}["task"]
     return key if task is None else {**key, "part": head_of(task)}
 
 
-# field of today → what makes it of an old record's table, taking away what it is made of; KeyError where it is not old
+# new field → function that makes it from an old record's table and removes the old fields; KeyError: not an old record
 FORMER: Mapping[str, Callable[[dict[str, Any]], object]] = {
     "key": _make_key,
     "verdict": lambda old: old.pop("word"),
@@ -84,21 +84,21 @@ FORMER: Mapping[str, Callable[[dict[str, Any]], object]] = {
 
 
 def _renew(text: str | bytes, wrong: Sequence[tuple[int | str, ...]]) -> str | bytes:
-    """A file's text as it would be written today; as it is where nothing that is wrong has a former name."""
-    known = [place for place in wrong if place and place[-1] in FORMER]
+    """Rewrite a file's text in today's form; returned unchanged if none of the `wrong` fields has an old form."""
+    known = [path for path in wrong if path and path[-1] in FORMER]
     if not known:
         return text
     whole = json.loads(text)
-    for *place, name in known:
-        with suppress(KeyError, IndexError, TypeError):  # no old record, but a wrong one: what is missing stays missing
-            table = reduce(getitem, place, whole)
+    for *path, name in known:
+        with suppress(KeyError, IndexError, TypeError):  # not an old record but a wrong one: the field stays missing
+            table = reduce(getitem, path, whole)
             if name not in table:
                 table[name] = FORMER[str(name)](table)
     return json.dumps(whole)
 
 
 def read_toml(cls: type[T], path: Path, kind: str) -> T:
-    """Read one TOML file as a record; an unreadable or malformed file is an InputError naming it and its `kind`."""
+    """Read one TOML file as a record; InputError with the path and its `kind` if it is unreadable or malformed."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _shorten(value: object, limit: int = 60) -> str:
 
 
 def _keys(cls: type[Any]) -> list[str]:
-    """All property names anywhere in the record's schema, for "did you mean"."""
+    """All property names in the record's schema, for "did you mean"."""
     schema = _adapter(cls).json_schema()
     blocks = [schema, *schema.get("$defs", {}).values()]
     return sorted({key for block in blocks for key in block.get("properties", {})})

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a live line on a terminal or in a notebook, one line per finished step elsewhere."""
+"""Shows progress on stderr: a live line on a terminal or in a notebook, else one line per finished step."""
 
 import importlib.util
 import itertools
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Steps:
-    """Names each step while it runs and its wall time when it is done; keeps the times for the record."""
+    """Shows each step while it runs and its wall time when it is done; `seconds` keeps the times."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
@@ -24,16 +24,16 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._shared: Progress | None = None
         self._prefix = ""
-        # in a notebook lines move by widgets; without them each step is one line, when it is done
-        self._moves = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
+        # a notebook needs ipywidgets for a live line; without them each step is one line, when it is done
+        self._is_live = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
 
     @contextmanager
     def side_by_side(self) -> Iterator[Callable[[str], "Steps"]]:
-        """Show several workers at once, each on lines of its own: gives what makes the steps of the one so named."""
+        """Show several workers at once, each on its own lines; yields a function that makes a named worker's Steps."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self._is_live) as progress:
 
             def start(name: str) -> Steps:
                 steps = Steps()
@@ -49,16 +49,16 @@ class Steps:
             with self._timed(name), self._bar(name, None):
                 yield
         else:
-            with self._timed(name), self.console.status(escape(name)) if self._moves else nullcontext():
+            with self._timed(name), self.console.status(escape(name)) if self._is_live else nullcontext():
                 yield
 
     @contextmanager
     def track(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A bar over `total` parts; call what it gives with each part's name as the part begins."""
+        """Show a bar over `total` parts; yields a function to call with a part's name as that part begins."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         name_column = TextColumn("{task.description}", markup=False)
-        times = (TimeElapsedColumn(), TextColumn("still"), TimeRemainingColumn())
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
         columns = (name_column, BarColumn(), MofNCompleteColumn(), *times)
         with self._timed(name), self._bar(name, total, *columns) as (progress, task):
             begun = itertools.count()
@@ -70,14 +70,14 @@ class Steps:
 
     @contextmanager
     def follow(self, name: str) -> Iterator[Callable[[float], None]]:
-        """A bar for work of which only the share that is done is known; call what it gives with that share."""
+        """Show a bar for work that reports only its share done; yields a function to call with that share."""
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         with (
             self._timed(name),
             Progress(
-                *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self._moves
+                *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self._is_live
             ) as progress,
         ):
             task = progress.add_task(name, total=1.0)
@@ -89,7 +89,7 @@ class Steps:
 
     @contextmanager
     def transfer(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """A step with a bar for each copy of which it hears (bytes so far, bytes in all)."""
+        """Show a bar for copying; yields a function to call with (bytes sent, bytes in total)."""
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -102,11 +102,11 @@ class Steps:
 
     @contextmanager
     def _bar(self, name: str, total: int | None, *columns: "ProgressColumn") -> Iterator["tuple[Progress, TaskID]"]:
-        """A line in the display that is shared, or in one of its own with these columns."""
+        """A line in the shared display, or in a new display with these columns."""
         from rich.progress import Progress
 
         if self._shared is None:
-            with Progress(*columns, console=self.console, transient=True, disable=not self._moves) as progress:
+            with Progress(*columns, console=self.console, transient=True, disable=not self._is_live) as progress:
                 yield progress, progress.add_task(name, total=total)
         else:
             task = self._shared.add_task(self._prefix + name, total=total)
@@ -125,12 +125,12 @@ class Steps:
         )
 
     def note(self, text: str) -> None:
-        """One line that belongs to no step."""
+        """Print one line that belongs to no step."""
         self.console.print(f"[dim]·[/] {escape(self._prefix + text)}", soft_wrap=True)
 
 
 def start_table(first: str, *others: str) -> "Table":
-    """Begin a table: names on the left, numbers on the right, nothing ever cut."""
+    """Begin a table: names on the left, numbers on the right, long cells folded and never cut."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Every error a user can meet, grouped by who must act.
+"""Every error that a user can see, grouped by who must act.
 
     RankshipError(message, *, hint)                                             exit 1
     ├─ InputError         a recipe, suite, inventory, flag or checkpoint: the user fixes it     2
@@ -8,7 +8,7 @@
     │   ├─ ParityFailed       an artifact does not compute what the torch model computes
     │   ├─ MergeMismatch      the models to merge differ in more than their values
     │   └─ QualityLost        the merged or compressed model lost more than the recipe allows
-    ├─ TargetError        the device or the way to it                                           4
+    ├─ TargetError        the device or the connection to it failed                             4
     │   ├─ TransientTargetError   a session may try again, a bounded number of times
     │   │   ├─ ConnectionLost     Unreachable, Rebooted
     │   │   ├─ TargetTimeout, TargetBusy, AgentDied
@@ -21,7 +21,7 @@
         ├─ UnlikeConditions   two results were taken under conditions that must not be compared
         └─ Throttled, ClockJumped, TraceGap
 
-An error names the thing, the value, what was expected and, in `hint`, what to do.
+An error names the thing, the value, what was expected and, in `hint`, what to do next.
 """
 
 
@@ -53,7 +53,7 @@ class BuildError(RankshipError):
 
 
 class BudgetInfeasible(BuildError):
-    """No choice of ranks fits the budget; the message says the smallest that does."""
+    """No choice of ranks fits the budget; the message names the smallest budget that works."""
 
 
 class UnsupportedOp(BuildError):
@@ -65,21 +65,21 @@ class ParityFailed(BuildError):
 
 
 class MergeMismatch(BuildError):
-    """Models to merge differ in more than their values; every difference is listed with what can be done about it."""
+    """Models to merge differ in more than their weights; the message lists every difference and what to do about it."""
 
 
 class QualityLost(BuildError):
-    """A specialist lost more to merging or compressing than the recipe allows; the message says who lost what."""
+    """A specialist lost more by merging or compressing than the recipe allows; the message names each and its loss."""
 
 
 class TargetError(RankshipError):
-    """The device, or the way to it, failed."""
+    """The device, or the connection to it, failed."""
 
     exit_code = 4
 
 
 class TransientTargetError(TargetError):
-    """The same call may succeed later; only a session retries, boundedly, and says so in the trial."""
+    """The same call may succeed later; only a session retries, a few times, and records it in the trial."""
 
 
 class ConnectionLost(TransientTargetError):
@@ -91,7 +91,7 @@ class Unreachable(ConnectionLost):
 
 
 class Rebooted(ConnectionLost):
-    """The device came back with another boot: what ran there is gone, what was set there is undone."""
+    """The device rebooted: its running processes are gone and its settings are reset."""
 
 
 class TargetTimeout(TransientTargetError):
@@ -103,7 +103,7 @@ class TargetBusy(TransientTargetError):
 
 
 class AgentDied(TransientTargetError):
-    """The agent ended without a last word: it was killed, or the device ran out of memory."""
+    """The agent ended without an answer: it was killed, or the device ran out of memory."""
 
 
 class PersistentTargetError(TargetError):
@@ -127,7 +127,7 @@ class CommandFailed(PersistentTargetError):
 
 
 class AgentMismatch(PersistentTargetError):
-    """The agent on the device speaks another protocol than this host."""
+    """The agent on the device uses another protocol version than this host."""
 
 
 class Lacks(PersistentTargetError):
@@ -135,15 +135,15 @@ class Lacks(PersistentTargetError):
 
 
 class WrongSystem(Lacks):
-    """The device's processor or operating system cannot run what is built for it: wrong ABI, or 32 bits."""
+    """The device's processor or operating system cannot run the files built for it: wrong ABI, or 32 bits."""
 
 
 class AmbiguousDevice(PersistentTargetError):
-    """More than one device answers to one serial."""
+    """More than one device has the same serial."""
 
 
 class NoSpace(PersistentTargetError):
-    """The device's disk cannot hold what should be copied to it."""
+    """The device's disk is too full for the files to copy."""
 
 
 class ReadOnly(PersistentTargetError):
@@ -155,11 +155,11 @@ class Quarantined(PersistentTargetError):
 
 
 class ManifestRefused(PersistentTargetError):
-    """An artifact's manifest is not signed by this project's key, or says something else than the file."""
+    """An artifact's manifest is not signed by this project's key, or does not match the file."""
 
 
 class MeasurementError(RankshipError):
-    """A number exists and must not be used."""
+    """A number was measured and must not be used."""
 
     exit_code = 5
 
@@ -169,12 +169,12 @@ class UnlikeConditions(MeasurementError):
 
 
 class Throttled(MeasurementError):
-    """The device slowed itself down while it was measured."""
+    """The device throttled its clock during the measurement."""
 
 
 class ClockJumped(MeasurementError):
-    """The device's clock was set while it was measured."""
+    """The device's clock was set during the measurement."""
 
 
 class TraceGap(MeasurementError):
-    """A power trace does not cover the whole window, or what it holds there is no reading."""
+    """A power trace does not cover the whole window, or its samples there are not valid readings."""

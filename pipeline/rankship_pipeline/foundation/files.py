@@ -23,9 +23,9 @@ def hash_file(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Replace `path` by `data` in one step; a reader sees the old content or the new, never a part.
+    """Write `data` to `path` in one step; a reader sees the old content or the new, never a part.
 
-    `mode` are the file's rights (0o600), set before anything is in it; None: the user's usual ones.
+    `mode` are the file's permissions (0o600), set before the data are written; None: the user's default.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -42,7 +42,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
 
 
 def ensure_writable(folder: Path, flag: str) -> None:
-    """Make a folder if it is missing and prove that files can be made in it; InputError naming the flag otherwise."""
+    """Make a folder if it is missing and prove that files can be made in it; else InputError naming the flag."""
     probe = folder / f".{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,9 @@ def ensure_writable(folder: Path, flag: str) -> None:
 
 @contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
-    """Give a private folder to fill; on success it becomes `final` in one rename, on any error it vanishes.
+    """Yield a private folder to fill; on success it is renamed to `final`, on any error it is deleted.
 
-    If another process published `final` meanwhile, theirs stays (folders are write-once) and ours is dropped.
+    If another process has published `final` meanwhile, that one stays (folders are write-once) and ours is deleted.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
@@ -76,7 +76,7 @@ def publish_folder(final: Path) -> Iterator[Path]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring a folder and every file in it to the disk."""
+    """Flush a folder and every file in it to the disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             _flush(path)
@@ -93,7 +93,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def publish_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on success the file there becomes `path` in one rename, else it vanishes."""
+    """Yield a temporary path to write to; on success the file is renamed to `path`, on any error it is deleted."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""How every verb's parser begins, and the flags that several verbs share."""
+"""Starts every verb's argument parser, and defines the flags that several verbs share."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rankship_pipeline.foundation.store import default_root
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
-    """Formats separated by commas, in their usual order."""
+    """Parse formats separated by commas; returned in the order of FORMATS."""
     named = {name.strip() for name in text.split(",")}
     unknown = sorted(named - set(FORMATS))
     if unknown:
@@ -22,11 +22,11 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 VERBOSE = "--verbose"
 RESULTS = Path("rankship-results")
-# flag → how argparse is told; the store's place depends on the user's environment and is added when asked for
+# flag → arguments of add_argument; the default of --store depends on the environment and is added by `share`
 _SHARED: dict[str, dict[str, Any]] = {
     VERBOSE: {
         "action": "store_true",
-        "help": "show everything: every caution, and the warnings of the libraries underneath",
+        "help": "show every caution, and the warnings of the libraries underneath",
     },
     "--on": {"required": True, "metavar": "DEVICE", "help": "devices of the inventory, separated by commas"},
     "--inventory": {
@@ -44,7 +44,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--store": {"type": Path, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
 }
 Verb = Callable[[list[str]], int]
-_looking: ContextVar[bool] = ContextVar("looking", default=False)
+_finding_parser: ContextVar[bool] = ContextVar("finding_parser", default=False)
 
 
 class _Found(Exception):
@@ -56,13 +56,13 @@ class _Found(Exception):
 
 
 def start_parser(verb: str, description: str, *shared: str, **more: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
-    """The parser of a verb with the shared flags that it names; `more` is argparse's."""
+    """Start a verb's parser with the named shared flags; `more` goes to ArgumentParser."""
     parents = [*more.pop("parents", ()), share(*shared)]
     return argparse.ArgumentParser(prog=f"rankship {verb}", description=description, parents=parents, **more)
 
 
 def share(*names: str, again: bool = False) -> argparse.ArgumentParser:
-    """A parent parser with --verbose and the named flags; `again`: accepted a second time, behind a verb's own verb."""
+    """A parent parser with --verbose and the named flags; `again` leaves out defaults, for a subcommand."""
     parent = argparse.ArgumentParser(add_help=False)
     for name in (VERBOSE, *names):
         given = {"default": default_root()} | _SHARED[name] if name == "--store" else _SHARED[name]
@@ -71,19 +71,19 @@ def share(*names: str, again: bool = False) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """A verb's arguments: the first thing that every verb reads."""
-    if _looking.get():
+    """Parse a verb's arguments; every verb calls this before it does anything else."""
+    if _finding_parser.get():
         raise _Found(parser)
     return parser.parse_args(argv)
 
 
 def find_parser(verb: Verb) -> argparse.ArgumentParser:
-    """The parser that a verb makes: the verb begins, and ends where it would read its arguments."""
-    token = _looking.set(True)
+    """The parser that a verb makes: runs the verb up to its call of `parse`."""
+    token = _finding_parser.set(True)
     try:
         verb([])
     except _Found as found:
         return found.parser
     finally:
-        _looking.reset(token)
+        _finding_parser.reset(token)
     raise TypeError(f"{verb.__name__} does not read its arguments by flags.parse")

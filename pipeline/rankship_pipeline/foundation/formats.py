@@ -1,7 +1,7 @@
-"""Everything known of the formats that models are exported to, in one table; the rest of the code reads it here.
+"""The table of the formats that models are exported to; all code reads the facts of a format here.
 
-A new format is a name in `Format`, a line in `FACTS`, its exporter's module (see export/__init__.py) and the agent's
-loader (agent/runtimes.py). The agent runs alone on a device and keeps a copy of what it needs; a test compares the two.
+A new format needs a name in `Format`, an entry in `FACTS`, an exporter module (see export/__init__.py) and a loader in
+the agent (agent/runtimes.py). The agent runs alone on a device and keeps its own copy; a test compares the two.
 """
 
 from dataclasses import dataclass
@@ -36,16 +36,16 @@ _START_RUNNER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatFacts:
-    """What is known of one format.
+    """The facts of one format.
 
-    `suffix` ends the names of its files, without a dot. On the host, `exporter` is the module that writes it, `extra`
-    what pip installs for that, `exporter_import` the module whose presence proves that it is installed;
+    `suffix` is the file name's ending, without a dot. On the host, `exporter` is the module that writes the format,
+    `extra` the pip requirement that installs it, `exporter_import` the module whose presence proves that;
     `exporter_distributions` are those whose versions shape a file, `runtime_distribution` the one that runs it.
-    On a device, `device_packages` are what its interpreter needs to run the format, and `device_note` what pip must be
-    told besides. `kit_series` is the series of releases of the runtime that a kit brings; with `kit_compiles` the kit
-    brings a program compiled from it instead of a Python package. `kit_check` is Python code that fails where what the
-    kit brought does not run. `load_example` shows how an application loads a file, with {path!r} or {json_path} in it.
-    `marker` is the format's sign in charts, as matplotlib names it.
+    On a device, `device_packages` are what its interpreter needs to run the format, and `device_note` is a remark on
+    installing them. `kit_series` is the runtime's release series in a kit; with `kit_compiles` the kit holds a program
+    compiled from it instead of a Python package. `kit_check` is Python code that fails if the kit's runtime does not
+    run. `load_example` shows how an application loads a file, with {path!r} or {json_path} to fill in. `marker` is the
+    format's marker in charts, as matplotlib names it.
     """
 
     suffix: str
@@ -64,11 +64,11 @@ class FormatFacts:
 
     @property
     def pip_packages(self) -> str:
-        """What to write after `pip install` on a device, with the note in brackets."""
+        """The arguments of `pip install` on a device, with the note in brackets."""
         return " ".join(self.device_packages) + (f" ({self.device_note})" if self.device_note else "")
 
 
-# In the order of tables and pages.
+# In the order that tables and pages show.
 FACTS: dict[Format, FormatFacts] = {
     "onnx": FormatFacts(
         suffix="onnx",

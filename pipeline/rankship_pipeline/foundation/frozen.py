@@ -1,4 +1,4 @@
-"""What every record is: frozen, made by keywords, and strict in its JSON form (see codec.py)."""
+"""The decorator of every record: frozen, keyword-only, and strict in its JSON form (see codec.py)."""
 
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform

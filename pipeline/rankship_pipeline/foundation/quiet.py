@@ -1,11 +1,11 @@
-"""Keeps what the libraries underneath print about themselves off the user's terminal; errors stay."""
+"""Hides the warnings and log lines of the libraries underneath; errors stay visible."""
 
 import logging
 import os
 import warnings
 
-VERBOSE = "RANKSHIP_VERBOSE"  # in the environment: what --verbose does, for every verb and every process that it starts
-# What is said before Python's own filters are asked, or by programs that a verb starts.
+VERBOSE = "RANKSHIP_VERBOSE"  # environment variable: as --verbose, for a verb and the processes that it starts
+# For output that Python's warning filters and logging cannot hide: from C++, or from programs that a verb starts.
 _ENVIRONMENT = {
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",  # "Failed to load torchao/_C…": kernels that this processor lacks
     "TF_CPP_MIN_LOG_LEVEL": "2",

@@ -1,9 +1,9 @@
-"""Records that cross a room's border: frozen, every number's unit in its name, `None` means "not measured"."""
+"""Records that rooms pass to each other: frozen, with units in the names of numbers; `None` means "not measured"."""
 
 from html import escape
 from typing import Literal
 
-from rankship_pipeline.foundation.artifact_key import VARIANTS as VARIANTS  # noqa: PLC0414 - half the house reads these
+from rankship_pipeline.foundation.artifact_key import VARIANTS as VARIANTS  # noqa: PLC0414 - re-exported: many rooms read it here
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.artifact_key import Variant as Variant  # noqa: PLC0414 - as above
 from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - as above
@@ -13,13 +13,13 @@ from rankship_pipeline.foundation.units import show_count, show_percent
 
 Form = Literal["svd", "spatial", "tucker"]
 CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
-Answers = Literal["labels", "predictions"]  # what accuracy counts: true labels, or the dense model's own answers
+Answers = Literal["labels", "predictions"]  # what counts as right: true labels, or the dense model's predictions
 LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
 
 @record
 class Dimension:
-    """A side of a tensor that an artifact takes in any length of a range, both ends included."""
+    """A dimension whose length may vary between `low` and `high`, both included."""
 
     name: str
     low: int
@@ -35,7 +35,7 @@ class TensorSpec:
     dtype: str
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape is one of those described."""
+        """Whether this specification allows a tensor of this shape."""
         return len(shape) == len(self.shape) and all(
             side.low <= one <= side.high if isinstance(side, Dimension) else one == side
             for one, side in zip(shape, self.shape, strict=True)
@@ -46,7 +46,7 @@ class TensorSpec:
 class Artifact:
     """One exported file and everything that made it.
 
-    `outputs` are in the order in which its runtime gives them. `parameters` counts every trainable parameter of the
+    `outputs` are in the order in which the runtime returns them. `parameters` counts every trainable parameter of the
     torch module in it (embeddings, norms, biases, heads); `factored_layers` are the layers stored as chains of smaller
     operators, by their torch names.
     """
@@ -85,9 +85,9 @@ class Verified:
 
 @record
 class Factors:
-    """How a layer is stored as a chain of smaller operators (METHODS §5); factors/forms/ says what each form computes.
+    """How a layer is stored as a chain of smaller operators (METHODS §5); factors/forms/ defines what a form computes.
 
-    `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None elsewhere.
+    `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None for other forms.
     """
 
     form: Form = "svd"
@@ -102,9 +102,9 @@ class Factors:
 
 @record
 class LayerCost:
-    """What one layer costs stored in one way (None: dense), in its table's unit.
+    """The cost of one layer stored as `factors` (None: dense), in the unit of its table.
 
-    `low` and `high` are the 95 % interval over the table's rounds, None where it was not measured in rounds.
+    `low` and `high` are the 95 % interval over the table's rounds, None for a table that was not measured in rounds.
     """
 
     factors: Factors | None
@@ -117,10 +117,10 @@ class LayerCost:
 class CostTable:
     """Costs of single layers measured on a device, by layer name: dense, and the ranks worth offering (METHODS §4, §9).
 
-    `dense` is what the whole dense model costs there and `fixed` what of that no factorable layer explains; it may be
-    negative. `model_sha256` is what the table holds for (see sites.hash_model): other weights, but no other shapes.
-    `device`, `format`, `runtime` (name and version), `threads` and `agent_sha256` say how it was taken; `measured_utc`
-    when (ISO 8601), in how many interleaved `rounds`.
+    `dense` is the cost of the whole dense model on the device. `fixed` is the part of it that no factorable layer
+    accounts for; it may be negative. The table is valid for models with this `model_sha256` (call_sites.hash_model):
+    the weights may differ, the shapes may not. `device`, `format`, `runtime` (name and version), `threads` and
+    `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds.
     """
 
     unit: CostUnit
@@ -139,10 +139,11 @@ class CostTable:
 
 @record
 class LandingTry:
-    """One allocation on the way to a latency budget: what the table was asked for, foretold, and what came out.
+    """One allocation on the way to a latency budget: the time asked for, the time predicted, the time measured.
 
-    `measured_ns` is the whole compressed model's median over rounds on the device with its 95 % interval, `dense_ns`
-    the dense model's in the same rounds; `ratio` is compressed over dense, paired by rounds, with its interval.
+    `measured_ns` is the whole compressed model's median over rounds on the device, `low_ns` and `high_ns` its 95 %
+    interval. `dense_ns` is the dense model's median in the same rounds. `ratio` is compressed over dense, paired by
+    rounds, with its interval.
     """
 
     asked_ns: int
@@ -158,10 +159,10 @@ class LandingTry:
 
 @record
 class Landing:
-    """How a latency budget was met on the device it is for: every try in order, and the one that is shipped.
+    """How a latency budget was met on its device: every try in order, and the index of the `chosen` one.
 
-    `verdict` says how it ended: "landed" within the tolerance; "dense fits", where the dense model is fast enough and
-    nothing was compressed; "nearest below", where no try came nearer and this one is faster than asked.
+    `verdict` is "landed" when the chosen try is within the tolerance; "dense fits" when the dense model is fast enough
+    and nothing was compressed; "nearest below" when no try was within it and the chosen one is the nearest faster one.
     """
 
     budget_ns: int
@@ -177,12 +178,12 @@ class Landing:
 
     @property
     def shipped(self) -> LandingTry:
-        """The try whose ranks were taken."""
+        """The try whose ranks are used."""
         return self.tries[self.chosen]
 
     @property
     def error(self) -> float:
-        """How far the shipped model's measured time lies from the budget, as a share of it; above 0: slower."""
+        """Distance of the shipped model's measured time from the budget, as a share of the budget; above 0: slower."""
         return self.shipped.measured_ns / self.budget_ns - 1
 
 
@@ -191,9 +192,9 @@ class LayerRank:
     """The choice for one layer, seen as a matrix (`rows` out, `columns` in·kh·kw).
 
     `factors` is None where the layer stays dense. `operators` are the (rows, columns) of the linear or convolutional
-    operators it runs as, in order; an embedding's table is none. `relative_error` is the predicted share of the
-    layer's output energy that the factors throw away (0 when dense). `interference` is the share of output energy
-    that merging itself costs, whatever the rank (None for one model or a merge without Grams).
+    operators it runs as, in order; an embedding's table is not one of them. `relative_error` is the predicted share of
+    the layer's output energy that the factors lose (0 when dense). `interference` is the share of output energy that
+    merging loses, whatever the rank (None for one model or a merge without Grams).
     """
 
     name: str
@@ -208,7 +209,7 @@ class LayerRank:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Its line in a table whose heading is PLAN_HEADING."""
+        """The layer's row in a table whose heading is PLAN_HEADING."""
         return (
             self.name,
             f"{self.rows}×{self.columns}",
@@ -246,11 +247,11 @@ class RankPlan:
 
     @property
     def factors(self) -> dict[str, Factors]:
-        """The layers that are stored factored, and how."""
+        """The factors of every layer that is stored factored, by layer name."""
         return {layer.name: layer.factors for layer in self.layers if layer.factors is not None}
 
     def _repr_html_(self) -> str:
-        """The table of its layers, which notebooks show."""
+        """The layers as an HTML table, which notebooks display."""
         lines = [("th", PLAN_HEADING), *(("td", layer.cells) for layer in self.layers)]
         rows = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) for tag, cells in lines)
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
@@ -258,9 +259,9 @@ class RankPlan:
 
 @record
 class Accuracy:
-    """Share of `samples` test answers that are right after `stage`, with its 95 % Wilson interval.
+    """Share of correct test answers after `stage`, out of `samples`, with its 95 % Wilson interval.
 
-    An answer is a test input's class, or a language model's next token. `cross_entropy` is the mean of −ln p(right
+    An answer is a test input's class, or a language model's next token. `cross_entropy` is the mean of −ln p(correct
     answer), in nats; its exponential is the perplexity.
     """
 
@@ -279,7 +280,7 @@ class Accuracy:
 
 @record
 class Alternative:
-    """What another allocation method gives at the same budget, evaluated on the host, not exported."""
+    """The result of another allocation method at the same budget, evaluated on the host, not exported."""
 
     method: str
     plan: RankPlan
@@ -288,11 +289,11 @@ class Alternative:
 
 @record
 class Fidelity:
-    """How well a later `stage` does one specialist's own task.
+    """How well the model of a later `stage` does one specialist's own task.
 
-    `agreement` is the share of `answers` to the specialist's calibration inputs that both predict alike: no labels are
-    needed, but the merge was fitted on these inputs. `before` and `after` are the accuracies of the specialist and of
-    the stage on that task's own test data, None where the loader gives none.
+    `agreement` is the share of the specialist's calibration `answers` on which both models agree: it needs no labels,
+    but the merge was fitted on these inputs. `before` and `after` are the accuracies of the specialist and of the stage
+    on that task's own test data, None where the loader gives none.
     """
 
     stage: str
@@ -304,7 +305,7 @@ class Fidelity:
 
     @property
     def lost_points(self) -> float:
-        """Points of accuracy lost where tests exist (negative: gained), else points of agreement."""
+        """Points of test accuracy lost (negative: gained), or points of agreement where there are no tests."""
         if self.before is not None and self.after is not None:
             return 100 * (self.before.value - self.after.value)
         return 100 * (1 - self.agreement)
@@ -312,7 +313,7 @@ class Fidelity:
 
 @record
 class Refinement:
-    """What label-free refinement took; `cpu_seconds` are of all threads, interruptions left out."""
+    """The steps and time that label-free refinement took; `cpu_seconds` add all threads, without interruptions."""
 
     steps: int
     cpu_seconds: float
@@ -321,14 +322,13 @@ class Refinement:
 
 @record
 class Build:
-    """Everything one recipe produced: six artifacts when three formats are asked for, and what they should give.
+    """Everything one recipe produced: a dense and a compressed artifact per format, and the accuracy of every stage.
 
-    `batchnorm_reestimated` names the stages after which batch-norm statistics were taken afresh. `mended` says how the
-    models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
-    `landing` tells how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` what stands beside them: one per task and artifact.
-    Data without labels have no right answers: with `answers` = "predictions" every accuracy is the share of answers
-    that are those of the model before compressing.
+    `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists how
+    the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
+    `landing` records how a latency budget was met on its device, None for other budgets. Where every task has a head of
+    its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. With `answers` =
+    "predictions" the data have no labels, and every accuracy is the agreement with the model before compressing.
     """
 
     recipe: str
@@ -348,18 +348,18 @@ class Build:
 
     @property
     def measure(self) -> str:
-        """What its accuracies are to people."""
+        """The name of its accuracies in tables."""
         return "accuracy" if self.answers == "labels" else "agreement with the dense model"
 
     @property
     def files(self) -> tuple[Artifact, ...]:
-        """Every file that was exported: what is proven and pushed; only `artifacts` are timed."""
+        """Every exported file: all are proven and pushed, only `artifacts` are timed."""
         return (*self.artifacts, *self.heads)
 
 
 @record
 class RunOutput:
-    """What a runtime computed: one .npy file per output of the artifact, in its order, samples stacked on axis 0."""
+    """What a runtime computed: one .npy file per output of the artifact, in order, with samples on axis 0."""
 
     outputs: tuple[str, ...]
     runtime: str

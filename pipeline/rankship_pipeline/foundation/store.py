@@ -1,4 +1,4 @@
-"""The artifact store: write-once folders addressed by the hash of everything that went into them."""
+"""The artifact store: write-once folders, each named by the hash of everything that it was made from."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from rankship_pipeline.foundation.files import hash_file, publish_folder
 
 MANIFEST = "manifest.json"
 _DAY_S = 24 * 60 * 60
-_SHOWN = 20  # characters of a key in a folder's name: 80 bits, no accidental collision
+_SHOWN = 20  # characters of a key in a folder's name: 80 bits, enough against accidental collision
 
 
 def default_root() -> Path:
-    """RANKSHIP_STORE, else rankship/store in the user's cache folder."""
+    """The store's default folder: RANKSHIP_STORE, else rankship/store in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("RANKSHIP_STORE") or cache / "rankship" / "store")
 
@@ -35,11 +35,11 @@ class Entry:
 
     @property
     def content(self) -> str:
-        """SHA-256 over the files themselves: what later stages are made from, whatever made this one."""
+        """SHA-256 over the files' hashes; later stages depend on it, and not on how this entry was made."""
         return digest(self.files)
 
     def read(self, name: str) -> Path:
-        """The path of one file, after checking that it still is what was written."""
+        """The path of one file, after checking that it has not changed since it was written."""
         path = self.folder / name
         if name not in self.files:
             raise BuildError(f"{self.folder} holds no {name}", hint=f"delete {self.folder}, it will be made again")
@@ -58,7 +58,7 @@ class Store:
     root: Path
 
     def find(self, kind: str, ingredients: Mapping[str, object]) -> Entry | None:
-        """The entry made from these ingredients, if it is finished."""
+        """The finished entry made from these ingredients, None if there is none."""
         folder = self.root / self.name(kind, ingredients)
         return self.open(folder) if folder.is_dir() else None
 
@@ -87,19 +87,19 @@ class Store:
         return self.open(folder)
 
     def keep_unfinished(self, kind: str, ingredients: Mapping[str, object]) -> Path:
-        """A hidden folder for what lets `make` go on after a kill; `sweep` takes it a day after its last change."""
+        """A hidden folder where `make` saves its progress; `sweep` deletes it a day after its last change."""
         return self.root / f".{self.name(kind, ingredients)}.unfinished.tmp"
 
     def discard(self, entry: Entry) -> None:
-        """Take an entry away, in one rename first, so that nobody reads half of it."""
-        grave = self.root / f".{entry.folder.name}.{secrets.token_hex(4)}.tmp"
-        entry.folder.rename(grave)
-        shutil.rmtree(grave)
+        """Delete an entry; it is renamed first, so that no reader sees half of it."""
+        hidden = self.root / f".{entry.folder.name}.{secrets.token_hex(4)}.tmp"
+        entry.folder.rename(hidden)
+        shutil.rmtree(hidden)
 
     def sweep(self) -> None:
-        """Remove what killed builds left behind more than a day ago."""
+        """Delete the temporary folders of killed builds that are more than a day old."""
         for leftover in self.root.glob(".*.tmp"):
-            with suppress(FileNotFoundError):  # its owner may finish, or another sweep take it, at any moment
+            with suppress(FileNotFoundError):  # its owner may finish, or another sweep delete it, at any moment
                 if time.time() - leftover.stat().st_mtime > _DAY_S:
                     shutil.rmtree(leftover, ignore_errors=True)
 
@@ -114,7 +114,7 @@ class Store:
             ) from None
 
     def match(self, kind: str, prefix: str) -> Entry:
-        """The one entry of a kind whose key starts with `prefix`."""
+        """The entry of a kind whose key starts with `prefix`; InputError unless exactly one does."""
         folders = sorted(self.root.glob(f"{kind}-{prefix[:_SHOWN]}*")) if prefix.isalnum() else []
         entries = [entry for entry in map(self.open, folders) if entry.key.startswith(prefix)]
         if len(entries) != 1:

@@ -1,4 +1,4 @@
-"""Which versions made a thing: part of every store key and of every artifact's record."""
+"""The versions and the code that make an artifact: part of every store key and of every artifact's record."""
 
 import hashlib
 from functools import cache
@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def find_version(distribution: str) -> str | None:
-    """An installed distribution's version, None where it is not installed; imports nothing."""
+    """An installed distribution's version, None if it is not installed; imports nothing."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -21,7 +21,7 @@ def find_version(distribution: str) -> str | None:
 
 
 def list_versions(format_name: Format | None = None) -> dict[str, str]:
-    """Versions that shape a model (torch, numpy, ours), and those of one format's exporter where it is named."""
+    """The versions that shape a model (torch, numpy, rankship), and those of a format's exporter if it is given."""
     exporter = () if format_name is None else FACTS[format_name].exporter_distributions
     names = ("torch", "numpy", "scipy", "safetensors", "transformers", *exporter)
     found = {name: find_version(name) for name in names}
@@ -30,7 +30,7 @@ def list_versions(format_name: Format | None = None) -> dict[str, str]:
 
 @cache
 def hash_code() -> str:
-    """SHA-256 over the source of every room of the package, so that no changed method meets an old result."""
+    """SHA-256 over the package's source, so that changed code never reads a result of the old code."""
     state = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         state.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
@@ -38,6 +38,6 @@ def hash_code() -> str:
 
 
 def can_export(format_name: Format) -> bool:
-    """Whether a format's exporter and a runtime that proves its files are installed; imports nothing."""
+    """Whether a format's exporter and the runtime that proves its files are installed; imports nothing."""
     facts = FACTS[format_name]
     return find_spec(facts.exporter_import) is not None and find_version(facts.runtime_distribution) is not None

@@ -1,4 +1,4 @@
-"""People's units: the only place where stored integers become text."""
+"""Formats stored numbers for people; the only place that does."""
 
 _MEGABYTE = 1_000_000
 _GIGABYTE = 1_000_000_000
@@ -23,7 +23,7 @@ def show_count(value: int) -> str:
 
 
 def show_percent(share: float, digits: int = 1) -> str:
-    """A share of one as per cent."""
+    """A share between 0 and 1 as a percentage."""
     return f"{100 * share:.{digits}f} %"
 
 

@@ -1,4 +1,4 @@
-"""Merge methods: several trained models of one architecture into one, tensor by tensor."""
+"""Merges several trained models of one architecture into one, tensor by tensor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +17,16 @@ from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 
-# Running statistics are no weights: a task vector of a variance, scaled, would make it negative. They are averaged.
+# Running statistics are not weights: a scaled task vector could make a variance negative. They are averaged.
 _STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Method:
-    """How one tensor is merged; `merge` gives the type of the values.
+    """How one tensor is merged; the result of `merge` has the type of the values.
 
-    `by_rows`: a row of the result depends on that row of the models alone, once `survey` has found its mark in the
-    magnitudes (elements,) of each model's whole change. Such a tensor can be merged piece by piece.
+    `by_rows`: a row of the result depends only on that row of the models, so a tensor can be merged piece by piece.
+    `survey` first computes one number from the magnitudes (elements,) of each model's whole change (MergeInput.marks).
     """
 
     merge: Callable[[MergeInput], Tensor]
@@ -45,7 +45,7 @@ MERGES: dict[MergeMethod, Method] = {
     "fisher": Method(merge_fisher),
     "regmean": Method(merge_regmean),
     "joint": Method(merge_joint),
-    "sequential": Method(merge_joint),  # where refit.py starts from
+    "sequential": Method(merge_joint),  # the starting point of recover/solve_in_order.py
     "wudi": Method(merge_wudi),
     "tsv-m": Method(merge_tsv),
     "iso-c": Method(merge_iso),
@@ -56,7 +56,7 @@ MERGES: dict[MergeMethod, Method] = {
 
 @dataclass(frozen=True)
 class Sources:
-    """The models to merge and all that is known of them; what a method does not need may be left out.
+    """The models to merge and their data statistics; fields that a method does not need may be left out.
 
     `base` is the state of the model that all were trained from; `grams` and `fishers` have one entry per model.
     """
@@ -94,12 +94,12 @@ def merge_states(method: MergeMethod, sources: Sources, settings: Mapping[str, f
 
 
 def choose_method(method: MergeMethod, name: str) -> Method:
-    """How a tensor of this name is merged: batch-norm's running statistics are averaged whatever the method."""
+    """How a tensor of this name is merged: by the method, but batch-norm's running statistics are averaged."""
     return MERGES["average" if name.endswith(_STATISTICS) else method]
 
 
 def merge_tensor(method: Method, given: MergeInput) -> Tensor:
-    """One whole tensor: the survey, then the merge."""
+    """Merge one whole tensor: the survey, then the merge."""
     survey = method.survey
     if survey is not None:
         given = replace(given, marks=tuple(survey(change.abs_().flatten(), given.settings) for change in given.changes))

@@ -1,4 +1,4 @@
-"""Merges that are sums of the models with a few numbers as weights."""
+"""Merges that are weighted sums of the models."""
 
 import math
 
@@ -23,8 +23,7 @@ def merge_task_arithmetic(given: MergeInput) -> Tensor:
 def merge_slerp(given: MergeInput) -> Tensor:
     """sin((1−t)Ω)/sin Ω · θ_1 + sin(tΩ)/sin Ω · θ_2, Ω the angle between the two tensors (Shoemake 1985).
 
-    Each tensor by itself, biases and norms alike; a straight line where the two point the same or opposite ways, or one
-    is zero.
+    Each tensor by itself, biases and norms alike; linear interpolation if the two are collinear or one is zero.
     """
     first, second = given.values
     position = given.settings["position"]
@@ -39,7 +38,7 @@ def merge_model_stock(given: MergeInput) -> Tensor:
     """t·mean + (1−t)·θ_0 with t = N·cos θ / (1 + (N−1)·cos θ) (Jang et al. 2024).
 
     θ is the angle between two task vectors, its cosine the mean over all pairs, for each tensor by itself, biases and
-    norms alike. A negative mean cosine, of which the paper does not speak, counts as 0: the base is kept.
+    norms alike. A negative mean cosine, which the paper does not discuss, counts as 0: the base is kept.
     """
     changes, count = given.changes, given.count
     pairs = [(one, other) for index, one in enumerate(changes) for other in changes[:index]]
@@ -49,6 +48,6 @@ def merge_model_stock(given: MergeInput) -> Tensor:
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    """The cosine of the angle between two tensors, within [−1, 1]; 0 where either is zero."""
+    """The cosine of the angle between two tensors, within [−1, 1]; 0 if either is zero."""
     norms = float(torch.linalg.vector_norm(one)) * float(torch.linalg.vector_norm(other))
     return max(-1.0, min(1.0, float(torch.dot(one.flatten(), other.flatten())) / norms)) if norms else 0.0

@@ -1,4 +1,4 @@
-"""Fisher-weighted averaging, and the Fisher information of a model's own predictions at every parameter."""
+"""Fisher-weighted averaging, and the diagonal Fisher information of a model's own predictions."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from rankship_pipeline.models.weights import State
 
 
 def merge_fisher(given: MergeInput) -> Tensor:
-    """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, every model weighing the same).
+    """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, all models with the same weight).
 
-    Biases and norms alike; what no model's predictions depend on, and what is no parameter, is averaged.
+    Biases and norms alike; buffers, and elements that no model's predictions depend on, are averaged.
     """
     average = given.average()
     if not given.fishers:
@@ -25,8 +25,9 @@ def merge_fisher(given: MergeInput) -> Tensor:
 def measure_fisher(model: nn.Module, inputs: Inputs, samples: int, seed: int = 0) -> State:
     """The diagonal Fisher information E_x E_{y~p(y|x)} (∂ log p(y|x) / ∂θ)², float64, by parameter name.
 
-    No labels: what the model itself would say counts. Of at most `samples` inputs, spread evenly; each has a backward
-    pass of its own, because squares of gradients do not add up over a batch. A tied weight stands under its first name.
+    It needs no labels, only the model's own predictions. Uses at most `samples` inputs, spread evenly, each with its
+    own backward pass, because squares of gradients do not add up over a batch. A tied weight is listed under its first
+    name.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     parameters = [model.get_parameter(name) for name in names]

@@ -1,4 +1,4 @@
-"""Merges in closed form: what each layer sees, as a Gram matrix, says how far each model may be followed."""
+"""Merges in closed form, weighted by Gram matrices of each layer's inputs."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.layers import Layer, matricise, shape_weight
 from rankship_pipeline.models.weights import State
 
-# Added to the Gram's diagonal as a share of its mean diagonal: directions no data excites keep the average weight.
+# Added to the Gram's diagonal as a share of its mean: directions without data keep the average weight.
 RIDGE = 1e-6
 
 
@@ -19,7 +19,7 @@ def merge_joint(given: MergeInput) -> Tensor:
 
     Truncating this W̄ under the summed Gram is the optimum of Σ_t ‖(W − W_t)X_tᵀ‖² over rank-k W. Written as the
     average plus a correction damped by RIDGE, so that directions without data keep the average; it is the optimum up
-    to that damping. Embeddings are weighed by how often each model sees the token; biases and norms are averaged.
+    to that damping. Embeddings are weighted by each model's token frequencies; biases and norms are averaged.
     """
     average, layer = given.average(), given.layer
     if layer is None or not given.grams:
@@ -33,7 +33,8 @@ def merge_joint(given: MergeInput) -> Tensor:
 def merge_regmean(given: MergeInput) -> Tensor:
     """RegMean (Jin et al. 2023): the same closed form with the Grams' off-diagonals × 0.9.
 
-    Convolutions by their patches, which the paper does not merge so; what is no layer is averaged, as there.
+    Convolutions use the Grams of their patches, which the paper does not do; tensors outside layers are averaged, as in
+    the paper.
     """
     return merge_joint(given)
 
@@ -41,8 +42,8 @@ def merge_regmean(given: MergeInput) -> Tensor:
 def merge_wudi(given: MergeInput) -> Tensor:
     """The joint form without data: Δ = (Σ_t Δ_t G̃_t)(Σ_t G̃_t)⁺ with G̃_t = Δ_tᵀΔ_t / ‖Δ_t‖² in place of Grams.
 
-    The minimiser of WUDI's loss Σ_t ‖(Δ − Δ_t)Δ_tᵀ‖² / ‖Δ_t‖² (Cheng et al. 2025), which that paper descends
-    by Adam; ACE (Xu et al. 2026) is of the family. The pseudo-inverse gives the least change that attains it. Biases,
+    The minimiser of WUDI's loss Σ_t ‖(Δ − Δ_t)Δ_tᵀ‖² / ‖Δ_t‖² (Cheng et al. 2025), which that paper minimises
+    by Adam; ACE (Xu et al. 2026) is related. The pseudo-inverse gives the smallest change that attains it. Biases,
     norms and embeddings are averaged.
     """
     changes = given.matrix_changes
@@ -54,7 +55,7 @@ def merge_wudi(given: MergeInput) -> Tensor:
 
 
 def proxy_gram(change: Tensor) -> Tensor:
-    """G̃ = ΔᵀΔ / ‖Δ‖² (columns, columns): rows of a change lie where its inputs lay; zero for no change."""
+    """G̃ = ΔᵀΔ / ‖Δ‖² (columns, columns): a change's rows span its inputs' directions; zero for no change."""
     energy = change.square().sum()
     return change.T @ change / energy if energy > 0 else change.new_zeros(change.shape[1], change.shape[1])
 
@@ -82,7 +83,7 @@ def shrink_off_diagonal(gram: Tensor, factor: float) -> Tensor:
 def measure_interference(merged: State, states: Sequence[State], grams: Sequence[Grams], layer: Layer) -> float:
     """The constant of the joint objective: Σ_t ‖(W̄ − W_t)X_tᵀ‖² as a share of Σ_t ‖W_t X_tᵀ‖².
 
-    What merging costs this layer whatever the rank; near 1 the merge is hopeless here.
+    It is what merging costs this layer at any rank; near 1 the merged layer keeps nothing of the sources.
     """
     key = f"{layer.name}.weight"
     lost = kept = 0.0

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 
-_MANY, _SAMPLE = 1 << 20, 1 << 16  # selection takes a pass over memory more per value than comparing with two edges
+_MANY, _SAMPLE = 1 << 20, 1 << 16  # above _MANY values, comparing with two bounds is faster than selecting
 
 
 def merge_ties(given: MergeInput) -> Tensor:
     """Trim, elect sign, disjoint mean: θ_0 + λ·τ_m (Yadav et al. 2023), biases and norms alike.
 
-    The largest `density` of every tensor is kept, where the paper ranks a model's parameters all together; equal
-    magnitudes at the edge are all kept, so that no order of theirs matters.
+    Keeps the largest `density` of every tensor, while the paper ranks all parameters of a model together. Equal
+    magnitudes at the edge are all kept, so that their order does not matter.
     """
     changes = given.changes
     for change, edge in zip(changes, given.marks, strict=True):
@@ -23,12 +23,12 @@ def merge_ties(given: MergeInput) -> Tensor:
 
 
 def find_edge(magnitudes: Tensor, settings: Mapping[str, float]) -> float:
-    """The last of a change's magnitudes (elements,) that trimming to `density` keeps."""
+    """The smallest of a change's magnitudes (elements,) that trimming to `density` keeps."""
     return find_largest(magnitudes, max(1, int(settings["density"] * len(magnitudes)))) if len(magnitudes) else 0.0
 
 
 def find_largest(values: Tensor, place: int) -> float:
-    """The `place`-th largest value, from 1, exactly; of many values a sample says first between which two it lies."""
+    """The exact `place`-th largest value, counted from 1; for many values a sample first gives bounds around it."""
     if len(values) > _MANY:
         sample = values[:: len(values) // _SAMPLE].sort(descending=True).values
         at, margin = place * len(sample) // len(values), len(sample) // 100
@@ -42,12 +42,12 @@ def find_largest(values: Tensor, place: int) -> float:
 
 
 def trim(change: Tensor, settings: Mapping[str, float]) -> Tensor:
-    """A change of which only the largest `density` is left."""
+    """The change with all but its largest `density` set to zero."""
     return torch.where(change.abs() < find_edge(change.abs().flatten(), settings), 0, change)
 
 
 def elect_and_average(changes: Sequence[Tensor]) -> Tensor:
-    """Elect sgn(Σ_t τ_t), then take each element's mean over the models that change it that way (TIES)."""
+    """Elect sgn(Σ_t τ_t), then average each element over the models whose change has that sign (TIES)."""
     elected = sum_in_order(changes).sign_()
     kept, agreeing = torch.zeros_like(elected), torch.zeros_like(elected)
     for change in changes:
@@ -60,8 +60,8 @@ def elect_and_average(changes: Sequence[Tensor]) -> Tensor:
 def merge_dare(given: MergeInput) -> Tensor:
     """θ_0 + λ Σ_t τ̂_t, τ̂_t = (1 − m) ⊙ τ_t / (1 − p), m ~ Bernoulli(p) (Yu et al. 2024, on task arithmetic).
 
-    Biases and norms alike. The default p is that of the authors' own merging command; they prune to 0.9 and beyond
-    where changes are as small as those of fine-tuned language models.
+    Biases and norms alike. The default p is that of the authors' own merging command; they use 0.9 and more for changes
+    as small as those of fine-tuned language models.
     """
     drop = given.settings["drop"]
     sparse = [
@@ -72,10 +72,10 @@ def merge_dare(given: MergeInput) -> Tensor:
 
 
 def merge_della(given: MergeInput) -> Tensor:
-    """Drop small changes likelier than large ones, rescale, elect, average (Deep et al. 2024, MagPrune).
+    """Drop small changes more often than large ones, rescale, elect, average (Deep et al. 2024, MagPrune).
 
     Within each row (a neuron) of n changes the r-th largest, from 0, is dropped with p_r = p − ε/2 + r·ε/n and else
-    divided by 1 − p_r; then as TIES does: θ_0 + λ·τ_m. Biases and norms are one row.
+    divided by 1 − p_r; then as in TIES: θ_0 + λ·τ_m. Biases and norms are one row.
     """
     settings = given.settings
     sparse = []

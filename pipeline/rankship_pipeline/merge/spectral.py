@@ -1,4 +1,4 @@
-"""Merges in the singular vectors of the models' changes; convolutions are matricised, the rest is averaged."""
+"""Merges by singular vectors of the models' changes; convolutions are matricised, other tensors are averaged."""
 
 from collections.abc import Sequence
 
@@ -74,7 +74,7 @@ def merge_ctm(given: MergeInput) -> Tensor:
 
     U spans the leading r left directions of [Δ_1 … Δ_T], V the leading r right ones of the Δ_t stacked; the cores
     UᵀΔ_tV are merged by TIES: θ_0 + λ·U C Vᵀ, of rank r by construction. `core_rank` = 0 takes the largest rank of
-    any Δ_t, an adapter's own. How the paper finds its subspaces is not in what could be read of it: this is our
+    any Δ_t, an adapter's own. The available text of the paper does not say how it finds the subspaces: this is our
     reading. Biases, norms and embeddings are averaged.
     """
     changes = given.matrix_changes
@@ -88,7 +88,7 @@ def merge_ctm(given: MergeInput) -> Tensor:
 
 
 def count_rank(change: Tensor, base: Tensor) -> int:
-    """A change's rank beyond the rounding of the float32 weights that it is the difference of; at least 1."""
+    """A change's rank above the rounding of the float32 weights whose difference it is; at least 1."""
     norms = torch.linalg.vector_norm(base) + torch.linalg.vector_norm(change)  # no less than that of their sum
     rounding = torch.finfo(torch.float32).eps * float(norms)
     return max(1, int((torch.linalg.svdvals(change) > rounding).sum()))

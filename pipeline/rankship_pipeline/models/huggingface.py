@@ -1,6 +1,8 @@
 """Hugging Face models as plain modules: positional tensors in, logits out."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +46,24 @@ def find_snapshot(source: Source, folder: Path) -> Path:
     local = folder / str(source.huggingface)
     if local.is_dir():
         return local
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source.huggingface), revision=source.revision, allow_patterns=_FETCHED))
+        return _fetch(str(source.huggingface), source.revision)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as failure:
         raise InputError(
             f"model {source.name!r}: {source.huggingface!r} is neither a folder nor a hub id that can be fetched"
             f" ({type(failure).__name__})",
             hint="give the path of a downloaded model, or check the id, the network and HF_TOKEN",
         ) from None
+
+
+@cache
+def _fetch(name: str, revision: str | None) -> Path:
+    """The hub's cached snapshot; the hub is asked once in a process."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=_FETCHED))
 
 
 def list_snapshot_files(snapshot: Path) -> list[Path]:
@@ -78,6 +87,21 @@ def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
     return LogitsOnly(model.to(torch.float32), source.inputs).eval()
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal; our lines say what is loaded."""
+    import transformers
+
+    bars: Any = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
 def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
     """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint.
 
@@ -85,13 +109,14 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
     """
     for path in list_snapshot_files(snapshot)[1:]:
         read_state(path)
-    model, found = _auto_class(source).from_pretrained(
-        snapshot,
-        use_safetensors=True,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
+    with _without_bars():
+        model, found = _auto_class(source).from_pretrained(
+            snapshot,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     missing = sorted(name for name in found["missing_keys"] if PREFIX + name not in supplied)
     if missing:  # transformers would fill them at random
         raise InputError(

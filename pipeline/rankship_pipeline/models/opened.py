@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 
 import torch
 from torch import nn
@@ -88,12 +89,14 @@ class OpenedSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over all files, and over the tensors and structure of a module that a session holds."""
+        """SHA-256 over all files, and over the tensors, structure and typed-in classes of a module in a session."""
         state = hashlib.sha256()
         for path in self.files:
             state.update(f"{path.name} {hash_file(path)}\n".encode())
         if self.module is not None:
             tensors = self.module.state_dict()
+            for code in _list_typed_code(self.module):
+                state.update(code.encode())
             state.update(f"{self.module!r}\n{' '.join(tensors)}\n{hash_tensors(tensors.values())}".encode())
         return state.hexdigest()
 
@@ -169,15 +172,39 @@ class OpenedSource:
 
 
 def _list_code(module: nn.Module) -> list[Path]:
-    """The source files of a module's classes, torch's own left out; classes typed into a notebook have none."""
-    classes = {type(one) for one in module.modules() if not type(one).__module__.startswith("torch.")}
-    files = set()
-    for one in classes:
-        try:
-            files.add(Path(inspect.getfile(one)))
-        except (TypeError, OSError):
-            continue
-    return sorted(path for path in files if path.is_file())
+    """The source files of a module's classes, torch's own left out."""
+    return sorted({path for one in _list_classes(module) if (path := _find_file(one)) is not None})
+
+
+def _list_typed_code(module: nn.Module) -> list[str]:
+    """The methods of classes that have no source file, as those typed into a notebook: what they compute."""
+    return sorted(
+        f"{kind.__qualname__}.{name} {_describe_code(code)}"
+        for kind in _list_classes(module)
+        if _find_file(kind) is None
+        for name, value in vars(kind).items()
+        if isinstance(code := getattr(value, "__code__", None), CodeType)
+    )
+
+
+def _list_classes(module: nn.Module) -> set[type]:
+    """The classes of a module and of those inside it, with what they inherit from, torch's own left out."""
+    classes = {kind for one in module.modules() for kind in type(one).__mro__}
+    return {one for one in classes if one is not object and not one.__module__.startswith("torch.")}
+
+
+def _find_file(kind: type) -> Path | None:
+    try:
+        path = Path(inspect.getfile(kind))
+    except (TypeError, OSError):
+        return None
+    return path if path.is_file() else None
+
+
+def _describe_code(code: CodeType) -> str:
+    """Everything that a function does: its instructions, names and constants, those of inner functions too."""
+    constants = [_describe_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def open_source(source: Source, folder: Path, seed: int) -> OpenedSource:

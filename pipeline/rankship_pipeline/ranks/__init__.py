@@ -1,1 +1,1 @@
-"""Rank allocators, sensitivities, prices: which layer gets which rank, to an exact budget."""
+"""Allocates ranks to layers under an exact budget: allocators, sensitivities, prices."""

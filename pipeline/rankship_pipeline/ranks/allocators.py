@@ -1,4 +1,4 @@
-"""Rank allocation: which layer is stored how, so that the whole model meets a budget exactly."""
+"""Rank allocators: they choose how each layer is stored, so that the whole model meets a budget exactly."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,12 +12,12 @@ Allocator = Callable[[Sequence[LayerStats], int, RankChoice], Choices]
 
 
 def total_cost(stats: Sequence[LayerStats], chosen: Choices) -> int:
-    """What the factorable layers cost under a choice."""
+    """The cost of all factorable layers under a choice."""
     return sum(entry.find_cost(chosen[entry.layer.name]) for entry in stats)
 
 
 def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankChoice) -> Choices:
-    """One share of its dense cost for every layer, the largest share that fits; then spend the rest.
+    """Give every layer the same share of its dense cost, the largest that fits; then spend the rest.
 
     Each layer takes its best candidate within the share, and stays dense at a share of one. The remainder goes, one
     candidate at a time, to the layers with the smallest share, so that the budget is met within one step.
@@ -32,8 +32,8 @@ def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankC
 def allocate_arp(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
     """ARP's variance threshold on the merged weight (METHODS §1): k = min{k : Σ_{i≤k} σ_i² ≥ τ Σ σ_i²}.
 
-    Factored only where k(m+n) < mn. τ is the recipe's, or the largest that meets the budget, by bisection. Ranks are
-    ARP's own, not rounded to a step.
+    Layers are factored only if k(m+n) < mn. τ is the recipe's, or the largest that meets the budget, by bisection.
+    Ranks are not rounded to a step.
     """
 
     def choose(threshold: float) -> Choices:
@@ -46,7 +46,7 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
     """Sensitivity-based truncation rank searching (ASVD, arXiv 2312.05821 §3.3): one bound on the damage of any layer.
 
     Every layer is measured alone at a grid of sizes; each then takes its cheapest candidate whose damage stays under
-    one common bound, the smallest bound that fits. ASVD reads perplexity, this the divergence from the dense model.
+    one common bound, the smallest bound that fits. ASVD measures perplexity, this the divergence from the dense model.
     """
     damages = {
         entry.layer.name: [entry.predict_damage(one.error, choice.sensitivity) for one in entry.candidates]
@@ -67,7 +67,7 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
         }
 
     bounds = sorted({damage for row in damages.values() for damage in row}, reverse=True)
-    low, high = 0, len(bounds) - 1  # the largest bound costs least and fits: the caller has checked
+    low, high = 0, len(bounds) - 1  # the largest bound costs least and fits: check_feasible ran before
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if total_cost(stats, choose(bounds[middle])) <= available else (low, middle - 1)
@@ -77,8 +77,8 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
 def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
     """Minimise the summed damage: a multiple-choice knapsack (METHODS §4).
 
-    Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage leave
-    some of the budget; that is spent at the end, so that the budget is met within one step.
+    Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage may leave
+    a part of the budget; it is spent at the end, so that the budget is met within one step.
     """
     from rankship_pipeline.ranks.knapsack import Option, solve_knapsack
 
@@ -118,13 +118,13 @@ def _choose_within(stats: LayerStats, cost: float) -> Factors | None:
 
 def _threshold_rank(stats: LayerStats, threshold: float) -> Factors | None:
     total = float(stats.plain.sum())
-    shares = np.cumsum(stats.plain) / total if total > 0 else np.ones(1)  # rank 1 already holds all of nothing
+    shares = np.cumsum(stats.plain) / total if total > 0 else np.ones(1)  # all zero: rank 1 suffices
     rank = min(int(np.searchsorted(shares, threshold - 1e-12)) + 1, len(shares))
     return Factors(rank=rank) if stats.layer.count_factored(rank) < stats.layer.parameters else None
 
 
 def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], available: int) -> Choices:
-    """The choice at the largest parameter in [0, 1] whose cost fits; costs must not fall as the parameter grows."""
+    """The choice at the largest parameter in [0, 1] whose cost fits; costs must not decrease with the parameter."""
     if total_cost(stats, choose(1.0)) <= available:
         return choose(1.0)
     low, high = 0.0, 1.0
@@ -138,7 +138,7 @@ def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], ava
 
 
 def spend_remainder(stats: Sequence[LayerStats], chosen: Choices, available: int) -> Choices:
-    """Raise the relatively smallest affordable layers one candidate at a time (dense after the last)."""
+    """Raise layers by one affordable candidate at a time (dense after the last), smallest share of dense cost first."""
     chosen = dict(chosen)
     left = available - total_cost(stats, chosen)
     while True:

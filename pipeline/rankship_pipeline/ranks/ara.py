@@ -1,12 +1,12 @@
-"""Adaptive rank allocation (ARA, arXiv 2510.19389; METHODS §2): each layer's rank learned through a staircase mask.
+"""Adaptive rank allocation (ARA, arXiv 2510.19389; METHODS §2): learns each layer's rank through a staircase mask.
 
 A layer's mask is a distribution α over D + 1 retention ratios c = (1, 1 − 1/D, …, 0) of its first K singular values.
-Only the mask logits are trained; the weights are frozen and the model that was given is never touched. What comes out
-is a ratio of parameters for every layer, and `finalise` makes ranks of them.
+Only the mask logits are trained; the weights are frozen and the given model is not changed. The result is a parameter
+ratio for every layer, which `finalise` turns into ranks.
 
 `AraChoice.repaired` is False for the method as published, with its known defects: a layer that has become dense gets no
-gradient any more, K may exceed the rank there is, the guidance outweighs the size, and the plan may miss the budget.
-True mends all four.
+gradient any more, K may exceed the full rank, the guidance loss outweighs the size loss, and the plan may miss the
+budget. True corrects all four.
 """
 
 import copy
@@ -31,8 +31,8 @@ from rankship_pipeline.ranks.stats import Choices, LayerStats
 Tick = Callable[[int, int], None]
 
 DENSE_RATIO = 0.99  # a layer that keeps this share of its parameters stays dense
-STRETCH = 1.2  # the published K / k*: above 1, so that a mask can say "dense"
-SMALLEST_RATIO = 1e-6  # a layer that asks for less may stay at its smallest candidate
+STRETCH = 1.2  # the published K / k*: above 1, so that a mask can mean "dense"
+SMALLEST_RATIO = 1e-6  # a layer with a smaller ratio may stay at its smallest candidate
 
 
 @record
@@ -50,7 +50,7 @@ class AraChoice:
 
 @dataclass(frozen=True)
 class Task:
-    """What the masked model is trained on: `loss` takes its outputs for a batch and that batch's sample indices."""
+    """The training task of the masked model; `loss` takes its outputs for a batch and that batch's sample indices."""
 
     inputs: Inputs
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -58,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Mask:
-    """One layer's learned mask; `stretch` is R/r, `errors` hold e_l at every count of kept components, 0 … K."""
+    """One layer's learned mask; `stretch` is R/r, `errors` is e_l for every number of kept components, 0 … K."""
 
     logits: Tensor  # (D + 1,)
     c: Tensor  # (D + 1,)
@@ -72,11 +72,11 @@ class Mask:
         return self.c @ self.logits.softmax(0)
 
     def find_ratio(self) -> Tensor:
-        """R = (K/k*)·r: parameters of the masked factors over those of the dense layer; from 1 on it is dense."""
+        """R = (K/k*)·r: parameters of the masked factors over those of the dense layer; dense from 1 on."""
         return self.stretch * self.find_retention()
 
     def count_kept(self) -> int:
-        """The components that the hard mask keeps: round(K·r)."""
+        """The number of components that the hard mask keeps: round(K·r)."""
         return round(self.M.shape[1] * float(self.find_retention().detach()))
 
     def draw(self) -> Tensor:
@@ -87,10 +87,10 @@ class Mask:
 
 
 class Masked(nn.Module):
-    """Stands in for one layer while its mask is learned: W_u((W_v x) ⊙ m) + b while R < 1, dense from there on.
+    """Replaces one layer while its mask is learned: W_u((W_v x) ⊙ m) + b while R < 1, dense from R = 1 on.
 
     Repaired, the dense state takes its value and the gradient of its input from the dense weight and the gradient of
-    its mask from the factors, so that the task loss still says what the layer's components are worth.
+    its mask from the factors, so that the task loss still trains the mask.
     """
 
     def __init__(self, dense: Factorable, spectrum: Spectrum, mask: Mask, *, repaired: bool) -> None:
@@ -100,7 +100,7 @@ class Masked(nn.Module):
         self.W_u, self.W_v = W_u.to(dense.weight.dtype), W_v.to(dense.weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - callers may name it, as torch's own layers do
-        """Map what the layer maps."""
+        """Map the layer's input to its output."""
         if self.mask.find_ratio() < 1:
             return self._factor(input)
         y: Tensor = self.dense(input)
@@ -121,7 +121,7 @@ class Masked(nn.Module):
 
 
 def match_targets(inputs: Inputs, targets: Tensor) -> Task:
-    """Cross-entropy, the published loss, on targets (samples,) or (samples, positions), IGNORED where none counts."""
+    """Cross-entropy, the published loss, on targets (samples,) or (samples, positions); IGNORED does not count."""
 
     def loss(outputs: Tensor, picked: Tensor) -> Tensor:
         return functional.cross_entropy(outputs.flatten(0, -2), targets[picked].flatten(), ignore_index=IGNORED)
@@ -130,7 +130,7 @@ def match_targets(inputs: Inputs, targets: Tensor) -> Task:
 
 
 def match_next(model: nn.Module, inputs: Inputs) -> Task:
-    """Cross-entropy on the inputs' own next tokens (samples, positions): what a language model needs, and no labels."""
+    """Cross-entropy on the inputs' own next tokens (samples, positions), for a language model; needs no labels."""
     mask = find_mask(model, inputs)
     tokens = inputs[0] if mask is None else inputs[0].masked_fill(~mask, IGNORED)
     return match_targets(inputs, functional.pad(tokens[:, 1:], (0, 1), value=IGNORED))
@@ -139,7 +139,7 @@ def match_next(model: nn.Module, inputs: Inputs) -> Task:
 def match_outputs(model: nn.Module, inputs: Inputs) -> Task:
     """Mean KL divergence from the dense model's own outputs (samples, classes) or (samples, positions, classes).
 
-    Stands in for the published cross-entropy where there are no labels, as in the pipeline's calibration data.
+    Replaces the published cross-entropy for data without labels, such as the pipeline's calibration data.
     """
     teacher = predict(copy.deepcopy(model).eval(), inputs).clone().log_softmax(-1)
     mask = find_mask(model, inputs) if teacher.ndim > 2 else None  # noqa: PLR2004 - only positions can be hidden
@@ -163,8 +163,8 @@ def train_ratios(
 ) -> dict[str, float]:
     """Learn every layer's ratio of parameters R_l so that the layers of `spectra` together keep the share `kept`.
 
-    The size is met softly. Layers that no rank makes cheaper stay at 1. `tick` gets (done, total) after
-    each step. The seed orders the samples; nothing else is random.
+    The size is met approximately. Layers that no rank makes cheaper stay at 1. `tick` gets (done, total) after each
+    step. The seed orders the samples; nothing else is random.
     """
     parameters = {name: prod(_shape(spectrum)) for name, spectrum in spectra.items()}
     masks = {
@@ -189,7 +189,7 @@ def make_mask(spectrum: Spectrum, kept: float, choice: AraChoice) -> Mask:
     """A mask whose ratio R starts at `kept`; with k* = mn/(m + n), the rank at which factors cost as much as dense.
 
     K = ⌈1.2·k*⌉ and R = 1.2·r as published; repaired, K is at most min(m, n) and R = (K/k*)·r, so that a ratio always
-    means the parameters of the components that are kept.
+    equals the parameters of the kept components.
     """
     rows, columns = _shape(spectrum)
     break_even = rows * columns / (rows + columns)
@@ -227,7 +227,7 @@ def start_logits(c: Tensor, t: float) -> Tensor:
 
 
 def measure_errors(spectrum: Spectrum, K: int) -> Tensor:
-    """E at k = 0 … K: √(Σ_{j>k} σ_j² / Σ σ_j²), the relative output error of the first k components."""
+    """E for k = 0 … K: √(Σ_{j>k} σ_j² / Σ σ_j²), the relative output error of the first k components."""
     energy = torch.zeros(max(K, len(spectrum.sigma)), dtype=torch.float64)
     energy[: len(spectrum.sigma)] = spectrum.energy
     tails = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
@@ -237,7 +237,7 @@ def measure_errors(spectrum: Spectrum, K: int) -> Tensor:
 def attach(
     model: nn.Module, spectra: Mapping[str, Spectrum], masks: Mapping[str, Mask], *, repaired: bool
 ) -> nn.Module:
-    """A frozen copy of the model with a masked layer in the place of each that has a mask."""
+    """A frozen copy of the model with a Masked layer for each layer that has a mask."""
     masked = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     for name, mask in masks.items():
         parent, _, child = name.rpartition(".")
@@ -249,8 +249,8 @@ def attach(
 def measure_penalty(masks: Mapping[str, Mask], kept: float, total: int, choice: AraChoice) -> Tensor:
     """The two losses beside the task's: 100·(R_eff − R_t)² and 50 times the guidance.
 
-    As published the guidance outweighs the size, which settles above its target with every dense layer held at R = 1
-    and nothing to tell them apart. Repaired, it is silent while the size is above.
+    As published the guidance outweighs the size: the size settles above its target, and every dense layer stays at
+    R = 1, so that their ratios do not differ. Repaired, the guidance is off while the size is above its target.
     """
     size = measure_size(list(masks.values()), total, repaired=choice.repaired)
     penalty = choice.size_weight * (size - kept) ** 2
@@ -260,9 +260,9 @@ def measure_penalty(masks: Mapping[str, Mask], kept: float, total: int, choice: 
 
 
 def measure_size(masks: Sequence[Mask], total: int, *, repaired: bool) -> Tensor:
-    """R_eff = Σ P_l·min(R_l, 1) / Σ P_l; of `total` parameters those without a mask stay dense.
+    """R_eff = Σ P_l·min(R_l, 1) / Σ P_l over `total` parameters; layers without a mask count as dense.
 
-    Repaired, the gradient goes through the minimum, so that a size above the target pulls on dense layers too.
+    Repaired, the gradient passes through the minimum, so that a size above the target reduces dense layers too.
     """
     size = torch.tensor(total - sum(mask.parameters for mask in masks), dtype=torch.float64)
     for mask in masks:
@@ -273,7 +273,7 @@ def measure_size(masks: Sequence[Mask], total: int, *, repaired: bool) -> Tensor
 
 
 def measure_guidance(masks: Sequence[Mask]) -> Tensor:
-    """Mean over the layers of (1 − R)·1{R > 1 − e(R)}: where size and error together exceed 1, better be dense."""
+    """Mean over the layers of (1 − R)·1{R > 1 − e(R)}: if size and error together exceed 1, dense is better."""
     terms = []
     for mask in masks:
         R = mask.find_ratio()
@@ -283,7 +283,7 @@ def measure_guidance(masks: Sequence[Mask]) -> Tensor:
 
 
 def _draw_batches(samples: int, choice: AraChoice, seed: int) -> Iterator[Tensor]:
-    """Indices of `choice.steps` batches; every epoch sees all samples in a new order."""
+    """Indices of `choice.steps` batches; every epoch has all samples in a new order."""
     generator = torch.Generator().manual_seed(seed)
     left = choice.steps
     while left > 0:
@@ -298,25 +298,25 @@ def _shape(spectrum: Spectrum) -> tuple[int, int]:
 
 
 def finalise(ratios: Mapping[str, float], stats: Sequence[LayerStats], available: int, *, repaired: bool) -> Choices:
-    """What each layer is stored as so that all cost `available` parameters: R ≥ .99 dense, the others scaled to fit.
+    """How each layer is stored so that all cost `available` parameters: R ≥ .99 dense, the others scaled to fit.
 
-    As published (METHODS §2, Finalise) the size is what comes out: where dense layers eat the budget, the others get
-    their smallest candidate and the plan is above it. Repaired, it never is (ranks.check_feasible comes first), and
-    what is left is less than any further step.
+    As published (METHODS §2, Finalise) the plan may exceed the budget: if dense layers use it up, the others still get
+    their smallest candidate. Repaired, it never does (budget.check_feasible runs first), and the remainder is too small
+    for any further step.
     """
     dense = {entry.layer.name for entry in stats if not entry.candidates or ratios[entry.layer.name] >= DENSE_RATIO}
     if repaired:
         return spend_remainder(stats, _demote(ratios, stats, dense, available), available)
     left = available - sum(entry.layer.parameters for entry in stats if entry.layer.name in dense)
-    wanted = sum(_ask(ratios, entry) for entry in stats if entry.layer.name not in dense)
+    wanted = sum(_find_wanted(ratios, entry) for entry in stats if entry.layer.name not in dense)
     return _scale(ratios, stats, dense, left / wanted if wanted else 0.0)
 
 
 def _demote(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set[str], available: int) -> Choices:
-    """The plan with the least summed error share among those that demote the 0, 1, 2, … dense layers of least ratio.
+    """The plan of smallest summed error share among those that factor the 0, 1, 2, … dense layers of lowest ratio.
 
-    A repaired dense layer's ratio goes on following the losses, so it says what being dense gains. How many to demote
-    the spectra say: too few starve the factored layers, too many spread the loss as if nothing had been learned.
+    A repaired dense layer's ratio still follows the losses, so it ranks what each gains by being dense. The errors
+    decide how many to factor: too few leave no budget for the others, too many ignore what was learned.
     """
     weakest = [entry.layer.name for entry in stats if entry.candidates and entry.layer.name in dense]
     weakest.sort(key=lambda name: ratios[name])
@@ -326,7 +326,7 @@ def _demote(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set
 
 
 def _bisect(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set[str], available: int) -> Choices:
-    """Scale the ratios outside `dense` as far up as fits; the smallest candidates where nothing does."""
+    """Scale the ratios outside `dense` up as far as fits; the smallest candidates if nothing fits."""
     low, high = 0.0, 1 / max(min(ratios.values()), SMALLEST_RATIO)
     for _ in range(60):  # down to float resolution
         middle = (low + high) / 2
@@ -336,15 +336,15 @@ def _bisect(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set
 
 
 def _scale(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set[str], scale: float) -> Choices:
-    """Outside `dense` the largest candidate within scale·R·P parameters, at least the smallest."""
+    """For layers outside `dense` the largest candidate within scale·R·P parameters, at least the smallest."""
     chosen: Choices = {}
     for entry in stats:
-        fitting = bisect_right(entry.candidates, scale * _ask(ratios, entry), key=lambda one: one.cost)
+        fitting = bisect_right(entry.candidates, scale * _find_wanted(ratios, entry), key=lambda one: one.cost)
         name = entry.layer.name
         chosen[name] = None if name in dense else entry.candidates[max(0, fitting - 1)].factors
     return chosen
 
 
-def _ask(ratios: Mapping[str, float], entry: LayerStats) -> float:
-    """R·P: the parameters that training asks for."""
+def _find_wanted(ratios: Mapping[str, float], entry: LayerStats) -> float:
+    """R·P: the parameters that training found for a layer."""
     return ratios[entry.layer.name] * entry.layer.parameters

@@ -1,4 +1,4 @@
-"""The budget of the whole model in one unit, and whether any plan can meet it."""
+"""Computes the whole model's budget in one unit, and checks that a plan can meet it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
 def resolve_budget(budget: Budget, dense: int) -> int:
-    """The budget of the whole model in its unit; `dense` is what the dense model costs, for budgets that are shares."""
+    """The budget of the whole model in its unit; `dense` is the dense model's cost, for budgets that are shares."""
     ((key, value),) = budget.amounts.items()
     if key.startswith("kept_"):
         return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
@@ -24,14 +24,14 @@ def resolve_budget(budget: Budget, dense: int) -> int:
 
 
 def keep_to_method(choice: RankChoice) -> RankChoice:
-    """The choice as its method can take it: with its own step, and the SVD alone where it knows no other form."""
+    """The choice within its method's limits: step 1 for methods with their own step, only the SVD for some methods."""
     traits = RANK_METHODS[choice.method]
     choice = replace(choice, step=1) if traits.own_step else choice
     return choice if traits.any_form else replace(choice, forms=("svd",))
 
 
 def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: RankChoice) -> None:
-    """Raise BudgetInfeasible, naming the smallest budget that works, before any long work starts."""
+    """Raise BudgetInfeasible with the smallest budget that works, before any long work starts."""
     choice = keep_to_method(choice)
     smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
     if budget < smallest:

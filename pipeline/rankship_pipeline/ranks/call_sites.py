@@ -1,8 +1,8 @@
-"""Where each layer of a model runs, as what and on how much: all that its time on a device depends on.
+"""The call sites of a model's layers: shapes of layer and input, on which its time on a device depends.
 
-Layers that run alike share a site, so that a device times each kind once. A site's layer is timed as several copies
-side by side on one input, their outputs summed: reading the input and calling the runtime are then paid once for all
-copies, and one copy timed alone tells how much that is (see rankship_benchmarks.costs.sweeps).
+Layers of equal shapes share a site, so that a device times each kind once. A site's layer is timed as several copies
+side by side on one input, their outputs summed: the copies share the cost of reading the input and calling the runtime,
+and timing one copy alone gives that cost (see rankship_benchmarks.costs.sweeps).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from rankship_pipeline.models.watch import watch
 
 @record
 class Site:
-    """A layer's shape and that of its input, (1, …); `padding` is torch's word or its two numbers.
+    """The shapes of a layer and its input, (1, …); `padding` is torch's string or its two numbers.
 
-    `rows` and `columns` are the layer's as a matrix; a linear layer or an embedding has no kernel to speak of.
+    `rows` and `columns` are those of the layer as a matrix; the kernel of a linear layer or an embedding is (1, 1).
     """
 
     kind: Kind
@@ -38,16 +38,16 @@ class Site:
 
     @property
     def layer(self) -> Layer:
-        """The site's layer, nameless."""
+        """The site's layer, without a name."""
         return Layer(name="", rows=self.rows, columns=self.columns, kind=self.kind, kernel=self.kernel)
 
     @property
     def name(self) -> str:
-        """What tells it from every other site, to people too."""
+        """A readable and unique name."""
         return f"{self} {digest(self)[:8]}"
 
     def __str__(self) -> str:
-        """What tables and progress call it: "convolution 64→128 3x3 /2 on 64x8x8"."""
+        """Its name in tables and progress: "convolution 64→128 3x3 /2 on 64x8x8"."""
         shape = "x".join(map(str, self.input_shape[1:]))
         kernel = f" {self.kernel[0]}x{self.kernel[1]}" if self.kind == "convolution" else ""
         stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
@@ -56,7 +56,7 @@ class Site:
 
 @torch.inference_mode()
 def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, tuple[Site, ...]]:
-    """The sites of every layer by its name, one for each time it is called on one sample."""
+    """The sites of every layer by its name, one for each call on one sample."""
     found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
     by_name = {layer.name: (layer, get_layer(model, layer.name)) for layer in layers}
 
@@ -69,19 +69,19 @@ def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dic
 
 
 def hash_model(model: nn.Module, sites: Mapping[str, Sequence[Site]]) -> str:
-    """SHA-256 of what a model's time depends on: its modules and their settings, and every site; not its weights."""
+    """SHA-256 of what a model's time depends on: its modules, their settings and every site, without its weights."""
     return digest({"modules": repr(model), "sites": {name: list(some) for name, some in sites.items()}})
 
 
 class Copies(nn.Module):
-    """Layers of one shape on one input, their outputs summed."""
+    """Layers of the same shape on one input, their outputs summed."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map whatever one layer takes to what it gives."""
+        """Map the input of one layer to the sum of all outputs."""
         total: Tensor = self.layers[0](x)
         for layer in self.layers[1:]:
             total = total + layer(x)
@@ -89,7 +89,7 @@ class Copies(nn.Module):
 
 
 class Branches(nn.Module):
-    """Several modules on one input, each with an output of its own: what is exported in one go and then cut apart."""
+    """Several modules on one input, each with its own output: exported as one graph and then split into files."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Branches(nn.Module):
 
 
 def make_copies(site: Site, factors: Factors | None, count: int) -> Copies:
-    """The site's layer, dense or factored, `count` times, each with random weights of its own; torch's seed stays."""
+    """The site's layer, dense or factored, `count` times with different random weights; torch's seed is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = [_make_layer(site) for _ in range(count)]
@@ -109,7 +109,7 @@ def make_copies(site: Site, factors: Factors | None, count: int) -> Copies:
 
 
 def make_samples(site: Site, count: int) -> Tensor:
-    """Random inputs of the site, samples first; an embedding's are tokens."""
+    """Random inputs of the site, samples first; token ids for an embedding."""
     generator = torch.Generator().manual_seed(0)
     shape = (count, *site.input_shape[1:])
     if site.kind == "embedding":

@@ -1,10 +1,10 @@
-"""The multiple-choice knapsack: one option per menu, least total error within a cost limit.
+"""Solves the multiple-choice knapsack: one option per menu, smallest total error within a cost limit.
 
 After Kellerer, Pferschy and Pisinger, "Knapsack Problems" (2004), chapter 11, and Pisinger, "A minimal algorithm for
 the multiple-choice knapsack problem" (1995): the linear relaxation, by a greedy walk along the menus' convex hulls;
-Lagrangian bounds that thin the menus; dynamic programming over what is left, with bounds. Two things differ: what is
-still to come is bounded by its own relaxation, and the menus come coarsest first. Once every jump (a last rank to
-dense) is decided, the rest is so fine that its relaxation is nearly exact, and few partial plans live on.
+Lagrangian bounds that remove options; dynamic programming over the remaining options, with bounds. Two things differ:
+the menus to come are bounded by their own relaxation, and the menus with the largest jumps in cost come first. Once
+these (a last rank to dense) are decided, the relaxation of the rest is nearly exact, and few partial plans remain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from rankship_pipeline.foundation.errors import BuildError
 
 _TOLERANCE = 1e-9  # of the largest error
-_EFFORTS = (1_000, 5_000, 25_000, 125_000, 625_000)  # partial plans tried per menu; counted, so that plans reproduce
+_EFFORTS = (1_000, 5_000, 25_000, 125_000, 625_000)  # partial plans per menu; no time limit, so that plans reproduce
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Trail = list[tuple[NDArray[np.int32], int]]  # by menu: the kept of its options × the partial plans, and how many these
+Trail = list[tuple[NDArray[np.int32], int]]  # by menu: indices kept of options × partial plans, and the number of plans
 
 
 @dataclass(frozen=True)
 class Option:
-    """One choice for one layer: what it costs (any integer unit) and the error it brings."""
+    """One choice for one layer: its cost (any integer unit) and its error."""
 
     cost: int
     error: float
@@ -44,10 +44,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class _Menu:
-    """Options worth having, by rising cost and falling error, and the corners of their lower convex hull.
+    """The undominated options, by rising cost and falling error, and the corners of their lower convex hull.
 
     `indexes` are the caller's; `costs` count from the caller's cheapest option; `errors` are shares of the largest of
-    all; `slopes` is what each edge of the hull saves per unit of cost, strictly falling.
+    all; `slopes` are the error that each edge of the hull saves per unit of cost, strictly falling.
     """
 
     indexes: Integers
@@ -63,7 +63,7 @@ def solve_knapsack(menus: Sequence[Sequence[Option]], limit: int) -> list[int]:
 
 
 def solve(menus: Sequence[Sequence[Option]], limit: int) -> Solution:
-    """Solve to within 1e-9 of the largest error, or as near as bounded effort comes; `error - bound` says how near."""
+    """Solve to within 1e-9 of the largest error, or as far as bounded effort allows; `error - bound` limits the gap."""
     least = sum(min(option.cost for option in menu) for menu in menus)
     room = min(limit, sum(max(option.cost for option in menu) for menu in menus)) - least
     if room < 0:
@@ -73,7 +73,7 @@ def solve(menus: Sequence[Sequence[Option]], limit: int) -> Solution:
         )
     if not menus:
         return Solution([], 0.0, 0.0)
-    if room >= 2**53:  # no longer exact as floats
+    if room >= 2**53:  # not exact as floats
         raise BuildError(f"the options' costs span {room:,}, 2^53 or more", hint="count costs in a coarser unit")
     scale = max(option.error for menu in menus for option in menu) or 1.0
     tables = [_read_menu(menu, room, scale) for menu in menus]
@@ -94,7 +94,7 @@ def _sum_errors(menus: Sequence[Sequence[Option]], picked: Sequence[int]) -> flo
 
 
 def _read_menu(menu: Sequence[Option], room: int, scale: float) -> _Menu:
-    """The affordable options that are better than every cheaper one."""
+    """The affordable options with a smaller error than every cheaper one."""
     least = min(option.cost for option in menu)
     costs = np.array([min(option.cost - least, room + 1) for option in menu], np.int64)
     errors = np.array([option.error / scale for option in menu])
@@ -104,7 +104,7 @@ def _read_menu(menu: Sequence[Option], room: int, scale: float) -> _Menu:
 
 
 def _make_menu(indexes: Integers, costs: Integers, errors: Floats) -> _Menu:
-    """Find the hull by a monotone chain, comparing the very slopes sorted later, so that rounding reorders none."""
+    """Find the hull by a monotone chain, comparing the slopes that are sorted later, so that rounding reorders none."""
     cost, error = costs.tolist(), errors.tolist()
     corners, slopes = [0], [inf]
     for right in range(1, len(cost)):
@@ -117,7 +117,7 @@ def _make_menu(indexes: Integers, costs: Integers, errors: Floats) -> _Menu:
 
 
 def _sort_edges(tables: Sequence[_Menu]) -> tuple[Integers, Integers, Floats]:
-    """The edges of all hulls, best first: the menu each belongs to, what it costs and what it saves."""
+    """The edges of all hulls, best first: each edge's menu, its cost and the error it saves."""
     order = np.argsort(-np.concatenate([table.slopes for table in tables]), kind="stable")
     owners = np.repeat(np.arange(len(tables)), [len(table.slopes) for table in tables])
     costs = np.concatenate([np.diff(table.costs[table.corners]) for table in tables])
@@ -126,7 +126,7 @@ def _sort_edges(tables: Sequence[_Menu]) -> tuple[Integers, Integers, Floats]:
 
 
 def _relax(tables: Sequence[_Menu], room: int) -> tuple[list[int], float]:
-    """The plan where the best edges stop fitting, and the multiplier: what the next edge saves per unit of cost."""
+    """The plan at which the best edges stop fitting, and the multiplier: the next edge's saving per unit of cost."""
     owners, costs, savings = _sort_edges(tables)
     fitting = int(np.searchsorted(np.cumsum(costs), room, side="right"))
     multiplier = float(savings[fitting] / costs[fitting]) if fitting < len(costs) else 0.0
@@ -134,7 +134,7 @@ def _relax(tables: Sequence[_Menu], room: int) -> tuple[list[int], float]:
 
 
 def _reduce(table: _Menu, multiplier: float, gap: float) -> _Menu:
-    """Drop the options whose reduced cost exceeds the gap: no plan better than the one in hand holds them."""
+    """Drop the options whose reduced cost exceeds the gap: no plan better than the current one has them."""
     reduced = table.errors + multiplier * table.costs
     kept = reduced - reduced.min() <= gap
     return _make_menu(table.indexes[kept], table.costs[kept], table.errors[kept])
@@ -142,7 +142,7 @@ def _reduce(table: _Menu, multiplier: float, gap: float) -> _Menu:
 
 @dataclass(frozen=True)
 class _Partials:
-    """Plans for the menus so far: what each costs, and its error."""
+    """Plans for the menus so far: each plan's cost and error."""
 
     costs: Integers
     errors: Floats
@@ -160,21 +160,21 @@ class _Rest:
     errors: Floats
 
     def bound(self, room: Integers) -> Floats:
-        """The least error that any choice from these menus has within some room; infinite where none fits."""
+        """A lower bound on the error of any choice from these menus within `room`; infinite if none fits."""
         return np.interp(room, self.budgets, self.errors, left=inf)
 
     def count_edges(self, room: Integers) -> Integers:
-        """The edges that fit whole: rounded down to them, the relaxation is a choice."""
+        """The number of edges that fit completely; with only these, the relaxation is a valid choice."""
         return np.searchsorted(self.budgets, room, side="right") - 1
 
 
 def _search(tables: Sequence[_Menu], room: int, error: float, effort: int) -> tuple[list[int], float]:
     """Dynamic programming over partial plans: a plan with less than `error`, empty if none is found, and a lower bound.
 
-    A partial plan is dropped when another is no dearer and no worse, or when its error with the relaxation of what is
-    to come is no better than the best plan known. Rounding that relaxation down makes a whole plan, so that good ones
-    are known early. Beyond `effort`, the least promising are dropped too; the bound accounts for them. The menus come
-    by the longest edges of their hulls, those that leave no choice before all.
+    A partial plan is dropped when another one costs no more and has no larger error, or when its error with the
+    relaxation of the menus to come is not below the best known plan. Rounding that relaxation down gives a whole plan,
+    so that good plans are known early. Beyond `effort`, the least promising are dropped too; the bound accounts for
+    them. Menus are sorted by the longest edge of their hulls, longest first, after menus without a choice.
     """
     order = sorted(range(len(tables)), key=lambda i: -max(np.diff(tables[i].costs[tables[i].corners]), default=inf))
     stages = [tables[i] for i in order]
@@ -200,7 +200,7 @@ def _search(tables: Sequence[_Menu], room: int, error: float, effort: int) -> tu
 
 
 def _relax_rests(stages: Sequence[_Menu]) -> Iterator[_Rest]:
-    """For every stage the relaxation of those behind it."""
+    """For every stage the relaxation of the stages after it."""
     owners, edge_costs, savings = _sort_edges(stages)
     first_costs = np.array([table.costs[0] for table in stages])
     first_errors = np.array([table.errors[0] for table in stages])
@@ -220,7 +220,7 @@ def _extend(partials: _Partials, table: _Menu) -> _Partials:
 
 
 def _keep_promising(kept: Integers, bounds: Floats, width: int) -> tuple[Integers, float]:
-    """At most `width` of the `kept` plans, those of the least bounds, and the least bound of those dropped."""
+    """At most `width` of the `kept` plans, those with the lowest bounds, and the lowest bound of the dropped ones."""
     if len(kept) <= width:
         return kept, inf
     ranked = np.argpartition(bounds[kept], width)
@@ -228,7 +228,7 @@ def _keep_promising(kept: Integers, bounds: Floats, width: int) -> tuple[Integer
 
 
 def _complete(partials: _Partials, rest: _Rest, room: int) -> tuple[int, int, float]:
-    """The partial plan that makes the best whole plan as the rest is rounded down: its row, edges and total error."""
+    """The partial plan with the best whole plan when the rest is rounded down: its row, edges and total error."""
     edges = rest.count_edges(room - partials.costs)
     totals = partials.errors + rest.errors[edges]
     row = int(totals.argmin())
@@ -236,7 +236,7 @@ def _complete(partials: _Partials, rest: _Rest, room: int) -> tuple[int, int, fl
 
 
 def _recall(stages: Sequence[_Menu], trail: Trail, row: int, corners: Integers) -> list[int]:
-    """The whole plan: the options that the trail leads back through, and beyond it the corners that were walked to."""
+    """The whole plan: the trail's options for the menus done so far, and the given hull corners for the rest."""
     plan = [int(table.indexes[table.corners[corner]]) for table, corner in zip(stages, corners, strict=True)]
     for stage, (kept, count) in reversed([*enumerate(trail)]):
         option, row = divmod(int(kept[row]), count)
@@ -245,7 +245,7 @@ def _recall(stages: Sequence[_Menu], trail: Trail, row: int, corners: Integers) 
 
 
 def _find_undominated(costs: Integers, errors: Floats) -> Integers:
-    """Positions by strictly rising cost and strictly falling error, the first of twins; fast on a few rising runs."""
+    """Positions by strictly rising cost and strictly falling error, the first of equals; fast on a few sorted runs."""
     order = np.argsort(costs, kind="stable")
     falling = errors[order]
     order = order[np.append(True, falling[1:] < np.minimum.accumulate(falling)[:-1])]

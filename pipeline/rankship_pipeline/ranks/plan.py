@@ -1,4 +1,4 @@
-"""From a model taken apart to a rank plan: the one way through sensitivities, allocators and measuring again."""
+"""Makes a rank plan for a decomposed model: sensitivities, allocation, and measuring around the plan."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,7 @@ def make_plan(
     interference: Mapping[str, float],
     price: Price | None = None,
 ) -> RankPlan:
-    """Choose how every layer is stored; `inputs` are unlabelled calibration samples, the rest as in ranks.allocate.
+    """Choose how every layer is stored; `inputs` are unlabelled calibration samples, the rest as in `allocate`.
 
     Methods that measure take the first `choice.probes` of the inputs; ARA trains on all of them.
     """
@@ -53,7 +53,7 @@ def make_plan(
 def _train_ara(
     analysis: Analysis, stats: tuple[LayerStats, ...], choice: RankChoice, available: int, inputs: Inputs
 ) -> Choices:
-    """ARA on the next tokens of a language model's own calibration text, else on the dense model's predictions."""
+    """Train ARA: a language model on the calibration text's next tokens, others on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
     spectra = {entry.layer.name: analysis.layers[entry.layer.name].spectrum for entry in stats}
     kept = available / sum(entry.layer.parameters for entry in stats)
@@ -68,7 +68,7 @@ def _train_ara(
 
 @torch.inference_mode()
 def _is_language_model(model: nn.Module, inputs: Inputs) -> bool:
-    """Tokens in, logits for every position out."""
+    """Whether the model maps tokens to logits for every position."""
     output = model(*(tensor[:1] for tensor in inputs))
     return not inputs[0].is_floating_point() and output.ndim > 2  # noqa: PLR2004 - (samples, positions, classes)
 
@@ -79,7 +79,7 @@ def allocate(
     """Choose factors or dense for every layer by `choice.method`; the plan's cost never exceeds the budget.
 
     `fixed_parameters` are those outside the factorable layers. The budget is in the unit of the `price` that the
-    `stats` were made with; None: parameters. With ARP's fixed threshold the budget is what comes out.
+    `stats` were made with; None: parameters. With ARP's fixed threshold the given budget is ignored.
     """
     price = price or price_parameters(fixed_parameters)
     if choice.threshold is None:
@@ -96,7 +96,7 @@ def describe_plan(
     choice: RankChoice,
     price: Price,
 ) -> RankPlan:
-    """The record of a choice for every layer."""
+    """The rank plan of a choice for every layer."""
     layers = tuple(_describe(entry, chosen[entry.layer.name]) for entry in stats)
     total = price.fixed + total_cost(stats, chosen)
     return RankPlan(

@@ -1,7 +1,7 @@
-"""What it costs to store a layer in some way: parameters, floating-point operations, or time and energy measured.
+"""Prices a layer's factors in parameters, floating-point operations, or measured time or energy.
 
-Allocation knows costs only through a `Price`. A measured one is a table in a file, taken on a device for exactly these
-layers; a layer is offered only what the table holds.
+Allocation reads costs only through a `Price`. A measured price comes from a cost table, measured on a device for these
+layers; only the factors in the table are candidates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,11 @@ PriceLayer = Callable[[Layer, Factors | None], int | None]
 
 @dataclass(frozen=True)
 class Price:
-    """A cost in one unit.
+    """Costs in one unit.
 
-    `price_layer` is what a layer costs stored so: with None as factors dense; None as the result is not on offer.
-
-    `fixed` is what the rest of the model costs, whatever is chosen. `listed` holds a table's offers by layer name; None
-    where everything can be priced.
+    `price_layer` gives a layer's cost for some factors (None: dense), or None if these factors are not available.
+    `fixed` is the cost of the rest of the model. `listed` holds a table's factors by layer name; None if all factors
+    can be priced.
     """
 
     unit: CostUnit
@@ -38,11 +37,11 @@ class Price:
     listed: Mapping[str, Sequence[Factors | None]] | None = None
 
     def price_dense(self, layers: Sequence[Layer]) -> int:
-        """What the whole dense model costs; `layers` are all that may be factored."""
+        """The cost of the whole dense model; `layers` are all that may be factored."""
         return self.fixed + sum(self.price_layer(layer, None) or 0 for layer in layers)
 
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
-        """The least that the layer can cost at ranks that are multiples of `step`, dense included."""
+        """The layer's lowest possible cost, dense or at ranks that are multiples of `step`."""
         offers = list_smallest(layer, step, forms) if self.listed is None else self._list_offers(layer, step, forms)
         return min(cost for one in offers if (cost := self.price_layer(layer, one)) is not None)
 
@@ -52,13 +51,13 @@ class Price:
 
 
 def price_parameters(fixed: int) -> Price:
-    """Parameters stored; `fixed` lie outside the factorable layers."""
+    """The price in stored parameters; `fixed` are those outside the factorable layers."""
     return Price("parameters", count_parameters, fixed)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The places (rows, columns) at which a layer's input and output are computed when it runs; tokens are (1, n)."""
+    """The grids (rows, columns) of a layer's input and output positions in one call; n tokens are (1, n)."""
 
     inputs: tuple[int, int]
     outputs: tuple[int, int]
@@ -66,7 +65,7 @@ class _Call:
 
 @torch.inference_mode()
 def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Price:
-    """Floating-point operations on one sample, two for a multiply-add, as torch's own counter has them."""
+    """The price in floating-point operations on one sample, two per multiply-add, as torch's own counter counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
     calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
@@ -89,21 +88,21 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
 
 
 def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str) -> Price:
-    """What was measured on a device; a table of another model (see sites.hash_model) is an InputError with `where`."""
+    """The price from a cost table; InputError naming `where` if it is another model's (see call_sites.hash_model)."""
     costs = {name: {one.factors: one.cost for one in options} for name, options in table.layers.items()}
     missing = [layer.name for layer in layers if None not in costs.get(layer.name, {})]
     if missing:
         raise InputError(
-            f"{where} does not say what {', '.join(missing)} cost dense",
-            hint="it was measured for another model or without these layers: measure this recipe's on the device",
+            f"{where} has no dense cost of {', '.join(missing)}",
+            hint="it was measured for another model or without these layers: run `rankship costs` with this recipe",
         )
     if table.model_sha256 != model_sha256:
         raise InputError(
             f"{where} was measured for a model of other shapes ({table.model_sha256[:12]}…, not {model_sha256[:12]}…)",
-            hint="`rankship costs` with this recipe measures its own",
+            hint="run `rankship costs` with this recipe",
         )
     listed = {name: list(options) for name, options in costs.items()}
-    kept_dense = costs.keys() - {layer.name for layer in layers}  # which the recipe does not let be factored
+    kept_dense = costs.keys() - {layer.name for layer in layers}  # the recipe keeps these dense
     fixed = table.fixed + sum(costs[name].get(None) or 0 for name in kept_dense)
     return Price(table.unit, lambda layer, factors: costs[layer.name].get(factors), fixed, listed)
 
@@ -121,7 +120,7 @@ def read_table(path: Path, unit: CostUnit) -> CostTable:
 
 
 def _count_flops(layer: Layer, factors: Factors | None, call: _Call) -> int:
-    """Two operations per weight and place."""
+    """Two operations per weight and position."""
     total = 0
     for operator in list_operators(layer, factors):
         high, wide = (

@@ -1,4 +1,4 @@
-"""How much each layer's error hurts, measured: the divergence of the model's predictions with one layer changed."""
+"""Measures each layer's sensitivity: the divergence of the model's predictions when that layer is changed."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
 
 # Sizes (share of the dense parameters) at which every layer is measured; between them damage is log-linear. The
-# smallest offer is always among them: beyond the last measured point a solver would find damage for nothing.
+# smallest candidate is always measured: beyond the last measured point the curve is flat, and error would look free.
 PROBED_SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
 _LEAST = 1e-9  # nats: damages below are noise of float32
 
@@ -52,10 +52,10 @@ def improve(
     inputs: Inputs,
     tick: Tick = lambda: None,
 ) -> Choices:
-    """Probe around a plan and solve again, `choice.passes` times; the plan that measures best is kept.
+    """Measure around a plan and solve again, `choice.passes` times; keeps the plan with the smallest divergence.
 
     Curves of layers changed alone ignore how errors of several layers add up (METHODS §8). Here each layer is measured
-    with all others as planned: its damage is what the divergence rises by above that layer dense.
+    with all others as planned: its damage is the divergence minus the divergence with that layer dense.
     """
     teacher = predict(analysis.model, inputs)
     best, least = chosen, _measure_plan(analysis, stats, chosen, inputs, teacher)
@@ -94,7 +94,7 @@ def _pick_probes(candidates: Sequence[Candidate], dense: int) -> list[Candidate]
 
 
 def _draw_curve(points: Sequence[tuple[float, float]]) -> Curve:
-    """Points by rising error, made monotone: more error never hurts less but by noise."""
+    """The curve through points of rising error, made monotone: less damage at more error is noise."""
     errors: list[float] = []
     damages: list[float] = []
     worst = _LEAST
@@ -114,7 +114,7 @@ def _measure_plan(
 
 
 def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices) -> nn.Module:
-    """The model in its dense structure with every planned layer's weight as its factors compute it."""
+    """The model in its dense structure, every planned layer's weight replaced by the product of its factors."""
     model = copy.deepcopy(analysis.model)
     for entry in stats:
         factors = chosen[entry.layer.name]

@@ -1,4 +1,4 @@
-"""What allocation knows of every layer: spectra, candidates, sensitivities."""
+"""The data that allocation needs of every layer: spectra, candidates, sensitivities."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,12 +37,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What allocation knows of one layer.
+    """The data that allocation needs of one layer.
 
-    `plain` are the σ² of its weight and `energy` those of the whitened weight, falling. `candidates` are all efficient
-    ways to store it for less than dense, by rising cost; `price_layer` is what their costs come from. `curve` is its
-    measured damage where the sensitivity is one that is measured. With a curvature in the metric `nats` is the
-    divergence that losing all of it is predicted to bring (see calibrate.collect_curvatures).
+    `plain` are the σ² of its weight and `energy` those of the whitened weight, descending. `candidates` are all
+    efficient ways to store it for less than dense, by rising cost; `price_layer` gives their costs. `curve` is its
+    measured damage, for the sensitivity "kl". `nats`, for a metric with curvature, is the predicted divergence from
+    losing the whole layer (see calibrate.collect_curvatures).
     """
 
     layer: Layer
@@ -56,7 +56,7 @@ class LayerStats:
 
     @property
     def dense_cost(self) -> int:
-        """What the layer costs as it is."""
+        """The layer's cost when dense."""
         return self.find_cost(None)
 
     def find_cost(self, factors: Factors | None) -> int:
@@ -78,7 +78,7 @@ class LayerStats:
         return float(self.energy[factors.rank :].sum()) / total if total else 0.0
 
     def predict_damage(self, error: float, sensitivity: str) -> float:
-        """What an error share costs the model, in the sensitivity's own unit (see SENSITIVITIES in recipe.py)."""
+        """The damage of an error share, in the sensitivity's own unit (see RankChoice in recipe/choices.py)."""
         if sensitivity == "kl" and self.curve is not None:
             return self.curve.read(error)
         if sensitivity == "gradient" and self.nats is not None:
@@ -86,7 +86,7 @@ class LayerStats:
         return error
 
     def list_ranks(self, step: int) -> list[int]:
-        """Multiples of `step` at which an SVD is cheaper than dense, ascending; empty where there is none."""
+        """Multiples of `step` at which an SVD is cheaper than dense, ascending; empty if there is none."""
         limit = min(self.layer.rows, self.layer.columns)
         return [k for k in range(step, limit + 1, step) if self.layer.count_factored(k) < self.layer.parameters]
 
@@ -97,9 +97,9 @@ def gather_stats(
     interference: Mapping[str, float],
     price_layer: PriceLayer = count_parameters,
 ) -> tuple[LayerStats, ...]:
-    """What allocation needs, for ranks and forms as the choice has them; `interference` may be empty.
+    """Every layer's stats for the choice's ranks and forms; `interference` may be empty.
 
-    Only what costs less than dense, as `price_layer` has it, is offered.
+    Only candidates that cost less than dense by `price_layer` are included.
     """
     stats = []
     for name, layer in analysis.layers.items():
@@ -129,7 +129,7 @@ def _price(layer: Decomposition, choice: RankChoice, price_layer: PriceLayer) ->
 
 
 def _predict_nats(layer: Decomposition) -> float | None:
-    """The divergence that losing the layer is predicted to bring; 0 where the predictions do not depend on it."""
+    """The predicted divergence from losing the layer; 0 if the predictions do not depend on it."""
     if layer.metric.curvature is None:
         return None
     return layer.total / 2 if bool(layer.metric.curvature.any()) else 0.0

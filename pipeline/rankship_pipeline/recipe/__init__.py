@@ -1,1 +1,1 @@
-"""What a recipe may say: its keys, its merge methods, and the rules between them."""
+"""The keys of a recipe, its merge methods, and the rules between them."""

@@ -1,4 +1,4 @@
-"""The budget of a recipe: how much, in what unit, measured where."""
+"""The budget of a recipe: its amount, its unit, and the device for measured units."""
 
 from rankship_pipeline.foundation.records import CostUnit, Format, record
 
@@ -12,22 +12,22 @@ AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops",
 class Budget:
     """Exactly one amount: of size, operations, time or energy.
 
-    Operations, time and energy are those of one sample. Time and energy need a table of costs measured on a device:
-    `costs` names one, or `on` has it measured on the way.
+    Operations, time and energy are those of one sample. Time and energy need a cost table measured on a device: `costs`
+    names its file, or `on` names a device to measure.
 
     Keys:
         kept_parameters: share of the merged model's parameters to keep
         parameters: number of parameters
-        size_bytes: 4 bytes a parameter; a file adds its graph and buffers, some kilobytes, which are reported
+        size_bytes: 4 bytes per parameter; a file's graph and buffers add some kilobytes, which are reported
         kept_flops: share of the merged model's operations to keep
         flops: number of operations
         latency_ms: milliseconds
         latency_us: microseconds
         energy_uj: microjoules
-        costs: a cost table, relative to the recipe
+        costs: the path of a cost table, relative to the recipe
         on: a device of the inventory; the whole model is measured there too, and the allocation corrected until the
             time is met
-        format: the format that is timed there; left out, the first that is exported
+        format: the format to time on that device; left out, the first of export.formats
     """
 
     kept_parameters: float | None = None
@@ -44,12 +44,12 @@ class Budget:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """What is given, by its key; a valid budget holds exactly one."""
+        """The amounts given, by key; a valid budget has exactly one."""
         return {key: value for key in AMOUNTS if (value := getattr(self, key)) is not None}
 
     @property
     def unit(self) -> CostUnit:
-        """What the budget is counted in."""
+        """The unit that the budget is counted in."""
         if any(key in self.amounts for key in TIMES):
             return "ns"
         if self.energy_uj is not None:

@@ -1,4 +1,4 @@
-"""A recipe: one TOML file that says everything about one run. Unknown keys are refused."""
+"""The records of a recipe: one TOML file that defines one run. Unknown keys are refused."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -24,22 +24,22 @@ _BASE = "base"  # the name of the model that adapters are added to
 class Source:
     """One trained model: either `factory` with `weights` or `train`, or `huggingface`.
 
-    The result of `train` is cached under the hash of these files and the seed: what else it reads is not seen.
+    The result of `train` is cached by the hash of these files and the seed; other files that it reads do not count.
 
     Keys:
-        name: what reports call it
+        name: its name in reports
         factory: "file.py:function" beside the recipe; `factory()` returns a torch module
         weights: a safetensors state dict; `$NAME` in its path is an environment variable
         train: "file.py:function" beside the recipe; `train(module, seed)` trains the module in place
         huggingface: a folder or a hub id
         revision: the hub's branch, tag or commit
         adapter: the folder of a LoRA adapter to add: peft's adapter_config.json and adapter_model.safetensors
-        task: what a Hugging Face model was trained for; left out, its own files say it
-        inputs: the names of its forward arguments, in the order in which the data loader gives them; left out, its own
-            files say them
-        held: stands for a trained module of a Python session; no recipe file can say it
-        normalise: what its training images went through; left out, it is read from a Hugging Face folder, and a
-            factory's model is taken to be like the first
+        task: what a Hugging Face model was trained for; left out, it is read from the model's own files
+        inputs: the names of its forward arguments, in the order in which the data loader gives them; left out, they
+            are read from the model's own files
+        held: the model is a trained module of a Python session; not for recipe files
+        normalise: the normalisation of its training images; left out, it is read from a Hugging Face folder, and a
+            factory's model is assumed to have the first model's
         labels: the names of its classes in its own order; left out, treated like `normalise`
     """
 
@@ -62,20 +62,20 @@ class DataChoice:
     """Where calibration and test data come from: exactly one of `loader`, `images`, `text` and `csv`.
 
     Keys:
-        loader: "file.py:function" beside the recipe; what it returns stands above
+        loader: "file.py:function" beside the recipe; what it returns is described above
         images: a folder with a subfolder of pictures for each class
-        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by names)
-        csv: a table of features, or of texts where the model reads text
+        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by column name)
+        csv: a table of features, or of texts if the model reads text
         label: the name of the column of labels; left out, "label"
         columns: the names of the columns of features, or of the one with texts
         tokens: the length to which texts are padded or cut
-        size: height and width in pixels of the images that the model takes; a Hugging Face model brings its own
-        channels: 1 for grey images, 3 for colour; a Hugging Face model brings its own
-        calibration_samples: how many samples are drawn to calibrate by
-        test_samples: how many are drawn to test on, others than those
-        held: stands for tensors of a Python session; no recipe file can say it
-        normalise: what the loader's images went through, or what a folder's images and a table's columns are put
-            through; models trained on others are folded to it
+        size: height and width in pixels of the model's input images; a Hugging Face model has its own
+        channels: 1 for grey images, 3 for colour; a Hugging Face model has its own
+        calibration_samples: the number of samples drawn for calibration
+        test_samples: the number of samples drawn for testing, none of them a calibration sample
+        held: the data are tensors of a Python session; not for recipe files
+        normalise: the normalisation of the loader's images, or the one to apply to a folder's images and a table's
+            columns; a model trained with another one is changed to take this one
     """
 
     loader: str | None = None
@@ -94,12 +94,12 @@ class DataChoice:
 
     @property
     def given(self) -> dict[DataKind, str]:
-        """Where the data come from, by kind; a valid recipe gives exactly one."""
+        """The data's origin by kind; a valid recipe gives exactly one."""
         return {kind: value for kind in DATA_KINDS if (value := getattr(self, kind)) is not None}
 
     @property
     def origin(self) -> str:
-        """What errors call it: "data loader 'data.py:load'", "images 'photos'"."""
+        """Its name in errors: "data loader 'data.py:load'", "images 'photos'"."""
         if self.held:
             return "the data of this session"
         kind, path = next(iter(self.given.items()))
@@ -108,22 +108,22 @@ class DataChoice:
 
 @record
 class MergeChoice:
-    """How the models become one; which method takes which key, and its default, stands in the table of methods.
+    """How the models are merged; the table of methods lists the keys that each method takes, and their defaults.
 
     Keys:
-        method: how the weights become one
-        head: the module that gives the logits; with it every model keeps its own and the rest becomes one backbone
-        base: the model that all were trained from; adapters of one model need not name it
-        scale: λ (or α), by how much changes are scaled
+        method: the merge method
+        head: the module that gives the logits; every model then keeps its own head, and the rest becomes one backbone
+        base: the model that all were trained from; not needed for adapters of one model
+        scale: λ (or α), the factor on the changes
         density: the share of each change that trimming keeps
-        drop: how likely a change is dropped
-        epsilon: how far that likelihood varies with the size of the change
-        position: where SLERP stops between the two models
-        off_diagonal: scales the Gram matrices' off-diagonals as RegMean does; 1 leaves them as they are
+        drop: the probability that a change is dropped
+        epsilon: how far that probability varies with the size of the change
+        position: the position of SLERP between the two models, 0 to 1
+        off_diagonal: the factor on the Gram matrices' off-diagonals, as in RegMean; 1 leaves them unchanged
         core_rank: the rank of CtM's cores; 0 takes the adapters' own
-        samples: how many inputs of each model Fisher, or solving layer by layer, sees
-        batchnorm: what becomes of batch-norm statistics after merging and after compressing; "auto" keeps or
-            re-estimates them, whichever matches the sources' own outputs better
+        samples: the number of inputs of each model for Fisher and for solving layer by layer
+        batchnorm: whether to re-estimate batch-norm statistics after merging and after compressing; "auto" takes what
+            matches the sources' own outputs better
     """
 
     method: MergeMethod = "joint"
@@ -141,7 +141,7 @@ class MergeChoice:
 
     @property
     def given(self) -> dict[str, float]:
-        """The methods' own keys as far as the recipe gives them; they hold for every merge of it that takes them."""
+        """The methods' keys that the recipe gives; they apply to every merge of the recipe that takes them."""
         return {key: value for key in KEYS if (value := getattr(self, key)) is not None}
 
 
@@ -150,16 +150,16 @@ class RankChoice:
     """How ranks are allocated.
 
     Keys:
-        method: who gets which rank
-        step: ranks are multiples of this, as hardware likes them
-        threshold: ARP's fixed τ; there is no budget then
-        sensitivity: what an error in a layer counts. "relative": its share of the layer's output energy; "gradient":
+        method: the allocation method
+        step: ranks are multiples of this, which hardware runs fast
+        threshold: ARP's fixed τ; it replaces the budget
+        sensitivity: how an error in a layer is counted. "relative": its share of the layer's output energy; "gradient":
             its second-order effect on the model's predictions (needs `factorise.curvature`); "kl": its measured
             effect on the predictions
-        probes: the calibration samples that "kl" measures on
-        passes: how many more rounds "kl" measures around the plan (knapsack only)
-        steps: how long ARA trains
-        forms: what a layer may become; offered to every method but ARP and ARA, which know matrices only
+        probes: the number of calibration samples that "kl" measures on
+        passes: how many more times "kl" measures around the plan and solves again (knapsack only)
+        steps: the number of ARA's training steps
+        forms: the forms that a layer may take; ARP and ARA always use "svd"
         exclude: shell-style patterns of layer names that stay dense
     """
 
@@ -179,10 +179,10 @@ class FactoriseChoice:
     """How a layer's factors are found, all from unlabelled calibration data and without training.
 
     Keys:
-        whitening: how inputs are weighed by the activations that a layer sees; "plain" does not
+        whitening: how inputs are weighed by the activations that a layer receives; "plain" does not weigh them
         grams: whose activations: those of the sources on their own data, or of the merged model
-        curvature: weighs outputs by what they move in the predictions
-        reconstruct: refits every layer to what the compressed layers before it produce; slow
+        curvature: whether outputs are weighed by their effect on the predictions
+        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; slow
     """
 
     whitening: Whitening = "eigen"
@@ -195,8 +195,8 @@ class FactoriseChoice:
 class Comparison:
     """Another way to the same budget, evaluated on the host for the report and not exported.
 
-    Its keys mean what they mean in the tables `merge`, `ranks` and `factorise`. What is left out is the plain way, not
-    the recipe's: a row shows its method and not our extras.
+    Its keys mean the same as in the tables `merge`, `ranks` and `factorise`. A key that is left out has the plain
+    default here, not the recipe's value, so that a row shows its method without extras.
     """
 
     name: str
@@ -215,7 +215,7 @@ class ExportChoice:
     """What to export.
 
     Keys:
-        formats: the formats; all three where left out
+        formats: the formats to write; left out, all three
     """
 
     formats: tuple[Format, ...] = FORMATS
@@ -223,13 +223,13 @@ class ExportChoice:
 
 @record
 class ParityChoice:
-    """What an artifact must reach against torch before it counts as verified.
+    """How closely an artifact must agree with torch to count as verified.
 
     Keys:
-        samples: how many test inputs are compared
-        max_relative_error: largest difference of an output, over the largest output
-        min_cosine: cosine of both outputs
-        min_top1_agreement: share of inputs on which the largest output is the same one
+        samples: the number of test inputs to compare
+        max_relative_error: the largest difference of an output, over the largest output
+        min_cosine: the cosine between both outputs
+        min_top1_agreement: the share of inputs for which both have the same largest output
     """
 
     samples: int = 64
@@ -243,13 +243,13 @@ Augmentation = Literal["none", "flip-and-shift"]
 
 @record
 class QualityChoice:
-    """How many points a specialist may lose: of test accuracy where the loader gives its `tests`, else of agreement.
+    """How many points a specialist may lose: of test accuracy if the loader gives its `tests`, else of agreement.
 
-    What is left out is measured and reported, never refused.
+    Without a limit the loss is only measured and reported.
 
     Keys:
-        max_merge_loss_points: what the merged model may lose
-        max_loss_points: what the exported model may lose in all
+        max_merge_loss_points: the most that the merged model may lose
+        max_loss_points: the most that the exported model may lose in total
     """
 
     max_merge_loss_points: float | None = None
@@ -258,13 +258,13 @@ class QualityChoice:
 
 @record
 class RefineChoice:
-    """Label-free training of the compressed model, for exactly one of: processor time or steps.
+    """Label-free training of the compressed model, limited by exactly one of processor time and steps.
 
     Keys:
-        cpu_seconds: seconds of the processor; how many steps fit depends on the machine
-        steps: number of steps; only these give the same bytes on every run
-        augment: what may be done to the inputs
-        step_size: Adam's at the top of its cycle; the default suits convolutions, transformers want a fifth or less
+        cpu_seconds: seconds of processor time; how many steps fit depends on the machine
+        steps: number of steps; only this limit gives the same bytes on every run
+        augment: how inputs are augmented
+        step_size: Adam's largest step size; the default suits convolutions, transformers need a fifth or less
     """
 
     cpu_seconds: float | None = None
@@ -278,19 +278,19 @@ class Recipe:
     """One run, from trained models to verified artifacts.
 
     Keys:
-        name: what the build and its reports are called
+        name: the name of the build and its reports
         models: the trained models, one or more
         data: calibration and test data
-        budget: how small, how cheap or how fast
+        budget: how small or fast the model must be
         merge: how several models become one
-        ranks: who gets which rank
+        ranks: how ranks are allocated
         factorise: how a layer's factors are found
         compare: other ways to the same budget, for the report
-        export: which files are written
+        export: the files to write
         parity: how closely they must agree with torch
-        quality: what a specialist may lose
-        refine: label-free training after compressing; none where left out
-        seed: of everything random
+        quality: how much a specialist may lose
+        refine: label-free training after compressing; left out, there is none
+        seed: the seed of everything random
     """
 
     name: str
@@ -309,7 +309,7 @@ class Recipe:
 
 
 def find_base(recipe: Recipe) -> Source | None:
-    """The model that all were trained from: as the recipe names it, or what all its adapters are added to."""
+    """The model that all were trained from: the recipe's merge.base, or the common model of all its adapters."""
     if recipe.merge.base is not None:
         return recipe.merge.base
     bare = {replace(source, name=_BASE, adapter=None) for source in recipe.models}
@@ -317,13 +317,13 @@ def find_base(recipe: Recipe) -> Source | None:
 
 
 def list_sources(recipe: Recipe) -> tuple[Source, ...]:
-    """The models to merge, and the base where there is one."""
+    """The models to merge, and the base if there is one."""
     base = find_base(recipe)
     return recipe.models if base is None else (*recipe.models, base)
 
 
 def choose(recipe: Recipe) -> Comparison:
-    """The recipe's own way of merging, whitening and allocating, in the form in which alternatives are given."""
+    """The recipe's own way of merging, whitening and allocating, as a Comparison."""
     ranks, factorise = recipe.ranks, recipe.factorise
     return Comparison(
         name=ranks.method,
@@ -339,5 +339,5 @@ def choose(recipe: Recipe) -> Comparison:
 
 
 def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:
-    """How a way to the budget allocates ranks; the step and what stays dense are the recipe's for all."""
+    """The rank choice of one way to the budget; all ways share the recipe's step and excluded layers."""
     return replace(recipe.ranks, method=way.ranks, sensitivity=way.sensitivity, passes=way.passes, forms=way.forms)

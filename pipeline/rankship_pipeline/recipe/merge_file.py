@@ -1,4 +1,4 @@
-"""What `rankship merge` is asked for: one TOML file that names checkpoints on disk and how they become one."""
+"""The input of `rankship merge`: one TOML file that names checkpoints on disk and how to merge them."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,17 +9,17 @@ from rankship_pipeline.foundation.records import record
 from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
 
-_ADAPTER = "adapter_config.json"  # a folder that holds it is an adapter, which adds to the base
+_ADAPTER = "adapter_config.json"  # a folder with this file is an adapter, which is added to the base
 FloatType = Literal["float64", "float32", "float16", "bfloat16"]
 
 
 @record
 class MergeFile:
-    """Checkpoint folders (safetensors, sharded or not), relative to the file, into one folder, without data.
+    """Merge checkpoint folders (safetensors, sharded or not; relative to the file) into one folder, without data.
 
-    A folder may be that of a LoRA adapter, which is added to `base`, the folder of the model that all were trained
-    from. `merge` is a recipe's [merge] with a method that
-    needs no data. `dtype` is the type that floating-point tensors are stored in, None for the first model's own.
+    A folder may hold a LoRA adapter, which is added to `base`, the folder of the model that all were trained from.
+    `merge` is a recipe's [merge] with a method that needs no data. `dtype` is the type that floating-point tensors are
+    stored in, None for the first model's own.
     """
 
     models: tuple[str, ...]
@@ -30,7 +30,7 @@ class MergeFile:
 
 
 def read_merge_file(path: Path) -> MergeFile:
-    """Read and check; every mistake is an InputError that names the file and the key."""
+    """Read and check the file; InputError lists every mistake with the file and the key."""
     asked = read_toml(MergeFile, path, "merge")
     method, choice = asked.merge.method, asked.merge
     complaints = check_settings([("merge", method)], choice.given, has_base=asked.base is not None)
@@ -44,7 +44,7 @@ def read_merge_file(path: Path) -> MergeFile:
         complaints.append("merge.base and merge.batchnorm belong to recipes: write base = FOLDER at the top")
     has_adapters = any((path.parent / name / _ADAPTER).is_file() for name in asked.models)
     if asked.base is not None and not METHODS[method].base and not has_adapters:
-        complaints.append(f"base means nothing to the method {method!r}: leave it out")
+        complaints.append(f"the method {method!r} does not use base: leave it out")
     if complaints:
         raise InputError(f"{path}: " + "; ".join(complaints), hint="correct the file and run again")
     return asked

@@ -1,4 +1,4 @@
-"""What each merge method needs and which keys it takes, known before torch is imported."""
+"""The inputs that each merge method needs and the keys that it takes, known before torch is imported."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -28,9 +28,9 @@ DataNeed = Literal["none", "grams", "fisher"]
 
 @record
 class Needs:
-    """What a method is given besides the models: the base that all were trained from, data, and its own keys.
+    """What a method needs besides the models: the base that all were trained from, data, and its own keys.
 
-    `defaults` are its keys: the value of the paper or, where that tunes it on labels, of its own advice without them.
+    `defaults` are its keys with the paper's values; if the paper tunes a key on labels, with its advice without labels.
     """
 
     base: bool = False
@@ -57,7 +57,7 @@ METHODS: dict[MergeMethod, Needs] = {
     "knots": Needs(base=True, defaults={"density": 0.2, "scale": 1}),
     "ctm": Needs(base=True, defaults={"core_rank": 0, "density": 0.2, "scale": 1}),
 }
-# key → lowest and highest value, and whether the highest is still allowed
+# key → lowest and highest value, and whether the highest is included
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "scale": (0, 10, True),
     "density": (0, 1, True),
@@ -68,25 +68,25 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "core_rank": (0, 1 << 20, True),
     "samples": (1, 1 << 20, True),
 }
-KEYS = tuple(_RANGES)  # all that a [merge] table may hold besides method, base and batchnorm
+KEYS = tuple(_RANGES)  # the keys of a [merge] table besides method, head, base and batchnorm
 RANDOM: tuple[MergeMethod, ...] = ("dare", "della")
 _OF_SLERP = 2
 
 
 def fill_settings(method: MergeMethod, given: Mapping[str, float]) -> dict[str, float]:
-    """A method's own keys: as given, else by default; others are left out."""
+    """A method's own keys with the given or default values; other keys are left out."""
     return {key: given.get(key, default) for key, default in METHODS[method].defaults.items()}
 
 
 def check_settings(
     methods: Iterable[tuple[str, MergeMethod]], given: Mapping[str, float], *, has_base: bool
 ) -> list[str]:
-    """Complaints about the merges of one recipe, given as (where it stands, method), and the keys they share."""
+    """Complaints about the merges of one recipe, given as (place in the recipe, method), and the keys they share."""
     ways = list(methods)
     taken = {key for _, method in ways for key in METHODS[method].defaults}
     names = ", ".join(sorted({repr(method) for _, method in ways}))
     complaints = [
-        f"merge.{key} means nothing to the method {names}: it belongs to"
+        f"merge.{key} is not used by {names}: it belongs to"
         f" {', '.join(name for name, needs in METHODS.items() if key in needs.defaults)}"
         for key in given
         if key not in taken
@@ -96,7 +96,7 @@ def check_settings(
         if not (low <= value <= high and (closed or value < high)):
             complaints.append(f"merge.{key} must lie in [{low}, {high}{']' if closed else ')'}, got {value}")
     if given.get("density") == 0:
-        complaints.append("merge.density = 0 keeps nothing of the models: give the share to keep, 0.2 for a fifth")
+        complaints.append("merge.density = 0 keeps nothing of the models: give the share to keep, such as 0.2")
     for where, method in ways:
         settings = fill_settings(method, given)
         if METHODS[method].base and not has_base:
@@ -112,9 +112,9 @@ def check_settings(
 
 
 def check_count(methods: Iterable[tuple[str, MergeMethod]], models: int) -> list[str]:
-    """Complaints about merges that want another number of models."""
+    """Complaints about merges that need another number of models."""
     return [
-        f"{where}: 'slerp' goes between two models, here are {models}"
+        f"{where}: 'slerp' merges exactly two models, got {models}"
         for where, method in methods
         if method == "slerp" and models != _OF_SLERP
     ]

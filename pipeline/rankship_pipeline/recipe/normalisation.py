@@ -1,4 +1,4 @@
-"""The normalisation that a model's inputs went through, and whether two are the same."""
+"""The normalisation of a model's inputs, and whether two are the same."""
 
 from math import isclose
 
@@ -7,9 +7,9 @@ from rankship_pipeline.foundation.records import record
 
 @record
 class Normalisation:
-    """What images went through before a model saw them: (pixel − mean) / std per channel, pixels in [0, 1].
+    """The normalisation of a model's input images: (pixel − mean) / std per channel, pixels in [0, 1].
 
-    One value serves all channels.
+    A single value applies to all channels.
 
     Keys:
         mean: one value, or one per channel
@@ -20,7 +20,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     def is_like(self, other: "Normalisation") -> bool:
-        """Whether both do the same to every channel, rounding aside."""
+        """Whether both are equal on every channel, up to rounding."""
         channels = max(len(self.mean), len(other.mean))
         pairs = ((self.mean, other.mean), (self.std, other.std))
         return all(

@@ -1,4 +1,4 @@
-"""What each method of rank allocation can be asked for, known before torch is imported."""
+"""The properties of each rank allocation method, known before torch is imported."""
 
 from typing import Literal
 
@@ -9,11 +9,11 @@ RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"
 
 @record
 class RankTraits:
-    """What a method reads and takes.
+    """The input and the limits of a method.
 
-    `reads`: whitened spectra, the weights' own spectra too, or the whole model, which it trains masks on.
-    `any_unit`: it takes a budget in any unit, not in parameters only. `any_form`: it knows every form, not the SVD
-    only. `own_step`: its ranks are its own, down to 1, whatever ranks.step says.
+    `reads`: whitened spectra; the weights' own spectra as well; or the whole model, on which it trains masks.
+    `any_unit`: it takes a budget in any unit, not only in parameters. `any_form`: it offers every form, not only the
+    SVD. `own_step`: it ignores ranks.step, its ranks go down to 1.
     """
 
     reads: Literal["spectra", "weights", "model"] = "spectra"

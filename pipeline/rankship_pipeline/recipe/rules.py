@@ -1,4 +1,4 @@
-"""Reading a recipe, and what no recipe can mean: every mistake is named with its key before anything is loaded."""
+"""Reads a recipe and checks its rules: every mistake is reported with its key before anything is loaded."""
 
 import re
 from math import inf
@@ -26,13 +26,13 @@ _LEAST_MS = 0.001
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; every mistake is an InputError that names the file and the key."""
+    """Read and check a recipe; InputError lists every mistake with the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
     held = [f"model {source.name!r}" for source in list_sources(recipe) if source.held]
     held += ["data"] if recipe.data.held else []
     if held:
         raise InputError(
-            f"{path}: {', '.join(held)}: `held` stands for what a Python session holds, which no file has",
+            f"{path}: {', '.join(held)}: `held` is for models and data of a Python session, not for a recipe file",
             hint="name files: `factory` with `weights` or `train`, `huggingface`; `loader`",
         )
     check_recipe(recipe, str(path))
@@ -40,7 +40,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def check_recipe(recipe: Recipe, where: str) -> None:
-    """Refuse what no recipe can mean: one InputError with every mistake; `where` says which recipe it is."""
+    """Check the rules between the recipe's keys; InputError lists every mistake after `where`, the recipe's name."""
     complaints = [*_check_models(recipe), *_check_data(recipe), *_check_numbers(recipe), *_check_ways(recipe)]
     if complaints:
         raise InputError(f"{where}: " + "; ".join(complaints), hint="correct the recipe and run again")
@@ -59,15 +59,15 @@ def _check_models(recipe: Recipe) -> list[str]:
 
 
 def _check_source(source: Source) -> list[str]:
-    """What is wrong with one model's keys."""
+    """Complaints about one model's keys."""
     held, factory, hub = source.held, source.factory is not None, source.huggingface is not None
     weights, train, adapter = source.weights is not None, source.train is not None, source.adapter is not None
     files = factory or hub or weights or train or adapter
     rules = [
-        (len(set(source.labels)) == len(source.labels), ": two of its `labels` have one name"),
+        (len(set(source.labels)) == len(source.labels), ": two of its `labels` have the same name"),
         (not hub or not (weights or train), ": `weights` and `train` belong to a factory, not to `huggingface`"),
         (not (adapter and train), ": an adapter belongs to a model that is loaded, not to `train`"),
-        (not (held and files), " is held by a Python session: it takes no files"),
+        (not (held and files), " is a module of a Python session (`held`): it takes no files"),
         (held or factory != hub, " needs exactly one of `factory` and `huggingface`"),
         (not factory or hub or weights != train, " needs exactly one of `weights` and `train` beside its factory"),
     ]
@@ -76,10 +76,10 @@ def _check_source(source: Source) -> list[str]:
 
 
 def _check_data(recipe: Recipe) -> list[str]:
-    """What [data] cannot mean: two origins, a key of another origin's, a number of samples below one."""
+    """Complaints about [data]: several origins, a key of another origin, a number below one."""
     choice, factories = recipe.data, [source.name for source in recipe.models if source.huggingface is None]
     if choice.held:
-        return ["data that a Python session holds take nothing from files"] if choice.given else []
+        return ["data of a Python session (`held`) take no files"] if choice.given else []
     if len(choice.given) != 1:
         return [f"[data] needs exactly one of {', '.join(DATA_KINDS)}"]
     kind = next(iter(choice.given))
@@ -108,22 +108,22 @@ def _check_data(recipe: Recipe) -> list[str]:
     ]
     if kind == "text" and factories:
         complaints.append(
-            f"data.text is for Hugging Face models, which bring a tokenizer; {factories[0]!r} comes from a factory:"
+            f"data.text is for Hugging Face models, which have a tokenizer; {factories[0]!r} comes from a factory:"
             " give it a loader"
         )
     if kind != "loader" and recipe.merge.head is not None:
-        complaints.append("with merge.head every model has a task of its own: its data come from a loader")
+        complaints.append("with merge.head every model has its own task: the data must come from data.loader")
     return complaints
 
 
 def _check_ways(recipe: Recipe) -> list[str]:
-    """What the recipe's own way, and every [[compare]], cannot mean."""
+    """Complaints about the recipe's own way and about every [[compare]]."""
     ways = [("ranks", choose(recipe)), *((f"compare {way.name!r}", way) for way in recipe.compare)]
     complaints = [complaint for where, way in ways for complaint in check_way(way, where)]
     merges = [("merge", recipe.merge.method), *((where, way.merge) for where, way in ways[1:])]
     complaints += check_settings(merges, recipe.merge.given, has_base=find_base(recipe) is not None)
     if recipe.merge.base is not None and not any(METHODS[method].base for _, method in merges):
-        complaints.append("merge.base means nothing to the merges of this recipe: leave it out")
+        complaints.append("no merge of this recipe uses merge.base: leave it out")
     complaints += check_count(merges, len(recipe.models))
     if recipe.budget.unit != "parameters":
         complaints += [
@@ -136,7 +136,7 @@ def _check_ways(recipe: Recipe) -> list[str]:
 
 
 def check_way(way: Comparison, where: str) -> list[str]:
-    """Complaints about one way, each naming `where` it was written."""
+    """Complaints about one way, each beginning with `where`, its place in the recipe."""
     rules = [
         (bool(way.forms), "forms is empty"),
         (way.passes >= 0, f"passes must not be negative, got {way.passes}"),
@@ -154,7 +154,7 @@ def check_way(way: Comparison, where: str) -> list[str]:
 
 
 def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
-    """What a budget of time or energy needs, and no other may have."""
+    """Rules on the keys that a time or energy budget needs and no other may have."""
     budget, formats = recipe.budget, recipe.export.formats
     costs, on, measured = budget.costs is not None, budget.on is not None, budget.unit in {"ns", "uj"}
     return [
@@ -168,7 +168,7 @@ def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
             f"budget.latency_ms must be at least {_LEAST_MS}",
         ),
         (budget.format is None or on, "budget.format belongs to budget.on"),
-        (budget.format in {None, *formats}, f"budget.format is {budget.format}, exported are {', '.join(formats)}"),
+        (budget.format in {None, *formats}, f"budget.format is {budget.format}, export.formats {', '.join(formats)}"),
     ]
 
 
@@ -207,7 +207,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         ),
         (bool(recipe.export.formats) or recipe.data.held, "export.formats is empty"),
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
-        (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have one name"),
+        (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have the same name"),
     ]
     return [
         *(complaint for kept, complaint in rules if not kept),
@@ -218,7 +218,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
 
 
 def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
-    """Complaints about one normalisation, naming `where` it was written."""
+    """Complaints about one normalisation, beginning with `where`, its place in the recipe."""
     if given is None or (len(given.mean) == len(given.std) >= 1 and all(std > 0 for std in given.std)):
         return []
     return [
@@ -227,7 +227,7 @@ def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
 
 
 def check_quality(choice: QualityChoice) -> list[str]:
-    """Complaints about the gate."""
+    """Complaints about the limits of [quality]."""
     gates = {
         "max_merge_loss_points": choice.max_merge_loss_points,
         "max_loss_points": choice.max_loss_points,
@@ -240,7 +240,7 @@ def check_quality(choice: QualityChoice) -> list[str]:
 
 
 def check_refinement(choice: RefineChoice | None) -> list[str]:
-    """Complaints about refinement."""
+    """Complaints about [refine]."""
     if choice is None:
         return []
     if not 0 < choice.step_size <= 1:

@@ -1,11 +1,11 @@
-"""What `rankship init` lays beside a recipe where the user names no model or no data: files that run as they are."""
+"""The files that `rankship init` writes beside a recipe if the user names no model or no data; they run unchanged."""
 
-DIGITS = '''"""A small network and scikit-learn's handwritten digits. Put your own model and data in their place."""
+DIGITS = '''"""A small network and scikit-learn's handwritten digits. Replace them with your own model and data."""
 
 import torch
 from torch import nn
 
-TRAINING, CALIBRATION = 1200, 256  # of 1,797 samples; what is not for training is for testing
+TRAINING, CALIBRATION = 1200, 256  # of 1,797 samples; the rest after training are for testing
 
 
 def make():
@@ -17,7 +17,7 @@ def make():
 
 
 def train(model, seed):
-    """Train it in place: seconds. With weights of your own, write `weights` in the recipe instead of `train`."""
+    """Train the model in place, in seconds. For weights of your own, write `weights` in the recipe, not `train`."""
     images, labels = _read()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
@@ -31,7 +31,7 @@ def train(model, seed):
 
 
 def load():
-    """Calibration inputs of every model, without labels; test inputs with theirs. Tensors, samples first."""
+    """Calibration inputs of every model, without labels; test inputs with labels. Tensors, samples first."""
     images, labels = _read()
     return {
         "calibration": {"digits": images[:CALIBRATION]},
@@ -48,20 +48,20 @@ def _read():
     return torch.tensor(digits.images, dtype=torch.float32)[order, None] / 16, torch.tensor(digits.target)[order]
 '''
 
-# {shape} and {name} are filled in
+# {name} is filled in
 LOADER = '''"""Calibration and test data.
 
-TODO: these are random numbers, only there so that the recipe can run before your data are at hand: what is called
-accuracy means nothing with them. Load your own; some hundreds of samples each work well.
+TODO: these are random numbers, so that the recipe can run before you have data; accuracy means nothing with them.
+Load your own; some hundreds of samples each work well.
 """
 
 import torch
 
-SHAPE = (3, 224, 224)  # TODO: of one sample, as the model takes it
+SHAPE = (3, 224, 224)  # TODO: the shape of one sample of your model's input
 
 
 def load(seed):
-    """Calibration inputs of every model, without labels; test inputs with theirs. Tensors, samples first."""
+    """Calibration inputs of every model, without labels; test inputs with labels. Tensors, samples first."""
     generator = torch.Generator().manual_seed(seed)
     return {{
         "calibration": {{{name!r}: torch.randn(64, *SHAPE, generator=generator)}},
@@ -70,7 +70,7 @@ def load(seed):
     }}
 '''
 
-# One text a line, for a model of text; they have no labels, so that no accuracy is claimed for them.
+# One text per line, for a model that reads text; without labels, so that no accuracy is claimed for them.
 SENTENCES = "\n".join(
     f"This is {kind} sentence number {number}, which stands where one of your own belongs."
     for number in range(1, 17)

@@ -1,1 +1,1 @@
-"""Accuracy regained without labels: refit in closed form, refinement, batch-norm."""
+"""Recovers accuracy without labels: closed-form refits, refinement, batch-norm."""

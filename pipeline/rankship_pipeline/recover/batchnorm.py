@@ -1,4 +1,4 @@
-"""Batch-norm statistics after weights changed under them: kept, or taken afresh, whichever is true to the sources."""
+"""Keeps or re-estimates batch-norm statistics after weights changed, whichever is closer to the sources."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ from rankship_pipeline.recipe.choices import BatchNormMode
 def settle_batchnorm(
     model: nn.Module, inputs: Inputs, mode: BatchNormMode, distance: Callable[[nn.Module], float]
 ) -> tuple[nn.Module, bool]:
-    """The model with its statistics settled, and whether they were re-estimated.
+    """The model with kept or re-estimated statistics, and whether they were re-estimated.
 
-    "auto" tries both and keeps the nearer by `distance`, which needs no labels: fresh statistics rescue an averaged net
-    (METHODS §6: ResNet-20 12.5 % → 67 %), and cost a lightly compressed one accuracy (§1: 88 % → 84 % at 1.5×).
+    "auto" tries both and keeps the nearer by `distance`, which needs no labels: new statistics rescue an averaged net
+    (METHODS §6: ResNet-20 12.5 % → 67 %), but cost a lightly compressed one accuracy (§1: 88 % → 84 % at 1.5×).
     """
     if mode == "keep" or not any(True for _ in _list_norms(model)):
         return model, False
@@ -34,7 +34,7 @@ def settle_batchnorm(
 def reestimate_batchnorm(model: nn.Module, inputs: Inputs) -> None:
     """Replace every running mean and variance by the average over the calibration batches, in place, without labels.
 
-    A single sample is too few: then everything stays as it was.
+    With a single sample nothing changes: it has no variance.
     """
     batches = [batch for batch in split(inputs) if len(batch[0]) > 1]  # a batch of one has no variance
     if not batches:
@@ -51,7 +51,7 @@ def _averaging(model: nn.Module) -> Iterator[None]:
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's sign for a cumulative average over all batches
+        norm.momentum = None  # for torch: a cumulative average over all batches
         norm.train()
     try:
         yield

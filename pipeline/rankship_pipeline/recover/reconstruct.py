@@ -1,4 +1,4 @@
-"""Asymmetric reconstruction: each layer refitted to what the layers before it really produce once compressed."""
+"""Asymmetric reconstruction: refits each layer to the inputs that the compressed layers before it produce."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer, shape_weight
 from rankship_pipeline.models.watch import run_until, watch
 
-# Added to the Gram's diagonal as a share of its mean: directions that little data excites keep the dense weight.
+# Added to the Gram's diagonal as a share of its mean: directions with little data keep the dense weight.
 RIDGE = 1e-3
 
 
@@ -28,8 +28,8 @@ def reconstruct(
 
     With X the dense model's inputs to a layer and X̂ those that the compressed layers before it produce, the target is
     M = argmin ‖W·Xᵀ − M·X̂ᵀ‖² = W·(XᵀX̂)·(X̂ᵀX̂)⁻¹, and M's best factors under X̂'s Gram are kept (reduced-rank
-    regression; asymmetric reconstruction of Zhang et al. 2016, arXiv 1505.06798 §3.3). A bias takes up what the means
-    still differ by. Layers that stay dense are left as they are.
+    regression; asymmetric reconstruction of Zhang et al. 2016, arXiv 1505.06798 §3.3). A bias takes up the remaining
+    difference of the means. Layers that stay dense are not changed.
     """
     student = copy.deepcopy(analysis.model)
     weights: dict[str, tuple[Tensor, ...]] = {}
@@ -39,7 +39,7 @@ def reconstruct(
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
         weights[name] = make_weights(analysis.layers[name], plan[name])
-    compressed = rebuild(student, plan)  # takes the corrected biases along
+    compressed = rebuild(student, plan)  # with the corrected biases
     for name, factors in weights.items():
         fill_factors(compressed.get_submodule(name), factors)
     return compressed
@@ -67,7 +67,7 @@ def _refit(
 
 
 class _Crossed:
-    """Sums over positions of the dense (x) and the compressed (x̂) inputs to one layer, float64."""
+    """Sums over positions of the inputs to one layer in the dense (x) and in the compressed model (x̂), float64."""
 
     def __init__(self, layer: Layer) -> None:
         n = layer.columns
@@ -115,7 +115,7 @@ def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs
 
 @torch.inference_mode()
 def _order(analysis: Analysis, inputs: Inputs) -> list[Layer]:
-    """The layers in the order in which one sample runs through them; one that never runs is left out."""
+    """The layers in the order in which one sample runs through them, without layers that never run."""
     order: dict[str, Layer] = {}
 
     def see(name: str, _x: Tensor, _y: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Merging layer by layer: each is solved for what the specialists say, given what the merged layers before it give.
+"""Merges layer by layer: each is fitted to the specialists' outputs, on the inputs from the merged layers before it.
 
-A merge that looks at each layer alone takes every model's own inputs for granted. In the merged network they are not
-there any more: errors add up from layer to layer, and batch-norm, which the models no longer share statistics of, is
-left to chance. Here the layers are solved in the order in which they run, on the inputs that they will really see.
+A merge that treats each layer alone assumes every model's own inputs. The merged network has other inputs: errors add
+up from layer to layer, and batch-norm statistics of the models no longer fit. Here the layers are solved in running
+order, on the inputs that they have in the merged network.
 """
 
 import copy
@@ -36,15 +36,15 @@ def refit(
 ) -> nn.Module:
     """A copy of a merged model with every layer solved again, in running order, without labels or training.
 
-    With X̂_t the inputs that a layer gets in the merged model on task t's data and Z_t what task t's own model computes
-    there, M and b minimise Σ_t ‖Z_t − X̂_t·Mᵀ − b‖²: (Σ_t Z_tᵀX̂_t)(Σ_t X̂_tᵀX̂_t)⁻¹ about the means. It is the joint
-    closed form (METHODS §3) with both sides seen where they arise. Layers of the `plan`, `taken` apart before, keep
-    M's best factors under the same Gram: merging and compressing are one step then. Directions that little data excites
-    keep the merged weight.
+    With X̂_t a layer's inputs in the merged model on task t's data and Z_t its outputs in task t's own model, M and b
+    minimise Σ_t ‖Z_t − X̂_t·Mᵀ − b‖²: (Σ_t Z_tᵀX̂_t)(Σ_t X̂_tᵀX̂_t)⁻¹ about the means. It is the joint closed form
+    (METHODS §3) with inputs and outputs measured in the models that produce them. Layers of the `plan`, decomposed in
+    `taken`, get M's best factors under the same Gram, so that merging and compressing are one step. Directions with
+    little data keep the merged weight.
 
-    Where a batch-norm takes the layer's output, Z_t is seen behind it: every task is normalised by its own statistics,
-    and the merged norm is set to pass M's outputs on. Layers without a bias or such a norm get no b. Embeddings, heads
-    and layers that never run stay as they are.
+    If a batch-norm takes the layer's output, Z_t is measured after it: every task is normalised by its own statistics,
+    and the merged norm is set to pass M's outputs on. Layers without a bias or such a norm have no b. Embeddings, heads
+    and layers that never run are not changed.
     """
     student = copy.deepcopy(model).eval()
     norms = find_norms(student, layers, tuple(tensor[:1] for tensor in teachers[0][1]))
@@ -72,10 +72,10 @@ def refit(
 
 @torch.inference_mode()
 def find_norms(model: nn.Module, layers: Sequence[Layer], sample: Inputs) -> dict[str, str | None]:
-    """The layers that run on a sample, in running order, with the name of the batch-norm that takes their output."""
+    """The layers that run on a sample, in running order, each with the batch-norm that takes its output, or None."""
     found: dict[str, str | None] = {}
     outputs: dict[int, str] = {}
-    alive: list[Tensor] = []  # an output that was freed could lend its address to another
+    alive: list[Tensor] = []  # a freed output's address could be reused
 
     def see_layer(name: str, _x: Tensor, y: Tensor) -> None:
         found.setdefault(name, None)
@@ -97,7 +97,7 @@ def find_norms(model: nn.Module, layers: Sequence[Layer], sample: Inputs) -> dic
 
 
 class _Sums:
-    """Sums over positions of a layer's inputs x̂ and of what is wanted of it z, float64."""
+    """Sums over positions of a layer's inputs x̂ and its wanted outputs z, float64."""
 
     def __init__(self, layer: Layer, *, centred: bool) -> None:
         self.gram = torch.zeros(layer.columns, layer.columns, dtype=torch.float64)  # X̂ᵀX̂
@@ -116,7 +116,7 @@ class _Sums:
         self.positions += weight * len(X)
 
     def solve(self, merged: Tensor) -> Tensor:
-        """M (rows, columns), held to the `merged` weight by the ridge."""
+        """M (rows, columns), pulled towards the `merged` weight by the ridge."""
         gram, cross = self.gram, self.cross
         if self.centred:
             gram = gram - torch.outer(self.inputs, self.inputs) / self.positions
@@ -127,7 +127,7 @@ class _Sums:
         return solved
 
     def find_bias(self, matrix: Tensor) -> Tensor:
-        """What the means still differ by, (rows,)."""
+        """The remaining difference of the means, (rows,)."""
         return (self.wanted - matrix @ self.inputs) / self.positions
 
     def describe_outputs(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ def _gather(student: nn.Module, layer: Layer, norm: str | None, teachers: Teache
 
 
 def _as_followed(student: nn.Module, layer: Layer, norm: str | None) -> Tensor:
-    """The merged weight as a matrix, with the scale that the norm behind it gives its rows."""
+    """The merged weight as a matrix, its rows scaled by the norm after it."""
     matrix = as_matrix(get_layer(student, layer.name))
     if norm is None:
         return matrix
@@ -163,9 +163,9 @@ def _as_followed(student: nn.Module, layer: Layer, norm: str | None) -> Tensor:
 
 @torch.no_grad()
 def _write(student: nn.Module, layer: Layer, norm: str | None, matrix: Tensor, sums: _Sums) -> None:
-    """Set the weight, and the bias or the norm behind it so that their output is M·x̂ + b.
+    """Set the weight, and the bias or the norm after it, so that their output is M·x̂ + b.
 
-    The norm gets the outputs' own statistics: taking them afresh changes little then, and training starts where it is.
+    The norm gets the outputs' own statistics, so that re-estimating them or training on changes little at first.
     """
     module = get_layer(student, layer.name)
     module.weight.copy_(shape_weight(matrix, module.weight, layer))

@@ -1,4 +1,4 @@
-"""What is settled before anything is timed: the cores to run on, and that the device has cooled down."""
+"""Sets the conditions before timing: the cores to run on, and a device that has cooled down."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .protocol import Event, Fault, Request
 from .system import read_temperature
 
 MOST_CORES = 1024
-LOOK_S, TELL_S = 1.0, 10.0  # how often the temperature is read, and told
+READ_S, REPORT_S = 1.0, 10.0  # how often the temperature is read and reported
 
 
 def settle(request: Request, carry_out: Callable[[Request], Iterator[Event]]) -> Iterator[Event]:
-    """Settle the conditions, say what could not be had, then carry out the request under them."""
+    """Set the conditions, report which could not be set, then carry out the request."""
     unmet = bind_to(request.get("cpus"))
     began = time.monotonic()
     limit_mc = request.get("cool_below_mc")
@@ -27,7 +27,7 @@ def settle(request: Request, carry_out: Callable[[Request], Iterator[Event]]) ->
 
 
 def bind_to(cpus: list[int] | None) -> list[str]:
-    """Run on these cores only, with every thread that is started later; gives what of that could not be had."""
+    """Bind this process and its later threads to these cores; returns what could not be done."""
     if cpus is None:
         return []
     if not cpus or not all(type(core) is int and 0 <= core < MOST_CORES for core in cpus):
@@ -42,18 +42,18 @@ def bind_to(cpus: list[int] | None) -> list[str]:
 
 
 def cool_down(limit_mc: int, patience_s: float) -> Generator[Event, None, list[str]]:
-    """Wait until the device is below a temperature, telling it meanwhile; gives why that was not reached."""
+    """Wait until the device is below a temperature, reporting it meanwhile; returns why that was not reached."""
     deadline, reported_at = time.monotonic() + patience_s, 0.0
     while True:
         temperature = read_temperature()
         if temperature is None:
-            return [f"below {limit_mc} m°C: the device tells no temperature"]
+            return [f"below {limit_mc} m°C: the device reports no temperature"]
         if temperature < limit_mc:
             return []
         now = time.monotonic()
         if now >= deadline:
             return [f"below {limit_mc} m°C: still {temperature} m°C after {patience_s:g} s"]
-        if not reported_at or now - reported_at >= TELL_S:
+        if not reported_at or now - reported_at >= REPORT_S:
             reported_at = now
             yield {"event": "cooling", "temperature_mc": temperature}
-        time.sleep(min(LOOK_S, max(0.0, deadline - now)))
+        time.sleep(min(READ_S, max(0.0, deadline - now)))

@@ -1,4 +1,4 @@
-"""Files of the agent's own that are either whole or absent."""
+"""Writes the agent's own files, each of them complete or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def write_durably(path: str, text: str) -> None:
-    """Replace a file in one step, on disk when this returns."""
+    """Replace a file atomically; it is on disk when this returns."""
     part, folder = f"{path}.part", os.path.dirname(path)  # noqa: PTH120 - names, not paths
     with open(part, "w", encoding="utf-8") as stream:  # noqa: PTH123 - as above
         stream.write(text)
@@ -17,7 +17,7 @@ def write_durably(path: str, text: str) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    """Return when the names in a folder are on disk: a power cut forgets new ones otherwise."""
+    """Flush a folder's list of names to disk: without this, a power cut may lose new files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

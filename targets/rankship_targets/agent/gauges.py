@@ -1,4 +1,4 @@
-"""Every gauge that a device may carry: where it is found, what it offers and how it is read once.
+"""Every gauge that a device may have: where it is found, which channels it offers, how it is read.
 
 Formats: the kernel's ABI documents for hwmon, powercap and power_supply; for phones the ODPM driver's `energy_value`
 and the power HAL's dump. A value is a whole number of microwatts or microjoules.
@@ -34,14 +34,14 @@ DUMPSYS_TIMEOUT_S = 5.0
 
 
 class Gauge(NamedTuple):
-    """What the host hears of a gauge, and how it is read once; `read` is not called where `offer` has a problem."""
+    """A gauge's description for the host, and a function that reads it once; unused if `offer` has a problem."""
 
     offer: dict[str, Any]
     read: Callable[[], list[Reading]]
 
 
 def find_hwmon() -> Gauge:
-    """Sensors of power, or of current and voltage, that the kernel knows (INA219, INA226, INA260)."""
+    """Find the kernel's sensors of power, or of current and voltage (INA219, INA226, INA260)."""
     channels: list[dict[str, Any]] = []
     readers: list[Callable[[], int | None]] = []
     for folder in find_paths("/sys/class/hwmon/hwmon[0-9]*"):
@@ -59,11 +59,11 @@ def find_hwmon() -> Gauge:
             name = f"{chip}@{os.path.basename(folder)}:curr1*in1"  # noqa: PTH119 - as above
             channels.append(describe(name, "uW", resolution_uw=max(1, sum(map(abs, now))), lag_ns=lag_ns))
             readers.append(partial(multiply, current, voltage))
-    return make_simple("hwmon", "measured", channels, readers, "no hwmon chip tells power, or current and voltage")
+    return make_simple("hwmon", "measured", channels, readers, "no hwmon chip reports power, or current and voltage")
 
 
 def find_power_step(chip: str, folder: str) -> int | None:
-    """The step of power1_input in microwatts; None for a chip that is not known."""
+    """Return the step of power1_input in microwatts; None for an unknown chip."""
     if chip == "ina260":
         return INA260_STEP_UW
     if chip not in INA_STEPS:
@@ -75,19 +75,19 @@ def find_power_step(chip: str, folder: str) -> int | None:
 
 
 def find_odpm() -> Gauge:
-    """A phone's power rails, from the driver: counters with the time they were accumulated at."""
+    """Find a phone's power rails in the driver's files: energy counters with a time for each value."""
     paths = find_paths("/sys/bus/iio/devices/iio:device[0-9]*/energy_value")
     names = sorted({name for path in paths for name, _, _ in parse_energy_value(read_text(path))[0]})
     channels = [describe(name, "uJ", resolution_uj=1, lag_ns=ODPM_STAMP_NS, stamped=True) for name in names]
 
     def read() -> list[Reading]:
-        away_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
         found: dict[str, list[Reading]] = {name: [] for name in names}
         for path in paths:
             for name, at_ms, energy_uj in parse_energy_value(read_text(path))[0]:
                 if name in found:
-                    found[name].append([names.index(name), at_ms * 1_000_000 - away_ns, energy_uj])
-        # A name that is there twice, or not at all, is no reading.
+                    found[name].append([names.index(name), at_ms * 1_000_000 - suspended_ns, energy_uj])
+        # A rail that is listed twice, or not at all, has no reading.
         missing = time.monotonic_ns()
         return [rows[0] if len(rows) == 1 else [names.index(name), missing, None] for name, rows in found.items()]
 
@@ -96,7 +96,7 @@ def find_odpm() -> Gauge:
 
 
 def parse_energy_value(text: str) -> tuple[list[tuple[str, int, int]], int]:
-    """Parse lines "CH4(T=199784)[S3M_VDD_CPUCL1], 38098419": rail, ms since boot, µJ; also counts other lines."""
+    """Parse lines "CH4(T=199784)[S3M_VDD_CPUCL1], 38098419" into rail, ms since boot and µJ; counts other lines."""
     rows, strange = [], 0
     for line in text.splitlines():
         found = re.fullmatch(r"CH\d{1,3}\(T=(\d{1,15})\)\[([^\]\s]{1,64})\], (\d{1,19})", line.strip(), re.ASCII)
@@ -108,7 +108,7 @@ def parse_energy_value(text: str) -> tuple[list[tuple[str, int, int]], int]:
 
 
 def find_powerstats() -> Gauge:
-    """The same rails as the power HAL tells them, for phones whose shell may not read the driver's files."""
+    """Find the same rails through the power HAL, for phones whose shell may not read the driver's files."""
     started = time.monotonic_ns()
     now = parse_powerstats(run_dumpsys())
     lag_ns = ODPM_REFRESH_NS + time.monotonic_ns() - started
@@ -121,12 +121,12 @@ def find_powerstats() -> Gauge:
         at_ns = (before + time.monotonic_ns()) // 2
         return [[position, at_ns, found.get(name)] for position, name in enumerate(names)]
 
-    problem = "" if names else f"`{' '.join(DUMPSYS)}` tells no energy meter"
+    problem = "" if names else f"`{' '.join(DUMPSYS)}` shows no energy meter"
     return Gauge(make_offer("powerstats", "counter", channels, problem), read)
 
 
 def run_dumpsys() -> str:
-    """What the power HAL says of itself; empty where there is none."""
+    """Return the power HAL's dump; empty if there is no such HAL."""
     program = [system.ROOT + "/system/bin/" + DUMPSYS[0]] if system.ROOT else DUMPSYS[:1]
     try:
         done = subprocess.run(
@@ -152,39 +152,39 @@ def parse_powerstats(text: str) -> dict[str, int]:
 
 
 def find_float_step(energy_uj: int) -> int:
-    """The step of a counter that the HAL prints through a 32-bit float, to a hundredth of a mWs."""
-    return max(10, 1 << max(0, energy_uj.bit_length() + 1 - 24))  # a bit more, as the counter grows
+    """Return the step of a counter that the HAL prints through a 32-bit float, to a hundredth of a mWs."""
+    return max(10, 1 << max(0, energy_uj.bit_length() + 1 - 24))  # one bit more, because the counter grows
 
 
 def find_battery() -> Gauge:
-    """A battery's gauge: discharge power, and the charge drawn so far; says nothing true while plugged in."""
+    """Find a battery's gauge: discharge power, and the charge drawn so far; it is wrong while plugged in."""
     folders = [path for path in find_paths("/sys/class/power_supply/*") if read_text(f"{path}/type") == "Battery"]
     readable = [path for path in folders if read_integers([f"{path}/current_now", f"{path}/voltage_now"])]
     channels: list[dict[str, Any]] = []
     readers: list[Callable[[], int | None]] = []
     for folder in readable:
         name, paths = os.path.basename(folder), [f"{folder}/current_now", f"{folder}/voltage_now"]  # noqa: PTH119 - as above
-        # Whole µA times whole µV: the files' last digits say less than what the gauge can tell apart.
+        # No resolution: the files' whole µA and µV are finer than what the gauge can distinguish.
         channels.append(describe(f"{name}:current*voltage", "uW"))
         readers.append(partial(read_discharge, folder, paths))
         if read_integers([f"{folder}/charge_counter"]):
             channels.append(describe(f"{name}:charge", "uJ", stall_ns=CHARGE_STALL_NS))
             readers.append(make_charge_reader(folder))
-    problem = find_plug(readable[0]) if readable else "no battery tells current and voltage"
+    problem = find_plug(readable[0]) if readable else "no battery reports current and voltage"
     return make_simple("battery", "counter", channels, readers, problem, is_problem=bool(problem))
 
 
 def find_plug(folder: str) -> str:
-    """Why a battery's gauge means nothing now; empty while it alone feeds the device."""
+    """Return why a battery's gauge is wrong now; empty while the battery alone feeds the device."""
     for path in find_paths("/sys/class/power_supply/*/online"):
         if read_text(path) not in {"", "0"}:
-            return f"plugged in: {path} says so, and the gauge then shows what is charged"
+            return f"plugged in, according to {path}: the gauge then shows the charging current"
     status = read_text(f"{folder}/status")
     return "" if status == "Discharging" else f"plugged in: the battery's status is {status!r}, not 'Discharging'"
 
 
 def read_discharge(folder: str, paths: list[str]) -> int | None:
-    """Power drawn in microwatts, whatever sign the driver gives the current; None while plugged in."""
+    """Return the power drawn in microwatts, whatever sign the driver gives the current; None while plugged in."""
     now = read_integers(paths)
     return None if not now or find_plug(folder) else round(abs(now[0]) * now[1] / 1_000_000)
 
@@ -197,7 +197,7 @@ def make_charge_reader(folder: str) -> Callable[[], int | None]:
     def read() -> int | None:
         now = read_integers([f"{folder}/charge_counter", f"{folder}/voltage_now"])
         if not now or find_plug(folder):
-            last.clear()  # what is charged in between is not drawn
+            last.clear()  # the charge gained in between is not energy drawn
             return None
         if last:
             drawn[0] += (last[0] - now[0]) * 3600 * (last[1] + now[1]) // 2_000_000
@@ -208,7 +208,7 @@ def make_charge_reader(folder: str) -> Callable[[], int | None]:
 
 
 def find_rapl() -> Gauge:
-    """The energy counters of x86 processors, through powercap."""
+    """Find the energy counters of x86 processors, through powercap."""
     channels: list[dict[str, Any]] = []
     readers: list[Callable[[], int | None]] = []
     paths = find_paths("/sys/class/powercap/*/energy_uj")
@@ -226,7 +226,7 @@ def find_rapl() -> Gauge:
 
 
 def find_model(period_ns: int) -> Gauge:
-    """A published line through a Pi 4's power over its processors' use; it cannot tell two kernels apart."""
+    """Model a Pi 4's power by a published straight line over CPU use; this cannot tell two compute kernels apart."""
     ticks = max(1, (os.cpu_count() or 1) * TICKS_PER_S * period_ns // 1_000_000_000)
     channels = [describe("utilisation", "uW", resolution_uw=math.ceil(PI_BUSY_UW / ticks))]
     last: list[tuple[int, int, int]] = []
@@ -245,7 +245,7 @@ def find_model(period_ns: int) -> Gauge:
             return []
         busy, whole = now[0] - before[1], now[1] - before[2]
         sound = 0 <= busy <= whole
-        # The mean over the time since the last reading belongs to its middle.
+        # The mean since the last reading gets the time in the middle between the two.
         return [[0, (before[0] + at_ns) // 2, PI_IDLE_UW + PI_BUSY_UW * busy // whole if sound else None]]
 
     board = read_text("/proc/device-tree/model")
@@ -253,12 +253,12 @@ def find_model(period_ns: int) -> Gauge:
         "" if PI_MODEL in board else f"the model holds for a Raspberry Pi 4B rev 1.2, this is {board or 'another'!r}"
     )
     offer = make_offer("model", "modelled", channels, problem)
-    offer["notes"] = [] if "Rev 1.2" in board else [f"the model's constants are a 4B rev 1.2's, this is {board!r}"]
+    offer["notes"] = [] if "Rev 1.2" in board else [f"the model's constants are for a 4B rev 1.2, this is {board!r}"]
     return Gauge(offer, read)
 
 
 def parse_stat(text: str) -> tuple[int, int] | None:
-    """Parse /proc/stat's first line into busy and all ticks since boot (guests count as users already)."""
+    """Parse /proc/stat's first line into busy and all ticks since boot (user time already includes guests)."""
     found = re.match(r"cpu +((?:\d+ ){3,9}\d+)(?:\n|$)", text, re.ASCII)
     if not found:
         return None
@@ -266,7 +266,7 @@ def parse_stat(text: str) -> tuple[int, int] | None:
     return sum(ticks) - sum(ticks[3:5]), sum(ticks)
 
 
-# meter → how it is found, for a sampling period in ns; one that is not there says so as its problem.
+# meter → the function that finds it, for a sampling period in ns; a missing meter has a `problem`.
 GAUGES: dict[str, Callable[[int], Gauge]] = {
     "hwmon": lambda _: find_hwmon(),
     "rails": lambda _: find_odpm(),
@@ -286,7 +286,7 @@ def make_simple(
     *,
     is_problem: bool = False,
 ) -> Gauge:
-    """Make a gauge that is read channel by channel; without channels, `problem` is why."""
+    """Make a gauge that is read channel by channel; `problem` counts without channels, or with `is_problem`."""
 
     def read() -> list[Reading]:
         rows = []
@@ -300,7 +300,7 @@ def make_simple(
 
 
 def make_offer(name: str, provenance: str, channels: list[dict[str, Any]], problem: str) -> dict[str, Any]:
-    """What the host hears of a gauge."""
+    """Return a gauge's description for the host."""
     return {
         "name": name,
         "provenance": provenance,
@@ -312,33 +312,33 @@ def make_offer(name: str, provenance: str, channels: list[dict[str, Any]], probl
 
 
 def describe(name: str, unit: str, **limits: Any) -> dict[str, Any]:  # noqa: ANN401 - numbers, None or a flag
-    """What the host hears of a channel."""
+    """Return a channel's description for the host."""
     return {"name": name, "unit": unit, **limits}
 
 
 def find_paths(pattern: str) -> list[str]:
-    """Every path that matches, as the device names it, in order of the numbers in it."""
+    """Return the matching paths, as the device names them, in order of the numbers in them."""
     paths = [path[len(system.ROOT) :] for path in glob.glob(system.ROOT + pattern)]  # noqa: PTH207 - as above
     return sorted(paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path)], path))
 
 
 def read_integers(paths: Any) -> list[int]:  # noqa: ANN401 - any sequence of paths
-    """Read one whole number from each file; empty where one has none."""
+    """Read one whole number from each file; empty if any file has none."""
     values = [parse_integer(read_text(path)) for path in paths]
     return [] if None in values else values  # type: ignore[return-value]  # none is None
 
 
 def read_integer(path: str) -> int | None:
-    """Read a whole number from a file; None where there is none."""
+    """Read a whole number from a file; None if it has none."""
     return parse_integer(read_text(path))
 
 
 def multiply(current: str, voltage: str) -> int | None:
-    """Milliamperes times millivolts from two files, in microwatts; None without both."""
+    """Return the product of two files' milliamperes and millivolts, in microwatts; None without both."""
     pair = read_integers([current, voltage])
     return pair[0] * pair[1] if pair else None
 
 
 def parse_integer(text: str) -> int | None:
-    """Parse a whole number of sysfs; None for anything else."""
+    """Parse a whole number from sysfs; None for anything else."""
     return int(text) if re.fullmatch(r"-?\d{1,19}", text.strip(), re.ASCII) else None

@@ -1,6 +1,6 @@
-"""The commands `tune` and `restore`: the frequency governor while a session measures, and what it was before.
+"""The commands `tune` and `restore`: set the frequency governor for a session, and set it back.
 
-A note in the working folder says what to restore, so that the next session can where this one's host died.
+A note in the working directory records what to restore, so that the next session can do it if this one's host dies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATTERN = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
 
 
 def tune(request: Request) -> Iterator[Event]:
-    """Set every core's governor, once what they are is noted."""
+    """Set every core's governor, after noting the present ones."""
     note, wanted = f"{request['workdir']}/{NOTE}", request["governor"]
     found = {path: read_text(path) for path in find_paths(PATTERN)}
     before = read_note(note)
@@ -34,7 +34,7 @@ def tune(request: Request) -> Iterator[Event]:
 
 
 def restore(request: Request) -> Iterator[Event]:
-    """Set every core's governor as the note says, if there is one; a reboot restored them already."""
+    """Set every core's governor to the noted one, if there is a note; a reboot has restored them already."""
     note = f"{request['workdir']}/{NOTE}"
     unmet = [failure for path, governor in read_note(note).items() for failure in write_governor(path, governor)]
     if not unmet:
@@ -45,11 +45,11 @@ def restore(request: Request) -> Iterator[Event]:
 
 
 def read_note(path: str) -> dict[str, str]:
-    """Read what to restore, a core's file to its governor; empty where nothing is, or another boot wrote it."""
+    """Return what to restore, by each core's file; empty without a note, or if it is from an earlier boot."""
     try:
         with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - as above
             note = json.load(stream)
-        known = set(find_paths(PATTERN))  # nothing else is ever written
+        known = set(find_paths(PATTERN))  # no other file may be written
         governors = {core: text for core, text in note["governors"].items() if core in known and type(text) is str}
         return governors if note["boot"] == read_boot_id() else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -57,12 +57,12 @@ def read_note(path: str) -> dict[str, str]:
 
 
 def write_governor(path: str, governor: str) -> list[str]:
-    """Set one core's governor; gives why it could not be."""
+    """Set one core's governor; returns why it could not be set."""
     try:
         with open(ROOT + path, "w", encoding="ascii") as stream:  # noqa: PTH123 - as above
             stream.write(governor)
     except (OSError, ValueError) as failure:
         known = read_text(path.replace("scaling_governor", "scaling_available_governors"))
-        knows = f" (it knows {known})" if known else ""
-        return [f"governor {governor}: {getattr(failure, 'strerror', None) or failure}{knows}"]
+        available = f" (available: {known})" if known else ""
+        return [f"governor {governor}: {getattr(failure, 'strerror', None) or failure}{available}"]
     return []

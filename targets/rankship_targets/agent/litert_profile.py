@@ -1,7 +1,7 @@
-"""LiteRT's profiler, by way of the C interface in its wheel: the Python one does not offer it.
+"""LiteRT's profiler, through the C interface in its wheel: the Python interface does not offer it.
 
-Names, structures and numbers are those of LiteRT 2.3; another release is refused, for a wrong structure would be read
-as figures. Its own table for people is no use: it is a mean over all that was ever run, and one pause spoils it.
+Names, structures and constants are those of LiteRT 2.3; another release is refused, because a wrong structure would
+give wrong figures. LiteRT's own summary is not used: it averages over all runs, and one pause distorts it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .runtimes import find_version
 Handle = ctypes.c_void_p
 CPU, WRITE = 1, 1  # an accelerator, a lock's mode
 PROFILING = b"enable_profiling = true"
-KEEP = ctypes.CFUNCTYPE(None, Handle)(lambda _: None)  # the text is ours: nothing is freed
+KEEP = ctypes.CFUNCTYPE(None, Handle)(lambda _: None)  # a deleter that frees nothing: Python owns the text
 ELEMENTS = {"float32": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
 RELEASE = "2.3."  # of ai-edge-litert, whose structures these are
-OPERATOR_EVENTS = {2, 4, 8}  # an operator, one inside a delegate, one inside a delegate that stands for the former
+OPERATOR_EVENTS = {2, 4, 8}  # TFLite's kinds: operator, operator in a delegate, operator that a delegate profiled
 _NS_PER_US = 1000
 
 
 class Layout(ctypes.Structure):
-    """A tensor's shape as the library has it: rank and flags, then sizes and strides."""
+    """A tensor's shape as the library stores it: rank and flags, then sizes and strides."""
 
     _fields_ = [("rank", ctypes.c_uint32), ("sizes", ctypes.c_int32 * 8), ("strides", ctypes.c_uint32 * 8)]
 
@@ -39,7 +39,7 @@ class TensorType(ctypes.Structure):
 
 
 class Event(ctypes.Structure):
-    """What the profiler noted: a name, one of the kinds above, times in microseconds, memory, and an index."""
+    """One event of the profiler: a name, its kind (see above), times in microseconds, memory, and an index."""
 
     _fields_ = [
         ("tag", ctypes.c_char_p),
@@ -54,20 +54,20 @@ class Event(ctypes.Structure):
 
 
 class Library:
-    """The shared library; every call that answers with anything but 0 is a Fault."""
+    """The shared library; a call that returns a status other than 0 raises Fault."""
 
     def __init__(self) -> None:
         folder = os.path.dirname(str(importlib.import_module("ai_edge_litert").__file__))  # noqa: PTH120 - a string
         self._library = ctypes.CDLL(os.path.join(folder, "libLiteRt.so"))  # noqa: PTH118 - as above
 
     def call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - whatever C takes
-        """Call a function by its name."""
+        """Call a function by its name, without the prefix."""
         status = getattr(self._library, f"LiteRt{name}")(*arguments)
         if status:
-            raise Fault("failed", f"LiteRt{name} answered {status}")
+            raise Fault("failed", f"LiteRt{name} returned status {status}")
 
     def make(self, name: str, *arguments: Any) -> Handle:  # noqa: ANN401 - as above
-        """Call a function whose last argument receives a thing."""
+        """Call a function that returns a handle through its last argument."""
         made = Handle()
         self.call(name, *arguments, ctypes.byref(made))
         return made
@@ -76,10 +76,10 @@ class Library:
 def profile_litert(
     request: Request, sample: list[Any], warm_up: int
 ) -> tuple[list[tuple[str, str, list[int]]], list[int]]:
-    """Give name, kind and ns by inference of every operator, and what each inference took."""
+    """Return every operator's name, kind and ns for each inference, and the ns of each whole inference."""
     version = find_version("ai-edge-litert")
     if version is None or not version.startswith(RELEASE):
-        raise Fault("lacks_runtime", f"LiteRT's profile is read from release {RELEASE}x only, here is {version}")
+        raise Fault("lacks_runtime", f"LiteRT's profile needs release {RELEASE}x, here is {version}")
     try:
         library = Library()
         environment = library.make("CreateEnvironment", 0, None)
@@ -114,23 +114,23 @@ def read_events(library: Library, profiler: Handle) -> list[tuple[str, int]]:
 
 
 def compile_model(library: Library, environment: Handle, path: str) -> Handle:
-    """Load a model for the CPU with profiling asked for; options are text, known by a name."""
+    """Compile a model for the CPU with profiling enabled; runtime options are a text with a known name."""
     options = library.make("CreateOptions")
     library.call("SetOptionsHardwareAccelerators", options, CPU)
-    asked = library.make("CreateOpaqueOptions", b"runtime_options_string", PROFILING, KEEP)
-    library.call("AddOpaqueOptions", options, asked)
+    profiling = library.make("CreateOpaqueOptions", b"runtime_options_string", PROFILING, KEEP)
+    library.call("AddOpaqueOptions", options, profiling)
     return library.make(
         "CreateCompiledModel", environment, library.make("CreateModelFromFile", environment, path.encode()), options
     )
 
 
 def count_outputs(path: str) -> int:
-    """Ask the Python interface how many outputs a model has."""
+    """Return how many outputs a model has, from the Python interface."""
     return len(importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_path=path).get_output_details())
 
 
 def bind(library: Library, environment: Handle, model: Handle, sample: list[Any], outputs: int) -> Callable[[], None]:
-    """Make the buffers and fill the inputs, each in the model's own order; gives what runs one inference."""
+    """Make the buffers and fill the inputs, in the model's own order; returns a function that runs one inference."""
     first, count = ctypes.c_size_t(0), ctypes.c_size_t
     buffers_in, buffers_out = [], []
     for at, array in enumerate(sample):
@@ -140,9 +140,9 @@ def bind(library: Library, environment: Handle, model: Handle, sample: list[Any]
         narrow = array.astype("int32") if array.dtype == "int64" else array  # as exporters narrow them
         kind = TensorType(ELEMENTS[str(narrow.dtype)], layout)
         buffer = library.make("CreateManagedTensorBufferFromRequirements", environment, ctypes.byref(kind), wanted)
-        place = Handle()
-        library.call("LockTensorBuffer", buffer, ctypes.byref(place), WRITE)
-        ctypes.memmove(place, narrow.tobytes(), narrow.nbytes)
+        address = Handle()
+        library.call("LockTensorBuffer", buffer, ctypes.byref(address), WRITE)
+        ctypes.memmove(address, narrow.tobytes(), narrow.nbytes)
         library.call("UnlockTensorBuffer", buffer)
         buffers_in.append(buffer)
     layouts = (Layout * outputs)()

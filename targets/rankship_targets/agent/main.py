@@ -1,4 +1,4 @@
-"""From one request in argv to the events that answer it; the agent ends when nobody listens any more."""
+"""Answers the request in argv with events on stdout; exits when the host closes the connection."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXIT_FAILED, EXIT_UNHEARD = 1, 3
 Command = Callable[[Request], Iterator[Event]]
 
 LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_cooling_ms?"
-# command → its function and what a request holds; what ends in "?" may be absent or null.
+# command → its function and the fields of its request; a field that ends in "?" may be absent or null.
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "load": (load, "format artifact threads"),
@@ -67,21 +67,21 @@ def answer(text: str) -> Iterator[Event]:
         yield from command(request)
     except Fault as fault:
         yield {"event": "error", "kind": fault.args[0], "message": fault.args[1]}
-    except Exception as failure:  # noqa: BLE001 - the host must hear of everything
+    except Exception as failure:  # noqa: BLE001 - the host must learn of every failure
         traceback.print_exc()
         kind = DISK_FAULTS.get(getattr(failure, "errno", None) or 0, "failed")
         yield {"event": "error", "kind": kind, "message": f"{type(failure).__name__}: {failure}"}
 
 
 def parse_request(text: str) -> tuple[Command, Request]:
-    """Parse a request; anything unknown, missing or of another type is bad_request."""
+    """Parse a request; Fault bad_request for anything unknown, missing or of another type."""
     try:
         request = json.loads(text)
         command, fields = COMMANDS[request["command"]]
         wrong = [field for field in fields.split() if not is_given(request, field)]
         wrong += [name for name in request if name not in {*fields.replace("?", "").split(), "command"}]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
-        raise Fault("bad_request", f"no request: {type(failure).__name__}: {failure}") from failure
+        raise Fault("bad_request", f"not a request: {type(failure).__name__}: {failure}") from failure
     if wrong or request.get("format", "onnx") not in RUNTIMES or request.get("threads", 1) < 1:
         raise Fault("bad_request", f"wrong in the request: {wrong or request}")
     if request["command"] == "spool":
@@ -92,14 +92,14 @@ def parse_request(text: str) -> tuple[Command, Request]:
 
 
 def is_given(request: Request, field: str) -> bool:
-    """Tell whether a field has its type; an optional one may also be absent or null."""
+    """Return whether a field has its type; an optional one may also be absent or null."""
     name = field.rstrip("?")
     value: Any = request.get(name)
     return type(value) is TYPES.get(name, str) or (value is None and name != field)
 
 
 def end_when_unheard(descriptor: int) -> None:
-    """Wait until the host hangs up, then end at once: a forgotten run would disturb the next."""
+    """Wait until the host closes the connection, then exit at once: an abandoned run would disturb the next."""
     waiting = select.poll()
     waiting.register(descriptor, 0)
     waiting.poll()
@@ -107,8 +107,8 @@ def end_when_unheard(descriptor: int) -> None:
 
 
 def main() -> None:
-    """Answer the request in argv; ends without the runtimes' own farewell, which may crash."""
-    descriptor = os.dup(1)  # the protocol's; what prints on stdout reaches stderr from here on
+    """Answer the request in argv; exits without the runtimes' exit handlers, which may crash."""
+    descriptor = os.dup(1)  # only for the protocol; other output on stdout goes to stderr from here on
     os.dup2(2, 1)
     threading.Thread(target=end_when_unheard, args=(descriptor,), daemon=True).start()
     os.environ.update(NOISE)
@@ -118,7 +118,7 @@ def main() -> None:
             print(json.dumps(event), file=protocol)
             for event in answer(sys.argv[1] if len(sys.argv) > 1 else ""):
                 print(json.dumps(event), file=protocol)
-        except BrokenPipeError:  # the same word, met here before the thread heard of it
+        except BrokenPipeError:  # the host closed the connection, seen here before the thread saw it
             os._exit(EXIT_UNHEARD)
         sys.stdout.flush()  # what runtimes printed; _exit would lose it
         os._exit(EXIT_FAILED if event["event"] == "error" else 0)

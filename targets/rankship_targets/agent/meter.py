@@ -1,4 +1,4 @@
-"""The commands `meters` and `meter`: which gauges the device has, and one of them sampled for a while."""
+"""The commands `meters` and `meter`: list the device's gauges, and sample one of them for a while."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MIN_PERIOD_US, MAX_DURATION_MS = 100, 24 * 3600 * 1000
 
 
 def list_meters(request: Request) -> Iterator[Event]:
-    """Tell every known meter, with what it offers at this period or why it cannot be used."""
+    """List every known meter: what it offers at this period, or why it cannot be used."""
     yield {"event": "meters", "meters": [find(request["period_us"] * 1000).offer for find in GAUGES.values()]}
     yield {"event": "done"}
 
 
 def sample_meter(request: Request) -> Iterator[Event]:
-    """Read one meter every period until the duration is over; the readings come in batches."""
+    """Read one meter once in every period until the duration is over; the readings are sent in batches."""
     period_us, duration_ms = request["period_us"], request["duration_ms"]
     if period_us < MIN_PERIOD_US or not 0 < duration_ms <= MAX_DURATION_MS:
         raise Fault("bad_request", f"period {period_us} µs or duration {duration_ms} ms is out of range")
@@ -35,7 +35,7 @@ def sample_meter(request: Request) -> Iterator[Event]:
 
 
 def read_batches(gauge: Gauge, start_ns: int, period_ns: int, duration_ns: int) -> Iterator[Event]:
-    """Read on a fixed beat; a beat that is missed is left out, never made up for."""
+    """Read at fixed times, one for each period; a time that is missed is skipped, not read late."""
     rows: list[Reading] = []
     beat, batch_end_ns, end_ns = 0, start_ns + BATCH_NS, start_ns + duration_ns
     while True:

@@ -1,4 +1,4 @@
-"""The command `probe`: what the device is and has, without importing any runtime."""
+"""The command `probe`: describes the device, without importing any runtime."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def probe(request: Request) -> Iterator[Event]:
 
 
 def name_runtime(artifact_format: str) -> tuple[str, str] | None:
-    """Name what would run a format, and its version; None where nothing can."""
+    """Return name and version of the runtime for a format; None if there is none."""
     try:
         found = find_program(artifact_format) or find_runtime(artifact_format)
     except Fault:  # a program that does not run here
@@ -46,7 +46,7 @@ def name_runtime(artifact_format: str) -> tuple[str, str] | None:
 
 
 def read_health() -> Event:
-    """Read what makes numbers bad and is no part of the condition while measuring; None where it is not told."""
+    """Read what can spoil measurements and is not part of DeviceState; None where the device does not report it."""
     total, free = read_kilobytes("/proc/meminfo", "SwapTotal"), read_kilobytes("/proc/meminfo", "SwapFree")
     return {
         "userland_bits": struct.calcsize("P") * 8,
@@ -58,7 +58,7 @@ def read_health() -> Event:
 
 
 def parse_cpus(text: str) -> list[int] | None:
-    """Parse the kernel's list of processors, "0-3,6"; None where it is none."""
+    """Parse the kernel's list of processors, "0-3,6"; None for any other text."""
     if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
         return None
     found: list[int] = []

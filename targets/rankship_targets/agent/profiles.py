@@ -1,7 +1,7 @@
-"""The command `profile`: what each operator takes, as the runtime's own profiler tells it.
+"""The command `profile`: the time of each operator, from the runtime's own profiler.
 
-A profiler slows what it looks at, so this is a pass of its own and none of its figures is a latency. All tell whole
-microseconds. The first inferences, which set things up, are left out.
+A profiler slows what it observes, so this is a separate pass and none of its figures is a latency. All profilers
+report whole microseconds. The first inferences, which include set-up, are left out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .timing import load_samples
 WARM_UP = 10
 NS_PER_US = 1000
 
-Operators = list[tuple[str, str, list[int]]]  # name, kind and what each inference spent in it, in ns, in running order
+Operators = list[tuple[str, str, list[int]]]  # in running order: name, kind, ns in each inference
 Profiler = Callable[[Request, Arrays, str], tuple[Operators, list[int]]]
 
 
 def profile(request: Request) -> Iterator[Event]:
-    """Run the first sample so many times under the runtime's profiler; lacks_runtime where it offers none."""
+    """Run the first sample `runs` times under the runtime's profiler; Fault lacks_runtime if it has none."""
     program = find_program(request["format"])
     if program is not None:
         yield from trace(program, request)
@@ -48,25 +48,25 @@ def profile(request: Request) -> Iterator[Event]:
 
 
 def trace(program: Program, request: Request) -> Iterator[Event]:
-    """Have ExecuTorch's program trace itself; its ETDump is told as it is: the host has the tools to read it."""
+    """Run ExecuTorch's program with tracing and send its ETDump unread: only the host has the tools to read it."""
     import numpy as np
 
     with tempfile.TemporaryDirectory(dir=os.path.dirname(request["artifact"])) as folder:  # noqa: PTH120 - a string
-        place = os.path.join(folder, "{}").format  # noqa: PTH118 - as above
+        path_of = os.path.join(folder, "{}").format  # noqa: PTH118 - as above
         sample = next(load_samples(request["inputs"]))
         for position, array in enumerate(sample):
-            np.save(place(f"{position}.npy"), np.repeat(array, WARM_UP + request["runs"], axis=0))
-        inputs = [place(f"{position}.npy") for position in range(len(sample))]
-        options = ["--etdump", place("etdump")]
-        events = list(infer_with(program, {**request, "inputs": inputs, "output": place("output")}, options))
+            np.save(path_of(f"{position}.npy"), np.repeat(array, WARM_UP + request["runs"], axis=0))
+        inputs = [path_of(f"{position}.npy") for position in range(len(sample))]
+        options = ["--etdump", path_of("etdump")]
+        events = list(infer_with(program, {**request, "inputs": inputs, "output": path_of("output")}, options))
         yield from events[:-1]
-        with open(place("etdump"), "rb") as stream:  # noqa: PTH123 - as the agent's other rooms
+        with open(path_of("etdump"), "rb") as stream:  # noqa: PTH123 - as in the agent's other modules
             yield {"event": "traced", "etdump": base64.b64encode(stream.read()).decode("ascii")}
     yield {"event": "done"}
 
 
 def profile_onnxruntime(request: Request, sample: Arrays, folder: str) -> tuple[Operators, list[int]]:
-    """Profile by a trace file, which has one event for every run of every node."""
+    """Profile through a trace file with one event for each run of each node."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -76,7 +76,7 @@ def profile_onnxruntime(request: Request, sample: Arrays, folder: str) -> tuple[
     session = onnxruntime.InferenceSession(request["artifact"], options, providers=["CPUExecutionProvider"])
     feed = dict(pair([spec.name for spec in session.get_inputs()], sample))
     taken = time_runs(lambda: session.run(None, feed), request["runs"])
-    with open(session.end_profiling(), encoding="utf-8") as stream:  # noqa: PTH123 - as the agent's other rooms
+    with open(session.end_profiling(), encoding="utf-8") as stream:  # noqa: PTH123 - as in the agent's other modules
         events = json.load(stream)
     found: dict[str, tuple[str, list[int]]] = {}
     for event in events:
@@ -87,7 +87,7 @@ def profile_onnxruntime(request: Request, sample: Arrays, folder: str) -> tuple[
 
 
 def profile_executorch(request: Request, sample: Arrays, folder: str) -> tuple[Operators, list[int]]:
-    """Profile by an ETDump: the operators inside XNNPACK's delegates, and those that no delegate took."""
+    """Profile through an ETDump: the operators inside XNNPACK's delegates, and those that no delegate runs."""
     import torch
     from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
     from executorch.extension.pybindings import _C as binding  # noqa: N811 - a module
@@ -105,7 +105,7 @@ def profile_executorch(request: Request, sample: Arrays, folder: str) -> tuple[O
 
 
 def list_operators(dump: Any, count: int) -> Operators:  # noqa: ANN401 - ExecuTorch's record
-    """Give the operators of an ETDump's last inferences."""
+    """Return the operators of an ETDump's last inferences."""
     runs = [list(list_leaves(run)) for run in dump.run_data[-count:]]
     kinds = [kind for kind, _ in runs[0]]
     times = zip(*([ns for _, ns in run] for run in runs))  # noqa: B905 - Python 3.9 knows no strict
@@ -113,7 +113,7 @@ def list_operators(dump: Any, count: int) -> Operators:  # noqa: ANN401 - ExecuT
 
 
 def list_leaves(run: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - ExecuTorch's record
-    """Give kind and ns of what computed something, not of what called it."""
+    """Yield kind and ns of the events that compute something, not of those that enclose them."""
     for event in run.events or ():
         timed = event.profile_event
         if timed is None or not (timed.delegate_debug_id_str or (timed.name or "").startswith("native_call_")):
@@ -123,7 +123,7 @@ def list_leaves(run: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - ExecuT
 
 
 def time_runs(run: Callable[[], Any], count: int) -> list[int]:
-    """Run the warm-up, then so many inferences; gives what each of these took under the profiler, in ns."""
+    """Run the warm-up, then `count` inferences; returns the time of each of these under the profiler, in ns."""
     taken = []
     for _ in range(WARM_UP + count):
         before = time.perf_counter_ns()

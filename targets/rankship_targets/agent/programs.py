@@ -1,4 +1,4 @@
-"""Runtimes that are programs of their own: no Python binding, the same requests and the very same events."""
+"""Runtimes that are separate programs without a Python binding; requests and events are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION_TIMEOUT_S = 60
 
 
 class Program(NamedTuple):
-    """A program that can be started here: what it says that it is, and where it lies."""
+    """A program that runs on this device: the name and version that it reports, and its path."""
 
     name: str
     version: str
@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
 
 def find_program(artifact_format: str) -> Program | None:
-    """Find a format's program; None where no kit brought one, lacks_runtime where it cannot be started."""
+    """Find a format's program; None if no kit installed one, Fault lacks_runtime if it cannot be started."""
     path = os.environ.get(VARIABLES.get(artifact_format, ""))
     if not path:
         return None
@@ -33,36 +33,36 @@ def find_program(artifact_format: str) -> Program | None:
         done = subprocess.run(
             [path, "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=VERSION_TIMEOUT_S, check=True
         )
-        said = json.loads(done.stdout)
-        return Program(said["runtime"], said["version"], path)
+        reported = json.loads(done.stdout)
+        return Program(reported["runtime"], reported["version"], path)
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as failure:
         raise Fault("lacks_runtime", f"{path} does not run here: {failure}") from failure
 
 
 def load_with(program: Program, request: Request) -> Iterator[Event]:
-    """Have the artifact loaded by the program, without an inference."""
+    """Load the artifact with the program, without an inference."""
     yield from _follow(program, "load", {**request, "inputs": []}, [])
 
 
 def infer_with(program: Program, request: Request, options: list[str] | None = None) -> Iterator[Event]:
-    """Have every sample run by the program, which writes the .npy files itself."""
+    """Run every sample with the program, which writes the .npy files itself."""
     yield from _follow(program, "infer", request, ["--output", request["output"], *(options or [])])
 
 
 def measure_with(program: Program, request: Request) -> Iterator[Event]:
-    """Have single inferences of the first sample timed by the program; its state is read around its timed loop."""
+    """Time single inferences of the first sample with the program; the device's state is read before and after."""
     yield {"event": "state", "when": "before", "state": read_state()}
     limits = [("min_samples", "--min-samples"), ("min_duration_ms", "--min-duration-ms")]
     limits.append(("max_warmup_ms", "--max-warmup-ms"))
-    options = [word for name, flag in limits for word in (flag, str(request[name]))]
+    options = [argument for name, flag in limits for argument in (flag, str(request[name]))]
     for event in _follow(program, "measure", request, options):
-        if event["event"] == "warmed":  # said when the timed loop has ended
+        if event["event"] == "warmed":  # sent after the timed loop
             yield {"event": "state", "when": "after", "state": read_state()}
         yield event
 
 
 def _follow(program: Program, verb: str, request: Request, options: list[str]) -> Iterator[Event]:
-    """Run the program and pass its events on; it ends by itself when nobody reads them any more."""
+    """Run the program and pass on its events; it exits by itself when nobody reads them any more."""
     threads = ["--threads", str(request["threads"])]
     argv = [program.path, verb, *threads, *options, "--", request["artifact"], *request["inputs"]]
     last, loaded = "", False
@@ -80,4 +80,4 @@ def _follow(program: Program, verb: str, request: Request, options: list[str]) -
         code = process.returncode
         cause = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         kind = "failed" if loaded or verb == "infer" else "bad_artifact"
-        raise Fault(kind, f"{program.path} {cause} and without a last word on {request['artifact']}")
+        raise Fault(kind, f"{program.path} {cause} and without a last event on {request['artifact']}")

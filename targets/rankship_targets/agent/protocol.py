@@ -1,4 +1,4 @@
-"""What the agent's rooms share: the shape of requests and events, and the failure that becomes the last event."""
+"""The types that the agent's modules share: requests, events, and the failure that becomes the last event."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Request = dict[str, Any]
 class Fault(Exception):
     """A kind and a message for the host.
 
-    Kinds: lacks_runtime, bad_artifact, bad_request, bad_input, failed; no_space and read_only of the device's disk; of
-    detached runs busy, unknown_run, agent_died, rebooted.
+    Kinds: lacks_runtime, bad_artifact, bad_request, bad_input, failed; no_space and read_only for the device's disk;
+    busy, unknown_run, agent_died and rebooted for detached runs.
     """

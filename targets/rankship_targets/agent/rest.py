@@ -1,4 +1,4 @@
-"""Stretches in which the device rests, before and after a measurement: what its energy is held against."""
+"""Rests of the device before and after a measurement, with whose power its energy is compared."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 from .protocol import Event, Request
 
-CALM_S = 0.5  # clocks fall and the disk has what was said before a rest begins
+CALM_S = 0.5  # before a rest: clock frequencies fall, and pending writes reach the disk
 
 
 def rest_around(request: Request, carry_out: Callable[[Request], Iterator[Event]]) -> Iterator[Event]:
-    """Rest, carry out the request, and rest again, where it asks for rests of `idle_ms`; the last word comes then."""
+    """Carry out the request, with rests of `idle_ms` before and after if it has this field; `done` comes last."""
     idle_ms = request.get("idle_ms")
     if idle_ms is None:
         yield from carry_out(request)
@@ -25,7 +25,7 @@ def rest_around(request: Request, carry_out: Callable[[Request], Iterator[Event]
 
 
 def rest(when: str, idle_ms: int) -> Event:
-    """Do nothing for so long, once the device has calmed down; gives when that was, on the monotonic clock."""
+    """Do nothing for `idle_ms` after a short pause; returns the event with the rest's ends on the monotonic clock."""
     time.sleep(CALM_S)
     start_ns = time.monotonic_ns()
     time.sleep(idle_ms / 1000)

@@ -1,9 +1,9 @@
-"""Detached runs as their folders tell of them, and the commands `fetch` and `cancel`.
+"""Detached runs, as recorded in their folders, and the commands `fetch` and `cancel`.
 
-<workdir>/run.lock                 held (flock) by the one process that measures; says which run
+<workdir>/run.lock                 locked (flock) by the one process that measures; holds the run's name
 <workdir>/runs/<run>/state.json    process, its start time, boot and request
-<workdir>/runs/<run>/events.jsonl  what the run said so far; a last line without its end is not given out
-<workdir>/runs/<run>/errors.txt    what it printed
+<workdir>/runs/<run>/events.jsonl  the run's events so far; an incomplete last line is not sent
+<workdir>/runs/<run>/errors.txt    what the run printed
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from .system import read_boot_id
 STATE, EVENTS, ERRORS = "state.json", "events.jsonl", "errors.txt"
 MARK = "RANKSHIP_RUN"  # in the environment of every program that a run starts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # between two looks at a run that says nothing
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5  # between two reads of a run without new events
 END_TIMEOUT_S = 20.0
-READ_BYTES, SHOWN_CHARACTERS = 1 << 16, 2000  # of what a run printed at its end
-CRASH = "Fatal Python error"  # faulthandler's word for a signal that the program itself caused
+READ_BYTES, SHOWN_CHARACTERS = 1 << 16, 2000  # of the end of what a run printed
+CRASH = "Fatal Python error"  # what faulthandler prints on a signal that the program itself caused
 LAST = {"done", "error"}
 
 
 def find_folder(request: Request) -> str:
-    """Give a run's folder; its name must be a plain one."""
+    """Return a run's folder; Fault bad_request if its name is not a plain one."""
     if not NAME.fullmatch(request["run"]):
-        raise Fault("bad_request", f"no name of a run: {request['run']!r}")
+        raise Fault("bad_request", f"not a run's name: {request['run']!r}")
     return f"{request['workdir']}/runs/{request['run']}"
 
 
 def fetch(request: Request) -> Iterator[Event]:
-    """Give a run's events from the one with this number on, and go on until its last."""
+    """Yield a run's events from the one with this number on, until its last."""
     folder, offset, position, pause_s = find_folder(request), request["offset"], 0, FIRST_PAUSE_S
     state = read_state_file(folder)
     if state is None or offset < 0:
         raise Fault("unknown_run", f"there is no run {request['run']}")
     while True:
-        alive = is_alive(state)  # asked first, so that what a dying process said last is not missed
+        alive = is_alive(state)  # checked before reading, so that a dying process's last events are not missed
         events, position = read_events(folder, position)
         yield from events[offset:]
         if events and events[-1]["event"] in LAST:
@@ -58,7 +58,7 @@ def fetch(request: Request) -> Iterator[Event]:
 
 
 def cancel(request: Request) -> Iterator[Event]:
-    """End a run if it still goes on, and remove its folder; one that is not there was cancelled before."""
+    """End a run if it is still going on, and remove its folder; a missing run counts as cancelled."""
     folder = find_folder(request)
     state = read_state_file(folder)
     if state is not None:
@@ -68,14 +68,14 @@ def cancel(request: Request) -> Iterator[Event]:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a run's folder, its state first: a run half removed is an unknown one, never a dead one."""
+    """Remove a run's folder, its state file first: a run that is half removed is unknown, not dead."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{folder}/{STATE}")  # noqa: PTH108 - names, not paths
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_state_file(folder: str) -> Event | None:
-    """Read what a run's folder says about it; None where there is no run."""
+    """Read the state file in a run's folder; None if there is no run."""
     try:
         with open(f"{folder}/{STATE}", encoding="utf-8") as stream:  # noqa: PTH123 - names, not paths
             state = json.load(stream)
@@ -86,7 +86,7 @@ def read_state_file(folder: str) -> Event | None:
 
 
 def read_events(folder: str, position: int) -> tuple[list[Event], int]:
-    """Read the whole lines from a place in the file on, and where they end; a damaged line is agent_died."""
+    """Read the complete lines from a position in the file on, and their end; Fault agent_died for a damaged line."""
     try:
         with open(f"{folder}/{EVENTS}", "rb") as stream:  # noqa: PTH123 - as above
             stream.seek(position)
@@ -97,7 +97,7 @@ def read_events(folder: str, position: int) -> tuple[list[Event], int]:
 
 
 def parse_line(line: bytes) -> Event:
-    """Parse one stored event; what a power cut left instead of one is agent_died."""
+    """Parse one stored event; Fault agent_died if a power cut damaged it."""
     try:
         event: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -108,7 +108,7 @@ def parse_line(line: bytes) -> Event:
 
 
 def is_finished(folder: str) -> bool:
-    """Tell whether a run has said its last word."""
+    """Return whether a run has written its last event."""
     try:
         events, _ = read_events(folder, 0)
     except Fault:
@@ -117,29 +117,29 @@ def is_finished(folder: str) -> bool:
 
 
 def is_alive(state: Event) -> bool:
-    """Tell whether the very process that was started still runs, in this boot."""
+    """Return whether the process that was started still runs, and not another with its number."""
     started = read_start(state["pid"])
     return started is not None and started == state["started"] and state["boot"] == read_boot_id()
 
 
 def explain_end(folder: str, state: Event, run: str) -> Fault:
-    """Say why a run ended without a last word."""
+    """Return why a run ended without a last event."""
     if state["boot"] != read_boot_id():
         return Fault("rebooted", f"the device was restarted during run {run}")
     try:
         with open(f"{folder}/{ERRORS}", "rb") as stream:  # noqa: PTH123 - as above
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - READ_BYTES))
-            said = stream.read().decode("utf-8", "replace").strip()
+            printed = stream.read().decode("utf-8", "replace").strip()
     except OSError:
-        said = ""
-    if CRASH in said:
-        return Fault("failed", f"the runtime crashed: {said[said.rindex(CRASH) :][:SHOWN_CHARACTERS]}")
-    words = f", having printed: {said[-SHOWN_CHARACTERS:]}" if said else ""
-    return Fault("agent_died", f"process {state['pid']} of run {run} is gone without a last word{words}")
+        printed = ""
+    if CRASH in printed:
+        return Fault("failed", f"the runtime crashed: {printed[printed.rindex(CRASH) :][:SHOWN_CHARACTERS]}")
+    shown = f"; it printed: {printed[-SHOWN_CHARACTERS:]}" if printed else ""
+    return Fault("agent_died", f"process {state['pid']} of run {run} ended without a last event{shown}")
 
 
 def end_run(state: Event, run: str) -> None:
-    """End what a run started and nothing else, and wait for its end."""
+    """Kill the processes that a run started, and no others, and wait until they are gone."""
     deadline = time.monotonic() + END_TIMEOUT_S
     while True:
         left = [state["pid"]] if is_alive(state) else find_left(state, run)
@@ -148,14 +148,14 @@ def end_run(state: Event, run: str) -> None:
         if time.monotonic() >= deadline:
             raise Fault("failed", f"processes {left} of run {run} do not end")
         for pid in left:
-            end = os.killpg if pid == state["pid"] else os.kill  # while it lives, its number is its group's
+            end = os.killpg if pid == state["pid"] else os.kill  # the run's own process leads its process group
             with contextlib.suppress(ProcessLookupError):
                 end(pid, signal.SIGKILL)
         time.sleep(FIRST_PAUSE_S)
 
 
 def find_left(state: Event, run: str) -> list[int]:
-    """Find programs that outlived the run's own process: of its session, with its mark in their environment."""
+    """Find processes that outlived the run's own: in its session, with its mark in their environment."""
     if state["boot"] != read_boot_id():
         return []
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - as above
@@ -163,7 +163,7 @@ def find_left(state: Event, run: str) -> list[int]:
 
 
 def has_mark(pid: int, run: str) -> bool:
-    """Tell whether a program was started by a run."""
+    """Return whether a process was started by a run."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as stream:  # noqa: PTH123 - as above
             return f"{MARK}={run}".encode() in stream.read().split(b"\0")
@@ -172,19 +172,19 @@ def has_mark(pid: int, run: str) -> bool:
 
 
 def read_start(pid: int) -> int | None:
-    """Read when a process was started, in clock ticks since boot; None where it is gone or only not yet buried."""
-    words = read_process(pid)
-    return int(words[19]) if words and words[0] not in "ZX" else None
+    """Read when a process was started, in clock ticks since boot; None if it is gone or a zombie."""
+    fields = read_process(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
 
 
 def read_session(pid: int) -> int | None:
-    """Read a living process's session."""
-    words = read_process(pid)
-    return int(words[3]) if words and words[0] not in "ZX" else None
+    """Read a process's session; None if it is gone or a zombie."""
+    fields = read_process(pid)
+    return int(fields[3]) if fields and fields[0] not in "ZX" else None
 
 
 def read_process(pid: int) -> list[str]:
-    """Read /proc/PID/stat from the process's state on: its name before may hold anything."""
+    """Read the fields of /proc/PID/stat from the process's state on: the name before may contain anything."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:  # noqa: PTH123 - as above
             return stream.read().rpartition(")")[2].split()

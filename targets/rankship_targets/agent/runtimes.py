@@ -15,7 +15,7 @@ Arrays = list[Any]  # of numpy
 
 
 class Loaded(NamedTuple):
-    """A model ready to run; only `infer` is timed, between the runtime's own forms of inputs and outputs."""
+    """A model ready to run; only `infer` is timed, on inputs and outputs in the runtime's own form."""
 
     prepare: Callable[[Arrays], Any]  # one sample of each input
     infer: Callable[[Any], Any]
@@ -27,7 +27,7 @@ Opener = Callable[[], Loader]
 
 
 def open_onnxruntime() -> Loader:
-    """ONNX Runtime on the CPU, inputs bound before the clock runs: `run` would wrap them anew each time, for 4 µs."""
+    """Open ONNX Runtime on the CPU; inputs are bound before timing, because `run` would wrap them each time (4 µs)."""
     import onnxruntime
 
     def load(path: str, threads: int) -> Loaded:
@@ -43,7 +43,7 @@ def open_onnxruntime() -> Loader:
                 bound.bind_cpu_input(name, array)
             for name in outputs:
                 bound.bind_output(name, "cpu")
-            return bound, arrays  # whose memory is read in every run
+            return bound, arrays  # every run reads their memory, so they are kept
 
         def infer(feed: tuple[Any, Arrays]) -> Any:  # noqa: ANN401 - onnxruntime's own
             session.run_with_iobinding(feed[0])
@@ -55,7 +55,7 @@ def open_onnxruntime() -> Loader:
 
 
 def open_litert(module: str) -> Loader:
-    """Any interpreter with TensorFlow Lite's Python interface; int64 inputs become int32, as exporters narrow them."""
+    """Open an interpreter with TensorFlow Lite's Python interface; int64 inputs become int32, as exporters do it."""
     interpreter_class = importlib.import_module(module).Interpreter
 
     def load(path: str, threads: int) -> Loaded:
@@ -79,7 +79,7 @@ def open_litert(module: str) -> Loader:
 
 
 def open_executorch() -> Loader:
-    """ExecuTorch's binding itself: `executorch.runtime` would import the exporter and take four times as long.
+    """Open ExecuTorch's C++ binding: `executorch.runtime` would import the exporter and take four times as long.
 
     Delegates are set up at the first inference, not while loading.
     """
@@ -100,7 +100,7 @@ def open_executorch() -> Loader:
     return load
 
 
-# format → what may run it, best first: the distributions it needs (the first names it), and its opener.
+# format → its runtimes, best first: the distributions that each needs (the first is its name), and its opener.
 RUNTIMES: dict[str, list[tuple[tuple[str, ...], Opener]]] = {
     "onnx": [(("onnxruntime",), open_onnxruntime)],
     "tflite": [
@@ -113,7 +113,7 @@ RUNTIMES: dict[str, list[tuple[tuple[str, ...], Opener]]] = {
 
 
 def find_runtime(artifact_format: str) -> tuple[str, str, Opener] | None:
-    """Find name, version and opener of the best installed runtime, importing none."""
+    """Return name, version and opener of the best installed runtime, without importing any; None if there is none."""
     for distributions, opener in RUNTIMES[artifact_format]:
         if all(find_version(name) for name in distributions):
             return distributions[0], str(find_version(distributions[0])), opener
@@ -129,7 +129,7 @@ def find_version(distribution: str) -> str | None:
 
 
 def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
-    """Import the format's runtime; also tells how it reads on this device."""
+    """Import the format's runtime; returns its loader, and its name and version on this device."""
     found = find_runtime(artifact_format)
     if found is None:
         raise Fault("lacks_runtime", f"no runtime for {artifact_format} is installed")
@@ -143,7 +143,7 @@ def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
 
 
 def load_artifact(loader: Loader, request: Request) -> Loaded:
-    """Load the artifact; whatever the runtime says against it is bad_artifact."""
+    """Load the artifact; any error of the runtime becomes Fault bad_artifact."""
     try:
         return loader(request["artifact"], request["threads"])
     except Exception as failure:
@@ -151,14 +151,14 @@ def load_artifact(loader: Loader, request: Request) -> Loaded:
 
 
 def pair(things: Any, arrays: Arrays) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - whatever has a length
-    """Join the model's inputs with the arrays, which must be as many."""
+    """Pair the model's inputs with the arrays; Fault bad_input if their numbers differ."""
     if len(things) != len(arrays):
         raise Fault("bad_input", f"the model takes {len(things)} inputs, {len(arrays)} were given")
     return zip(things, arrays)  # noqa: B905 - Python 3.9 knows no strict
 
 
 def sort_by_position(details: list[Any]) -> list[Any]:
-    """Sort tensors as the torch model had them: exporters write the position into names (args_1, output_0, :2)."""
+    """Sort tensors in the torch model's order: exporters write the position into names (args_1, output_0, :2)."""
 
     def position(detail: Event) -> int:
         found = re.search(r"(?:args_|output_|:)(\d+)", detail["name"])

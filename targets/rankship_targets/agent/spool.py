@@ -1,7 +1,7 @@
-"""The command `spool`: a request carried out in a process of its own, which outlives the connection.
+"""The command `spool`: carries out a request in a separate process, which outlives the connection.
 
-Its events go to a file instead of the host, each on disk before the next; `fetch` reads them there. The parent writes
-down who the child is before it lets it begin, so nothing ever runs that `cancel` could not find.
+Its events go to a file instead of the host, each on disk before the next; `fetch` reads them there. The parent records
+the child's process id before it lets the child begin, so `cancel` finds everything that runs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .system import read_boot_id
 
 LOCK = "run.lock"
 KEPT_S = 7 * 24 * 3600  # how long a run that nobody fetched is kept
-RESERVE, RESERVE_BYTES = "reserve", 1 << 16  # given up on a full disk, so that the run can say so
+RESERVE, RESERVE_BYTES = "reserve", 1 << 16  # a file deleted when the disk is full, so that the run can report this
 GO = b"go"
 
 CarryOut = Callable[[str], Iterator[Event]]
 
 
 def spool(request: Request, carry_out: CarryOut) -> Iterator[Event]:
-    """Start a request detached, unless that run is going on or finished; one that died is begun anew."""
+    """Start a request as a detached run, unless it is going on or finished; a run that died is started again."""
     folder, run = find_folder(request), request["run"]
     os.makedirs(f"{request['workdir']}/runs", exist_ok=True)  # noqa: PTH103 - names, not paths
     known = read_state_file(folder)
@@ -60,19 +60,19 @@ def spool(request: Request, carry_out: CarryOut) -> Iterator[Event]:
         if known is not None and is_finished(folder):
             born = known["born"]
         else:
-            sweep(request["workdir"], run)
+            remove_old_runs(request["workdir"], run)
             if known is not None:
                 end_run(known, run)
             remove_folder(folder)
             born = start(folder, request, carry_out, lock)
     finally:
-        os.close(lock)  # the child holds it on
+        os.close(lock)  # the child still holds it
     yield {"event": "spooled", "born": born}
     yield {"event": "done"}
 
 
 def start(folder: str, request: Request, carry_out: CarryOut, lock: int) -> str:
-    """Start the process that does the work, and write down who it is before it begins; gives this start's own mark."""
+    """Start the process that does the work, recording its id before it begins; returns a new id of this start."""
     os.mkdir(folder)  # noqa: PTH102 - as above
     with open(f"{folder}/{RESERVE}", "wb") as stream:  # noqa: PTH123 - as above
         stream.write(bytes(RESERVE_BYTES))
@@ -84,14 +84,14 @@ def start(folder: str, request: Request, carry_out: CarryOut, lock: int) -> str:
         try:
             os.close(writing)
             os.setsid()
-            if os.read(reading, len(GO)) == GO:  # nothing comes where the parent failed
+            if os.read(reading, len(GO)) == GO:  # empty if the parent failed
                 work(folder, request, carry_out, lock)
         finally:
             os._exit(0)
     os.close(reading)
     born = os.urandom(8).hex()
     try:
-        # The start time as others see it: an emulator may tell a process another about itself.
+        # The start time is read from outside: an emulator may show a process another one for itself.
         state = {"pid": pid, "started": read_start(pid), "boot": read_boot_id(), "born": born}
         write_durably(f"{folder}/{STATE}", json.dumps({**state, "request": request["request"]}))
         sync_folder(f"{request['workdir']}/runs")
@@ -102,7 +102,7 @@ def start(folder: str, request: Request, carry_out: CarryOut, lock: int) -> str:
 
 
 def work(folder: str, request: Request, carry_out: CarryOut, lock: int) -> None:
-    """Carry out the request, cut off from the host: its events go to the run's folder."""
+    """Carry out the request without a connection to the host; its events go to the run's folder."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     errors = os.open(f"{folder}/{ERRORS}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open("/dev/null", os.O_RDONLY)
@@ -125,7 +125,7 @@ def work(folder: str, request: Request, carry_out: CarryOut, lock: int) -> None:
 
 
 def append(folder: str, event: Event) -> None:
-    """Add an event and return when the disk has it; a part of one does not stay."""
+    """Append an event and return when it is on disk; a partly written one is removed."""
     stream = os.open(f"{folder}/{EVENTS}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     size = os.fstat(stream).st_size
     line = memoryview((json.dumps(event) + "\n").encode())
@@ -141,7 +141,7 @@ def append(folder: str, event: Event) -> None:
 
 
 def release(folder: str) -> bool:
-    """Give up the reserve; False where it was given up before."""
+    """Delete the reserve; False if it was deleted before."""
     try:
         os.unlink(f"{folder}/{RESERVE}")  # noqa: PTH108 - as above
     except FileNotFoundError:
@@ -149,8 +149,8 @@ def release(folder: str) -> bool:
     return True
 
 
-def sweep(workdir: str, run: str) -> None:
-    """Remove runs that nobody fetched for long; none of them goes on, for we hold the lock."""
+def remove_old_runs(workdir: str, run: str) -> None:
+    """Remove runs that nobody fetched within KEPT_S; none is going on, because this process holds the lock."""
     for name in os.listdir(f"{workdir}/runs"):  # noqa: PTH208 - as above
         folder = f"{workdir}/runs/{name}"
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The command `sweep`: several artifacts timed one after the other in one process, each as `measure` times one.
 
-Starting a process and importing a runtime takes a small board seconds; here they are paid once for many small
-artifacts, which therefore stand close enough in time to be compared with each other.
+Starting a process and importing a runtime takes seconds on a small board. A sweep does both once for many small
+artifacts, which are thus timed close enough together to be compared with each other.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .timing import measure
 
 
 def sweep(request: Request) -> Iterator[Event]:
-    """Give for each artifact the events of `measure`, which begin with the device's state before it."""
+    """Yield for each artifact the events of `measure`, which begin with the device's state before it."""
     artifacts, inputs = request["artifacts"], request["inputs"]
     if not artifacts or len(artifacts) != len(inputs) or not all(type(paths) is list for paths in inputs):
-        raise Fault("bad_request", f"{len(artifacts)} artifacts, and lists of inputs for {len(inputs)}")
+        raise Fault("bad_request", f"each of {len(artifacts)} artifacts needs a list of inputs, got {len(inputs)}")
     for artifact, paths in zip(artifacts, inputs):  # noqa: B905 - Python 3.9 knows no strict
         for event in measure({**request, "artifact": artifact, "inputs": paths}):
             if event["event"] != "done":

@@ -1,4 +1,4 @@
-"""The commands `load`, `infer` and `measure`: all share all loading code, so what was verified is what is measured."""
+"""The commands `load`, `infer` and `measure`: all load by the same code, so what was verified is what is measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
 from .system import OWN_STATUS, read_kilobytes, read_state, read_waited
 
-WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # one look at the warm-up lasts until both are reached
-# Of the last windows' medians: how many count, largest over smallest, first over last where they fall.
+WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # a window of the warm-up ends when both are reached
+# The warm-up is steady by its last windows' medians: how many, largest / smallest, first / last if they fall.
 STEADY_WINDOWS, STEADY_SPREAD, STEADY_TREND = 3, 1.05, 1.02
 
 
 def load(request: Request) -> Iterator[Event]:
-    """Load the artifact and say how long that took and how much memory is resident then, without an inference."""
+    """Load the artifact and report the time it took and the memory resident then, without an inference."""
     program = find_program(request["format"])
     if program is not None:
         yield from load_with(program, request)
@@ -32,7 +32,7 @@ def load(request: Request) -> Iterator[Event]:
 
 
 def infer(request: Request) -> Iterator[Event]:
-    """Run every sample once and keep the outputs, stacked on axis 0, in one .npy file per output."""
+    """Run every sample once and save the outputs, stacked on axis 0, in one .npy file per output."""
     program = find_program(request["format"])
     if program is not None:
         yield from infer_with(program, request)
@@ -52,7 +52,7 @@ def infer(request: Request) -> Iterator[Event]:
 
 
 def measure(request: Request) -> Iterator[Event]:
-    """Time single inferences of the first sample, keeping every one."""
+    """Time single inferences of the first sample and report every time."""
     program = find_program(request["format"])
     if program is not None:
         yield from measure_with(program, request)
@@ -80,7 +80,7 @@ def measure(request: Request) -> Iterator[Event]:
 
 
 def load_timed(loader: Loader, request: Request) -> tuple[Loaded, Event]:
-    """Load the artifact, with the event that tells how long it took and the memory resident then."""
+    """Load the artifact; also returns the event with the time it took and the memory resident then."""
     started = time.perf_counter_ns()
     model = load_artifact(loader, request)
     load_ns = time.perf_counter_ns() - started
@@ -88,14 +88,14 @@ def load_timed(loader: Loader, request: Request) -> tuple[Loaded, Event]:
 
 
 def load_samples(paths: list[str]) -> Iterator[Arrays]:
-    """Copy one sample of every input after the other, batch dimension kept; all inputs must hold as many."""
+    """Yield one sample of every input after the other, with its batch dimension; all must have as many samples."""
     import numpy as np
 
     try:
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
         (count,) = {len(array) for array in arrays} - {0}
     except Exception as failure:
-        raise Fault("bad_input", f"{paths} must be .npy files of as many samples each: {failure}") from failure
+        raise Fault("bad_input", f"{paths} must be .npy files with the same number of samples: {failure}") from failure
     for row in range(count):
         yield [array[row : row + 1].copy() for array in arrays]
 
@@ -114,7 +114,7 @@ def time_inferences(model: Loaded, feed: Any, min_samples: int, min_duration_ns:
 
 
 def warm_up(model: Loaded, feed: Any, budget_ns: int) -> tuple[list[int], bool]:  # noqa: ANN401
-    """Run until the time per inference is steady; False where it was not when the budget was spent."""
+    """Run until the time per inference is steady or the budget is spent; returns the times, and whether steady."""
     taken, medians, end = list[int](), list[float](), time.perf_counter_ns() + budget_ns
     while True:
         window = time_inferences(model, feed, WINDOW_SAMPLES, WINDOW_NS)
@@ -125,7 +125,7 @@ def warm_up(model: Loaded, feed: Any, budget_ns: int) -> tuple[list[int], bool]:
 
 
 def is_steady(medians: list[float]) -> bool:
-    """Tell whether the last three windows lie close together and are not still falling."""
+    """Return whether the last three windows' medians are close together and not still falling."""
     last = medians[-STEADY_WINDOWS:]
     falling = last == sorted(last, reverse=True) and last[0] > last[-1] * STEADY_TREND
     return len(last) == STEADY_WINDOWS and max(last) <= min(last) * STEADY_SPREAD and not falling

@@ -1,4 +1,4 @@
-"""Devices and the inventory that names them; nothing here talks to one."""
+"""Devices and the inventory that names them; nothing here connects to a device."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.records import record
 from rankship_targets.devices.meter_choice import MeterChoice, check_choice
 
 THIS_MACHINE = "this-machine"
-# Names stand in file names, between commas and as arguments: words of any script, with . _ - and blanks inside.
+# Names become part of file names and of comma-separated arguments: words of any script, with . _ - and spaces inside.
 _NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")
 # Each emulated stand-in and the one transport that reaches it.
 TWIN_TRANSPORTS: dict[str, Literal["ssh", "adb"]] = {"pi4": "ssh", "pixel6": "adb"}
@@ -26,27 +26,27 @@ TWIN_TRANSPORTS: dict[str, Literal["ssh", "adb"]] = {"pi4": "ssh", "pixel6": "ad
 
 @record
 class Device:
-    """One board, phone or machine and the way to it; its heading is its name.
+    """One board, phone or machine and how to reach it; the table's heading is its name.
 
     Keys:
-        name: what the inventory calls it
-        transport: the way to it
+        name: its name in the inventory
+        transport: how to reach it
         host: address, over ssh
         port: port, over ssh
-        user: user there, over ssh
+        user: login user, over ssh
         host_key: the pinned public key, "ssh-ed25519 AAAA…"
-        key_file: the private key on this host; left out, the SSH agent and the usual files are asked
+        key_file: the private key on this host; by default the SSH agent and the usual files are tried
         jump: another ssh device of the inventory to go through
         via: the device that `jump` names, looked up when the inventory is read
         serial: over adb, as `adb devices` prints it ("1A2B3C4D5E", "192.168.1.7:5555")
         fingerprint: over adb, the pinned build (ro.build.fingerprint)
         python: the interpreter on the device
-        workdir: a path on the device; a relative one starts at the login folder
-        cpus: the processors that a session runs on while it measures
+        workdir: a path on the device; a relative one starts at the home directory, on a phone at /data/local/tmp
+        cpus: the CPU cores that a session runs on while it measures
         governor: the frequency governor while it measures, restored afterwards
-        cool_below_mc: waits before measuring until the device is below this, in thousandths of a degree Celsius
+        cool_below_mc: before measuring, wait until the device is below this, in thousandths of a degree Celsius
         twin: an emulated stand-in, started when it is used
-        meter: what measures its power, read where a suite asks for energy
+        meter: what measures its power, read when a suite measures energy
         label: free text for tables
     """
 
@@ -72,7 +72,7 @@ class Device:
 
 
 def find_device(name: str, inventory: Path | None = None) -> Device:
-    """Look a device up by its name; an unknown one is an InputError with the nearest name and all known ones."""
+    """Return the device of this name; the InputError for an unknown one names the nearest and all known devices."""
     devices = load_inventory(inventory)
     if name in devices:
         return devices[name]
@@ -84,7 +84,7 @@ def find_device(name: str, inventory: Path | None = None) -> Device:
 
 
 def load_inventory(path: Path | None = None) -> dict[str, Device]:
-    """Read every device by name, this machine first; a missing file is an error only where `path` names it."""
+    """Read all devices by name, this machine first; a missing file is an error only if somebody named it."""
     devices = {THIS_MACHINE: describe_this_machine()}
     source = path or inventory_path()
     if path is None and "RANKSHIP_DEVICES" not in os.environ and not source.exists():
@@ -97,13 +97,13 @@ def load_inventory(path: Path | None = None) -> dict[str, Device]:
 
 
 def inventory_path() -> Path:
-    """Where the inventory is when no flag says: $RANKSHIP_DEVICES, else devices.toml in the user's configuration."""
+    """Path of the inventory without --inventory: $RANKSHIP_DEVICES, or devices.toml in the user's configuration."""
     named = os.environ.get("RANKSHIP_DEVICES")
     return Path(named) if named else user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "devices.toml"
 
 
 def describe_this_machine() -> Device:
-    """Make the built-in local device, run by the interpreter that runs us."""
+    """Return the built-in local device; the agent runs in this process's Python interpreter."""
     workdir = user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "device"
     return Device(
         name=THIS_MACHINE, transport="local", python=sys.executable, workdir=str(workdir), label="the host itself"
@@ -111,13 +111,13 @@ def describe_this_machine() -> Device:
 
 
 def user_folder(variable: str, fallback: str) -> Path:
-    """Find an XDG folder; the specification says that relative values count as unset."""
+    """Return an XDG folder; as its specification says, a relative value counts as unset."""
     named = Path(os.environ.get(variable, ""))
     return named if named.is_absolute() else Path.home() / fallback
 
 
 def read_inventory(path: Path) -> str:
-    """Read an inventory's text; one that others could have written, itself or by its folder, is refused."""
+    """Return an inventory's text; InputError if everyone may write the file, or replace it in its folder."""
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def read_inventory(path: Path) -> str:
 
 
 def refuse_open_folder(folder: Path) -> None:
-    """Refuse a folder in which everyone may replace files; a sticky one (/tmp) lets only their owners do so."""
+    """Refuse a folder in which everyone may replace files; in a sticky one (/tmp) only their owners may."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         message = f"the inventory's folder {folder} is writable by everyone, so its pinned host keys prove nothing"
@@ -148,16 +148,16 @@ def parse_tables(text: str, source: Path) -> dict[str, Any]:
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse a name that could not stand in a file's name or in `--on A,B`."""
+    """Refuse a name that cannot be part of a file name or of `--on A,B`."""
     if not _NAME.fullmatch(name):
         message = f"{where}: {name!r} cannot be a device's name"
-        raise InputError(message, hint="64 letters and digits at most, with '.', '_', '-' and blanks between them")
+        raise InputError(message, hint="use at most 64 letters and digits, with '.', '_', '-' and spaces between them")
 
 
 def _decode_device(name: str, table: object, source: Path) -> Device:
     where = f"{source}: [{name}]"
     if not isinstance(table, dict):
-        raise InputError(f"{where} is no table", hint=f"write [{name}] and its keys below")
+        raise InputError(f"{where} is not a table", hint=f"write [{name}] and its keys below it")
     check_name(name, where)
     for key, hint in (("name", "the table's heading is the name"), ("via", 'write jump = "…", the other\'s name')):
         if key in table:
@@ -165,11 +165,11 @@ def _decode_device(name: str, table: object, source: Path) -> Device:
     text = json.dumps({**table, "name": name}, default=str)
     device = decode(Device, text, where=where)
     _check(device, where)
-    return _place_meter(device, source, where)
+    return _resolve_meter(device, source, where)
 
 
-def _place_meter(device: Device, source: Path, where: str) -> Device:
-    """Check the meter; a relative file of its lies beside the inventory."""
+def _resolve_meter(device: Device, source: Path, where: str) -> Device:
+    """Check the meter; its `file`, if relative, is resolved against the inventory's folder."""
     if device.meter is None:
         return device
     check_choice(device.meter, f"{where}: meter")
@@ -180,26 +180,26 @@ def _place_meter(device: Device, source: Path, where: str) -> Device:
 
 
 def _find_way(device: Device, devices: Mapping[str, Device], source: Path, behind: tuple[str, ...] = ()) -> Device:
-    """Put the device to go through, and the one before that, into `via`."""
+    """Put the jump host, with its own jump host, into `via`; `behind` are the devices that lead here."""
     if device.jump is None:
         return device
     where = f"{source}: [{device.name}]"
     jump = devices.get(device.jump)
     if jump is None or jump.transport != "ssh" or jump.twin is not None:
         known = ", ".join(name for name, one in devices.items() if one.transport == "ssh" and name != device.name)
-        message = f"{where}: jump {device.jump!r} is no ssh device of the inventory"
+        message = f"{where}: jump {device.jump!r} is not an ssh device of the inventory"
         raise InputError(message, hint=f"ssh devices there: {known or 'none'}")
     if device.jump in (*behind, device.name):
-        raise InputError(f"{where}: jump {device.jump!r} leads back to itself", hint="let one of them have no jump")
+        raise InputError(f"{where}: jump {device.jump!r} leads back to itself", hint="remove `jump` from one of them")
     return replace(device, via=_find_way(jump, devices, source, (*behind, device.name)))
 
 
 def _check(device: Device, where: str) -> None:
     if not device.workdir or device.workdir.startswith(("~", "-")):
-        message = f"{where}: workdir {device.workdir!r} must be absolute or start at the login folder"
-        raise InputError(message, hint='leave "~/" out: relative paths start there')
+        message = f"{where}: workdir {device.workdir!r} must be absolute or relative to the home directory"
+        raise InputError(message, hint='leave "~/" out: a relative path starts there')
     if device.jump is not None and device.transport != "ssh":
-        raise InputError(f"{where}: only ssh devices have a jump", hint="leave jump out")
+        raise InputError(f"{where}: only an ssh device can have `jump`", hint="remove jump")
     if device.twin is not None:
         if device.transport != TWIN_TRANSPORTS[device.twin]:
             hint = f'write transport = "{TWIN_TRANSPORTS[device.twin]}"'

@@ -1,8 +1,6 @@
-"""Writing the inventory: one table more or less, or one value, everything else byte for byte as the user left it."""
+"""Edits the inventory: adds or removes one table, or sets one value, and leaves every other byte as it is."""
 
-import fcntl
 import json
-import os
 import re
 import stat
 import tomllib
@@ -10,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
@@ -26,17 +26,17 @@ from rankship_targets.devices.device import (
 Value = str | int | tuple[int, ...]
 _PRIVATE = 0o600
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-# What TOML wants escaped and JSON leaves as it is.
+# The one character that TOML requires escaped and JSON does not escape.
 _DELETE = "\x7f"
 
 
 def refuse_known(name: str, path: Path) -> None:
-    """Refuse a name that cannot be added, before anything is asked of a device."""
+    """Refuse a name that cannot be added, before the device is contacted."""
     check_name(name, str(path))
     if name == THIS_MACHINE:
         raise InputError(f"{name!r} is built in", hint="give your device another name")
     if path.exists() and name in load_inventory(path):
-        raise InputError(f"{path} has a device {name!r} already", hint=f"`rankship devices remove {name}` first")
+        raise InputError(f"{path} already has a device {name!r}", hint=f"run `rankship devices remove {name}` first")
 
 
 def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:
@@ -51,24 +51,25 @@ def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:
 
 
 def remove_device(path: Path, name: str) -> None:
-    """Take one device's table out; InputError where it is unknown, needed as a jump, or written in an unusual way."""
+    """Remove one device's table; InputError if it is unknown, the jump host of another, or written unusually."""
     with _holding(path) as target:
         if name == THIS_MACHINE:
             raise InputError(f"{name!r} is built in", hint="it cannot be removed")
         find_device(name, target)
         behind = [one.name for one in load_inventory(target).values() if one.jump == name]
         if behind:
-            raise InputError(f"{', '.join(behind)} is reached through {name}", hint="remove or change that one first")
+            hint = f"first remove {', '.join(behind)}, or change its `jump`"
+            raise InputError(f"{', '.join(behind)} is reached through {name}", hint=hint)
         before = read_inventory(target)
         expected = {key: table for key, table in parse_tables(before, target).items() if key != name}
         _replace(target, _cut_table(before, name), expected)
 
 
 def set_value(path: Path, name: str, key: str, value: Value) -> None:
-    """Set one key of a device's table; InputError where it is unknown, or written in an unusual way."""
+    """Set one key of a device's table; InputError if the device is unknown, or its table written unusually."""
     with _holding(path) as target:
         if name == THIS_MACHINE:
-            raise InputError(f"{name!r} is built in", hint="it has no entry that could be changed")
+            raise InputError(f"{name!r} is built in", hint="it has no entry to change")
         find_device(name, target)
         before = read_inventory(target)
         expected = parse_tables(before, target)
@@ -77,7 +78,7 @@ def set_value(path: Path, name: str, key: str, value: Value) -> None:
 
 
 def write_table(name: str, table: Mapping[str, Value]) -> str:
-    """Write one table as TOML."""
+    """Return one table as TOML."""
     heading = name if _BARE.fullmatch(name) else _quote(name)
     return "\n".join([f"[{heading}]", *(f"{key} = {_write_value(value)}" for key, value in table.items()), ""])
 
@@ -89,7 +90,7 @@ def _write_value(value: Value) -> str:
 
 
 def _quote(text: str) -> str:
-    """Write a basic string: JSON's form is TOML's, but for one character."""
+    """Return a TOML basic string: the same as JSON's, except for one character."""
     return json.dumps(text, ensure_ascii=False).replace(_DELETE, "\\u007f")
 
 
@@ -98,14 +99,14 @@ def _as_toml_reads(table: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def _cut_table(text: str, name: str) -> str:
-    """Leave out a table's lines and those inside it, from its heading to the last that is no blank and no comment."""
+    """Return the text without a table and its subtables; blank lines and comments that follow them stay."""
     lines = text.splitlines(keepends=True)
     start, end = _find_table(lines, name, with_inner=True)
     return "".join(lines[:start] + lines[end:])
 
 
 def _write_line(text: str, name: str, key: str, line: str) -> str:
-    """Put a line in the place of the one that sets this key, or at the end of the table."""
+    """Replace the line that sets this key, or add a line at the end of the table."""
     lines = text.splitlines(keepends=True)
     start, end = _find_table(lines, name)
     if lines and not lines[-1].endswith("\n"):
@@ -116,9 +117,9 @@ def _write_line(text: str, name: str, key: str, line: str) -> str:
 
 
 def _find_table(lines: Sequence[str], name: str, *, with_inner: bool = False) -> tuple[int, int]:
-    """Find where a table begins, and what follows its last line that is neither blank nor a comment; 0, 0: nowhere.
+    """Return a table's first line and the one after its last, leaving out blanks and comments; 0, 0: not found.
 
-    `with_inner` goes on over the tables inside it that follow at once: [pi4.meter] after [pi4].
+    `with_inner` includes the subtables that follow directly: [pi4.meter] after [pi4].
     """
     headings = [(number, _read_heading(lines, number)) for number in range(len(lines))]
     starts = [number for number, heading in headings if heading == name]
@@ -133,7 +134,7 @@ def _find_table(lines: Sequence[str], name: str, *, with_inner: bool = False) ->
 
 
 def _read_key(line: str) -> str | None:
-    """Read the key that a line sets; None where it is not whole by itself."""
+    """Return the key that a line sets; None if the line alone is not valid TOML."""
     try:
         return next(iter(tomllib.loads(line)), None)
     except tomllib.TOMLDecodeError:
@@ -141,7 +142,7 @@ def _read_key(line: str) -> str | None:
 
 
 def _read_heading(lines: Sequence[str], number: int) -> str | None:
-    """Read the first name in a line such as `[pi4]  # mine`; None for others, also inside a string of several lines."""
+    """Return the first name of a heading such as `[pi4]  # mine`; None for other lines and inside long strings."""
     if not lines[number].lstrip().startswith("["):
         return None
     try:
@@ -153,14 +154,14 @@ def _read_heading(lines: Sequence[str], number: int) -> str | None:
 
 
 def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
-    """Write the new text if it says what it should, no more and no less."""
+    """Write the new text, after checking that it parses to exactly what is expected."""
     try:
         fits = tomllib.loads(text) == expected
         data = text.encode()
     except (tomllib.TOMLDecodeError, UnicodeEncodeError):
         fits, data = False, b""
     if not fits:
-        message = f"{path} is written in a way that cannot be changed by rule: nothing was changed"
+        message = f"{path} is written in a way that cannot be edited automatically: nothing was changed"
         raise InputError(message, hint="edit it by hand: one [table] for each device")
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else _PRIVATE
     write_atomic(path, data, mode=mode)
@@ -168,13 +169,9 @@ def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _holding(path: Path) -> Iterator[Path]:
-    """Keep other writers out; gives the file itself where the path is a link to it."""
+    """Lock the inventory against other writers; yields the real path, behind symbolic links."""
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     refuse_open_folder(target.parent)
-    handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(target.with_name(f".{target.name}.lock")):
         yield target
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Which meter a device has, as its inventory says it."""
+"""Which meter a device has, according to its inventory."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ MeterName = Literal["hwmon", "rails", "powerstats", "battery", "rapl", "model", 
 
 @record
 class TableColumns:
-    """Which columns of a bench meter's table hold what: power, or current and voltage, or energy counted so far."""
+    """The columns of a bench meter's table: power, or current and voltage, or cumulative energy."""
 
     time: str
     time_unit: Literal["s", "ms", "us", "ns"]
@@ -29,12 +29,12 @@ class MeterChoice:
     """Which meter to use: one that the agent reads on the device, or one that leaves a file.
 
     Keys:
-        name: one of the table of meters
+        name: one of the known meters
         period_us: how often the agent reads it
-        rails: the rails that are added up; left out, the only one there is
-        calibration_ppm: how far the meter's gain may be from the truth, where somebody has stated it
-        file: what the meter leaves on this host
-        columns: which columns of a bench meter's table hold what
+        rails: the rails to add up; by default the meter's only rail
+        calibration_ppm: the greatest error of the meter's gain, if it is stated
+        file: the file that the meter writes on this host
+        columns: the columns of a bench meter's table
     """
 
     name: MeterName
@@ -45,20 +45,21 @@ class MeterChoice:
     columns: TableColumns | None = None
 
 
-# Meters that keep time by themselves: nothing yet tells where their clock stands while a suite measures.
+# Meters with a clock of their own: its offset from the device's clock is not known while a suite measures.
 OWN_CLOCKS: frozenset[MeterName] = frozenset({"perfetto", "bench"})
 _LEAST_PERIOD_US = 100
 
 
 def check_choice(choice: MeterChoice, where: str) -> None:
-    """Refuse what no device's meter can be."""
+    """Refuse a choice that no device's meter can have."""
     if choice.name in OWN_CLOCKS:
-        message = f"{where}: meter {choice.name!r} keeps a clock of its own, which is not the device's"
-        raise InputError(message, hint="name one that the agent reads on the device, or replay on the device's clock")
+        message = f"{where}: meter {choice.name!r} has a clock of its own, not the device's"
+        raise InputError(message, hint="name a meter that the agent reads on the device, or replay by its clock")
     if choice.period_us < _LEAST_PERIOD_US or (choice.calibration_ppm or 0) < 0:
         numbers = f"period_us {choice.period_us} and calibration_ppm {choice.calibration_ppm}"
-        raise InputError(f"{where}: {numbers} are out of range", hint="100 µs is the shortest period, 0 the least ppm")
+        raise InputError(f"{where}: {numbers} are out of range", hint="use at least 100 µs and at least 0 ppm")
     if len(set(choice.rails)) < len(choice.rails):
-        raise InputError(f"{where}: rails {list(choice.rails)} has one twice", hint="each is added up once")
+        raise InputError(f"{where}: rails {list(choice.rails)} names a rail twice", hint="name each rail once")
     if (choice.name == "replay") != (choice.file is not None):
-        raise InputError(f"{where}: meter {choice.name!r} and `file` do not fit", hint="replay needs one, others none")
+        message = f"{where}: meter {choice.name!r} {'needs' if choice.file is None else 'takes no'} `file`"
+        raise InputError(message, hint="only meter 'replay' has `file`: the recording to read")

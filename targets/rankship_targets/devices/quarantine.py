@@ -1,7 +1,7 @@
-"""Devices that failed three times in a row are left alone until somebody looks: `rankship doctor` clears them.
+"""Quarantine: a device that failed three times in a row is not used until `rankship doctor` clears it.
 
-What a device did stands in one small file of the user's state folder. Two processes that note a failure in the same
-moment may count it once; a quarantine then begins one failure later.
+The failures of each device are kept in a small file in the user's state folder. Two processes that record a failure
+at the same moment may count it once; the quarantine then begins one failure later.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from rankship_pipeline.foundation.records import record
 from rankship_targets.devices.device import Device, user_folder
 
 LIMIT = 3
-# Somebody else measures there, something is not installed yet, our own files are wrong: none is the device failing.
+# Not failures of the device: another run holds it, something is not installed, files on this host are wrong.
 _NOT_ITS_OWN = (TargetBusy, Lacks, ManifestRefused, Quarantined)
 
 
@@ -31,7 +31,7 @@ class Trouble:
 
 @record
 class Troubles:
-    """A device's failures since it last did what it was asked, oldest first."""
+    """A device's failures since its last success, oldest first."""
 
     device: str
     failures: tuple[Trouble, ...]
@@ -39,9 +39,9 @@ class Troubles:
 
 @contextmanager
 def watching(device: Device) -> Iterator[None]:
-    """Refuse a device in quarantine; count what fails inside, forget all of it where nothing does.
+    """Refuse a device in quarantine; record a failure of the block, or clear all failures after its success.
 
-    An error that is not the device's own, and an interruption, change nothing.
+    An error that is not the device's own, or an interruption, changes nothing.
     """
     refuse_quarantined(device)
     try:
@@ -55,31 +55,31 @@ def watching(device: Device) -> Iterator[None]:
 
 
 def refuse_quarantined(device: Device) -> None:
-    """Raise Quarantined with the evidence where the device failed too often in a row."""
+    """Raise Quarantined, listing the failures, if the device failed too often in a row."""
     troubles = read_troubles(device)
     if troubles is not None and len(troubles.failures) >= LIMIT:
         message = f"{device.name} is in quarantine: {describe(troubles)}"
-        raise Quarantined(message, hint=f"run `rankship doctor {device.name}`: it clears the device when it answers")
+        raise Quarantined(message, hint=f"run `rankship doctor {device.name}`: it ends the quarantine if it succeeds")
 
 
 def describe(troubles: Troubles) -> str:
-    """Write the evidence: how often, and each failure."""
+    """Return the number of failures and each of them, as text."""
     shown = "; ".join(f"{one.time_utc} {one.error}: {one.message}" for one in troubles.failures)
     times = "once" if len(troubles.failures) == 1 else f"{len(troubles.failures)} times in a row"
     return f"it failed {times}: {shown}"
 
 
 def read_troubles(device: Device) -> Troubles | None:
-    """Read what the device did; None where all is well, or the file is not whole."""
-    path = _place(device)
+    """Read a device's failures; None if there are none, or the file is damaged."""
+    path = _locate(device)
     with suppress(FileNotFoundError, InputError):
         return decode(Troubles, path.read_bytes(), where=str(path))
     return None
 
 
 def clear(device: Device) -> None:
-    """Forget every failure."""
-    _place(device).unlink(missing_ok=True)
+    """Delete the record of failures."""
+    _locate(device).unlink(missing_ok=True)
 
 
 def _note(device: Device, failure: TargetError) -> None:
@@ -88,10 +88,10 @@ def _note(device: Device, failure: TargetError) -> None:
     trouble = Trouble(time_utc=now, error=type(failure).__name__, message=str(failure))
     kept = (*(before.failures if before else ()), trouble)[-LIMIT:]
     with suppress(OSError):  # a full disk here must not hide the device's own error
-        write_atomic(_place(device), encode(Troubles(device=device.name, failures=kept)).encode(), mode=0o600)
+        write_atomic(_locate(device), encode(Troubles(device=device.name, failures=kept)).encode(), mode=0o600)
 
 
-def _place(device: Device) -> Path:
-    """Name the file by the device and its address: an entry that was corrected begins anew."""
+def _locate(device: Device) -> Path:
+    """Return the record's path, named after the device and its address: a corrected entry begins without failures."""
     who = [device.name, device.transport, device.host, device.port, device.serial, device.twin]
     return user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "troubles" / f"{digest(who)[:32]}.json"

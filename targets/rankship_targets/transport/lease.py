@@ -12,6 +12,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError, TargetBusy
 from rankship_pipeline.foundation.records import record
@@ -133,7 +135,7 @@ def _died_here(owner: Owner | None) -> bool:
         return False
     if owner.pid == os.getpid():
         return owner.token not in _held
-    return not Path("/proc", str(owner.pid)).exists()
+    return not psutil.pid_exists(owner.pid)
 
 
 def _age_s(transport: Transport, folder: str) -> int:

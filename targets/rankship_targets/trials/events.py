@@ -1,4 +1,4 @@
-"""What the agent may say, one record per event; `read_event` is the only way from a line to a record."""
+"""The events that the agent sends, one record each; only `read_event` parses them."""
 
 import json
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from rankship_targets.trials.trial import DeviceState, RuntimeReading
 
 PROTOCOL = 2
 _SHOWN_CHARACTERS = 120
-_HINT = "the agent on the device and this host must come from one release: reconnect, it is copied anew"
+_HINT = "the agent on the device and this host must be of the same release: reconnect, and the agent is copied again"
 
 
 FaultKind = Literal[
@@ -31,7 +31,7 @@ FaultKind = Literal[
 
 @record
 class Hello:
-    """The agent's first word."""
+    """The agent's first event."""
 
     event: Literal["hello"]
     protocol: int
@@ -39,10 +39,10 @@ class Hello:
 
 @record
 class Probe:
-    """A device as its agent finds it; a runtime is (name, version), None where no runtime for the format is there.
+    """A device as its agent describes it; a runtime is (name, version), None if none for the format is installed.
 
     `throttled` are the bits of a Raspberry Pi's `vcgencmd get_throttled`; `userland_bits` is the interpreter's word
-    size, whatever the kernel's; `clock_utc_ns` the device's own clock at that moment.
+    size, which may differ from the kernel's; `clock_utc_ns` is the device's clock at that moment.
     """
 
     event: Literal["probe"]
@@ -102,7 +102,7 @@ class Cooling:
 
 @record
 class Settled:
-    """The conditions are as wanted, but for what is `unmet`; `cpus` are the cores that the process may run on."""
+    """The conditions are set, except for those in `unmet`; `cpus` are the cores that the process may run on."""
 
     event: Literal["settled"]
     cpus: tuple[int, ...]
@@ -112,7 +112,7 @@ class Settled:
 
 @record
 class Tuned:
-    """The frequency governor after it was set, and why not as wanted."""
+    """The frequency governor after setting it, and the reasons (`unmet`) if it is not the one wanted."""
 
     event: Literal["tuned"]
     governor: str | None
@@ -121,7 +121,7 @@ class Tuned:
 
 @record
 class Spooled:
-    """A detached run goes on or is finished; `born` tells its beginning from that of another under the same name."""
+    """A detached run is going on or finished; `born` differs each time that a run of this name is started."""
 
     event: Literal["spooled"]
     born: str
@@ -129,7 +129,7 @@ class Spooled:
 
 @record
 class Warmed:
-    """The warm-up is over, steadily or because its budget was spent."""
+    """The warm-up is over: its times were steady, or its time budget was spent."""
 
     event: Literal["warmed"]
     ns: tuple[int, ...]
@@ -139,10 +139,11 @@ class Warmed:
 
 @record
 class Samples:
-    """Every timed inference in order; the loop around them began and ended at these instants of the monotonic clock.
+    """Every timed inference in order.
 
-    None where a kit's runner is too old to tell. `waited_ns` is how long the thread that timed them was ready to run
-    meanwhile and waited for a processor; None where the kernel does not count it, and from a kit's runner.
+    `start_ns` and `end_ns` are the ends of the timed loop on the monotonic clock; None from an older kit's runner.
+    `waited_ns` is how long the timing thread was ready to run but waited for a processor during the loop; None if the
+    kernel does not count it, and from a kit's runner.
     """
 
     event: Literal["samples"]
@@ -154,7 +155,7 @@ class Samples:
 
 @record
 class Idle:
-    """The device rested, before or after the timed loop; by its monotonic clock."""
+    """The device rested before or after the timed loop, between these instants of its monotonic clock."""
 
     event: Literal["idle"]
     when: Literal["before", "after"]
@@ -164,7 +165,7 @@ class Idle:
 
 @record
 class OperatorTime:
-    """One operator under the runtime's own profiler: `name` in its words, `ns` for each inference."""
+    """One operator under the runtime's own profiler: `name` as the runtime gives it, `ns` for each inference."""
 
     name: str
     kind: str
@@ -173,7 +174,7 @@ class OperatorTime:
 
 @record
 class Profiled:
-    """Every operator in running order, and what each whole inference took meanwhile, the profiler included."""
+    """Every operator in running order, and the time of each whole inference, the profiler's included."""
 
     event: Literal["profiled"]
     operators: tuple[OperatorTime, ...]
@@ -182,7 +183,7 @@ class Profiled:
 
 @record
 class Traced:
-    """What a program of ExecuTorch's wrote of its inferences: an ETDump, in base64."""
+    """The ETDump that the ExecuTorch program wrote about its inferences, in base64."""
 
     event: Literal["traced"]
     etdump: str
@@ -198,7 +199,7 @@ class Meters:
 
 @record
 class Metering:
-    """A meter is being read from now on, by the device's monotonic clock."""
+    """Reading of a meter began at `start_ns` of the device's monotonic clock."""
 
     event: Literal["metering"]
     meter: Offer
@@ -207,7 +208,7 @@ class Metering:
 
 @record
 class Readings:
-    """What was read since the last batch: position of the channel, time, value (None: no reading)."""
+    """The readings since the last batch: index of the channel, time, value (None: no reading)."""
 
     event: Literal["readings"]
     rows: tuple[tuple[int, int, int | None], ...]
@@ -224,7 +225,7 @@ class Done:
 
 @record
 class Failure:
-    """The request was not carried out; `kind` says who must act."""
+    """The request was not carried out; `kind` is the class of the fault."""
 
     event: Literal["error"]
     kind: FaultKind
@@ -276,16 +277,16 @@ _RECORDS: dict[str, type[Event]] = {
 
 
 def read_event(line: str) -> Event:
-    """Parse one line of the protocol; anything else is AgentMismatch showing the line."""
+    """Parse one line of the protocol; AgentMismatch, showing the line, if it is not an event."""
     try:
         thing: Any = json.loads(line)
     except (ValueError, RecursionError):
-        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no JSON", hint=_HINT) from None
+        raise AgentMismatch(f"the agent sent {_shorten(line)}, which is not JSON", hint=_HINT) from None
     name = thing.get("event") if isinstance(thing, dict) else None
     if not isinstance(name, str) or name not in _RECORDS:
-        raise AgentMismatch(f"the agent said {_shorten(line)}, which is no event", hint=_HINT)
+        raise AgentMismatch(f"the agent sent {_shorten(line)}, which is not a known event", hint=_HINT)
     if name == "hello" and thing.get("protocol") != PROTOCOL:
-        message = f"the agent speaks protocol {_shorten(str(thing.get('protocol')))}, this host speaks {PROTOCOL}"
+        message = f"the agent uses protocol {_shorten(str(thing.get('protocol')))}, this host uses {PROTOCOL}"
         raise AgentMismatch(message, hint=_HINT)
     try:
         return decode(_RECORDS[name], line, where=f"the agent's event {name!r}")

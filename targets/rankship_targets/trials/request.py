@@ -1,4 +1,4 @@
-"""What one measurement asks for, and what loading alone told."""
+"""The request for one measurement, and the result of loading an artifact without running it."""
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import record
@@ -7,10 +7,10 @@ from rankship_targets.trials.trial import RuntimeReading
 
 @record
 class MeasureRequest:
-    """What to time: a pushed artifact, the inputs whose first sample it gets, and for how long.
+    """What to time: a pushed artifact, its inputs, of which the first sample is used, and for how long.
 
     The timed loop ends when both `min_samples` and `min_duration_ms` are reached; the warm-up when it is steady or
-    `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, for a meter to see.
+    `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, so that a meter records it.
     """
 
     round: int
@@ -28,7 +28,7 @@ class MeasureRequest:
 
 @record
 class LoadReading:
-    """What loading an artifact took; memory is the process's resident one with the runtime alone, and loaded."""
+    """The time to load an artifact, and the process's resident memory with the runtime alone and with the artifact."""
 
     load_ns: int
     runtime_rss_bytes: int | None

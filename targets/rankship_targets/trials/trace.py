@@ -1,4 +1,4 @@
-"""Power traces: what a meter saw, rail by rail, with everything that limits what may be concluded from it."""
+"""Power traces: a meter's samples, rail by rail, with their gaps, resolution and lag."""
 
 from itertools import pairwise
 from statistics import median
@@ -14,12 +14,13 @@ Why = Literal["missed", "unreadable", "stalled", "reset"]
 
 @record
 class Channel:
-    """One thing that a meter reads.
+    """One quantity that a meter reads.
 
     `unit` is uW for power, uJ for a cumulative counter. `resolution_uw` and `resolution_uj` are the smallest step of
-    the value in that unit (None where the meter does not tell). A value may describe a moment up to `lag_ns` before
-    its time. `wrap_uj` is where a counter starts again (None: never). A counter that stays the same for `stall_ns`
-    has stalled (None: it may rest). `stamped` values come with the meter's own time, so one may be read twice.
+    the value in that unit (None: not known). A value may describe a moment up to `lag_ns` before its time. `wrap_uj`
+    is the value at which a counter starts again from 0 (None: never). A counter that does not change for `stall_ns`
+    has stalled (None: it may stay the same). `stamped` values come with the meter's own time, so that one value may
+    be read twice.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Channel:
 
 @record
 class Offer:
-    """What a meter is and has; `problem` says why it must not be used now, `notes` what to know when it is used."""
+    """A meter and its channels; `problem` says why it cannot be used now, `notes` what to know when using it."""
 
     name: str
     provenance: Provenance
@@ -46,7 +47,7 @@ class Offer:
 
 @record
 class Gap:
-    """A stretch about which a rail tells nothing, and why."""
+    """A stretch of time without usable readings of a rail, and the reason."""
 
     start_ns: int
     end_ns: int
@@ -57,8 +58,8 @@ class Gap:
 class Rail:
     """One channel's samples in order of time: `power_uw`, or `energy_uj` of a counter with its wraps undone.
 
-    Exactly one of the two is there, as long as `at_ns`, which rises strictly. `skipped` counts the readings that were
-    none; readings that only repeated a stamped value are not counted.
+    Exactly one of the two is set, of the same length as `at_ns`, which rises strictly. `skipped` counts the readings
+    without a value; readings that only repeated a stamped value are not counted.
     """
 
     name: str

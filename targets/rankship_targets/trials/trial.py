@@ -1,4 +1,4 @@
-"""What one measurement on a device leaves behind: every raw sample and the conditions it was taken under."""
+"""The record of one measurement on a device: every raw sample and the conditions it was taken under."""
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.records import record
@@ -7,11 +7,12 @@ from rankship_targets.trials.trace import PowerTrace
 
 @record
 class DeviceState:
-    """A device's condition at one moment; None where the device does not tell.
+    """A device's condition at one moment; None where the device does not report it.
 
-    `clock_offset_ns` is the wall clock less the monotonic one: it moves where the clock is set, and where the device
-    slept. `throttled_bits` are a Raspberry Pi firmware's (bits 0 to 3 now, 16 to 19 since boot), `throttle_count` the
-    events that x86 kernels count since boot, `cooling_steps` how far the kernel has turned the processors down now.
+    `clock_offset_ns` is the wall clock minus the monotonic one: it changes when the clock is set, and when the device
+    sleeps. `throttled_bits` are the flags of a Raspberry Pi's firmware (bits 0 to 3 now, 16 to 19 since boot),
+    `throttle_count` the throttling events that x86 kernels count since boot, `cooling_steps` the number of steps by
+    which the kernel now slows the processors down.
     """
 
     governor: str | None
@@ -31,10 +32,10 @@ class DeviceState:
 
 @record
 class Conditions:
-    """What was settled on the device before a trial.
+    """The conditions set on the device before a trial.
 
-    `cpus` are the cores that the process could run on, None where that is not known. `unmet` says, one phrase each,
-    what the inventory asks for and could not be had: "governor performance: Permission denied".
+    `cpus` are the cores that the process could run on, None if not known. `unmet` holds a phrase for each condition
+    of the inventory that could not be set: "governor performance: Permission denied".
     """
 
     cpus: tuple[int, ...] | None = None
@@ -55,7 +56,7 @@ class RuntimeReading:
 
 @record
 class Span:
-    """A stretch of the device's monotonic clock."""
+    """An interval of the device's monotonic clock."""
 
     start_ns: int
     end_ns: int
@@ -74,8 +75,8 @@ class Trial:
     (the first is the cold inference). `load_ns` is opening the file to being ready; `peak_rss_bytes` is the process's
     peak resident memory after load and warm-up, `runtime_rss_bytes` the resident memory with the runtime imported
     and no model loaded. `retries` counts transient target errors met on the way. `loop` is when the samples were taken
-    (None: a runner that does not tell), `idle` the rests before and after the trial, where it was asked to rest.
-    `waited_ns` is how long in `loop` the thread that timed was ready to run but waited for a processor (None: untold).
+    (None: the runner does not report it), `idle` the rests before and after the trial, if requested. `waited_ns` is how
+    long in `loop` the timing thread was ready to run but waited for a processor (None: not reported).
     """
 
     round: int
@@ -103,9 +104,9 @@ class Trial:
 
 @record
 class MeteredTrial:
-    """A trial and all that the meter read meanwhile; `trace_sha256` is the digest of the trace.
+    """A trial and the power trace recorded during it; `trace_sha256` is the digest of the trace.
 
-    Its samples are no latencies: a meter that the device itself reads takes time from what is measured.
+    Its samples are not latencies: where the device itself reads the meter, this takes time from what is measured.
     """
 
     trial: Trial

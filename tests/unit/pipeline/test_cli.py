@@ -184,3 +184,14 @@ def test_a_spelling_mistake_in_a_recipe_is_told_before_torch_is_loaded() -> None
     )
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert result.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "passive"), ("active", "active")])
+def test_torchs_threads_wait_asleep_unless_the_user_says_otherwise(
+    own: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")  # so that it is put back
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert cli.main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == kept

@@ -69,7 +69,7 @@ def test_lists_serve_as_tuples_and_wrong_types_are_named() -> None:
 def test_a_file_cannot_say_that_a_session_holds_its_models(tmp_path: Path) -> None:
     held = replace(RECIPE, models=(rs.Source(name="a", held=True),), data=rs.DataChoice(held=True))
     path = held.write(tmp_path / "mine.toml")
-    with pytest.raises(InputError, match="`held` stands for what a Python session holds"):
+    with pytest.raises(InputError, match="`held` is for models and data of a Python session"):
         rs.Recipe.read(path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import rankship as rs
@@ -74,7 +75,6 @@ def test_a_merge_with_tests_and_a_base_becomes_a_folder(
 
 
 def test_a_transformers_model_is_written_as_its_library_does(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=16,

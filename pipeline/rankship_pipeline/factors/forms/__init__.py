@@ -1,7 +1,7 @@
-"""The forms in which a layer may be stored, one module each behind one table.
+"""The forms in which a layer may be stored: one module per form, and the table of them.
 
-A module here says for one form what it may cost and lose at every rank, and makes its weights and its torch modules;
-`Form` lists what it must have. What holds for every form (prices, operators, what is worth offering) stands here once.
+A form's module gives its cost and its error at every rank, and makes its weights and its torch modules; `Form` lists
+the functions that it must define. The code that is common to all forms is here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ from rankship_pipeline.models.layers import Factorable, Layer
 
 
 class Form(Protocol):
-    """What a module of this folder defines; see svd.py, the shortest."""
+    """The functions that a module of this folder defines; svd.py is the shortest."""
 
     def list_factors(self, layer: Layer, step: int, /) -> Iterable[Factors]:
-        """All that the layer can be stored as, the smallest first, ranks being multiples of `step`."""
+        """All factors that the layer can have in this form, smallest first, with ranks that are multiples of `step`."""
         ...
 
     def list_operators(self, layer: Layer, factors: Factors, /) -> tuple[Operator, ...]:
@@ -42,7 +42,7 @@ class Form(Protocol):
         ...
 
     def make_modules(self, module: Factorable, factors: Factors, /) -> list[nn.Module]:
-        """The operators that take the module's place, weights unset; the last has a bias where the module has one."""
+        """The operators that replace the module, with weights unset; the last has a bias if the module has one."""
         ...
 
 
@@ -55,9 +55,9 @@ FORMS: Mapping[records.Form, Form] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to store a layer: what it costs, and the share of the layer's output energy it loses.
+    """One way to store a layer, its cost, and the share of the layer's output energy that it loses.
 
-    The cost is in parameters until somebody prices it otherwise (see ranks.stats.gather_stats).
+    The cost is in parameters until ranks.stats.gather_stats sets it in another unit.
     """
 
     factors: Factors
@@ -66,28 +66,28 @@ class Candidate:
 
 
 def count_parameters(layer: Layer, factors: Factors | None) -> int:
-    """Weights of a layer stored so; dense for None."""
+    """The number of weights of a layer stored as `factors`; dense for None."""
     if factors is None:
         return layer.parameters
     return sum(one.elements for one in FORMS[factors.form].list_operators(layer, factors))
 
 
 def list_operators(layer: Layer, factors: Factors | None) -> tuple[Operator, ...]:
-    """The operators that a layer runs as, dense for None; looking up an embedding's table is none of them."""
+    """The operators of a layer stored as `factors`, dense for None; an embedding's lookup is not one."""
     dense = (Operator(layer.rows, layer.columns),)
     chained = dense if factors is None else FORMS[factors.form].list_operators(layer, factors)
     return chained[1 if layer.kind == "embedding" else 0 :]
 
 
 def list_candidates(taken: Decomposition, step: int, forms: Sequence[records.Form]) -> list[Candidate]:
-    """Every offer cheaper than dense whose ranks are multiples of `step`."""
+    """Every candidate with fewer parameters than dense whose ranks are multiples of `step`."""
     offers = (offer for form in forms for offer in FORMS[form].measure_errors(taken, step))
     priced = (Candidate(factors, count_parameters(taken.layer, factors), error) for factors, error in offers)
     return [one for one in priced if one.cost < taken.layer.parameters]
 
 
 def keep_efficient(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Only candidates that no cheaper or equally cheap one beats, in order of cost."""
+    """The candidates for which no other of the same or lower cost has a smaller error, in order of cost."""
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: (one.cost, one.error)):
         if not kept or candidate.error < kept[-1].error:
@@ -96,12 +96,12 @@ def keep_efficient(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
 
 def list_smallest(layer: Layer, step: int, forms: Sequence[records.Form]) -> list[Factors | None]:
-    """Dense (None), and the lowest rank of every form that the layer can take."""
+    """Dense (None), and the lowest rank in every form that the layer can have."""
     return [None, *(one for form in forms for one in list(FORMS[form].list_factors(layer, step))[:1])]
 
 
 def list_ladder(layer: Layer, step: int, form: records.Form) -> list[Factors]:
-    """A form's ranks with fewer parameters than dense, rising; of two widths both rise together, in proportion."""
+    """A form's ranks with fewer parameters than dense, ascending; two widths rise together, in proportion."""
     rungs: dict[int, list[Factors]] = {}
     for one in FORMS[form].list_factors(layer, step):
         rungs.setdefault(one.rank, []).append(one)
@@ -116,7 +116,7 @@ def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, ...]:
 
 
 def approximate(taken: Decomposition, factors: Factors) -> Tensor:
-    """The matrix (rows, columns) that a layer stored so computes."""
+    """The matrix (rows, columns) that a layer stored as `factors` computes."""
     return compose(taken.layer, factors, make_weights(taken, factors))
 
 

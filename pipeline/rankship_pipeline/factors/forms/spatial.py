@@ -13,21 +13,21 @@ from rankship_pipeline.models.layers import Factorable, Layer
 
 
 def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
-    """Every width that adds something; none for a kernel of width or height 1, which is its own spatial SVD."""
+    """Every width up to the full rank; none for a kernel of width or height 1, which is already separable."""
     height, width = layer.kernel
     limit = min(layer.channels * height, layer.rows * width) if min(height, width) > 1 else 0
     return (Factors(form="spatial", rank=k) for k in range(step, limit + 1, step))
 
 
 def list_operators(layer: Layer, factors: Factors) -> tuple[Operator, ...]:
-    """(k, in·kh), which moves along the height only, then (rows, k·kw)."""
+    """(k, in·kh), which strides along the height only, then (rows, k·kw)."""
     height, width = layer.kernel
     first = Operator(factors.rank, layer.channels * height, on_outputs=(True, False))
     return first, Operator(layer.rows, factors.rank * width)
 
 
 def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, float]]:
-    """What the best fit on the first k column filters leaves."""
+    """The share lost by the best fit on the first k column filters."""
     offers = list(list_factors(taken.layer, step))
     if not offers:
         return

@@ -12,7 +12,7 @@ from rankship_pipeline.models.layers import Factorable, Layer
 
 
 def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
-    """Every rank up to the matrix's own."""
+    """Every rank up to min(rows, columns)."""
     return (Factors(rank=k) for k in range(step, min(layer.rows, layer.columns) + 1, step))
 
 
@@ -41,7 +41,7 @@ def compose(_layer: Layer, weights: Sequence[Tensor]) -> Tensor:
 
 
 def make_modules(module: Factorable, factors: Factors) -> list[nn.Module]:
-    """A narrower table, linear layer or convolution, then what mixes its outputs."""
+    """A narrower embedding, linear layer or convolution, then a linear layer or 1×1 convolution."""
     has_bias, k = getattr(module, "bias", None) is not None, factors.rank
     if isinstance(module, nn.Embedding):
         table = nn.Embedding(module.num_embeddings, k, module.padding_idx)

@@ -12,12 +12,12 @@ from rankship_pipeline.factors.operators import Operator, cut_convolution, pad_b
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Factorable, Layer
 
-# It is offered at this many widths of each kind at most: a grid of all pairs would be thousands.
+# The most values offered for each of the two widths: all pairs would be thousands.
 _GRID = 16
 
 
 def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
-    """Pairs of widths on a grid, those of one input width together; none for a layer that is a matrix anyway."""
+    """Pairs of widths on a grid, grouped by input width; none for a layer without a kernel."""
     inner = _space(layer.channels, step) if max(layer.kernel) > 1 else ()
     return (Factors(form="tucker", rank=k, input_rank=one) for one in inner for k in _space(layer.rows, step))
 
@@ -30,7 +30,7 @@ def list_operators(layer: Layer, factors: Factors) -> tuple[Operator, ...]:
 
 
 def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, float]]:
-    """What the best r2 components of the best fit on the first r1 mixtures of channels leave."""
+    """The share lost by the best r2 components of the best fit on the first r1 mixtures of channels."""
     offers = list(list_factors(taken.layer, step))
     if not offers:
         return
@@ -56,13 +56,13 @@ def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, Tensor
 
 
 def compose(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
-    """The core with both sides mixed out."""
+    """The core multiplied by the first and the last operator."""
     first, core, last = weights
     return torch.einsum("or,rphw,pi->oihw", last[..., 0, 0], core, first[..., 0, 0]).reshape(layer.rows, -1)
 
 
 def make_modules(module: Factorable, factors: Factors) -> list[nn.Module]:
-    """A small convolution with the module's kernel, stride, padding and dilation between two of 1×1."""
+    """A 1×1 convolution, a small one with the module's kernel, stride, padding and dilation, and another 1×1."""
     assert isinstance(module, nn.Conv2d)  # noqa: S101 - list_factors offers nothing else
     inner = _read_width(factors)
     return [

@@ -1,6 +1,6 @@
-"""Label-free refinement: a compressed model trained for a stated amount to say what the dense models say.
+"""Label-free refinement: trains a compressed model for a stated amount to match the dense models' outputs.
 
-draw.py gives each step its samples, teach.py its loss, schedule.py its size; save.py keeps what is unfinished.
+draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size; save.py saves an unfinished run.
 """
 
 import copy
@@ -25,7 +25,7 @@ from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
 
 @dataclass(frozen=True)
 class Saving:
-    """Where an unfinished refinement is kept, and how often; the same call goes on from there."""
+    """The file of an unfinished refinement, and how often it is saved; the same call resumes from it."""
 
     file: Path
     every_s: float = 60.0
@@ -41,15 +41,15 @@ def refine(
     saving: Saving | None = None,
     on_progress: Callable[[float], None] = lambda _share: None,
 ) -> tuple[nn.Module, Refinement]:
-    """A copy of the student trained towards each teacher's logits on its own inputs, and what that took.
+    """Train a copy of the student towards each teacher's logits on that teacher's inputs; returns it and what it took.
 
-    Every batch holds as many samples of each teacher, so that batch-norm sees them mixed as it will in use. The loss is
+    Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss is
     the squared error of the logits (of a sample's own task, see heads.py) over their variance, so that teachers of
-    different scale weigh the same; Adam on a one-cycle schedule over the choice's `steps`, or by the clock (seconds of
-    the processor: other work may share the machine), so that a slower machine takes fewer steps and still ends at the
-    bottom. Factors are balanced already (decompose.balance), which this needs. Batch-norm statistics follow the data;
-    dropout stays off. No labels are read. `steps` give the same bytes on every run, interrupted or not;
-    `on_progress` gets the share that is done before each step. BuildError where the loss is no longer finite.
+    different scale weigh the same. Adam runs a one-cycle schedule over the choice's `steps`, or over processor seconds
+    (other work may share the machine): a slower machine then takes fewer steps and still completes the cycle. The
+    factors must be balanced (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels
+    are read. `steps` give the same bytes on every run, interrupted or not. `on_progress` gets the share done before
+    each step. BuildError if the loss is no longer finite.
     """
     training = _begin(student, choice, seed)
     measured = [measure_teacher(*teacher) for teacher in teachers]
@@ -81,7 +81,7 @@ def refine(
 
 
 def _begin(student: nn.Module, choice: RefineChoice, seed: int) -> Training:
-    """A copy of the student whose batch-norms follow the data, with nothing done yet."""
+    """A new training on a copy of the student, whose batch-norms follow the data."""
     student = copy.deepcopy(student).eval()
     for module in student.modules():
         if isinstance(module, _BatchNorm):

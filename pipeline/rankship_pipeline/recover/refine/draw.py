@@ -1,4 +1,4 @@
-"""What a step of refinement is shown: as many samples of every teacher's inputs, changed as the recipe allows."""
+"""Draws the samples of a refinement step: equally many of every teacher's inputs, augmented as the recipe says."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 def draw_batches(
     pools: Sequence[Inputs], augmentation: Augmentation, model: nn.Module, generator: torch.Generator
 ) -> tuple[Inputs, list[Inputs]]:
-    """BATCH samples, an equal share from every pool: all in one batch as `model` takes it, and each pool's part."""
+    """Draw BATCH samples, an equal share from every pool; returns one batch for `model`, and its part of each pool."""
     augment, count = AUGMENTS[augmentation], BATCH // len(pools)
     drawn = [_draw(pool, count, augment, generator) for pool in pools]
     joined = _arrange(model, tuple(torch.cat(parts) for parts in zip(*drawn, strict=True)))
@@ -33,7 +33,7 @@ def _draw(inputs: Inputs, count: int, augment: Augment | None, generator: torch.
 
 
 def _arrange(model: nn.Module, batch: Inputs) -> Inputs:
-    """The same batch, faster: positions that hide in every sample cut off, images with their channels last."""
+    """The same batch in a faster form: without positions that all samples mask, images with channels last."""
     mask = find_mask(model, batch)
     if mask is not None:
         width = int(mask.any(0).nonzero().max()) + 1

@@ -1,4 +1,4 @@
-"""A refinement under way, with all that its next step depends on, kept in a file and restored from it."""
+"""Saves a running refinement to a file, with everything that its next step depends on, and restores it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rankship_pipeline.models.weights import copy_state
 
 @dataclass
 class Training:
-    """A student, its optimizer, the source of chance, and how many steps and seconds are done."""
+    """A student, its optimizer, its random generator, and the steps and seconds done so far."""
 
     student: nn.Module
     optimizer: torch.optim.Adam
@@ -23,7 +23,7 @@ class Training:
 
 
 def keep(training: Training, file: Path) -> None:
-    """Write all of it in one rename."""
+    """Write the training to the file in one rename."""
     tensors = {f"model/{name}": value for name, value in copy_state(training.student).items()}
     for index, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam/{index}/{name}": value.clone() for name, value in moments.items()}
@@ -33,8 +33,8 @@ def keep(training: Training, file: Path) -> None:
 
 
 def restore(training: Training, file: Path) -> None:
-    """Set a training that has just begun to what `keep` wrote."""
-    tensors = load(file.read_bytes())  # bytes: the file is replaced while its tensors live
+    """Set a new training to the state that `keep` wrote."""
+    tensors = load(file.read_bytes())  # as bytes: the file is replaced while its tensors are in use
     training.student.load_state_dict(
         {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     )

@@ -1,4 +1,4 @@
-"""How far a refinement has come, and how large its next step is."""
+"""The progress of a refinement, and the size of its next step."""
 
 import torch
 
@@ -8,7 +8,7 @@ _WARM = 0.3  # share of the refinement over which the steps grow
 
 
 def measure_share(choice: RefineChoice, steps: int, cpu_seconds: float) -> float:
-    """How much of what the choice allows is used up; 1 at the end."""
+    """The share of the choice's steps or seconds that is used; 1 at the end."""
     return steps / choice.steps if choice.steps is not None else cpu_seconds / float(choice.cpu_seconds or 0)
 
 

@@ -1,4 +1,4 @@
-"""What a student is told: the squared distance of its logits from its teachers', each teacher weighing the same."""
+"""The loss of refinement: the squared distance of the student's logits from its teachers', all weighing the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import open_logits
 
-_SCALED_ON = 512  # inputs that the variance of a teacher's logits is taken from
+_SCALED_ON = 512  # inputs on which the variance of a teacher's logits is measured
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A dense model and the variance of its logits, which its errors are measured in."""
+    """A dense model and the variance of its logits, the unit of its errors."""
 
     model: nn.Module
     variance: float
@@ -31,8 +31,8 @@ def measure_teacher(model: nn.Module, inputs: Inputs) -> Teacher:
 def measure_loss(student: nn.Module, teachers: Sequence[Teacher], joined: Inputs, parts: Sequence[Inputs]) -> Tensor:
     """Mean over the teachers of the squared error over their variance, on the logits of each sample's own task.
 
-    `joined` are the `parts` of all teachers, one after the other (see draw.draw_batches). Products are bfloat16 where
-    the processor has them.
+    `joined` are the `parts` of all teachers, one after the other (see draw.draw_batches). Matrix products are in
+    bfloat16 if the processor supports it.
     """
     products = torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
     with torch.no_grad(), products:
@@ -47,6 +47,6 @@ def measure_loss(student: nn.Module, teachers: Sequence[Teacher], joined: Inputs
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself: torch's imitation would be slower than float32."""
+    """Whether this processor multiplies bfloat16 in hardware: torch's emulation is slower than float32."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

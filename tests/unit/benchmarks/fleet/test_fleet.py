@@ -175,11 +175,12 @@ def test_a_mistake_in_the_program_ends_everything_with_its_traceback() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator["SpecCluster"]:
     """Two machines in one process each, with one device each, and a scheduler that never repeats a job."""
-    dask = pytest.importorskip("dask")
-    distributed = pytest.importorskip("distributed")
+    import dask
+    import distributed
+
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}),
-        distributed.SpecCluster(
+        distributed.SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": distributed.Scheduler, "options": SCHEDULER},
             workers={
                 name: {
@@ -227,13 +228,14 @@ def test_machines_share_a_fleet_and_a_dead_one_hands_its_job_to_a_twin(cluster: 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_scheduler_that_repeats_jobs_by_itself_is_refused() -> None:
-    dask = pytest.importorskip("dask")
-    distributed = pytest.importorskip("distributed")
+    import dask
+    import distributed
+
     from rankship_benchmarks.fleet.dask_cluster import connect
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 3}),  # Dask's own default
-        distributed.SpecCluster(
+        distributed.SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": distributed.Scheduler, "options": SCHEDULER}, workers={}, silence_logs=50
         ) as lax,
         pytest.raises(InputError, match="repeats a lost job 3 times"),

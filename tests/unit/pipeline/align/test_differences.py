@@ -26,8 +26,6 @@ from rankship_pipeline.models.weights import TensorHeader, read_state, refuse_br
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 from rankship_pipeline.recipe.normalisation import Normalisation
 
-transformers = pytest.importorskip("transformers")
-
 HALF, NONE = (Normalisation(mean=(one,), std=(two,)) for one, two in ((0.5, 0.5), (0.0, 1.0)))
 GOOD = Facts(
     name="a",
@@ -74,7 +72,7 @@ PAIRS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
     "fewer tokens": (
         {"tokens": {"[PAD]": 0, "the": 1}},
         "vocabularies",
-        "vocabulary of 2 tokens instead of 3: lacks a; has besides none",
+        "vocabulary of 2 tokens instead of 3: missing a; extra none",
         True,
     ),
     "moved tokens": ({"tokens": {"[PAD]": 0, "the": 2, "a": 1}}, "vocabularies", "2 tokens have another number", True),
@@ -184,7 +182,7 @@ def test_all_mismatches_of_all_models_stand_in_one_list(tmp_path: Path) -> None:
         "b against a: layer_norm_eps is 1e-05 instead of 1e-12",
         "b against a: vocab_size is 5 instead of 4",
         "b against a: classes: only in a: neg, pos; only in b: no, yes",
-        "b against a: vocabulary of 5 tokens instead of 4: lacks none; has besides dog",
+        "b against a: vocabulary of 5 tokens instead of 4: missing none; extra dog",
         "b against a: 2 tokens have another number, among them a, the",
         "b against a: do_lower_case is False instead of True",
         "c against a: classifier.bias: missing",
@@ -236,7 +234,7 @@ def test_where_the_loader_says_nothing_the_models_normalisation_is_named(tmp_pat
         (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(usual))
     mends, (note,) = check_mergeable(describe("a", "b"), open_sources(list_sources(describe("a", "b")), tmp_path, 0))
     assert set(mends.values()) == {Mend()}
-    assert "taken to be normalised by mean [0.5], std [0.5]" in note
+    assert "assumed to be normalised by mean [0.5], std [0.5]" in note
 
 
 def test_one_model_alone_and_one_file_twice_are_no_mismatch(tmp_path: Path) -> None:
@@ -260,7 +258,7 @@ def test_a_sentencepiece_vocabulary_and_a_tokenizer_json_are_compared(tmp_path: 
     with pytest.raises(MergeMismatch) as caught:
         check_mergeable(describe("a", "b"), open_sources(list_sources(describe("a", "b")), tmp_path, 0))
     message = str(caught.value)
-    assert "vocabulary of 3 tokens instead of 3: lacks 1; has besides 2" in message
+    assert "vocabulary of 3 tokens instead of 3: missing 1; extra 2" in message
     assert "tokenizer.model is" in message
     assert "merges is" in message
 

@@ -1,4 +1,4 @@
-"""A mended model computes what the original does on its own inputs; one that cannot is refused with the reason."""
+"""A changed model computes what the original does on its own inputs; one that cannot is refused with the reason."""
 
 from collections.abc import Callable
 
@@ -74,11 +74,12 @@ def test_a_model_of_single_precision_keeps_its_type() -> None:
 
 
 def test_a_transformer_of_images_is_folded() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from rankship_pipeline.models.huggingface import LogitsOnly
 
     torch.manual_seed(0)
-    config = transformers.ViTConfig(
+    config = transformers.ViTConfig(  # type: ignore[call-arg]
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
@@ -111,10 +112,10 @@ class Twice(nn.Module):
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "padding": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), *end(320)), "0 pads with zeros after"),
-    "no bias": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), *end(180)), "neither a bias nor a batch-norm"),
+    "no bias": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), *end(180)), "has no bias, and no batch-norm"),
     "groups": (lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), *end(108)), "0 is grouped"),
     "two layers": (lambda: Twice(as_layers=True), "2 linear or convolutional layers take the input"),
-    "beside the layer": (lambda: Twice(as_layers=False), "its outputs are off by"),
+    "beside the layer": (lambda: Twice(as_layers=False), "the change moves its outputs by"),
     "no layer": (
         lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 4)),
         "0 linear or convolutional",
@@ -160,7 +161,7 @@ def test_both_mends_at_once() -> None:
     "model", [nn.Sequential(nn.Linear(3, 3), nn.Softmax(-1)), nn.Sequential(nn.Linear(3, 4)), nn.Identity()]
 )
 def test_a_model_whose_head_is_not_its_last_word_is_refused(model: nn.Module) -> None:
-    with pytest.raises(MergeMismatch, match="model 'b': 3 classes stand in another order, and no linear layer"):
+    with pytest.raises(MergeMismatch, match="model 'b': its 3 classes are in another order, and no linear layer"):
         mend_model(model.eval(), Mend(label_order=(2, 0, 1)), (torch.rand(5, 3),), name="b")
 
 

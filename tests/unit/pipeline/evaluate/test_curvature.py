@@ -232,7 +232,7 @@ def trained(digits: Tensor) -> nn.Module:
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(120):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(net(digits), labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(net(digits), labels).backward()  # type: ignore[no-untyped-call]  # torch types no backward
         optimiser.step()
     return net.eval()
 

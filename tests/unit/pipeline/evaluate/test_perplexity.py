@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+import transformers
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import collect_grams
@@ -16,8 +17,6 @@ from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.huggingface import LogitsOnly
 from rankship_pipeline.models.layers import Layer, as_matrix, find_layers, get_layer
-
-transformers = pytest.importorskip("transformers", reason="language models come from transformers")
 
 VOCABULARY = 61
 SHAPE = {
@@ -242,7 +241,7 @@ def test_gpt2_without_conv1d_computes_the_same(text: Tensor) -> None:
 
 
 def test_shared_conv1d_stay_shared() -> None:
-    first, second = (transformers.pytorch_utils.Conv1D(6, 4) for _ in range(2))
+    first, second = (transformers.pytorch_utils.Conv1D(6, 4) for _ in range(2))  # type: ignore[no-untyped-call]
     second.weight = first.weight
     second.weight.requires_grad = False
     model = nn.ModuleDict({"a": first, "b": second, "c": first})

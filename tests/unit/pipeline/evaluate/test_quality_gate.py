@@ -63,7 +63,7 @@ def test_a_specialist_that_lost_more_than_allowed_is_named_with_where_to_look() 
     with pytest.raises(QualityLost) as caught:
         refuse_lost(lost, QualityChoice(max_merge_loss_points=5), "max_merge_loss_points", COSTS)
     message = str(caught.value)
-    assert "after merged more is lost than quality.max_merge_loss_points = 5 points allows" in message
+    assert "stage merged lost more than quality.max_merge_loss_points = 5 points allows" in message
     assert "mnist: 10.0 points of test accuracy (95.0 % → 85.0 % of 200)" in message
     assert "fashion: 20.0 points of agreement" in message
     assert "cifar" not in message

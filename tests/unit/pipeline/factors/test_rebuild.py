@@ -202,3 +202,24 @@ def test_factors_of_another_rank_do_not_fit() -> None:
     weights = make_weights(analyse(model, find_layers(model), {}, "plain").layers["head"], Factors(rank=3))
     with pytest.raises(BuildError, match=r"a factor of shape \(3, 8\) does not fit"):
         fill_factors(rebuilt.get_submodule("head"), weights)
+
+
+class Casting(nn.Module):
+    """Transformers' vision models cast pixels to the type of a layer's weight; others read the weight itself."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.layer, self.reads = nn.Linear(6, 6), reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reads:
+            return nn.functional.linear(x, self.layer.weight)
+        y: Tensor = self.layer(x.to(self.layer.weight.dtype).to(self.layer.weight.device))
+        return y
+
+
+def test_a_factored_layer_tells_its_type_and_gives_no_weight() -> None:
+    x = torch.randn(2, 6, dtype=torch.float64)
+    assert rebuild(Casting(reads=False), {"layer": Factors(rank=2)})(x).dtype == torch.float32
+    with pytest.raises(TypeError):
+        rebuild(Casting(reads=True), {"layer": Factors(rank=2)})(x.float())

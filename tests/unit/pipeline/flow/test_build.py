@@ -111,7 +111,7 @@ def test_a_recipe_that_allows_less_loss_ends_before_anything_is_exported(
     store: Store, gate: str, stage: str, absent: str
 ) -> None:
     prepared = prepare_recipe(store, RECIPE.replace("0.8", "0.4") + f"[quality]\n{gate} = 0\n")
-    with pytest.raises(QualityLost, match=f"after {stage} more is lost than quality.{gate} = 0") as caught:
+    with pytest.raises(QualityLost, match=f"stage {stage} lost more than quality.{gate} = 0") as caught:
         build_recipe(prepared, store, Steps(quiet=True))
     assert "b: " in str(caught.value)
     assert "layers that lose most" in str(caught.value)

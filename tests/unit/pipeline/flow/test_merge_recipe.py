@@ -103,9 +103,9 @@ def test_what_shapes_a_merge_is_in_its_key(folder: Path) -> None:
         ('method = "iso"', "merge.method"),
         (
             'method = "average"\ndensity = 0.2',
-            "merge.density means nothing to the method 'average': it belongs to ties",
+            "merge.density is not used by 'average': it belongs to ties",
         ),
-        (f'method = "average"\n{BASE}', "merge.base means nothing to the merges of this recipe"),
+        (f'method = "average"\n{BASE}', "no merge of this recipe uses merge.base"),
         (f'method = "dare"\ndrop = 1.0\n{BASE}', r"merge.drop must lie in \[0, 1\), got 1.0"),
         (f'method = "ties"\n{BASE.replace("start", "a")}', "two models are called 'a'"),
         (f'method = "ties"\n{BASE}train = "net.py:load"', "model 'start' needs exactly one of `weights` and `train`"),
@@ -120,7 +120,7 @@ def test_a_merge_that_cannot_be_meant_is_refused_when_the_recipe_is_read(
 
 def test_slerp_of_three_and_another_architecture_as_base_are_refused_before_any_work(folder: Path) -> None:
     models = "".join(MODEL.format(name) for name in ("a", "b", "base"))
-    with pytest.raises(InputError, match="'slerp' goes between two models, here are 3"):
+    with pytest.raises(InputError, match="'slerp' merges exactly two models, got 3"):
         read_recipe(write(folder, 'method = "slerp"', models))
     torch.manual_seed(0)
     save_file(copy_state(load_function("net.py:wide", folder)()), folder / "wide.safetensors")

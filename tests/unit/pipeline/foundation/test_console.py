@@ -1,3 +1,4 @@
+import sys
 import threading
 
 import pytest
@@ -91,3 +92,17 @@ def test_workers_side_by_side_name_their_lines(capsys: pytest.CaptureFixture[str
         assert all(f"✓ {name}: {what}" in told for what in ("push", "measure", "copy"))
         assert f"· {name}: [cool]" in told
     assert all(list(worker.seconds) == ["push", "measure", "copy"] for worker in workers)
+
+
+def test_a_notebook_without_widgets_gets_its_lines_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    shown: list[str] = []
+    monkeypatch.setattr("rich.jupyter.display", lambda _, text: shown.append(text))
+    steps = Steps()
+    with steps.step("merge"), steps.follow("refine") as on_progress:
+        on_progress(0.5)
+    assert [text.split()[1] for text in shown] == ["refine", "merge"]
+    assert capsys.readouterr() == ("", "")

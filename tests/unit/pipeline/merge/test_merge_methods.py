@@ -343,13 +343,13 @@ def test_knots_of_one_direction_elects_in_its_coordinates() -> None:
 @pytest.mark.parametrize(
     ("methods", "given", "has_base", "complaint"),
     [
-        (["average"], {"scale": 0.3}, False, "merge.scale means nothing to the method 'average': it belongs to task-a"),
+        (["average"], {"scale": 0.3}, False, "merge.scale is not used by 'average': it belongs to task-a"),
         (["ties"], {}, False, "ties.* needs the base"),
         (["ties"], {"density": 1.2}, True, r"merge.density must lie in \[0, 1\], got 1.2"),
         (["ties"], {"density": 0}, True, "keeps nothing"),
         (["dare"], {"drop": 1.0}, True, r"merge.drop must lie in \[0, 1\), got 1.0"),
         (["della"], {"drop": 0.05}, True, "merge.drop ± merge.epsilon / 2 must lie in"),
-        (["joint", "slerp"], {"core_rank": 4}, False, "merge.core_rank means nothing to the method 'joint', 'slerp'"),
+        (["joint", "slerp"], {"core_rank": 4}, False, "merge.core_rank is not used by 'joint', 'slerp'"),
     ],
 )
 def test_keys_that_mean_nothing_are_refused(
@@ -364,4 +364,4 @@ def test_keys_that_mean_nothing_are_refused(
 
 def test_keys_that_hold_for_any_merge_of_the_recipe_are_taken() -> None:
     assert check_settings([("merge", "joint"), ("row", "ties")], {"density": 0.3, "scale": 2}, has_base=True) == []
-    assert check_count([("row", "slerp")], 3) == ["row: 'slerp' goes between two models, here are 3"]
+    assert check_count([("row", "slerp")], 3) == ["row: 'slerp' merges exactly two models, got 3"]

@@ -3,6 +3,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from make.berts import save_bert
@@ -11,8 +12,6 @@ from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
-
-transformers = pytest.importorskip("transformers")
 
 
 def make_source(name: str) -> Source:
@@ -40,7 +39,7 @@ def test_a_wrapped_model_gives_transformers_own_logits(folder: Path) -> None:
     ids = torch.randint(0, 20, (4, 6))
     mask = torch.ones_like(ids)
     mask[1, 3:] = 0
-    reference = transformers.BertForSequenceClassification.from_pretrained(folder / "first").eval()
+    reference = transformers.BertForSequenceClassification.from_pretrained(folder / "first").eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         torch.testing.assert_close(model(ids, mask), reference(input_ids=ids, attention_mask=mask).logits)
     assert isinstance(model, LogitsOnly)

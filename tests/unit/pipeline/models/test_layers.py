@@ -97,7 +97,7 @@ def test_a_model_that_is_itself_a_layer_has_no_name_to_factor_under() -> None:
 
 def test_a_layer_whose_weight_is_computed_is_left_out() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    prune.l1_unstructured(net[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(net[0], "weight", 0.5)  # type: ignore[no-untyped-call]  # torch types none of its pruning
     assert [layer.name for layer in find_layers(net)] == ["1"]
 
 

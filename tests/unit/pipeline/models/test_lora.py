@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,9 +23,6 @@ from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.models.weights import copy_state, load_into
 from rankship_pipeline.recipe.choices import Source, find_base, list_sources
 from rankship_pipeline.recipe.rules import read_recipe
-
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 MODELS = """
 [[models]]
@@ -69,7 +68,7 @@ def save_adapter(base: Path, folder: Path, seed: int, **options: Any) -> Tensor:
         for name, parameter in adapted.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     with torch.no_grad():
         logits: Tensor = adapted.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
     return logits
@@ -134,7 +133,7 @@ def test_convolutions_have_adapters_too(tmp_path: Path) -> None:
     net, x = Net(), torch.randn(2, 3, 6, 6)
     state = copy_state(net)
     adapted = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["conv", "fc"], init_lora_weights=False))
-    adapted.save_pretrained(tmp_path)
+    adapted.save_pretrained(str(tmp_path))
     loaded = load_into(Net(), read_adapter(tmp_path).add_to(state), where="here")
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), adapted.eval()(x))

@@ -159,7 +159,7 @@ def test_ranks_off_the_step_do_not_count_as_the_fastest() -> None:
 
 def test_a_table_of_another_model_is_refused_by_layer() -> None:
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 40))
-    with pytest.raises(InputError, match="does not say what 1 cost dense"):
+    with pytest.raises(InputError, match="has no dense cost of 1"):
         price_table(make_table(), find_layers(model), "m", "table")
 
 

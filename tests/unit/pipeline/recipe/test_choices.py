@@ -99,7 +99,7 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, "[data]\nimages = 'x'\nsize = [8, 0]", BUDGET), "data.size must be at least 1, got 0"),
         ((MODEL, "[data]\ncsv = 'x'\ntest_samples = 0", BUDGET), "data.test_samples must be at least 1, got 0"),
         ((MODEL, "[data]\ntext = 'x'", BUDGET), "'a' comes from a factory: give it a loader"),
-        ((MODEL, "[data]\ncsv = 'x'", BUDGET, "[merge]\nhead = 'h'"), "its data come from a loader"),
+        ((MODEL, "[data]\ncsv = 'x'", BUDGET, "[merge]\nhead = 'h'"), "the data must come from data.loader"),
         ((MODEL, DATA, BUDGET, "[ranks]\nthreshold = 0.9"), "ranks.threshold belongs to method 'arp' only"),
         ((MODEL, DATA, BUDGET, "[ranks]\nmethod = 'arp'\nthreshold = 0.9"), "exactly one of .*none with ranks.thresh"),
         ((MODEL, DATA), "exactly one of kept_parameters, parameters, size_bytes"),
@@ -120,7 +120,7 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, BUDGET + "format = 'onnx'"), "budget.format belongs to budget.on"),
         (
             (MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'\nformat = 'tflite'", "[export]\nformats = ['onnx']"),
-            "budget.format is tflite, exported are onnx",
+            "budget.format is tflite, export.formats onnx",
         ),
         ((MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'", "[ranks]\nmethod = 'ara'"), "'ara' counts parameters"),
         ((MODEL, DATA, "[budget]\nflops = 9\ncosts = 'c.json'"), "budget.costs, a table measured on the device"),
@@ -240,5 +240,5 @@ def test_a_normalisation_needs_a_positive_std_per_mean(tmp_path: Path, given: st
 
 
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="model 'a': two of its `labels` have one name"):
+    with pytest.raises(InputError, match="model 'a': two of its `labels` have the same name"):
         read(tmp_path, MODEL + 'labels = ["x", "x"]', DATA, BUDGET)

@@ -51,7 +51,7 @@ def trained(digits: tuple[Tensor, Tensor]) -> nn.Module:
     for step in range(80):
         batch = slice(step % 10 * 100, step % 10 * 100 + 100)
         optimiser.zero_grad()
-        nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]  # torch types no backward
         optimiser.step()
     return net.eval()
 

@@ -61,7 +61,7 @@ def test_a_new_inventory_is_its_owners_only_and_an_old_ones_rights_stay(tmp_path
     path.chmod(0o640)
     add_device(path, "pi5", BOARD)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert [entry.name for entry in path.parent.iterdir()] == ["devices.toml"]
+    assert {entry.name for entry in path.parent.iterdir()} == {"devices.toml", ".devices.toml.lock"}
 
 
 def test_the_users_own_lines_stay_byte_for_byte(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_a_jump_host_is_looked_up_and_kept_while_it_is_needed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('jump = "absent"', "is no ssh device"),
+        ('jump = "absent"', "is not an ssh device"),
         ('jump = "pi4"', "leads back to itself"),
-        ('jump = "this-machine"', "is no ssh device"),
+        ('jump = "this-machine"', "is not an ssh device"),
         ('via = "pi4"', "unknown key 'via'"),
     ],
 )

@@ -213,6 +213,6 @@ def test_a_program_that_hangs_or_fails_is_an_empty_answer(tmp_path: Path, monkey
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(system, "ASK_TIMEOUT_S", 0.2)
-    assert [system.ask(name) for name in ("hangs", "fails", "noise", "absent")] == ["", "", "", ""]
-    assert system.ask(sys.executable, "-c", "print('said')") == "said\n"
+    monkeypatch.setattr(system, "PROGRAM_TIMEOUT_S", 0.2)
+    assert [system.run_program(name) for name in ("hangs", "fails", "noise", "absent")] == ["", "", "", ""]
+    assert system.run_program(sys.executable, "-c", "print('said')") == "said\n"

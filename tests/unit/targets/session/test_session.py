@@ -80,7 +80,7 @@ def test_a_sweep_times_several_artifacts_in_one_process_in_their_order(device: D
         trials = session.sweep([*requests, requests[0]])
         with pytest.raises(BuildError, match="not pushed as verified"):
             session.sweep([requests[0], ask("/elsewhere", model, inputs)])
-        with pytest.raises(CommandFailed, match="files of as many samples each"):
+        with pytest.raises(CommandFailed, match="files with the same number of samples"):
             session.sweep([ask(remotes[0], model)])
     shas = [hash_file(path) for path in (model, other, model)]
     assert [trial.artifact_sha256 for trial in trials] == shas
