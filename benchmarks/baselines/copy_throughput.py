@@ -1,12 +1,12 @@
 # ruff: noqa: INP001 - a script, no package
-"""How fast a file is copied to a device, beside the tools that everybody has: scp and sftp, or adb push.
+"""Throughput of copying a file to a device, compared with the usual tools: scp and sftp, or adb push.
 
     python benchmarks/baselines/copy_throughput.py DEVICE --inventory devices.toml --out copy_throughput.json
 
-Sends the same random bytes in every way in turn, each with its own connecting; with no DEVICE it starts an OpenSSH
+Sends the same random bytes in every way in turn, each with its own connection; without DEVICE it starts an OpenSSH
 server of its own on the loopback. A ratio is of two neighbours in one round; its interval holds the true median with at
-least 95 % and assumes no distribution (the order statistics of rankship's own reports). "rankship" is what a push
-does: room asked for, hash computed on the device, renamed. `--tree` also times a tree of many files like a kit's,
+least 95 % and assumes no distribution (the order statistics of rankship's own reports). "rankship" is a whole push:
+free space checked, hash computed on the device, file renamed. `--tree` also times a tree of many files like a kit's,
 copied once and pushed again unchanged.
 """
 
@@ -59,7 +59,7 @@ Subsystem sftp internal-sftp
 
 @contextmanager
 def start_server(folder: Path) -> Iterator[Device]:
-    """Run an SSH server for this user on a free port of the loopback."""
+    """Run an SSH server for this user on a free loopback port."""
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     for name in ("host", "user"):
@@ -86,7 +86,7 @@ def start_server(folder: Path) -> Iterator[Device]:
 
 
 def await_banner(port: int) -> None:
-    """Wait until the server greets."""
+    """Wait until the server sends its banner."""
     for _ in range(100):
         try:
             with socket.create_connection(("127.0.0.1", port), 1) as connection:
@@ -98,7 +98,7 @@ def await_banner(port: int) -> None:
 
 
 def make_ways(device: Device, folder: Path, source: Path, target: str) -> dict[str, Callable[[], object]]:
-    """Every way to send the file; the project's own includes its connecting, as the tools' does."""
+    """Return every way to send the file; ours includes connecting, as the tools do."""
     sha256 = hash_file(source)
     numbers = itertools.count()
 
@@ -155,7 +155,7 @@ def measure(ways: dict[str, Callable[[], object]], runs: int, size_bytes: int) -
 
 
 def compare_pairs(figures: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """Give the project's throughput over each tool's, paired by round, with 95 % intervals."""
+    """Return our throughput over each tool's, paired by round, with 95 % intervals."""
     ratios: dict[str, dict[str, object]] = {}
     for tool in sorted(figures.keys() - {"rankship"}):
         walls = zip(figures["rankship"]["wall_s"], figures[tool]["wall_s"], strict=True)  # type: ignore[call-overload]
@@ -165,7 +165,7 @@ def compare_pairs(figures: dict[str, dict[str, object]]) -> dict[str, dict[str, 
 
 
 def time_tree(device: Device, folder: Path, runs: int) -> dict[str, object]:
-    """Time a kit-like tree of 1,500 files and 57 MB: copied for the first time, then pushed again unchanged."""
+    """Time a tree like a kit's, 1,500 files and 57 MB: copied for the first time, then pushed again unchanged."""
     draw = random.Random(0)  # noqa: S311 - sizes, no secrets
     weights = [draw.lognormvariate(0, 2) for _ in range(TREE_FILES)]
     sizes = [max(1, round(TREE_BYTES * weight / sum(weights))) for weight in weights]
@@ -201,7 +201,7 @@ def time_tree(device: Device, folder: Path, runs: int) -> dict[str, object]:
 
 
 def spend_cpu_s() -> float:
-    """Tell the processor seconds of this process and of the children that ended."""
+    """Return the CPU seconds of this process and of its ended children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
@@ -243,7 +243,7 @@ def main() -> None:
 
 
 def compare(device: Device, folder: Path, source: Path, runs: int) -> dict[str, dict[str, object]]:
-    """Measure every way that this host has, into a folder on the device that is removed afterwards."""
+    """Measure every way that this host has, into a folder on the device that is deleted afterwards."""
     with open_transport(device) as transport:
         place = make_folder(transport)
         try:
@@ -259,7 +259,7 @@ def compare(device: Device, folder: Path, source: Path, runs: int) -> dict[str, 
 
 
 def make_folder(transport: Transport) -> str:
-    """Make a folder of our own on the device."""
+    """Make a new folder on the device."""
     return transport.run(["mktemp", "-d"], timeout_s=60).stdout.strip()
 
 

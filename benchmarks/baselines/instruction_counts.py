@@ -1,11 +1,11 @@
 # ruff: noqa: INP001 - a script, no package
-"""How many instructions a build's models cost on a virtual Cortex-A72, dense beside compressed: no time of any board.
+"""Instructions per inference on a virtual Cortex-A72, dense and compressed; these are not times of any board.
 
     python benchmarks/baselines/instruction_counts.py pipeline/recipes/digits.toml --out instruction_counts.json
 
-Builds and verifies the recipe (what is in the store is taken from there), boots the virtual machine whose clock moves
-one nanosecond per instruction, installs a kit with ExecuTorch's runner on it, and counts every artifact several times,
-each in a fresh process there, dense and compressed in turn. Needs root, qemu-system-arm and Debian's arm64 packages.
+Builds and verifies the recipe (using the store), boots a virtual machine whose clock advances one nanosecond per
+instruction, installs a kit with ExecuTorch's runner on it, and counts every artifact several times, each in a fresh
+process there, dense and compressed in turn. Needs root, qemu-system-arm and Debian's arm64 packages.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
 def count_all(
     proven: list[tuple[Artifact, Verified]], inputs: list[Path], store: Store, repeats: int, steps: Steps
 ) -> dict[str, object]:
-    """Boot one machine, count every artifact in turn, and say under which conditions."""
+    """Boot one machine and count every artifact in turn; returns the counts and the conditions."""
     with steps.step("boot the machine that counts"):
         machine = boot(icount=True, name="counting-pi")
     with machine:
@@ -102,7 +102,7 @@ def count_all(
 
 
 def install_runner(machine: Machine) -> Machine:
-    """Give the machine what it lacks beside its own runtimes, by a kit; its device then names the kit's Python."""
+    """Install the missing runtimes on the machine as a kit; the returned device uses the kit's Python."""
     with open_transport(machine.device) as transport:
         system = ask_system(transport, machine.device)
         lock, folder = build_kit(system, machine.device.name, ["executorch"], lambda _: None)
@@ -111,7 +111,7 @@ def install_runner(machine: Machine) -> Machine:
 
 
 def describe(found: list[Instructions]) -> dict[str, object]:
-    """Give each repeat's count, and how far they lie apart."""
+    """Return each repeat's count, and their spread."""
     counts = [one.per_inference for one in found]
     samples = [sample for one in found for sample in one.samples]
     return {
@@ -127,7 +127,7 @@ def describe(found: list[Instructions]) -> dict[str, object]:
 
 
 def ratio(compressed: list[Instructions], dense: list[Instructions]) -> dict[str, float]:
-    """Compare repeat by repeat."""
+    """Return the ratio of counts, paired by repeat."""
     ratios = [one.per_inference / other.per_inference for one, other in zip(compressed, dense, strict=True)]
     return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 

@@ -1,13 +1,13 @@
 # ruff: noqa: INP001 - a script, no package
-"""Latency budgets landed on a device, and what allocating by parameters or by operations gives in their place.
+"""Latency budgets landed on a device, compared with allocating by parameters or by operations.
 
     nice -n 5 python benchmarks/baselines/latency_landing.py RECIPE --shares 0.75,0.6 --out digits.json
 
-Each share makes a budget: so much of the dense model's time in the recipe's cost table. Beside each landed model stand,
-by parameters and by floating-point operations (same forms, steps and merge): the model with as many of them as the
-landed one ("equal"), and the smallest that answers as many of the first `--test` test inputs rightly ("accurate", by
-bisection over the budget). All are then timed in one run, interleaved round by round with the dense model, each round
-in one fresh process.
+Each share makes a budget: that share of the dense model's time in the recipe's cost table. Each landed model is
+compared, by parameters and by floating-point operations (same forms, steps and merge), with the model that has as many
+of them ("equal"), and with the smallest that answers as many of the first `--test` test inputs correctly ("accurate",
+by bisection over the budget). All are then timed in one run, interleaved round by round with the dense model, each
+round in one fresh process.
 """
 
 import argparse
@@ -53,7 +53,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Bench:
-    """One recipe with everything that its models share; `others` are the units of the ways beside measured time."""
+    """One recipe with everything that its models share; `others` are the budget units compared with measured time."""
 
     recipe: Recipe
     folder: Path
@@ -64,30 +64,30 @@ class Bench:
     others: tuple[str, ...]
 
     def prepare(self, budget: Budget) -> Prepared:
-        """The recipe under another budget."""
+        """Prepare the recipe with another budget."""
         return prepare(replace(self.recipe, budget=budget, compare=()), self.folder)
 
     def count_right(self, model: Model, prepared: Prepared) -> int:
-        """Right answers among the first test inputs."""
+        """Count the right answers among the first test inputs."""
         inputs = tuple(tensor[: self.test] for tensor in prepared.data.test_inputs)
         return measure_accuracy(model.module, inputs, prepared.data.labels[: self.test], stage="test").correct
 
     def make(self, budgeted: Budgeted) -> tuple[Model, RankPlan]:
-        """The compressed model and its ranks."""
+        """Make the compressed model; returns it with its plan."""
         prepared = budgeted.prepared
         return Stages(prepared, self.store, self.steps).compress(budgeted, choose(prepared.recipe))
 
     def equal(self, unit: str, amount: int) -> tuple[Budgeted, Model, RankPlan, int]:
-        """The model that allocation by a unit makes of so many of it."""
+        """Make the model that allocation by a unit gives at a budget in that unit."""
         return self.try_out(replace(self.whole(unit), budget=amount))
 
     def whole(self, unit: str) -> Budgeted:
-        """The recipe with all of a unit as its budget."""
+        """Prepare the recipe with the dense model's total of a unit as its budget."""
         amount = Budget(kept_parameters=1.0) if unit == "parameters" else Budget(kept_flops=1.0)
         return price_recipe(self.prepare(amount))
 
     def match(self, unit: str, wanted: int) -> tuple[Budgeted, Model, RankPlan, int]:
-        """The smallest model by a unit, as far as bisection comes, with at least as many right answers."""
+        """Find the smallest model by a unit, up to bisection's precision, with at least as many right answers."""
         whole = self.whole(unit)
         low, high = 0.1, 1.0
         found = self.try_out(whole)
@@ -103,7 +103,7 @@ class Bench:
         return found
 
     def try_out(self, budgeted: Budgeted) -> tuple[Budgeted, Model, RankPlan, int]:
-        """A model within a budget, and how many answers it has right."""
+        """Make a model within a budget; returns it with its number of right answers."""
         model, plan = self.make(budgeted)
         return budgeted, model, plan, self.count_right(model, budgeted.prepared)
 
@@ -113,7 +113,7 @@ class Bench:
 
 
 def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Callable[[dict[str, Any]], None]) -> None:
-    """Land every budget, match every other way to it, then time all together; what is known is kept after each."""
+    """Land every budget, match every other unit to it, then time all together; results are saved after each."""
     dense = bench.prepare(Budget(kept_parameters=1.0))
     merged, _ = Stages(dense, bench.store, bench.steps).merge(dense.recipe.merge.method)
     subjects = {"dense": bench.place.push_dense(dense, bench.store, bench.steps)}
@@ -148,13 +148,13 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
 
 
 def count_flops(plan: RankPlan, by_flops: Budgeted) -> int:
-    """Floating-point operations of one sample under a plan."""
+    """Return the floating-point operations of one sample under a plan."""
     chosen, price = {layer.name: layer.factors for layer in plan.layers}, by_flops.price
     return price.fixed + sum(price.price_layer(layer, chosen[layer.name]) or 0 for layer in by_flops.prepared.layers)
 
 
 def describe(plan: RankPlan, right: int, by_flops: Budgeted) -> dict[str, Any]:
-    """What a plan came to."""
+    """Return a plan's figures."""
     stored = {layer.name: str(layer.factors or "dense") for layer in plan.layers}
     return {
         "right": right,
@@ -167,7 +167,7 @@ def describe(plan: RankPlan, right: int, by_flops: Budgeted) -> dict[str, Any]:
 
 
 def time_together(bench: Bench, subjects: dict[str, Subject]) -> dict[str, Any]:
-    """Interleaved rounds of all; ratios pair within a round: to dense, and of the other ways to the landed model."""
+    """Time all in interleaved rounds; ratios pair within a round: to dense, and of other units to the landed model."""
     medians: dict[str, dict[int, float]] = {name: {} for name in subjects}
     names = list(subjects)
     with bench.steps.track("time all together", ROUNDS) as advance:
@@ -188,7 +188,7 @@ def time_together(bench: Bench, subjects: dict[str, Subject]) -> dict[str, Any]:
 
 
 def show(estimate: Estimate | None) -> list[float | None]:
-    """Value, low, high."""
+    """Return value, low, high."""
     return [] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 

@@ -1,12 +1,12 @@
 # ruff: noqa: INP001 - a script, no package
-"""Seconds and memory of the same merges by rankship and by mergekit, in turns, and how far each is from exact.
+"""Time and memory of the same merges by rankship and by mergekit, in turns, and the error of each.
 
     python -m venv /somewhere && /somewhere/bin/pip install mergekit
     nice -n 5 python benchmarks/baselines/merge_beside_mergekit.py --mergekit /somewhere/bin/mergekit-yaml
 
 Checkpoints are random, LLaMA-shaped, bfloat16: a base and two models near it. Every merge runs in a fresh process, from
-start to exit, imports included, on one thread. Memory is the process's high-water mark as the kernel counts it (mapped
-files included) and, sampled, its anonymous part alone.
+start to exit, imports included, on one thread. Memory is the process's peak as the kernel counts it (mapped files
+included) and, sampled, its anonymous part alone.
 """
 
 import argparse
@@ -43,7 +43,7 @@ COMPARED = 5_000_000  # the attention's matrices and the norms; an exact merge o
 
 
 def describe_shape(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
-    """LLaMA's proportions."""
+    """Return the tensors' shapes, in LLaMA's proportions."""
     return {
         "num_hidden_layers": layers,
         "vocab_size": vocabulary,
@@ -59,7 +59,7 @@ def describe_shape(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
 
 
 def make_checkpoints(folder: Path, shape: dict[str, Any]) -> None:
-    """Write base, a and b: random, the two a tenth of the base's spread away; never more than one shard in memory."""
+    """Write base, a and b: random, a and b a tenth of the base's spread away; one shard in memory at a time."""
     for name in ("base", "a", "b"):
         place = folder / name
         transformers.LlamaConfig(**shape).save_pretrained(place)
@@ -87,7 +87,7 @@ def _draw(model: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """Run to the end and say what it took."""
+    """Run a command to its end; returns its time and memory."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -121,7 +121,7 @@ def run(command: list[str]) -> dict[str, float]:
 
 
 def write_requests(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The same merges in both tools' words: method → (ours, mergekit's)."""
+    """Write the same merges as files for both tools: method → (ours, mergekit's)."""
     found = {}
     for method in ("average", "ties"):
         ours, theirs = folder / f"{method}.toml", folder / f"{method}.yml"
@@ -143,7 +143,7 @@ def write_requests(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def compare(folder: Path, method: str) -> dict[str, Any]:
-    """How the two results differ, and how far each is from the merge in float64; tensors of up to COMPARED elements."""
+    """Compare the two results with each other and with the merge in float64; tensors of up to COMPARED elements."""
     models = {name: open_model(folder / name).tensors for name in ("base", "a", "b", "ours", "theirs")}
     differing = elements = 0
     largest = {"between": 0.0, "ours": 0.0, "theirs": 0.0}
@@ -168,7 +168,7 @@ def compare(folder: Path, method: str) -> dict[str, Any]:
 
 
 def _merge_exactly(method: str, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Average and TIES written once more, plainly, in float64; ties in magnitude at the edge are all kept."""
+    """Merge by average and TIES in a plain float64 reference; equal magnitudes at the threshold are all kept."""
     if method == "average":
         return (a + b) / 2
     changes = []
@@ -184,7 +184,7 @@ def _merge_exactly(method: str, base: torch.Tensor, a: torch.Tensor, b: torch.Te
 
 
 def hash_folder(folder: Path) -> str:
-    """Over every tensor's bits."""
+    """Return a hash of every tensor's bits."""
     state = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -194,7 +194,7 @@ def hash_folder(folder: Path) -> str:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median, least and most of every measure, by method and tool."""
+    """Return median, minimum and maximum of every figure, by method and tool."""
     found: dict[str, Any] = {}
     for method, tool in sorted({(row["method"], row["tool"]) for row in rows}):
         mine = [row for row in rows if (row["method"], row["tool"]) == (method, tool)]
@@ -210,7 +210,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the checkpoints, merge in turns, compare, print and write all of it."""
+    """Make the checkpoints, merge in turns, compare, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mergekit", type=Path, required=True, help="the mergekit-yaml of an environment of its own")
     parser.add_argument("--layers", type=int, default=12)

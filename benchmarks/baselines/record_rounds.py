@@ -1,8 +1,8 @@
 # ruff: noqa: INP001 - a script is no package
-"""Rounds as this machine really gives them, for simulate_verdicts.py: `python benchmarks/baselines/record_rounds.py`.
+"""Records real rounds on this machine for simulate_verdicts.py: `python benchmarks/baselines/record_rounds.py`.
 
 The canary in ONNX and TFLite, timed round by round in fresh processes as `rankship bench` does; nothing changes between
-rounds, so whatever they differ by is noise. Each round's median and the load before it are written to
+rounds, so all differences are noise. Each round's median and the load before it are written to
 recorded_rounds.json beside this file.
 """
 
@@ -37,7 +37,7 @@ NO_PLAN = RankPlan(
 
 
 def main() -> None:
-    """Prove the canaries, time them round by round and keep the medians."""
+    """Verify the canaries, time them round by round and write the medians."""
     steps, store = Steps(), Store(default_root())
     artifacts = tuple(make_canary(name, store, steps) for name in ("onnx", "tflite"))
     build = Build(

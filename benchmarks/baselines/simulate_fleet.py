@@ -1,9 +1,9 @@
 # ruff: noqa: INP001, S311 - a script, no package; its dice need no secrecy
-"""A fleet of 200 simulated devices, 10,000 jobs, 1,000 injected faults: is any job lost, done twice or stored wrong.
+"""A fleet of 200 simulated devices, 10,000 jobs, 1,000 faults: checks for jobs lost, done twice or stored wrong.
 
     python benchmarks/baselines/simulate_fleet.py --out benchmarks/baselines/simulated_fleet.json
 
-First in virtual time, with the very schedule that a fleet uses, for the utilisation: 25 devices of each of eight kinds,
+First in virtual time, with the schedule that a fleet uses, for the utilisation: 25 devices of each of eight kinds,
 four fifths of the jobs for any device of a kind, one fifth for one device. Then with real threads and real result
 files, every fault at a random moment of writing, and every stored number compared with what was to be stored.
 """
@@ -43,16 +43,16 @@ from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 KINDS, TWINS, JOBS, FAULTS, TRIALS = 8, 25, 10_000, 1_000, 12
 HOST_KILLS, DEVICES_GONE = 10, 5
-TAIL = 0.01  # of the jobs: at the end devices wait because nothing is left for them
+TAIL = 0.01  # share of the jobs: at the end devices idle because nothing is left for them
 ROUNDS = 2  # of the runs that are really stored
 MEAN_JOB_S, SPREAD = 600.0, 0.4
-# What befalls a device, how often of a hundred, and after how many seconds it is there again.
+# Kinds of fault of a device, how many of a hundred, and after how many seconds it is back.
 MISHAPS = {"cable out": (60, (120, 1200)), "rebooted": (20, (60, 300)), "agent killed": (20, (0, 1))}
 
 
 @dataclass
 class Lab:
-    """A lab in virtual time: what is due, who is down, and what has been seen."""
+    """A lab in virtual time: the events to come, the devices that are down, and the counts so far."""
 
     dice: random.Random
     devices: list[str]
@@ -79,11 +79,11 @@ class Lab:
         self.schedule = Schedule(self.jobs, self.devices)
 
     def plan(self, when: float, what: str, device: str) -> None:
-        """Put an event on the calendar."""
+        """Schedule an event."""
         heapq.heappush(self.due, (when, next(self.order), what, device))
 
     def hand_out(self, now: float) -> None:
-        """Let every device that can begin a job begin one; one that is down is found to be."""
+        """Let every device that can begin a job begin one; a device that is down is lost then."""
         for device in self.devices:
             job = self.schedule.take(device)
             if job is None:
@@ -100,7 +100,7 @@ class Lab:
             self.plan(now + (left_s if fault is None else self.dice.random() * left_s), fault or "done", device)
 
     def stop_work(self, now: float, device: str) -> None:
-        """Count what a device did on a job that is cut short: whole trials are on disk, one is repeated."""
+        """Count the work on an interrupted job: its whole trials are on disk, one trial is repeated."""
         job = self.schedule.running[device]
         worked_s = now - self.begun.pop(device)
         self.busy_s += worked_s
@@ -110,7 +110,7 @@ class Lab:
         self.interruptions += 1
 
     def meet(self, now: float, what: str, device: str) -> None:
-        """Let one event happen."""
+        """Process one event."""
         if what == "done":
             self.done[self.schedule.running[device].name] += 1
             if len(self.done) == round((1 - TAIL) * len(self.jobs)):
@@ -134,7 +134,7 @@ class Lab:
             self.plan(now + self.dice.uniform(*MISHAPS[what][1]), "back", device)
 
     def kill_host(self, now: float) -> None:
-        """Forget all but what is on disk: which jobs ended, and the trials of those that had not."""
+        """Drop everything but what is on disk: which jobs ended, and the trials of those that had not."""
         for device in list(self.schedule.running):
             self.stop_work(now, device)
         self.keep_failures()
@@ -144,17 +144,17 @@ class Lab:
         heapq.heapify(self.due)
 
     def keep_failures(self) -> None:
-        """Note the jobs that ended without a result, and why."""
+        """Record the jobs that ended without a result, and why."""
         self.failed |= {name: one.failure for name, one in self.schedule.outcomes.items() if one.failure}
 
     def find_utilisation(self, now: float) -> float:
-        """Divide the time that devices worked by the time that they were up, until now."""
+        """Return the time that devices worked over the time that they were up, until now."""
         down_s = self.down_s + sum(now - since for since in (*self.down.values(), *self.gone.values()))
         busy_s = self.busy_s + sum(now - since for since in self.begun.values())
         return busy_s / (now * len(self.devices) - down_s)
 
     def run(self) -> float:
-        """Go through all events; gives the moment when the last job ended."""
+        """Process all events; returns the time when the last job ended."""
         now = 0.0
         self.hand_out(now)
         while not self.schedule.finished:
@@ -166,7 +166,7 @@ class Lab:
 
 
 def simulate_time(seed: int) -> dict[str, object]:
-    """Run the lab once in virtual time and say what was seen."""
+    """Run the lab once in virtual time; returns its counts."""
     dice = random.Random(seed)
     devices = [f"kind{kind}-{twin}" for kind in range(KINDS) for twin in range(TWINS)]
     kinds = [tuple(devices[TWINS * kind :][:TWINS]) for kind in range(KINDS)]
@@ -200,7 +200,7 @@ def simulate_time(seed: int) -> dict[str, object]:
 
 
 def make_trial(job: str, device: str, number: int) -> Trial:
-    """Make the trial that this very job must leave: its samples are a function of the job and the round."""
+    """Make the trial that a job must store: its samples are a function of the job and the round."""
     untold = DeviceState(
         governor=None, frequency_khz=None, temperature_mc=None, load_1m_milli=None, available_memory_bytes=None
     )
@@ -226,7 +226,7 @@ def make_trial(job: str, device: str, number: int) -> Trial:
 
 
 def make_header(job: str, device: str) -> Header:
-    """Make the header of a run of nothing."""
+    """Make the header of an empty run."""
     plan = RankPlan(
         method="none",
         layers=(),
@@ -257,7 +257,7 @@ def make_header(job: str, device: str) -> Header:
 
 
 def store_for_real(seed: int, results: Path) -> dict[str, object]:
-    """Let 200 threads write 10,000 runs with 1,000 faults in mid-write, and compare every number that is stored."""
+    """Let 200 threads write 10,000 runs with 1,000 faults in mid-write, and check every stored number."""
     dice = random.Random(seed)
     devices = [f"d{number}" for number in range(KINDS * TWINS)]
     jobs = [Job(name=f"job{number}", devices=(devices[number % len(devices)],)) for number in range(JOBS)]
@@ -312,12 +312,12 @@ def store_for_real(seed: int, results: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run both parts and write what was seen."""
+    """Run both parts and write the results."""
     parser = argparse.ArgumentParser(description="Simulate a fleet of 200 devices.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5, help="runs in virtual time (default: %(default)s)")
     arguments = parser.parse_args()
-    faulthandler.dump_traceback_later(1800, exit=True)  # a hang would be seen, and where
+    faulthandler.dump_traceback_later(1800, exit=True)  # shows where, if it hangs
     in_time = [simulate_time(seed) for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:  # noqa: S108
         stored = store_for_real(0, Path(folder))

@@ -1,9 +1,10 @@
 # ruff: noqa: INP001, PLR2004 - a script is no package, and a simulation is made of numbers
-"""How often verdicts and intervals are right, on noise of known kind.
+"""How often verdicts and intervals are right, on noise of known kinds.
 
 `python benchmarks/baselines/simulate_verdicts.py` judges everything through the shipped functions and writes
-simulate_verdicts.json beside this file: coverage of every interval that a report prints, words of `rankship compare`,
-alarms of the history's rule. Two standard errors of a share of 0.95 are 0.022 at 400 draws. Some minutes on one core.
+simulate_verdicts.json beside this file: coverage of every interval that a report prints, verdicts of `rankship
+compare`, alarms of step detection. Two standard errors of a share of 0.95 are 0.022 at 400 draws. Some minutes on one
+core.
 """
 
 import json
@@ -30,12 +31,12 @@ Draw = Callable[[np.random.Generator, int], Array]  # log times of one run's rou
 
 
 def draw_normal(spread: float) -> Draw:
-    """Independent rounds."""
+    """Draw independent rounds."""
     return lambda random, rounds: random.normal(0, spread, rounds)
 
 
 def draw_correlated(rho: float, spread: float = 0.02) -> Draw:
-    """Each round keeps the share `rho` of the one before it (an autoregression)."""
+    """Draw rounds that keep the share `rho` of the one before (an autoregression)."""
 
     def draw(random: np.random.Generator, rounds: int) -> Array:
         values = random.normal(0, spread, rounds)
@@ -47,12 +48,12 @@ def draw_correlated(rho: float, spread: float = 0.02) -> Draw:
 
 
 def draw_two_speeds(random: np.random.Generator, rounds: int) -> Array:
-    """Four rounds in ten take 8 % longer."""
+    """Draw rounds of which four in ten take 8 % longer."""
     return random.normal(0, 0.01, rounds) + 0.08 * (random.random(rounds) < 0.4) - TWO_SPEEDS_MEDIAN
 
 
 def draw_throttled(random: np.random.Generator, rounds: int) -> Array:
-    """A stretch of 30 % of the rounds, anywhere, takes 25 % longer, and the device does not tell."""
+    """Draw rounds of which a stretch of 30 %, anywhere, takes 25 % longer, unreported by the device."""
     values, length = random.normal(0, 0.01, rounds), round(0.3 * rounds)
     start = random.integers(0, rounds - length + 1)
     values[start : start + length] += log(1.25)
@@ -60,23 +61,23 @@ def draw_throttled(random: np.random.Generator, rounds: int) -> Array:
 
 
 def draw_drifting(random: np.random.Generator, rounds: int) -> Array:
-    """From first to last 4 % slower, evenly: the median is that of the middle."""
+    """Draw rounds that slow down evenly by 4 % from first to last: the true median is the middle's."""
     return random.normal(0, 0.01, rounds) + np.linspace(-0.02, 0.02, rounds)
 
 
 def draw_heavy(random: np.random.Generator, rounds: int) -> Array:
-    """Student's t with 2 degrees of freedom: rare rounds far away."""
+    """Draw rounds from Student's t with 2 degrees of freedom: rare outliers far away."""
     return 0.01 * random.standard_t(2, rounds)
 
 
-# Where half of all rounds lie below: found once, from a million draws.
+# The true median, found once from a million draws.
 _MANY = np.random.default_rng(0)
 TWO_SPEEDS_MEDIAN = float(np.median(_MANY.normal(0, 0.01, 1_000_000) + 0.08 * (_MANY.random(1_000_000) < 0.4)))
 THROTTLED_MEDIAN = float(np.median(_MANY.normal(0, 0.01, 1_000_000) + log(1.25) * (_MANY.random(1_000_000) < 0.3)))
 
 
 def read_recorded() -> dict[str, Draw]:
-    """Rounds that were really measured, about their median; a run is a stretch of them from a random place on."""
+    """Read measured rounds, relative to their median; a run is a stretch of them from a random start."""
     found: dict[str, Draw] = {}
     path = HERE / "recorded_rounds.json"
     for name, times in json.loads(path.read_text())["rounds_ns"].items() if path.exists() else ():
@@ -105,7 +106,7 @@ SCENARIOS: dict[str, Draw] = {
 
 
 def cover_intervals(draws: int, rounds: int, scenarios: dict[str, Draw]) -> list[dict[str, object]]:
-    """The shares of draws with an interval, and of those intervals that hold the truth: 0 for all three."""
+    """Return the share of draws with an interval, and of intervals that hold the true value, 0 for all three."""
     rows: list[dict[str, object]] = []
     for name, draw in scenarios.items():
         random = np.random.default_rng(11)
@@ -135,19 +136,19 @@ def cover_intervals(draws: int, rounds: int, scenarios: dict[str, Draw]) -> list
 
 
 def find_change(before: Array, after: Array) -> Shift | None:
-    """One case of two runs as compare_bundles sees it, without making trials; None where the rounds are in disorder."""
+    """Compare one case of two runs as compare_bundles does, without trials; None if the rounds are in disorder."""
     runs = np.exp(before).tolist(), np.exp(after).tolist()
     return None if any(find_disorder(run, Rule().effect) for run in runs) else find_shift(*runs)
 
 
 def judge(found: list[Shift | None], rule: Rule) -> list[str]:
-    """The words of several cases that are judged together."""
+    """Return the verdicts on several cases that are judged together."""
     adjusted = iter(correct_holm([shift.p_value for shift in found if shift]))
     return [choose_verdict(shift.ratio, next(adjusted), rule)[0] if shift else "unknown" for shift in found]
 
 
 def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[dict[str, object]]:
-    """What compare says of six cases of which one is 3 % slower; and of runs that differ in nothing."""
+    """Count the verdicts on six cases of which one is 3 % slower, and on runs without a difference."""
     rows: list[dict[str, object]] = []
     rule = Rule()
     for name, draw in scenarios.items():
@@ -174,12 +175,12 @@ def count_words(draws: int, scenarios: dict[str, Draw], cases: int = 6) -> list[
     return rows
 
 
-# Rounds a run for 95 % power over six cases, found by this simulation; the noises that are not named get 16.
+# Rounds per run for 95 % power over six cases, found by this simulation; kinds of noise that are not listed get 16.
 ROUNDS_BY_NOISE = {"lognormal 1 %": 16, "lognormal 2 %": 30, "lognormal 5 %": 160}
 
 
 def compare_sessions(draws: int) -> list[dict[str, object]]:
-    """Whole runs that lie apart: what moves a device between two runs, with and without the canary to tell."""
+    """Count the verdicts on runs between which the whole device changed, with and without the canary."""
     rows: list[dict[str, object]] = []
     for apart in (0.005, 0.01, 0.02):
         for noise, rounds in ((0.01, 16), (0.02, 50)):
@@ -192,9 +193,9 @@ def compare_sessions(draws: int) -> list[dict[str, object]]:
                 words["without a canary"] += judge([find_change(runs[0][0], runs[1][0])], Rule())
                 related = [run[0] - run[1] for run in runs]
                 moved = abs(np.log(find_shift(*[np.exp(run[1]).tolist() for run in runs]).ratio.value))
-                told = moved > log(1 + Rule().effect)
-                words["with a canary"] += ["unknown"] if told else judge([find_change(*related)], Rule())
-                caught += ["unknown"] if told else judge([find_change(related[0], related[1] + log(1.03))], Rule())
+                changed = moved > log(1 + Rule().effect)
+                words["with a canary"] += ["unknown"] if changed else judge([find_change(*related)], Rule())
+                caught += ["unknown"] if changed else judge([find_change(related[0], related[1] + log(1.03))], Rule())
             row: dict[str, object] = {"runs apart by": apart, "rounds apart by": noise, "rounds": rounds}
             row |= {f"nothing changed, {what}": count(said) for what, said in words.items()}
             rows.append(row | {"3 % slower, with a canary": count(caught)})
@@ -202,7 +203,7 @@ def compare_sessions(draws: int) -> list[dict[str, object]]:
 
 
 def count(words: list[str]) -> dict[str, float]:
-    """The share of each word."""
+    """Return the share of each verdict."""
     return {word: round(words.count(word) / len(words), 4) for word in ("better", "worse", "same", "unknown")}
 
 
@@ -210,7 +211,7 @@ NightDraw = Callable[[np.random.Generator, int], Array]
 
 
 def draw_nights(spread: float, kind: str) -> NightDraw:
-    """Log levels of nights, `spread` apart."""
+    """Draw log levels of nights with this spread."""
 
     def draw(random: np.random.Generator, nights: int) -> Array:
         values = random.normal(0, spread, nights)
@@ -229,12 +230,12 @@ def draw_nights(spread: float, kind: str) -> NightDraw:
 
 
 def make_nights(levels: Array) -> list[Night]:
-    """Nights at these log levels."""
+    """Make nights at these log levels."""
     return [Night(run_id=str(n), started_utc=str(n), rounds_ns=(exp(level),)) for n, level in enumerate(levels)]
 
 
 def watch_histories(months: int, histories: int) -> list[dict[str, object]]:
-    """False alarms of six cases a device-month, and how soon a 3 % step after 30 nights is told."""
+    """Count the false alarms of six cases per device-month, and how soon a 3 % step after 30 nights is found."""
     rows: list[dict[str, object]] = []
     kinds = ["independent", "autocorrelated 0.5", "one night in 20 odd by 6 spreads"]
     kinds += ["slow drift of 1 % a month", "weekends faster by a spread"]
@@ -247,8 +248,8 @@ def watch_histories(months: int, histories: int) -> list[dict[str, object]]:
         for _ in range(histories):
             levels = draw(random, 44)
             levels[30:] += log(1.03)
-            told = [one for one in find_steps(make_nights(levels), rule) if int(one.found_run_id) >= 30]
-            hit = next((one for one in told if one.verdict == "worse"), None)
+            found = [one for one in find_steps(make_nights(levels), rule) if int(one.found_run_id) >= 30]
+            hit = next((one for one in found if one.verdict == "worse"), None)
             waits.append(int(hit.found_run_id) - 29 if hit else 99)
             if hit and hit.ratio.low and hit.ratio.high:
                 covered.append(hit.ratio.low <= 1.03 <= hit.ratio.high)
@@ -265,7 +266,7 @@ def watch_histories(months: int, histories: int) -> list[dict[str, object]]:
 
 
 def count_bic_steps(histories: int) -> list[dict[str, object]]:
-    """False steps of the usual alternative: the piecewise-constant fit of least squares whose penalty is BIC's."""
+    """Count the false steps of the usual alternative: a piecewise-constant least-squares fit with BIC's penalty."""
     rows: list[dict[str, object]] = []
     for nights in (30, 90):
         random = np.random.default_rng(29)
@@ -277,7 +278,7 @@ def count_bic_steps(histories: int) -> list[dict[str, object]]:
 
 
 def segment(values: Array) -> list[int]:
-    """Optimal partitioning (Jackson et al. 2005), two parameters a step, the spread from neighbours' differences."""
+    """Find steps by optimal partitioning (Jackson et al. 2005): two parameters a step, spread from differences."""
     spread = np.median(np.abs(np.diff(values))) * 1.4826 / np.sqrt(2)
     penalty = 2 * np.log(values.size) * spread**2
     sums, squares = (np.concatenate([[0.0], np.cumsum(part)]) for part in (values, values**2))
@@ -296,7 +297,7 @@ def segment(values: Array) -> list[int]:
 
 
 def bound_percentiles(draws: int) -> list[dict[str, object]]:
-    """How often a percentile's bound lies above it, for independent inferences and for ones in clusters."""
+    """Count how often a percentile's bound lies above it, for independent inferences and for clustered ones."""
     from scipy.stats import norm
 
     rows: list[dict[str, object]] = []
@@ -314,7 +315,7 @@ def bound_percentiles(draws: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Run the parts that are named, or all; with `--quick` a twentieth of each, to the screen alone."""
+    """Run the named parts, or all; with `--quick` a twentieth of each, only printed."""
     share = 20 if "--quick" in sys.argv else 1
     recorded, made = read_recorded(), SCENARIOS
     parts: dict[str, Callable[[], object]] = {

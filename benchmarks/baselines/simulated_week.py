@@ -1,14 +1,14 @@
 # ruff: noqa: INP001 - a script, no package
-"""A simulated week of nightlies, made of rounds that were really measured here, with an injected 3 % regression.
+"""A simulated week of nightlies, made of rounds measured on a real machine, with an injected 3 % regression.
 
     python benchmarks/baselines/simulated_week.py RECORDED --to FOLDER --out benchmarks/baselines/simulated_week.json
 
 RECORDED is a results folder of one recipe on one device. Every simulated night draws whole rounds (a trial of each
-artifact, measured together) from all recorded ones, with replacement; nights therefore differ as rounds do, and not
-more. What the recording machine said of its load is left out: this one is shared, and no verdict would rest on any of
-its rounds. Two quiet weeks come first, then the week: on its third night every trial says that it was throttled (and
-took 1.4 times as long), from its fifth night on the compressed model takes 1.03 times as long. All of it goes through
-the nightly itself: its records, its index, its verdicts, its page, which says on top that it is simulated.
+artifact, measured together) from all recorded ones, with replacement; so nights differ only as rounds do. The recorded
+load is left out: the machine is shared, and verdicts would use none of its rounds. Two quiet weeks come first, then the
+week: on its third night every trial reports throttling (and took 1.4 times as long), from its fifth night on the
+compressed model takes 1.03 times as long. All of it goes through the nightly itself: its records, its index, its
+verdicts, and its page, which says at the top that it is simulated.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def pool_rounds(folders: list[Path]) -> list[tuple[Trial, ...]]:
 
 
 def draw_night(number: int, rounds: int, recorded: Bundle, pool: list[tuple[Trial, ...]], seed: int) -> Bundle:
-    """Draw one night's run, with what befalls it."""
+    """Draw one night's run, with the night's injected change."""
     dice, began = random.Random(f"{seed} {number}"), FIRST + timedelta(days=number - 1)  # noqa: S311 - no secret
     trials = []
     for place in range(rounds):
@@ -88,14 +88,14 @@ def draw_night(number: int, rounds: int, recorded: Bundle, pool: list[tuple[Tria
 
 
 def set_clock(number: int) -> Any:  # noqa: ANN401 - a context that puts a clock in the place of another
-    """Let the nightly believe that it is that night."""
+    """Set the nightly's clock to that night."""
     moment = FIRST + timedelta(days=number - 1)
     now: Callable[..., datetime] = lambda *_: moment  # noqa: E731
     return patch.object(nights, "datetime", type("Clock", (datetime,), {"now": staticmethod(now)}))
 
 
 def keep(folder: Path, bundle: Bundle) -> Path:
-    """Write a run as measuring does."""
+    """Write a run's bundle as measuring does."""
     create_bundle(folder, bundle.header)
     with writing(folder):
         for trial in bundle.trials:
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def describe(night: nights.NightRecord) -> dict[str, object]:
-    """Say what the nightly said."""
+    """Describe the nightly's verdicts."""
     (one,) = night.devices
     return {
         "night": night.number,
@@ -187,7 +187,7 @@ def describe(night: nights.NightRecord) -> dict[str, object]:
 
 
 def spread_rounds(pool: list[tuple[Trial, ...]]) -> dict[str, float]:
-    """Interquartile range over median of the recorded rounds, for each case."""
+    """Return the interquartile range over the median of the recorded rounds, for each case."""
     medians: dict[str, list[float]] = {}
     for members in pool:
         for trial in members:

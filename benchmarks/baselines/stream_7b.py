@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - a script, no package
-"""How long and how much memory streaming takes on blocks of LLaMA-2-7B's shape, beside this machine's own LAPACK.
+"""Time and memory of streaming compression on blocks of LLaMA-2-7B's shape, compared with this machine's LAPACK.
 
     nice -n 10 python benchmarks/baselines/stream_7b.py --out stream_7b.json
 
@@ -46,7 +46,7 @@ SHAPE: dict[str, Any] = {
 
 
 def make_checkpoint(folder: Path, blocks: int) -> Path:
-    """Random bfloat16 weights, one file per block and one for the rest, never more than one file in memory."""
+    """Write random bfloat16 weights, one file per block and one for the rest, with one file in memory at a time."""
     transformers.LlamaConfig(**SHAPE, num_hidden_layers=blocks, dtype="bfloat16").save_pretrained(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in make_empty(folder).state_dict().items()}
     places = {
@@ -64,17 +64,17 @@ def make_checkpoint(folder: Path, blocks: int) -> Path:
 
 
 class Peak:
-    """The process's own high-water mark (VmHWM), which can be set back."""
+    """The process's peak of resident memory (VmHWM), which can be reset."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew at what is resident now."""
+        """Reset the peak to what is resident now."""
         Path("/proc/self/clear_refs").write_text("5")
 
     def read_bytes(self) -> int:
-        """The most that was resident since; files mapped into memory count."""
+        """Return the peak since the reset in bytes, mapped files included."""
         (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
 
@@ -96,7 +96,7 @@ class Stopwatch:
         return result
 
     def describe(self) -> dict[str, dict[str, float]]:
-        """Means by shape."""
+        """Return the means by shape."""
         return {
             shape: {
                 "calls": len(times),
@@ -108,7 +108,7 @@ class Stopwatch:
 
 
 def measure_lapack() -> dict[str, dict[str, float]]:
-    """Wall and CPU seconds of syevd and gesdd, as numpy and scipy ship them, on one thread each."""
+    """Measure wall and CPU seconds of numpy's and scipy's syevd and gesdd, on one thread each."""
     syevd, gesdd = Stopwatch(np.linalg.eigh), Stopwatch(scipy.linalg.svd)
     random = np.random.default_rng(0)
     square = random.standard_normal((4096, 4096))
@@ -121,10 +121,10 @@ def measure_lapack() -> dict[str, dict[str, float]]:
 
 
 def compare(apart: dict[str, dict[str, float]], eigh: dict[str, dict[str, float]], lapack: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Our speed against LAPACK's, in CPU seconds, for the same problem.
+    """Compare our speed with LAPACK's on the same problem, in CPU seconds.
 
     GFLOP/s are nominal: the operations of the textbook algorithm (Golub and Van Loan: 9n³ for the eigenvectors that
-    whiten, 6mn² + 20n³ for a thin SVD) over the seconds of whichever way it was done.
+    whiten, 6mn² + 20n³ for a thin SVD) over the seconds of either method.
     """
 
     def rate(operations: float, seconds: float) -> float:
@@ -152,7 +152,7 @@ def compare(apart: dict[str, dict[str, float]], eigh: dict[str, dict[str, float]
 
 
 def main() -> None:
-    """Make the checkpoint, stream it, run LAPACK, print and write all of it."""
+    """Make the checkpoint, stream it, run LAPACK, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--samples", type=int, default=16)

@@ -1,12 +1,12 @@
 # ruff: noqa: INP001 - a script, no package
-"""How much our timing adds: the agent's median of one inference beside the runtime's own loop's, round by round.
+"""The overhead of our timing: the agent's median of one inference beside the runtime's own loop's, round by round.
 
     python benchmarks/baselines/timing_overhead.py RECIPE --out timing_overhead.json
 
-Every round times the recipe's dense and compressed models in fresh processes, one after the other: by the agent, as
-every trial is taken, and by a loop that is not ours. For ONNX that is onnxruntime's C API without Python
-(`onnxruntime_loop.c` beside this file, built here with gcc against the wheel's own library: what onnxruntime's
-perf_test does, which no wheel has). For TFLite it is the very loop of LiteRT's benchmark tool
+Every round times the recipe's dense and compressed models in fresh processes, one after the other: by the agent, as in
+every trial, and by an independent loop. For ONNX that is onnxruntime's C API without Python (`onnxruntime_loop.c`
+beside this file, compiled here with gcc against the wheel's own library; it does what onnxruntime's perf_test does,
+which no wheel has). For TFLite it is the loop of LiteRT's benchmark tool
 (`ai_edge_litert.tools.benchmark_litert_model`), which logs every tenth inference. Every other round runs backwards.
 """
 
@@ -55,7 +55,7 @@ Rounds = dict[int, float]
 
 @dataclass(frozen=True)
 class Case:
-    """One artifact, how the agent times it, and the loop that is not ours: gives a median in ns."""
+    """One artifact, how the agent times it, and the independent loop, which returns a median in ns."""
 
     name: str
     place: Place
@@ -64,7 +64,7 @@ class Case:
 
 
 def prepare_cases(recipe_path: Path, place: Place, store: Store, steps: Steps, loop: Path | None) -> list[Case]:
-    """The dense and the compressed model in one format, proven and pushed."""
+    """Verify and push the dense and the compressed model in one format."""
     recipe = replace(read_recipe(recipe_path), compare=())
     prepared = prepare(recipe, recipe_path.resolve().parent)
     stages = Stages(prepared, store, steps)
@@ -77,7 +77,7 @@ def prepare_cases(recipe_path: Path, place: Place, store: Store, steps: Steps, l
 
 
 def find_other(subject: Subject, store: Store, loop: Path | None) -> Callable[[], float]:
-    """The runtime's own loop on an artifact."""
+    """Return the runtime's own loop on an artifact."""
     path, inputs, _ = find_proof(subject.artifact, store)
     if loop is None:
         return lambda: time_by_litert(path)
@@ -85,7 +85,7 @@ def find_other(subject: Subject, store: Store, loop: Path | None) -> Callable[[]
 
 
 def time_natively(loop: Path, model: Path, array: Path) -> float:
-    """The median of onnxruntime's C API, in a fresh process."""
+    """Return the median of onnxruntime's C API, in a fresh process."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(os.fspath(model), providers=["CPUExecutionProvider"])
@@ -103,7 +103,7 @@ def time_natively(loop: Path, model: Path, array: Path) -> float:
 
 
 def time_by_litert(model: Path) -> float:
-    """The median of LiteRT's own benchmark tool over the inferences that it logs, in a fresh process."""
+    """Return the median of LiteRT's own benchmark tool over the inferences that it logs, in a fresh process."""
     argv = [sys.executable, __file__, "--litert", os.fspath(model)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return float(median(json.loads(done.stdout.splitlines()[-1])))
@@ -129,7 +129,7 @@ def run_litert(model: str) -> None:
 
 
 def build_loop(folder: Path) -> Path:
-    """Compile the native loop against the library that the wheel brought."""
+    """Compile the native loop against the wheel's library."""
     spec = find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         raise SystemExit("onnxruntime is not installed")
@@ -144,7 +144,7 @@ def build_loop(folder: Path) -> Path:
 
 
 def time_all(cases: list[Case], rounds: int, steps: Steps) -> Mapping[str, tuple[Rounds, Rounds]]:
-    """Medians in ns by case: the agent's and the other loop's, by round."""
+    """Return the medians in ns by case: the agent's and the other loop's, by round."""
     found: dict[str, tuple[Rounds, Rounds]] = {case.name: ({}, {}) for case in cases}
     with steps.track("time by both", rounds) as advance:
         for number in range(rounds):
@@ -163,7 +163,7 @@ def time_all(cases: list[Case], rounds: int, steps: Steps) -> Mapping[str, tuple
 
 
 def describe(ours: Rounds, theirs: Rounds) -> dict[str, Any]:
-    """Both times, their ratio paired by rounds, and every round's medians."""
+    """Return both times, their ratio paired by round, and every round's medians."""
     return {
         "agent ns": show(estimate_median(list(ours.values()))),
         "other loop ns": show(estimate_median(list(theirs.values()))),
@@ -173,7 +173,7 @@ def describe(ours: Rounds, theirs: Rounds) -> dict[str, Any]:
 
 
 def show(estimate: Estimate | None) -> list[float | None]:
-    """Value, low, high."""
+    """Return value, low, high."""
     return [] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 

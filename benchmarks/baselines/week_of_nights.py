@@ -1,24 +1,25 @@
 # ruff: noqa: INP001 - a script, no package
-"""Seven nightlies, really run, on this machine and an emulated Pi: a throttled night, then a model that became slower.
+"""Seven real nightlies on this machine and an emulated Pi: a throttled night, then a model that becomes slower.
 
     rankship devices add pi4 --twin pi4; rankship kit build pi4; rankship kit install pi4
     python benchmarks/baselines/week_of_nights.py --to FOLDER --out benchmarks/baselines/week_of_nights.json
 
 Each night is `rankship nightly` itself, once for each device, into one results folder: a small network, made on the
-spot, is built, verified and measured; on this machine in rounds beside the canary, on the stand-in, where a process
-takes seconds to start, in a few rounds without it. The nights follow one another at once, so they differ less than
-nights do; their time stamps say so. On the third the stand-in says that it is throttled; from the sixth on the model's
-code holds one operator more, a 5×5 average. How much slower that makes it is measured at the end by onnxruntime alone,
-without anything of Rankship's, the four files in turn.
+spot, is built, verified and measured; on this machine in rounds with the canary, on the stand-in, where a process
+takes seconds to start, in a few rounds without it. The nights follow each other at once, so they differ less than real
+nights; their time stamps show it. On the third the stand-in reports throttling; from the sixth on the model's code has
+one more operator, a 5×5 average. At the end onnxruntime alone, without Rankship, measures how much slower that is, with
+the four files in turn.
 
-No verdict rests on rounds before which more was running than there are cores. On a machine that others use, a local
-device of the inventory may keep its load to itself, as one does whose kernel tells none, by a `python` that is
+No verdict uses rounds before which the load exceeded the cores. On a shared machine, a local device of the inventory
+can hide its load, like a device whose kernel reports none, with this `python`:
 
     #!/bin/sh
     exec unshare --mount sh -c 'mount --bind /dev/null /proc/loadavg && exec .venv/bin/python "$@"' sh "$@"
 
-The figures then say so (`load_told`), and how busy the machine was. Since they were taken, a trial of one thread tells
-its own wait for a processor too, which this does not hide: on a machine as busy, its rounds would be doubted today.
+The figures then record it (`load_told`), and how busy the machine was. Since these figures were measured, a trial with
+one thread also reports how long it waited for a processor, which this does not hide: on such a busy machine, its rounds
+would be doubted today.
 """
 
 import argparse
@@ -118,7 +119,7 @@ max_warmup_ms = 400
 
 
 def write_night(folder: Path, arguments: argparse.Namespace, *, slower: bool) -> None:
-    """Write what a night is made from: the model's code, the recipe, and a suite for each device."""
+    """Write a night's inputs: the model's code, the recipe, and a suite for each device."""
     extra = "x = functional.avg_pool2d(x, 5, 1, 2)" if slower else ""
     here = SUITE.format(rounds=arguments.rounds, canary="true")
     emulated = SUITE.format(rounds=arguments.emulated_rounds, canary="false")
@@ -129,7 +130,7 @@ def write_night(folder: Path, arguments: argparse.Namespace, *, slower: bool) ->
 
 
 def live_through(number: int, pi: Device, arguments: argparse.Namespace) -> dict[str, object]:
-    """Let one night happen on both devices; gives what was going on, and what the nightly said."""
+    """Run one night on both devices; returns its conditions and its verdicts."""
     write_night(arguments.to / "recipe", arguments, slower=number >= SLOWER_NIGHT)
     start_pi(pi)  # it stays on until this process ends
     flags = THROTTLED_NOW if number == THROTTLED_NIGHT else "0"
@@ -142,7 +143,7 @@ def live_through(number: int, pi: Device, arguments: argparse.Namespace) -> dict
 
 
 def measure(suite: Path, device: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """Run one nightly on one device; gives what it said, and how busy the machine was."""
+    """Run one nightly on one device; returns its verdicts, and how busy the machine was."""
     results, before = arguments.to / "results", tell_load()
     words = ["--on", device, "--results", str(results), "--store", str(arguments.store)]
     words += ["--inventory", str(arguments.inventory)] if arguments.inventory else []
@@ -160,13 +161,13 @@ def measure(suite: Path, device: str, arguments: argparse.Namespace) -> dict[str
 
 
 def tell_load() -> dict[str, str]:
-    """Tell how busy this machine is: the kernel's load and its pressure, the share of time that programs waited."""
+    """Return how busy this machine is: the kernel's load and its pressure, the share of time that programs waited."""
     load, pressure = (Path(name).read_text(encoding="ascii") for name in ("/proc/loadavg", "/proc/pressure/cpu"))
     return {"load_1m": load.partition(" ")[0], "cpu_pressure": pressure.splitlines()[0]}
 
 
 def describe_case(case: CaseVerdict) -> dict[str, object]:
-    """Say what the nightly said of a case."""
+    """Describe the nightly's verdict on a case."""
     ratio = case.ratio
     interval = [ratio.low, ratio.high] if ratio else None
     return {
@@ -179,12 +180,12 @@ def describe_case(case: CaseVerdict) -> dict[str, object]:
 
 
 def describe_history(nights: Sequence[Night]) -> dict[str, object]:
-    """Give a case's level and spread night by night, and the lasting steps that the nightly finds in it."""
+    """Describe a case's level and spread night by night, and the lasting steps that the nightly finds in it."""
     return {"nights": [describe_level(night) for night in nights], "steps": [asdict(one) for one in find_steps(nights)]}
 
 
 def describe_level(night: Night) -> dict[str, object]:
-    """Give one night's median, its interval and how far its rounds lie apart (interquartile range over median)."""
+    """Return one night's median, its interval and its rounds' spread (interquartile range over median)."""
     if not night.rounds_ns:
         return {"gap": night.gap}
     level = estimate_median(night.rounds_ns)
@@ -195,7 +196,7 @@ def describe_level(night: Night) -> dict[str, object]:
 
 
 def price_operator(before: Bundle, after: Bundle, store: Path, rounds: int) -> dict[str, object]:
-    """Time both nights' files in turn by onnxruntime alone, a fresh session each; after over before, by variant."""
+    """Time both nights' files in turn by onnxruntime alone, a fresh session each; returns ratios after/before."""
     import numpy as np
 
     files = [(when, one) for when, bundle in enumerate((before, after)) for one in bundle.header.build.artifacts]
@@ -212,7 +213,7 @@ def price_operator(before: Bundle, after: Bundle, store: Path, rounds: int) -> d
 
 
 def time_file(path: Path, sample: "np.ndarray") -> float:
-    """Time a file in a new session of one thread; the median inference in ns."""
+    """Time a file in a new session of one thread; returns the median inference in ns."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -236,7 +237,7 @@ def find_runs(nights: Sequence[NightRecord], device: str, results: Path) -> tupl
 
 
 def main() -> None:
-    """Live through the week, price what was put in, and write the figures and the page."""
+    """Run the week, time the added operator, and write the figures and the page."""
     parser = argparse.ArgumentParser(description="Run a week of nightlies on this machine and an emulated Pi.")
     parser.add_argument("--to", type=Path, required=True, help="an empty folder for the recipe and the results")
     parser.add_argument("--out", type=Path, required=True, help="where the figures go (JSON)")

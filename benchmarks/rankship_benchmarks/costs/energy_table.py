@@ -92,7 +92,7 @@ def _watch(
 def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> MeteredTrial:
     session, ticket = place.session, make_ticket()
     try:
-        return watch(stretch(place.ask(subject, number, WHOLE), choice), session, ticket)
+        return watch(stretch(place.make_request(subject, number, WHOLE), choice), session, ticket)
     finally:
         session.forget(ticket)
 

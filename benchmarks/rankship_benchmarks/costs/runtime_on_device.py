@@ -48,9 +48,9 @@ class Place:
 
     def time(self, subjects: Sequence[Subject], number: int, effort: tuple[int, int, int]) -> list[Trial]:
         """Time subjects one after the other in one fresh process."""
-        return self.session.sweep([self.ask(one, number, effort) for one in subjects])
+        return self.session.sweep([self.make_request(one, number, effort) for one in subjects])
 
-    def ask(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
+    def make_request(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
         """Make the request to time a subject."""
         min_samples, min_duration_ms, max_warmup_ms = effort
         return MeasureRequest(

@@ -74,7 +74,7 @@ class LayerTimes:
     journal: Journal = field(init=False)
     offers: dict[Site, list[Offer]] = field(init=False)
     ladders: dict[tuple[Site, Form], list[Factors]] = field(default_factory=dict)
-    asked: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
+    planned: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
     _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class LayerTimes:
         for form in self.prepared.recipe.ranks.forms:
             key = (site, form)
             ladder = self.ladders.setdefault(key, list_ladder(site.layer, self.prepared.recipe.ranks.step, form))
-            passes = self.asked.setdefault(key, [])
+            passes = self.planned.setdefault(key, [])
             rungs = pick_rungs(len(ladder), [self._read(times, ladder, one) for one in passes], GRID)
             passes.append(rungs)
             chosen += [ladder[place] for place in rungs]
@@ -117,7 +117,7 @@ class LayerTimes:
         """List the last rank of each step of each form, with its cost."""
         times, offers = collect_times(self.journal.timings, site.name), []
         for form in self.prepared.recipe.ranks.forms:
-            ladder, passes = self.ladders[site, form], self.asked[site, form]
+            ladder, passes = self.ladders[site, form], self.planned[site, form]
             measured = self._read(times, ladder, [place for one in passes for place in one])
             offers += [Offer(factors=ladder[place], ratio=measured[place]) for place in keep_steps(measured)]
         return offers

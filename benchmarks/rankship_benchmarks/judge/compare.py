@@ -1,7 +1,7 @@
 """Compare two runs of the same cases: a verdict for each, and the reason.
 
 Rounds are compared, never inferences. Where both runs timed the same canary, each round is taken relative to its
-canary, which cancels what slows everything alike (heat, another boot, a busy night). The interval of a ratio covers the
+canary, which cancels what slows everything (heat, another boot, a busy night). The interval of a ratio covers the
 spread of rounds within these two runs and, through the canary, what moves a whole run; it does not cover a change from
 run to run that affects one case alone. Only a history of nights shows that (stats/steps.py).
 """

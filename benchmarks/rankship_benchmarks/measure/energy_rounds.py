@@ -27,7 +27,7 @@ REPEATS = 1  # of a trial whose recording broke off because the connection was l
 def measure_energy(
     folder: Path,
     planned: Sequence[tuple[int, Artifact]],
-    ask: Callable[[int, Artifact], MeasureRequest],
+    make_request: Callable[[int, Artifact], MeasureRequest],
     choice: EnergyChoice,
     session: Session,
     steps: Steps,
@@ -42,7 +42,7 @@ def measure_energy(
     with steps.track(f"meter on {session.device.name}", len(wanted)) as advance:
         for number, artifact in wanted:
             advance(f"round {number + 1}/{choice.rounds}: {artifact.key.title}")
-            request = stretch(ask(number, artifact), choice)
+            request = stretch(make_request(number, artifact), choice)
             append_metered(folder, _take(folder, request, session))
             forget_pending(folder, session)
 

@@ -89,13 +89,13 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
         header = replace(header, canary=canary, energy=energy)
         folder = _find_or_create(header, plan.results, session, steps)
         with writing(folder):
-            ask = partial(_make_request, remote, inputs, suite)
-            _run_rounds(folder, timed.artifacts, ask, suite, session, steps)
+            make_request = partial(_make_request, remote, inputs, suite)
+            _run_rounds(folder, timed.artifacts, make_request, suite, session, steps)
             if suite.energy:
                 planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
-                measure_energy(folder, planned, ask, suite.energy, session, steps)
+                measure_energy(folder, planned, make_request, suite.energy, session, steps)
             if plan.profile:
-                profile_run(folder, [ask(0, one) for one in build.artifacts], session, steps)
+                profile_run(folder, [make_request(0, one) for one in build.artifacts], session, steps)
             finish_bundle(folder)
     return folder
 
@@ -129,7 +129,7 @@ def plan_rounds(artifacts: Sequence[Artifact], rounds: int) -> Iterator[tuple[in
 def _run_rounds(
     folder: Path,
     artifacts: Sequence[Artifact],
-    ask: Callable[[int, Artifact], MeasureRequest],
+    make_request: Callable[[int, Artifact], MeasureRequest],
     suite: Suite,
     session: Session,
     steps: Steps,
@@ -150,7 +150,7 @@ def _run_rounds(
             if pending is None or pending.place != (number, artifact.key):
                 pending = Pending(round=number, key=artifact.key, ticket=make_ticket())
                 note_pending(folder, pending)
-            append_trial(folder, session.measure(ask(number, artifact), pending.ticket))
+            append_trial(folder, session.measure(make_request(number, artifact), pending.ticket))
             forget_pending(folder, session)  # only now: until here the device has the only copy
 
 

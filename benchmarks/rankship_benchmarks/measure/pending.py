@@ -29,7 +29,7 @@ class Pending:
 
 
 def note_pending(folder: Path, pending: Pending) -> None:
-    """Note a trial before it begins."""
+    """Write the note of a trial, before it begins."""
     write_atomic(folder / _FILE, encode(pending).encode())
 
 

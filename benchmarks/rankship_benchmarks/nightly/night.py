@@ -52,7 +52,7 @@ class Tonight:
 def run_night(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord | None:
     """Do one night, or the rest of an interrupted one; None if another nightly holds the results folder.
 
-    InputError on a full disk: what was measured is kept, and the next call goes on.
+    InputError on a full disk: what was measured is kept, and the next call resumes.
     """
     try:
         with holding(tonight.results) as held:

@@ -34,10 +34,10 @@ def list_histories(folder: Path, bundle: Bundle) -> Mapping[ArtifactKey, tuple[N
 
 
 def _is_before(other: Header, header: Header) -> bool:
-    alike = all(
+    same = all(
         getattr(other, name) == getattr(header, name) for name in ("recipe", "device", "suite_sha256", "conditions")
     )
-    return alike and other.run_id != header.run_id and other.created_utc <= header.created_utc
+    return same and other.run_id != header.run_id and other.created_utc <= header.created_utc
 
 
 def _read_case(run: Bundle, key: ArtifactKey) -> Night:

@@ -112,7 +112,7 @@ def draft_recipe(arguments: argparse.Namespace) -> str:
 
 
 def _keep_recipe(path: Path, text: str) -> Path:
-    """Write the recipe, which the same command may do again; InputError where a different recipe is there already."""
+    """Write the recipe, which the same command may do again; InputError if a different recipe is there already."""
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise InputError(
             f"{path} was written by another command", hint="name another folder with --to, or move it away"

@@ -69,7 +69,7 @@ def costs(argv: list[str]) -> int:
 
 
 def read_energy_choice(recipe: Path, suite: Path) -> "EnergyChoice":
-    """Return how a suite of this recipe measures energy; InputError where it has no [energy]."""
+    """Return how a suite of this recipe measures energy; InputError if it has no [energy]."""
     from rankship_benchmarks.bundle.suite import read_suite_of
     from rankship_pipeline.foundation.errors import InputError
 

@@ -312,7 +312,7 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
     spoilt = [
         replace(one, metered=replace(one.metered, trial=replace(one.metered.trial, loop=None))) for one in watched
     ]
-    with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not tell"):
+    with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not report"):
         collect_energies(read_all(spoilt, PLAN), "s").share()
     with pytest.raises(MeasurementError, match="no round counts"):
         find_model_uj(read_all(spoilt, PLAN))

@@ -58,7 +58,7 @@ def test_a_page_with_profiles_keeps_them_apart_from_latencies_and_says_what_is_m
     found = Profiles(taken_utc="", profiles=(make_profile(500, 300),), missing={"tflite": "the runtime <offers> none"})
     page = render_report(bundle, found)
     section = page[page.index("Where the time goes, as profiled") :]
-    assert "no latency is read from it" in section
+    assert "read shares here, not latencies" in section
     assert "800.0 \u00b5s" in section
     assert "No profile of tflite: the runtime &lt;offers&gt; none" in section
 
