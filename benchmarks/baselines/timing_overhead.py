@@ -39,7 +39,7 @@ from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.recipe.choices import choose
 from rankship_pipeline.recipe.rules import read_recipe

@@ -15,11 +15,13 @@ from rankship.recipe import Recipe
 from rankship.report import render
 from rankship_benchmarks.measure.host_gate import verify_on_host
 from rankship_pipeline.flow.build import build_recipe
+from rankship_pipeline.foundation.artifact_key import Variant
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable, publish_file, write_atomic
-from rankship_pipeline.foundation.records import FORMATS, Artifact, Build, Format, RankPlan, Variant, Verified
+from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
 from rankship_pipeline.recipe.choices import ParityChoice
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import ExportChoice, FactoriseChoice, MergeChoice, RankChoice, Whitening
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod

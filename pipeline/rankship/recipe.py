@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.recipe import choices
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rankship_benchmarks.verbs.deploy import write_snippet
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.records import FORMATS
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_targets.session.manifest import manifest_path
 
 

@@ -17,9 +17,11 @@ import rankship as rs
 from make.sessions import make_net
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import VARIANTS
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS, Build, Verified
+from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.records import Build, Verified
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ import pytest
 
 from make.berts import save_bert
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.artifact_key import VARIANTS
+from rankship_pipeline.foundation.formats import FORMATS
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_targets.devices.device import Device, find_device
 from rankship_targets.kit import lock
 from rankship_targets.session.session import open_session

@@ -9,8 +9,8 @@ import pytest
 from make.ssh_servers import SshServer
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_targets.devices.device import Device
 
 

@@ -19,7 +19,8 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BuildError, ParityFailed
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import FORMATS, Artifact, Build, Format, Verified
+from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ParityChoice, choose
 from rankship_pipeline.recipe.rules import read_recipe

@@ -7,7 +7,8 @@ from typing import Any
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Artifact, Format, Verified
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import Artifact, Verified
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.trials.request import MeasureRequest
 

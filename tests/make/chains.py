@@ -10,8 +10,9 @@ from flatbuffers import Builder
 from numpy.typing import NDArray
 
 from make.artifacts import make_proof
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import Format, Variant, Verified
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import Verified
 
 Weights = NDArray[np.float32]
 

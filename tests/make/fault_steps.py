@@ -15,7 +15,7 @@ from make.faults import TRUE_LIMITS
 from make.networked_boards import NetworkedBoard
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.client.detached import Ticket, make_ticket
 from rankship_targets.session.manifest import SUFFIX as MANIFEST_SUFFIX
 from rankship_targets.session.session import Session

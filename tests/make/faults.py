@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from make.networked_boards import NetworkedBoard
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 
 TRUE_LIMITS = os.environ.get("RANKSHIP_FAULT_LIMITS") == "true"
 HUNG_S = 420.0 if TRUE_LIMITS else 90.0  # nothing may last so long

@@ -7,21 +7,10 @@ from make.builds import make_plan
 from make.bundles import make_header
 from make.trials import make_trial
 from rankship_benchmarks.bundle.bundle import Bundle
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey, Variant
 from rankship_pipeline.foundation.codec import digest
-from rankship_pipeline.foundation.records import (
-    FORMATS,
-    VARIANTS,
-    Accuracy,
-    Alternative,
-    Build,
-    Factors,
-    Format,
-    LayerRank,
-    RankPlan,
-    TensorSpec,
-    Variant,
-)
+from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.records import Accuracy, Alternative, Build, Factors, LayerRank, RankPlan, TensorSpec
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 # Median latency of the dense model in ns, and the true ratio of the compressed one.

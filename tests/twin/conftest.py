@@ -11,7 +11,8 @@ import pytest
 from make.chains import Model, Weights, make_tflite, prove_bytes
 from make.onnx_files import make_products
 from make.waiting import is_alive, wait_until
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.artifact_key import Variant
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.devices.device import Device
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.twin.debian_root import find_root

@@ -16,9 +16,10 @@ import pytest
 
 from make.artifacts import make_request
 from make.waiting import wait_until
+from rankship_pipeline.foundation.artifact_key import Variant
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.client.connect import open_transport
 from rankship_targets.devices.device import Device
 from rankship_targets.session.session import open_session

@@ -20,7 +20,8 @@ from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_folder
-from rankship_pipeline.foundation.records import Artifact, Build, Verified, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_targets.trials.trial import MeteredTrial, Trial
 
 BUNDLE_FILE = "trials.jsonl"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, MeterName
 
 FEWEST_ENERGY_ROUNDS = 5

@@ -20,7 +20,8 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import MeasurementError
-from rankship_pipeline.foundation.records import CostTable, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import CostTable
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.ranks.call_sites import Site
 from rankship_targets.client.detached import make_ticket

@@ -24,8 +24,8 @@ from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
-from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Artifact, Factors, Format, Verified
+from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.records import Artifact, Factors, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples

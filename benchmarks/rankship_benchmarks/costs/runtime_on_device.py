@@ -7,9 +7,11 @@ from rankship_benchmarks.costs.probes import prove
 from rankship_pipeline.flow.artifacts import export_variant
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.foundation.artifact_key import Variant
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks
-from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ExportChoice, ParityChoice
 from rankship_targets.session.runner import HostRunner

@@ -19,7 +19,8 @@ from rankship_benchmarks.costs.timings import Timing
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
 from rankship_pipeline.foundation.errors import RankshipError
-from rankship_pipeline.foundation.records import Factors, LayerCost, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Factors, LayerCost
 from rankship_pipeline.ranks.call_sites import Site
 
 COPIES = 4

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trial import Trial
 
 Line = TypeVar("Line")

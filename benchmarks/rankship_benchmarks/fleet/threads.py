@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from rankship_benchmarks.fleet.schedule import Job, Outcome, Schedule
 from rankship_pipeline.foundation.errors import RankshipError, TargetError, TransientTargetError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 Result = TypeVar("Result")
 # Pauses before a lost device is tried again, one retry each; afterwards it is given up. Only one retry: three failures

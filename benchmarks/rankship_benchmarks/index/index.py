@@ -25,7 +25,8 @@ from rankship_benchmarks.judge.validity import judge_trial, keep_trusted, name_d
 from rankship_benchmarks.stats.estimates import estimate_median, median_by_round
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.records import Artifact, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Artifact
 from rankship_targets.trials.trial import Trial
 
 INDEX_FILE = "index.sqlite"

@@ -23,7 +23,7 @@ from rankship_benchmarks.stats.estimates import (
     relative_spread,
 )
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
-from rankship_pipeline.foundation.records import FORMATS, record
+from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trial import Trial
 
 Weight = Literal["forbids", "cautions"]  # no comparison at all; a comparison with a caution

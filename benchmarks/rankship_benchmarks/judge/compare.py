@@ -18,8 +18,8 @@ from rankship_benchmarks.judge.validity import keep_trusted, name_distrust
 from rankship_benchmarks.stats.disorder import find_disorder
 from rankship_benchmarks.stats.estimates import Estimate, median_by_round
 from rankship_benchmarks.stats.shift import Shift, correct_holm, find_least_p, find_shift
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import VARIANTS, record
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trial import Trial
 
 Outcome = Literal["better", "worse", "same", "unknown"]

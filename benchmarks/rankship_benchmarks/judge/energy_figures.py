@@ -12,7 +12,7 @@ from rankship_benchmarks.judge.validity import judge_trial
 from rankship_benchmarks.stats.estimates import CONFIDENCE, Estimate, estimate_ratio
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.errors import MeasurementError, TraceGap
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import Provenance
 from rankship_targets.trials.trial import MeteredTrial
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rankship_benchmarks.bundle.suite import EnergyPlan
 from rankship_pipeline.foundation.errors import MeasurementError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.meters.integrate import integrate
 from rankship_targets.trials.trace import PowerTrace, Rail
 from rankship_targets.trials.trial import MeteredTrial, Span

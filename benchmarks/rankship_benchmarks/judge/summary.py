@@ -13,19 +13,11 @@ from rankship_benchmarks.stats.estimates import (
     median_by_round,
     percentile_bound,
 )
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
-from rankship_pipeline.foundation.records import (
-    FORMATS,
-    Accuracy,
-    Artifact,
-    Build,
-    Format,
-    LayerRank,
-    Variant,
-    Verified,
-    record,
-)
+from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Accuracy, Artifact, Build, LayerRank, Verified
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
 # Limits that make a factored layer suspect when the compressed model is not faster.

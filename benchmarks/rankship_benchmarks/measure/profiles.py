@@ -15,7 +15,8 @@ from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks, TargetError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Format, record
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest

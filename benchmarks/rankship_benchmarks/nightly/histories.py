@@ -10,8 +10,8 @@ from sqlalchemy import Engine, select
 from rankship_benchmarks.index.tables import REASONS, RUNS, TRIALS
 from rankship_benchmarks.nightly.records import DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import VARIANTS, record
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
+from rankship_pipeline.foundation.frozen import record
 
 _CANARY = "canary"
 _KEY = tuple(one.name for one in fields(ArtifactKey))

@@ -13,7 +13,7 @@ from rankship_benchmarks.report.words import UNKNOWN, show_ratio_interval, show_
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.stats.steps import Night, find_steps
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 PAGE = "nightly.html"
 SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are shown

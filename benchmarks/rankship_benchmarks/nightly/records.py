@@ -19,7 +19,7 @@ from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 _FOLDER, _LOCK_FILE = "nights", ".nightly"
 _LONGEST_NIGHT_S = 20 * 3600

@@ -12,8 +12,9 @@ from rankship_benchmarks.judge.summary import Result, Summary
 from rankship_benchmarks.report.energy_words import energy_unit
 from rankship_benchmarks.stats.estimates import Estimate, median_by_round
 from rankship_benchmarks.stats.pareto import find_front
+from rankship_pipeline.foundation.artifact_key import Variant
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import Accuracy, LayerRank, RankPlan, Variant
+from rankship_pipeline.foundation.records import Accuracy, LayerRank, RankPlan
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_targets.trials.trial import Trial
 

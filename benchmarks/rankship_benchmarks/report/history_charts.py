@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rankship_benchmarks.report.charts import ABOVE, COLOURS, GREY, INK, draw_svg, time_unit
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.stats.steps import Night, Step
-from rankship_pipeline.foundation.records import Variant
+from rankship_pipeline.foundation.artifact_key import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

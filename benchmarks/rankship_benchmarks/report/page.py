@@ -21,7 +21,8 @@ from rankship_benchmarks.stats.steps import Night
 from rankship_pipeline.flow.show import describe_refinement
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Artifact, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Artifact
 from rankship_pipeline.foundation.units import show_count, show_ns, show_percent
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rankship_benchmarks.measure.profiles import Profile
 from rankship_benchmarks.report.charts import ABOVE, COLOURS, INK, draw_svg, time_unit
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import ceil, comb, floor, log2, sqrt
 from statistics import median
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trial import Trial
 
 CONFIDENCE = 0.95

@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.stats.estimates import CONFIDENCE, HOPELESS, Estimate, find_widening
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 if TYPE_CHECKING:
     import numpy as np

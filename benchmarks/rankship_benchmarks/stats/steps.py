@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Literal
 
 from rankship_benchmarks.stats.estimates import CONFIDENCE, Estimate, find_widening
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 _SPANS = (2, 3, 5, 7, 10, 14)  # numbers of last nights that may form the new level; one outlier is no step
 _FEWEST_BEFORE, _MOST_BEFORE = 5, 28  # nights of the old level to compare with

@@ -5,7 +5,8 @@ from math import exp
 from statistics import mean
 
 from rankship_benchmarks.study.study import Cell
-from rankship_pipeline.foundation.records import Accuracy, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Accuracy
 
 
 @record

@@ -14,7 +14,7 @@ from rankship_benchmarks.study.study import Cell
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes, show_count
 
 PAGE, SUMMARY = "study.html", "summary.json"

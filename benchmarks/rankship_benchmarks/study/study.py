@@ -27,7 +27,8 @@ from rankship_pipeline.foundation.codec import decode, digest, encode, read_toml
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Accuracy, RankPlan, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Accuracy, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.data import Data

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.files import ensure_writable, write_atomic
 from rankship_pipeline.foundation.flags import parse, start_parser
-from rankship_pipeline.foundation.records import FORMATS
+from rankship_pipeline.foundation.formats import FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table

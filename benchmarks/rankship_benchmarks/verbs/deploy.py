@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.verbs.run import find_devices
+from rankship_pipeline.foundation.artifact_key import VARIANTS, Variant
 from rankship_pipeline.foundation.errors import InputError, Lacks
 from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
-from rankship_pipeline.foundation.records import VARIANTS, Variant, record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.verbs import find_by_name
 from rankship_targets.session.manifest import Manifest, read_manifest
 

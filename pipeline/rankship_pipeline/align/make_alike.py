@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.align.fold_normalisation import RETRAIN, change_pixels, fold
 from rankship_pipeline.foundation.errors import MergeMismatch
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.normalisation import Normalisation

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 NOT_SCORED = -100  # the label that cross_entropy and transformers ignore
 BATCH = 8  # windows per forward pass

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.perplexity import NOT_SCORED, score_windows
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import RankPlan, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import RankPlan
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

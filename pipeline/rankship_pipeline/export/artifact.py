@@ -16,19 +16,12 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
-from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Variant
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import (
-    Artifact,
-    Dimension,
-    Format,
-    RankPlan,
-    TensorSpec,
-    Variant,
-)
+from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.records import Artifact, Dimension, RankPlan, TensorSpec
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import Artifact, Format
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import Artifact
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 

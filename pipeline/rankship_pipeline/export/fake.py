@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 from rankship_pipeline.export import Operator
 from rankship_pipeline.export.graph import list_graph_operators
 from rankship_pipeline.foundation.codec import decode, encode
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 
 @record

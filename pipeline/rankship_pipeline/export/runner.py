@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankship_pipeline.foundation.errors import CommandFailed
-from rankship_pipeline.foundation.records import Format, RunOutput
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import RunOutput
 
 Array = NDArray[np.float32]
 

@@ -21,7 +21,8 @@ from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file, write_atomic
-from rankship_pipeline.foundation.records import RankPlan, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.sharded import INDEX, open_checkpoint
 from rankship_pipeline.models.weights import State, list_differences, read_state

@@ -13,9 +13,10 @@ from rankship_pipeline.export.artifact import Part, export_file, read_artifact, 
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
-from rankship_pipeline.foundation.artifact_key import head_of
+from rankship_pipeline.foundation.artifact_key import Variant, head_of
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import Artifact, Format, RankPlan, Variant
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed

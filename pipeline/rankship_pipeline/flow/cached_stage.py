@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.weights import State

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.store import default_root
 
 

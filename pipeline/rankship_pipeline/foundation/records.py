@@ -3,12 +3,9 @@
 from html import escape
 from typing import Literal
 
-from rankship_pipeline.foundation.artifact_key import VARIANTS as VARIANTS  # noqa: PLC0414 - re-exported: many rooms read it here
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.artifact_key import Variant as Variant  # noqa: PLC0414 - as above
-from rankship_pipeline.foundation.formats import FORMATS as FORMATS  # noqa: PLC0414 - as above
-from rankship_pipeline.foundation.formats import Format as Format  # noqa: PLC0414 - as above
-from rankship_pipeline.foundation.frozen import record as record  # noqa: PLC0414 - as above
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_count, show_percent
 
 Form = Literal["svd", "spatial", "tucker"]

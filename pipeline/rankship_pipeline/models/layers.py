@@ -7,7 +7,7 @@ from typing import Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 Factorable = nn.Linear | nn.Conv2d | nn.Embedding
 Kind = Literal["linear", "convolution", "embedding"]

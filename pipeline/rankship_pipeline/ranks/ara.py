@@ -22,7 +22,7 @@ from torch.nn import functional
 from rankship_pipeline.evaluate.accuracy import IGNORED, predict
 from rankship_pipeline.evaluate.calibrate import find_mask
 from rankship_pipeline.factors.decompose import Spectrum, truncate
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, get_layer
 from rankship_pipeline.ranks.allocators import spend_remainder, total_cost

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from rankship_pipeline.factors.rebuild import chain
 from rankship_pipeline.foundation.codec import digest
-from rankship_pipeline.foundation.records import Factors, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, Kind, Layer, get_layer
 from rankship_pipeline.models.watch import watch

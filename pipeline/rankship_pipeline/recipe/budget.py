@@ -1,6 +1,8 @@
 """The budget of a recipe: its amount, its unit, and the device for measured units."""
 
-from rankship_pipeline.foundation.records import CostUnit, Format, record
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import CostUnit
 
 TIMES = ("latency_ms", "latency_us")
 

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from rankship_pipeline.foundation.records import FORMATS, Form, Format, record
+from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Form
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation

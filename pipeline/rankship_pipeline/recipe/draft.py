@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import DATA_KINDS, DataKind

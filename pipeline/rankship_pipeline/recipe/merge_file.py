@@ -5,7 +5,7 @@ from typing import Literal
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 MergeMethod = Literal[
     "average",

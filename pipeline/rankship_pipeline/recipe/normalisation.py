@@ -2,7 +2,7 @@
 
 from math import isclose
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 
 @record

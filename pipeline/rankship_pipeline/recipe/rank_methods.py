@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 RankMethod = Literal["uniform", "arp", "strs", "ara", "ara-original", "knapsack"]
 

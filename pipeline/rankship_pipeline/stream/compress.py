@@ -36,7 +36,8 @@ from rankship_pipeline.factors.saved_model import describe_saved, write_saved
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file, publish_file, publish_folder
-from rankship_pipeline.foundation.records import Factors, RankPlan, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from rankship_pipeline.foundation.errors import AgentDied, Rebooted, TargetError, TargetTimeout
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_celsius
 from rankship_targets.client.calls import call_agent, pick
 from rankship_targets.devices.device import Device

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, check_choice
 
 THIS_MACHINE = "this-machine"

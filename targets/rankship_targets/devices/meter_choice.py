@@ -3,7 +3,7 @@
 from typing import Literal
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 MeterName = Literal["hwmon", "rails", "powerstats", "battery", "rapl", "model", "perfetto", "bench", "replay"]
 

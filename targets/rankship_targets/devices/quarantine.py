@@ -12,7 +12,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError, Lacks, ManifestRefused, Quarantined, TargetBusy, TargetError
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import Device, user_folder
 
 LIMIT = 3

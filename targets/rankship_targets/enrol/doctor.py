@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from rankship_pipeline.foundation.records import FORMATS, record
+from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes, show_celsius
 from rankship_targets.client.calls import install_command
 from rankship_targets.devices.device import Device

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import CommandFailed, Lacks
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.transport.protocol import NOT_EXECUTABLE, NOT_FOUND, Transport, explain_failure
 
 Share = Literal["completely", "partially", "not"]

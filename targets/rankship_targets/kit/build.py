@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_targets.kit.bundle import build_bundle
 from rankship_targets.kit.compile import PROGRAM, build_runner, pack_runner
 from rankship_targets.kit.lock import KitLock, describe_file, keep_kit, kits_folder

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import BuildError
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.kit.compile import build_runner
 from rankship_targets.kit.debian import find_program, unpack_packages
 from rankship_targets.kit.lock import KitLock, describe_file

@@ -11,7 +11,7 @@ from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import NoSpace, TargetError, WrongSystem
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FACTS, FORMATS
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_targets.devices.device import Device
 from rankship_targets.kit.build import RUNNER_ARCHIVE

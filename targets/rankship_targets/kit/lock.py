@@ -6,7 +6,8 @@ from pathlib import Path
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file, publish_folder, write_atomic
-from rankship_pipeline.foundation.records import Format, record
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import user_folder
 from rankship_targets.kit.system import Board, Phone
 

@@ -5,7 +5,7 @@ import re
 from typing import Literal
 
 from rankship_pipeline.foundation.errors import CommandFailed, Lacks, WrongSystem
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Completed, Transport, run_checked
 

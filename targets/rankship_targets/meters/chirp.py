@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.errors import MeasurementError, TraceGap
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import Rail
 
 if TYPE_CHECKING:

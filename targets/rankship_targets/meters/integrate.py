@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import ceil
 
 from rankship_pipeline.foundation.errors import TraceGap
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import Rail
 
 _NS_PER_S = 1_000_000_000

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.client.calls import pick
 from rankship_targets.client.detached import Ticket
 from rankship_targets.devices.device import Device

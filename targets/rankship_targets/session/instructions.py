@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Verified, record
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Verified
 from rankship_targets.session.session import open_session
 from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.twin.machine import Machine

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file, write_atomic
-from rankship_pipeline.foundation.records import Format, Verified, record
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Verified
 from rankship_targets.devices.device import user_folder
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, hash_remote
 

@@ -16,7 +16,7 @@ import psutil
 
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError, TargetBusy
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, explain_failure, read_numbers, run_checked
 

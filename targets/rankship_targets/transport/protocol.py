@@ -15,7 +15,7 @@ from rankship_pipeline.foundation.errors import (
     PersistentTargetError,
     ReadOnly,
 )
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 STEP_TIMEOUT_S = 60.0
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # a shell's exit statuses for programs that cannot be started

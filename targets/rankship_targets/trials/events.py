@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import AgentMismatch, InputError
-from rankship_pipeline.foundation.records import Format, record
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import Offer
 from rankship_targets.trials.trial import DeviceState, RuntimeReading
 

@@ -1,7 +1,7 @@
 """The request for one measurement, and the result of loading an artifact without running it."""
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trial import RuntimeReading
 
 

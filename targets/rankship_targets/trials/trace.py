@@ -4,7 +4,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 
 # An external meter or sensor; an on-device energy counter or gauge; utilisation times constants.
 Provenance = Literal["measured", "counter", "modelled"]

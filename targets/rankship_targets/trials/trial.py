@@ -1,7 +1,7 @@
 """The record of one measurement on a device: every raw sample and the conditions it was taken under."""
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import PowerTrace
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from rankship_pipeline.foundation.codec import decode
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.twin.binfmt import (
     HOST_NAME,
     MOUNTS,

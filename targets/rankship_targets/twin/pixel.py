@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import Lacks, TargetTimeout
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.adb.client import find_adb
 from rankship_targets.twin.adbd import Screen

@@ -7,7 +7,7 @@ from typing import get_args
 from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.flags import parse, parse_formats, share, start_parser
-from rankship_pipeline.foundation.records import FORMATS, Format
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_targets.devices.device import Device, find_device, inventory_path
 
 BENCHMARK_TIMEOUT_S = 600.0

@@ -19,7 +19,7 @@ from rankship_pipeline.foundation.errors import (
     Unauthorised,
     Unreachable,
 )
-from rankship_pipeline.foundation.records import record
+from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import Completed
 

@@ -19,9 +19,9 @@ from rankship_benchmarks.stats.disorder import find_disorder, find_drift, find_t
 from rankship_benchmarks.stats.estimates import estimate_median, find_correlation
 from rankship_benchmarks.stats.shift import correct_holm, find_least_p, find_shift
 from rankship_pipeline.cli import main
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_targets.trials.trial import Conditions
 
 

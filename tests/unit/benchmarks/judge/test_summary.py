@@ -10,8 +10,9 @@ from make.trials import make_reading
 from rankship_benchmarks.bundle.bundle import STAND_IN
 from rankship_benchmarks.judge.summary import Summary, summarise
 from rankship_benchmarks.report.words import print_summary, state_headline
+from rankship_pipeline.foundation.artifact_key import VARIANTS
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
-from rankship_pipeline.foundation.records import FORMATS, VARIANTS
+from rankship_pipeline.foundation.formats import FORMATS
 
 
 def render(summary: Summary, width: int = 100) -> str:

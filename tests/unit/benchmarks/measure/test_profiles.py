@@ -16,7 +16,7 @@ from rankship_benchmarks.report.profile_charts import draw_profile, list_rows
 from rankship_benchmarks.stats.pareto import find_front
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, Lacks
-from rankship_pipeline.foundation.records import Format
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.session.session import Session
 from rankship_targets.trials.events import OperatorTime, Profiled
 from rankship_targets.trials.request import MeasureRequest

@@ -12,8 +12,8 @@ from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.page import render_page
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.stats.steps import Night
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import Format, Variant
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
+from rankship_pipeline.foundation.formats import Format
 
 
 def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
