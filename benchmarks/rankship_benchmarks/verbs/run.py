@@ -121,7 +121,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
     for one in ended.values():
         if one.result is not None:
-            _report(one.result, None, steps)
+            _report(one.result, None, steps, verbose=arguments.verbose)
     raise_first(ended, steps)
 
 

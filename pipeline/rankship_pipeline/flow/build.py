@@ -32,11 +32,12 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
         store.discard(found)
         found = None
     if found is None:
+        made = _make_build(budgeted, store, steps)
 
-        def make(target: Path) -> None:
-            (target / _RECORD).write_text(encode(_make_build(budgeted, store, steps)), encoding="utf-8")
+        def write(target: Path) -> None:
+            (target / _RECORD).write_text(encode(made), encoding="utf-8")
 
-        found = store.produce("build", made_from, make)
+        found = store.produce("build", made_from, write)
     return read_build(found), found
 
 
@@ -64,6 +65,7 @@ def _ingredients(budgeted: Budgeted) -> dict[str, object]:
         "recipe": prepared.recipe_sha256,
         "sources": prepared.source_sha256,
         "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
+        "answers": prepared.data.answers,
         "landing": None if budgeted.landing is None else digest(budgeted.landing),
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},

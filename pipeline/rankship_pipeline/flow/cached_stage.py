@@ -1,6 +1,7 @@
 """One stage's result, made once and read from the store ever after, under the hash of all that went into it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -57,15 +58,9 @@ def cached_stage(
     ingredients = stamp(made_from)
     entry = store.find(kind, ingredients)
     if entry is None:
-
-        def make(target: Path) -> None:
-            if steps is None:
-                form.write(compute(), target)
-            else:
-                with steps.step(title):
-                    form.write(compute(), target)
-
-        entry = store.produce(kind, ingredients, make)
+        with nullcontext() if steps is None else steps.step(title):
+            value = compute()  # before a folder is made: one that nothing is written into for a day is swept away
+            entry = store.produce(kind, ingredients, lambda target: form.write(value, target))
     return Kept(form.read(entry), entry)
 
 

@@ -127,6 +127,15 @@ def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) 
     return True
 
 
+def check_compared(prepared: Prepared) -> None:
+    """Alternatives are compared by accuracy, which needs labels."""
+    if prepared.recipe.compare and prepared.data.test_labels is None:
+        raise InputError(
+            "[[compare]] shows each way's accuracy, and there are no test labels",
+            hint="give one whole number per test input, or leave [[compare]] out",
+        )
+
+
 # In this order, the first that fails speaks: what needs no data goes before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
@@ -135,4 +144,5 @@ WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_excluded,
     check_layers,
     check_rebuilding,
+    check_compared,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from torch import nn
 
@@ -42,12 +43,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         folder=folder,
         sources=sources,
         data=data,
-        calibration_sha256={name: hash_tensors(inputs) for name, inputs in data.calibration.items()},
-        test_sha256=_hash_tests(data),
-        tests_sha256={name: hash_tensors((*inputs, labels)) for name, (inputs, labels) in data.tests.items()},
-        unlabelled_sha256={}
-        if recipe.refine is None
-        else {name: hash_tensors(data.list_unlabelled(name)) for name in data.calibration},
+        **_hash_data(data, recipe),
         mends=mends,
         notes=notes,
         model=model,
@@ -67,8 +63,7 @@ def redraw(prepared: Prepared, seed: int) -> Prepared:
     data = load_data(replace(prepared.recipe, seed=seed), prepared.folder, prepared.sources)
     if isinstance(prepared.model, Headed):
         data = mark_tasks(data, prepared.model)
-    hashes = {name: hash_tensors(inputs) for name, inputs in data.calibration.items()}
-    return replace(prepared, data=data, calibration_sha256=hashes)
+    return replace(prepared, data=data, **_hash_data(data, prepared.recipe))
 
 
 def _find_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], held: Held | None) -> Data:
@@ -88,6 +83,20 @@ def _join(recipe: Recipe, sources: Mapping[str, OpenedSource], data: Data) -> tu
     return mark_tasks(data, joined), joined
 
 
-def _hash_tests(data: Data) -> str:
+class _DataHashes(TypedDict):
+    calibration_sha256: dict[str, str]
+    test_sha256: str
+    tests_sha256: dict[str, str]
+    unlabelled_sha256: dict[str, str]
+
+
+def _hash_data(data: Data, recipe: Recipe) -> _DataHashes:
+    """The hashes of all data that shape a result; what refinement alone sees counts where there is one."""
     labels = () if data.test_labels is None else (data.test_labels,)
-    return hash_tensors((*data.test_inputs, *labels))
+    refined = () if recipe.refine is None else data.calibration
+    return {
+        "calibration_sha256": {name: hash_tensors(inputs) for name, inputs in data.calibration.items()},
+        "test_sha256": hash_tensors((*data.test_inputs, *labels)),
+        "tests_sha256": {name: hash_tensors((*inputs, labels)) for name, (inputs, labels) in data.tests.items()},
+        "unlabelled_sha256": {name: hash_tensors(data.list_unlabelled(name)) for name in refined},
+    }

@@ -160,10 +160,10 @@ def make_empty(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         make: Any = transformers.AutoModelForCausalLM.from_config
         with torch.device("meta"):
-            return make(config, dtype=torch.float32).eval()
+            return make(config, dtype=torch.float32, trust_remote_code=False).eval()
     except (ValueError, KeyError, OSError) as failure:
         raise InputError(
             f"{folder / 'config.json'} describes no causal language model: {failure}",

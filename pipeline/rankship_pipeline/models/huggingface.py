@@ -78,12 +78,23 @@ def list_snapshot_files(snapshot: Path) -> list[Path]:
     return [snapshot / "config.json", *weights]
 
 
-def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
-    """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
+def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
+    """A model folder's configuration with all defaults; one whose code would come with the files is refused."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(snapshot)
-    model = _auto_class(source).from_config(config, attn_implementation="eager")
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as failure:
+        raise InputError(
+            f"{folder} has no configuration that transformers knows by itself: {failure}",
+            hint="no code that comes with a model's files is run: give an architecture of transformers, or a factory",
+        ) from None
+
+
+def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
+    """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
+    config = read_config(snapshot)
+    model = _auto_class(source).from_config(config, attn_implementation="eager", trust_remote_code=False)
     return LogitsOnly(model.to(torch.float32), source.inputs).eval()
 
 
@@ -113,6 +124,7 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
         model, found = _auto_class(source).from_pretrained(
             snapshot,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,

@@ -91,7 +91,7 @@ def load_tokenizer(source: Source, folder: Path) -> Any:  # noqa: ANN401 - trans
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(snapshot)
+        return transformers.AutoTokenizer.from_pretrained(snapshot, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as failure:
         raise missing from failure
 
@@ -105,7 +105,7 @@ def load_image_processor(source: Source, folder: Path) -> Any | None:  # noqa: A
     snapshot = find_snapshot(source, folder)
     processors: Any = transformers.AutoImageProcessor
     try:
-        return processors.from_pretrained(snapshot, backend="pil")
+        return processors.from_pretrained(snapshot, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as failure:
         raise InputError(
             f"model {source.name!r}: {snapshot / _IMAGE_FILE} cannot be used: {failure}",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from make.berts import save_bert
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
-from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files
+from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files, read_config
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
@@ -131,3 +132,12 @@ def test_an_unknown_id_without_a_network_is_an_input_error(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read once, at import
     with pytest.raises(InputError, match=f"{name!r} is neither a folder nor a hub id"):
         list_snapshot_files(find_snapshot(make_source(name), tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}, "architectures": ["OwnForX"]}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    (tmp_path / "m/own.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(InputError, match="no configuration that transformers knows by itself"):
+        read_config(tmp_path / "m")
