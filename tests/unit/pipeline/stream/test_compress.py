@@ -262,7 +262,7 @@ def break_shard(folder: Path, how: str) -> str:
     save_file({key: value for key, value in (state | {name: changed}).items() if value is not None}, path)
     return {
         "lost": rf"{file} lacks {tensor}",
-        "nan": rf"{file} holds NaN or infinity in 1 tensors: {re.escape(name)}$",
+        "nan": rf"{file} holds NaN or infinity in 1 tensors: {re.escape(name)}",
         "wrong shape": rf"{tensor} in .*{file} has shape \[87, 32\], config.json says \[88, 32\]",
     }[how]
 
