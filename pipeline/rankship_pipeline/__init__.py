@@ -1,3 +1,3 @@
-"""Host stage: trained models in, verified low-rank artifacts out."""
+"""The host's stage: turns trained models into verified low-rank artifacts."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The `rankship` command: a literal table of verbs, each imported only when it is used."""
+"""The `rankship` command: a table of verbs, each imported only when it is used."""
 
 import errno
 import importlib
@@ -13,36 +13,36 @@ from rankship_pipeline.foundation.errors import RankshipError
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("rankship_pipeline.verbs:init", "write a commented recipe that builds as it is"),
-    "compress": ("rankship_benchmarks.verbs.compress:compress", "from a model to proven artifacts in one line"),
+    "compress": ("rankship_benchmarks.verbs.compress:compress", "turn a model into verified artifacts in one command"),
     "run": ("rankship_benchmarks.verbs.run:run", "build, verify, push, measure and report in one go"),
-    "build": ("rankship_pipeline.verbs:build", "models in, exported artifacts out"),
+    "build": ("rankship_pipeline.verbs:build", "merge, compress and export a recipe's models"),
     "merge": ("rankship_pipeline.verbs:merge", "merge checkpoints on disk into one, without data"),
-    "verify": ("rankship_benchmarks.verbs.run:verify", "prove that every artifact computes what torch computes"),
+    "verify": ("rankship_benchmarks.verbs.run:verify", "check that every artifact computes the same as torch"),
     "bench": ("rankship_benchmarks.verbs.run:bench", "push verified artifacts to a device and measure them there"),
     "deploy": (
         "rankship_benchmarks.verbs.deploy:deploy",
-        "copy verified artifacts to devices and say how to load them",
+        "copy verified artifacts to devices and print how to load them",
     ),
-    "costs": ("rankship_benchmarks.verbs.costs:costs", "time each layer on a device, dense and factored: a cost table"),
-    "report": ("rankship_benchmarks.verbs.run:report", "draw the page and the table of a finished measurement"),
+    "costs": ("rankship_benchmarks.verbs.costs:costs", "time each layer on a device, for a cost table"),
+    "report": ("rankship_benchmarks.verbs.run:report", "write the page and print the table of a finished measurement"),
     "nightly": ("rankship_benchmarks.verbs.nightly:nightly", "build, measure, compare with the nights before, report"),
     "index": ("rankship_benchmarks.verbs.nightly:index", "bring the index over many runs up to date"),
-    "export": ("rankship_benchmarks.verbs.nightly:export", "give many runs to a notebook or to MLflow"),
+    "export": ("rankship_benchmarks.verbs.nightly:export", "export many runs for a notebook or MLflow"),
     "compare": ("rankship_benchmarks.verbs.compare:compare", "judge a run against an earlier one, case by case"),
-    "study": ("rankship_benchmarks.verbs.run:study", "compare many ways to many budgets on several models"),
-    "show": ("rankship_pipeline.verbs:show", "print what is known of a build: ranks, sizes, accuracy, parity"),
+    "study": ("rankship_benchmarks.verbs.run:study", "compare compression methods at several budgets and models"),
+    "show": ("rankship_pipeline.verbs:show", "print a finished build: ranks, sizes, accuracy"),
     "devices": ("rankship_targets.verbs.devices:devices", "list, add and remove devices"),
-    "doctor": ("rankship_targets.verbs.devices:doctor", "say why a device would give bad numbers, and how to mend it"),
+    "doctor": ("rankship_targets.verbs.devices:doctor", "find why a device would measure badly, and how to fix it"),
     "completion": (
         "rankship_pipeline.completion:completion",
-        "print a script by which a shell completes verbs and flags",
+        "print a script that makes a shell complete verbs and flags",
     ),
-    "kit": ("rankship_targets.verbs.kit:kit", "make the runtimes that a device needs, and install them there"),
+    "kit": ("rankship_targets.verbs.kit:kit", "build the runtimes that a device needs, and install them there"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; errors become one message on stderr and the exit status of their kind (see errors.py)."""
+    """Run one verb; an error prints one message on stderr and sets its exit status (see errors.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
         os.environ[quiet.VERBOSE] = "1"
@@ -64,16 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
-            raise  # anything else is a mistake in the program and keeps its traceback
-        sys.stderr.write(f"{error.strerror}: {error.filename}\n  → make room or give rights there, then run again\n")
+            raise  # any other OSError is a bug and keeps its traceback
+        sys.stderr.write(f"{error.strerror}: {error.filename}\n  → free space or allow writing there, then run again\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is kept, the same command goes on from there\n")
+        sys.stderr.write("interrupted; finished work is kept, run the same command to resume\n")
         return 130
 
 
 def find_verb(name: str) -> Callable[[list[str]], int]:
-    """Import a verb's function; an unknown verb is an InputError naming the nearest one."""
+    """Import a verb's function; InputError with the nearest verb if it is unknown."""
     if name not in VERBS:
         import difflib
 
@@ -92,7 +92,7 @@ def describe() -> str:
     lines = ["usage: rankship VERB ...", "", "Ship low-rank models to the edge and measure them there.", ""]
     lines += [f"  {verb:11}{summary}" for verb, (_, summary) in VERBS.items()]
     lines += ["", "`rankship VERB --help` says more. Exit status: 0 done, 2 input, 3 build or parity, 4 device,"]
-    return "\n".join([*lines, "5 a measurement that must not be used, 130 interrupted.", ""])
+    return "\n".join([*lines, "5 unusable measurement, 130 interrupted.", ""])
 
 
 if __name__ == "__main__":

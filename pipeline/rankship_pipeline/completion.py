@@ -1,4 +1,4 @@
-"""The verb `completion`: a script by which a shell completes verbs and flags, made from the verbs' own parsers."""
+"""The verb `completion`: prints a shell's completion script for verbs and flags, made from the verbs' parsers."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def completion(argv: list[str]) -> int:
     lines = "\n".join(f"  {line}" for line in SHELLS.values())
     parser = start_parser(
         "completion",
-        "Print a script by which a shell completes verbs and flags.",
+        "Print a script that makes a shell complete verbs and flags.",
         epilog=f"To use it:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -29,14 +29,14 @@ def completion(argv: list[str]) -> int:
     try:
         import shtab
     except ImportError as failure:
-        raise InputError(f"scripts are made by shtab: {failure}", hint="pip install shtab") from failure
+        raise InputError(f"completion scripts need shtab: {failure}", hint="pip install shtab") from failure
 
     sys.stdout.write(shtab.complete(join_parsers(), arguments.shell) + "\n")
     return 0
 
 
 def join_parsers() -> argparse.ArgumentParser:
-    """One parser that knows every verb with its flags; paths are completed as such."""
+    """One parser with every verb and its flags; path arguments complete as files."""
     root = argparse.ArgumentParser(prog="rankship", description="Ship low-rank models to the edge and measure them.")
     root.add_argument("--version", action="store_true", help="print the version")
     verbs = root.add_subparsers(dest="verb")
@@ -48,12 +48,12 @@ def join_parsers() -> argparse.ArgumentParser:
 
 
 def _mark_paths(parser: argparse.ArgumentParser) -> None:
-    """Say to shtab which arguments are files or folders, in a verb's own verbs too."""
+    """Mark the arguments that are files or folders for shtab, also in subcommands."""
     import shtab
 
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to list them
         if action.type is Path:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own way
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # as shtab documents
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
             for inner in dict.fromkeys(action.choices.values()):
                 _mark_paths(inner)

@@ -1,4 +1,4 @@
-"""The pipeline's own verbs: `init`, `build`, `show` and `merge`."""
+"""The verbs of the pipeline package: `init`, `build`, `show` and `merge`."""
 
 import sys
 from pathlib import Path
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def build(argv: list[str]) -> int:
-    """`rankship build RECIPE`: models in, exported artifacts out; prints the build's hash on stdout."""
-    parser = start_parser("build", "Build a recipe's artifacts; resumes.", "--store")
-    parser.add_argument("recipe", type=Path)
+    """`rankship build RECIPE`: builds the recipe's artifacts and prints the build with its hash."""
+    parser = start_parser("build", "Build a recipe's artifacts; the same command resumes.", "--store")
+    parser.add_argument("recipe", type=Path, help="the recipe's TOML file")
     arguments = parse(parser, argv)
 
     from rankship_pipeline.foundation.console import Steps
@@ -38,8 +38,8 @@ def build(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
-    """`rankship show BUILD`: what is known of a finished build, by its recipe or its hash."""
-    parser = start_parser("show", "Print ranks, sizes and accuracy of a build.", "--store")
+    """`rankship show BUILD`: prints a finished build, by its recipe or its hash."""
+    parser = start_parser("show", "Print the ranks, sizes and accuracy of a finished build.", "--store")
     parser.add_argument("build", help="a recipe.toml, or the first letters of a build's hash")
     arguments = parse(parser, argv)
 
@@ -51,10 +51,10 @@ def show(argv: list[str]) -> int:
 
 
 def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
-    """Read a recipe and check everything that can be checked before long work."""
+    """Read a recipe and run all checks that come before long work."""
     from rankship_pipeline.recipe.rules import read_recipe
 
-    recipe = read_recipe(path)  # before torch is imported: a typing mistake is told at once
+    recipe = read_recipe(path)  # before torch is imported, so that typing mistakes are reported at once
     with steps.step("check the recipe, its models and its data"):
         from rankship_pipeline.flow.preflight import prepare
 
@@ -76,15 +76,19 @@ def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
 
 
 def merge(argv: list[str]) -> int:
-    """`rankship merge FILE --to FOLDER`: prints the new folder on stdout; the same command resumes."""
-    parser = start_parser("merge", "Merge safetensors checkpoints into one folder, streaming; resumes by shard.")
+    """`rankship merge FILE --to FOLDER`: merges checkpoints and prints the new folder; the same command resumes."""
+    parser = start_parser(
+        "merge",
+        "Merge safetensors checkpoints into one folder, one tensor in memory at a time; the same command resumes at"
+        " the first missing shard.",
+    )
     parser.add_argument("file", type=Path, help="a TOML file: models, base, [merge], dtype, seed")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder to make; must not exist")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the new folder; it must not exist")
     arguments = parse(parser, argv)
 
     from rankship_pipeline.recipe.merge_file import read_merge_file
 
-    asked = read_merge_file(arguments.file)  # before torch is imported: a typing mistake is told at once
+    asked = read_merge_file(arguments.file)  # before torch is imported, so that typing mistakes are reported at once
 
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
@@ -99,20 +103,20 @@ def merge(argv: list[str]) -> int:
 
 
 def init(argv: list[str]) -> int:
-    """`rankship init NAME`: a commented recipe, and what it lacks beside it, that build as they are."""
+    """`rankship init NAME`: writes a commented recipe, and the files that it needs, which build unchanged."""
     parser = start_parser(
         "init",
-        "Write a commented recipe NAME.toml, and a file of data or code beside it where none is named. Without a model"
-        " it is a small network trained on scikit-learn's digits.",
+        "Write a commented recipe NAME.toml, and stand-in files for a model or data that you do not name. The stand-in"
+        " for a model is a small network trained on scikit-learn's digits.",
         "--formats",
     )
-    parser.add_argument("name", type=Path, help="what to call it; a folder may stand before it")
+    parser.add_argument("name", type=Path, help="the recipe's name, or its path")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--huggingface", metavar="ID", help="a Hugging Face model: its folder, or its id on the hub")
-    which.add_argument("--factory", metavar="FILE:FUNCTION", help="your own: a function that returns the torch module")
+    which.add_argument("--factory", metavar="FILE:FUNCTION", help="a function of yours that returns the torch module")
     of_factory = parser.add_mutually_exclusive_group()
-    of_factory.add_argument("--weights", type=Path, metavar="FILE", help="of the factory's model (safetensors)")
-    of_factory.add_argument("--train", metavar="FILE:FUNCTION", help="trains the factory's model instead")
+    of_factory.add_argument("--weights", type=Path, metavar="FILE", help="weights of the factory's model (safetensors)")
+    of_factory.add_argument("--train", metavar="FILE:FUNCTION", help="a function that trains the factory's model")
     add_data_flags(parser)
     add_budget_flags(parser)
     arguments = parse(parser, argv)

@@ -1,8 +1,8 @@
 """Pairs of specialists on scikit-learn's handwritten digits: 1,797 real scans of 8×8 pixels, ten classes.
 
-Both of a pair start from one initialisation. One pair splits the kind of picture (ink and chalk), another the classes
-(low and high): they share one head, so merging them must give a model that knows all. The third pair answers different
-questions, each with a head of its own: which digit it is, and whether it is odd.
+Both models of a pair start from the same initialisation. One pair splits the kind of picture (ink and chalk), another
+the classes (low and high); these share one head, so a merged model must know both. The third pair has different tasks,
+each with its own head: which digit it is, and whether it is odd.
 """
 
 import torch

@@ -157,8 +157,8 @@ def test_what_init_writes_for_a_factory_is_ready_to_build(here: Path, colours: P
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--csv", "t.csv"], "data without a model"),
-        (["--weights", "w"], "--weights belongs to --factory"),
+        (["--csv", "t.csv"], "the data need a model"),
+        (["--weights", "w"], "--weights needs --factory"),
         (["--factory", "a.py:f", "--text", "t"], "--text is for Hugging Face models"),
         (["--huggingface", "no-such-folder/not a hub id"], "is neither a folder nor a hub id"),
     ],

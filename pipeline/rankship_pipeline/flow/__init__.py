@@ -1,1 +1,1 @@
-"""The stages of a recipe in order, each kept under the hash of all that went into it."""
+"""Runs the stages of a recipe in order; each result is stored by the hash of everything it depends on."""

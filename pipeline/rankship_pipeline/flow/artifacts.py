@@ -1,4 +1,4 @@
-"""One model into one file per format, from one graph, each beside the inputs and outputs that prove it."""
+"""Exports one model to one file per format, from one graph, with the inputs and outputs of its proof."""
 
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +23,7 @@ from rankship_pipeline.models.heads import Headed
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
-    """The model itself; or the backbone that tasks share, then every task's head, proven on the backbone's features."""
+    """The model; or the backbone that tasks share, then every task's head, proven on the backbone's features."""
     data = prepared.data
     samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in data.strip(data.test_inputs))
     if not isinstance(module, Headed):
@@ -38,9 +38,9 @@ def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: Ra
 def export_variant(
     prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
 ) -> list[Artifact]:
-    """Export one model to every format of the recipe; formats already in the store are read, not made again.
+    """Export one model to every format of the recipe; files that are already in the store are not made again.
 
-    With heads, the backbone's files come first, then theirs.
+    With heads, the backbone's files come first, then the heads'.
     """
     parts = list_parts(prepared, variant, model.module, plan)
     return [one for part in parts for one in _export_part(prepared, store, steps, model.content, part)]
@@ -77,7 +77,7 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
 
 
 def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> None:
-    """Write one file, and see that every factored layer still is its chain of operators in it."""
+    """Write one file, and check that every factored layer is still a chain of operators in it."""
     export_file(graph, name, path)
     if part.plan is not None:
         found = read_operators(name, path)

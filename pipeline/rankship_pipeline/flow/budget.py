@@ -1,4 +1,4 @@
-"""What a recipe's budget counts, and how much of it there is."""
+"""Computes a recipe's price and budget, and checks that the budget can be met."""
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
@@ -7,7 +7,7 @@ from rankship_pipeline.recipe.choices import choose, rank_choice
 
 
 def price_recipe(prepared: Prepared) -> Budgeted:
-    """The price and budget that the recipe itself tells; one that is landed on a device is not among them."""
+    """The price and budget from the recipe; for a budget that is not landed on a device."""
     price = _find_price(prepared)
     dense = price.price_dense(prepared.layers)
     recipe = prepared.recipe
@@ -15,9 +15,9 @@ def price_recipe(prepared: Prepared) -> Budgeted:
 
 
 def check_budget(prepared: Prepared) -> None:
-    """Every way of the recipe can meet its budget: else BudgetInfeasible, naming the smallest that works.
+    """Check that every way of the recipe can meet its budget; BudgetInfeasible with the smallest that works.
 
-    A budget that is landed on a device is checked there; its table of costs, where one is named, must fit here.
+    A budget to land on a device is checked there; here only its cost table is checked, if the recipe names one.
     """
     if prepared.recipe.budget.on is not None:
         if prepared.recipe.budget.costs is not None:

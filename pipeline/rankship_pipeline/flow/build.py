@@ -1,4 +1,4 @@
-"""The build: a recipe's stages in order, then one file per variant and format, kept in the store."""
+"""Builds a recipe: its stages in order, then one file per variant and format, in the store."""
 
 from pathlib import Path
 
@@ -20,15 +20,15 @@ _RECORD = "build.json"
 
 
 def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build, Entry]:
-    """Make everything the recipe asks for, or read what is finished; resumes at the first missing stage.
+    """Make the recipe's build, or read it if it is finished; resumes at the first missing stage.
 
-    A finished build of which a user deleted an artifact is made again.
+    A finished build with deleted artifacts is made again.
     """
     budgeted = settle_budget(prepared, store)
     made_from = _ingredients(budgeted)
     found = store.find("build", made_from)
     if found is not None and not _is_whole(read_build(found), store):
-        steps.note("artifacts of the finished build are gone; making them again")
+        steps.note("artifacts of the finished build are missing; making them again")
         store.discard(found)
         found = None
     if found is None:
@@ -42,7 +42,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
 
 def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
-    """The finished build of a recipe; an InputError where there is none."""
+    """The finished build of a recipe; InputError if there is none."""
     found = store.find("build", _ingredients(settle_budget(prepared, store)))
     if found is None:
         raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")

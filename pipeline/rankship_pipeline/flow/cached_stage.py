@@ -1,4 +1,4 @@
-"""One stage's result, made once and read from the store ever after, under the hash of all that went into it."""
+"""Computes a stage's result once and then reads it from the store, by the hash of everything it depends on."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Form(Generic[T]):
-    """How a result lies in the store: `write` puts it into a folder, `read` takes it from the finished entry."""
+    """How a result is stored: `write` writes it to a folder, `read` reads it from the finished entry."""
 
     write: Callable[[T, Path], None]
     read: Callable[[Entry], T]
@@ -35,12 +35,12 @@ class Kept(Generic[T]):
 
     @property
     def content(self) -> str:
-        """What later stages are made from."""
+        """The hash that later stages depend on."""
         return self.entry.content
 
 
 def stamp(made_from: Mapping[str, object]) -> dict[str, object]:
-    """The ingredients of a stage with our own code and the versions that shape a model."""
+    """A stage's ingredients, with the hash of our code and the versions that affect a model."""
     return {**made_from, "code": hash_code(), "versions": list_versions()}
 
 
@@ -54,7 +54,7 @@ def cached_stage(
     steps: Steps | None = None,
     title: str = "",
 ) -> Kept[T]:
-    """Read the result of a stage, or compute and keep it; with `steps` the computing is shown as `title`."""
+    """Read the result of a stage, or compute and store it; with `steps` the computation is shown as `title`."""
     ingredients = stamp(made_from)
     entry = store.find(kind, ingredients)
     if entry is None:
@@ -65,7 +65,7 @@ def cached_stage(
 
 
 def as_record(kind: type[T], file: str) -> Form[T]:
-    """A record, or a mapping of numbers, as JSON."""
+    """Store a record, or a mapping of numbers, as JSON."""
 
     def write(value: T, folder: Path) -> None:
         (folder / file).write_text(encode(value), encoding="utf-8")
@@ -74,7 +74,7 @@ def as_record(kind: type[T], file: str) -> Form[T]:
 
 
 def as_tensors(file: str) -> Form[State]:
-    """Tensors by name, as safetensors."""
+    """Store tensors by name as safetensors."""
     return Form(
         lambda value, folder: save_file(value, folder / file),
         lambda entry: load_file(entry.read(file)),
@@ -83,7 +83,7 @@ def as_tensors(file: str) -> Form[State]:
 
 @dataclass(frozen=True)
 class Trained(Generic[T]):
-    """A model's tensors, whether its batch-norm statistics were taken afresh, and what else the stage found."""
+    """A model's tensors, whether its batch-norm statistics were re-estimated, and the stage's other result."""
 
     state: State
     batchnorm_reestimated: bool
@@ -100,7 +100,7 @@ _NORMS = as_record(_Norms, "batchnorm.json")
 
 
 def as_model(found: Form[T]) -> Form[Trained[T]]:
-    """A trained model beside what else its stage found, in the form of that."""
+    """Store a trained model and its stage's other result, in the form `found`."""
 
     def write(value: Trained[T], folder: Path) -> None:
         _STATE.write(value.state, folder)

@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe, one check each, in the tables that preflight.py goes through."""
+"""The checks of a recipe, one function each, in the tables that preflight.py runs."""
 
 import fnmatch
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from rankship_pipeline.recipe.choices import Recipe
 
 
 def check_toolchains(recipe: Recipe) -> None:
-    """Every format's exporter and runtime are installed."""
+    """Check that every format's exporter and runtime are installed."""
     for name in recipe.export.formats:
         if not can_export(name):
             facts = FACTS[name]
@@ -34,13 +34,13 @@ def check_toolchains(recipe: Recipe) -> None:
 
 
 def check_weights(_recipe: Recipe, sources: Mapping[str, OpenedSource]) -> None:
-    """Checkpoints and adapters fit their models and hold finite numbers."""
+    """Check that checkpoints and adapters fit their models and hold finite numbers."""
     for opened in sources.values():
         opened.check()
 
 
 def check_mends(prepared: Prepared) -> None:
-    """What is to be mended can be: proven on the untrained module, before anything is trained for it."""
+    """Check on the untrained modules that the models can be made alike, before any training."""
     data = prepared.data
     for name, mend in prepared.mends.items():
         if mend != Mend():
@@ -48,7 +48,7 @@ def check_mends(prepared: Prepared) -> None:
 
 
 def check_forward(prepared: Prepared) -> None:
-    """The model takes the loader's samples and gives logits that its labels fit."""
+    """Check that the model takes the loader's samples and returns logits that fit the labels."""
     recipe, model, data = prepared.recipe, prepared.model, prepared.data
     samples = [(f"calibration of {name!r}", inputs) for name, inputs in data.calibration.items()]
     for what, inputs in [*samples, ("test_inputs", data.test_inputs)]:
@@ -58,7 +58,7 @@ def check_forward(prepared: Prepared) -> None:
         except (RuntimeError, TypeError, ValueError, IndexError) as failure:
             raise InputError(
                 f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
-                hint=f"make {recipe.data.origin} give what the model's forward takes",
+                hint=f"make {recipe.data.origin} return the inputs of the model's forward",
             ) from failure
     labels = data.test_labels
     ranks = {2, 3} if labels is None else {labels.ndim + 1}
@@ -88,7 +88,7 @@ def _check_classes(prepared: Prepared, classes: int) -> None:
 
 
 def check_excluded(prepared: Prepared) -> None:
-    """Every pattern of ranks.exclude names a layer."""
+    """Check that every pattern of ranks.exclude matches a layer."""
     names = [layer.name for layer in find_layers(prepared.model)]
     for pattern in prepared.recipe.ranks.exclude:
         if not fnmatch.filter(names, pattern):
@@ -99,21 +99,21 @@ def check_excluded(prepared: Prepared) -> None:
 
 
 def check_layers(prepared: Prepared) -> None:
-    """Something is left to factor."""
+    """Check that there is a layer to factor."""
     if not prepared.layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
 
 
 def check_rebuilding(prepared: Prepared) -> None:
-    """The model runs with every layer factored: one that reaches into a layer's weight breaks here, by name."""
+    """Check that the model runs with every layer factored; InputError lists layers whose weights it reads directly."""
     model, layers = prepared.model, prepared.layers
     sample = tuple(tensor[:2] for tensor in prepared.data.test_inputs)
     if _runs_factored(model, layers, sample):
         return
     broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
     raise InputError(
-        f"the model does not run once these layers are factored: {', '.join(broken) or 'all together'};"
-        " it reads their weights itself instead of calling them",
+        f"the model does not run when these layers are factored: {', '.join(broken) or 'all together'};"
+        " it reads their weights instead of calling the layers",
         hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
     )
 
@@ -136,7 +136,7 @@ def check_compared(prepared: Prepared) -> None:
         )
 
 
-# In this order, the first that fails speaks: what needs no data goes before the loader is called.
+# In running order; the first that fails raises. Checks that need no data run before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_mends,

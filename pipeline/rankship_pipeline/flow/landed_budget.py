@@ -1,6 +1,6 @@
-"""What landing a latency budget left in the store: the table of costs, and how much of it the ranks were allowed.
+"""The stored result of landing a latency budget: the cost table, and the budget in its unit for the ranks.
 
-The landing itself needs the device and is in the package of benchmarks; from then on the host builds alone.
+Landing itself needs the device and is in rankship_benchmarks; after it the host builds without the device.
 """
 
 from dataclasses import replace
@@ -21,8 +21,8 @@ _KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
 
 
 def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
-    """The recipe with this much of a table's costs as its budget, in the table's unit."""
-    where = f"the table of {table.device}, {table.measured_utc}"
+    """The recipe with `asked` as its budget, in the cost table's unit."""
+    where = f"the cost table of {table.device}, {table.measured_utc}"
     price = price_table(table, prepared.layers, prepared.model_sha256, where)
     check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
     sources = {**prepared.source_sha256, f"costs on {table.device}": digest(table)}
@@ -30,7 +30,7 @@ def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
 
 
 def keep_landing(prepared: Prepared, store: Store, table: CostTable, landing: Landing) -> None:
-    """Keep how a recipe's budget was met, for every later build of the same recipe, models and data."""
+    """Store how a recipe's budget was met, for later builds of the same recipe, models and data."""
 
     def make(target: Path) -> None:
         (target / _TABLE).write_text(encode(table), encoding="utf-8")
@@ -40,18 +40,18 @@ def keep_landing(prepared: Prepared, store: Store, table: CostTable, landing: La
 
 
 def is_landed(prepared: Prepared, store: Store) -> bool:
-    """Tell whether nothing has to be measured before the recipe can be built."""
+    """Whether the recipe can be built without measuring first."""
     return prepared.recipe.budget.on is None or store.find(_KIND, _list_ingredients(prepared)) is not None
 
 
 def settle_budget(prepared: Prepared, store: Store) -> Budgeted:
-    """The recipe with its budget: as it says itself, or as landed on a device; InputError where that is still to do."""
+    """The recipe with its own budget, or with the one landed on a device; InputError if it is not landed yet."""
     if prepared.recipe.budget.on is None:
         return price_recipe(prepared)
     entry = store.find(_KIND, _list_ingredients(prepared))
     if entry is None:
         name, device = prepared.recipe.name, prepared.recipe.budget.on
-        message = f"the latency budget of {name} was not landed on {device} yet, so its ranks are not known"
+        message = f"the latency budget of {name} is not landed on {device} yet, so its ranks are not known"
         raise InputError(message, hint="`rankship run` measures there first, then builds")
     table = decode(CostTable, entry.read(_TABLE).read_bytes(), where=str(entry.folder))
     landing = decode(Landing, entry.read(_LANDING).read_bytes(), where=str(entry.folder))

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a recipe, found in seconds, before any long work starts."""
+"""Checks everything that can be wrong with a recipe in seconds, before any long work starts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,10 +24,10 @@ from rankship_pipeline.recipe.choices import Recipe, list_sources
 
 
 def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
-    """Check toolchains, checkpoints, data, shapes and budget; raise the first problem as one clear error.
+    """Check toolchains, checkpoints, data, shapes and budget; raises the first problem as one error.
 
-    `folder` is the recipe's own, to which its paths are relative. `held` are the models and data of a Python session,
-    for a recipe that says so.
+    Paths in the recipe are relative to `folder`. `held` are the models and data of a Python session, for a recipe with
+    `held`.
     """
     recipe = complete_recipe(recipe, folder)
     check_toolchains(recipe)
@@ -50,16 +50,16 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         layers=find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else []))),
         source_sha256=source_sha256,
     )
-    for look in WITH_DATA:
-        look(prepared)
+    for check_prepared in WITH_DATA:
+        check_prepared(prepared)
     check_budget(prepared)
-    if recipe.budget.costs is not None:  # artifacts carry what made them
+    if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     return prepared
 
 
 def redraw(prepared: Prepared, seed: int) -> Prepared:
-    """The same models with the data that the loader gives for another seed."""
+    """The same models with the loader's data for another seed."""
     data = load_data(replace(prepared.recipe, seed=seed), prepared.folder, prepared.sources)
     if isinstance(prepared.model, Headed):
         data = mark_tasks(data, prepared.model)
@@ -70,12 +70,15 @@ def _find_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]
     if not recipe.data.held:
         return load_data(recipe, folder, sources)
     if held is None:
-        raise InputError("the recipe's data stand for tensors of a Python session, which are not given here")
+        raise InputError(
+            "the recipe's data are tensors of a Python session (`held`), and none were given",
+            hint="name files in [data]",
+        )
     return held.data
 
 
 def _join(recipe: Recipe, sources: Mapping[str, OpenedSource], data: Data) -> tuple[Data, nn.Module]:
-    """The untrained model: the first one's, or the backbone with the heads of all, whose data then name the task."""
+    """The data and the untrained model: the first model, or the backbone with all heads and data with task numbers."""
     models = {source.name: sources[source.name].make() for source in recipe.models[: None if recipe.merge.head else 1]}
     if recipe.merge.head is None:
         return data, models[recipe.models[0].name]

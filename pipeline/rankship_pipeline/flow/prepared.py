@@ -1,4 +1,4 @@
-"""A recipe that passed its checks: as it was read, and with its budget and price known."""
+"""The records of a recipe that passed its checks: without and with its budget and price."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ from rankship_pipeline.recipe.choices import Recipe
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe that passed: its models and data, its untrained module and layers, and hashes of all that goes in.
+    """A recipe that passed its checks: its models and data, its untrained module and layers, and hashes of all inputs.
 
-    `sources` are the opened models, and their base, by name. `mends` say how each model is made like the first before
-    merging, `notes` which differences were named. `source_sha256` names every file or model that shapes the result.
+    `sources` are the opened models and their base, by name. `mends` say how each model is made like the first before
+    merging, `notes` describe harmless differences. `source_sha256` has the hash of every model or file that affects
+    the result.
     """
 
     recipe: Recipe
@@ -42,7 +43,7 @@ class Prepared:
 
     @cached_property
     def dense_parameters(self) -> int:
-        """Parameters of the whole model before it is compressed."""
+        """Parameters of the whole model before compressing."""
         return count_parameters(self.model)
 
     @property
@@ -52,21 +53,21 @@ class Prepared:
 
     @property
     def sites(self) -> dict[str, tuple[Site, ...]]:
-        """Where every factorable layer runs, those too that the recipe keeps dense."""
+        """The call sites of every factorable layer, also of those that the recipe keeps dense."""
         return find_sites(self.model, find_layers(self.model), self.data.test_inputs)
 
     @property
     def model_sha256(self) -> str:
-        """What a table of costs is measured for."""
+        """The hash of the model that a cost table is valid for."""
         return hash_model(self.model, self.sites)
 
 
 @dataclass(frozen=True)
 class Budgeted:
-    """A prepared recipe whose budget is known, in the unit of its price.
+    """A prepared recipe with its budget, in the unit of its price.
 
-    With ARP's fixed threshold the budget is the dense model's cost: the threshold decides below it. `landing` is how a
-    latency budget was met on its device, None for other budgets.
+    With ARP's fixed threshold the budget is the dense model's cost, as the threshold sets the ranks. `landing` records
+    how a latency budget was met on its device, None for other budgets.
     """
 
     prepared: Prepared

@@ -1,4 +1,4 @@
-"""What the stages' models are worth: accuracy on tests, and what each specialist keeps; kept like every stage."""
+"""Scores the stages' models: accuracy on tests, and fidelity to each specialist; stored like every stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class Scores:
     stages: Stages
 
     def evaluate_sources(self) -> list[Accuracy]:
-        """Every specialist's accuracy on the whole test set; one with a head of its own knows its own tests alone."""
+        """Every specialist's accuracy on the whole test set, or on its own tests if it has its own head."""
         return [one for source in self.stages.prepared.recipe.models for one in self.evaluate_source(source)]
 
     def evaluate_source(self, source: Source) -> list[Accuracy]:
-        """One specialist's accuracy; none without labels."""
+        """One specialist's accuracy; empty without labels."""
         model, data = self.stages.load_source(source.name), self.stages.prepared.data
         return self.evaluate(model, f"source:{source.name}", data.tests[source.name] if data.tasks else None)
 
     def evaluate(self, model: Model, stage: str, tests: tuple[Inputs, Tensor] | None = None) -> list[Accuracy]:
-        """Accuracy on the whole test set, or on `tests`; empty where a Python session gives no labels."""
+        """Accuracy on the whole test set, or on `tests`; empty if a Python session gives no labels."""
         prepared = self.stages.prepared
         data, sha256 = prepared.data, prepared.test_sha256
         if tests is not None:

@@ -1,4 +1,4 @@
-"""A build in the terminal."""
+"""Prints a build in the terminal."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,11 +20,11 @@ from rankship_pipeline.foundation.records import (
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 
-COMPRESSED_STAGES = ("compressed", "refined")  # after which a model has the plan's parameters
+COMPRESSED_STAGES = ("compressed", "refined")  # their models have the plan's parameters
 
 
 def print_build(build: Build, entry: Entry) -> None:
-    """Accuracy per stage, the rank plan, other methods at the same budget, and every file with its size."""
+    """Print the accuracy of every stage, the rank plan, other methods at the same budget, and every file's size."""
     console = Console(highlight=False)
     plan = build.plan
     size = describe_size(plan, build.dense_parameters)
@@ -55,14 +55,14 @@ def state_landing(landing: Landing) -> str:
         return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
     span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""
     return (
-        f"Latency budget {where}: {landing.verdict}; the table foretold {show_ns(one.predicted_ns)}, measured"
+        f"Latency budget {where}: {landing.verdict}; predicted {show_ns(one.predicted_ns)}, measured"
         f" {show_ns(one.measured_ns)}{span}, error {100 * landing.error:+.1f} % after {count}"
-        f" {'try' if count == 1 else 'tries'}; dense takes {show_ns(one.dense_ns)} there, ratio {one.ratio:.2f}"
+        f" {'try' if count == 1 else 'tries'}; the dense model takes {show_ns(one.dense_ns)}, ratio {one.ratio:.2f}"
     )
 
 
 def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
-    """Parameters before, where they are known, and after, and the budget, in one sentence."""
+    """One sentence: parameters before (if known) and after, and the budget."""
     kept, budget = plan.total_parameters, f"budget {show_count(plan.budget_cost)} {plan.unit}"
     unspent = f"{budget}, {show_count(plan.gap)} unspent"
     if dense_parameters is None:
@@ -72,7 +72,7 @@ def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
 
 
 def tabulate_accuracies(rows: Iterable[tuple[Accuracy, int]], measure: str = "accuracy") -> Table:
-    """The share of right answers after each stage, with its interval and the parameters of its model."""
+    """The share of correct answers after each stage, with its interval and the model's parameters."""
     table = start_table(f"{measure} after", "parameters", measure, "95 % interval")
     for one, parameters in rows:
         interval = f"[{show_percent(one.low)}, {show_percent(one.high)}]"
@@ -81,7 +81,7 @@ def tabulate_accuracies(rows: Iterable[tuple[Accuracy, int]], measure: str = "ac
 
 
 def tabulate_fidelities(fidelities: Iterable[Fidelity]) -> Table:
-    """What every specialist keeps: its own test accuracy where known, and agreement on what calibrated the merge."""
+    """What every specialist keeps: its test accuracy, if known, and the agreement on its calibration data."""
     table = start_table("specialist", "after", "own tests before", "own tests after", "agrees on calibration data")
     for one in fidelities:
         before, after = ("–" if a is None else show_percent(a.value) for a in (one.before, one.after))
@@ -90,7 +90,7 @@ def tabulate_fidelities(fidelities: Iterable[Fidelity]) -> Table:
 
 
 def describe_refinement(taken: Refinement) -> str:
-    """One sentence: what is exported, and what refining it took."""
+    """One sentence: the exported files hold the refined model, and what refining took."""
     return (
         f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
         f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
@@ -98,7 +98,7 @@ def describe_refinement(taken: Refinement) -> str:
 
 
 def tabulate_plan(plan: RankPlan) -> Table:
-    """Every layer that may be factored: how it is stored, and what it loses by its rank and by merging."""
+    """Every factorable layer: how it is stored, and what it loses by its rank and by merging."""
     table = start_table(*PLAN_HEADING)
     for layer in plan.layers:
         table.add_row(*map(escape, layer.cells))

@@ -1,4 +1,4 @@
-"""A recipe's stages up to the compressed model, each kept in the store under the hash of all that went into it."""
+"""A recipe's stages up to the compressed model, each stored by the hash of everything that it depends on."""
 
 import copy
 import shutil
@@ -48,7 +48,7 @@ from rankship_pipeline.recover.solve_in_order import refit
 
 T = TypeVar("T")
 
-_UNFINISHED = "state.safetensors"  # of a refinement that goes on after a kill
+_UNFINISHED = "state.safetensors"  # of a refinement to resume after a kill
 _TENSORS = as_tensors("tensors.safetensors")
 _MERGED: Form[Trained[dict[str, float]]] = as_model(as_record(dict[str, float], "interference.json"))
 _COMPRESSED: Form[Trained[RankPlan]] = as_model(as_record(RankPlan, "plan.json"))
@@ -57,9 +57,9 @@ _REFINED: Form[Trained[Refinement]] = as_model(as_record(Refinement, "refinement
 
 @dataclass(frozen=True)
 class Model:
-    """A torch module in evaluation mode, the store entry that holds its tensors, and the hash of its own files.
+    """A torch module in evaluation mode, the store entry with its tensors, and the hash of its own files.
 
-    `batchnorm_reestimated` says whether batch-norm statistics were taken afresh when it was made.
+    `batchnorm_reestimated` says whether its batch-norm statistics were re-estimated.
     """
 
     module: nn.Module
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def content(self) -> str:
-        """What later stages are made from: its tensors, and the code that says what is computed with them."""
+        """The hash that later stages depend on: of its tensors and its code."""
         return digest([self.entry.content, self.files_sha256])
 
 
@@ -84,7 +84,7 @@ class Stages:
     _answers: dict[str, Tensor] = field(default_factory=dict)
 
     def load_source(self, name: str) -> Model:
-        """A trained model of the recipe, mended to be like the others."""
+        """A trained model of the recipe, made like the others."""
         prepared, opened = self.prepared, self.prepared.sources[name]
         mend = prepared.mends[name]
         made_from = {
@@ -106,7 +106,7 @@ class Stages:
         return Model(module, kept.entry, prepared.source_sha256[name])
 
     def _specialise(self, module: nn.Module, name: str) -> nn.Module:
-        """A source in the form of the merged model: with heads, its backbone and its own head; the base has none."""
+        """A source in the form of the merged model: with heads, its backbone and its own head (none for the base)."""
         joined, data = self.prepared.model, self.prepared.data
         if not isinstance(joined, Headed):
             return module
@@ -143,7 +143,7 @@ class Stages:
             inputs = prepared.data.pool_calibration()
             return collect_curvatures(model.module, inputs, prepared.layers, prepared.recipe.seed)
 
-        return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by what they move")
+        return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by their effect on predictions")
 
     def weigh_parameters(self, model: Model, name: str, samples: int) -> Kept[State]:
         """The diagonal Fisher information of one source on its own calibration data."""
@@ -158,10 +158,11 @@ class Stages:
         def measure() -> State:
             return measure_fisher(model.module, prepared.data.calibration[name], samples, prepared.recipe.seed)
 
-        return self._keep("fisher", made_from, _TENSORS, measure, f"weigh the parameters of {name} by what they move")
+        title = f"weigh the parameters of {name} by their effect on predictions"
+        return self._keep("fisher", made_from, _TENSORS, measure, title)
 
     def merge(self, method: MergeMethod) -> tuple[Model, dict[str, float]]:
-        """The merged model, batch-norm re-estimated where the recipe says so, and each layer's interference."""
+        """The merged model, with batch-norm re-estimated if the recipe says so, and each layer's interference."""
         prepared, recipe, needs = self.prepared, self.prepared.recipe, METHODS[method]
         settings = fill_settings(method, recipe.merge.given)
         sources = self._load_sources()
@@ -238,7 +239,7 @@ class Stages:
     def make_compressed(
         self, budgeted: Budgeted, analysis: Analysis, way: Comparison, interference: dict[str, float]
     ) -> tuple[nn.Module, RankPlan]:
-        """Allocate and fill, without the store; batch-norm statistics stay the merged model's."""
+        """Allocate and fill, without the store; batch-norm statistics are the merged model's."""
         prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
         choice = rank_choice(prepared.recipe, way)
         plan = make_plan(
@@ -251,7 +252,7 @@ class Stages:
         return fill(analysis, plan.factors), plan
 
     def refine(self, compressed: Model, plan: RankPlan, choice: RefineChoice) -> tuple[Model, Refinement]:
-        """The compressed model after label-free refinement; one that was killed goes on from its last minute."""
+        """The compressed model after label-free refinement; a killed refinement resumes from its last save."""
         prepared = self.prepared
         made_from = {
             "compressed": compressed.content,
@@ -280,12 +281,12 @@ class Stages:
         return self._make(rebuild(prepared.model, plan.factors), kept), kept.value.found
 
     def list_teachers(self) -> list[tuple[nn.Module, Inputs]]:
-        """Every source with what refinement may see of its task."""
+        """Every source with the unlabelled inputs of its task for refinement."""
         data, models = self.prepared.data, self.prepared.recipe.models
         return [(self.load_source(one.name).module, data.list_unlabelled(one.name)) for one in models]
 
     def settle(self, module: nn.Module) -> tuple[nn.Module, bool]:
-        """Settle batch-norm against what each source itself says on its own calibration data."""
+        """Keep or re-estimate batch-norm, whichever is closer to each source's outputs on its calibration data."""
         data, recipe = self.prepared.data, self.prepared.recipe
 
         def distance(candidate: nn.Module) -> float:
@@ -297,7 +298,7 @@ class Stages:
         return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, distance)
 
     def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
-        """What whitens each layer: none for plain; the sum of the sources' own Grams, or the merged model's."""
+        """The metric of each layer, none for "plain", and its hash: the sources' summed Grams or the merged model's."""
         if way.whitening == "plain":
             return {}, "none"
         if self.prepared.recipe.factorise.grams == "merged":
@@ -316,7 +317,7 @@ class Stages:
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
     ) -> nn.Module:
-        """A merged model solved layer by layer, planned layers as factors, for what the sources say."""
+        """The merged model solved layer by layer for the sources' outputs, with planned layers as factors."""
         samples = int(fill_settings("sequential", self.prepared.recipe.merge.given)["samples"])
         pairs = zip(self._load_sources(), self.prepared.data.calibration.values(), strict=True)
         teachers = [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
@@ -330,7 +331,7 @@ class Stages:
         return [self.calibrate(model, source.name) for model, source in zip(sources, models, strict=True)]
 
     def _answer(self, name: str) -> Tensor:
-        """What a source says on its own calibration data, asked once."""
+        """A source's outputs on its own calibration data, computed once."""
         if name not in self._answers:
             self._answers[name] = predict(self.load_source(name).module, self.prepared.data.calibration[name])
         return self._answers[name]
@@ -345,7 +346,7 @@ class Stages:
         return Trained(copy_state(module), reestimated, found)
 
     def _make(self, structure: nn.Module, kept: Kept[Trained[T]]) -> Model:
-        """A model of the recipe's own, which runs its sources' code."""
+        """A merged or compressed model; its files are the code of the recipe's sources."""
         files = {one.name: self.prepared.source_sha256[one.name] for one in self.prepared.recipe.models}
         where = str(kept.entry.folder)
         module = load_into(copy.deepcopy(structure), kept.value.state, where=where)

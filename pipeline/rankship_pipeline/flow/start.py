@@ -1,4 +1,4 @@
-"""The files that `rankship init` writes: a recipe, and beside it whatever the user did not name."""
+"""Writes the files of `rankship init`: a recipe, and the model or data that the user did not name."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ _NOISE_PIXELS = 64
 
 
 def start_recipe(arguments: argparse.Namespace) -> list[str]:
-    """Write them and say what was written, what is still to do, and which command comes next."""
+    """Write the files; returns lines on what was written, what is still to do, and the next command."""
     recipe = arguments.name.with_name(arguments.name.name.removesuffix(".toml") + ".toml")
     name, folder = recipe.stem, recipe.parent
     model = _describe_model(arguments, name, folder)
@@ -47,39 +47,39 @@ def _describe_model(arguments: argparse.Namespace, name: str, folder: Path) -> d
     """The keys of the one [[models]]."""
     trained = {key: place(str(value), folder) for key in ("weights", "train") if (value := getattr(arguments, key))}
     if trained and arguments.factory is None:
-        raise InputError(f"--{next(iter(trained))} belongs to --factory", hint="name the factory too")
+        raise InputError(f"--{next(iter(trained))} needs --factory", hint="name the factory too")
     if arguments.huggingface is not None:
         return {"name": name, "huggingface": place(arguments.huggingface, folder)}
     if arguments.factory is not None:
         if arguments.text is not None:
-            raise InputError("--text is for Hugging Face models, which bring a tokenizer", hint="leave --text out")
+            raise InputError("--text is for Hugging Face models, which have a tokenizer", hint="leave --text out")
         trained = trained or {"weights": f"{name}.safetensors"}
         return {"name": name, "factory": place(arguments.factory, folder), **trained}
     if any((arguments.images, arguments.text, arguments.csv)):
-        raise InputError("data without a model", hint="name it with --huggingface or --factory")
+        raise InputError("the data need a model", hint="name one with --huggingface or --factory")
     return {"name": "digits", "factory": f"{name}.py:make", "train": f"{name}.py:train"}
 
 
 def _make_data(
     arguments: argparse.Namespace, name: str, model: str
 ) -> tuple[dict[str, object], dict[Path, str | bytes], list[str]]:
-    """Data that let the recipe run before the user's own are there: [data], files, and what to do about them."""
+    """Stand-in data so that the recipe can run: its [data] table, the files, and what the user has to do."""
     if arguments.factory is not None:
         file = f"{name}_data.py"
-        todo = f"{file} makes random numbers: set SHAPE in it to your model's, then load your own data"
+        todo = f"{file} makes random numbers: set SHAPE to the shape of your model's input, then load your own data"
         return {"loader": f"{file}:load"}, {Path(file): templates.LOADER.format(name=model)}, [todo]
     if arguments.huggingface is None:
         file = f"{name}.py"
-        todo = f"{file} has a small network, trained on scikit-learn's digits: put your own model and data in its place"
+        todo = f"{file} has a small network, trained on scikit-learn's digits: replace it with your own model and data"
         return {"loader": f"{file}:load"}, {Path(file): templates.DIGITS}, [todo]
     from rankship_pipeline.models.model_config import read_task
 
     if read_task(Source(name=name, huggingface=arguments.huggingface), Path()) == "image-classification":
         images = f"{name}-images"
-        todo = f"{images} holds random noise: put images of your own there, a subfolder for each class"
+        todo = f"{images} holds random noise: replace it with your own images, in a subfolder for each class"
         return {"images": images}, _make_noise(Path(images)), [todo]
     file = f"{name}.txt"
-    todo = f"{file} holds invented sentences: put your own there, one a line, or label, tab, text"
+    todo = f"{file} holds invented sentences: replace them with your own, one per line, or label, tab, text"
     return {"text": file}, {Path(file): templates.SENTENCES + "\n"}, [todo]
 
 
@@ -90,7 +90,7 @@ def _make_noise(folder: Path) -> dict[Path, str | bytes]:
     try:
         from PIL import Image
     except ImportError as failure:
-        raise InputError(f"images are written by pillow: {failure}", hint="pip install 'rankship[images]'") from failure
+        raise InputError(f"writing images needs pillow: {failure}", hint="pip install 'rankship[images]'") from failure
     generator, files = np.random.default_rng(0), dict[Path, str | bytes]()
     for number in range(_NOISES):
         stream = io.BytesIO()

@@ -1,1 +1,1 @@
-"""Trained models and data: checkpoints, adapters, Hugging Face, modules, layers, loaders."""
+"""Reads trained models and data: checkpoints, adapters, Hugging Face, modules, layers, loaders."""

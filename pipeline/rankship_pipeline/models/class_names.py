@@ -1,4 +1,4 @@
-"""The classes that data name, as the numbers of a model's outputs."""
+"""Maps the class names in data to the indices of a model's outputs."""
 
 import re
 from collections.abc import Sequence
@@ -8,30 +8,30 @@ from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
 
-_NUMBERED = re.compile(r"(?:LABEL_)?(\d+)")  # "3", and what transformers writes for a class without a name
+_NUMBERED = re.compile(r"(?:LABEL_)?(\d+)")  # "3", and transformers' "LABEL_3" for a class without a name
 _SHOWN = 8
 
 
 def number_classes(found: Sequence[str], names: Sequence[str], outputs: int | None, *, where: str) -> Tensor:
-    """The class of every sample (samples,), int64.
+    """The class index of every sample (samples,), int64.
 
     `found` is the name of each sample's class, `names` are the model's own in the order of its `outputs` (empty: it
-    names none; None outputs: not known). Without names, numbers are taken as such and other names in sorted order, as
-    torchvision does with folders.
+    has none; None outputs: not known). Without `names`, numbers are used as indices, and other names are numbered in
+    sorted order, as torchvision does with folders.
     """
     distinct = sorted(set(found))
     numbers = _match(distinct, names) if names else _count(distinct, outputs, where)
     unknown = [name for name in distinct if name not in numbers]
     if unknown:
         raise InputError(
-            f"{where}: no class of the model is called {_list(unknown)}; it has {_list(names)}",
-            hint="name the classes as the model does; or state its `labels` in [[models]], in the order of its outputs",
+            f"{where}: the model has no class {_list(unknown)}; it has {_list(names)}",
+            hint="name the classes as the model does; or write its `labels` in [[models]], in the order of its outputs",
         )
     return torch.tensor([numbers[name] for name in found], dtype=torch.int64)
 
 
 def _match(distinct: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """By name, capitals and separators aside; else by the first of several names of one class; else by number."""
+    """Match by name, ignoring case and separators; else by the first of a class's several names; else by index."""
     exact = {name: index for index, name in enumerate(names)}
     settled = {_settle(name): index for index, name in enumerate(names)}
     first = {_settle(name.split(",")[0]): index for index, name in enumerate(names)}
@@ -58,13 +58,13 @@ def _count(distinct: Sequence[str], outputs: int | None, where: str) -> dict[str
             raise InputError(
                 f"{where}: a class is called {max(numbers, key=lambda name: numbers[name])!r}, the model's outputs are"
                 f" 0 to {outputs - 1}",
-                hint="number the classes from 0, or state the model's `labels` in [[models]]",
+                hint="number the classes from 0, or write the model's `labels` in [[models]]",
             )
         return numbers
     if outputs is not None and len(distinct) != outputs:
         raise InputError(
-            f"{where}: {len(distinct)} classes ({_list(distinct)}), the model has {outputs} outputs and names none",
-            hint="state the model's `labels` in [[models]], in the order of its outputs",
+            f"{where}: {len(distinct)} classes ({_list(distinct)}), the model has {outputs} outputs and no class names",
+            hint="write the model's `labels` in [[models]], in the order of its outputs",
         )
     return {name: index for index, name in enumerate(distinct)}
 

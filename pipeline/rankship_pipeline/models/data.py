@@ -1,4 +1,4 @@
-"""Calibration and test data of a recipe, checked before any long work starts."""
+"""Loads and checks a recipe's calibration and test data before any long work starts."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,12 +23,11 @@ Inputs = tuple[Tensor, ...]
 class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
-    Labels are classes (samples,), or the next tokens of a language model (samples, positions), -100 where none counts;
-    None where none are given: then there are no accuracies, and agreement with the sources tells quality.
-    `tests` are inputs and labels of one model's own task, for the models whose loader gives them. With a head per
-    model, `tasks` names the tasks and the last input is a sample's task by its number (see heads.py).
-    `answers` says what `test_labels` are: the data's own labels or, where they have none, the predictions of the model
-    before compressing.
+    Labels are classes (samples,), or next tokens (samples, positions), where -100 does not count. Without labels
+    `test_labels` is None: there are no accuracies, and quality is the agreement with the sources.
+    `tests` are inputs and labels of each model's own task, if the loader gives them. With a head per model, `tasks`
+    names the tasks, and the last input is each sample's task number (see heads.py).
+    `answers` says whether `test_labels` are the data's own labels or the model's predictions before compressing.
     """
 
     calibration: dict[str, Inputs]
@@ -41,32 +40,32 @@ class Data:
 
     @property
     def labels(self) -> Tensor:
-        """The test labels of data that have them, as every loader's do."""
+        """The test labels; InputError if the data have none."""
         if self.test_labels is None:
-            raise InputError("there are no test labels", hint="give one whole number per test input: its class")
+            raise InputError("the data have no test labels", hint="give one whole number per test input: its class")
         return self.test_labels
 
     def list_unlabelled(self, name: str) -> Inputs:
-        """What refinement may see of one model's task: all that the loader gives, else its calibration data."""
+        """Inputs of one model's task for refinement: the loader's `unlabelled`, else its calibration data."""
         return self.unlabelled.get(name, self.calibration[name])
 
     def pool_calibration(self) -> Inputs:
-        """All models' calibration samples, interleaved so that any prefix holds every model's share."""
+        """All models' calibration samples, interleaved so that any prefix has each model's share."""
         return _interleave(list(self.calibration.values()))
 
     def pool_tests(self) -> tuple[Inputs, Tensor]:
-        """All models' own tests, interleaved alike: inputs and labels."""
+        """All models' own tests, interleaved in the same way: inputs and labels."""
         *inputs, labels = _interleave([(*inputs, labels) for inputs, labels in self.tests.values()])
         return tuple(inputs), labels
 
     def strip(self, inputs: Inputs) -> Inputs:
-        """What a single model, or an exported file, takes of these inputs: all but the task's number."""
+        """The inputs of a single model or an exported file: all but the task number."""
         return inputs[:-1] if self.tasks else inputs
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a Python session holds instead of files: modules by the names of a recipe's models, and their data."""
+    """Models and data of a Python session: modules by the names of a recipe's models, and their data."""
 
     models: Mapping[str, nn.Module]
     data: Data
@@ -80,13 +79,12 @@ def _interleave(pools: list[Inputs]) -> Inputs:
 
 
 def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> Data:
-    """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check what comes.
+    """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check the data.
 
-    The loader takes nothing, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor or
-    tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies);
-    `unlabelled`, shaped as `calibration`, may hold more data for refinement, `tests` (model name → inputs, labels) tell
-    how well each model's own task is done. With merge.head, every model has `tests`, and the test inputs are all of
-    theirs.
+    The loader takes no argument, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor
+    or tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies).
+    `unlabelled`, in the form of `calibration`, may hold more data for refinement; `tests` (model name → inputs, labels)
+    test each model's own task. With merge.head, every model must have `tests`, which together are the test inputs.
     """
     where = recipe.data.origin
     if recipe.data.loader is None:
@@ -98,7 +96,7 @@ def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource])
 
 
 def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
-    """Check what a loader returned, or a Python session holds, and put it in one form; `where` names it in errors."""
+    """Check the data of a loader or a Python session, and convert them; `where` is their name in errors."""
     _check_keys(found, recipe, where)
     names = [source.name for source in recipe.models]
     tests = {
@@ -130,7 +128,7 @@ def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
 
 
 def _check_keys(found: object, recipe: Recipe, where: str) -> None:
-    """Refuse a result that lacks something, or names other models than the recipe's."""
+    """Refuse data that lack a key, or name other models than the recipe's."""
     headed = recipe.merge.head is not None
     wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs"]
     if not headed and not recipe.data.held:
@@ -162,14 +160,14 @@ def _check_lengths(tests: Mapping[str, tuple[Inputs, Tensor]], where: str) -> No
 
 
 def _check_alike(inputs: Mapping[str, Inputs], where: str) -> None:
-    """One backbone takes all tasks' samples, so they must be of one shape."""
+    """Check that all tasks' samples have the same shape, because one backbone takes them."""
     shapes = {name: [tuple(tensor.shape[1:]) for tensor in tensors] for name, tensors in inputs.items()}
     first, *others = shapes
     for other in others:
         if shapes[other] != shapes[first]:
             raise InputError(
                 f"{where}: a sample of {other!r} has shape {shapes[other]}, one of {first!r} {shapes[first]}",
-                hint="one backbone takes them all: pad or resize them alike",
+                hint="one backbone takes them all: pad or resize them to the same shape",
             )
 
 

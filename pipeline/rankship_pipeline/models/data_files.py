@@ -1,4 +1,4 @@
-"""Data that need no code of the user's: a folder of images, a file of texts, a table, behind one table of readers."""
+"""Loads data without the user's code: a folder of images, a file of texts, or a table; OPENERS lists the readers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _BATCH = 64
 
 
 def _open_csv(recipe: Recipe, folder: Path) -> Samples:
-    """Texts for a model that reads text, features for any other."""
+    """Open texts for a model that reads text, features for any other model."""
     return (open_texts if recipe.models[0].huggingface is not None else open_table)(recipe, folder)
 
 
@@ -30,14 +30,14 @@ OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": open_texts, "c
 
 
 def load_files(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> dict[str, object]:
-    """What a loader would return (see data.load_data), made from the recipe's files; every model gets the same.
+    """Load the recipe's files in the form of a loader's result (see data.load_data); every model gets the same data.
 
-    Without labels, the one model's own answers before compressing stand for them: `answers` is then "predictions".
+    Without labels, the single model's predictions before compressing are the labels: `answers` is then "predictions".
     """
     kind = next(iter(recipe.data.given))
     if kind == "images" and recipe.models[0].task not in {None, "image-classification"}:
         raise InputError(
-            f"{recipe.data.origin}: model {recipe.models[0].name!r} is for {recipe.models[0].task}, it takes no images",
+            f"{recipe.data.origin}: model {recipe.models[0].name!r} is for {recipe.models[0].task} and takes no images",
             hint="give a model for image-classification, or other data",
         )
     samples = OPENERS[kind](recipe, folder)
@@ -62,7 +62,7 @@ def _number(
     sources: Mapping[str, OpenedSource],
     inputs: tuple[Tensor, ...],
 ) -> Tensor:
-    """The tested samples' classes; all that the data name count for their order."""
+    """The class indices of the test samples; all class names in the data determine the order."""
     every = samples.labels or ()
     first = sources[recipe.models[0].name]
     names = read_class_names(first.source, first.folder)
@@ -72,7 +72,7 @@ def _number(
 
 
 def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
-    """How many classes a model tells apart; None where it does not take these inputs, which is refused later."""
+    """The model's number of classes; None if it does not take these inputs, which a later check reports."""
     try:
         with torch.inference_mode():
             logits = model(*(tensor[:1] for tensor in inputs))
@@ -82,16 +82,16 @@ def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
 
 
 def _predict(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]) -> Tensor:
-    """The classes that the one model, before compressing, gives the test inputs (samples,)."""
+    """The single model's predicted classes of the test inputs before compressing, (samples,)."""
     source, where = recipe.models[0], recipe.data.origin
     if len(recipe.models) > 1:
         raise InputError(
-            f"{where} has no labels: what a merge of {len(recipe.models)} models gets right cannot be counted",
+            f"{where} has no labels: the accuracy of a merge of {len(recipe.models)} models cannot be measured",
             hint="give every test sample its class: a subfolder each, label<TAB>text, or a column of labels",
         )
     if source.train is not None:
         raise InputError(
-            f"{where} has no labels, and {source.name!r} is trained on the spot: nothing says which answers are right",
+            f"{where} has no labels, and {source.name!r} is trained during the build: no predictions can replace them",
             hint="give the samples their classes; or train first, and name the `weights`",
         )
     opened = sources[source.name]

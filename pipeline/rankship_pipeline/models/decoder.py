@@ -1,7 +1,7 @@
-"""A decoder language model on disk, brought into memory and watched one block at a time.
+"""A decoder language model on disk, loaded one block at a time.
 
-Works for transformers models whose decoder layers are one ModuleList, each called with hidden states (samples,
-positions, width) and giving the next: LLaMA, Mistral, Gemma, Qwen2 and Qwen3 with grouped-query attention, and so on.
+Works for transformers models whose decoder layers are one ModuleList, each mapping hidden states (samples, positions,
+width) to the next: LLaMA, Mistral, Gemma, Qwen2 and Qwen3 with grouped-query attention, and so on.
 """
 
 import copy
@@ -19,7 +19,7 @@ from rankship_pipeline.models.sharded import Checkpoint, open_checkpoint
 
 @dataclass(frozen=True)
 class Call:
-    """What a block is called with besides its hidden states: masks, positions, rotary embeddings."""
+    """The arguments of a block besides its hidden states: masks, positions, rotary embeddings."""
 
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
@@ -28,13 +28,13 @@ class Call:
         """The block's output, the next block's hidden states (samples, positions, width)."""
         output = block(hidden, *self.positional, **self.named)
         if not isinstance(output, Tensor):
-            _refuse(f"{type(block).__name__} gives a {type(output).__name__} instead of hidden states")
+            _refuse(f"{type(block).__name__} returns a {type(output).__name__} instead of hidden states")
         return output
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A checkpoint and its architecture; `model` holds no numbers (meta device), its blocks are listed at `prefix`."""
+    """A checkpoint and its architecture; `model` is on the meta device, its list of blocks has the name `prefix`."""
 
     checkpoint: Checkpoint
     model: Any
@@ -42,16 +42,16 @@ class Decoder:
 
     @property
     def count(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(list(self.model.get_submodule(self.prefix).children()))
 
     def find_block(self, name: str) -> int | None:
-        """The number of the block that a layer or tensor belongs to; None outside the blocks."""
+        """The index of the block with this layer or tensor; None outside the blocks."""
         inside = name.removeprefix(self.prefix + ".")
         return None if inside == name else int(inside.partition(".")[0])
 
     def group_names(self) -> list[list[str]]:
-        """The checkpoint's tensors, those of one block together, and those of one module outside the blocks."""
+        """The names of the checkpoint's tensors, grouped by block, and outside the blocks by module."""
         groups: dict[object, list[str]] = {}
         for name in sorted(self.checkpoint.places):
             block = self.find_block(name)
@@ -59,17 +59,17 @@ class Decoder:
         return list(groups.values())
 
     def load_block(self, index: int) -> nn.Module:
-        """One block with its weights, float32."""
+        """Load one block with its weights in float32."""
         name = f"{self.prefix}.{index}"
         return self._load(copy.deepcopy(self.model.get_submodule(name)), name)
 
     def load_front(self) -> "Front":
-        """What runs before the first block, with its weights, float32: the embedding, and next to nothing else."""
+        """Load the part before the first block with its weights in float32: the embedding and little else."""
         parent, _, child = self.prefix.rpartition(".")
         blocks, calls = list(self.model.get_submodule(self.prefix).children()), list[Call]()
         recorders = nn.ModuleList(_Recorder(block, calls, len(blocks)) for block in blocks)
         shell = copy.copy(self.model.get_submodule(parent))
-        shell._modules = {**shell._modules, child: recorders}  # noqa: SLF001 - the model itself keeps its blocks
+        shell._modules = {**shell._modules, child: recorders}  # noqa: SLF001 - setattr would change the model too
         return Front(self._load(copy.deepcopy(shell), parent), calls)
 
     def _load(self, module: nn.Module, name: str) -> nn.Module:
@@ -92,35 +92,35 @@ class Front:
     def embed(self, tokens: Tensor) -> tuple[Tensor, tuple[Call, ...]]:
         """Hidden states (samples, positions, width) of ids (samples, positions), and every block's call.
 
-        Calls depend on the shape of the ids only.
+        The calls depend only on the shape of the ids.
         """
         self.calls.clear()
         try:
             self.module(input_ids=tokens, use_cache=False)
         except _LastBlockReached as reached:
             return reached.hidden, tuple(self.calls)
-        return _refuse(f"{type(self.module).__name__} calls {len(self.calls)} of its blocks")
+        return _refuse(f"{type(self.module).__name__} calls only {len(self.calls)} of its blocks")
 
 
 class _LastBlockReached(Exception):
-    """The way out of a forward pass."""
+    """Ends a forward pass at its last block."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 
 
 class _Recorder(nn.Module):
-    """Stands for a block, notes how it is called and passes the hidden states on unchanged."""
+    """Replaces a block, records its call and returns the hidden states unchanged."""
 
     def __init__(self, block: nn.Module, calls: list[Call], count: int) -> None:
         super().__init__()
-        self._stands_for = (block,)  # in a tuple it is no submodule, and nothing of it is loaded
+        self._stands_for = (block,)  # in a tuple it is not a submodule, and its weights are not loaded
         self._calls, self._count = calls, count
 
     def __deepcopy__(self, _memo: object) -> "_Recorder":
-        return self  # the list of calls is shared with whoever reads it
+        return self  # so that Front reads the same list of calls
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model asks its blocks for
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute that the model reads from its blocks
         return getattr(self.__dict__["_stands_for"][0], name)
 
     def forward(self, hidden: Tensor, *positional: object, **named: object) -> Tensor:
@@ -131,14 +131,14 @@ class _Recorder(nn.Module):
 
 
 def open_decoder(folder: Path) -> Decoder:
-    """Read the configuration, build the architecture without numbers and check that every tensor is there and fits."""
+    """Read the configuration, build the architecture without weights and check that every tensor exists and fits."""
     checkpoint, model = open_checkpoint(folder), make_empty(folder)
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
-        _refuse(f"{type(model).__name__} has no ModuleList of its {count} blocks")
+        _refuse(f"{type(model).__name__} has no ModuleList with its {count} blocks")
     names: dict[int, list[str]] = {}
     tensors = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
@@ -166,15 +166,15 @@ def make_empty(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
             return make(config, dtype=torch.float32, trust_remote_code=False).eval()
     except (ValueError, KeyError, OSError) as failure:
         raise InputError(
-            f"{folder / 'config.json'} describes no causal language model: {failure}",
+            f"{folder / 'config.json'} does not describe a causal language model: {failure}",
             hint="give the folder of a decoder such as LLaMA or Qwen",
         ) from None
 
 
 def restore_buffers(model: Any, module: nn.Module) -> None:  # noqa: ANN401 - transformers has no types
-    """Compute the buffers that no checkpoint holds (rotary frequencies) as transformers does; before any weight loads.
+    """Compute the buffers that are not in checkpoints (rotary frequencies) as transformers does; call before loading.
 
-    Its `_init_weights` may reset the weights beside a buffer, too: they must still be on the meta device.
+    Its `_init_weights` may also reset weights beside a buffer: they must still be on the meta device.
     """
     for part in module.modules():
         lost = {name: buffer for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta}

@@ -1,8 +1,8 @@
-"""One backbone for several tasks, each with a head of its own: how models are taken apart and put together.
+"""One backbone for several tasks, each with its own head: splits models into backbone and head, and joins them.
 
-Inside the pipeline a task's number is one more input, the last: Grams, curvature, divergence, batch-norm and accuracy
-then hold for pooled samples of all tasks as they do for one task's. What is exported knows no such input: it is the
-backbone, and each head beside it.
+In the pipeline the task number is an additional last input, so that Grams, curvature, divergence, batch-norm and
+accuracy work on pooled samples of all tasks as on those of one task. Exported files do not have this input: they are
+the backbone and each head.
 """
 
 import copy
@@ -16,14 +16,14 @@ from rankship_pipeline.foundation.errors import InputError, MergeMismatch
 from rankship_pipeline.models.data import Data, Inputs
 from rankship_pipeline.models.weights import State
 
-# The logit of another task's class: e to it is 0 in float32, and so is the class's share in every loss and divergence.
+# The logit of another task's class: its exponential is 0 in float32, so the class adds nothing to any loss.
 SHUT = -1e4
 HEADS = "heads.*"  # the layers of heads, which stay dense: a task's last few parameters
 _TOLERANCE = 1e-5  # of the largest output, in float32
 
 
 class Headed(nn.Module):
-    """A backbone and the heads of some of its tasks, by the tasks' numbers; `classes` counts every task's."""
+    """A backbone and the heads of some of its tasks, by task number; `classes` has every task's number of classes."""
 
     def __init__(self, backbone: nn.Module, heads: Mapping[int, nn.Module], classes: Sequence[int]) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Headed(nn.Module):
         self.classes = tuple(classes)
         if hasattr(backbone, "inputs"):
             names: tuple[str, ...] = backbone.inputs  # type: ignore[assignment]  # as huggingface.LogitsOnly has it
-            self.inputs = (*names, "task")  # find_mask looks for the attention mask by its name
+            self.inputs = (*names, "task")  # find_mask finds the attention mask by its name
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Map the backbone's inputs and the tasks' numbers (batch,) to logits (batch, classes of all tasks).
+        """Map the backbone's inputs and the task numbers (batch,) to logits (batch, classes of all tasks).
 
-        A sample's logits of tasks that are not its own, or whose head is not here, are SHUT.
+        The logits of other tasks, and of tasks without a head here, are SHUT.
         """
         *given, tasks = inputs
         features = self.backbone(*given)
@@ -52,14 +52,14 @@ class Headed(nn.Module):
 
 
 def open_logits(logits: Tensor) -> Tensor:
-    """Which logits are some class's of the sample's own task, as booleans; all of a model without heads."""
+    """A boolean mask of the logits of each sample's own task; all true for a model without heads."""
     return logits > SHUT / 2
 
 
 def take_apart(model: nn.Module, head: str, inputs: Inputs, *, name: str) -> tuple[nn.Module, nn.Module, int]:
-    """The model without its head, the head, and how many classes that has; proven on the first two of `inputs`.
+    """The model without its head, the head, and its number of classes; checked on the first two of `inputs`.
 
-    InputError where no module is called `head`; MergeMismatch where its output is not what the model returns.
+    InputError if no module has the name `head`; MergeMismatch if its output is not the model's output.
     """
     if head not in dict(model.named_modules()) or not head:
         last = [one for one, module in model.named_modules() if isinstance(module, nn.Linear)][-3:]
@@ -82,7 +82,7 @@ def take_apart(model: nn.Module, head: str, inputs: Inputs, *, name: str) -> tup
         raise MergeMismatch(
             f"merge.head = {head!r}: model {name!r} does not return that module's output (batch, classes), or computes"
             " it from more than one tensor",
-            hint="name the last module, the one that maps features to logits",
+            hint="name the last module, which maps features to logits",
         )
     return backbone, taken, parts.shape[1]
 
@@ -94,37 +94,37 @@ def _are_close(parts: Tensor, whole: Tensor) -> bool:
 def join(models: Mapping[str, nn.Module], head: str, inputs: Inputs) -> Headed:
     """The backbone of the first model with the heads of all, tasks numbered in the models' order.
 
-    Weights of other backbones are not looked at, but their modules must be the first's: else MergeMismatch.
+    MergeMismatch unless all backbones have the same modules; the weights of the others are not used.
     """
     parts = {name: take_apart(model, head, inputs, name=name) for name, model in models.items()}
     first, *others = parts
     for other in others:
         if repr(parts[other][0]) != repr(parts[first][0]):
             raise MergeMismatch(
-                f"without their heads, models {other!r} and {first!r} are not built of the same modules",
-                hint="give all factories one backbone: same layers, same settings",
+                f"without their heads, models {other!r} and {first!r} do not have the same modules",
+                hint="use the same backbone in all factories: same layers, same settings",
             )
     heads = {task: one for task, (_, one, _) in enumerate(parts.values())}
     return Headed(parts[first][0], heads, [classes for _, _, classes in parts.values()]).eval()
 
 
 def specialise(model: nn.Module, head: str, joined: Headed, task: int | None, inputs: Inputs, *, name: str) -> Headed:
-    """One task's model in the form of `joined`: its own backbone and head; a base (`task` None) has no head."""
+    """One task's model in the form of `joined`: its own backbone and head, or no head for a base (`task` None)."""
     backbone, taken, _ = take_apart(model, head, inputs, name=name)
     return Headed(backbone, {} if task is None else {task: taken}, joined.classes).eval()
 
 
 def separate(states: Sequence[State]) -> tuple[list[State], State]:
-    """What all states have, state by state, and what is some state's own: the tasks' heads."""
+    """The tensors that all states have, per state, and the other tensors together: the tasks' heads."""
     shared = set(states[0]).intersection(*states[1:])
     own = {name: value for state in states for name, value in state.items() if name not in shared}
     return [{name: value for name, value in state.items() if name in shared} for state in states], own
 
 
 def mark_tasks(data: Data, joined: Headed) -> Data:
-    """The data as `joined` takes it: task numbers as the last input, labels counted through all tasks' classes.
+    """The data for `joined`: task numbers as the last input, labels shifted by the classes of the tasks before.
 
-    InputError where a task's labels are not classes of its head.
+    InputError if a task's labels are not classes of its head.
     """
     names = tuple(data.calibration)
     offsets = dict(zip(names, _add_up(joined.classes), strict=True))
@@ -153,7 +153,7 @@ def mark_tasks(data: Data, joined: Headed) -> Data:
 
 
 def _add_up(counts: Iterable[int]) -> list[int]:
-    """How many come before each."""
+    """The sum of the counts before each."""
     sums = [0]
     for count in counts:
         sums.append(sums[-1] + count)

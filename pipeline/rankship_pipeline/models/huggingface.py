@@ -20,11 +20,11 @@ _AUTO_CLASSES = {
 }
 
 
-# configuration, weights, and what tells two tokenizers apart
+# configuration, weights, and the files in which tokenizers differ
 _FETCHED = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
 
 
-PREFIX = "model."  # of a transformers model's own names in the wrapped module's
+PREFIX = "model."  # before a transformers model's own names in the wrapped module
 
 
 class LogitsOnly(nn.Module):
@@ -36,7 +36,7 @@ class LogitsOnly(nn.Module):
         self.inputs = inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Map the tensors to their names in order."""
+        """Pass the tensors under the names in `inputs`, in order."""
         logits: Tensor = self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
         return logits
 
@@ -114,9 +114,9 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str] = ()) -> dict[str, Tensor]:
-    """The trained tensors, float32, under the wrapped module's names; NaN is refused as in every checkpoint.
+    """The trained tensors in float32 by the wrapped module's names; InputError for NaN or infinity.
 
-    What stands in `supplied` may be missing: an adapter brings it along.
+    Tensors in `supplied` may be missing: an adapter has them.
     """
     for path in list_snapshot_files(snapshot)[1:]:
         read_state(path)
@@ -130,7 +130,7 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
             output_loading_info=True,
         )
     missing = sorted(name for name in found["missing_keys"] if PREFIX + name not in supplied)
-    if missing:  # transformers would fill them at random
+    if missing:  # transformers would initialise them at random
         raise InputError(
             f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",
             hint=f"give a checkpoint that was trained for {source.task}",

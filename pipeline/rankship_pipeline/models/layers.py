@@ -44,10 +44,10 @@ class Layer:
 def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer, ...]:
     """List every layer that can become a chain of smaller operators, in the model's own order.
 
-    Left dense knowingly: grouped, depthwise and transposed convolutions, weights shared between modules (tied
-    embeddings and heads), modules under two names, weights computed from others (pruned, normalised), subclasses
-    with a forward of their own, and names matching a pattern in `exclude`. A model that is itself one layer has no
-    name to replace it under.
+    Not listed, so dense: grouped, depthwise and transposed convolutions, weights shared between modules (tied
+    embeddings and heads), modules under two names, weights computed from others (pruned, normalised), subclasses of
+    layers, and names matching a pattern in `exclude`. A model that is itself one layer has no name, so it cannot be
+    replaced.
     """
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     owners: dict[int, int] = {}
@@ -67,7 +67,7 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer,
 
 
 def is_factorable(module: nn.Module) -> TypeGuard[Factorable]:
-    """Tell whether a module is a plain linear layer, a plain embedding or an ungrouped, zero-padded convolution."""
+    """Whether a module is a plain linear layer, a plain embedding or an ungrouped, zero-padded convolution."""
     if type(module) is nn.Conv2d:
         return module.groups == 1 and module.padding_mode == "zeros"
     if type(module) is nn.Embedding:
@@ -87,10 +87,10 @@ def describe(name: str, module: Factorable) -> Layer:
 
 
 def get_layer(model: nn.Module, name: str) -> Factorable:
-    """The module behind a name from `find_layers`."""
+    """The module with a name from `find_layers`."""
     module = model.get_submodule(name)
     if not is_factorable(module):
-        message = f"{name} is a {type(module).__name__}, not a layer that find_layers gave"
+        message = f"{name} is a {type(module).__name__}, not a layer from find_layers"
         raise TypeError(message)
     return module
 
@@ -101,7 +101,7 @@ def as_matrix(module: Factorable) -> Tensor:
 
 
 def matricise(weight: Tensor, layer: Layer) -> Tensor:
-    """See a weight tensor of this layer as its (rows, columns) matrix in float64."""
+    """A weight tensor of this layer as its (rows, columns) matrix in float64."""
     weight = weight.detach().to(torch.float64)
     return weight.T if layer.kind == "embedding" else weight.flatten(1)
 
@@ -112,5 +112,5 @@ def shape_weight(matrix: Tensor, like: Tensor, layer: Layer) -> Tensor:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """All trainable parameters: weights, biases, norms, embeddings, heads; shared ones once, buffers not."""
+    """The number of trainable parameters: weights, biases, norms, embeddings, heads; shared ones once, no buffers."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them, read without peft and added to the model that they were trained on."""
+"""Reads LoRA adapters saved by peft, without peft, and adds them to the model that they were trained on."""
 
 import json
 import math
@@ -17,15 +17,15 @@ from rankship_pipeline.models.weights import State, TensorHeader, read_header, r
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # what peft puts before every name of the model itself
+_PREFIX = "base_model.model."  # peft's prefix of the model's own names
 _PARTS = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
-# keys of the configuration that make it another thing than W + s·BA, with the value that does not
+# configuration keys that change W + s·BA, with the value for a plain LoRA
 _REFUSED = {"use_dora": False, "lora_bias": False, "layer_replication": None, "use_qalora": False}
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to one weight of `shape`: s·BA with B (rows, r) and A (r, columns), never held whole."""
+    """An adapter's change of one weight of `shape`: s·BA with B (rows, r) and A (r, columns), computed in pieces."""
 
     B: Tensor
     A: Tensor
@@ -33,14 +33,14 @@ class LowRank:
     shape: tuple[int, ...]
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Some rows of it, or all, in the weight's shape, float64."""
+        """Some or all rows of the change, in the weight's shape, float64."""
         product = self.scale * (self.B[start:stop].to(torch.float64) @ self.A.to(torch.float64))
         return product.reshape(len(product), *self.shape[1:])
 
 
 @dataclass(frozen=True)
 class AdaptedTensor:
-    """A stored weight plus what an adapter adds to it; read as float32, or float64 where it is stored so."""
+    """A stored weight plus an adapter's change; read as float32, or as float64 if it is stored so."""
 
     stored: Readable
     change: LowRank
@@ -68,7 +68,7 @@ class AdaptedTensor:
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A tensor that an adapter brings along in place of the stored one, whose type it takes."""
+    """A tensor of an adapter that replaces the stored one and takes its type."""
 
     stored: Readable
     held: Tensor
@@ -85,7 +85,7 @@ class HeldTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its own, which is the stored tensor's."""
+        """Its own, equal to the stored tensor's."""
         return tuple(self.held.shape)
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class HeldTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Additions to weights by module name, and tensors that take the model's own place (a head trained with it)."""
+    """Changes by weight name, and tensors that replace the model's own (such as a head trained with the adapter)."""
 
     folder: Path
     changes: Mapping[str, LowRank]
@@ -104,8 +104,8 @@ class Adapter:
     def add_to(self, state: State, prefix: str = "") -> State:
         """W_0 + s·BA for every adapted weight (Hu et al. 2022, eq. 3), in the weights' own type.
 
-        `prefix` stands before the model's names in `state`. A tensor that is not there, or of another shape, is an
-        InputError.
+        `prefix` is the prefix of the model's names in `state`. InputError for a tensor that is missing or has another
+        shape.
         """
         self.check_fits({name: tuple(tensor.shape) for name, tensor in state.items()}, prefix)
         merged = dict(state)
@@ -141,18 +141,18 @@ def list_adapter_files(folder: Path) -> list[Path]:
 
 
 def peek_replaced(folder: Path) -> dict[str, TensorHeader]:
-    """What an adapter puts in the place of the model's own tensors, from its header alone."""
+    """The headers of an adapter's tensors that replace the model's own."""
     headers = {_settle_name(key): header for key, header in read_header(list_adapter_files(folder)[1]).items()}
     return {name: header for name, header in headers.items() if _PARTS.match(name) is None}
 
 
 def _settle_name(key: str) -> str:
-    """The model's own name; biases trained beside a LoRA stand inside it."""
+    """The model's own name of a tensor; peft renames biases that are trained beside a LoRA."""
     return key.removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a LoRA adapter of linear layers, convolutions and embeddings; other kinds are refused by name."""
+    """Read a LoRA adapter of linear layers, convolutions and embeddings; InputError for other kinds."""
     config_path, weights = list_adapter_files(folder)
     config = _read_config(config_path)
     found: dict[tuple[str, bool], dict[str, Tensor]] = {}
@@ -187,14 +187,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         odd["peft_type"] = config.get("peft_type")
     if odd:
         raise InputError(
-            f"{path}: {', '.join(f'{key} = {value!r}' for key, value in odd.items())} is more than a plain LoRA",
+            f"{path}: {', '.join(f'{key} = {value!r}' for key, value in odd.items())} is not a plain LoRA",
             hint="merge it into its model with peft's merge_and_unload, and give that model",
         )
     return config
 
 
 def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """α / r, or α / √r of rank-stabilised LoRA; a pattern may give a module an α of its own."""
+    """α / r, or α / √r for rank-stabilised LoRA; a pattern may give a module its own α."""
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

@@ -1,6 +1,6 @@
 """The models of a recipe, each opened once: its files and their hash, its headers, its untrained module, its adapter.
 
-A model comes from a factory beside the recipe, from a Hugging Face folder, or from a Python session that holds it.
+A model comes from a factory beside the recipe, from a Hugging Face folder, or from a Python session.
 """
 
 import copy
@@ -44,9 +44,9 @@ from rankship_pipeline.recipe.choices import Source
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """One model; each of its parts is read when it is first asked for, and then kept.
+    """One model; each of its parts is read at its first use, and then kept.
 
-    `module` is the trained module that a Python session holds, None for a model in files.
+    `module` is the trained module of a Python session, None for a model in files.
     """
 
     source: Source
@@ -61,7 +61,7 @@ class OpenedSource:
 
     @property
     def prefix(self) -> str:
-        """What stands before the model's own tensor names in its module."""
+        """The prefix of the model's own tensor names in its module."""
         return "" if self.source.huggingface is None else PREFIX
 
     @cached_property
@@ -71,7 +71,7 @@ class OpenedSource:
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The safetensors files with its tensors, those of an adapter left out; none for a model without files."""
+        """The safetensors files with its tensors, without an adapter's; empty for a model without files."""
         if self.source.huggingface is not None:
             return tuple(list_snapshot_files(self.snapshot)[1:])
         return () if self.source.weights is None else (find_weights(self.source, self.folder),)
@@ -102,7 +102,7 @@ class OpenedSource:
 
     @property
     def adapter_folder(self) -> Path | None:
-        """Where its LoRA adapter lies."""
+        """The folder of its LoRA adapter, None without one."""
         return None if self.source.adapter is None else self.folder / self.source.adapter
 
     @cached_property
@@ -112,14 +112,14 @@ class OpenedSource:
 
     @cached_property
     def headers(self) -> Mapping[str, TensorHeader]:
-        """Shape and type of every tensor, from its files' headers; its untrained module's where there are no files."""
+        """Shape and type of every tensor, from its files' headers, or from its untrained module without files."""
         if self.weights:
             return {name: header for path in self.weights for name, header in read_header(path).items()}
         return describe_state(self.untrained)
 
     @cached_property
     def untrained(self) -> nn.Module:
-        """The architecture in evaluation mode, never to be changed; one seed gives all sources one initialisation."""
+        """The architecture in evaluation mode; do not change it. The seed gives all sources the same initialisation."""
         if self.module is not None:
             return copy.deepcopy(self.module).eval()
         torch.manual_seed(self.seed)
@@ -128,11 +128,11 @@ class OpenedSource:
         return make_module(self.source, self.folder)
 
     def make(self) -> nn.Module:
-        """A copy of the untrained module, to be filled or changed."""
+        """A copy of the untrained module, to fill or change."""
         return copy.deepcopy(self.untrained)
 
     def check(self) -> None:
-        """Refuse weights and an adapter that do not fit the module, and numbers that are not finite: InputError."""
+        """InputError if the weights or the adapter do not fit the module, or weights are not finite."""
         if self.source.weights is not None:
             (path,) = self.weights
             check_fits(self.untrained, read_shapes(path), where=str(path))
@@ -142,9 +142,9 @@ class OpenedSource:
             self.adapter.check_fits(shapes, self.prefix)
 
     def load_state(self) -> State:
-        """The trained tensors, float32 on the CPU, under the module's names: loaded, held, or trained on the spot.
+        """The trained tensors by the module's names, float32 on the CPU: loaded, from the session, or trained now.
 
-        An adapter is added to them. Raises BuildError where training diverges, InputError for files that do not fit.
+        An adapter is added to them. Raises BuildError if training diverges, InputError for files that do not fit.
         """
         if self.adapter is None:
             return self._load_bare(())
@@ -208,7 +208,7 @@ def _describe_code(code: CodeType) -> str:
 
 
 def open_source(source: Source, folder: Path, seed: int) -> OpenedSource:
-    """Open one model of a recipe; functions that it names must exist, so that a typing mistake is told at once."""
+    """Open one model of a recipe; InputError at once if a function that it names does not exist."""
     for reference in (source.factory, source.train):
         if reference is not None:
             load_function(reference, folder)
@@ -218,7 +218,7 @@ def open_source(source: Source, folder: Path, seed: int) -> OpenedSource:
 def open_sources(
     sources: Iterable[Source], folder: Path, seed: int, held: Mapping[str, nn.Module] | None = None
 ) -> dict[str, OpenedSource]:
-    """Open every model by its name; InputError where the session does not hold one that a recipe says it holds."""
+    """Open every model by its name; InputError if the recipe expects one from the session that it does not have."""
     opened = {}
     for source in sources:
         if not source.held:
@@ -226,6 +226,6 @@ def open_sources(
         elif source.name in (held or {}):
             opened[source.name] = OpenedSource(source, folder, seed, (held or {})[source.name])
         else:
-            message = f"model {source.name!r} stands for a module of a Python session, which is not given here"
+            message = f"model {source.name!r} is a module of a Python session (`held`), and none was given"
             raise InputError(message, hint="name its files: factory and weights, or huggingface")
     return opened

@@ -1,4 +1,4 @@
-"""What a file or folder of data holds, and which of its samples calibrate and test."""
+"""The samples in a file or folder of data, and their split into calibration and test samples."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.choices import DataChoice
 
-CALIBRATION = 256  # samples, where there are twice as many
+CALIBRATION = 256  # samples, if the data have twice as many
 TESTS = 1000
 _LEAST = 16
 
 
 @dataclass(frozen=True)
 class Samples:
-    """`count` samples, the names of their classes (None: no labels), and how chosen ones become the model's inputs."""
+    """`count` samples, the names of their classes (None: no labels), and `read`, which makes inputs of chosen ones."""
 
     count: int
     labels: tuple[str, ...] | None
@@ -26,12 +26,12 @@ class Samples:
 
 
 def find_path(written: str, folder: Path) -> Path:
-    """A path of the recipe: beside it or absolute; `$NAME` stands for an environment variable, `~` for the home."""
+    """A path in the recipe: relative to it or absolute; `$NAME` is an environment variable, `~` the home folder."""
     return folder / os.path.expanduser(os.path.expandvars(written))  # noqa: PTH111 - $NAME may hold a ~
 
 
 def split(count: int, choice: DataChoice, seed: int) -> tuple[list[int], list[int]]:
-    """Which samples calibrate and which test; no sample does both.
+    """The indices of the calibration and of the test samples; no sample is in both.
 
     The tests are the same for every seed, so that results of several seeds can be compared; the seed draws the
     calibration samples from the rest.
@@ -39,7 +39,7 @@ def split(count: int, choice: DataChoice, seed: int) -> tuple[list[int], list[in
     if count < _LEAST and (choice.calibration_samples is None or choice.test_samples is None):
         raise InputError(
             f"{choice.origin}: {count} samples; at least {_LEAST} are needed, half to calibrate and half to test",
-            hint="give more; some hundreds to calibrate and as many to test work well",
+            hint="give more samples; some hundreds to calibrate and as many to test work well",
         )
     asked, tested = choice.calibration_samples, choice.test_samples
     tests = min(TESTS, count - (min(CALIBRATION, count // 2) if asked is None else asked)) if tested is None else tested

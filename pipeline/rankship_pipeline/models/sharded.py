@@ -1,4 +1,4 @@
-"""A checkpoint in one safetensors file or in many, by its index or by the headers of its files."""
+"""Reads and writes a checkpoint in one or several safetensors files, with or without an index."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ SETTINGS = ("*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", "LICENSE*") 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and safetensors, sharded or not; `places` says which file holds which tensor."""
+    """A folder with config.json and safetensors, sharded or not; `places` maps each tensor to its file."""
 
     folder: Path
     places: Mapping[str, Path]
@@ -35,7 +35,7 @@ class Checkpoint:
         return sorted(set(self.places.values()))
 
     def read(self, name: str) -> Tensor:
-        """One tensor as it is stored; nothing else is read, and NaN is refused as in every checkpoint."""
+        """Read one tensor as it is stored, and nothing else; InputError if it has NaN or infinity."""
         path = self.locate(name)
         with open_tensors(path, f"tensor {name}") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -58,7 +58,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Find every tensor, by the index or by the files' own headers.
 
-    Missing and damaged files are refused here, before any long work: InputError naming a tensor and the file.
+    InputError with a tensor and its file if a file is missing or damaged, before any long work.
     """
     places = read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
     for path in sorted(set(places.values())):
@@ -74,16 +74,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """Which file holds which tensor, as Hugging Face's index says."""
+    """The file of each tensor, from Hugging Face's index."""
     try:
         names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         return {name: path.parent / file for name, file in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is no index of safetensors files", hint=AGAIN) from None
+        raise InputError(f"{path} is not an index of safetensors files", hint=AGAIN) from None
 
 
 def write_shards(folder: Path, groups: Sequence[Sequence[str]], convert: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """One safetensors file per group of tensor names, each name as `convert` gives it, and Hugging Face's index."""
+    """Write one safetensors file per group of names, with the tensors that `convert` returns, and an index."""
     places: dict[str, str] = {}
     size_bytes = 0
     for number, names in enumerate(groups, 1):

@@ -1,4 +1,4 @@
-"""Models that a factory beside the recipe makes: its functions, its files, its weights."""
+"""Models from a factory beside the recipe: their functions, files and weights."""
 
 import importlib.util
 import os
@@ -14,22 +14,24 @@ from rankship_pipeline.recipe.choices import Source
 
 
 def load_function(reference: str, folder: Path) -> Callable[..., Any]:
-    """Import `function` from "file.py:function", the file beside the recipe."""
+    """Import `function` from "file.py:function", a file beside the recipe."""
     file, _, name = reference.partition(":")
     path = folder / file
     if not path.is_file() or not name:
-        raise InputError(f"{reference!r}: no file {path}", hint='write "file.py:function", the file beside the recipe')
+        raise InputError(f"{reference!r}: no file {path}", hint='write "file.py:function", a file beside the recipe')
     spec = importlib.util.spec_from_file_location(f"rankship_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses with postponed annotations look themselves up there
+    sys.modules[spec.name] = module  # dataclasses with postponed annotations need it
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # modules beside the recipe can be imported
     try:
         spec.loader.exec_module(module)
     except ImportError as failure:
-        raise InputError(f"{path} cannot be imported: {failure}", hint="install what it imports") from failure
+        raise InputError(
+            f"{path} cannot be imported: {failure}", hint="install the packages that it imports"
+        ) from failure
     except SyntaxError as failure:
         raise InputError(f"{path} is not valid Python: {failure}", hint="correct the file") from failure
     function: Callable[..., Any] | None = getattr(module, name, None)
@@ -39,17 +41,17 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
 
 
 def make_module(source: Source, folder: Path) -> nn.Module:
-    """Call a recipe's factory: the untrained module, in evaluation mode."""
+    """Call a recipe's factory; returns the untrained module in evaluation mode."""
     model = load_function(str(source.factory), folder)()
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{source.factory} returned a {type(model).__name__}", hint="a factory returns a torch.nn.Module"
+            f"{source.factory} returned a {type(model).__name__}", hint="return a torch.nn.Module from the factory"
         )
     return model.eval()
 
 
 def list_factory_files(source: Source, folder: Path) -> list[Path]:
-    """The files that define a factory's model: code, what that imports from beside it, and weights."""
+    """The files that define a factory's model: its code, the code that it imports from beside it, and weights."""
     references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
     files = [folder / name for name in dict.fromkeys(references)]
     files += [path for path in _list_imported(folder) if path not in files]
@@ -62,7 +64,7 @@ def list_factory_files(source: Source, folder: Path) -> list[Path]:
 
 
 def _list_imported(folder: Path) -> list[Path]:
-    """Files below the recipe's folder that its functions have imported so far; installed packages left out."""
+    """Files below the recipe's folder that its functions have imported so far, without installed packages."""
     modules = [module for name, module in list(sys.modules.items()) if not name.startswith("rankship_")]
     files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
     mine = [path for path in files if path.is_relative_to(folder) and not {"site-packages", ".venv"} & set(path.parts)]
@@ -70,7 +72,7 @@ def _list_imported(folder: Path) -> list[Path]:
 
 
 def find_weights(source: Source, folder: Path) -> Path:
-    """The path of a model's weights, beside the recipe or absolute; `$NAME` stands for an environment variable."""
+    """The path of a model's weights, relative to the recipe or absolute; `$NAME` is an environment variable."""
     path = os.path.expandvars(str(source.weights))
     if "$" in path:
         raise InputError(

@@ -1,8 +1,8 @@
-"""Safetensors read and written piece by piece: a few rows of one tensor at a time, and nothing mapped into memory.
+"""Reads and writes safetensors piece by piece: a few rows of one tensor at a time, without mapping the file.
 
-The library's own way to read rows maps the file (what was read of it counts as this process's memory until the file is
-closed) or reads the whole tensor for every few rows; and it writes a file only from tensors that are all in memory. The
-format itself is eight bytes of length, a JSON header, and the numbers.
+The safetensors library maps the file to read rows (the pages read count as this process's memory until it is closed) or
+reads the whole tensor for every few rows; and it writes a file only from tensors that are all in memory. The format is
+eight bytes of length, a JSON header, and the tensors' bytes.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rankship_pipeline.models.weights import locate_tensors
 
-# the format's names of types → torch's
+# safetensors' names of types → torch's
 TYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,11 +33,11 @@ TYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-_LENGTH_BYTES = 8  # of the header's length, little-endian; the header is padded to as much
+_LENGTH_BYTES = 8  # of the header's length, little-endian; the header is padded to a multiple of it
 
 
 class Readable(Protocol):
-    """A tensor that is read some rows at a time: `dtype` is the type it is stored in, `type_name` the format's name."""
+    """A tensor that is read some rows at a time; `dtype` is its stored type, `type_name` safetensors' name of it."""
 
     @property
     def type_name(self) -> str: ...  # noqa: D102 - said above
@@ -49,18 +49,18 @@ class Readable(Protocol):
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - its own
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Some rows, or all."""
+        """Read some or all rows."""
         ...
 
 
 def count_rows(tensor: Readable) -> int:
-    """Elements of the first dimension; 1 for a single number."""
+    """The size of the first dimension; 1 for a scalar."""
     return tensor.shape[0] if tensor.shape else 1
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `offset` bytes into a file, in the format's own `type_name`."""
+    """A tensor's place in a file: `offset` in bytes, and safetensors' `type_name`."""
 
     path: Path
     type_name: str
@@ -69,11 +69,11 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type as torch has it; KeyError for one that is not in TYPES."""
+        """The torch type; KeyError if it is not in TYPES."""
         return TYPES[self.type_name]
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Some rows, or all, as they are stored."""
+        """Read some or all rows as they are stored."""
         stop = count_rows(self) if stop is None else stop
         shape = self.shape and (stop - start, *self.shape[1:])
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
@@ -84,13 +84,13 @@ class StoredTensor:
 
 
 def open_pieces(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file, in the order stored; InputError for a file that is missing, pickled or damaged."""
+    """Every tensor of a file, in the order stored; InputError if the file is missing, pickled or damaged."""
     found = locate_tensors(path).items()
     return {name: StoredTensor(path, header.dtype, header.shape, offset) for name, (header, offset) in found}
 
 
 def write_header(stream: BufferedWriter, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-    """The header of a file whose tensors follow, in this order and without gaps."""
+    """Write the header of a file whose tensors follow in this order, without gaps."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -102,7 +102,7 @@ def write_header(stream: BufferedWriter, tensors: Mapping[str, tuple[torch.dtype
 
 
 def write_piece(stream: BufferedWriter, piece: Tensor) -> None:
-    """The numbers of a tensor, or of its next rows."""
+    """Write the bytes of a tensor or of its next rows."""
     if piece.numel() == 0:
         return
     stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""Looking into a model while it runs: what its layers are given and what they give, the one way to hook them."""
+"""Reads the inputs and outputs of a model's layers while it runs; the only place that registers hooks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,10 +13,10 @@ See = Callable[[str, Tensor, Tensor], Tensor | None]
 
 @contextmanager
 def watch(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
-    """Call `see(name, input, output)` whenever one of the named modules has run, until the block is left.
+    """Call `see(name, input, output)` after every call of one of the named modules, until the context ends.
 
-    A tensor that `see` returns takes the output's place. The input is the first argument, by position or as `input`.
-    An exception from `see` ends the forward pass and reaches its caller.
+    A tensor that `see` returns replaces the output. The input is the first argument, by position or as `input`. An
+    exception from `see` ends the forward pass and is raised to its caller.
     """
 
     def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor | None]:
@@ -30,12 +30,12 @@ def watch(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
 
 
 class _Reached(Exception):
-    """The way out of a forward pass whose rest is not needed."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 @torch.inference_mode()
 def run_until(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Run a model as far as the first call of the named module; returns that call's input and output."""
+    """Run a model up to the first call of the named module; returns that call's input and output."""
     seen: list[Tensor] = []
 
     def see(_name: str, x: Tensor, y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Safetensors files read whole or by their headers, and state dicts filled into modules. Never a pickle."""
+"""Reads safetensors files or their headers, and loads state dicts into modules. Never reads a pickle."""
 
 import hashlib
 import json
@@ -16,23 +16,23 @@ State = dict[str, Tensor]
 
 
 class TensorHeader(NamedTuple):
-    """What a safetensors header says of one tensor; `dtype` is the format's own name: F32, BF16, I64."""
+    """One tensor's entry in a safetensors header; `dtype` is the format's own name: F32, BF16, I64."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 AGAIN = "fetch or copy the file again, or save the model again (safetensors)"
-_LENGTH_BYTES = 8  # of the header's length, little-endian, with which a file begins
-# torch's names of types, as safetensors writes them
+_LENGTH_BYTES = 8  # of the header's length, little-endian, at the beginning of a file
+# torch's names of types → safetensors'
 _TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
 
 
 def open_tensors(path: Path, wanted: str = "") -> Any:  # noqa: ANN401 - safetensors has no types
-    """Open a safetensors file as a context; InputError where it is missing, pickled or damaged.
+    """Open a safetensors file as a context; InputError if it is missing, pickled or damaged.
 
-    The error also names what was `wanted` of the file.
+    The error also names what was `wanted` from the file.
     """
     try:
         return safe_open(path, framework="pt")
@@ -42,12 +42,12 @@ def open_tensors(path: Path, wanted: str = "") -> Any:  # noqa: ANN401 - safeten
 
 
 def _find_damage(path: Path, failure: Exception) -> tuple[str, str]:
-    """What is wrong with a file that does not open, and what to do."""
+    """The damage of a file that does not open, and a hint."""
     if not path.is_file():
         return "is missing", f"correct the path (a recipe's are relative to it), or {AGAIN}"
     with path.open("rb") as stream:
         length, brace = stream.read(_LENGTH_BYTES), stream.read(1)
-    if length.startswith(_PICKLE_STARTS) and brace != b"{":  # with which the header begins, whatever its length
+    if length.startswith(_PICKLE_STARTS) and brace != b"{":  # every header begins with a brace
         return (
             "is a pickle (torch.save), which can run code when it is read",
             "convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
@@ -56,7 +56,7 @@ def _find_damage(path: Path, failure: Exception) -> tuple[str, str]:
 
 
 def read_state(path: Path) -> State:
-    """Load a safetensors file whole; missing, pickled, damaged or non-finite content is an InputError."""
+    """Load a whole safetensors file; InputError if it is missing, pickled, damaged or not finite."""
     with open_tensors(path) as file:
         state: State = file.get_tensors()
     refuse_infinite(path, [name for name, value in state.items() if not is_finite(value)])
@@ -64,18 +64,18 @@ def read_state(path: Path) -> State:
 
 
 def refuse_broken(path: Path) -> None:
-    """InputError where a safetensors file holds NaN or infinity; one tensor is in memory at a time."""
+    """Raise InputError if a safetensors file has NaN or infinity; one tensor is in memory at a time."""
     with open_tensors(path) as file:
         refuse_infinite(path, [name for name in file.keys() if not is_finite(file.get_tensor(name))])  # noqa: SIM118
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity."""
+    """Whether a tensor has neither NaN nor infinity."""
     return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def refuse_infinite(path: Path, broken: list[str]) -> None:
-    """InputError where a file holds tensors, listed by name, that are not finite."""
+    """Raise InputError if the list of a file's tensors with NaN or infinity is not empty."""
     if broken:
         raise InputError(
             f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}",
@@ -84,9 +84,9 @@ def refuse_infinite(path: Path, broken: list[str]) -> None:
 
 
 def locate_tensors(path: Path, wanted: str = "") -> dict[str, tuple[TensorHeader, int]]:
-    """What a safetensors file's header says of every tensor, and the byte at which it begins, in the order stored.
+    """Every tensor's header entry and first byte in a safetensors file, in the order stored.
 
-    No tensor is read, and nothing stays mapped into memory. Errors are those of `open_tensors`.
+    No tensor is read, and the file is not mapped into memory afterwards. Errors are those of `open_tensors`.
     """
     with open_tensors(path, wanted), path.open("rb") as stream:  # the library has checked the whole header
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
@@ -106,7 +106,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def describe_state(module: nn.Module) -> dict[str, TensorHeader]:
-    """Every tensor's shape and type in a module, as a safetensors header would tell them."""
+    """Every tensor's shape and type in a module, in the form of a safetensors header."""
     tensors = module.state_dict()
     return {name: TensorHeader(tuple(one.shape), _name_type(one.dtype)) for name, one in tensors.items()}
 
@@ -117,7 +117,7 @@ def _name_type(dtype: torch.dtype) -> str:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, from its header alone."""
+    """Names and shapes in a safetensors file, from its header."""
     return {name: header.shape for name, header in read_header(path).items()}
 
 
@@ -131,7 +131,7 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> nn.Module:
-    """Fill the module with a state dict; every missing, extra or misshapen tensor is listed in one InputError."""
+    """Load a state dict into the module; one InputError lists every tensor that does not fit."""
     check_fits(model, {name: tuple(value.shape) for name, value in state.items()}, where=where)
     model.load_state_dict(dict(state))
     return model.eval()
@@ -149,7 +149,7 @@ def check_fits(model: nn.Module, found: Mapping[str, tuple[int, ...]], *, where:
 
 
 def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Every way in which two sets of named shapes differ, one line each."""
+    """Every difference between two sets of named shapes, one line each."""
     lines = [f"{name}: missing" for name in sorted(left.keys() - right.keys())]
     lines += [f"{name}: unexpected" for name in sorted(right.keys() - left.keys())]
     lines += [
@@ -161,5 +161,5 @@ def list_differences(left: Mapping[str, tuple[int, ...]], right: Mapping[str, tu
 
 
 def copy_state(model: nn.Module) -> State:
-    """A model's tensors, each with storage of its own: safetensors refuses tied weights."""
+    """A model's tensors, each with its own storage, because safetensors refuses tied weights."""
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}

@@ -97,7 +97,7 @@ def test_an_interrupt_exits_130_and_says_that_nothing_is_lost(
 ) -> None:
     install(raise_it(KeyboardInterrupt()))
     assert cli.main(["try"]) == 130
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "finished work is kept" in capsys.readouterr().err
 
 
 def test_a_programming_mistake_is_not_hidden(install: Install) -> None:

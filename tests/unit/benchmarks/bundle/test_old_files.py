@@ -35,7 +35,7 @@ def test_a_bundle_keeps_every_artifact_proof_trial_and_trace() -> None:
     assert [one.key for one in bundle.trials] == [DENSE, COMPRESSED, CANARY]
     assert [one.trial.key for one in bundle.metered] == [DENSE, COMPRESSED]
     assert build.landing is not None
-    assert "landed; the table foretold" in state_landing(build.landing)
+    assert "landed; predicted" in state_landing(build.landing)
     assert bundle.finished
 
 

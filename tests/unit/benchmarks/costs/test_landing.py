@@ -133,7 +133,7 @@ def test_a_correction_lies_between_tries_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        ("landed", "landed; the table foretold 400.0 µs, measured 410.0 µs [409.0 µs, 411.0 µs], error +2.5 % after 2"),
+        ("landed", "landed; predicted 400.0 µs, measured 410.0 µs [409.0 µs, 411.0 µs], error +2.5 % after 2"),
         ("dense fits", "the dense model takes 410.0 µs, so nothing was compressed"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_recipe_is_landed_once_and_then_built_from_the_store(
         table = make_table(prepare(plain, tmp_path), choose_place(session, "onnx", 1))
     (tmp_path / "cost-table.json").write_text(encode(table))
     prepared = prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
-    with pytest.raises(InputError, match="latency budget of net was not landed on here yet"):
+    with pytest.raises(InputError, match="latency budget of net is not landed on here yet"):
         build_recipe(prepared, store, steps)
     monkeypatch.setattr(land, "ROUNDS", 2)
     with pytest.raises(BudgetInfeasible, match=r"the budget is 1\.0 µs; 1 tries measured"):

@@ -21,7 +21,7 @@ def test_classes_are_found_by_the_models_names(found: list[str], numbers: list[i
 
 
 def test_a_class_that_the_model_does_not_know_is_named_with_those_that_it_knows() -> None:
-    with pytest.raises(InputError, match=r"images: no class of the model is called 'swan'; it has 'tench.*'goose'"):
+    with pytest.raises(InputError, match=r"images: the model has no class 'swan'; it has 'tench.*'goose'"):
         number_classes(["goose", "swan"], NAMES, 3, where="images")
 
 
@@ -38,5 +38,5 @@ def test_without_names_numbers_are_the_outputs_own() -> None:
 
 
 def test_too_few_unnamed_classes_are_not_guessed() -> None:
-    with pytest.raises(InputError, match="2 classes \\('a', 'b'\\), the model has 3 outputs and names none"):
+    with pytest.raises(InputError, match="2 classes \\('a', 'b'\\), the model has 3 outputs and no class names"):
         number_classes(["a", "b"], (), 3, where="csv")

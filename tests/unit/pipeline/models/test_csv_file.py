@@ -64,7 +64,7 @@ def test_columns_are_taken_in_the_stated_order_and_normalised(tmp_path: Path) ->
         (
             TABLE.replace("label", "answer"),
             {"columns": ("width", "height")},
-            "no labels, and 'm' is trained on the spot",
+            "no labels, and 'm' is trained during the build",
         ),
         (TABLE.replace("yes", "maybe", 1), {}, "3 classes .* the model has 2 outputs"),
     ],

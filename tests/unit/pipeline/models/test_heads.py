@@ -190,7 +190,7 @@ def test_another_seed_draws_marked_data(folder: Path) -> None:
         ({"loader": "load_wide_labels"}, "test labels of 'b' run from 2 to 5, its head has 5 classes"),
         ({"loader": "load_without_tests"}, "must return calibration, tests"),
         ({"loader": "load_other_shape"}, r"a sample of 'tests of b' has shape \[\(1, 6, 6\)\]"),
-        ({"models": MODELS.replace("five", "leaky")}, "'b' and 'a' are not built of the same modules"),
+        ({"models": MODELS.replace("five", "leaky")}, "'b' and 'a' do not have the same modules"),
         ({"models": MODELS[: MODELS.index("[[models]]", 5)]}, "merge.head is for several models"),
     ],
 )

@@ -125,7 +125,7 @@ def _break(folder: Path) -> None:
             "no image in the folder of class 'red'",
         ),
         (lambda folder: shutil.copy(folder / "red/00.png", folder), "1 images lie beside the classes' folders"),
-        (lambda folder: (folder / "red").rename(folder / "crimson"), "no class of the model is called 'crimson'"),
+        (lambda folder: (folder / "red").rename(folder / "crimson"), "the model has no class 'crimson'"),
         (_break, r"red/0[01]\.png cannot be read as an image"),
         (lambda folder: [path.unlink() for path in folder.rglob("*[2-9].png")], "12 samples; at least 16"),
     ],
@@ -148,5 +148,5 @@ def test_images_of_many_sizes_need_one(tmp_path: Path, colours: Path) -> None:
 
 
 def test_a_model_of_text_takes_no_images(tiny_models: Path, colours: Path) -> None:
-    with pytest.raises(InputError, match="model 'm' is for sequence-classification, it takes no images"):
+    with pytest.raises(InputError, match="model 'm' is for sequence-classification and takes no images"):
         load(Source(name="m", huggingface="bert"), DataChoice(images=str(colours)), tiny_models)

@@ -60,7 +60,7 @@ def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
 )
 def test_what_cannot_become_two_operators_is_left_out(module: nn.Module) -> None:
     assert find_layers(nn.Sequential(module)) == ()
-    with pytest.raises(TypeError, match="not a layer that find_layers gave"):
+    with pytest.raises(TypeError, match="not a layer from find_layers"):
         get_layer(nn.Sequential(module), "0")
 
 

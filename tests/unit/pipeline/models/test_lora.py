@@ -143,7 +143,7 @@ def test_convolutions_have_adapters_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"use_dora": True}, "use_dora = True is more than a plain LoRA"),
+        ({"use_dora": True}, "use_dora = True is not a plain LoRA"),
         ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
     ],
 )

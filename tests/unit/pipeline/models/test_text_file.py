@@ -82,7 +82,7 @@ def test_a_table_of_texts_may_name_its_columns(tiny_models: Path, tmp_path: Path
         ("t.jsonl", JSON + "\n{", {}, "line 25"),
         ("t.jsonl", JSON + "\n[1]", {}, "line 25 is no JSON object"),
         ("t.jsonl", JSON + '\n{"text": "a"}', {}, "object 25 has text, the first has text, label"),
-        ("t.tsv", TSV.replace("blue\t", "cyan\t"), {}, "no class of the model is called 'cyan'"),
+        ("t.tsv", TSV.replace("blue\t", "cyan\t"), {}, "the model has no class 'cyan'"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(
@@ -108,7 +108,7 @@ def test_unlabelled_texts_cannot_judge_a_merge(tiny_models: Path, tmp_path: Path
     (tmp_path / "t.txt").write_text("\n".join(COLOURS))
     sources = tuple(Source(name=name, huggingface="bert") for name in "ab")
     recipe = Recipe(name="r", models=sources, data=DataChoice(text=str(tmp_path / "t.txt")))
-    with pytest.raises(InputError, match="has no labels: what a merge of 2 models gets right"):
+    with pytest.raises(InputError, match="has no labels: the accuracy of a merge of 2 models"):
         load_data(
             complete_recipe(recipe, tiny_models),
             tiny_models,

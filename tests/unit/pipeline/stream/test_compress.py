@@ -286,7 +286,7 @@ def test_a_checkpoint_of_one_file_needs_no_index(tmp_path: Path) -> None:
     assert len(open_decoder(tmp_path).checkpoint.places) == 9 * BLOCKS + 3
 
 
-@pytest.mark.parametrize("message", ["no index", "no causal language model", r"no \*\.safetensors"])
+@pytest.mark.parametrize("message", ["not an index", "not describe a causal language model", r"no \*\.safetensors"])
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path: Path, message: str) -> None:
     checkpoint = save_sharded(make_decoder("llama"), tmp_path / "in")
     if "index" in message:
