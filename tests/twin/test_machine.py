@@ -93,7 +93,7 @@ def test_low_rank_costs_fewer_instructions_and_every_run_counts_nearly_the_same(
 
 def test_a_machine_that_tells_time_counts_nothing(system_pi: Machine, models: dict[Any, Any], samples: Path) -> None:
     model = models["onnx", "dense"]
-    with pytest.raises(InputError, match="tells time"):
+    with pytest.raises(InputError, match="measures time"):
         count_instructions(system_pi, model.path, model.verified, [samples])
 
 

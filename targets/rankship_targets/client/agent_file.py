@@ -1,4 +1,4 @@
-"""The agent packed into the one file that is copied to devices: the same sources give the same bytes."""
+"""Packs the agent into the one file that is copied to devices; the same sources give the same bytes."""
 
 import io
 import zipfile
@@ -15,23 +15,23 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip archive can hold
 
 
 def pack_agent() -> bytes:
-    """The archive's bytes: every room stored as it is, under fixed names, times and order (zipapp's layout)."""
-    rooms = {
-        f"agent/{room.name}": room.read_bytes()
-        for room in files("rankship_targets").joinpath("agent").iterdir()
-        if room.name.endswith(".py")
+    """Return the archive's bytes: every module uncompressed, with fixed names, times and order (zipapp's layout)."""
+    modules = {
+        f"agent/{module.name}": module.read_bytes()
+        for module in files("rankship_targets").joinpath("agent").iterdir()
+        if module.name.endswith(".py")
     }
-    rooms["__main__.py"] = _ENTRY.encode()
+    modules["__main__.py"] = _ENTRY.encode()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # a bare interpreter may lack zlib
-        for name in sorted(rooms):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), rooms[name])
+        for name in sorted(modules):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), modules[name])
     return packed.getvalue()
 
 
 @cache
 def find_agent() -> Path:
-    """Where the packed agent lies on this host, written there if it is missing or damaged."""
+    """Return the path of the packed agent on this host; it is written if it is missing or damaged."""
     packed = pack_agent()
     path = user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "agents" / f"{sha256(packed).hexdigest()}.pyz"
     if not path.is_file() or path.read_bytes() != packed:

@@ -1,4 +1,4 @@
-"""The host's side of the agent's protocol: one request out, events in, failures turned into errors."""
+"""The host's side of the agent's protocol: sends one request, reads events, turns failures into errors."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,25 +21,26 @@ from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.events import Done, Event, Failure, FaultKind, Hello, State, read_event
 
-# What the agent could not do → the error, and what to do.
+# The agent's kind of fault → error class and hint.
 _FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
     "lacks_runtime": (Lacks, "install it on the device: {install}"),
     "bad_artifact": (
         CommandFailed,
-        "build the artifact anew; if it fails again, the device's runtime may be too old for it",
+        "build the artifact again; if it still fails, the device's runtime may be too old for it",
     ),
     "bad_input": (CommandFailed, "the inputs must be those that the artifact was exported with"),
-    "bad_request": (CommandFailed, "the agent on the device and this host must come from one release"),
+    "bad_request": (CommandFailed, "the agent on the device and this host must be of the same release"),
     "failed": (CommandFailed, "the message is the runtime's own; `rankship doctor` shows its version"),
     "no_space": (NoSpace, "free space on the device or choose another workdir in the inventory"),
-    "read_only": (ReadOnly, "choose a workdir that may be written; a card that turned read-only is wearing out"),
+    "read_only": (ReadOnly, "choose a writable workdir; a card that turned read-only is wearing out"),
     "busy": (TargetBusy, "only one run measures on a device at a time: wait for that one to end"),
-    "unknown_run": (AgentDied, "a power cut took it from the disk, or somebody removed it: measure again"),
+    "unknown_run": (AgentDied, "it was lost in a power cut, or somebody removed it: measure again"),
     "agent_died": (AgentDied, "{died}"),
-    "rebooted": (Rebooted, "see why it was restarted (power supply, watchdog), then run again"),
+    "rebooted": (Rebooted, "find out why it was restarted (power supply, watchdog), then run again"),
 }
-_DIED = "see whether the device ran out of memory (`dmesg` there says so), or who ended it"
-_KILLED = "was ended by signal 9:"  # the shell's 128 + 9, in the transports' words
+_DIED = "check whether the device ran out of memory (`dmesg` on it says so) or somebody killed the agent"
+_KILLED = "was ended by signal 9:"  # how explain_failure writes the shell's 128 + 9
+_SAME_RELEASE = "the agent and this host must be of the same release: reconnect, and the agent is copied again"
 
 T = TypeVar("T")
 
@@ -47,15 +48,15 @@ T = TypeVar("T")
 def call_agent(
     transport: Transport, device: Device, agent: str, request: Mapping[str, object], *, timeout_s: float
 ) -> Iterator[Event]:
-    """Give the events after the agent's greeting; ends normally only after `done`."""
+    """Yield the events after the agent's greeting; a call that does not end with `done` raises its error."""
     text = json.dumps(request, sort_keys=True)
     event: Event | None = None
     try:
         with closing(transport.stream([device.python, agent, text], timeout_s=timeout_s)) as lines:
             first = next(lines, "")
             if not isinstance(read_event(first), Hello):
-                message = f"the agent on {device.name} began with {first[:80]!r}"
-                raise AgentMismatch(message, hint="expected its greeting")
+                message = f"the agent on {device.name} began with {first[:80]!r}, expected its greeting"
+                raise AgentMismatch(message, hint=_SAME_RELEASE)
             for line in lines:
                 event = read_event(line)
                 if isinstance(event, Failure):
@@ -66,37 +67,37 @@ def call_agent(
             raise AgentDied(f"the agent on {device.name}: {failure}", hint=_DIED) from None
         raise
     if not isinstance(event, Done):
-        raise AgentDied(f"the agent on {device.name} ended without a last word", hint=_DIED)
+        raise AgentDied(f"the agent on {device.name} ended without a last event", hint=_DIED)
 
 
 def explain_fault(fault: Failure, device: Device, request: Mapping[str, object]) -> TargetError:
-    """Make the error for what the agent could not do."""
+    """Return the error for a failure that the agent reported."""
     kind, hint = _FAULTS[fault.kind]
-    wanted = request.get("request", request)  # a detached run's own request lies inside
+    wanted = request.get("request", request)  # `spool` contains the detached run's own request
     named = str(wanted.get("format")) if isinstance(wanted, Mapping) else ""
     return kind(f"{device.name}: {fault.message}", hint=hint.format(install=install_command(device, named), died=_DIED))
 
 
 def install_command(device: Device, artifact_format: str) -> str:
-    """Write the command that installs a format's runtime."""
+    """Return the command that installs a format's runtime."""
     facts = next((one for known, one in FACTS.items() if known == artifact_format), None)
     return f"{device.python} -m pip install {facts.pip_packages if facts else artifact_format}"
 
 
 def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:
-    """Find the last event of a kind that must be there."""
+    """Return the last event of a kind; AgentMismatch if there is none."""
     for event in reversed(events):
         if isinstance(event, kind):
             return event
-    message = f"the agent on {device.name} never said {kind.__name__.lower()!r}"
-    raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+    message = f"the agent on {device.name} never sent {kind.__name__.lower()!r}"
+    raise AgentMismatch(message, hint=_SAME_RELEASE)
 
 
 def split_turns(events: Sequence[Event], count: int, device: Device) -> list[list[Event]]:
-    """Cut a sweep's events where an artifact's turn begins; what was settled before all holds for each."""
-    starts = [place for place, one in enumerate(events) if isinstance(one, State) and one.when == "before"]
+    """Split a sweep's events by artifact; the events before the first artifact are part of each."""
+    starts = [index for index, one in enumerate(events) if isinstance(one, State) and one.when == "before"]
     if len(starts) != count:
-        message = f"the agent on {device.name} timed {len(starts)} artifacts, {count} were asked for"
-        raise AgentMismatch(message, hint="the agent and this host must come from one release: reconnect")
+        message = f"the agent on {device.name} timed {len(starts)} artifacts, expected {count}"
+        raise AgentMismatch(message, hint=_SAME_RELEASE)
     ends = [*starts[1:], len(events)]
     return [[*events[: starts[0]], *events[start:end]] for start, end in zip(starts, ends, strict=True)]

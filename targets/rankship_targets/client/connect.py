@@ -1,4 +1,4 @@
-"""The way to a device, chosen by its inventory entry; an emulated one is started first."""
+"""Opens the transport that a device's inventory entry names; an emulated device is started first."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ TRANSPORTS = {
 
 
 def open_transport(device: Device) -> Transport:
-    """Connect to a device in the way its inventory entry says; an emulated one is started if it does not run yet."""
+    """Connect to a device by the transport of its inventory entry; an emulated one is started if necessary."""
     if device.twin is not None:
         from rankship_targets.twin import ensure_running
 

@@ -1,4 +1,4 @@
-"""Runs that go on without us: started under a name given in advance, followed, and found again after any break."""
+"""Detached runs: they go on without a connection, and are found again by their name after it broke."""
 
 import secrets
 import time
@@ -15,14 +15,14 @@ from rankship_targets.transport.link import Link
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport
 from rankship_targets.trials.events import Cooling, Done, Event, Spooled
 
-REPEATS = 1  # how often a run is begun anew that died on the device
+REPEATS = 1  # how often a run that died on the device is started again
 
 
 @record
 class Ticket:
-    """A run's name on the device and when it was given, by the host's clock (ISO 8601).
+    """A run's name on the device and when the name was made, by the host's clock (ISO 8601).
 
-    Whoever keeps the ticket before the run starts finds its result again, also in another process.
+    With a ticket that was saved before the run started, another process too can find its result.
     """
 
     run: str
@@ -30,12 +30,12 @@ class Ticket:
 
 
 def make_ticket() -> Ticket:
-    """Name a run that has not started."""
+    """Return a new name for a run that has not started."""
     return Ticket(run=secrets.token_hex(12), started_utc=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 class DetachedRuns:
-    """What runs by itself on one device, seen from here; `on_news` hears of long waits there."""
+    """The detached runs of one device; `on_news` is called with a message about each long wait."""
 
     def __init__(self, device: Device, link: Link, agent: str, workdir: str, on_news: Callable[[str], None]) -> None:
         self._device = device
@@ -47,9 +47,9 @@ class DetachedRuns:
     def carry_out(
         self, run: str, request: Mapping[str, object], timeout_s: float, prepare: Callable[[Transport], None]
     ) -> list[Event]:
-        """Start a run, or find it again, and give its events once it is done.
+        """Start a run, or find it again, and return its events once it is done.
 
-        `prepare` is called before each start. A run that died, or whose device was restarted, is begun anew REPEATS
+        `prepare` is called before each start. A run that died, or whose device was restarted, is started again REPEATS
         times; one that takes too long is cancelled. Its result stays on the device until `forget`.
         """
         deadline = time.monotonic() + timeout_s
@@ -59,7 +59,7 @@ class DetachedRuns:
             try:
                 before, born = born, self._start(run, request, prepare)
                 if born != before:
-                    events.clear()  # of one that died
+                    events.clear()  # those of a run that died
                 self._follow(run, events, deadline)
             except (AgentDied, Rebooted):
                 if attempt == REPEATS:
@@ -74,11 +74,11 @@ class DetachedRuns:
         return events
 
     def forget(self, run: str) -> None:
-        """End a run if it goes on, and remove what it left on the device."""
+        """End a run if it is still going on, and remove its files from the device."""
         self._link.call(lambda transport: self._ask(transport, {"command": "cancel", "run": run}))
 
     def _start(self, run: str, request: Mapping[str, object], prepare: Callable[[Transport], None]) -> str:
-        """Start the run unless it goes on or is finished; gives what tells this beginning from any other."""
+        """Start the run unless it is going on or finished; returns the id of this start."""
 
         def step(transport: Transport) -> str:
             prepare(transport)
@@ -88,14 +88,14 @@ class DetachedRuns:
         return self._link.call(step, patient=True)
 
     def _follow(self, run: str, events: list[Event], deadline: float) -> None:
-        """Add the run's events as they come, over as many connections as the link allows."""
+        """Append the run's events as they come, over as many connections as the link allows."""
 
         def step(transport: Transport) -> None:
             if events and isinstance(events[-1], Done):
                 return
-            ask = {"command": "fetch", "workdir": self._workdir, "run": run, "offset": len(events)}
+            request = {"command": "fetch", "workdir": self._workdir, "run": run, "offset": len(events)}
             left_s = max(1.0, deadline - time.monotonic())
-            for event in call_agent(transport, self._device, self._agent, ask, timeout_s=left_s):
+            for event in call_agent(transport, self._device, self._agent, request, timeout_s=left_s):
                 events.append(event)
                 if isinstance(event, Cooling):
                     self._on_news(f"{self._device.name} cools down: {show_celsius(event.temperature_mc)}")

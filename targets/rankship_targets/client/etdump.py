@@ -1,4 +1,4 @@
-"""An ETDump that a device's ExecuTorch program wrote, read on this host: the device has no tools for it."""
+"""Reads an ETDump of a device's ExecuTorch program on this host: the device has no tools for it."""
 
 import base64
 import os
@@ -9,29 +9,29 @@ from rankship_targets.agent.main import NOISE
 from rankship_targets.agent.profiles import list_operators
 from rankship_targets.trials.events import OperatorTime, Profiled
 
-_IDENTIFIER = b"ED00"  # of its format, behind the file's and the root's sizes
+_IDENTIFIER = b"ED00"  # the format's, after the sizes of the file and the root table
 _INFERENCE = "Method::execute"
 
 
 def read_etdump(text: str, runs: int) -> Profiled:
     """Read the last `runs` inferences of an ETDump in base64: every operator, and each whole inference, in ns.
 
-    Lacks where ExecuTorch is not installed here, AgentMismatch where the text is no ETDump of so many inferences.
+    Lacks if ExecuTorch is not installed here, AgentMismatch if the text is not an ETDump of so many inferences.
     """
-    for name, value in NOISE.items():  # what its import says without it concerns nobody
+    for name, value in NOISE.items():  # silences messages of its import
         os.environ.setdefault(name, value)
     try:
         from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
     except ImportError as failure:
-        hint = "pip install executorch"
-        raise Lacks(f"an ETDump is read by executorch.devtools, which is not here: {failure}", hint=hint) from None
+        hint = "run `pip install executorch`"
+        raise Lacks(f"reading an ETDump needs executorch.devtools on this host: {failure}", hint=hint) from None
     try:
         content = base64.b64decode(text, validate=True)
         dump = deserialize_from_etdump_flatcc(content) if content[8:12] == _IDENTIFIER else None
     except (ValueError, RuntimeError, OSError, KeyError, TypeError, subprocess.SubprocessError) as failure:
         raise _refuse(f"it cannot be read: {failure}") from None
-    if dump is None:  # what reads dumps would print pages on it
-        raise _refuse("it is none")
+    if dump is None:  # refused here, because the reader would print pages about it
+        raise _refuse("it has another format")
     inferences = [
         event.profile_event.end_time - event.profile_event.start_time
         for run in dump.run_data
@@ -45,4 +45,4 @@ def read_etdump(text: str, runs: int) -> Profiled:
 
 
 def _refuse(why: str) -> AgentMismatch:
-    return AgentMismatch(f"the device sent an ETDump, but {why}", hint="build and install its kit anew")
+    return AgentMismatch(f"the device sent an ETDump, but {why}", hint="build and install its kit again")

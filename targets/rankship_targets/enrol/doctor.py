@@ -1,4 +1,4 @@
-"""What a device's answers say about the numbers it would give."""
+"""Checks what could spoil a device's numbers, from its answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -13,18 +13,19 @@ from rankship_targets.trials.events import Probe
 WARM_MC, HOT_MC = 65_000, 80_000  # a Pi 4 slows down at 80 °C
 BUSY_SHARE_MILLI = 250  # one-minute load per core above which another program shares the cores
 LITTLE_DISK_BYTES, NO_DISK_BYTES = 1_000_000_000, 100_000_000
-SOME_SWAP_BYTES = 16_000_000  # what an idle system may have put aside long ago
-LOW_BATTERY_PERCENT = 30  # phones save power below
+SOME_SWAP_BYTES = 16_000_000  # an idle system may have swapped out this much long ago
+LOW_BATTERY_PERCENT = 30  # below it, phones save power
 CLOCK_OFFSET_NS = 1_000_000_000
-# The bits of a Raspberry Pi's `vcgencmd get_throttled`; each again 16 bits higher for "since boot".
+# The bits of a Raspberry Pi's `vcgencmd get_throttled` for now; "since boot" is 16 bits higher.
 THROTTLED_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "at the soft temperature limit"}
 _SINCE_BOOT = 16
-_WORDS_64 = {"aarch64", "x86_64", "riscv64"}
+_NOT_REPORTED = "the device does not report it"
+_MACHINES_64 = {"aarch64", "x86_64", "riscv64"}
 
 
 @record
 class Check:
-    """One finding; `advice` says what to do and is empty where all is well."""
+    """One finding; `advice` says what to do and is empty if all is well."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
@@ -33,10 +34,10 @@ class Check:
 
 
 def examine(device: Device, probe: Probe) -> list[Check]:
-    """Judge everything that the probe told."""
+    """Check everything in the probe."""
     return [
         Check(name="python", verdict="ok", finding=f"{probe.python} on {probe.machine}, kernel {probe.kernel}"),
-        *_examine_words(probe.machine, probe.userland_bits),
+        *_examine_word_size(probe.machine, probe.userland_bits),
         *_examine_runtimes(device, probe),
         _examine_governor(probe.state.governor),
         _examine_temperature(probe.state.temperature_mc),
@@ -51,7 +52,7 @@ def examine(device: Device, probe: Probe) -> list[Check]:
 
 
 def _examine_runtimes(device: Device, probe: Probe) -> Iterator[Check]:
-    """Judge what is installed: a missing runtime closes one format, without any nothing can be measured."""
+    """Check what is installed: without its runtime a format cannot be measured, without any runtime nothing can."""
     any_found = any(probe.runtimes.values())
     kit = f"rankship kit install {device.name}"
     for known in FORMATS:
@@ -66,27 +67,27 @@ def _examine_runtimes(device: Device, probe: Probe) -> Iterator[Check]:
         yield Check(name="numpy", verdict="fail", finding="not installed", advice=advice)
 
 
-def _examine_words(machine: str, userland_bits: int | None) -> Iterator[Check]:
-    """Judge the word size: there are runtimes for 64 bits only."""
+def _examine_word_size(machine: str, userland_bits: int | None) -> Iterator[Check]:
+    """Check the word size: there are runtimes only for 64 bits."""
     if userland_bits is None:
         return
-    if userland_bits == 64:  # noqa: PLR2004 - the very word
+    if userland_bits == 64:  # noqa: PLR2004 - the word size
         yield Check(name="system", verdict="ok", finding="64-bit userland")
         return
-    kernel = "a 64-bit kernel" if machine in _WORDS_64 else f"{machine}, a 32-bit kernel"
+    kernel = "a 64-bit kernel" if machine in _MACHINES_64 else f"{machine}, a 32-bit kernel"
     finding = f"{userland_bits}-bit userland on {kernel} (WrongSystem: no runtime is built for it)"
-    advice = "write a 64-bit system to its card: Raspberry Pi OS (64-bit)"
+    advice = "install a 64-bit system, such as Raspberry Pi OS (64-bit)"
     yield Check(name="system", verdict="fail", finding=finding, advice=advice)
 
 
 def decode_throttled(bits: int) -> tuple[list[str], list[str]]:
-    """What a Raspberry Pi's bits say: now, and at some moment since it booted."""
-    now = [word for bit, word in THROTTLED_BITS.items() if bits >> bit & 1]
-    return now, [word for bit, word in THROTTLED_BITS.items() if bits >> (bit + _SINCE_BOOT) & 1]
+    """Return the conditions that a Raspberry Pi's bits report: those of now, and those since it booted."""
+    now = [name for bit, name in THROTTLED_BITS.items() if bits >> bit & 1]
+    return now, [name for bit, name in THROTTLED_BITS.items() if bits >> (bit + _SINCE_BOOT) & 1]
 
 
 def _examine_throttling(bits: int | None) -> Iterator[Check]:
-    """Judge a Raspberry Pi's own word on power and heat; other boards have none."""
+    """Check the throttling flags of a Raspberry Pi's firmware; other boards have none."""
     if bits is None:
         return
     now, since_boot = decode_throttled(bits)
@@ -95,14 +96,14 @@ def _examine_throttling(bits: int | None) -> Iterator[Check]:
         return
     findings = [f"now: {', '.join(now)}"] if now else []
     findings += [f"since boot: {', '.join(since_boot)}"] if since_boot else []
-    volts = any("voltage" in word for word in now + since_boot)
+    volts = any("voltage" in name for name in now + since_boot)
     cause = "use the board's own 5.1 V 3 A supply and a short cable" if volts else "cool it: heat sink and fan"
-    advice = cause if now else f"{cause}; `sudo reboot` clears what is past"
+    advice = cause if now else f"{cause}; `sudo reboot` clears past flags"
     yield Check(name="throttling", verdict="fail" if now else "warn", finding="; ".join(findings), advice=advice)
 
 
 def _examine_cpus(device: Device, probe: Probe) -> Iterator[Check]:
-    """Judge whether the processors that the inventory names are there."""
+    """Check that the CPU cores that the inventory names are there."""
     if device.cpus is None:
         return
     there = probe.cpus_online or tuple(range(probe.cpu_count))
@@ -111,25 +112,25 @@ def _examine_cpus(device: Device, probe: Probe) -> Iterator[Check]:
     if device.cpus and not missing:
         yield Check(name="cpus", verdict="ok", finding=shown)
         return
-    finding = f"{shown}: not there or not online: {', '.join(map(str, missing)) or 'any'}"
-    advice = f"correct cpus in the inventory's [{device.name}], or bring them online"
+    finding = f"{shown}; missing or offline: {', '.join(map(str, missing)) or 'all'}"
+    advice = f"correct cpus in the inventory's [{device.name}], or bring the cores online"
     yield Check(name="cpus", verdict="fail", finding=finding, advice=advice)
 
 
 def _examine_swap(used_bytes: int | None) -> Iterator[Check]:
-    """Judge the swap: pages that come back from a card or a disk while measuring cost milliseconds."""
+    """Check the swap: pages read back from a card or a disk while measuring cost milliseconds."""
     if used_bytes is None:
         return
     finding = f"{show_bytes(used_bytes)} in use"
     if used_bytes <= SOME_SWAP_BYTES:
         yield Check(name="swap", verdict="ok", finding=finding)
         return
-    advice = "stop what fills the memory, then on the device: sudo swapoff -a"
+    advice = "stop the programs that fill the memory, then run on the device: sudo swapoff -a"
     yield Check(name="swap", verdict="warn", finding=finding, advice=advice)
 
 
 def _examine_battery(percent: int | None, status: str | None) -> Iterator[Check]:
-    """Judge a phone's battery: a low one saves power, a charging one heats."""
+    """Check a phone's battery: with a low one the phone saves power, a charging one heats it."""
     if percent is None:
         return
     finding = f"{percent} %, {status.lower() if status else 'status unknown'}"
@@ -144,10 +145,10 @@ def _examine_battery(percent: int | None, status: str | None) -> Iterator[Check]
 
 
 def examine_clock(clock_utc_ns: int | None, asked_ns: int, answered_ns: int) -> Check:
-    """Judge the device's clock by ours: it was read at some moment between the question and the answer."""
+    """Compare the device's clock with this host's: it was read at some moment between request and answer."""
     if clock_utc_ns is None:
-        advice = "times of the device's own cannot be laid beside this host's"
-        return Check(name="clock", verdict="warn", finding="the device does not tell", advice=advice)
+        advice = "the device's times cannot be compared with this host's"
+        return Check(name="clock", verdict="warn", finding=_NOT_REPORTED, advice=advice)
     low_ns, high_ns = clock_utc_ns - answered_ns, clock_utc_ns - asked_ns
     finding = f"between {low_ns / 1e9:+.2f} and {high_ns / 1e9:+.2f} s of this host's"
     if low_ns <= CLOCK_OFFSET_NS and high_ns >= -CLOCK_OFFSET_NS:
@@ -157,40 +158,40 @@ def examine_clock(clock_utc_ns: int | None, asked_ns: int, answered_ns: int) -> 
 
 
 def examine_attached(device: Device, attached: Sequence[tuple[str, str, str]]) -> Check:
-    """Judge what adb sees, as (serial, state, model): this phone must be there once, and let us in."""
+    """Check what adb sees, as (serial, state, model): this phone must be there once, and authorised."""
     states = [state for serial, state, _ in attached if serial == device.serial]
     others = f"; {len(attached) - len(states)} others are attached" if len(attached) > len(states) else ""
     if states == ["device"]:
         return Check(name="attached", verdict="ok", finding=f"{device.serial}{others}")
     if len(states) > 1:
         advice = "unplug one of them, or reach one over TCP: `adb tcpip 5600`, `adb connect HOST:5600`"
-        finding = f"{len(states)} devices answer to serial {device.serial}"
+        finding = f"{len(states)} devices have the serial {device.serial}"
         return Check(name="attached", verdict="fail", finding=finding, advice=advice)
     finding = f"{device.serial} is {states[0] if states else 'not attached'}{others}"
     advice = (
         "accept the computer's key on the phone's screen"
         if states == ["unauthorized"]
-        else "plug it in, enable USB debugging, see `adb devices -l`"
+        else "plug it in and enable USB debugging; `adb devices -l` lists the phones it sees"
     )
     return Check(name="attached", verdict="fail", finding=finding, advice=advice)
 
 
 def _examine_governor(governor: str | None) -> Check:
     if governor is None:
-        advice = "fine for a virtual machine; its latencies are only comparable with themselves"
-        return Check(name="governor", verdict="warn", finding="the device does not tell", advice=advice)
+        advice = "normal for a virtual machine; compare its latencies only with each other"
+        return Check(name="governor", verdict="warn", finding=_NOT_REPORTED, advice=advice)
     if governor == "performance":
         return Check(name="governor", verdict="ok", finding=governor)
     advice = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
     return Check(
-        name="governor", verdict="warn", finding=f"{governor}: frequencies move while measuring", advice=advice
+        name="governor", verdict="warn", finding=f"{governor}: frequencies change while measuring", advice=advice
     )
 
 
 def _examine_temperature(temperature_mc: int | None) -> Check:
     if temperature_mc is None:
-        advice = "throttling will not be seen: watch for drift inside the runs"
-        return Check(name="temperature", verdict="warn", finding="the device does not tell", advice=advice)
+        advice = "throttling by heat will not be noticed: watch for drift inside the runs"
+        return Check(name="temperature", verdict="warn", finding=_NOT_REPORTED, advice=advice)
     finding = show_celsius(temperature_mc)
     if temperature_mc < WARM_MC:
         return Check(name="temperature", verdict="ok", finding=finding)
@@ -202,12 +203,12 @@ def _examine_temperature(temperature_mc: int | None) -> Check:
 
 def _examine_load(load_1m_milli: int | None, cpu_count: int) -> Check:
     if load_1m_milli is None:
-        return Check(name="load", verdict="ok", finding="the device does not tell")
+        return Check(name="load", verdict="ok", finding=_NOT_REPORTED)
     finding = f"{load_1m_milli / 1000:.2f} over the last minute on {cpu_count} cores"
     if load_1m_milli <= BUSY_SHARE_MILLI * cpu_count:
         return Check(name="load", verdict="ok", finding=finding)
     return Check(
-        name="load", verdict="warn", finding=finding, advice="see with `top` on the device what runs, and stop it"
+        name="load", verdict="warn", finding=finding, advice="find what runs with `top` on the device, and stop it"
     )
 
 
@@ -224,5 +225,5 @@ def _examine_disk(free_bytes: int, workdir: str) -> Check:
 def _examine_psutil(device: Device, version: str | None) -> Check:
     if version:
         return Check(name="psutil", verdict="ok", finding=version)
-    advice = f"only where /sys does not tell frequency or temperature: {device.python} -m pip install psutil"
+    advice = f"needed only if /sys has no frequency or temperature: {device.python} -m pip install psutil"
     return Check(name="psutil", verdict="warn", finding="not installed", advice=advice)

@@ -1,4 +1,4 @@
-"""How a device comes into the inventory: its identity is shown, confirmed and pinned before anything else is asked."""
+"""Adds a device to the inventory: its identity is shown, confirmed and pinned before anything else happens."""
 
 import re
 from collections.abc import Callable
@@ -21,19 +21,20 @@ _WORKDIR_ANDROID = "/data/local/tmp/rankship"
 
 
 def parse_address(name: str, text: str) -> Device:
-    """Read user@host, user@host:port or user@[IPv6]:port; an ssh device without a host key yet."""
+    """Parse user@host, user@host:port or user@[IPv6]:port into an ssh device, which has no host key yet."""
     found = _ADDRESS.fullmatch(text)
     port = int(found["port"] or 22) if found else 0
     if found is None or not 0 < port <= _LAST_PORT:
-        raise InputError(f"{text!r} is no address", hint="write USER@HOST, or USER@HOST:PORT; pi@raspberrypi.local")
+        hint = "write USER@HOST or USER@HOST:PORT, such as pi@raspberrypi.local"
+        raise InputError(f"{text!r} is not an address", hint=hint)
     return Device(name=name, transport="ssh", user=found["user"], host=found["v6"] or found["host"], port=port)
 
 
 def pin_host_key(device: Device, fingerprint: str | None, ask: Callable[[str], str]) -> Device:
-    """Fetch the host key, and give the device with it pinned once it is confirmed.
+    """Fetch the host key and have it confirmed; returns the device with the key pinned.
 
-    `fingerprint` is what the user read at the board's own console (SHA256:…) and must be the very same; without it
-    the fingerprint is shown and `ask` must answer "yes".
+    `fingerprint` is what the user read at the board's own console (SHA256:…) and must be equal; without it, `ask` is
+    called with a question that shows the fingerprint, and must return "yes".
     """
     from rankship_targets.enrol.host_key import fetch_host_key
 
@@ -42,25 +43,26 @@ def pin_host_key(device: Device, fingerprint: str | None, ask: Callable[[str], s
     if fingerprint is not None:
         if fingerprint != found.fingerprint:
             message = f"{device.host}:{device.port} shows {kind} {found.fingerprint}, --fingerprint says {fingerprint}"
-            raise HostKeyChanged(message, hint="read it at the board's own console: something else may answer here")
+            hint = "read it again at the board's own console: something else may answer at this address"
+            raise HostKeyChanged(message, hint=hint)
     elif ask(describe_key(device, kind, found.fingerprint)) != "yes":
         raise InputError("the fingerprint was not confirmed: nothing was written", hint='type the whole word "yes"')
     return replace(device, host_key=f"{kind} {found.get_base64()}")
 
 
 def describe_key(device: Device, kind: str, fingerprint: str) -> str:
-    """Write what the user must compare before saying yes."""
+    """Return the question: what the user must compare before typing yes."""
     short = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}.get(kind, kind.partition("-")[0])
     return (
         f"{device.host}:{device.port} shows this host key:\n\n    {kind} {fingerprint}\n\n"
-        "Compare it with what the board says at its own console (keyboard and screen, or serial line):\n\n"
+        "Compare it with what the board shows at its own console (keyboard and screen, or serial line):\n\n"
         f"    ssh-keygen -lf /etc/ssh/ssh_host_{short}_key.pub\n\n"
         "Are the two the same? Type yes to pin it: "
     )
 
 
 def enrol_board(device: Device, inventory: Path) -> str:
-    """Log in with the pinned key, probe the board and write its entry; gives what the board says it is."""
+    """Log in with the pinned key, probe the board and write its entry; returns the board's model."""
     with open_session(device) as session:
         probe = session.probe()
     label = probe.cpu_model or probe.machine
@@ -79,12 +81,12 @@ def enrol_board(device: Device, inventory: Path) -> str:
 def enrol_phone(
     name: str, serial: str, inventory: Path, connect: Callable[[Device], Transport] = open_transport
 ) -> str:
-    """Pin a phone by its serial and its build, and write its entry; gives its model."""
+    """Pin a phone by its serial and its build, and write its entry; returns its model."""
     with connect(Device(name=name, transport="adb", serial=serial, workdir=_WORKDIR_ANDROID)) as transport:
-        build = _ask_property(transport, _BUILD)
-        model = _ask_property(transport, "ro.product.model")
+        build = _read_property(transport, _BUILD)
+        model = _read_property(transport, "ro.product.model")
     if not build:
-        message = f"{serial} has no {_BUILD}: this is no Android device, or its shell is restricted"
+        message = f"{serial} has no {_BUILD}: it is not an Android device, or its shell is restricted"
         raise CommandFailed(message, hint=f"`adb -s {serial} shell getprop {_BUILD}` must print one line")
     table: dict[str, Value] = {"transport": "adb", "serial": serial, "fingerprint": build}
     add_device(inventory, name, {**table, "workdir": _WORKDIR_ANDROID, "label": model})
@@ -92,21 +94,21 @@ def enrol_phone(
 
 
 def enrol_twin(name: str, twin: str, inventory: Path) -> str:
-    """Write the entry of an emulated stand-in, which is started whenever it is used."""
+    """Write the entry of an emulated stand-in, which is started when it is used; returns its label."""
     label = f"emulated stand-in for a {twin}: its numbers mean nothing"
     add_device(inventory, name, {"transport": TWIN_TRANSPORTS[twin], "twin": twin, "label": label})
     return label
 
 
 def find_jump(device: Device, jump: str | None, inventory: Path) -> Device:
-    """Give the device with the one to go through."""
+    """Return the device with its jump host, if `jump` names one."""
     if jump is None:
         return device
     via = find_device(jump, inventory)
     if via.transport != "ssh" or via.twin is not None:
-        raise InputError(f"--jump {jump}: that is no ssh device", hint="add the jump host as a device first")
+        raise InputError(f"--jump {jump}: not an ssh device", hint="add the jump host as a device first")
     return replace(device, jump=jump, via=via)
 
 
-def _ask_property(transport: Transport, name: str) -> str:
+def _read_property(transport: Transport, name: str) -> str:
     return run_checked(transport, ["getprop", name]).strip()

@@ -1,4 +1,4 @@
-"""The host key that a board shows, asked for before it is pinned."""
+"""Fetches the host key of a board, before it is pinned."""
 
 from contextlib import ExitStack
 
@@ -9,7 +9,7 @@ from rankship_targets.devices.device import Device
 
 
 def fetch_host_key(device: Device) -> paramiko.PKey:
-    """Ask the server for its host key, ed25519 if it has one; nothing is sent that could be stolen."""
+    """Return the server's host key, ed25519 if it has one; no login takes place, so no secret is sent."""
     from rankship_targets.transport.ssh.connection import open_way
     from rankship_targets.transport.ssh.route import CONNECT_TIMEOUT_S, describe_address
 
@@ -29,4 +29,4 @@ def fetch_host_key(device: Device) -> paramiko.PKey:
             return link.get_remote_server_key()
         except (paramiko.SSHException, EOFError, OSError) as failure:
             message = f"{where} shows no host key: {str(failure) or type(failure).__name__}"
-            raise Unreachable(message, hint="see whether an SSH server listens on that port") from None
+            raise Unreachable(message, hint="check whether an SSH server listens on that port") from None

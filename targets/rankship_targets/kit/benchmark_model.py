@@ -1,7 +1,7 @@
-"""LiteRT's own `benchmark_model`, brought by the user, for delegates that no package offers: GPU and NNAPI.
+"""LiteRT's own `benchmark_model`, supplied by the user, for delegates that no package offers: GPU and NNAPI.
 
-It prints a summary, not its samples, so nothing of it can become a Trial or be compared with confidence. Its output is
-parsed as its sources and published logs show it; it was never run on a phone by us.
+It prints a summary and no samples, so its figures cannot become a Trial or be compared with confidence. The format of
+its output is taken from its sources and published logs; this code was never tried on a phone.
 """
 
 import re
@@ -28,15 +28,15 @@ _APPLIED = re.compile(
 )
 _NOT_APPLIED = re.compile(r"^Though (\w+) delegate is explicitly applied, the model graph will not be executed")
 _ABSURD = 1e15  # microseconds: thirty years
-_LEAST_RUNS = 2  # the warm-up and the measurement each say how it went
+_LEAST_RUNS = 2  # the warm-up and the measurement each print a line of figures
 
 
 @record
 class BenchmarkSummary:
-    """What the program said of its timed inferences, in whole nanoseconds from its microseconds; raw samples it keeps.
+    """The program's figures for its timed inferences, in whole nanoseconds from its microseconds, without raw samples.
 
-    `delegated` says how much of the graph each delegate runs, as far as the program tells; `median_ns` is None in
-    releases that do not print it, `std_ns` where every inference took equally long.
+    `delegated` is how much of the graph each delegate runs, as far as the program reports it; `median_ns` is None for
+    releases that do not print it, `std_ns` if every inference took equally long.
     """
 
     count: int
@@ -53,7 +53,7 @@ class BenchmarkSummary:
 def run_benchmark(
     transport: Transport, binary: str, model: str, delegate: Delegate, *, threads: int, runs: int, timeout_s: float
 ) -> BenchmarkSummary:
-    """Run the program on a model that lies on the device; both paths are the device's."""
+    """Run the program on a model; both paths are on the device."""
     argv = [binary, f"--graph={model}", f"--num_threads={threads}", f"--num_runs={runs}", *DELEGATES[delegate]]
     done = transport.run(argv, timeout_s=timeout_s)
     if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
@@ -62,11 +62,11 @@ def run_benchmark(
         raise Lacks(message, hint=hint)
     if done.code != 0:
         raise explain_failure(argv, done.code, done.stderr or done.stdout)
-    return parse_output((done.stdout + "\n" + done.stderr).splitlines())  # which of the two depends on the platform
+    return parse_output((done.stdout + "\n" + done.stderr).splitlines())  # the platform decides which of the two
 
 
 def parse_output(lines: Sequence[str]) -> BenchmarkSummary:
-    """Read the summary out of everything that the program printed; CommandFailed where there is none."""
+    """Find the summary in everything that the program printed; CommandFailed if there is none."""
     runs: list[dict[str, float]] = []
     delegated: dict[str, Share] = {}
     init = None
@@ -83,9 +83,9 @@ def parse_output(lines: Sequence[str]) -> BenchmarkSummary:
             delegated[found[1]] = "not"
     if init is None or len(runs) < _LEAST_RUNS or not runs[-1].get("count") or "curr" not in runs[-1]:
         said = " / ".join(line.strip() for line in lines[-3:])[-300:]
-        message = f"benchmark_model ended without its summary; its last words: {said or '(none)'}"
-        raise CommandFailed(message, hint="run it by hand on the device: does it load the model?")
-    last, only = runs[-1], runs[-1]["curr"]  # where all are the same, it says one of them
+        message = f"benchmark_model ended without its summary; its last lines: {said or '(none)'}"
+        raise CommandFailed(message, hint="run it by hand on the device and check that it loads the model")
+    last, only = runs[-1], runs[-1]["curr"]  # if all are equal, it prints only this one
     return BenchmarkSummary(
         count=int(last["count"]),
         mean_ns=_to_ns(last.get("avg", only)),

@@ -1,4 +1,4 @@
-"""From what a device is to a kit for it, kept on this host."""
+"""Builds a kit for a device's system and keeps it on this host."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ Say = Callable[[str], None]
 
 
 def build_kit(system: Board | Phone, device: str, formats: Sequence[Format], say: Say) -> tuple[KitLock, Path]:
-    """Build a kit and keep it as the device's; the same system and the same releases give the same kit."""
+    """Build a kit and keep it for the device; the same system and releases give the same kit."""
     kits_folder().mkdir(parents=True, exist_ok=True)
     wanted = [known for known in FORMATS if known in formats]
     with tempfile.TemporaryDirectory(dir=kits_folder(), prefix=".building-") as folder:
         make = _build_for_board if isinstance(system, Board) else build_bundle
-        lock = make(system, wanted, Path(folder), say)  # type: ignore[arg-type]  # each gets its own system
+        lock = make(system, wanted, Path(folder), say)  # type: ignore[arg-type]  # each gets its own kind of system
         return lock, keep_kit(lock, Path(folder), device)
 
 

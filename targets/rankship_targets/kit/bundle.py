@@ -1,7 +1,7 @@
-"""The kit for phones: one archive with loader, libraries, Python, runtimes and runner, run from any folder.
+"""The kit for phones: one archive with loader, libraries, Python, runtimes and runner, which runs in any folder.
 
-Android has no glibc, so everything is started through the bundle's own loader. It was run on the phone's stand-in and
-under qemu, and never on a phone.
+Android has no glibc, so everything is started through the bundle's own loader. It was tried on the emulated phone and
+under qemu, and never on a real phone.
 """
 
 import re
@@ -28,7 +28,7 @@ _ARCHITECTURE, _TRIPLET = "arm64", "aarch64-linux-gnu"
 _PACKAGES = ("python3", "libstdc++6")
 _LAUNCHERS = {"py.sh": "launch-phone.sh"}
 _RUNNER_LAUNCHER = {"executorch.sh": "launch-phone-runner.sh"}
-# What a measurement never imports, by its place in the standard library or in a package.
+# What a measurement never imports, by its path in the standard library or in a package.
 _UNUSED_LIBRARY = {
     "test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "distutils", "pydoc_data", "lib-dynload",
     "venv", "wsgiref", "curses", "dbm", "sqlite3", "xmlrpc", "msilib", "__pycache__",
@@ -50,9 +50,9 @@ Say = Callable[[str], None]
 
 
 def build_bundle(phone: Phone, formats: Sequence[Format], folder: Path, say: Say) -> KitLock:
-    """Put the bundle together from Debian's packages, wheels and the runner, and pack it."""
-    with tempfile.TemporaryDirectory() as place:
-        scratch, bundle = Path(place), Path(place) / "bundle"
+    """Make the bundle from Debian's packages, wheels and the runner, and pack it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch, bundle = Path(temporary), Path(temporary) / "bundle"
         say("fetching Python and the C library from Debian arm64")
         root = scratch / "root"
         packages = unpack_packages(_PACKAGES, _ARCHITECTURE, scratch / "apt", root)
@@ -80,17 +80,17 @@ def build_bundle(phone: Phone, formats: Sequence[Format], folder: Path, say: Say
 
 
 def _describe_root(root: Path, packages: dict[str, str]) -> Board:
-    """What wheels must fit: the unpacked interpreter and C library."""
+    """Return the system that the wheels must fit: the unpacked interpreter and C library."""
     minors = [int(path.name.removeprefix("python3.")) for path in root.glob("usr/bin/python3.[0-9]*")]
     glibc = re.match(r"(\d+)\.(\d+)", packages.get("libc6", ""))
     if len(minors) != 1 or glibc is None:
-        message = f"Debian's packages bring Python 3.{minors} and libc6 {packages.get('libc6')}"
-        raise BuildError(message, hint="expected one of each: is the mirror a Debian release?")
+        message = f"Debian's packages contain Python 3.{minors} and libc6 {packages.get('libc6')}, expected one of each"
+        raise BuildError(message, hint="check that the mirror is that of a Debian release")
     return Board(machine="aarch64", python=(3, minors[0]), glibc=(int(glibc[1]), int(glibc[2])))
 
 
 def _place_python(root: Path, board: Board, bundle: Path) -> None:
-    """The interpreter, its library as one zip archive, and its extension modules beside that."""
+    """Copy the interpreter, its library as one zip archive, and its extension modules beside it."""
     name = f"python3.{board.python[1]}"
     library, extensions = root / "usr/lib" / name, bundle / "py" / "lib-dynload"
     for folder in (bundle / "bin", bundle / "lib", extensions):
@@ -108,7 +108,7 @@ def _place_python(root: Path, board: Board, bundle: Path) -> None:
 
 
 def _place_wheel(wheel: Path, site: Path) -> None:
-    """Unpack a wheel without what no measurement imports; the dist-info stays, versions are read from it."""
+    """Unpack a wheel without what no measurement imports; the dist-info stays, for the versions."""
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             parts = Path(entry.filename).parts
@@ -120,7 +120,7 @@ def _place_wheel(wheel: Path, site: Path) -> None:
 
 
 def _collect_libraries(root: Path, bundle: Path) -> None:
-    """Copy the loader and, over and over, every shared library that something in the bundle names."""
+    """Copy the loader and every shared library that a file in the bundle needs, directly or through another."""
     _place_library(root, bundle, LOADER)
     (bundle / "lib" / LOADER).chmod(0o755)
     programs = [bundle / "bin" / "python3", *(bundle / "executorch").glob("*")]
@@ -134,7 +134,7 @@ def _collect_libraries(root: Path, bundle: Path) -> None:
 
 
 def _place_library(root: Path, bundle: Path, name: str) -> bool:
-    """Copy one of Debian's libraries; False where Debian has none, as a wheel brings its own."""
+    """Copy one of Debian's libraries; False if Debian has none, because a wheel contains its own."""
     for folder in (f"lib/{_TRIPLET}", f"usr/lib/{_TRIPLET}", "lib"):
         path = root / folder / name
         if path.exists() or path.is_symlink():
@@ -144,7 +144,7 @@ def _place_library(root: Path, bundle: Path, name: str) -> bool:
 
 
 def _follow(root: Path, path: Path) -> Path:
-    """Follow links inside the unpacked root, where absolute ones would lead out of it."""
+    """Resolve links inside the unpacked root: absolute ones would lead out of it."""
     while path.is_symlink():
         target = path.readlink()
         path = root / target.relative_to("/") if target.is_absolute() else path.parent / target
@@ -158,9 +158,9 @@ def _list_needed(path: Path) -> Iterable[str]:
 
 
 def _pack(bundle: Path, archive: Path) -> int:
-    """Pack in fixed order, with fixed times and owners; gives the bytes that it unpacks to."""
+    """Pack in a fixed order with fixed times and owners; returns the unpacked size in bytes."""
 
-    def settle(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    def normalise(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.mtime = entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
         entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
@@ -169,6 +169,6 @@ def _pack(bundle: Path, archive: Path) -> int:
     total = 0
     with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as packed:
         for path in sorted(bundle.rglob("*")):
-            packed.add(path, str(path.relative_to(bundle)), recursive=False, filter=settle)
+            packed.add(path, str(path.relative_to(bundle)), recursive=False, filter=normalise)
             total += path.stat().st_size if path.is_file() else 0
     return total

@@ -26,7 +26,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip archive can hold
 
 
 def build_runner(wheel: Path, machine: Machine, into: Path) -> None:
-    """Compile the program into a folder, beside the libraries that it is linked with and finds at run time."""
+    """Compile the program into a folder, beside the libraries that it is linked with and loads at run time."""
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
@@ -47,29 +47,29 @@ def build_runner(wheel: Path, machine: Machine, into: Path) -> None:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     if done.returncode != 0:
         message = f"the ExecuTorch runner does not compile against {wheel.name}: {done.stderr.strip()[-1500:]}"
-        raise BuildError(message, hint="ExecuTorch 1.5 is what it is written for")
+        raise BuildError(message, hint="the runner is written for ExecuTorch 1.5")
 
 
 def pack_runner(folder: Path, archive: Path) -> None:
-    """Pack the built program: the same files give the same bytes."""
+    """Pack the built program and its libraries: the same files give the same bytes."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(folder.iterdir()):
             packed.writestr(zipfile.ZipInfo(path.name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _find_compiler(machine: Machine) -> str:
-    """Find the machine's own compiler for its own kind, else Debian's cross compiler; BuildError without either."""
+    """Return this host's compiler for its own kind of machine, or Debian's cross compiler; BuildError without it."""
     name = "g++" if platform.machine() == machine else f"{machine.replace('_', '-')}-linux-gnu-g++"
     found = shutil.which(name)
     if found:
         return found
     package = "g++" if name == "g++" else f"g++-{machine.replace('_', '-')}-linux-gnu"
-    message = f"no {name} here to build the ExecuTorch runner for {machine}"
-    raise BuildError(message, hint=f"apt-get install {package}, or leave ExecuTorch out: --formats onnx,tflite")
+    message = f"this machine lacks {name}, which builds the ExecuTorch runner for {machine}"
+    raise BuildError(message, hint=f"run `apt-get install {package}`, or use --formats onnx,tflite without ExecuTorch")
 
 
 def _read(archive: zipfile.ZipFile, name: str, wheel: Path) -> bytes:
     try:
         return archive.read(name)
     except KeyError:
-        raise BuildError(f"{wheel.name} has no {name}", hint="ExecuTorch 1.5's wheels bring C++ libraries") from None
+        raise BuildError(f"{wheel.name} has no {name}", hint="use ExecuTorch 1.5: its wheels contain it") from None

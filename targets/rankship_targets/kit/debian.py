@@ -1,4 +1,4 @@
-"""Packages of another architecture from the host's own Debian mirror, unpacked into a folder; its dpkg is untouched."""
+"""Unpacks packages of another architecture from the host's Debian mirror into a folder; the host's dpkg is unused."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import BuildError
 
 TIMEOUT_S = 900
-# Everything that apt writes goes below one private folder; where packages come from, and whose signatures are
-# trusted, is the host's configuration.
+# Everything that apt writes goes below one private folder; the package sources and trusted signatures are those of the
+# host's configuration.
 _CONFIGURATION = """
 APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
@@ -26,7 +26,7 @@ Dir::Log "{folder}/log";
 
 
 def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root: Path) -> dict[str, str]:
-    """Fetch packages and all that they depend on, unpack them into `root`; gives name → version of each."""
+    """Fetch packages with all dependencies and unpack them into `root`; returns name → version of each."""
     unpacker = find_program("dpkg-deb", "dpkg")
     for folder in ("state/lists/partial", "cache/archives/partial", "log"):
         (scratch / folder).mkdir(parents=True)
@@ -40,18 +40,20 @@ def unpack_packages(names: Sequence[str], architecture: str, scratch: Path, root
     for package in sorted((scratch / "cache" / "archives").glob("*.deb")):
         done = subprocess.run([unpacker, "-x", str(package), str(root)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise BuildError(f"{package.name} cannot be unpacked: {done.stderr.strip()}", hint="is the disk full?")
+            raise BuildError(
+                f"{package.name} cannot be unpacked: {done.stderr.strip()}", hint="check the free disk space"
+            )
         name, version, _ = package.name.split("_")
         found[name] = version.replace("%3a", ":")
     return found
 
 
 def find_program(name: str, package: str) -> str:
-    """Find a program of the host's; BuildError naming Debian's package where it is missing."""
+    """Return the path of a program of the host; BuildError naming its Debian package if it is missing."""
     found = shutil.which(name)
     if found is None:
-        hint = f"kits for phones are put together on a Debian host: apt-get install {package}"
-        raise BuildError(f"no {name} here", hint=hint)
+        hint = f"kits for phones are built on a Debian host: run `apt-get install {package}`"
+        raise BuildError(f"this machine lacks {name}", hint=hint)
     return found
 
 
@@ -70,8 +72,8 @@ def _call_apt(words: Sequence[str], scratch: Path, architecture: str) -> None:
         )
     except subprocess.TimeoutExpired:
         message = f"apt-get {words[0]} did not end within {TIMEOUT_S} s"
-        raise BuildError(message, hint="see whether the Debian mirror answers") from None
+        raise BuildError(message, hint="check whether the Debian mirror answers") from None
     if done.returncode != 0:
         message = f"apt-get {words[0]} for {architecture} failed: {done.stderr.strip()[-800:]}"
-        hint = "a Debian host's own mirror has arm64; others need a mirror of it in /etc/apt/sources.list.d"
+        hint = "a Debian mirror has arm64; on other systems, add one to /etc/apt/sources.list.d"
         raise BuildError(message, hint=hint)

@@ -1,4 +1,4 @@
-"""From a kit on this host to one that a device runs: copied, unpacked, proven and only then renamed into place."""
+"""Installs a kit on a device: copies it, unpacks it, checks that it runs, and only then renames it into place."""
 
 import json
 import shlex
@@ -29,14 +29,14 @@ from rankship_targets.transport.protocol import (
 )
 
 UNPACK_TIMEOUT_S = 900.0
-# Makes a folder and says where it is, on every shell.
+# Makes a folder and prints its absolute path, in every shell.
 _RESOLVE = 'mkdir -p -- "$1" && cd -- "$1" && pwd -P'
 Say = Callable[[str], None]
 
 
 @record
 class Installed:
-    """A kit in its place: the interpreter to name in the inventory, and what had to be copied (0: it was there)."""
+    """An installed kit: the interpreter to name in the inventory, and the bytes that were copied."""
 
     python: str
     sent_bytes: int
@@ -44,7 +44,7 @@ class Installed:
 
 
 def install_kit(transport: Transport, device: Device, lock: KitLock, folder: Path, say: Say) -> Installed:
-    """Install a kit unless the device has it already; nothing half stays where it is interrupted."""
+    """Install a kit unless the device has it already; an interrupted installation leaves no partial kit."""
     workdir = run_checked(transport, ["sh", "-c", _RESOLVE, "sh", device.workdir]).strip()
     home = f"{workdir}/kits/{lock.name}"
     python = f"{home}/bin/python" if isinstance(lock.system, Board) else f"{home}/py.sh"
@@ -53,7 +53,7 @@ def install_kit(transport: Transport, device: Device, lock: KitLock, folder: Pat
     _check_system(transport, device, lock)
     with _hold(transport, device, workdir):
         sent = _copy(transport, lock, folder, workdir, say)
-        say("unpacking and proving it on the device")
+        say("unpacking and checking it on the device")
         if isinstance(lock.system, Board):
             _unpack_on_board(transport, device, lock, home)
         else:
@@ -62,12 +62,12 @@ def install_kit(transport: Transport, device: Device, lock: KitLock, folder: Pat
 
 
 def write_check(lock: KitLock) -> str:
-    """Python code that fails where a runtime of the kit does not run."""
+    """Return Python code that fails if a runtime of the kit does not run."""
     return "; ".join(["import numpy, psutil", *(FACTS[known].kit_check for known in FORMATS if known in lock.runtimes)])
 
 
 def _is_there(transport: Transport, home: str, lock: KitLock) -> bool:
-    """Tell whether the kit is whole: its lock comes with the rename that ends an installation."""
+    """Return whether the kit is complete: its lock is there only after the rename that ends an installation."""
     done = transport.run(["cat", "--", f"{home}/lock.json"], timeout_s=STEP_TIMEOUT_S)
     return done.code == 0 and done.stdout == encode(lock)
 
@@ -76,12 +76,12 @@ def _check_system(transport: Transport, device: Device, lock: KitLock) -> None:
     found = ask_system(transport, device)
     if found != lock.system:
         message = f"{device.name} is {found}; the kit {lock.name} was built for {lock.system}"
-        raise WrongSystem(message, hint=f"build it anew: `rankship kit build {device.name}`")
+        raise WrongSystem(message, hint=f"build it again: `rankship kit build {device.name}`")
 
 
 @contextmanager
 def _hold(transport: Transport, device: Device, workdir: str) -> Iterator[None]:
-    """Hold the device, so that no measurement runs beside the copying and no second installation."""
+    """Hold the device's lease, so that no measurement and no second installation runs at the same time."""
     lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner())
     lease.take(transport)
     try:
@@ -92,9 +92,9 @@ def _hold(transport: Transport, device: Device, workdir: str) -> Iterator[None]:
 
 
 def _copy(transport: Transport, lock: KitLock, folder: Path, workdir: str, say: Say) -> int:
-    """Copy every file that is not there yet; gives the bytes sent."""
-    there = hash_many(transport, [_place(workdir, file) for file in lock.files])
-    missing = [file for file in lock.files if there.get(_place(workdir, file)) != file.sha256]
+    """Copy every file that is not there yet; returns the bytes sent."""
+    there = hash_many(transport, [_remote_path(workdir, file) for file in lock.files])
+    missing = [file for file in lock.files if there.get(_remote_path(workdir, file)) != file.sha256]
     needed = sum(file.size_bytes for file in missing) + sum(file.unpacked_bytes for file in lock.files)
     free = transport.free_bytes(workdir)
     if free < needed:
@@ -102,11 +102,11 @@ def _copy(transport: Transport, lock: KitLock, folder: Path, workdir: str, say: 
         raise NoSpace(message, hint="free space on the device or choose another workdir in the inventory")
     for position, file in enumerate(missing, 1):
         say(f"copying {file.name}, {show_bytes(file.size_bytes)} ({position} of {len(missing)})")
-        copy_verified(transport, folder / file.name, _place(workdir, file), file.sha256)
+        copy_verified(transport, folder / file.name, _remote_path(workdir, file), file.sha256)
     return sum(file.size_bytes for file in missing)
 
 
-def _place(workdir: str, file: KitFile) -> str:
+def _remote_path(workdir: str, file: KitFile) -> str:
     return f"{workdir}/kits/files/{file.sha256}/{file.name}"
 
 
@@ -118,8 +118,8 @@ def _unpack_on_board(transport: Transport, device: Device, lock: KitLock, home: 
     request = {
         "kit": home,
         "lock": encode(lock),
-        "wheels": [_place(workdir, file) for file in lock.files if file.name != RUNNER_ARCHIVE],
-        "programs": [_place(workdir, file) for file in lock.files if file.name == RUNNER_ARCHIVE],
+        "wheels": [_remote_path(workdir, file) for file in lock.files if file.name != RUNNER_ARCHIVE],
+        "programs": [_remote_path(workdir, file) for file in lock.files if file.name == RUNNER_ARCHIVE],
         "launcher": launcher.replace("@INTERPRETER@", shlex.quote(interpreter)),
         "check": write_check(lock),
     }
@@ -135,32 +135,32 @@ def _unpack_on_board(transport: Transport, device: Device, lock: KitLock, home: 
 
 
 def _unpack_on_phone(transport: Transport, device: Device, lock: KitLock, home: str) -> None:
-    """Unpack the one archive with the phone's own tar; the bundle's own Python proves itself."""
+    """Unpack the one archive with the phone's own tar, and check it with the bundle's own Python."""
     workdir = home.removesuffix(f"/kits/{lock.name}")
-    (archive,) = (_place(workdir, file) for file in lock.files)
+    (archive,) = (_remote_path(workdir, file) for file in lock.files)
     part = f"{home}.part"
     run_checked(transport, ["rm", "-rf", "--", part])
     run_checked(transport, ["mkdir", "--", part])
     try:
         run_checked(transport, ["tar", "-x", "-f", archive, "-C", part], timeout_s=UNPACK_TIMEOUT_S)
-        _prove_on_phone(transport, device, lock, part)
+        _check_on_phone(transport, device, lock, part)
         _write_lock(transport, lock, part)
         run_checked(transport, ["mv", "--", part, home])
     except BaseException:
         with suppress(TargetError):
             transport.run(["rm", "-rf", "--", part], timeout_s=STEP_TIMEOUT_S)
         raise
-    run_checked(transport, ["rm", "-rf", "--", archive.rpartition("/")[0]])  # it is as large as what it became
+    run_checked(transport, ["rm", "-rf", "--", archive.rpartition("/")[0]])  # it takes as much space as the kit
 
 
-def _prove_on_phone(transport: Transport, device: Device, lock: KitLock, part: str) -> None:
+def _check_on_phone(transport: Transport, device: Device, lock: KitLock, part: str) -> None:
     done = transport.run(["sh", f"{part}/py.sh", "-c", write_check(lock)], timeout_s=UNPACK_TIMEOUT_S)
     if done.code != 0:
         raise _explain_unfit(device, lock, done.stderr)
 
 
 def _write_lock(transport: Transport, lock: KitLock, part: str) -> None:
-    """Put the lock beside what it describes, last of all."""
+    """Write the lock into the kit, as its last file."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -171,4 +171,4 @@ def _write_lock(transport: Transport, lock: KitLock, part: str) -> None:
 
 def _explain_unfit(device: Device, lock: KitLock, said: str) -> WrongSystem:
     message = f"the kit {lock.name} does not run on {device.name}: {said.strip()[-800:]}"
-    return WrongSystem(message, hint="nothing was installed; the device's own words are above")
+    return WrongSystem(message, hint="nothing was installed; the device's own message is above")

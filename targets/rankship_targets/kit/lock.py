@@ -1,4 +1,4 @@
-"""A kit's lock: every file in it by hash, and thereby the kit's name; and where this host keeps what it built."""
+"""A kit's lock, which lists every file by its hash and so gives the kit its name; and where this host keeps kits."""
 
 import zipfile
 from pathlib import Path
@@ -16,7 +16,7 @@ _NAME_CHARACTERS = 16
 
 @record
 class KitFile:
-    """One file of a kit; `unpacked_bytes` is what it becomes on the device."""
+    """One file of a kit; `unpacked_bytes` is its size once unpacked on the device."""
 
     name: str
     size_bytes: int
@@ -26,7 +26,7 @@ class KitFile:
 
 @record
 class KitLock:
-    """Everything in a kit, and the one system that it fits; `runtimes` are format → (name, version)."""
+    """All files of a kit, and the system that it is for; `runtimes` are format → (name, version)."""
 
     system: Board | Phone
     runtimes: dict[Format, tuple[str, str]]
@@ -39,7 +39,7 @@ class KitLock:
 
 
 def describe_file(path: Path, unpacked_bytes: int | None = None) -> KitFile:
-    """Describe a file that belongs into a kit; a zip archive (a wheel) tells itself what it becomes."""
+    """Describe a file of a kit; for a zip archive (a wheel), the unpacked size is read from it by default."""
     if unpacked_bytes is None:
         with zipfile.ZipFile(path) as archive:
             unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
@@ -48,12 +48,12 @@ def describe_file(path: Path, unpacked_bytes: int | None = None) -> KitFile:
 
 
 def kits_folder() -> Path:
-    """Where this host keeps the kits that it built; it may be deleted at will."""
+    """Return where this host keeps the kits that it built; the folder may be deleted at any time."""
     return user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "kits"
 
 
 def keep_kit(lock: KitLock, folder: Path, device: str) -> Path:
-    """Keep a kit's files and lock under its name, and remember it as the one for `device`."""
+    """Keep a kit's files and lock under its name, and record it as the latest for `device`."""
     home = kits_folder() / lock.name
     if not home.is_dir():
         with publish_folder(home) as kept:
@@ -65,7 +65,7 @@ def keep_kit(lock: KitLock, folder: Path, device: str) -> Path:
 
 
 def find_kit(device: str) -> tuple[KitLock, Path]:
-    """Find the kit that was last built for a device: its lock and its folder."""
+    """Return lock and folder of the kit that was last built for a device; BuildError if there is none."""
     note = kits_folder() / "for" / device
     name = note.read_text(encoding="utf-8") if note.is_file() else None
     if name is None or not (kits_folder() / name / "lock.json").is_file():

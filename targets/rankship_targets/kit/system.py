@@ -1,4 +1,4 @@
-"""What a kit is built for: the device's processor, C library and Python, as the device itself tells."""
+"""The system that a kit is built for: the device's processor, C library and Python, as the device reports them."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from rankship_targets.devices.device import Device
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Completed, Transport, run_checked
 
 Machine = Literal["aarch64", "x86_64"]
-OLDEST_GLIBC = (2, 28)  # what onnxruntime's wheels ask for
+OLDEST_GLIBC = (2, 28)  # required by onnxruntime's wheels
 _FALLBACK_PYTHON = "python3"
 _QUESTION = """
 import json, os, platform, struct, sys, sysconfig
@@ -55,47 +55,47 @@ class Phone:
 
 
 def ask_system(transport: Transport, device: Device) -> Board | Phone:
-    """Ask a device what a kit for it must fit; WrongSystem where none can."""
+    """Return a device's system; WrongSystem if no kit can be built for it."""
     if device.transport == "adb":
         return _ask_phone(transport, device)
     return ask_board(transport, device)[0]
 
 
 def ask_board(transport: Transport, device: Device) -> tuple[Board, str]:
-    """Ask a board for its system, and which interpreter the answer is true of (the inventory's, else python3)."""
+    """Return a board's system, and the interpreter that reported it (the inventory's, or else python3)."""
     done = _run_python(transport, device.python)
-    if done.code != 0 and device.python != _FALLBACK_PYTHON:  # perhaps a kit's own that was deleted
+    if done.code != 0 and device.python != _FALLBACK_PYTHON:  # perhaps that of a kit that was deleted
         done = _run_python(transport, _FALLBACK_PYTHON)
     if done.code != 0:
         message = f"{device.name} cannot start {device.python}: {done.stderr.strip()[-200:]}"
-        raise Lacks(message, hint="install Python 3.11 or newer there: `sudo apt install python3`")
+        raise Lacks(message, hint="install Python 3.11 or newer on it: `sudo apt install python3`")
     answer = read_answer(device.name, done.stdout)
     return judge_board(device.name, answer), str(answer["interpreter"])
 
 
 def read_answer(name: str, said: str) -> dict[str, object]:
-    """Read what a board's Python answered; CommandFailed where it is anything but the answer."""
+    """Parse what a board's Python printed; CommandFailed for anything but the expected answer."""
     try:
         answer = json.loads(said)
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not set(answer) >= _FIELDS:
-        message = f"{name}: its Python said {said[:200]!r}"
-        raise CommandFailed(message, hint="what does `python` in the inventory start? It must print nothing of its own")
+        message = f"{name}: its Python printed {said[:200]!r}"
+        raise CommandFailed(message, hint="check `python` in the inventory: it must print nothing of its own")
     return answer
 
 
 def judge_board(name: str, answer: dict[str, object]) -> Board:
-    """Turn a board's own answer into the system that a kit is built for, or say why none can be."""
+    """Return the system that a board's answer describes; WrongSystem if no kit can be built for it."""
     machine, bits, libc = answer["machine"], answer["bits"], answer["libc"]
     if bits != 64:  # noqa: PLR2004 - bits of a pointer
         message = f"{name} runs a {bits}-bit Python on {machine}: no runtime is published for it"
-        raise WrongSystem(message, hint="write the 64-bit edition of its operating system onto the card")
+        raise WrongSystem(message, hint="install the 64-bit edition of its operating system")
     if not isinstance(machine, str) or machine not in {"aarch64", "x86_64"}:
         raise WrongSystem(f"{name} is a {machine}", hint="kits exist for 64-bit ARM (aarch64) and x86_64")
     if not isinstance(libc, str) or not libc.startswith("glibc "):
         hint = "the runtimes' wheels need glibc: use a Debian-like system (Raspberry Pi OS, Ubuntu)"
-        raise WrongSystem(f"{name} has no glibc (its C library says {libc!r})", hint=hint)
+        raise WrongSystem(f"{name} has no glibc (its C library is {libc!r})", hint=hint)
     glibc = _parse_version(libc.removeprefix("glibc "))
     if glibc < OLDEST_GLIBC:
         hint = f"the runtimes' wheels need glibc {_join(OLDEST_GLIBC)}: update its operating system"
@@ -105,7 +105,7 @@ def judge_board(name: str, answer: dict[str, object]) -> Board:
         raise WrongSystem(message, hint="name a plain CPython as `python` in the inventory")
     python = answer["python"]
     if not isinstance(python, list) or [type(part) for part in python] != [int, int]:
-        raise WrongSystem(f"{name} says its Python is {python!r}", hint="expected two numbers")
+        raise WrongSystem(f"{name} reports its Python as {python!r}", hint="expected two numbers")
     return Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(python[0], python[1]), glibc=glibc)
 
 
@@ -117,7 +117,7 @@ def _ask_phone(transport: Transport, device: Device) -> Phone:
     abi = run_checked(transport, ["getprop", "ro.product.cpu.abi"]).strip()
     if abi != "arm64-v8a":
         message = f"{device.name} has the ABI {abi or 'unknown'}, kits for phones are built for arm64-v8a"
-        raise WrongSystem(message, hint="use a phone with 64-bit Android; emulators on x86 are no such phone")
+        raise WrongSystem(message, hint="use a phone with 64-bit Android on ARM, not an x86 emulator")
     return Phone()
 
 

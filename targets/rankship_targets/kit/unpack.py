@@ -1,8 +1,8 @@
-"""Runs on the device, by the board's own Python (3.9 or newer, standard library only): a kit's files become a kit.
+"""Makes a kit of its files, on the device in the board's own Python (3.9 or newer, standard library only).
 
 `python unpack.py REQUEST` with a JSON object: `kit` (the folder to make), `lock` (text, kept in it), `wheels` and
 `programs` (paths of archives), `launcher` (text of bin/python), `check` (Python code that must run in the new kit).
-The kit appears in one rename, after it was proven to run; status 3 says that it does not run here.
+One rename makes the kit visible, after a check that it runs; exit status 3 means that it does not run here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ EXIT_UNFIT = 3
 
 
 def main() -> int:
-    """Unpack beside the final place, prove, rename; whatever stops it, nothing half stays."""
+    """Unpack beside the final folder, check and rename; an interruption leaves no partial kit."""
     request: dict[str, Any] = json.loads(sys.argv[1])
     final = Path(request["kit"])
-    for left in final.parent.glob("*.part"):  # of an installation that was killed; the lease keeps others away
+    for left in final.parent.glob("*.part"):  # from an installation that was killed; the lease excludes others
         shutil.rmtree(left, ignore_errors=True)
     part = final.with_name(final.name + ".part")
     try:
         unpack(request, part)
-        failure = prove(request, part)
+        failure = check(request, part)
         if failure:
             sys.stderr.write(failure + "\n")
             return EXIT_UNFIT
@@ -57,8 +57,8 @@ def unpack(request: dict[str, Any], part: Path) -> None:
     (part / "lock.json").write_text(request["lock"])
 
 
-def prove(request: dict[str, Any], part: Path) -> str | None:
-    """Import every runtime and start every program; gives what went wrong."""
+def check(request: dict[str, Any], part: Path) -> str | None:
+    """Import every runtime and start every program; returns what went wrong, or None."""
     argv = ["/bin/sh", str(part / "bin" / "python"), "-c", request["check"]]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_TIMEOUT_S, check=False)
     if done.returncode == 0:

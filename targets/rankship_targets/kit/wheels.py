@@ -1,4 +1,4 @@
-"""Wheels for another machine's Python, resolved and downloaded by pip, which reads the user's own configuration."""
+"""Downloads wheels for another machine's Python with pip, which reads the user's own configuration."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ _OLDEST_MANYLINUX = 17
 
 
 def download_wheels(board: Board, formats: Sequence[Format], into: Path) -> dict[Format, tuple[str, str]]:
-    """Download what runs these formats there, with all it depends on; gives each format's runtime and its version."""
+    """Download the runtimes of these formats with their dependencies; returns format → (runtime, version)."""
     packaged = {known: FACTS[known] for known in formats if not FACTS[known].kit_compiles}
     wanted = {facts.runtime_distribution: facts.kit_series for facts in packaged.values()}
     _download({**ALWAYS, **wanted}, [], board, into)
@@ -27,7 +27,7 @@ def download_wheels(board: Board, formats: Sequence[Format], into: Path) -> dict
 
 
 def download_executorch(machine: str, into: Path) -> Path:
-    """Download ExecuTorch's wheel alone: its C++ libraries depend on nothing of Python's."""
+    """Download ExecuTorch's wheel without dependencies: its C++ libraries need no Python packages."""
     board = Board(machine="aarch64" if machine == "aarch64" else "x86_64", python=(3, 11), glibc=(2, 36))
     facts = FACTS["executorch"]
     _download({facts.runtime_distribution: facts.kit_series}, ["--no-deps"], board, into)
@@ -36,14 +36,14 @@ def download_executorch(machine: str, into: Path) -> Path:
 
 
 def list_platforms(board: Board) -> list[str]:
-    """Every wheel platform that the board's C library can run, the newest first."""
+    """Return every wheel platform that the board's C library can run, the newest first."""
     newest = board.glibc[1]
     named = [f"manylinux_2_{minor}_{board.machine}" for minor in range(newest, _OLDEST_MANYLINUX - 1, -1)]
     return [*named, f"manylinux2014_{board.machine}"]
 
 
 def _download(wanted: Mapping[str, str], options: Sequence[str], board: Board, into: Path) -> None:
-    """Download the versions that this host has itself, so that what was verified here runs there; else the newest."""
+    """Download the versions installed on this host, which artifacts are verified with; or else the newest."""
     try:
         _call_pip([f"{name}{_pin(name, series)}" for name, series in wanted.items()], options, board, into)
     except WrongSystem:
@@ -61,8 +61,8 @@ def _pin(name: str, series: str) -> str:
 def _call_pip(wanted: Sequence[str], more: Sequence[str], board: Board, into: Path) -> None:
     python = "".join(map(str, board.python))
     target = ["--python-version", python, "--implementation", "cp"]
-    target += [word for abi in (f"cp{python}", "abi3", "none") for word in ("--abi", abi)]
-    target += [word for platform in list_platforms(board) for word in ("--platform", platform)]
+    target += [argument for abi in (f"cp{python}", "abi3", "none") for argument in ("--abi", abi)]
+    target += [argument for platform in list_platforms(board) for argument in ("--platform", platform)]
     options = ["--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest"]
     argv = [sys.executable, "-m", "pip", "download", *options, str(into), *target, *more, *wanted]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
@@ -72,7 +72,7 @@ def _call_pip(wanted: Sequence[str], more: Sequence[str], board: Board, into: Pa
             )
         except subprocess.TimeoutExpired:
             raise BuildError(
-                f"pip did not end within {TIMEOUT_S} s", hint="see whether the package index answers"
+                f"pip did not end within {TIMEOUT_S} s", hint="check whether the package index answers"
             ) from None
         said.seek(0)
         text = said.read()
@@ -84,9 +84,9 @@ def _explain(text: str, board: Board) -> BuildError | WrongSystem:
     errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR:")]
     message = "; ".join(errors) or text.strip()[-500:]
     if any("No matching distribution" in line for line in errors) and "Connection" not in text:
-        hint = "the runtimes are published for Python 3.11 and 3.13, for example: is another one on the device?"
+        hint = "check the device's Python: the runtimes are published for 3.11 and 3.13, for example"
         return WrongSystem(f"no wheels for {board}: {message[:500]}", hint=hint)
-    return BuildError(f"pip could not download the wheels for {board}: {message}", hint="pip's own words are above")
+    return BuildError(f"pip could not download the wheels for {board}: {message}", hint="pip's own message is above")
 
 
 def _name(wheel: Path) -> str:

@@ -1,4 +1,4 @@
-"""A bench meter's table: comma-separated values with a line of names, on the meter's own clock."""
+"""Reads a bench meter's table: comma-separated values with a header line, on the meter's own clock."""
 
 import csv
 import io
@@ -16,24 +16,24 @@ _TO_UA = {"A": 10**6, "mA": 10**3, "uA": 1}
 _TO_UV = {"V": 10**6, "mV": 10**3}
 _TO_UJ = {"J": 10**6, "mJ": 10**3, "uJ": 1, "Wh": 3_600_000_000, "mWh": 3_600_000}
 
-Scaled = list[tuple[str, int]]  # a column and what its numbers are multiplied with
+Scaled = list[tuple[str, int]]  # a column and the factor for its numbers
 
 
 def parse_table(data: bytes, columns: TableColumns, *, where: str) -> PowerTrace:
-    """Read the columns that were named; a line without numbers there is skipped and counted."""
+    """Read the named columns; a line without numbers in them is skipped and counted."""
     try:
         table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         wanted, divisor = _choose(columns, where)
         found = [name.strip() for name in table.fieldnames or []]
         missing = [name for name in [columns.time, *(name for name, _ in wanted)] if name not in found]
         if missing or len(set(found)) < len(found):
-            message = f"{where} has the columns {found}, expected {missing or found} there once each"
-            raise InputError(message, hint="name the columns as the table's first line does")
+            message = f"{where} has the columns {found}, expected {missing or found}, once each"
+            raise InputError(message, hint="name the columns as in the table's first line")
         table.fieldnames = found
         rows = list(_read_rows(table, columns, wanted, divisor))
     except (UnicodeDecodeError, csv.Error) as failure:
         hint = "export it as comma-separated values in UTF-8"
-        raise InputError(f"{where} is no table: {failure}", hint=hint) from None
+        raise InputError(f"{where} is not a table: {failure}", hint=hint) from None
     counter = columns.energy is not None
     names = "*".join(name for name, _ in wanted)
     channel = Channel(name=names, unit="uJ" if counter else "uW")
@@ -42,7 +42,7 @@ def parse_table(data: bytes, columns: TableColumns, *, where: str) -> PowerTrace
 
 
 def _choose(columns: TableColumns, where: str) -> tuple[Scaled, int]:
-    """The columns whose product is the value, and what that is divided by to be microwatts or microjoules."""
+    """Return the columns whose product is the value, and the divisor that makes it microwatts or microjoules."""
     power = [(columns.power, _TO_UW[columns.power_unit])] if columns.power else []
     energy = [(columns.energy, _TO_UJ[columns.energy_unit])] if columns.energy else []
     pair: Scaled = []
@@ -50,7 +50,7 @@ def _choose(columns: TableColumns, where: str) -> tuple[Scaled, int]:
         pair = [(columns.current, _TO_UA[columns.current_unit]), (columns.voltage, _TO_UV[columns.voltage_unit])]
     chosen = [one for one in (power, energy, pair) if one]
     if len(chosen) != 1:
-        message = f"{where}: {len(chosen)} kinds of columns are named, expected one"
+        message = f"{where}: {len(chosen)} quantities are named by their columns, expected one"
         raise InputError(message, hint="name `power`, or `current` and `voltage`, or `energy`")
     return chosen[0], 10**6 if chosen[0] is pair else 1
 
@@ -78,7 +78,7 @@ def _read_rows(
 
 
 def _scale(text: str | None, factor: int) -> Decimal | None:
-    """Parse a decimal number and bring it to our unit; None for anything else, and for what no meter shows."""
+    """Parse a decimal number and multiply it; None for any other text, and for impossibly large numbers."""
     try:
         value = Decimal((text or "").strip()) * factor
     except InvalidOperation:

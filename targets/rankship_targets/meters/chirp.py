@@ -1,4 +1,4 @@
-"""Where a meter's own clock stands against the device's: found from a busy, idle, busy chirp by edge convolution."""
+"""Finds the offset between a meter's own clock and the device's from a busy, idle, busy chirp, by edge convolution."""
 
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_RUNNER_UP_SHARE = 0.8  # a second place that fits nearly as well makes the first a guess
-_EDGE_SHARE = 0.25  # each edge must be at least this much of the mean one
+_RUNNER_UP_SHARE = 0.8  # if a second offset fits nearly as well, the best one is a guess
+_EDGE_SHARE = 0.25  # the least height of an edge, as a share of their mean
 _STEPS_PER_SAMPLE = 4
 _FINE_STEPS = 20
 _MOST_STEPS = 2_000_000
@@ -21,7 +21,7 @@ _HINT = "make the chirp longer and its two busy parts of different length, and s
 
 @record
 class Alignment:
-    """`offset_ns` added to an instant of the device's clock gives the meter's, to within `uncertainty_ns`.
+    """The device's clock plus `offset_ns` is the meter's clock, to within `uncertainty_ns`.
 
     `edge_uw` is the mean height of the chirp's four edges.
     """
@@ -34,7 +34,7 @@ class Alignment:
 def align_by_chirp(rail: Rail, edges_ns: tuple[int, int, int, int]) -> Alignment:
     """Find the offset at which power rises, falls, rises and falls at the chirp's edges (device clock).
 
-    MeasurementError where no offset fits clearly better than every other; TraceGap where the rail is too short.
+    MeasurementError if no offset fits clearly better than all others; TraceGap if the rail is too short or has gaps.
     """
     import numpy as np
 
@@ -43,7 +43,7 @@ def align_by_chirp(rail: Rail, edges_ns: tuple[int, int, int, int]) -> Alignment
         raise ValueError(f"the chirp's edges {edges_ns} do not rise")
     window_ns = min(steps_ns) / 2
     if rail.gaps:
-        raise TraceGap(f"rail {rail.name} has {len(rail.gaps)} gaps, where edges may hide", hint=_HINT)
+        raise TraceGap(f"rail {rail.name} has {len(rail.gaps)} gaps, which may hide edges", hint=_HINT)
     span_ns = edges_ns[-1] - edges_ns[0] + 2 * window_ns
     if len(rail.at_ns) < len(edges_ns) or rail.at_ns[-1] - rail.at_ns[0] < span_ns:
         raise TraceGap(f"rail {rail.name} is shorter than the chirp's {span_ns:.0f} ns", hint=_HINT)
@@ -51,7 +51,7 @@ def align_by_chirp(rail: Rail, edges_ns: tuple[int, int, int, int]) -> Alignment
     at = np.array([instant - zero_ns for instant in rail.at_ns], dtype=np.float64)
     widest = float(np.diff(at).max())
     if widest > window_ns / 2:
-        message = f"rail {rail.name} has samples {widest:.0f} ns apart, the chirp's parts are {min(steps_ns)} ns"
+        message = f"rail {rail.name} has samples {widest:.0f} ns apart, the chirp's shortest part is {min(steps_ns)} ns"
         raise MeasurementError(message, hint=_HINT)
     drawn = _accumulate(rail, at)
     edges = np.array([instant - edges_ns[0] for instant in edges_ns], dtype=np.float64)
@@ -74,7 +74,7 @@ def align_by_chirp(rail: Rail, edges_ns: tuple[int, int, int, int]) -> Alignment
 
 
 def _accumulate(rail: Rail, at: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Energy since the first sample, in uW·ns."""
+    """Return the energy since the first sample, in uW·ns."""
     import numpy as np
 
     if rail.power_uw is None:
@@ -90,9 +90,9 @@ def _fit(
     edges: "NDArray[np.float64]",
     window_ns: float,
 ) -> "NDArray[np.float64]":
-    """Height of each edge, in its own direction, if the chirp began at each place: [edge, place], in uW.
+    """Return the height of each edge, in its own direction, for each start of the chirp: [edge, place], in uW.
 
-    An edge's height is the mean power in the window after it less that in the window before.
+    An edge's height is the mean power in the window after it minus that in the window before.
     """
     import numpy as np
 
@@ -109,5 +109,5 @@ def _check_clear(rail: Rail, heights: "NDArray[np.float64]", runner_up: float) -
         message = f"rail {rail.name} shows no chirp: its best edges are {[round(height) for height in heights]} uW"
         raise MeasurementError(message, hint=_HINT)
     if runner_up > _RUNNER_UP_SHARE * mean:
-        message = f"rail {rail.name}: the chirp fits two places, with edges of {mean:.0f} and {runner_up:.0f} uW"
+        message = f"rail {rail.name}: the chirp fits at two times, with edges of {mean:.0f} and {runner_up:.0f} uW"
         raise MeasurementError(message, hint=_HINT)

@@ -1,4 +1,4 @@
-"""Any meter that the agent reads on the device, streamed home while something else is measured there."""
+"""A meter that the agent reads on the device, streamed to this host while something is measured there."""
 
 import threading
 from collections.abc import Generator
@@ -14,12 +14,13 @@ from rankship_targets.transport.protocol import STEP_TIMEOUT_S
 from rankship_targets.trials.events import Event, Metering, Meters, Readings
 from rankship_targets.trials.trace import Offer, PowerTrace
 
-_BATCHES_AFTER = 2  # the first batch that arrives after `stop` may have been read before it
+_BATCHES_AFTER = 2  # the first batch to arrive after `stop` may have been read before it
 _SLACK_S = 60.0
+_SAME_RELEASE = "the agent and this host must be of the same release: reconnect, and the agent is copied again"
 
 
 class DeviceMeter:
-    """One of the agent's meters; the recording ends with `stop`, at the limit, or when the way to it breaks."""
+    """One of the agent's meters; the recording ends with `stop`, at the limit, or when the connection breaks."""
 
     def __init__(self, choice: MeterChoice, reach: Reach) -> None:
         self._choice = choice
@@ -27,7 +28,7 @@ class DeviceMeter:
         self._recording: _Recording | None = None
 
     def probe(self) -> Offer:
-        """Ask the agent."""
+        """Return the meter's description from the agent."""
         device, request = self._reach.device, {"command": "meters", "period_us": self._choice.period_us}
         with self._reach.connect(device) as transport:
             events = list(call_agent(transport, device, self._reach.agent, request, timeout_s=STEP_TIMEOUT_S))
@@ -38,19 +39,19 @@ class DeviceMeter:
         return offers[self._choice.name]
 
     def start(self) -> None:
-        """Begin to record, beside whatever else runs on the device."""
+        """Begin to record, while other programs run on the device."""
         if self._recording is not None:
-            raise RuntimeError(f"meter {self._choice.name} is recording already")
+            raise RuntimeError(f"meter {self._choice.name} is already recording")
         problem = self.probe().problem
         if problem:
             message = f"{self._reach.device.name}: meter {self._choice.name}: {problem}"
-            raise Lacks(message, hint="choose another meter, or mend what the message says")
+            raise Lacks(message, hint="choose another meter, or fix what the message names")
         recording = _Recording(self._choice, self._reach)
         recording.start()
         self._recording = recording
 
     def stop(self) -> PowerTrace:
-        """End the recording; gives every reading."""
+        """End the recording; returns the trace of all readings."""
         recording, self._recording = self._recording, None
         if recording is None:
             raise RuntimeError(f"meter {self._choice.name} is not recording")
@@ -58,7 +59,7 @@ class DeviceMeter:
 
 
 class _Recording(threading.Thread):
-    """The stream of one recording, read in a thread until it is enough."""
+    """The stream of one recording, read in a thread until `finish`."""
 
     def __init__(self, choice: MeterChoice, reach: Reach) -> None:
         super().__init__(name=f"meter {choice.name}", daemon=True)
@@ -84,12 +85,12 @@ class _Recording(threading.Thread):
         self.join(_SLACK_S)
         if self.is_alive():
             message = f"{self._reach.device.name}: meter {self._choice.name} sent nothing for {_SLACK_S:g} s"
-            raise TargetTimeout(message, hint="see whether the device still answers")
+            raise TargetTimeout(message, hint="check whether the device still answers")
         if self._failure is not None:
             raise self._failure
         if self._metering is None:
-            message = f"meter {self._choice.name} never began"
-            raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
+            message = f"meter {self._choice.name} did not begin"
+            raise MeasurementError(message, hint=_SAME_RELEASE)
         return build_trace(
             self._metering.meter,
             self._rows,
@@ -99,7 +100,7 @@ class _Recording(threading.Thread):
         )
 
     def run(self) -> None:
-        """Read the stream; whatever goes wrong is kept for `finish`."""
+        """Read the stream; an error is kept for `finish`."""
         try:
             with self._reach.connect(self._reach.device) as transport:
                 request = {
@@ -134,12 +135,14 @@ class _Recording(threading.Thread):
         count = len(self._metering.meter.channels) if self._metering else 0
         if any(not 0 <= position < count for position, _, _ in event.rows):
             message = f"meter {self._choice.name} sent a reading of a channel that it does not have"
-            raise MeasurementError(message, hint="the agent and this host must come from one release: reconnect")
+            raise MeasurementError(message, hint=_SAME_RELEASE)
         return list(event.rows)
 
 
 def open_device_meter(choice: MeterChoice, reach: Reach | None) -> DeviceMeter:
-    """Make one of the agent's meters."""
+    """Return one of the agent's meters."""
     if reach is None:
-        raise InputError(f"meter {choice.name} is read on a device", hint="name a device, or choose a meter of files")
+        raise InputError(
+            f"meter {choice.name} is read on a device", hint="name a device, or choose a meter that writes files"
+        )
     return DeviceMeter(choice, reach)

@@ -1,4 +1,4 @@
-"""Meters that record by themselves and leave a file: a phone's trace, a bench meter's table, an earlier recording."""
+"""Meters that record by themselves and write a file: a phone's trace, a bench meter's table, an earlier recording."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +18,7 @@ Reader = Callable[[Path], PowerTrace]
 
 
 class FileMeter:
-    """A meter whose recording is a file; it is read on `stop`, and whoever runs the meter starts it before `start`."""
+    """A meter whose recording is a file, read on `stop`; the user starts the meter before `start`."""
 
     def __init__(self, name: str, provenance: Provenance, path: Path, parse: Reader) -> None:
         self._name = name
@@ -27,7 +27,7 @@ class FileMeter:
         self._parse = parse
 
     def probe(self) -> Offer:
-        """Read what lies there now; a meter that has not written yet has that as its problem."""
+        """Read the file as it is now; if it cannot be read, the offer's `problem` says why."""
         try:
             trace = self._parse(self._path)
         except RankshipError as failure:
@@ -41,7 +41,7 @@ class FileMeter:
         )
 
     def start(self) -> None:
-        """The meter records by itself."""
+        """Do nothing: the meter records by itself."""
 
     def stop(self) -> PowerTrace:
         """Read the recording."""
@@ -49,16 +49,16 @@ class FileMeter:
 
 
 def open_file_meter(choice: MeterChoice, reach: Reach | None) -> FileMeter:  # noqa: ARG001 - every opener's arguments
-    """Make the meter whose file was named."""
+    """Return the meter for the named file."""
     provenance, make_reader = READERS[choice.name]
     return FileMeter(choice.name, provenance, require_file(choice), make_reader(choice))
 
 
 def read_recording(path: Path) -> bytes:
-    """Read a recording; an unreadable or very large one is an InputError."""
+    """Read a recording; InputError if it is unreadable or very large."""
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            message = f"{path} has over {LARGEST_BYTES} bytes, which no recording of power needs"
+            message = f"{path} has more than {LARGEST_BYTES} bytes, too many for a power recording"
             raise InputError(message, hint="record less: only power, and only while measuring")
         return path.read_bytes()
     except OSError as failure:
@@ -67,12 +67,12 @@ def read_recording(path: Path) -> bytes:
 
 
 def write_trace(trace: PowerTrace, path: Path) -> None:
-    """Keep a trace as JSON, for `replay`."""
+    """Write a trace as JSON, for `replay`."""
     write_atomic(path, encode(trace).encode())
 
 
 def replay_trace(path: Path) -> PowerTrace:
-    """Read a trace kept earlier; its meter's name says that it is a replay, and its provenance stays."""
+    """Read a trace that `write_trace` wrote; its meter's name becomes "replay of …", its provenance stays."""
     trace = decode(PowerTrace, read_recording(path), where=str(path))
     for rail in trace.rails:
         _check_rail(rail, path)
@@ -88,12 +88,12 @@ def replay_trace(path: Path) -> PowerTrace:
 
 
 def _check_rail(rail: Rail, path: Path) -> None:
-    """Refuse a file in which a rail is none, whoever wrote it."""
+    """Refuse a file with a rail that is not valid."""
     kinds = [values for values in (rail.power_uw, rail.energy_uj) if values is not None]
     rising = all(before < after for before, after in pairwise(rail.at_ns))
     if len(kinds) != 1 or len(kinds[0]) != len(rail.at_ns) or not rising:
         message = f"{path}: rail {rail.name} needs one value in one unit at each time, and times that rise"
-        raise InputError(message, hint="only files that were written as traces can be replayed")
+        raise InputError(message, hint="replay a file that `write_trace` wrote")
 
 
 def _read_table(path: Path, columns: TableColumns) -> PowerTrace:
@@ -121,7 +121,7 @@ def _read_perfetto(_choice: MeterChoice) -> Reader:
 def _read_bench(choice: MeterChoice) -> Reader:
     columns = choice.columns
     if columns is None:
-        raise InputError("meter bench needs to know its columns", hint="name at least `time`, `time_unit` and `power`")
+        raise InputError("meter bench needs `columns`", hint="name at least `time`, `time_unit` and `power`")
     return lambda path: _read_table(path, columns)
 
 

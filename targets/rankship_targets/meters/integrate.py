@@ -1,6 +1,6 @@
-"""Energy between two instants of a rail, with bounds on what the meter could have missed.
+"""The energy of a rail between two instants, with bounds on what the meter may have missed.
 
-The bounds are worst cases, so they add. Nothing here divides by inferences or subtracts an idle power.
+The bounds are worst cases, so they are added. Nothing here divides by inferences or subtracts idle power.
 """
 
 from bisect import bisect_left, bisect_right
@@ -18,9 +18,9 @@ _NS_PER_S = 1_000_000_000
 class Energy:
     """Energy of a window and the bounds of its error.
 
-    `quantisation_uj` comes from the value's smallest step. `sampling_uj` comes from what is unknown between samples: a
-    counter only rises, and power is taken to move one way between two samples (a spike between them is not seen).
-    `lag_uj` comes from values that describe an earlier moment than their time says.
+    `quantisation_uj` comes from the value's smallest step. `sampling_uj` comes from the unknown course between samples:
+    a counter only rises, and power is assumed to be monotonic between two samples (a spike between them is missed).
+    `lag_uj` comes from values that describe a moment earlier than their time.
     """
 
     energy_uj: int
@@ -30,12 +30,12 @@ class Energy:
 
     @property
     def uncertainty_uj(self) -> int:
-        """Everything together."""
+        """The sum of all bounds."""
         return self.quantisation_uj + self.sampling_uj + self.lag_uj
 
 
 def integrate(rail: Rail, start_ns: int, end_ns: int) -> Energy:
-    """Compute the energy between two instants of the trace's clock; TraceGap where the rail does not cover them."""
+    """Compute the energy between two instants of the trace's clock; TraceGap if the rail does not cover them."""
     if end_ns <= start_ns:
         raise ValueError(f"the window ends at {end_ns} ns, before it starts at {start_ns} ns")
     _check_covered(rail, start_ns, end_ns)
@@ -45,10 +45,10 @@ def integrate(rail: Rail, start_ns: int, end_ns: int) -> Energy:
 
 
 def _check_covered(rail: Rail, start_ns: int, end_ns: int) -> None:
-    hint = "sample for longer than the window, more slowly, or look for what stopped the meter"
+    hint = "sample for longer than the window, or more slowly, or find out what stopped the meter"
     if not rail.at_ns or start_ns < rail.at_ns[0] or end_ns > rail.at_ns[-1]:
-        held = f"{rail.at_ns[0]} to {rail.at_ns[-1]} ns" if rail.at_ns else "nothing"
-        raise TraceGap(f"rail {rail.name} holds {held}, the window is {start_ns} to {end_ns} ns", hint=hint)
+        covered = f"{rail.at_ns[0]} to {rail.at_ns[-1]} ns" if rail.at_ns else "nothing"
+        raise TraceGap(f"rail {rail.name} covers {covered}, the window is {start_ns} to {end_ns} ns", hint=hint)
     for gap in rail.gaps:
         if gap.start_ns < end_ns and gap.end_ns > start_ns:
             message = f"rail {rail.name} was {gap.why} from {gap.start_ns} to {gap.end_ns} ns, inside the window"
@@ -56,7 +56,7 @@ def _check_covered(rail: Rail, start_ns: int, end_ns: int) -> None:
 
 
 def _integrate_power(rail: Rail, power_uw: tuple[int, ...], start_ns: int, end_ns: int) -> Energy:
-    """Apply the trapezoid rule; where power moves one way, it misses at most half of each step."""
+    """Apply the trapezoid rule; with power monotonic between samples, its error is at most half of each step."""
     inner = range(bisect_right(rail.at_ns, start_ns), bisect_left(rail.at_ns, end_ns))
     times = [start_ns, *(rail.at_ns[i] for i in inner), end_ns]
     powers = [_read_at(rail.at_ns, power_uw, start_ns)[0], *(power_uw[i] for i in inner)]
@@ -81,7 +81,7 @@ def _integrate_power(rail: Rail, power_uw: tuple[int, ...], start_ns: int, end_n
 
 
 def _subtract_counter(rail: Rail, energy_uj: tuple[int, ...], start_ns: int, end_ns: int) -> Energy:
-    """Take the difference of the counter at both ends; between two readings it lies between them."""
+    """Subtract the counter's values at both ends; between two readings, the value is between theirs."""
     before, missed_before, slope_before = _read_at(rail.at_ns, energy_uj, start_ns)
     after, missed_after, slope_after = _read_at(rail.at_ns, energy_uj, end_ns)
     return Energy(
@@ -95,7 +95,7 @@ def _subtract_counter(rail: Rail, energy_uj: tuple[int, ...], start_ns: int, end
 def _read_at(
     at_ns: tuple[int, ...], values: tuple[int, ...], instant_ns: int
 ) -> tuple[int | Fraction, Fraction, Fraction]:
-    """Interpolate; also gives how far a rising value could be from that, and its steepest slope around (per ns)."""
+    """Return the interpolated value, its largest error for a rising value, and the steepest slope next to it per ns."""
     i = bisect_left(at_ns, instant_ns)
     exact = at_ns[i] == instant_ns
     slopes = [
@@ -112,5 +112,5 @@ def _read_at(
 
 
 def _resolve(rail: Rail) -> int:
-    """Find the smallest step of a rail's values; a meter that tells none is taken at its file's last digit."""
+    """Return the smallest step of a rail's values; 1, the last digit, if it is not known."""
     return (rail.resolution_uw if rail.power_uw is not None else rail.resolution_uj) or 1

@@ -1,4 +1,4 @@
-"""What every meter can do, the choice of one, and the table of all."""
+"""What every meter can do (`Meter`), the table of all meters, and how one is opened."""
 
 import importlib
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from rankship_targets.trials.trace import Offer, PowerTrace
 
 _ON_DEVICE = "rankship_targets.meters.device_meter:open_device_meter"
 _FROM_FILE = "rankship_targets.meters.file_meter:open_file_meter"
-# meter → module:function that makes it. The first six are read on the device by the agent, the others from a file on
-# this host: a phone's trace, a bench meter's table, a trace recorded earlier.
+# meter → module:function that makes it. The agent reads the first six on the device; the others are read from a file
+# on this host: a phone's trace, a bench meter's table, a trace recorded earlier.
 METERS: dict[MeterName, str] = {
     "hwmon": _ON_DEVICE,
     "rails": _ON_DEVICE,
@@ -33,16 +33,16 @@ METERS: dict[MeterName, str] = {
 class Meter(Protocol):
     """A source of one power trace at a time.
 
-    What the device or the way to it does wrong is a TargetError, a file that is no recording an InputError. A meter
-    that has a problem raises Lacks on `start`.
+    A fault of the device or the connection is a TargetError, a file that is not a recording an InputError. A meter that
+    has a problem raises Lacks on `start`.
     """
 
     def probe(self) -> Offer:
-        """Tell whether the meter is there and readable, and what it offers."""
+        """Return what the meter offers; `problem` is set if it is not there or not readable."""
         ...
 
     def start(self) -> None:
-        """Begin to record; on return, readings are taken."""
+        """Begin to record; when this returns, readings are being taken."""
         ...
 
     def stop(self) -> PowerTrace:
@@ -52,9 +52,9 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Reach:
-    """The way to the agent that reads a meter: it runs over a connection of its own, beside what is measured.
+    """How to reach the agent that reads a meter: over its own connection, while something is measured.
 
-    A recording that nobody ends goes on for `limit_ms`.
+    A recording that is not stopped ends after `limit_ms`.
     """
 
     device: Device
@@ -64,14 +64,14 @@ class Reach:
 
 
 def open_meter(choice: MeterChoice, reach: Reach | None = None) -> Meter:
-    """Make the meter that was chosen; one on the device needs `reach`, one that left a file needs `choice.file`."""
+    """Return the chosen meter; a meter on the device needs `reach`, a meter that writes a file `choice.file`."""
     module, function = METERS[choice.name].split(":")
     opener: Callable[[MeterChoice, Reach | None], Meter] = getattr(importlib.import_module(module), function)
     return opener(choice, reach)
 
 
 def require_file(choice: MeterChoice) -> Path:
-    """Find the file that a meter left; InputError where none is named."""
+    """Return the path of a meter's recording; InputError if none is named."""
     if choice.file is None:
-        raise InputError(f"meter {choice.name} needs the file it left", hint="name it as `file`")
+        raise InputError(f"meter {choice.name} needs the file that it wrote", hint="name it as `file`")
     return Path(choice.file)

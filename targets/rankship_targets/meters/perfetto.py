@@ -1,4 +1,4 @@
-"""Power rails in a perfetto trace (data source android.power): the few fields that we need, read off the wire.
+"""Reads power rails from a perfetto trace (data source android.power), decoding only the few fields it needs.
 
 Field numbers are those of perfetto's trace_packet.proto and power_rails.proto; the encoding is protobuf's own.
 """
@@ -22,11 +22,11 @@ Field = tuple[int, int | bytes]
 
 
 class _Broken(Exception):
-    """The bytes are no message."""
+    """The bytes are not a message."""
 
 
 def parse_perfetto(data: bytes, *, where: str) -> PowerTrace:
-    """Find every rail and its counter; bytes that are no such trace are an InputError naming `where`."""
+    """Return every rail with its counter; InputError naming `where` if the bytes are not such a trace."""
     names: dict[int, str] = {}
     rows: list[tuple[int, int, int]] = []
     try:
@@ -41,12 +41,12 @@ def parse_perfetto(data: bytes, *, where: str) -> PowerTrace:
                         row = (part.get(INDEX, 0), part[TIMESTAMP_MS], part[ENERGY_UJ])
                         rows.append((_integer(row[0]), _integer(row[1]), _integer(row[2])))
     except _Broken as failure:
-        hint = "record anew; the file must be the whole trace that perfetto wrote"
-        raise InputError(f"{where} is no perfetto trace: {failure}", hint=hint) from None
+        hint = "record again; the file must be the complete trace that perfetto wrote"
+        raise InputError(f"{where} is not a perfetto trace: {failure}", hint=hint) from None
     indices = sorted({index for index, _, _ in rows})
     if not indices:
         hint = "record with the data source android.power and collect_power_rails: true, on a device that has rails"
-        raise InputError(f"{where} holds no power rails", hint=hint)
+        raise InputError(f"{where} has no power rails", hint=hint)
     offer = Offer(
         name="perfetto",
         provenance="counter",
@@ -64,20 +64,20 @@ def parse_perfetto(data: bytes, *, where: str) -> PowerTrace:
 
 
 def _find_rails(data: bytes, where: str) -> Iterator[bytes]:
-    """Give every PowerRails message of every packet."""
+    """Yield every PowerRails message of every packet."""
     for number, packet in read_fields(data):
         if number != PACKET or not isinstance(packet, bytes):
-            raise _Broken(f"its top level holds field {number}, expected packets only")
+            raise _Broken(f"its top level has field {number}, expected only packets")
         for field, value in read_fields(packet):
             if field == COMPRESSED:
                 hint = "record without `compression_type` in the trace's configuration"
-                raise InputError(f"{where} holds compressed packets", hint=hint)
+                raise InputError(f"{where} has compressed packets", hint=hint)
             if field == POWER_RAILS:
                 yield _bytes(value)
 
 
 def read_fields(data: bytes) -> Iterator[Field]:
-    """Read one message's fields: integers for varints, bytes for everything else; groups are refused."""
+    """Yield one message's fields: integers for varints, bytes for everything else; groups are refused."""
     place = 0
     while place < len(data):
         tag, place = _read_varint(data, place)
@@ -115,7 +115,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def _keep(value: int | bytes) -> dict[int, int | bytes]:
-    """The last value of each field of a message, as protobuf has it."""
+    """Return the last value of each field of a message, as protobuf prescribes."""
     return dict(read_fields(_bytes(value)))
 
 

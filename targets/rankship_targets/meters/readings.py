@@ -1,4 +1,4 @@
-"""From single readings to a trace: order, wraps, repeats, gaps; nothing that is no reading becomes a number."""
+"""Builds a trace from single readings: sorts them, undoes wraps, drops repeats, finds gaps, and invents no values."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from math import gcd
 
 from rankship_targets.trials.trace import Channel, Gap, Offer, PowerTrace, Rail, Why
 
-Reading = tuple[int, int, int | None]  # position of the channel, time in ns, value in the channel's unit or None
+Reading = tuple[int, int, int | None]  # index of the channel, time in ns, value in the channel's unit or None
 _LATE_FACTOR = 5  # a sample that comes this many periods after the last leaves a gap
-LARGEST = 2**63  # no meter counts further
+LARGEST = 2**63  # no meter's values are larger
 
 
 def build_trace(
@@ -20,13 +20,13 @@ def build_trace(
     start_ns: int | None = None,
     end_ns: int | None = None,
 ) -> PowerTrace:
-    """Sort readings into rails; `start_ns` and `end_ns` are when sampling began and ended, where that is known."""
-    sorted_out: list[list[tuple[int, int | None]]] = [[] for _ in offer.channels]
+    """Sort readings into rails; `start_ns` and `end_ns` are when sampling began and ended, if known."""
+    by_channel: list[list[tuple[int, int | None]]] = [[] for _ in offer.channels]
     for position, at_ns, value in readings:
-        sorted_out[position].append((at_ns, value))
+        by_channel[position].append((at_ns, value))
     rails = [
         build_rail(channel, rows, period_ns=period_ns, start_ns=start_ns, end_ns=end_ns)
-        for channel, rows in zip(offer.channels, sorted_out, strict=True)
+        for channel, rows in zip(offer.channels, by_channel, strict=True)
     ]
     return PowerTrace(
         meter=offer.name,
@@ -40,17 +40,17 @@ def build_trace(
 
 @dataclass
 class _RailInProgress:
-    """One channel's rail while its readings come: `times` and `values` are the samples kept so far."""
+    """One channel's rail while its readings are added: `times` and `values` are the samples so far."""
 
     channel: Channel
-    allowed_ns: int  # the longest time between two samples that is no gap
+    allowed_ns: int  # the longest time between two samples that is not a gap
     times: list[int] = field(default_factory=list)
     values: list[int] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     skipped: int = 0
-    missing_since: int | None = None  # when the first reading since the last sample came that was none
-    last_raw: int = 0  # the last sample as the meter gave it
-    added: int = 0  # to every sample of a counter, so that it goes on after a wrap or a reset
+    missing_since: int | None = None  # the time of the first failed reading since the last sample
+    last_raw: int = 0  # the last sample as the meter reported it
+    added: int = 0  # added to every sample of a counter, so that it continues after a wrap or a reset
 
     @property
     def counts(self) -> bool:
@@ -58,7 +58,7 @@ class _RailInProgress:
         return self.channel.unit == "uJ"
 
     def take(self, at_ns: int, value: int | None) -> None:
-        """Keep a reading as a sample, or skip it; a repeat of a stamped sample is neither."""
+        """Add a reading as a sample, or count it as skipped; a repeat of a stamped sample is ignored."""
         if self.channel.stamped and self.times and (at_ns, value) == (self.times[-1], self.last_raw):
             return
         if value is None or abs(value) > LARGEST or (self.times and at_ns <= self.times[-1]):
@@ -75,7 +75,7 @@ class _RailInProgress:
         self.last_raw, self.missing_since = value, None
 
     def _go_on_from(self, at_ns: int, value: int) -> None:
-        """Let the rail rise on where the counter fell: after a wrap by its range, after a reset from where it was."""
+        """Continue a rail whose counter fell: a wrap adds the counter's range, a reset the value before it."""
         if _has_wrapped(self.channel, self.last_raw, value):
             self.added += self.channel.wrap_uj or 0
         else:
@@ -83,14 +83,14 @@ class _RailInProgress:
             self.gaps.append(Gap(start_ns=self.times[-1], end_ns=at_ns, why="reset"))
 
     def finish(self, start_ns: int | None, end_ns: int | None) -> Rail:
-        """Find the gaps that only the whole shows, and the step of the values."""
+        """Return the rail, with the gaps that only all samples together show, and the step of the values."""
         channel, times, values = self.channel, self.times, self.values
         gaps = self.gaps + _find_ends(channel, times, (start_ns, end_ns), self.allowed_ns, self.missing_since)
         step = _find_counter_step(values) if self.counts else _find_power_step(values)
         if self.counts and channel.stall_ns is not None:
             gaps += find_stalls(times, values, channel.stall_ns)
         elif self.counts and (channel.resolution_uj or step) is None and len(times) > 1:
-            # its step may be larger than all there was
+            # the counter's step may be larger than all the energy drawn
             gaps.append(Gap(start_ns=times[0], end_ns=times[-1], why="stalled"))
         return Rail(
             name=channel.name,
@@ -113,7 +113,7 @@ def build_rail(
     start_ns: int | None = None,
     end_ns: int | None = None,
 ) -> Rail:
-    """Keep what is a reading, undo a counter's wraps and find every gap."""
+    """Build a rail of the valid readings: undo a counter's wraps and find every gap."""
     period = period_ns or _guess_period(rows)
     rail = _RailInProgress(channel, allowed_ns=_LATE_FACTOR * max(period, channel.lag_ns))
     for at_ns, value in rows:
@@ -122,7 +122,7 @@ def build_rail(
 
 
 def find_stalls(times: Sequence[int], values: Sequence[int], stall_ns: int) -> list[Gap]:
-    """Find every stretch in which a counter that must move did not."""
+    """Return every stretch of at least `stall_ns` in which a counter did not change."""
     found, since = list[Gap](), 0
     for i in range(1, len(values) + 1):
         if i == len(values) or values[i] != values[since]:
@@ -133,7 +133,7 @@ def find_stalls(times: Sequence[int], values: Sequence[int], stall_ns: int) -> l
 
 
 def _has_wrapped(channel: Channel, before: int, after: int) -> bool:
-    """Tell whether a counter that fell went through its end: only if it then rose by less than half its range."""
+    """Return whether a counter that fell has wrapped: only if it rose by less than half its range."""
     return channel.wrap_uj is not None and before <= channel.wrap_uj and 2 * (before - after) > channel.wrap_uj
 
 
@@ -144,7 +144,7 @@ def _find_ends(
     allowed_ns: int,
     missing_since: int | None,
 ) -> list[Gap]:
-    """Tell what is missing between the begin of sampling and the first sample, and after the last one."""
+    """Return the gaps between the beginning of sampling and the first sample, and after the last one."""
     start_ns, end_ns = span
     if not times:
         whole = start_ns is not None and end_ns is not None and end_ns > start_ns
@@ -164,16 +164,16 @@ def _explain(channel: Channel, missing_since: int | None) -> Why:
 
 
 def _guess_period(rows: Sequence[tuple[int, int | None]]) -> int:
-    """Take the median time between rows where nobody said how often they should come."""
+    """Return the median time between rows, for a meter whose period is not known."""
     steps = sorted(after[0] - before[0] for before, after in pairwise(rows) if after[0] > before[0])
     return steps[len(steps) // 2] if steps else 0
 
 
 def _find_power_step(values: Sequence[int]) -> int | None:
-    """Find the step that all changes are multiples of; None where nothing changed."""
+    """Return the step of which all changes are multiples; None if nothing changed."""
     return gcd(*(after - before for before, after in pairwise(values))) or None
 
 
 def _find_counter_step(values: Sequence[int]) -> int | None:
-    """Find the smallest rise, which is one step or several; None where nothing rose."""
+    """Return the smallest rise, which is one step or several; None if nothing rose."""
     return min((after - before for before, after in pairwise(values) if after > before), default=None)

@@ -1,4 +1,4 @@
-"""What a session asks of the agent, and the trial that the agent's answer makes: no connection, no waiting."""
+"""Makes a session's requests to the agent, and a trial of the agent's events; nothing here uses a connection."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ AgentRequest = dict[str, object]
 def ask_to_infer(
     artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, threads: int
 ) -> AgentRequest:
-    """Write the request to run every sample; the agent writes one file per output, `output`.0.npy and so on."""
+    """Return the request to run every sample; the agent writes one file per output, `output`.0.npy and so on."""
     return {
         "command": "infer",
         "format": artifact_format,
@@ -29,7 +29,7 @@ def ask_to_infer(
 
 
 def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
-    """Write the request to time an artifact under the conditions that the inventory asks for."""
+    """Return the request to time an artifact under the conditions of the inventory."""
     return {
         "command": "measure",
         "format": request.key.format,
@@ -47,7 +47,7 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
 
 
 def ask_to_sweep(requests: Sequence[MeasureRequest], device: Device) -> AgentRequest:
-    """Write the request to time several artifacts in one process; all but artifact and inputs is the first one's."""
+    """Return the request to time several artifacts in one process; the rest is taken from the first request."""
     asked = ask_to_measure(requests[0], device)
     del asked["artifact"]
     return {
@@ -59,7 +59,7 @@ def ask_to_sweep(requests: Sequence[MeasureRequest], device: Device) -> AgentReq
 
 
 def ask_to_profile(request: MeasureRequest, runs: int) -> AgentRequest:
-    """Write the request to profile so many inferences of an artifact."""
+    """Return the request to profile `runs` inferences of an artifact."""
     return {
         "command": "profile",
         "format": request.key.format,
@@ -71,7 +71,7 @@ def ask_to_profile(request: MeasureRequest, runs: int) -> AgentRequest:
 
 
 def limit_duration(request: MeasureRequest, device: Device) -> float:
-    """The seconds after which a measurement has failed, the time to cool down in them where the device must."""
+    """Return the seconds after which a measurement has failed, including the time to cool down if required."""
     return request.timeout_s + (0.0 if device.cool_below_mc is None else LONGEST_COOLING_S)
 
 
@@ -85,7 +85,7 @@ def read_trial(
     retries: int,
     unmet: tuple[str, ...],
 ) -> Trial:
-    """Make a trial of what the agent said; `unmet` are the conditions that could not be set before it started."""
+    """Make a trial of the agent's events; `unmet` are the conditions that could not be set before it started."""
     opened, warmed = pick(events, Opened, device), pick(events, Warmed, device)
     settled, samples = pick(events, Settled, device), pick(events, Samples, device)
     states: Mapping[str, list[State]] = {

@@ -1,4 +1,4 @@
-"""The frequency governor that an inventory asks for: set before measurements, restored on every way out."""
+"""The frequency governor of the inventory: set before measurements, and always restored afterwards."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ Ask = Callable[[Transport, Mapping[str, object]], list[Event]]
 class HeldGovernor:
     """One device's governor while a session holds the device.
 
-    `ask` sends a request to the agent. `left_set` is whether a session that never ended left a governor set.
+    `ask` sends a request to the agent. `left_set` is whether a session that was killed left a governor set.
     """
 
     def __init__(self, device: Device, workdir: str, ask: Ask, *, left_set: bool) -> None:
@@ -28,7 +28,7 @@ class HeldGovernor:
 
     @contextmanager
     def restoring(self, link: Link) -> Iterator[None]:
-        """Restore the governor on the way out if it was set; at once if it was left set and nobody asks for one."""
+        """Restore the governor after the block if it was set; before it if it was left set and none is wanted now."""
         if self._is_set and self._device.governor is None:
             link.call(self._restore)
             self._is_set = False
@@ -36,11 +36,11 @@ class HeldGovernor:
             yield
         finally:
             if self._is_set:
-                with suppress(TargetError):  # where the way to it is gone, the next session restores it
+                with suppress(TargetError):  # if the connection is gone, the next session restores it
                     link.call(self._restore)
 
     def set(self, transport: Transport) -> None:
-        """Set what the inventory asks for; `unmet` then says what of that could not be had."""
+        """Set the inventory's governor; `unmet` then says what could not be set."""
         if self._device.governor is not None:
             self._is_set = True  # before the attempt: it may succeed although its answer is lost
             request = {"command": "tune", "workdir": self._workdir, "governor": self._device.governor}

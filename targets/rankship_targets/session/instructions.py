@@ -1,7 +1,7 @@
-"""Instructions that a model costs, counted on a virtual Cortex-A72: repeatable, and no time of any board.
+"""Counts the instructions of a model on a virtual Cortex-A72: repeatable, but not the time of any board.
 
-There are no caches, no memory bandwidth and one instruction per step: right for telling whether a change made a model
-cheaper or dearer to compute, and silent on how long a Raspberry Pi takes.
+The machine models no caches and no memory bandwidth, and each step is one instruction. Counts show whether a change
+made a model cheaper or dearer to compute, but not how long a Raspberry Pi takes.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.twin.machine import Machine
 
 SAMPLES = 15
-# Of the machine's own clock. Who follows the measurement starts an interpreter beside it, which takes half a second:
-# before that is over the one core is shared.
+# By the machine's own clock. Following the measurement starts a second interpreter, which takes half a second and
+# shares the one core until then.
 _WARM_UP_MS, _SAMPLED_MS = 200, 1000
 
 
 @record
 class Instructions:
-    """What one artifact cost: `per_inference` is the least of `samples`, `loading` what opening the file took.
+    """The instructions of one artifact: `per_inference` is the least of `samples`, `loading` is for opening the file.
 
-    The clock counts every process of the one core: a slice that another gets in mid-inference only adds to a sample.
-    There are as many samples as were asked for, and more where they took less than a second of the machine's clock.
+    The clock counts every process on the one core, so another process can only add to a sample. There are as many
+    samples as requested, or more if these took less than a second of the machine's clock.
     """
 
     artifact_sha256: str
@@ -40,10 +40,10 @@ class Instructions:
 def count_instructions(
     machine: Machine, artifact: Path, verified: Verified, inputs: Sequence[Path], *, samples: int = SAMPLES
 ) -> Instructions:
-    """Count what a proven artifact costs per inference of the first sample, on one core, in a fresh process."""
+    """Count a verified artifact's instructions per inference of the first sample, on one core, in a fresh process."""
     if not machine.icount:
-        message = f"{machine.device.name} tells time, not instructions"
-        raise InputError(message, hint="boot(icount=True) gives a machine that counts")
+        message = f"{machine.device.name} measures time, not instructions"
+        raise InputError(message, hint="start the machine with boot(icount=True)")
     with open_session(machine.device) as session:
         request = MeasureRequest(
             round=0,

@@ -1,7 +1,7 @@
-"""Signed manifests: what an artifact is, what proved it, and by whom; nothing without one goes to a device.
+"""Signed manifests: what an artifact is, its parity proof, and who signed it; a device gets no artifact without one.
 
 The key is made on this host at its first use and never leaves the user's configuration folder. A signature says that
-this user's parity gate passed this very file: a store, a cache or a device that others write to cannot forge that.
+this user's parity gate passed exactly this file; others who can write to a store, a cache or a device cannot forge it.
 """
 
 import os
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".manifest.json"
 _FOREIGN_BITS = 0o077
-_HINT = "prove it on this host: `rankship verify RECIPE` signs what passes"
+_HINT = "verify it on this host: `rankship verify RECIPE` signs the artifacts that pass"
 
 
 @record
 class Manifest:
-    """What was signed; `key` is the Ed25519 public key and `signature` is over all the rest, both in hex."""
+    """What was signed; `key` is the Ed25519 public key and `signature` covers all other fields, both in hex."""
 
     manifest: Literal[2] = 2
     format: Format
@@ -43,12 +43,12 @@ class Manifest:
 
 
 def manifest_path(artifact: Path) -> Path:
-    """Where an artifact's manifest lies: beside it."""
+    """Return the path of an artifact's manifest, beside it."""
     return artifact.with_name(artifact.name + SUFFIX)
 
 
 def sign_artifact(artifact: Path, verified: Verified, recipe_sha256: str) -> Manifest:
-    """Sign a file that the parity gate passed, and lay the manifest beside it."""
+    """Sign a file that the parity gate passed, and write the manifest beside it."""
     key = _load_key()
     unsigned = Manifest(
         format=verified.key.format,
@@ -65,7 +65,7 @@ def sign_artifact(artifact: Path, verified: Verified, recipe_sha256: str) -> Man
 
 
 def read_manifest(artifact: Path) -> Manifest:
-    """Read the manifest beside an artifact; ManifestRefused unless this user signed it for this very file."""
+    """Read the manifest beside an artifact; ManifestRefused unless this user signed it for exactly this file."""
     path = manifest_path(artifact)
     try:
         text = path.read_bytes()
@@ -84,7 +84,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     try:
         signed = decode(Manifest, text, where=where)
     except InputError as failure:
-        raise ManifestRefused(f"{failure}: this is no manifest", hint=_HINT) from None
+        raise ManifestRefused(f"{failure}: this is not a manifest", hint=_HINT) from None
     public = _load_key().public_key()
     if signed.key != public.public_bytes_raw().hex():
         message = f"{where} is signed by another key, {signed.key[:16]}…"
@@ -92,23 +92,23 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     try:
         public.verify(bytes.fromhex(signed.signature), _bytes_to_sign(signed))
     except (InvalidSignature, ValueError):
-        raise ManifestRefused(f"{where}: the signature does not fit what the manifest says", hint=_HINT) from None
+        raise ManifestRefused(f"{where}: the signature does not match the manifest's content", hint=_HINT) from None
     _check_content(signed, where)
     return signed
 
 
 def check_pushed(transport: Transport, artifact: str, expected: Manifest) -> None:
-    """Read the manifest back from the device and hash the artifact there; both must be what was signed here."""
-    place = artifact + SUFFIX
-    done = transport.run(["cat", "--", place], timeout_s=STEP_TIMEOUT_S)
+    """Read the manifest back from the device and hash the artifact there; both must be as signed here."""
+    remote = artifact + SUFFIX
+    done = transport.run(["cat", "--", remote], timeout_s=STEP_TIMEOUT_S)
     if done.code != 0:
         raise ManifestRefused(f"{artifact} has no manifest on the device", hint="push it again")
-    if parse_manifest(done.stdout, f"{place} on the device") != expected:
-        raise ManifestRefused(f"{place} on the device is another artifact's manifest", hint="push it again")
+    if parse_manifest(done.stdout, f"{remote} on the device") != expected:
+        raise ManifestRefused(f"{remote} on the device is another artifact's manifest", hint="push it again")
     found = hash_remote(transport, artifact)
     if found != expected.sha256:
         message = f"{artifact} on the device has SHA-256 {found}, its manifest says {expected.sha256}"
-        raise ManifestRefused(message, hint="something there changes files: see who else writes to its workdir")
+        raise ManifestRefused(message, hint="find out what else writes to the device's workdir")
 
 
 def _check_content(signed: Manifest, where: str) -> None:
@@ -118,12 +118,12 @@ def _check_content(signed: Manifest, where: str) -> None:
 
 
 def _bytes_to_sign(manifest: Manifest) -> bytes:
-    """The canonical text of everything but the signature, with a word before it that no other use of the key has."""
+    """Return the canonical text of everything but the signature, with a prefix that no other use of the key has."""
     return b"rankship manifest\n" + encode(replace(manifest, signature="")).encode()
 
 
 def _load_key() -> "Ed25519PrivateKey":
-    """Read this user's signing key, made at first use; nobody else may read it."""
+    """Read this user's signing key, made at its first use; InputError if others can read it."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     path = user_folder("XDG_CONFIG_HOME", ".config") / "rankship" / "signing-key"
@@ -131,17 +131,17 @@ def _load_key() -> "Ed25519PrivateKey":
         _make_key(path, Ed25519PrivateKey.generate().private_bytes_raw())
     if path.stat().st_mode & _FOREIGN_BITS:
         message = f"the signing key {path} can be read by others, so its signatures prove nothing"
-        hint = "delete it: a new one is made, and `rankship verify` signs anew"
+        hint = "delete it: a new one is made, and `rankship verify` signs again"
         raise InputError(message, hint=hint)
     try:
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text(encoding="ascii").strip()))
     except ValueError:  # its text would show the content
-        message = f"{path} holds no signing key"
-        raise InputError(message, hint="delete it: a new one is made, and `rankship verify` signs anew") from None
+        message = f"{path} is not a signing key"
+        raise InputError(message, hint="delete it: a new one is made, and `rankship verify` signs again") from None
 
 
 def _make_key(path: Path, key: bytes) -> None:
-    """Write a key where none is; of two processes that do so at once, the first one's stays."""
+    """Write a key if there is none; if two processes do so at once, the first one's key stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     write_atomic(temporary, key.hex().encode(), mode=0o600)

@@ -1,4 +1,4 @@
-"""Trials that a meter watches, from the rest before to the rest after; and whether there is such a meter."""
+"""Trials with a power trace, from the rest before to the rest after; and the check that the device has a meter."""
 
 from contextlib import suppress
 
@@ -15,9 +15,9 @@ from rankship_targets.trials.trial import MeteredTrial
 
 
 def measure_metered(session: Session, request: MeasureRequest, meter: Meter, ticket: Ticket) -> MeteredTrial:
-    """Record while a pushed artifact is timed between two rests; the trial stays on the device until it is forgotten.
+    """Record power while a pushed artifact is timed between two rests; the trial stays on the device until `forget`.
 
-    What becomes of the meter or of the way to it is raised when the trial is over.
+    A fault of the meter or its connection is raised when the trial is over.
     """
     meter.start()
     try:
@@ -31,17 +31,17 @@ def measure_metered(session: Session, request: MeasureRequest, meter: Meter, tic
 
 
 def require_meter(device: Device) -> MeterChoice:
-    """Find the meter that the inventory names for a device."""
+    """Return the meter that the inventory names for a device; InputError if it names none."""
     if device.meter is None:
-        hint = f'add [{device.name}.meter] with name = "…" to the inventory (docs/energy.md), or take [energy] out'
-        raise InputError(f"the suite asks for energy, and {device.name} has no meter", hint=hint)
+        hint = f'add [{device.name}.meter] with name = "…" to the inventory (docs/energy.md), or remove [energy]'
+        raise InputError(f"the suite measures energy, but {device.name} has no meter", hint=hint)
     return device.meter
 
 
 def check_meter(session: Session) -> Offer | None:
-    """See that the device's meter can be read now and has the rails that are wanted; gives what it offers.
+    """Check that the device's meter can be read now and has the rails of the inventory; returns what it offers.
 
-    None where it leaves a file, which is looked at when it is read.
+    None for a meter that writes a file, which is checked when it is read.
     """
     device, choice = session.device, require_meter(session.device)
     if choice.file is not None:
@@ -49,15 +49,15 @@ def check_meter(session: Session) -> Offer | None:
     offer = session.open_meter(choice, limit_ms=1).probe()
     if offer.problem:
         message = f"{device.name}: meter {choice.name}: {offer.problem}"
-        raise Lacks(message, hint="choose another meter, or mend what the message says")
+        raise Lacks(message, hint="choose another meter, or fix what the message names")
     known = tuple(channel.name for channel in offer.channels)
     _refuse_rails(choice.rails, known, f"{device.name}: meter {choice.name}")
     return offer
 
 
 def _refuse_rails(wanted: tuple[str, ...], known: tuple[str, ...], where: str) -> None:
-    """Raise InputError where it is not clear which rails are meant; () means the only one."""
+    """Raise InputError unless every wanted rail is known; () means the meter's only rail."""
     missing = [name for name in wanted if name not in known]
     if missing or (not wanted and len(known) != 1):
         message = f"{where} has no rail {missing[0]!r}" if missing else f"{where} has {len(known)} rails"
-        raise InputError(message, hint=f"name those to add up as `rails`, of: {', '.join(known)}")
+        raise InputError(message, hint=f"list the rails to add up as `rails`; the meter has {', '.join(known)}")

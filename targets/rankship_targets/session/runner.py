@@ -1,4 +1,4 @@
-"""Runtimes for the parity gate: the agent in a fresh process, here or on a device."""
+"""Runners for the parity gate: the agent in a fresh process, on this machine or on a device."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ class HostRunner:
         self._threads = threads
         self._device = device or describe_this_machine()
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - the seam's word
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as the protocol names it
         """Run every sample; `into` gets one .npy file per output."""
         output = str(into.resolve() / "output")
         paths = [str(path.resolve()) for path in inputs]
@@ -37,9 +37,9 @@ class HostRunner:
 
 
 class DeviceRunner:
-    """Runs artifacts, proven or not, on a device that a session holds.
+    """Runs artifacts, verified or not, on a device that a session holds.
 
-    `pushed` is SHA-256 → path on the device of files that the session has put there: these are not copied again.
+    `pushed` is SHA-256 → path on the device of files that the session has already copied: these are not copied again.
     """
 
     def __init__(self, session: Session, threads: int = 1, pushed: Mapping[str, str] | None = None) -> None:
@@ -48,7 +48,7 @@ class DeviceRunner:
         self._pushed = pushed or {}
 
     def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as above
-        """Copy what is needed, run every sample there, and bring the outputs into `into`."""
+        """Copy the files, run every sample on the device, and fetch the outputs into `into`."""
         remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
         remotes = [self._session.push_file(path) for path in inputs]
         files, reading = self._session.infer(format, remote, remotes, into, self._threads)
@@ -57,5 +57,5 @@ class DeviceRunner:
 
 def _describe(files: Sequence[Path], reading: RuntimeReading) -> RunOutput:
     if not files:
-        raise CommandFailed("the artifact gave no output", hint="export a model that returns at least one tensor")
+        raise CommandFailed("the artifact has no outputs", hint="export a model that returns at least one tensor")
     return RunOutput(outputs=tuple(map(str, files)), runtime=reading.name, runtime_version=reading.version)

@@ -42,7 +42,7 @@ INFER_TIMEOUT_S = 600.0
 
 
 def stay_silent(_: str) -> None:
-    """Show nobody what happens on the device."""
+    """Ignore messages about the device."""
 
 
 @contextmanager
@@ -53,9 +53,9 @@ def open_session(
     lease_stale_s: int = STALE_S,
     on_news: Callable[[str], None] = stay_silent,
 ) -> Iterator["Session"]:
-    """Connect, take the lease and put the agent in place; `on_news` hears of long waits on the device.
+    """Connect, take the lease and copy the agent; `on_news` is called with a message about each long wait.
 
-    What measuring sets on the device is restored, and the lease given back, on every way out.
+    At the end, and after an error, the device's settings are restored and the lease is released.
     """
     link = Link(device, connect, on_news)
     try:
@@ -68,14 +68,14 @@ def open_session(
                 yield session
         finally:
             lease.give_up()
-            with suppress(TargetError):  # where the way to it is gone, the lease goes stale by itself
+            with suppress(TargetError):  # if the connection is gone, the lease goes stale by itself
                 link.call(lease.release)
     finally:
         link.close()
 
 
 class Session:
-    """Everything that may be done with a device that is held; made by `open_session`."""
+    """Everything that can be done with a device while its lease is held; made by `open_session`."""
 
     def __init__(
         self,
@@ -101,29 +101,29 @@ class Session:
         self._runs = DetachedRuns(device, link, self._agent, workdir, on_news)
 
     def restoring(self) -> AbstractContextManager[None]:
-        """Restore what measuring set on the device on the way out, or what a session that never ended left set."""
+        """Restore the device's settings after the block; before it, those that a killed session left changed."""
         return self._governor.restoring(self._link)
 
     def probe(self) -> Probe:
-        """Ask the agent what the device is and has."""
+        """Return the agent's description of the device."""
         request = {"command": "probe", "workdir": self._workdir}
         return pick(self._link.call(lambda link: self._ask(link, request), patient=True), Probe, self.device)
 
     def push(self, artifact: Path, verified: Verified, *, on_progress: OnProgress | None = None) -> str:
-        """Copy an artifact that was proven and signed, and no other; gives its path on the device.
+        """Copy a verified and signed artifact; returns its path on the device.
 
-        BuildError where it is not the file that was proven, ManifestRefused where this user did not sign that.
+        BuildError if it is not the file that was verified, ManifestRefused if this user did not sign it.
         """
         return self._files.push_artifact(artifact, verified, on_progress)
 
     def push_file(self, path: Path, *, on_progress: OnProgress | None = None) -> str:
-        """Copy any other file, named by its content; gives its path on the device."""
+        """Copy any other file, named by its content; returns its path on the device."""
         return self._files.push_file(path, on_progress)
 
     def infer(
         self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1
     ) -> tuple[list[Path], RuntimeReading]:
-        """Run every sample on the device and bring one .npy file per output home, samples stacked on axis 0."""
+        """Run every sample on the device and fetch one .npy file per output, samples stacked on axis 0."""
         folder = f"{self._workdir}/outputs/{secrets.token_hex(8)}"
         request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads)
 
@@ -143,7 +143,7 @@ class Session:
         return self._link.call(step, retry_timeouts=False, patient=True)
 
     def load(self, artifact_format: Format, artifact: str, threads: int = 1) -> LoadReading:
-        """Load an artifact in a fresh process and run nothing."""
+        """Load an artifact in a fresh process without running it."""
         request = {"command": "load", "format": artifact_format, "artifact": artifact, "threads": threads}
         events = self._link.call(
             lambda link: self._ask(link, request, INFER_TIMEOUT_S), retry_timeouts=False, patient=True
@@ -157,10 +157,10 @@ class Session:
         )
 
     def measure(self, request: MeasureRequest, ticket: Ticket | None = None) -> Trial:
-        """Time a pushed artifact in a fresh process; what was not pushed as verified is refused.
+        """Time a pushed artifact in a fresh process; BuildError if it was not pushed as verified.
 
-        The work goes on where the way to the device breaks, and is found again. With a `ticket` its result stays on
-        the device until `forget`, for another process to find should this one die; what fails is forgotten at once.
+        The measurement goes on while the connection is broken, and is found again. With a `ticket` its result stays on
+        the device until `forget`, so that another process can find it if this one dies; a failed one is removed.
         """
         self._files.refuse_unproven(request)
         retries_before, run = self._link.retries, ticket or make_ticket()
@@ -177,9 +177,9 @@ class Session:
         return trial
 
     def sweep(self, requests: Sequence[MeasureRequest]) -> list[Trial]:
-        """Time several pushed artifacts one after the other in one fresh process; one trial each, in their order.
+        """Time several pushed artifacts one after the other in one fresh process; returns their trials in this order.
 
-        All but artifact and inputs is alike in the requests. Memory is not recorded: the artifacts share a process.
+        The requests differ only in artifact and inputs. Memory is not recorded: the artifacts share a process.
         """
         for request in requests:
             self._files.refuse_unproven(request)
@@ -196,11 +196,11 @@ class Session:
         return [replace(one, peak_rss_bytes=None, runtime_rss_bytes=None) for one in trials]
 
     def open_meter(self, choice: MeterChoice, limit_ms: int) -> Meter:
-        """Make a meter that records beside what is measured here, for no longer than a limit."""
+        """Return a meter that records while this session measures, for at most `limit_ms`."""
         return open_meter(choice, Reach(self.device, self._agent, self._connect, limit_ms))
 
     def profile(self, request: MeasureRequest, runs: int) -> Profiled:
-        """Have the runtime's own profiler look at so many inferences of a pushed artifact; no latency comes of it."""
+        """Profile `runs` inferences of a pushed artifact by the runtime's own profiler; its times are not latencies."""
         self._files.refuse_unproven(request)
         asked = ask_to_profile(request, runs)
         events = self._link.call(lambda link: self._ask(link, asked, request.timeout_s), retry_timeouts=False)
@@ -209,11 +209,11 @@ class Session:
         return pick(events, Profiled, self.device)
 
     def forget(self, ticket: Ticket) -> None:
-        """End a measurement if it goes on, and remove what it left on the device."""
+        """End a measurement if it is still going on, and remove its files from the device."""
         self._runs.forget(ticket.run)
 
     def _carry_out(self, ticket: Ticket, asked: AgentRequest, requests: Sequence[MeasureRequest]) -> list[Event]:
-        """Have a measurement carried out that goes on without us; before each start the device is seen to be ready."""
+        """Carry out a measurement as a detached run; before each start, lease, files and governor are checked."""
 
         def prepare(transport: Transport) -> None:
             self._lease.renew(transport)

@@ -1,6 +1,6 @@
 """Emulated stand-ins for devices: real aarch64 code behind the real transports.
 
-They show that code runs and that the way to it works; their times, temperatures and energies mean nothing.
+They show that the code runs and that the transport works; their times, temperatures and energies mean nothing.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.devices.device import Device
 
-# twin → module:function that starts it (or finds it running in this process) and gives the device that reaches it.
+# twin → module:function that starts it (or finds it running in this process) and returns the device that reaches it.
 TWINS: dict[str, str] = {
     "pi4": "rankship_targets.twin.pi:start_pi",
     "pixel6": "rankship_targets.twin.pixel:start_pixel",

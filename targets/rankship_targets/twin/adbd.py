@@ -1,4 +1,4 @@
-"""The phone's side of adb over TCP: who may connect, and which service answers each stream."""
+"""The phone's side of adb over TCP: authorisation, and the service behind each stream."""
 
 import asyncio
 import os
@@ -12,24 +12,24 @@ from rankship_targets.twin.adbd_sync import serve_files
 from rankship_targets.twin.adbd_wire import MAX_BYTES, VERSION, Stream, Wire
 from rankship_targets.twin.android_files import PROPERTIES
 
-# What is announced must be there: a client uses whatever it is told.
+# Every feature announced here is implemented: a client uses all that are announced.
 FEATURES = "shell_v2,cmd,stat_v2,ls_v2,fixed_push_mkdir"
 _TOKEN, _SIGNATURE, _PUBLIC_KEY = 1, 2, 3
 _SHOWN = ("ro.product.name", "ro.product.model", "ro.product.device")
 
-# Whether a computer must show a key, and what the person before the screen does when a new one asks.
+# Whether a computer needs a key, and what the phone's user does when a new one connects.
 Screen = Literal["open", "accept", "ignore"]
 
 
 class Adbd:
-    """What all connections share: the keys that were accepted."""
+    """The daemon; all its connections share the accepted keys."""
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.keys: set[PublicKey] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one computer until it hangs up."""
+        """Serve one computer until it disconnects."""
         await _Connection(self, Wire(reader, writer)).run()
 
 
@@ -50,9 +50,9 @@ class _Connection:
             async for command, first, second, content in self._wire.packets():
                 if command == "CNXN":
                     self._wire.agree(first, second)
-                    await (self._greet() if self._phone.screen == "open" else self._ask())
+                    await (self._greet() if self._phone.screen == "open" else self._send_token())
                 elif command == "AUTH":
-                    await self._judge(first, content)
+                    await self._authenticate(first, content)
                 elif self._welcome:
                     await self._pass(command, first, second, content)
         finally:
@@ -62,15 +62,15 @@ class _Connection:
                 task.cancel()
             self._wire.close()
 
-    async def _judge(self, kind: int, content: bytes) -> None:
+    async def _authenticate(self, kind: int, content: bytes) -> None:
         if kind == _SIGNATURE:
             known = any(is_signed_by(key, self._token, content) for key in self._phone.keys)
-            await (self._greet() if known else self._ask())  # a new token makes the computer show its key
+            await (self._greet() if known else self._send_token())  # a new token makes the computer send its key
         elif kind == _PUBLIC_KEY and self._phone.screen == "accept":
             self._phone.keys.add(read_key(content))
             await self._greet()
 
-    async def _ask(self) -> None:
+    async def _send_token(self) -> None:
         self._token = os.urandom(TOKEN_BYTES)
         await self._wire.send("AUTH", _TOKEN, 0, self._token)
 
@@ -111,7 +111,7 @@ class _Connection:
 
 
 def _find_service(stream: Stream, destination: str) -> Coroutine[None, None, None] | None:
-    """Choose what answers "shell,v2,raw:command" and its like; a terminal is not offered."""
+    """Return the service for a destination such as "shell,v2,raw:command"; terminals are not supported."""
     name, _, argument = destination.partition(":")
     kind, *flags = name.split(",")
     if kind == "sync":

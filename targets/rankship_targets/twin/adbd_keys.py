@@ -1,12 +1,12 @@
-"""The keys with which a computer shows a phone who it is, in Android's own form."""
+"""The keys by which a computer authenticates to a phone, in Android's own format."""
 
 import base64
 import struct
 from typing import NamedTuple
 
 TOKEN_BYTES = 20
-_KEY_BYTES = 256  # adb knows RSA-2048 only
-# PKCS#1 v1.5: what stands before a SHA-1 digest. The token is signed as if it were one.
+_KEY_BYTES = 256  # adb supports only RSA-2048
+# PKCS#1 v1.5: the prefix of a SHA-1 digest. The token is signed as if it were one.
 _PREFIX = bytes.fromhex("3021300906052b0e03021a05000414")
 
 
@@ -26,7 +26,7 @@ def read_key(text: bytes) -> PublicKey:
 
 
 def is_signed_by(key: PublicKey, token: bytes, signature: bytes) -> bool:
-    """Tell whether the key's owner signed the token."""
+    """Return whether the key's owner signed the token."""
     padding = b"\xff" * (_KEY_BYTES - 3 - len(_PREFIX) - len(token))
     message = pow(int.from_bytes(signature, "big"), key.exponent, key.modulus).to_bytes(_KEY_BYTES, "big")
     return message == b"\0\1" + padding + b"\0" + _PREFIX + token

@@ -1,4 +1,4 @@
-"""adbd's shell: one command per stream, with both outputs and the exit status apart in its second version."""
+"""adbd's shell: one command per stream; its second version separates stdout, stderr and the exit status."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ _CHUNK = 1 << 15
 
 
 class Packet(IntEnum):
-    """What a packet of the second version holds."""
+    """The content of a packet of the second version."""
 
     STDIN = 0
     STDOUT = 1
@@ -70,7 +70,7 @@ async def _drain(stream: Stream, source: asyncio.StreamReader | None, packet: Pa
 
 
 async def _feed(stream: Stream, process: Process, *, packets: bool) -> None:
-    """Pass stdin on; when the computer hangs up, tell the shell so, and only the shell, as adbd does."""
+    """Pass on stdin; when the computer disconnects, send SIGHUP to the shell alone, as adbd does."""
     with suppress(EOFError):
         while True:
             kind, content = await _read_packet(stream) if packets else (Packet.STDIN, await stream.read())
@@ -90,7 +90,7 @@ async def _feed(stream: Stream, process: Process, *, packets: bool) -> None:
 
 
 def _let_go(process: Process) -> None:
-    """Close all pipes: what the shell started meets the end of its stdin, or SIGPIPE, as behind adbd."""
+    """Close all pipes: what the shell started gets the end of its stdin, or SIGPIPE, as under adbd."""
     for end in (0, 1, 2):
         pipe = process._transport.get_pipe_transport(end)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
         if pipe is not None:

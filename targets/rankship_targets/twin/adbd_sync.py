@@ -1,6 +1,6 @@
-"""adbd's file service: status, listing, reading and writing, in the first version and the second where announced.
+"""adbd's file service: status, listing, reading and writing, in the first version and the announced second ones.
 
-The daemon lives inside the device's root as the shell's user, so that the kernel says what may be read and written.
+The daemon runs inside the device's root as the shell's user, so that the kernel decides what may be read and written.
 """
 
 import errno
@@ -19,7 +19,7 @@ _NO_FILE = (0,) * 10
 
 
 async def serve_files(stream: Stream) -> None:
-    """Answer requests until the other side says QUIT or closes."""
+    """Answer requests until the other side sends QUIT or closes."""
     while True:
         tag, size = _HEAD.unpack(await stream.read_exactly(_HEAD.size))
         if tag == b"QUIT":
@@ -52,7 +52,7 @@ def _describe(tag: bytes, path: str, *, follow: bool) -> bytes:
     values: tuple[int, ...] = _NO_FILE
     error = 0
     try:
-        found = os.stat(path, follow_symlinks=follow)  # noqa: PTH116 - names that are no UTF-8
+        found = os.stat(path, follow_symlinks=follow)  # noqa: PTH116 - names that are not UTF-8
         times = (int(found.st_atime), int(found.st_mtime), int(found.st_ctime))
         owner = (found.st_nlink, found.st_uid, found.st_gid, found.st_size)
         values = (found.st_dev, found.st_ino, found.st_mode, *owner, *times)
@@ -93,7 +93,7 @@ def _open(path: str) -> BinaryIO:
 
 
 async def _take(stream: Stream, argument: str) -> None:
-    """Write a file or a link; what goes wrong is said after everything has come, as adb expects."""
+    """Write a file or a link; an error is reported after all data have arrived, as adb expects."""
     path, _, mode_text = argument.rpartition(",")
     mode = int(mode_text)
     problem, file = _create(Path(path), mode)
@@ -117,7 +117,7 @@ async def _take(stream: Stream, argument: str) -> None:
 
 
 def _create(path: Path, mode: int) -> tuple[str, BinaryIO | None]:
-    """Make the folders above and the file; gives what went wrong, or the open file (none for a link)."""
+    """Make the folders above and the file; returns what went wrong, and the open file (None for a link)."""
     try:
         path.parent.mkdir(mode=0o775, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _create(path: Path, mode: int) -> tuple[str, BinaryIO | None]:
 
 
 def _finish(path: Path, mode: int, content: BinaryIO | bytes, mtime_s: int) -> str:
-    """Make the link, or close the file and give it its rights and time; gives what went wrong."""
+    """Make the link, or close the file and set its permissions and time; returns what went wrong."""
     try:
         if isinstance(content, bytes):
             path.symlink_to(os.fsdecode(content.rstrip(b"\0")))

@@ -1,10 +1,10 @@
-"""adb's wire: packets between a computer and a phone, and the streams that share one connection."""
+"""adb's wire protocol: packets between a computer and a phone, and the streams that share one connection."""
 
 import asyncio
 import struct
 from collections.abc import AsyncIterator
 
-VERSION = 0x01000001  # the first that lets checksums be
+VERSION = 0x01000001  # the first version without checksums
 MAX_BYTES = 1 << 20
 _HEADER = struct.Struct("<6I")
 _CHECKED = {"CNXN", "AUTH"}  # sent before the versions are agreed
@@ -21,7 +21,7 @@ class Wire:
         self._turn = asyncio.Lock()
 
     def agree(self, version: int, max_bytes: int) -> None:
-        """Take over what the other side can do."""
+        """Adopt the version and packet size that both sides support."""
         self._version = min(version, VERSION)
         self.max_bytes = min(max_bytes, MAX_BYTES)
 
@@ -36,7 +36,7 @@ class Wire:
             await self._writer.drain()
 
     async def packets(self) -> AsyncIterator[tuple[str, int, int, bytes]]:
-        """Give packets until the other side is gone."""
+        """Yield packets until the other side is gone."""
         while True:
             try:
                 header = await self._reader.readexactly(_HEADER.size)
@@ -49,12 +49,12 @@ class Wire:
             yield number.to_bytes(4, "little").decode("latin-1"), first, second, content
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._writer.close()
 
 
 class Stream:
-    """One of a connection's streams; every packet that is sent waits until the other side has taken it."""
+    """One of a connection's streams; sending a packet waits until the other side has confirmed it."""
 
     def __init__(self, wire: Wire, local: int, remote: int) -> None:
         self.local = local
@@ -76,14 +76,14 @@ class Stream:
             await self._taken.wait()
 
     async def read(self) -> bytes:
-        """Give what came next; empty once the other side has closed."""
+        """Return the next packet's content; empty once the other side has closed."""
         content = await self._arrived.get()
         if content:
             await self._wire.send("OKAY", self.local, self.remote)
         return content
 
     async def read_exactly(self, size: int) -> bytes:
-        """Give so many bytes; EOFError where the other side closes before."""
+        """Return `size` bytes; EOFError if the other side closes before."""
         while len(self._rest) < size:
             content = await self.read()
             if not content:
@@ -93,11 +93,11 @@ class Stream:
         return head
 
     def arrive(self, content: bytes) -> None:
-        """Take a packet in."""
+        """Queue the content of a packet that arrived."""
         self._arrived.put_nowait(content)
 
     def confirm(self) -> None:
-        """Note that the other side took the last packet."""
+        """Note that the other side confirmed the last packet."""
         self._taken.set()
 
     def abort(self) -> None:
@@ -107,7 +107,7 @@ class Stream:
         self._arrived.put_nowait(b"")
 
     async def close(self) -> None:
-        """Close from our side, unless the other did."""
+        """Close the stream, unless the other side has closed it."""
         if not self.closed:
             self.abort()
             await self._wire.send("CLSE", self.local, self.remote)

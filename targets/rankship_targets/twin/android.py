@@ -1,6 +1,6 @@
-"""An Android-like root: mksh and toybox for aarch64 at Android's places, and no C library that a program could find.
+"""An Android-like root: mksh and toybox for aarch64 at Android's paths, and no C library that other programs can find.
 
-The programs are Debian's. toybox's library and loader are hidden where only it finds them, so that a program linked
+The programs are Debian's. toybox's library and loader have paths that only toybox knows, so that a program linked
 against glibc fails here as it does on a phone.
 """
 
@@ -20,7 +20,7 @@ _SHELL = "usr/lib/aarch64-linux-musl/bin/mksh"  # linked statically
 _HIDDEN = "system/lib64/standins"
 _LIBRARIES = {"libc.so.6": "libc.so.6", "libm.so.6": "libm.so.6", "libcrypt.so.1": "libcrypt.so.1"}
 _LOADER = "ld-linux-aarch64.so.1"
-# What names the hidden places takes exactly the room of what named the usual ones.
+# The hidden paths are exactly as long as the usual ones that they replace inside the programs.
 _LOADER_PATHS = (b"/lib/ld-linux-aarch64.so.1\0", b"/system/lib64/standins/ld\0\0")
 _SEARCH_PATHS = (b"/lib/aarch64-linux-gnu/", b"/system/lib64/standins/")
 _FOLDERS = "system/bin system/etc vendor/bin product/bin apex data sdcard storage proc sys dev condition"
@@ -28,7 +28,7 @@ _LINKS = {"bin": "/system/bin", "etc": "/system/etc"}
 
 
 def find_root() -> Path:
-    """Find the root in the user's cache, or make it: some ten seconds and a few megabytes from the package mirror."""
+    """Return the root from the user's cache, or make it: some ten seconds and a few megabytes from the mirror."""
     sources = [Path(__file__), Path(android_files.__file__)]
     made_of = "\n".join(source.read_text(encoding="utf-8") for source in sources)
     return find_or_make("pixel6", made_of, _make) / "root"
@@ -66,11 +66,11 @@ def _build(unpacked: Path, root: Path) -> None:
 
 
 def _replace(source: Path, target: Path, change: tuple[bytes, bytes]) -> None:
-    """Copy a program with another path inside, of the same length."""
+    """Copy a program and replace a path inside it by another of the same length."""
     old, new = change
     content = source.read_bytes()
     if old not in content or len(old) != len(new):
-        raise InputError(f"{source.name} does not name {old!r}", hint="this version of the package is not known here")
+        raise InputError(f"{source.name} does not name {old!r}", hint="this version of the package is not supported")
     target.write_bytes(content.replace(old, new))
 
 

@@ -1,4 +1,4 @@
-"""What the files of a Pixel 6 say, as far as a session reads them; the values are made up and mean nothing."""
+"""The files of a Pixel 6 that a session reads; their values are made up and mean nothing."""
 
 PROPERTIES = {
     "ro.product.model": "Pixel 6",
@@ -37,7 +37,7 @@ case $1 in
   *) echo "Can't find service: $1" >&2; exit 1 ;;
 esac
 """
-# Below /: part of the system, which nobody on the device may write.
+# Below /: part of the system, which is read-only on the device.
 SYSTEM_FILES = {
     "system/build.prop": "".join(f"{key}={value}\n" for key, value in PROPERTIES.items()),
     "system/etc/passwd": "root::0:0:root:/:/system/bin/sh\nshell::2000:2000::/:/system/bin/sh\n",
@@ -75,7 +75,7 @@ Current temperatures from HAL:
 
 
 def list_condition_files() -> dict[str, str]:
-    """Write the files that tell the device's condition; a test may change them while the device runs."""
+    """Return the files of the device's condition, path → text; a test may change them while the device runs."""
     files = {
         "proc/cpuinfo": "".join(_CPUINFO.format(number=number, part=part) for number, (part, _) in enumerate(_CORES)),
         "sys/class/thermal/thermal_zone0/type": "BIG\n",

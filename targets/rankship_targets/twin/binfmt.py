@@ -1,7 +1,7 @@
-"""A room of namespaces in which the kernel runs aarch64 programs through qemu; nothing outside it changes.
+"""A sandbox of namespaces in which the kernel runs aarch64 programs through qemu; nothing outside it changes.
 
-Since Linux 6.7 every user namespace may have a binfmt_misc of its own. On older kernels the room relies on what the
-machine itself has registered.
+Since Linux 6.7 every user namespace may have its own binfmt_misc. On older kernels the sandbox relies on what is
+registered on the machine.
 """
 
 import ctypes
@@ -17,38 +17,38 @@ PIDS, MOUNTS, HOST_NAME = 0x2000_0000, 0x2_0000, 0x400_0000  # clone(2)'s CLONE_
 _USERS = 0x1000_0000  # CLONE_NEWUSER
 NO_SETUID, NO_DEVICES, NO_PROGRAMS = 2, 4, 8  # mount(2)'s
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 0x20, 0x1000, 0x4000, 1 << 18
-# The flags of a mount that a namespace may not take away, as statvfs tells them and as mount(2) wants them.
+# The flags of a mount that a namespace may not remove: statvfs's value → mount(2)'s value.
 _LOCKED = {2: NO_SETUID, 4: NO_DEVICES, 8: NO_PROGRAMS, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 _DETACH = 2  # umount2(2)'s MNT_DETACH
 _PARENT_DEATH_SIGNAL = 1  # prctl(2)'s PR_SET_PDEATHSIG
 _REGISTRY = Path("/proc/sys/fs/binfmt_misc")
-# The first 20 bytes of an aarch64 ELF program and which of their bits count; flags: open the interpreter now, so that
-# it works below every chroot (F), and keep argv[0] (P, O).
+# The first 20 bytes of an aarch64 ELF program and a mask of the bits that count; flags: open the interpreter now, so
+# that it works in every chroot (F), and keep argv[0] (P, O).
 _MAGIC = rb"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK = rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 _ENTRY = b":qemu-aarch64:M::" + _MAGIC + b":" + _MASK + b":" + os.fsencode(INTERPRETER) + b":OCPF"
-_IDS = "0 0 65536\n"  # the room's users are the machine's own
+_IDS = "0 0 65536\n"  # users have the same ids inside and outside
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check_machine(stand_in: str) -> None:
-    """Say in one InputError what this machine lacks for a room."""
+    """Raise an InputError that lists all that this machine lacks for a sandbox."""
     if os.geteuid() != 0:
         raise InputError(f"only root can start {stand_in}", hint="run the command with sudo")
     missing = [] if INTERPRETER.exists() else [str(INTERPRETER)]
     missing += [name for name in ("mmdebstrap", "arch-test") if not shutil.which(name)]
     if missing:
         message = f"{stand_in} needs {' and '.join(missing)}"
-        raise InputError(message, hint=f"apt-get install {PACKAGES}")
+        raise InputError(message, hint=f"run `apt-get install {PACKAGES}`")
 
 
 def enter_room() -> None:
-    """Move this process, which must have one thread, into user and mount namespaces where aarch64 programs run."""
+    """Move this process, which must have only one thread, into namespaces in which aarch64 programs run."""
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     helper = os.fork()
-    if helper == 0:  # only who stays outside may map more than one user
+    if helper == 0:  # only a process outside may map more than one user
         os.close(unshared_write)
         _map_parent(unshared_read, mapped_write)
     os.close(mapped_write)
@@ -56,7 +56,7 @@ def enter_room() -> None:
         unshare(_USERS | MOUNTS)
         os.write(unshared_write, b"x")
     finally:
-        os.close(unshared_write)  # refused: the helper ends too
+        os.close(unshared_write)  # ends the helper also after a refusal
         mapped = os.read(mapped_read, 1)
         os.waitpid(helper, 0)
     if not mapped:
@@ -70,18 +70,18 @@ def enter_room() -> None:
 
 
 def unshare(flags: int) -> None:
-    """Put this process into new namespaces; PIDS holds for its children only."""
+    """Put this process into new namespaces; PIDS applies only to its children."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(source: str, target: Path, kind: str, *, flags: int = 0, options: str = "") -> None:
-    """Put a file system at a place."""
-    words = [os.fsencode(word) or None for word in (source, target, kind)]
-    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
+    """Mount a file system."""
+    names = [os.fsencode(name) or None for name in (source, target, kind)]
+    _check(_libc.mount(*names, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind or source} on {target}")
 
 
 def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
-    """Show `source`, and what is mounted in it, at `target` too; read-only holds for what lies in it directly."""
+    """Bind-mount `source`, with all mounts below it, at `target`; `read_only` does not apply to the mounts below."""
     mount(str(source), target, "", flags=_BIND | _RECURSIVE)
     if read_only:
         kept = sum(flag for seen, flag in _LOCKED.items() if os.statvfs(target).f_flag & seen)
@@ -89,7 +89,7 @@ def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Take a mount, and all that lies on it, out of sight at once."""
+    """Detach a mount, with all mounts below it, at once."""
     _check(_libc.umount2(os.fsencode(target), _DETACH), f"unmount {target}")
 
 
@@ -110,7 +110,7 @@ def _map_parent(unshared: int, mapped: int) -> None:
 
 
 def _register() -> None:
-    """Register qemu in a binfmt_misc of our own; where the kernel has none to give, the machine's must do."""
+    """Register qemu in this namespace's own binfmt_misc; if the kernel offers none, the machine's must have it."""
     try:
         mount("binfmt_misc", _REGISTRY, "binfmt_misc")
         (_REGISTRY / "register").write_bytes(_ENTRY)

@@ -1,4 +1,4 @@
-"""What a Raspberry Pi 4 says of itself in /proc and /sys, as files that qemu shows to every emulated program."""
+"""A Raspberry Pi 4's description in /proc and /sys, as files that qemu shows to every emulated program."""
 
 import uuid
 from pathlib import Path
@@ -67,7 +67,7 @@ def write_board(folder: Path) -> None:
 
 
 def renew_boot_id(folder: Path) -> None:
-    """Let the board look as if it had just been started."""
+    """Give the board a new boot id, as after a start."""
     path = folder / BOOT_ID
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{uuid.uuid4()}\n", encoding="ascii")

@@ -1,4 +1,4 @@
-"""What stand-ins are made from, kept in the user's cache: made once, found ever after, made anew when damaged."""
+"""The files that stand-ins are made from, in the user's cache: made once, and again if they are damaged."""
 
 import fcntl
 import json
@@ -19,19 +19,19 @@ _STAMP = "made.json"
 
 
 def twins_folder() -> Path:
-    """Where everything about stand-ins lies; it may be deleted while none runs."""
+    """Return the folder for all files of stand-ins; it may be deleted while none runs."""
     return user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "twins"
 
 
 def find_storage(name: str) -> Path:
-    """Where a device of this name keeps its files between two processes that use it: its kit, artifacts, results."""
+    """Return where a device of this name keeps its files from one process to the next: kit, artifacts, results."""
     return twins_folder() / "storage" / quote(name, safe="")
 
 
 def find_or_make(name: str, made_of: str, make: Callable[[Path], None]) -> Path:
-    """Give the folder that `make` fills, whole: of two processes one makes it and the other waits.
+    """Return the folder that `make` fills, complete: if two processes need it, one makes it and the other waits.
 
-    `made_of` is a text that changes with everything that goes into it.
+    `made_of` is a text that changes with everything that goes into the folder.
     """
     folder = twins_folder() / f"{name}-{sha256(made_of.encode()).hexdigest()[:16]}"
     with _locked(folder.with_name(f"{folder.name}.lock")):
@@ -41,15 +41,15 @@ def find_or_make(name: str, made_of: str, make: Callable[[Path], None]) -> Path:
 
 
 def print_news(news: str) -> None:
-    """Say on stderr what takes long; the cache makes each of these happen once."""
+    """Report a slow step on stderr; because of the cache, each happens only once."""
     print(f"stand-in: {news}", file=sys.stderr, flush=True)  # noqa: T201 - it is for the user
 
 
 def _make_anew(folder: Path, make: Callable[[Path], None]) -> None:
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a maker that was killed: we hold the lock
-        shutil.rmtree(left, ignore_errors=True)  # a program that it had started may be writing there yet
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # from a process that was killed: this one holds the lock
+        shutil.rmtree(left, ignore_errors=True)  # a program that it had started may still be writing there
     if folder.exists():
-        print_news(f"{folder} is damaged and is made anew")
+        print_news(f"{folder} is damaged and is made again")
         shutil.rmtree(folder)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
@@ -70,7 +70,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _hash_listing(folder: Path) -> str:
-    """SHA-256 over every name with its kind, size and rights: what a lost or a half-written file changes."""
+    """Return the SHA-256 of all names, types, sizes and permissions: a lost or partly written file changes it."""
     lines = []
     for where, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -84,7 +84,7 @@ def _hash_listing(folder: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process at the latest."""
+    """Hold a lock, which ends with the process at the latest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         try:

@@ -10,7 +10,7 @@ _BLOCK = 4
 
 
 def pack_initramfs(folders: list[str], files: Mapping[str, tuple[bytes, int]]) -> bytes:
-    """Pack folders and files (name → content, rights); parents must come before what lies in them."""
+    """Pack folders and files (name → content, permissions); a folder must come before what it contains."""
     entries = [(name, b"", stat.S_IFDIR | 0o755) for name in folders]
     entries += [(name, content, stat.S_IFREG | rights) for name, (content, rights) in files.items()]
     entries.append((_TRAILER, b"", 0))

@@ -1,7 +1,7 @@
-"""An arm64 Debian root with Python, OpenSSH and the runtimes, unpacked without configuring a single package.
+"""An arm64 Debian root with Python, OpenSSH and the runtimes, unpacked without configuring any package.
 
-It holds a user `pi`, a virtual environment /opt/rankship whose Python has the runtimes, and an empty folder BOARD for
-what the board says of itself. Both stand-ins for a Raspberry Pi 4 use it.
+It has a user `pi`, a virtual environment /opt/rankship whose Python has the runtimes, and an empty folder BOARD for
+the files that describe the board. Both stand-ins for a Raspberry Pi 4 use it.
 """
 
 import compileall
@@ -28,7 +28,7 @@ USER, USER_ID = "pi", 1000
 PYTHON = "/opt/rankship/bin/python3"
 PATH = "/opt/rankship/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOARD = "/opt/board"
-# The runtimes at the versions that are tested together on the host, as wheels for Debian's Python.
+# The runtimes, in the versions that are tested together on the host, as wheels for Debian's Python.
 WHEELS = {"ai-edge-litert": "2.3.0", "numpy": "2.4.6", "onnxruntime": "1.31.1", "psutil": "7.2.2"}
 _PYTHON_VERSION = "3.11"
 _GLIBC_MINORS = (34, 28, 27, 17)  # manylinux tags that Debian's glibc 2.36 satisfies, newest first
@@ -94,20 +94,20 @@ _TEXTS = {
 
 
 def find_root() -> Path:
-    """Give the folder with `root`, and in `keys` the private keys `host` and `user`; made where it is missing."""
+    """Return the folder with `root`, and in `keys` the private keys `host` and `user`; it is made if it is missing."""
     return find_or_make("debian", Path(__file__).read_text(encoding="utf-8"), _make)
 
 
 def read_public_key(private: Path) -> str:
-    """Read the public half beside a private key, "ssh-ed25519 AAAA…"."""
+    """Read the public key beside a private key, "ssh-ed25519 AAAA…"."""
     return private.with_suffix(".pub").read_text(encoding="ascii").strip()
 
 
 def run_tool(argv: Sequence[str | Path], *, timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
-    """Run a program of the host that must succeed; the error names the package to install, or its last words."""
+    """Run a program of the host that must succeed; the error names the packages to install, or shows its output."""
     try:
         done = subprocess.run(
-            [str(word) for word in argv],
+            [str(argument) for argument in argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -117,19 +117,19 @@ def run_tool(argv: Sequence[str | Path], *, timeout_s: float, environment: Mappi
             check=False,
         )
     except FileNotFoundError:
-        raise InputError(f"the stand-in needs {argv[0]}", hint=f"apt-get install {HOST_PACKAGES}") from None
+        raise InputError(f"the stand-in needs {argv[0]}", hint=f"run `apt-get install {HOST_PACKAGES}`") from None
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"{argv[0]} did not end within {timeout_s:g} s", hint="try again; is the network slow?"
+            f"{argv[0]} did not end within {timeout_s:g} s", hint="check the network and try again"
         ) from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-1500:]
-        raise InputError(f"{argv[0]} ended with status {done.returncode}: {said}", hint="its own words are above")
+        raise InputError(f"{argv[0]} ended with status {done.returncode}: {said}", hint="its own message is above")
     return done.stdout
 
 
 def unpack_packages(root: Path, packages: Sequence[str]) -> None:
-    """Fetch arm64 packages of the suite, with what they depend on, and unpack them; nothing of them is run."""
+    """Fetch arm64 packages of the suite with their dependencies and unpack them; none of their programs is run."""
     options = ["--quiet", "--mode=root", "--architectures=arm64", "--variant=extract", "--skip=check/qemu"]
     options += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _SKIPPED]
@@ -166,7 +166,7 @@ def _make(folder: Path) -> None:
 
 
 def _add_users(root: Path) -> None:
-    """Write passwd, group and shadow, which the packages' own scripts would."""
+    """Write passwd, group and shadow, as the packages' own scripts would do."""
     masters = {name: (root / f"usr/share/base-passwd/{name}.master").read_text() for name in ("passwd", "group")}
     sshd = "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
     passwd = f"{masters['passwd']}{sshd}{USER}:x:{USER_ID}:{USER_ID}::/home/{USER}:/bin/bash\n"
@@ -179,7 +179,7 @@ def _add_users(root: Path) -> None:
 
 
 def _make_keys(keys: Path, root: Path) -> None:
-    """Make the board's key and the user's, new ones in every cache, and put each where the board looks for it."""
+    """Make new keys for the board and the user, and put each where the board looks for it."""
     keys.mkdir()
     for name in ("host", "user"):
         key = Ed25519PrivateKey.generate()
@@ -199,21 +199,21 @@ def _make_keys(keys: Path, root: Path) -> None:
 
 
 def _install_wheels(root: Path) -> None:
-    """Install the runtimes into the root's virtual environment from outside: pip runs on the host."""
+    """Install the runtimes into the root's virtual environment; pip runs on the host."""
     site = root / f"opt/rankship/lib/python{_PYTHON_VERSION}/site-packages"
     tag = f"cp{_PYTHON_VERSION.replace('.', '')}"
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in _GLIBC_MINORS] + ["manylinux2014_aarch64"]
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site), "--only-binary=:all:"]
-    argv += [word for platform in platforms for word in ("--platform", platform)]
+    argv += [argument for platform in platforms for argument in ("--platform", platform)]
     argv += ["--implementation", "cp", "--python-version", _PYTHON_VERSION, "--no-compile"]
-    argv += [word for abi in (tag, "abi3", "none") for word in ("--abi", abi)]
+    argv += [argument for abi in (tag, "abi3", "none") for argument in ("--abi", abi)]
     run_tool([*argv, *(f"{name}=={version}" for name, version in WHEELS.items())], timeout_s=_PIP_S)
 
 
 def _compile(root: Path) -> None:
-    """Compile what starts of Python would compile anew each time: the user pi may not write beside the sources.
+    """Compile the Python sources: the user pi may not write beside them, so each start would compile them again.
 
-    A host with another Python cannot; programs on its stand-in then start more slowly.
+    A host with another version of Python cannot do this; programs on its stand-in then start more slowly.
     """
     if f"{sys.version_info.major}.{sys.version_info.minor}" != _PYTHON_VERSION:
         return

@@ -1,4 +1,4 @@
-"""Ending a stand-in: its first process is asked to end, and everything of it ends with that."""
+"""Ends a stand-in: all its processes end with its first one."""
 
 import shutil
 import subprocess
@@ -8,9 +8,9 @@ STOP_TIMEOUT_S = 20.0
 
 
 def end_stand_in(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End a stand-in and remove its folder; twice is allowed.
+    """End a stand-in and remove its folder; ending it twice is allowed.
 
-    The process is asked to end, by its stdin where we hold that, and killed where it does not.
+    The process is asked to end, by closing its stdin or by SIGTERM, and killed if it does not end in time.
     """
     if process.stdin is not None:
         process.stdin.close()

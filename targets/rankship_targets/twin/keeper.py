@@ -1,8 +1,8 @@
-"""The process that keeps an emulated Pi: it starts its sshd, starts it again after a reboot, and ends with the host.
+"""The process that keeps an emulated Pi: it starts its sshd, again after a reboot, and ends with the host process.
 
-`python -m rankship_targets.twin.keeper '{…}'` is started by pi.py. Three processes stand above the Pi's own: the keeper
-in a room where aarch64 programs run, one guard per boot, and below it the Pi's first process, with which everything of
-that boot ends. Each dies with the one above, whatever ended that one.
+pi.py starts `python -m rankship_targets.twin.keeper '{…}'`. Three processes are above the Pi's own: the keeper in a
+sandbox where aarch64 programs run, one guard per boot, and below it the Pi's first process, with which all processes
+of that boot end. Each dies with the one above, however that one ends.
 """
 
 import os
@@ -32,7 +32,7 @@ from rankship_targets.twin.binfmt import (
 from rankship_targets.twin.board import renew_boot_id
 
 REBOOTED, ENDED = 10, 11  # a guard's exit status
-BOOT_PAUSE_S = 1.0  # nothing answers while a board starts
+BOOT_PAUSE_S = 1.0  # a board does not answer while it starts
 DISK = "size=2g,mode=755"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "ptmx": "pts/ptmx"}
@@ -40,10 +40,10 @@ _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/se
 
 @record
 class Plan:
-    """What to keep: the unpacked `root` (never written to), `state` for this run's own files, and the first program.
+    """What to run: the unpacked `root` (never written to), `state` for this run's own files, and the first program.
 
-    `board` is where the board's files are seen inside. `storage` is a folder of this host that outlives the Pi, seen at
-    `stored`; None: everything written is forgotten.
+    `board` is the path of the board's files inside the Pi. `storage` is a folder of this host that outlives the Pi, at
+    the path `stored` inside; None: everything written is lost.
     """
 
     host_pid: int
@@ -58,11 +58,11 @@ class Plan:
 
 
 def main() -> None:
-    """Keep the Pi that the JSON in argv describes until the host process ends or says so (SIGTERM)."""
+    """Keep the Pi that the JSON in argv describes until the host process ends or sends SIGTERM."""
     plan = decode(Plan, sys.argv[1], where="the keeper's plan")
     signal.signal(signal.SIGTERM, _leave)
     host = os.pidfd_open(plan.host_pid)
-    if os.getppid() != plan.host_pid:  # it ended before we looked
+    if os.getppid() != plan.host_pid:  # it has already ended
         return
     state = Path(plan.state)
     try:
@@ -73,10 +73,10 @@ def main() -> None:
             time.sleep(BOOT_PAUSE_S)
     finally:
         for name in ("root", "disk"):
-            with suppress(OSError):  # it never came so far
+            with suppress(OSError):  # it was not mounted
                 unmount(state / name)
         shutil.rmtree(state, ignore_errors=True)
-        if os.getppid() != plan.host_pid:  # nobody is left to read why it ended
+        if os.getppid() != plan.host_pid:  # no process is left that reads the log
             state.with_suffix(".log").unlink(missing_ok=True)
 
 
@@ -85,7 +85,7 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def _lay_out(plan: Plan, state: Path) -> None:
-    """Put the Pi's disk together: the unpacked root below, what is written above it, in memory."""
+    """Mount the Pi's disk: the unpacked root, with everything written kept in memory."""
     disk, root = state / "disk", state / "root"
     disk.mkdir()
     root.mkdir()
@@ -112,7 +112,7 @@ def _lay_out(plan: Plan, state: Path) -> None:
 
 
 def _boot(plan: Plan, host: int) -> int:
-    """Start a guard and wait for it, or for the host's end; gives the guard's exit status."""
+    """Start a guard and wait for its end or the host's; returns the guard's exit status, or ENDED."""
     guard = os.fork()
     if guard == 0:
         _guard(plan)
@@ -123,14 +123,14 @@ def _boot(plan: Plan, host: int) -> int:
     try:
         happened = dict(poll.poll())
     finally:
-        os.kill(guard, signal.SIGTERM)  # not reaped yet: the number is still its own
+        os.kill(guard, signal.SIGTERM)  # not reaped yet, so the pid is still its own
         status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
         os.close(ended)
     return ENDED if host in happened else status
 
 
 def _guard(plan: Plan) -> None:
-    """Run one boot in namespaces of its own and tell by the exit status how it ended."""
+    """Run one boot in its own namespaces; the exit status says how it ended."""
     status = ENDED
     try:
         die_with_parent()

@@ -1,7 +1,8 @@
-"""The system stand-in for a Raspberry Pi 4: a virtual machine of four Cortex-A72 with a kernel of its own.
+"""The system stand-in for a Raspberry Pi 4: a virtual machine with four Cortex-A72 cores and its own kernel.
 
-It boots, reboots and counts its memory truly, and its network can be spoiled from inside (sch_netem is loaded). With
-`icount` it has one core whose clock moves one nanosecond per instruction: what it then times are instructions.
+It really boots and reboots, its memory figures are real, and its network can be degraded from inside (sch_netem is
+loaded). With `icount` it has one core whose clock advances one nanosecond per instruction: times are then
+instruction counts.
 """
 
 import os
@@ -27,7 +28,7 @@ _APPEND = "console=ttyAMA0 quiet mitigations=off audit=0 panic=5"
 
 @dataclass(frozen=True)
 class Machine:
-    """A booted machine; it ends with this process at the latest, and forgets what was written to its disk."""
+    """A booted machine; it ends with this process at the latest, and what was written to its disk is lost."""
 
     device: Device
     icount: bool
@@ -36,18 +37,18 @@ class Machine:
 
     @property
     def serial_log(self) -> Path:
-        """What the kernel and the first program say; gone after `stop`."""
+        """The output of the kernel and the first program; it is gone after `stop`."""
         return self.folder / "serial.log"
 
     def await_answer(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
-        """Wait until the machine's SSH server speaks, as after a reboot; Unreachable with its last words otherwise."""
+        """Wait until the machine's SSH server answers, as after a reboot; else Unreachable with its last output."""
         if not await_banner(self.device.port, alive=lambda: self.process.poll() is None, timeout_s=timeout_s):
             logs = [path.read_text(errors="replace")[-1000:] for path in (self.serial_log, self.folder / "qemu.log")]
             message = f"{self.device.name} did not answer within {timeout_s:g} s: {' '.join(logs).strip()}"
-            raise Unreachable(message, hint="the machine's own last words are above")
+            raise Unreachable(message, hint="the machine's last output is above")
 
     def stop(self) -> None:
-        """Pull the plug; stopping twice is allowed."""
+        """Stop the machine at once, as if its plug were pulled; stopping twice is allowed."""
         end_stand_in(self.process, self.folder)
 
     def __enter__(self) -> Self:
@@ -60,7 +61,7 @@ class Machine:
 
 
 def boot(*, icount: bool = False, name: str = "system-pi") -> Machine:
-    """Boot a machine and wait until its SSH server speaks; `device` of what comes back reaches it."""
+    """Boot a machine and wait until its SSH server answers; the result's `device` reaches it."""
     made = find_machine_files()
     port = find_free_port()
     folder = Path(tempfile.mkdtemp(prefix="rankship-machine-"))

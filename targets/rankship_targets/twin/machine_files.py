@@ -1,4 +1,4 @@
-"""What the system stand-in boots from: a Debian kernel for arm64, a first file system, a disk and device trees."""
+"""The files that the system stand-in boots from: an arm64 Debian kernel, an initramfs, a disk and device trees."""
 
 import re
 import shutil
@@ -12,11 +12,11 @@ from rankship_targets.twin.debian_root import find_root, run_tool, unpack_packag
 
 QEMU = "qemu-system-aarch64"
 PACKAGES = "qemu-system-arm device-tree-compiler e2fsprogs"
-TOOLS = "/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # where they are, whoever asks
+TOOLS = "/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # whatever the caller's PATH is
 CORE_COUNTS = (4, 1)
 DISK_BYTES = 2 << 30
 _KERNEL = "linux-image-cloud-arm64"
-# What the first file system must load, where the kernel has not built it in; what these need themselves is found.
+# The modules that the initramfs must load, unless the kernel has them built in; their dependencies are found.
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "sch_netem")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _INIT = """#!/bin/busybox sh
@@ -45,24 +45,24 @@ while :; do sleep 1000 & wait; done
 
 
 def find_machine_files() -> Path:
-    """Give the folder with `vmlinuz`, `initrd`, `root.img`, and `pi-4.dtb`, `pi-1.dtb` for as many cores.
+    """Return the folder with `vmlinuz`, `initrd`, `root.img`, and `pi-4.dtb`, `pi-1.dtb` for four cores and one core.
 
-    Its `keys` are those of the Debian root that the disk holds.
+    Its `keys` are those of the Debian root on the disk.
     """
     root = find_root()
-    made_of = "\n".join([root.name, *(Path(room).read_text() for room in (__file__, cpio.__file__, board.__file__))])
+    made_of = "\n".join([root.name, *(Path(file).read_text() for file in (__file__, cpio.__file__, board.__file__))])
     return find_or_make("machine", made_of, lambda folder: _make(folder, root))
 
 
 def describe_machine(cores: int) -> list[str]:
-    """Give qemu's arguments that make the machine itself, which its device tree must agree with."""
+    """Return qemu's arguments for the machine itself, with which its device tree must agree."""
     return ["-cpu", "cortex-a72", "-smp", str(cores), "-m", "2G", "-nodefaults", "-display", "none"]
 
 
 def _make(folder: Path, made: Path) -> None:
     for tool in (QEMU, "fdtput", "mke2fs"):
         if not shutil.which(tool, path=TOOLS):
-            raise InputError(f"the system stand-in needs {tool}", hint=f"apt-get install {PACKAGES}")
+            raise InputError(f"the system stand-in needs {tool}", hint=f"run `apt-get install {PACKAGES}`")
     print_news("unpacking a kernel for arm64, once (about 30 s)")
     kernel = folder / "kernel"
     unpack_packages(kernel, [_KERNEL])
@@ -74,7 +74,7 @@ def _make(folder: Path, made: Path) -> None:
     disk = folder / "root.img"
     with disk.open("wb") as stream:
         stream.truncate(DISK_BYTES)
-    # With a journal, as a board's card has one: a machine that is reset in mid-write must come up again.
+    # With a journal, as on a board's card: a machine that is reset while writing must boot again.
     run_tool(["/sbin/mke2fs", "-q", "-t", "ext4", "-J", "size=8", "-d", made / "root", disk], timeout_s=300)
     for cores in CORE_COUNTS:
         _write_tree(folder / f"pi-{cores}.dtb", cores)
@@ -103,7 +103,7 @@ def _pack_initramfs(kernel: Path, root: Path, board_folder: Path) -> bytes:
 
 
 def _order_modules(found: Mapping[str, Path]) -> list[str]:
-    """Sort the modules so that each comes after those that it names as its needs."""
+    """Return the modules in an order in which each comes after those that it depends on."""
     order: list[str] = []
 
     def add(name: str) -> None:
@@ -120,7 +120,7 @@ def _order_modules(found: Mapping[str, Path]) -> list[str]:
 
 
 def _write_tree(path: Path, cores: int) -> None:
-    """Let qemu write the device tree of its machine, and name it a Raspberry Pi 4."""
+    """Write the device tree of qemu's machine, with the model set to a Raspberry Pi 4."""
     run_tool([QEMU, "-M", f"virt,gic-version=2,dumpdtb={path}", *describe_machine(cores)], timeout_s=60)
     run_tool(["fdtput", "-t", "s", path, "/", "model", board.MODEL], timeout_s=60)
     run_tool(["fdtput", "-t", "s", path, "/", "compatible", *board.COMPATIBLE, "linux,dummy-virt"], timeout_s=60)

@@ -1,7 +1,7 @@
 """The emulated phone's processes: `python -m rankship_targets.twin.phone ROOT FOLDER SCREEN`.
 
-Prints {"port": of the phone, "server": port of an adb server of its own}, and ends when its stdin does: whoever
-started it may die in any way, and nothing is left behind.
+Prints {"port": of the phone, "server": port of its own adb server}, and ends when its stdin ends: no process is left
+behind, however the process that started it dies.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ SDCARD_BYTES = 8_000_000
 _GROUPS = (1004, 1007, 1011, 1015, 1028, 3001, 3002, 3003, 3006)
 _DEVICES = ("null", "zero", "random", "urandom", "full", "tty")
 _USB = Path("/dev/bus/usb")
-# What makes every program of the phone see its processor and its kernel.
+# The processor and the kernel that every program of the phone sees.
 EMULATION = {"QEMU_CPU": "cortex-a76", "QEMU_UNAME": "5.10.157-android13-4-rankship-twin"}
 
 
@@ -43,7 +43,7 @@ def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
     """Run the phone until stdin ends."""
     phone, server = _listen(), _listen()
     ports = {"port": phone.getsockname()[1], "server": server.getsockname()[1]}
-    server.close()  # the number is adb's own now
+    server.close()  # adb uses this port from here on
 
     def become_first() -> int:
         die_with_parent()
@@ -56,12 +56,12 @@ def main(root: Path, folder: Path, screen: Screen, adb: str) -> int:
         return _reap_until(daemon)
 
     enter_room()
-    unshare(PIDS | HOST_NAME)  # with the first process inside, everything inside ends
+    unshare(PIDS | HOST_NAME)  # all processes inside end with the first one
     return os.waitstatus_to_exitcode(os.waitpid(_fork(become_first), 0)[1])
 
 
 def _fork(job: Callable[[], int]) -> int:
-    """Run `job` in a child process, which ends with what it gives, and without its parent's clean-up."""
+    """Run `job` in a child process, which exits with its result and without the parent's clean-up."""
     child = os.fork()
     if child == 0:
         status = 70  # sysexits' "internal error"
@@ -75,7 +75,7 @@ def _fork(job: Callable[[], int]) -> int:
 
 
 def _reap_until(child: int) -> int:
-    """Wait as a first process must: for every orphan, until `child` ends; gives its exit status."""
+    """Wait for every orphan, as a first process must, until `child` ends; returns the exit status of `child`."""
     while True:
         pid, status = os.wait()
         if pid == child:
@@ -93,28 +93,28 @@ def _end_with_stdin() -> None:
 
 
 def _set_up(root: Path, folder: Path) -> None:
-    """Put the phone together: its system read-only, everything else from the folder of this run."""
-    place = folder / "root"
-    bind(root, place, read_only=True)
-    bind(folder / "data", place / "data")
+    """Mount the phone's files: its system read-only, everything else from the folder of this run."""
+    inside = folder / "root"
+    bind(root, inside, read_only=True)
+    bind(folder / "data", inside / "data")
     condition = folder / "condition"
-    bind(condition, place / "condition", read_only=True)
-    bind(condition / "sys", place / "sys", read_only=True)
-    mount("proc", place / "proc", "proc")
-    bind(condition / "proc/cpuinfo", place / "proc/cpuinfo", read_only=True)
-    mount("tmpfs", place / "dev", "tmpfs", flags=NO_SETUID)
+    bind(condition, inside / "condition", read_only=True)
+    bind(condition / "sys", inside / "sys", read_only=True)
+    mount("proc", inside / "proc", "proc")
+    bind(condition / "proc/cpuinfo", inside / "proc/cpuinfo", read_only=True)
+    mount("tmpfs", inside / "dev", "tmpfs", flags=NO_SETUID)
     for name in _DEVICES:
-        (place / "dev" / name).touch()
-        bind(Path("/dev", name), place / "dev" / name)
+        (inside / "dev" / name).touch()
+        bind(Path("/dev", name), inside / "dev" / name)
     card = f"size={SDCARD_BYTES},uid={SHELL_USER},gid={SHELL_USER},mode=770"
-    mount("tmpfs", place / "sdcard", "tmpfs", flags=NO_SETUID | NO_DEVICES | NO_PROGRAMS, options=card)
-    if _USB.is_dir():  # two adb servers that see one cable take it from each other
+    mount("tmpfs", inside / "sdcard", "tmpfs", flags=NO_SETUID | NO_DEVICES | NO_PROGRAMS, options=card)
+    if _USB.is_dir():  # two adb servers that see one cable would compete for it
         mount("tmpfs", _USB, "tmpfs")
     socket.sethostname("oriole")
 
 
 def _serve_adb(adb: str, folder: Path, port: int) -> int:
-    """Become an adb server that knows nobody's keys and looks for no emulator."""
+    """Run an adb server that has no keys and looks for no emulators."""
     environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
     with (folder / "adb.log").open("wb") as log:
         command = [adb, "-L", f"tcp:localhost:{port}", "nodaemon", "server"]
@@ -123,9 +123,9 @@ def _serve_adb(adb: str, folder: Path, port: int) -> int:
         ).returncode
 
 
-def _serve_phone(listener: socket.socket, place: Path, screen: Screen) -> int:
+def _serve_phone(listener: socket.socket, root: Path, screen: Screen) -> int:
     os.environ.update(EMULATION)
-    os.chroot(place)
+    os.chroot(root)
     os.chdir("/")
     os.setgroups(_GROUPS)
     os.setgid(SHELL_USER)

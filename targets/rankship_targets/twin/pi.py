@@ -1,7 +1,7 @@
-"""The everyday stand-in for a Raspberry Pi 4: Debian's own arm64 programs, translated by qemu, behind a real sshd.
+"""The usual stand-in for a Raspberry Pi 4: Debian's own arm64 programs, translated by qemu, behind a real sshd.
 
-It shows that code runs on a Cortex-A72 and that the way to it works. Its times, its temperature and its memory figures
-mean nothing; the system stand-in (machine.py) has true memory figures.
+It shows that the code runs on a Cortex-A72 and that the transport works. Its times, temperature and memory figures mean
+nothing; the system stand-in (machine.py) has real memory figures.
 """
 
 import atexit
@@ -38,7 +38,7 @@ from rankship_targets.twin.keeper import Plan
 
 START_TIMEOUT_S = 60.0
 EMULATION = {"QEMU_CPU": "cortex-a72", "QEMU_LD_PREFIX": BOARD, "QEMU_UNAME": KERNEL, "PATH": PATH}
-# What an inventory's entry says of a Pi that may run already.
+# The keys of the inventory's entry that also apply to a Pi that is already running.
 _OF_THE_ENTRY = ("workdir", "cpus", "governor", "cool_below_mc", "twin", "label")
 _SSHD = ("/usr/sbin/sshd", "-D", "-e", "-o", "ListenAddress=127.0.0.1")
 _SETTINGS = {
@@ -57,7 +57,7 @@ class _Running:
     keeper: subprocess.Popen[bytes]
     state: Path
     device: Device
-    owner_pid: int  # a forked child inherits this table and must end nothing
+    owner_pid: int  # a forked child inherits this table and must not end these
 
 
 _RUNNING: dict[str, _Running] = {}
@@ -65,9 +65,9 @@ _STARTING = threading.Lock()
 
 
 def start_pi(device: Device) -> Device:
-    """Start a Pi of this name unless this process runs it already; it ends with this process, whatever ends that.
+    """Start a Pi of this name unless this process already runs it; it ends with this process in any case.
 
-    One of the inventory finds again what it stored below ~/.cache; others start afresh.
+    A Pi of the inventory keeps what it stored below ~/.cache; others start empty.
     """
     with _STARTING:
         running = _RUNNING.get(device.name)
@@ -81,7 +81,7 @@ def start_pi(device: Device) -> Device:
 
 
 def stop_pi(device: Device) -> None:
-    """End the Pi of this name, as if its plug were pulled; what was written to its disk is gone."""
+    """End the Pi of this name, as if its plug were pulled; what was written to its disk is lost."""
     with _STARTING:
         running = _RUNNING.pop(device.name, None)
         if running is not None and running.owner_pid == os.getpid():
@@ -89,12 +89,12 @@ def stop_pi(device: Device) -> None:
 
 
 def overlay_folder(device: Device) -> Path:
-    """Find the board's files of a running Pi on this host (board.py names them): what is written here, it shows."""
+    """Return where this host keeps a running Pi's board files (named in board.py): the Pi shows changes to them."""
     return _find(device).state / "board"
 
 
 def log_file(device: Device) -> Path:
-    """Find what a running Pi's sshd and its keeper say."""
+    """Return the log of a running Pi's sshd and keeper."""
     return _find(device).state.with_suffix(".log")
 
 
@@ -109,7 +109,7 @@ def _start(device: Device) -> _Running:
     made = find_root()
     port = find_free_port()
     folder = twins_folder() / "running"
-    _sweep(folder)
+    _remove_leftovers(folder)
     state = folder / f"{device.name}-{os.getpid()}-{secrets.token_hex(4)}"
     state.mkdir(parents=True)
     write_board(state / "board")
@@ -121,13 +121,13 @@ def _start(device: Device) -> _Running:
         storage=str(_make_storage(device)) if device.twin is not None else None,
         stored=f"/home/{USER}/.cache",
         host_name="raspberrypi",
-        argv=(*_SSHD, "-p", str(port), *(word for pair in _SETTINGS.items() for word in ("-o", "=".join(pair)))),
+        argv=(*_SSHD, "-p", str(port), *(part for pair in _SETTINGS.items() for part in ("-o", "=".join(pair)))),
         environment=EMULATION,
     )
     argv = [sys.executable, "-m", "rankship_targets.twin.keeper", encode(plan)]
     log = state.with_suffix(".log")  # beside the folder, which the keeper removes
     with log.open("wb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # the keeper inherits it: held as long as anything of this Pi runs
+        fcntl.flock(stream, fcntl.LOCK_EX)  # the keeper inherits it, so it is held while any process of this Pi runs
         keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
     reached = replace(
         device,
@@ -148,15 +148,15 @@ def _start(device: Device) -> _Running:
 
 
 def _make_storage(device: Device) -> Path:
-    """Make what a Pi of the inventory finds again at its next start, as a board does on its card."""
+    """Make the folder that a Pi of the inventory keeps from one start to the next, like a board's card."""
     folder = find_storage(device.name)
     folder.mkdir(parents=True, exist_ok=True)
     os.chown(folder, USER_ID, USER_ID)
     return folder
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a keeper that was killed could not: a few kilobytes beside a log that nobody holds any more."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed keeper left: a few kilobytes, beside a log that no process locks any more."""
     for log in folder.glob("*.log"):
         with suppress(OSError), log.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +165,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _end(running: _Running) -> None:
-    """End the keeper, which takes everything of the Pi's with it."""
+    """End the keeper, and with it all processes of the Pi."""
     end_stand_in(running.keeper, running.state)
     running.state.with_suffix(".log").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""A stand-in for a Pixel 6: real aarch64 programs of an Android-like system, behind the real adb protocol."""
+"""The stand-in for a Pixel 6: real aarch64 programs of an Android-like system, behind the real adb protocol."""
 
 import atexit
 import json
@@ -32,7 +32,7 @@ _POLL_S = 0.05
 
 
 def start_pixel(device: Device) -> Device:
-    """Start the phone, unless this process did so for a device of this name, and give the device that reaches it."""
+    """Start the phone, unless this process already runs it for this name; returns the device that reaches it."""
     with _turn:
         phone = _running.get(device.name)
         if phone is None or phone.process.poll() is not None:
@@ -42,7 +42,7 @@ def start_pixel(device: Device) -> Device:
 
 @record
 class Phone:
-    """A running stand-in; `folder` holds what the device can write (data/) and its condition (condition/)."""
+    """A running stand-in; in `folder`, data/ is what the device can write and condition/ its condition."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -50,12 +50,12 @@ class Phone:
     server_port: int
 
     def stop(self) -> None:
-        """End the phone and its adb server as a cut cable would; what was written is forgotten without a storage."""
+        """End the phone and its adb server at once; without a storage, what was written is lost."""
         end_stand_in(self.process, self.folder)
 
 
 def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
-    """Start a phone; it ends with this process. What is written to it lasts only where a `storage` is named."""
+    """Start a phone; it ends with this process. What is written to it is kept only in a `storage`."""
     check_machine(STAND_IN)
     root = find_root()
     folder = Path(tempfile.mkdtemp(prefix="rankship-pixel6-"))
@@ -75,7 +75,7 @@ def launch_phone(screen: Screen = "open", storage: Path | None = None) -> Phone:
 
 
 def reach(phone: Phone, device: Device) -> Device:
-    """Say how a device is reached that this phone plays: over the phone's own adb server."""
+    """Return the device that reaches this phone, over the phone's own adb server."""
     return replace(
         device, transport="adb", serial=f"127.0.0.1:{phone.port}", host="127.0.0.1", port=phone.server_port, twin=None
     )
@@ -86,7 +86,7 @@ _running: dict[str, Phone] = {}
 
 
 def _furnish(folder: Path, storage: Path | None) -> None:
-    """Make what belongs to one run: the device's writable folders and the files that tell its condition."""
+    """Make the files of one run: the device's writable folders and the files of its condition."""
     data = folder / "data"
     if storage is not None:
         storage.mkdir(parents=True, exist_ok=True)
@@ -108,12 +108,12 @@ def _await_ports(process: subprocess.Popen[bytes], folder: Path) -> dict[str, in
         raise AssertionError
     ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
     if not ready:
-        message = f"the Pixel's twin did not start within {START_TIMEOUT_S:g} s"
-        raise TargetTimeout(message, hint="see whether the machine is overloaded")
+        message = f"{STAND_IN} did not start within {START_TIMEOUT_S:g} s"
+        raise TargetTimeout(message, hint="check whether the machine is overloaded")
     line = process.stdout.readline()
     if not line:
         said = (folder / "log").read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
-        message = f"the Pixel's twin did not start: {said}"
+        message = f"{STAND_IN} did not start: {said}"
         raise Lacks(message, hint="it needs root, Linux 6.7 or newer, and user namespaces allowed")
     ports: dict[str, int] = json.loads(line)
     return ports
@@ -126,4 +126,5 @@ def _await_server(port: int, folder: Path) -> None:
             return
         time.sleep(_POLL_S)
     said = (folder / "adb.log").read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
-    raise TargetTimeout(f"the twin's adb server did not start: {said}", hint="see whether the machine is overloaded")
+    message = f"the adb server of {STAND_IN} did not start: {said}"
+    raise TargetTimeout(message, hint="check whether the machine is overloaded")

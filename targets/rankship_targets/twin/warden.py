@@ -1,6 +1,6 @@
 """`python -m rankship_targets.twin.warden HOST_PID PROGRAM …` runs a program that must not outlive its host process.
 
-A signal on the parent's death alone would not do: it comes when the *thread* that started the child ends.
+PR_SET_PDEATHSIG alone is not enough: its signal comes when the *thread* that started the child ends.
 """
 
 import os
@@ -12,10 +12,10 @@ from rankship_targets.twin.binfmt import die_with_parent
 
 
 def main() -> None:
-    """Run the program until it ends, its host ends, or somebody ends us: the kernel then ends the program."""
+    """Run the program until it ends or its host ends; if this process ends, the kernel ends the program."""
     host_pid, argv = int(sys.argv[1]), sys.argv[2:]
     host = os.pidfd_open(host_pid)
-    if os.getppid() != host_pid:  # it ended before we looked
+    if os.getppid() != host_pid:  # it has already ended
         return
     child = os.fork()
     if child == 0:
@@ -30,7 +30,7 @@ def main() -> None:
     for descriptor in (host, ended):
         poll.register(descriptor, select.POLLIN)
     poll.poll()
-    os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
+    os.kill(child, signal.SIGKILL)  # not reaped yet, so the pid is still its own
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
 
 

@@ -1,4 +1,4 @@
-"""The verbs about devices; what they need is imported when they run."""
+"""The commands `rankship devices` and `rankship doctor`; what they need is imported when they run."""
 
 import argparse
 import sys
@@ -21,18 +21,19 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def devices(argv: list[str]) -> int:
     """`rankship devices [add|remove]`: list the inventory, or change it."""
     parser = start_parser("devices", "List the devices, add one, remove one.", "--inventory")
-    again = [share("--inventory", again=True)]  # accepted before the verb and after it
+    again = [share("--inventory", again=True)]  # accepted before and after add or remove
     verbs = parser.add_subparsers(dest="change", metavar="add|remove")
     add = verbs.add_parser("add", help="pin a device's identity and write its entry", parents=again)
-    add.add_argument("name", help="what to call it")
+    add.add_argument("name", help="the device's name in the inventory")
     add.add_argument("address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH")
     add.add_argument("--adb", metavar="SERIAL", help="a phone instead, as `adb devices` prints it")
     add.add_argument("--twin", choices=sorted(TWIN_TRANSPORTS), help="an emulated stand-in instead, to try things out")
     add.add_argument("--key", type=Path, metavar="FILE", help="private key (default: the SSH agent, the usual files)")
-    add.add_argument("--jump", metavar="NAME", help="the device of the inventory to go through")
+    add.add_argument("--jump", metavar="NAME", help="the device of the inventory that is the jump host")
     add.add_argument("--python", metavar="PATH", help="the interpreter on the device (default: python3)")
-    add.add_argument("--fingerprint", metavar="SHA256:…", help="what the board's own console says; asked for if absent")
-    remove = verbs.add_parser("remove", help="take a device's entry out", parents=again)
+    confirm = "the key's fingerprint at the board's own console (default: ask to compare it)"
+    add.add_argument("--fingerprint", metavar="SHA256:…", help=confirm)
+    remove = verbs.add_parser("remove", help="remove a device's entry", parents=again)
     remove.add_argument("name")
     arguments = parse(parser, argv)
     if arguments.change == "add":
@@ -49,7 +50,7 @@ def devices(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     """Probe a device and print every check; exit status 4 if one failed."""
-    parser = start_parser("doctor", "Say why a device would give bad numbers.", "--inventory")
+    parser = start_parser("doctor", "Check a device for everything that could spoil its numbers.", "--inventory")
     parser.add_argument("device", help="a name from `rankship devices`")
     arguments = parse(parser, argv)
     device = find_device(arguments.device, arguments.inventory)
@@ -68,13 +69,13 @@ def doctor(argv: list[str]) -> int:
 
 
 def _examine(device: "Device") -> "list[Check]":
-    """Every check, those of the way to the device first; an answer ends its quarantine."""
+    """Return all checks, those of the connection first; a device that answers leaves its quarantine."""
     from rankship_targets.devices import quarantine
     from rankship_targets.enrol.doctor import Check, examine, examine_clock
     from rankship_targets.session.session import open_session
 
     troubles = quarantine.read_troubles(device)
-    way = _examine_way(device)
+    checks = _examine_attachment(device)
     try:
         with open_session(device) as session:
             asked_ns = time.time_ns()
@@ -84,21 +85,21 @@ def _examine(device: "Device") -> "list[Check]":
     except TargetError as failure:
         finding = f"{type(failure).__name__}: {failure}"
         name = "equipment" if isinstance(failure, Lacks) else "reachable"
-        way.append(Check(name=name, verdict="fail", finding=finding, advice=failure.hint))
+        checks.append(Check(name=name, verdict="fail", finding=finding, advice=failure.hint))
         if troubles:
-            advice = "mend what is said above, then run `rankship doctor` again"
+            advice = "fix the fault above, then run `rankship doctor` again"
             finding = quarantine.describe(troubles)
-            way.append(Check(name="quarantine", verdict="fail", finding=finding, advice=advice))
-        return way
-    way.append(Check(name="reachable", verdict="ok", finding=f"over {device.transport}"))
+            checks.append(Check(name="quarantine", verdict="fail", finding=finding, advice=advice))
+        return checks
+    checks.append(Check(name="reachable", verdict="ok", finding=f"over {device.transport}"))
     if troubles:
         quarantine.clear(device)
-        way.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
-    return [*way, *examine(device, probe), *meter, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+        checks.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
+    return [*checks, *examine(device, probe), *meter, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
 
 
 def _examine_meter(session: "Session") -> "list[Check]":
-    """Whether the meter that the inventory names can be read, and which rails it has."""
+    """Check whether the meter that the inventory names can be read, and which rails it has."""
     from rankship_targets.enrol.doctor import Check
     from rankship_targets.session.metered import check_meter
 
@@ -110,14 +111,14 @@ def _examine_meter(session: "Session") -> "list[Check]":
     except (InputError, Lacks) as failure:
         return [Check(name="meter", verdict="warn", finding=str(failure), advice=failure.hint)]
     if offer is None:
-        return [Check(name="meter", verdict="ok", finding=f"{choice.name}: its file is read as each trial ends")]
+        return [Check(name="meter", verdict="ok", finding=f"{choice.name}: its file is read after each trial")]
     rails = " + ".join(choice.rails or [channel.name for channel in offer.channels])
     finding = "; ".join([f"{choice.name} ({offer.provenance}): {rails}", *offer.notes])
     return [Check(name="meter", verdict="ok", finding=finding)]
 
 
-def _examine_way(device: "Device") -> "list[Check]":
-    """What can be seen of a phone without asking it."""
+def _examine_attachment(device: "Device") -> "list[Check]":
+    """Check what adb sees of a phone, without connecting to it."""
     if device.transport != "adb" or device.twin is not None:
         return []
     from rankship_targets.enrol.doctor import examine_attached
@@ -127,13 +128,13 @@ def _examine_way(device: "Device") -> "list[Check]":
 
 
 def _add(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be written first, then pin, probe and write."""
-    if sum(way is not None for way in (arguments.address, arguments.adb, arguments.twin)) != 1:
-        raise InputError("say how the device is reached", hint="one of USER@HOST[:PORT], --adb SERIAL, --twin NAME")
+    """Add a device: refuse an entry that cannot be written, then pin, probe and write."""
+    if sum(address is not None for address in (arguments.address, arguments.adb, arguments.twin)) != 1:
+        raise InputError("name one way to the device", hint="give USER@HOST[:PORT], --adb SERIAL or --twin NAME")
     ssh_flags = ("key", "jump", "python", "fingerprint")
     given = [f"--{flag}" for flag in ssh_flags if getattr(arguments, flag) is not None]
     if given and arguments.address is None:
-        raise InputError(f"{', '.join(given)}: only for a board over SSH", hint="leave it out")
+        raise InputError(f"{', '.join(given)}: only for a board over SSH", hint="remove it")
 
     from dataclasses import replace
 
@@ -157,13 +158,13 @@ def _add(arguments: argparse.Namespace) -> None:
 
 
 def _ask(question: str) -> str:
-    """Ask on the terminal; where there is none, the answer can only come with --fingerprint."""
+    """Ask the user on the terminal; InputError if there is none."""
     sys.stderr.write(question)
     sys.stderr.flush()
     if not sys.stdin.isatty():
         sys.stderr.write("\n")
         hint = "compare it at the board's console and give it with --fingerprint SHA256:…"
-        raise InputError("nobody can be asked here: there is no terminal", hint=hint)
+        raise InputError("the host key must be confirmed, but there is no terminal to ask on", hint=hint)
     return sys.stdin.readline().strip()
 
 

@@ -1,4 +1,4 @@
-"""The verb `kit`: what it needs is imported when it runs."""
+"""The command `rankship kit`; what it needs is imported when it runs."""
 
 import argparse
 from pathlib import Path
@@ -12,26 +12,28 @@ from rankship_targets.devices.device import Device, find_device, inventory_path
 
 BENCHMARK_TIMEOUT_S = 600.0
 _VERBS = {
-    "build": "ask DEVICE what it is and put a kit for it together on this host (needs a package index)",
-    "install": "copy the kit to DEVICE, unpack it and prove that it runs there (needs no internet on the device)",
-    "benchmark": "run LiteRT's own benchmark_model, brought by you, on DEVICE: the way to its GPU and NNAPI delegates",
+    "build": "build a kit for DEVICE on this host (needs a package index)",
+    "install": "copy the kit to DEVICE, unpack it and check that it runs there (needs no internet on the device)",
+    "benchmark": "run your copy of LiteRT's benchmark_model on DEVICE, for its GPU and NNAPI delegates",
 }
 
 
 def kit(argv: list[str]) -> int:
-    """Build a device's kit, install it, or drive a benchmark program of the user's own."""
-    parser = start_parser("kit", "The runtimes that a device needs, made here and installed there.", "--inventory")
+    """Build a device's kit, install it, or run the user's copy of LiteRT's benchmark program."""
+    parser = start_parser("kit", "Build the runtimes that a device needs here, and install them there.", "--inventory")
     verbs = parser.add_subparsers(dest="verb", required=True)
     shared = share("--inventory", again=True)
     building, installing, measuring = (
         verbs.add_parser(name, help=summary, description=summary, parents=[shared]) for name, summary in _VERBS.items()
     )
     measuring.add_argument("--binary", required=True, help="path of benchmark_model on the device")
-    measuring.add_argument("--model", required=True, help="path of a .tflite on the device (`rankship deploy` says it)")
+    measuring.add_argument(
+        "--model", required=True, help="path of a .tflite on the device (`rankship deploy` prints it)"
+    )
     measuring.add_argument("--delegate", choices=get_args(Delegate), default="cpu")
-    measuring.add_argument("--threads", type=int, default=1, help="threads of what stays on the CPU (default: 1)")
-    measuring.add_argument("--runs", type=int, default=50, help="timed inferences at least (default: 50)")
-    formats = f"to run, with commas, of {', '.join(FORMATS)} (default: all)"
+    measuring.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    measuring.add_argument("--runs", type=int, default=50, help="least number of timed inferences (default: 50)")
+    formats = f"formats to run, separated by commas, of {', '.join(FORMATS)} (default: all)"
     building.add_argument("--formats", type=parse_formats, default=FORMATS, metavar="A,B", help=formats)
     for one in (building, installing, measuring):
         one.add_argument("device", help="a name from `rankship devices`")
@@ -70,7 +72,7 @@ def _install(device: Device, inventory: Path) -> int:
     lock, folder = find_kit(device.name)
     with open_transport(device) as transport:
         done = install_kit(transport, device, lock, folder, _say)
-    news = "is there already, nothing was sent" if done.was_there else f"installed, {show_bytes(done.sent_bytes)} sent"
+    news = "already installed, nothing sent" if done.was_there else f"installed, {show_bytes(done.sent_bytes)} sent"
     print(f"kit {lock.name} on {device.name}: {news}")  # noqa: T201 - the verb's answer
     if device.python != done.python:
         _name_python(device, done.python, inventory)
@@ -78,7 +80,7 @@ def _install(device: Device, inventory: Path) -> int:
 
 
 def _name_python(device: Device, python: str, inventory: Path) -> None:
-    """Let the inventory name the kit's interpreter, so that the next session runs on it; else say what to write."""
+    """Write the kit's interpreter into the inventory, for the next session; if that fails, print what to write."""
     from rankship_targets.devices.inventory import set_value
 
     try:
@@ -87,7 +89,7 @@ def _name_python(device: Device, python: str, inventory: Path) -> None:
         by_hand = f'in {inventory}, under [{device.name}], write\n    python = "{python}"'
         print(f"the inventory could not be changed ({failure}); {by_hand}")  # noqa: T201 - the verb's answer
     else:
-        print(f"{inventory} names it: python = {python} (before: {device.python})")  # noqa: T201 - as above
+        print(f"{inventory} now has python = {python} (before: {device.python})")  # noqa: T201 - as above
 
 
 def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
@@ -101,16 +103,16 @@ def _benchmark(device: Device, arguments: argparse.Namespace) -> int:
     deviation = "" if found.std_ns is None else f", standard deviation {show_ns(found.std_ns)}"
     median = "" if found.median_ns is None else f", median {show_ns(found.median_ns)}"
     shares = [f"{name} delegate: {share} applied" for name, share in found.delegated.items()]
-    share = ", ".join(shares) or "it does not say who ran it"
+    share = ", ".join(shares) or "no delegate reported"
     print(  # noqa: T201 - the verb's answer
         f"{found.count} inferences: mean {show_ns(found.mean_ns)}{median}{deviation}, "
         f"from {show_ns(found.min_ns)} to {show_ns(found.max_ns)}; first {show_ns(found.first_ns)}, "
         f"initialised in {show_ns(found.init_ns)}; {share}"
     )
-    print("benchmark_model's own summary: it gives no samples, so no interval and no comparison")  # noqa: T201 - as above
+    print("benchmark_model gives only this summary, no samples: so no interval and no comparison")  # noqa: T201 - as above
     if arguments.delegate != "cpu" and found.delegated.get(arguments.delegate.upper(), "not") == "not":
-        message = f"nothing shows that the {arguments.delegate} delegate ran any of {arguments.model}"
-        raise UnlikeConditions(message, hint="these times are the CPU's: see what benchmark_model says on the device")
+        message = f"nothing shows that the {arguments.delegate} delegate ran any part of {arguments.model}"
+        raise UnlikeConditions(message, hint="take these times as the CPU's, and read benchmark_model's output there")
     return 0
 
 

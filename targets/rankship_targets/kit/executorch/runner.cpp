@@ -5,9 +5,9 @@
 //   rankship-executorch infer   [--threads N] [--etdump FILE] --output PREFIX MODEL INPUT.npy...
 //   rankship-executorch measure [--threads N] [--min-samples N] [--min-duration-ms N] [--max-warmup-ms N] MODEL INPUT.npy...
 //
-// One JSON object a line on stdout, the events of Rankship's agent; the last is "done", or "error" with status 1.
+// Prints the events of Rankship's agent, one JSON object a line; the last is "done", or "error" with exit status 1.
 // `infer` runs every sample and writes PREFIX.0.npy, PREFIX.1.npy, …; `measure` times single inferences of the first.
-// Tracing costs time, so an ETDump can be had from `infer` only. It ends when nobody reads its stdout any more.
+// Tracing costs time, so only `infer` writes an ETDump. The program exits when nobody reads its stdout any more.
 
 #include <executorch/devtools/etdump/etdump_flatcc.h>
 #include <executorch/extension/module/module.h>
@@ -32,7 +32,7 @@
 #error "define RANKSHIP_EXECUTORCH_VERSION, a string: the version of the libraries that this is built against"
 #endif
 
-// The wheel ships the thread pool's library without its header; these are the two functions that are needed.
+// The wheel has the thread pool's library without its header; these two functions are needed.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
@@ -49,8 +49,8 @@ using executorch::extension::TensorPtr;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
 
-// As in the agent's timing.py: one look at the warm-up lasts until both are reached, and of the last windows' medians
-// so many count; largest over smallest, first over last where they fall.
+// As in the agent's timing.py: a window of the warm-up ends when both are reached; the warm-up is steady by its last
+// windows' medians: how many, largest / smallest, first / last if they fall.
 constexpr size_t kWindowSamples = 3;
 constexpr int64_t kWindowNs = 20'000'000;
 constexpr size_t kSteadyWindows = 3;
@@ -59,7 +59,7 @@ constexpr double kSteadyTrend = 1.02;
 constexpr int64_t kNsPerMs = 1'000'000;
 constexpr int kFailed = 1, kWrongUse = 2, kUnheard = 3;
 
-// A kind (bad_artifact, bad_input, failed) and what there is to say, as the agent's own faults.
+// A kind (bad_artifact, bad_input, failed) and a message, as in the agent's own faults.
 struct Fault {
   const char* kind;
   std::string message;
@@ -117,7 +117,7 @@ std::string list(const std::vector<int64_t>& numbers) {
   return "[" + text + "]";
 }
 
-// A line "name:  123 kB" of the process's own status, in bytes; null where there is none.
+// A line "name:  123 kB" of the process's own status, in bytes; null if there is none.
 std::string read_status_bytes(const std::string& name) {
   std::ifstream stream("/proc/self/status");
   for (std::string line; std::getline(stream, line);)
@@ -130,7 +130,7 @@ void check(const char* kind, const std::string& what, Error error) {
   if (error != Error::Ok) throw Fault{kind, what + ": " + executorch::runtime::to_string(error)};
 }
 
-// Loads the program and sets its delegates up, so that the first inference only infers.
+// Loads the program and sets up its delegates, so that the first inference does not.
 std::unique_ptr<Module> load(const Options& options, std::unique_ptr<executorch::etdump::ETDumpGen> tracer = nullptr) {
   if (!executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(options.threads))
     throw Fault{"failed", "cannot run on " + std::to_string(options.threads) + " threads"};
@@ -151,26 +151,26 @@ std::vector<npy::Array> read_inputs(Module& module, const std::vector<std::strin
   if (arrays.size() != expected)
     throw Fault{"bad_input", "the model takes " + std::to_string(expected) + " inputs, " +
                                  std::to_string(arrays.size()) + " were given"};
-  if (arrays.empty()) throw Fault{"bad_input", "without inputs there are no samples to run"};
+  if (arrays.empty()) throw Fault{"bad_input", "no inputs were given, so there are no samples to run"};
   for (const npy::Array& array : arrays)
     if (array.shape[0] == 0 || array.shape[0] != arrays[0].shape[0])
-      throw Fault{"bad_input", "the inputs must be .npy files of as many samples each"};
+      throw Fault{"bad_input", "the inputs must be .npy files with the same number of samples"};
   return arrays;
 }
 
-// One sample as the program takes it: the values point at the tensors, and those into the arrays.
+// One sample as the program takes it: the values point to the tensors, and these into the arrays.
 struct Feed {
   std::vector<TensorPtr> tensors;
   std::vector<EValue> values;
 };
 
-// Every input's sample `row`, batch dimension kept.
+// Sample `row` of every input, with its batch dimension.
 Feed prepare(std::vector<npy::Array>& arrays, size_t row) {
   Feed feed;
   for (npy::Array& array : arrays) {
     const auto known = std::find_if(std::begin(kTypes), std::end(kTypes),
                                     [&](const Type& type) { return array.descr == type.descr; });
-    if (known == std::end(kTypes)) throw Fault{"bad_input", "an input has numbers of type " + array.descr};
+    if (known == std::end(kTypes)) throw Fault{"bad_input", "an input has the unsupported type " + array.descr};
     std::vector<int32_t> shape = array.shape;
     shape[0] = 1;
     char* data = array.data.data() + row * array.sample_bytes();
@@ -186,11 +186,11 @@ std::vector<EValue> run(Module& module, const Feed& feed) {
   return std::move(outputs.get());
 }
 
-// Adds one sample's outputs to what was computed before.
+// Appends one sample's outputs to those of the samples before.
 void stack(std::vector<npy::Array>& stacked, const std::vector<EValue>& outputs) {
   stacked.resize(outputs.size());
   for (size_t position = 0; position < outputs.size(); ++position) {
-    if (!outputs[position].isTensor()) throw Fault{"failed", "output " + std::to_string(position) + " is no tensor"};
+    if (!outputs[position].isTensor()) throw Fault{"failed", "output " + std::to_string(position) + " is not a tensor"};
     const auto& tensor = outputs[position].toTensor();
     const auto known = std::find_if(std::begin(kTypes), std::end(kTypes),
                                     [&](const Type& type) { return tensor.scalar_type() == type.type; });
@@ -250,7 +250,7 @@ double find_median(std::vector<int64_t> numbers) {
   return numbers.size() % 2 ? upper : (upper + static_cast<double>(numbers[middle - 1])) / 2;
 }
 
-// Whether the last windows lie close together and are not still falling.
+// Whether the last windows' medians are close together and not still falling.
 bool is_steady(const std::vector<double>& medians) {
   if (medians.size() < kSteadyWindows) return false;
   const auto first = medians.end() - kSteadyWindows, last = medians.end() - 1;
@@ -275,7 +275,7 @@ void measure(const Options& options) {
     medians.push_back(find_median(window));
   } while (!is_steady(medians) && read_clock() < end);
   const std::string peak = read_status_bytes("VmHWM");  // more work in between would cool the caches
-  const int64_t loop_start = read_clock();  // steady_clock is the monotonic one, which meters are read by
+  const int64_t loop_start = read_clock();  // steady_clock is the monotonic clock, by which meters are read
   const auto taken = time_inferences(*module, feed, options.min_samples, options.min_duration_ms * kNsPerMs);
   const int64_t loop_end = read_clock();
   say("warmed", ", \"ns\": " + list(warmup) + ", \"steady\": " + (is_steady(medians) ? "true" : "false") +
@@ -293,7 +293,7 @@ void load_only(const Options& options) {
   say("done");
 }
 
-void tell_version(const Options&) {
+void print_version(const Options&) {
   say("version", ", \"runtime\": \"executorch\", \"version\": " + quote(RANKSHIP_EXECUTORCH_VERSION));
 }
 
@@ -342,12 +342,12 @@ void end_when_unheard() {
 
 int main(int argc, char** argv) {
   const std::map<std::string, void (*)(const Options&)> commands = {
-      {"version", tell_version}, {"load", load_only}, {"infer", infer}, {"measure", measure}};
+      {"version", print_version}, {"load", load_only}, {"infer", infer}, {"measure", measure}};
   const auto command = argc > 1 ? commands.find(argv[1]) : commands.end();
   if (command == commands.end()) refuse("no command");
   const Options options = parse(argc - 1, argv + 1);
-  if (options.model.empty() != (command->first == "version")) refuse("which model?");
-  if (options.output.empty() == (command->first == "infer")) refuse("only infer takes --output, and must have it");
+  if (options.model.empty() != (command->first == "version")) refuse("every command but version needs a MODEL");
+  if (options.output.empty() == (command->first == "infer")) refuse("infer needs --output, no other command takes it");
   if (!options.etdump.empty() && command->first != "infer") refuse("only infer takes --etdump");
   std::thread(end_when_unheard).detach();
   int status = 0;
@@ -360,5 +360,5 @@ int main(int argc, char** argv) {
     say("error", ", \"kind\": \"failed\", \"message\": " + quote(failure.what()));
     status = kFailed;
   }
-  _exit(status);  // the libraries' own farewell may crash
+  _exit(status);  // the libraries' exit handlers may crash
 }

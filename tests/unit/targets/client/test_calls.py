@@ -46,7 +46,7 @@ def test_events_come_as_records() -> None:
     events = speak(HELLO, '{"event": "samples", "ns": [3, 1]}', DONE)
     assert events == [Samples(event="samples", ns=(3, 1)), Done(event="done")]
     assert pick(events, Samples, DEVICE).ns == (3, 1)
-    with pytest.raises(AgentMismatch, match="never said 'warmed'"):
+    with pytest.raises(AgentMismatch, match="never sent 'warmed'"):
         pick(events, Warmed, DEVICE)
 
 
@@ -114,7 +114,7 @@ def test_what_befell_a_run_has_an_error_of_its_own(kind: str, error: type[Target
 
 
 def test_end_without_a_last_word_is_a_failure() -> None:
-    with pytest.raises(AgentDied, match="without a last word"):
+    with pytest.raises(AgentDied, match="without a last event"):
         speak(HELLO, '{"event": "loaded", "load_ns": 3}')
 
 

@@ -114,7 +114,7 @@ def test_the_clock_is_judged_only_by_what_the_round_trip_leaves_no_doubt_of(cloc
     ("attached", "verdict", "said"),
     [
         ([("S1", "device", "Pixel 6"), ("S2", "device", "Pixel 7")], "ok", "1 others"),
-        ([("S1", "device", "a"), ("S1", "device", "b")], "fail", "2 devices answer"),
+        ([("S1", "device", "a"), ("S1", "device", "b")], "fail", "2 devices have"),
         ([("S1", "unauthorized", "")], "fail", "unauthorized"),
         ([("S1", "offline", "")], "fail", "offline"),
         ([("S2", "device", "")], "fail", "not attached"),

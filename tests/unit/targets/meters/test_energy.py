@@ -93,7 +93,7 @@ def test_a_value_that_is_late_by_its_lag_is_within_the_bounds() -> None:
 
 
 def test_nothing_is_known_of_a_rail_without_samples() -> None:
-    with pytest.raises(TraceGap, match="holds nothing"):
+    with pytest.raises(TraceGap, match="covers nothing"):
         integrate(make_power([(0, None)]), 0, 1)
 
 
@@ -146,7 +146,7 @@ def test_a_trace_without_the_chirp_is_refused() -> None:
 
 def test_a_chirp_that_fits_twice_is_refused() -> None:
     twice = (*EDGES, *(edge + 10 * NS for edge in EDGES))
-    with pytest.raises(MeasurementError, match="two places"):
+    with pytest.raises(MeasurementError, match="two times"):
         align_by_chirp(record_chirp(0, edges=twice), EDGES)
 
 

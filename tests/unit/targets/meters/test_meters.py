@@ -333,7 +333,7 @@ def test_a_real_agent_streams_until_it_is_stopped(tmp_path: Path, monkeypatch: p
     reach = Reach(describe_this_machine(), str(find_agent()), lambda _: LocalTransport(), 3_600_000)
     meter = DeviceMeter(MeterChoice(name="hwmon", period_us=5_000), reach)
     meter.start()
-    with pytest.raises(RuntimeError, match="recording already"):
+    with pytest.raises(RuntimeError, match="already recording"):
         meter.start()
     trace = meter.stop()
     (rail,) = trace.rails

@@ -346,7 +346,7 @@ def test_doctor_prints_every_check(local: Device, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("meter", "said"),
     [
-        ('name = "replay"\nfile = "t.json"', "read as each trial ends"),
+        ('name = "replay"\nfile = "t.json"', "read after each trial"),
         ('name = "rapl"', "no powercap zone"),
         ('name = "hwmon"', "hwmon (measured): ina226@hwmon0:power1"),
         ('name = "hwmon"\nrails = ["gpu"]', "has no rail 'gpu'"),
