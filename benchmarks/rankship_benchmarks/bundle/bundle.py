@@ -145,7 +145,7 @@ def open_bundle(folder: Path) -> Bundle:
         else:
             end = decode(End, text, where=where)
     if header is None:
-        raise InputError(f"{path}: the header line is missing", hint="delete the folder, run again")
+        raise InputError(f"{path}: no header line", hint="delete the folder, run again")
     held = len(trials), len(metered)
     if end is not None and (end.trials, end.metered) != held:
         stated = f"{end.trials} and {end.metered}"
