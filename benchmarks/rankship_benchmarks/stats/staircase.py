@@ -1,4 +1,4 @@
-"""Time is a staircase in rank (METHODS §9): finds where its steps end with few measurements, and the ranks to offer.
+"""Time is a staircase in rank: finds where its steps end with few measurements, and the ranks to offer.
 
 A ladder is one form's ranks at one site, rising. Measurements are given by position in it, each as a ratio to the
 dense layer with its interval over sweeps. Two ranks differ if their intervals do not overlap.

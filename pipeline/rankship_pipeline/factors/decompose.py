@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Eigenvalues below this share of the largest count as zero, so that rank-deficient Grams work (METHODS §5).
+# Eigenvalues below this share of the largest count as zero, so that rank-deficient Grams work.
 EIGEN_FLOOR = 1e-10
 # Added to a curvature's diagonal as a share of its mean: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
@@ -118,7 +118,7 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
 
 
 def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None) -> Spectrum:
-    """Swift-SVD: one symmetric eigen-decomposition on the smaller side of W·S, S·Sᵀ = G, and no inverse (METHODS §5).
+    """Swift-SVD: one symmetric eigen-decomposition on the smaller side of W·S, S·Sᵀ = G, and no inverse.
 
     Wide: eigenvectors U of W·G·Wᵀ. Tall: eigenvectors V of SᵀWᵀWS, then U = W·S·V, normalised. Either way right =
     diag(1/σ)·Uᵀ·W. Both square the condition number: energies are right to about 1e-16 of the largest (float32: 1e-7),
@@ -182,7 +182,7 @@ def truncate(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
 def balance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Scale A's columns and B's rows to equal norms in every component; the product A·B does not change.
 
-    Keeps the factors well scaled for float32 and for refinement (METHODS §1: unbalanced ones fell to 15–40 %).
+    Keeps the factors well scaled for float32 and for refinement (unbalanced factors fell to 15–40 % accuracy in refinement).
     """
     left, right = A.norm(dim=0), B.norm(dim=1)
     alive = (left > 0) & (right > 0)

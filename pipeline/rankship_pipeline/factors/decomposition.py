@@ -1,4 +1,4 @@
-"""One layer's weight decomposed under its metric: the matrix algebra that all forms share (METHODS §5).
+"""One layer's weight decomposed under its metric: the matrix algebra that all forms share.
 
 The metric (see decompose.Metric) makes the errors of all forms comparable at equal cost. The SVD is its optimum. For a
 form with another first operator, that operator's basis is chosen from marginals of the Gram, and the operators after it

@@ -82,7 +82,7 @@ class Verified:
 
 @record
 class Factors:
-    """How a layer is stored as a chain of smaller operators (METHODS §5); factors/forms/ defines what a form computes.
+    """How a layer is stored as a chain of smaller operators; factors/forms/ defines what a form computes.
 
     `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None for other forms.
     """
@@ -112,7 +112,7 @@ class LayerCost:
 
 @record
 class CostTable:
-    """Costs of single layers measured on a device, by layer name: dense, and the ranks worth offering (METHODS §4, §9).
+    """Costs of single layers measured on a device, by layer name: dense, and the ranks worth offering.
 
     `dense` is the cost of the whole dense model on the device. `fixed` is the part of it that no factorable layer
     accounts for; it may be negative. The table is valid for models with this `model_sha256` (call_sites.hash_model):

@@ -15,7 +15,7 @@ RIDGE = 1e-6
 
 
 def merge_joint(given: MergeInput) -> Tensor:
-    """The closed form of merging and compressing together: W̄ = (Σ_t W_t G_t)(Σ_t G_t)⁻¹ (METHODS §3).
+    """The closed form of merging and compressing together: W̄ = (Σ_t W_t G_t)(Σ_t G_t)⁻¹.
 
     Truncating this W̄ under the summed Gram is the optimum of Σ_t ‖(W − W_t)X_tᵀ‖² over rank-k W. Written as the
     average plus a correction damped by RIDGE, so that directions without data keep the average; it is the optimum up

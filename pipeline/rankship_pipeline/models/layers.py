@@ -17,7 +17,7 @@ Kind = Literal["linear", "convolution", "embedding"]
 class Layer:
     """A layer as a `rows` × `columns` matrix; `parameters` counts its weight without bias.
 
-    An embedding is a linear layer on one-hot inputs: rows are its dimension, columns its vocabulary (METHODS §8).
+    An embedding is a linear layer on one-hot inputs: rows are its dimension, columns its vocabulary.
     """
 
     name: str

@@ -30,7 +30,7 @@ def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankC
 
 
 def allocate_arp(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
-    """ARP's variance threshold on the merged weight (METHODS §1): k = min{k : Σ_{i≤k} σ_i² ≥ τ Σ σ_i²}.
+    """ARP's variance threshold on the merged weight: k = min{k : Σ_{i≤k} σ_i² ≥ τ Σ σ_i²}.
 
     Layers are factored only if k(m+n) < mn. τ is the recipe's, or the largest that meets the budget, by bisection.
     Ranks are not rounded to a step.
@@ -75,7 +75,7 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
 
 
 def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
-    """Minimise the summed damage: a multiple-choice knapsack (METHODS §4).
+    """Minimise the summed damage: a multiple-choice knapsack.
 
     Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage may leave
     a part of the budget; it is spent at the end, so that the budget is met within one step.

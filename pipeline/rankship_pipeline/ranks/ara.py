@@ -1,4 +1,4 @@
-"""Adaptive rank allocation (ARA, arXiv 2510.19389; METHODS §2): learns each layer's rank through a staircase mask.
+"""Adaptive rank allocation (ARA, arXiv 2510.19389): learns each layer's rank through a staircase mask.
 
 A layer's mask is a distribution α over D + 1 retention ratios c = (1, 1 − 1/D, …, 0) of its first K singular values.
 Only the mask logits are trained; the weights are frozen and the given model is not changed. The result is a parameter
@@ -300,7 +300,7 @@ def _shape(spectrum: Spectrum) -> tuple[int, int]:
 def finalise(ratios: Mapping[str, float], stats: Sequence[LayerStats], available: int, *, repaired: bool) -> Choices:
     """How each layer is stored so that all cost `available` parameters: R ≥ .99 dense, the others scaled to fit.
 
-    As published (METHODS §2, Finalise) the plan may exceed the budget: if dense layers use it up, the others still get
+    As published (its step Finalise) the plan may exceed the budget: if dense layers use it up, the others still get
     their smallest candidate. Repaired, it never does (budget.check_feasible runs first), and the remainder is too small
     for any further step.
     """

@@ -28,7 +28,7 @@ Tick = Callable[[], None]
 def measure_curves(
     analysis: Analysis, stats: Sequence[LayerStats], inputs: Inputs, tick: Tick = lambda: None
 ) -> tuple[LayerStats, ...]:
-    """Every layer's damage curve, each layer changed alone, on unlabelled inputs (METHODS §8)."""
+    """Every layer's damage curve, each layer changed alone, on unlabelled inputs."""
     model = copy.deepcopy(analysis.model)
     teacher = predict(model, inputs)
     measured = []
@@ -54,7 +54,7 @@ def improve(
 ) -> Choices:
     """Measure around a plan and solve again, `choice.passes` times; keeps the plan with the smallest divergence.
 
-    Curves of layers changed alone ignore how errors of several layers add up (METHODS §8). Here each layer is measured
+    Curves of layers changed alone ignore how errors of several layers add up. Here each layer is measured
     with all others as planned: its damage is the divergence minus the divergence with that layer dense.
     """
     teacher = predict(analysis.model, inputs)

@@ -19,7 +19,7 @@ def settle_batchnorm(
     """The model with kept or re-estimated statistics, and whether they were re-estimated.
 
     "auto" tries both and keeps the nearer by `distance`, which needs no labels: new statistics rescue an averaged net
-    (METHODS §6: ResNet-20 12.5 % → 67 %), but cost a lightly compressed one accuracy (§1: 88 % → 84 % at 1.5×).
+    (ResNet-20: 12.5 % → 67 %), but cost a lightly compressed one accuracy (88 % → 84 % at 1.5×).
     """
     if mode == "keep" or not any(True for _ in _list_norms(model)):
         return model, False

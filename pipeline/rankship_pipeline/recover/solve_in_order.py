@@ -38,7 +38,7 @@ def refit(
 
     With X̂_t a layer's inputs in the merged model on task t's data and Z_t its outputs in task t's own model, M and b
     minimise Σ_t ‖Z_t − X̂_t·Mᵀ − b‖²: (Σ_t Z_tᵀX̂_t)(Σ_t X̂_tᵀX̂_t)⁻¹ about the means. It is the joint closed form
-    (METHODS §3) with inputs and outputs measured in the models that produce them. Layers of the `plan`, decomposed in
+    with inputs and outputs measured in the models that produce them. Layers of the `plan`, decomposed in
     `taken`, get M's best factors under the same Gram, so that merging and compressing are one step. Directions with
     little data keep the merged weight.
 

@@ -139,7 +139,7 @@ def climb(rungs: int, true: dict[int, float], count: int = 5) -> tuple[list[int]
 
 
 def test_bisection_finds_every_edge_and_offers_only_the_last_rank_of_each_step() -> None:
-    true = {0: 0.2, 16: 0.4, 33: 0.6, 50: 0.8, 57: 1.1}  # a step begins at each; METHODS §9
+    true = {0: 0.2, 16: 0.4, 33: 0.6, 50: 0.8, 57: 1.1}  # a step begins at each
     kept, measured = climb(64, true)
     assert kept == [15, 32, 49, 56]
     assert len(measured) < 30

@@ -116,7 +116,7 @@ def test_joint_and_whitened_is_never_worse_than_average_then_svd_at_any_rank(cas
 
 @given(well_conditioned)
 def test_the_loss_of_a_rank_is_interference_plus_the_tail(problem: Problem) -> None:
-    """METHODS §3: Loss(k) = the constant + Σ_{j>k} σ_j²."""
+    """Loss(k) = the constant + Σ_{j>k} σ_j²."""
     W = problem.merge("joint")
     spectrum = decompose_eigen(W, problem.total_gram)
     share = measure_interference({"fc.weight": W}, problem.states, problem.grams, problem.layer)

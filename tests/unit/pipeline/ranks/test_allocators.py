@@ -319,7 +319,7 @@ def test_uniform_gives_every_layer_the_same_share() -> None:
 
 
 def follow_arp(plain: list[float], rows: int, columns: int, threshold: float) -> int | None:
-    """METHODS §1, steps 3 and 4, word for word."""
+    """ARP's steps 3 and 4, word for word."""
     k = 1
     while sum(plain[:k]) < threshold * sum(plain) - 1e-12 * sum(plain):
         k += 1
