@@ -182,7 +182,7 @@ def truncate(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
 def balance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Scale A's columns and B's rows to equal norms in every component; the product A·B does not change.
 
-    Keeps the factors well scaled for float32 and for refinement (unbalanced factors fell to 15–40 % accuracy in refinement).
+    Keeps the factors well scaled for float32 and for refinement (unbalanced ones fell to 15–40 % accuracy in it).
     """
     left, right = A.norm(dim=0), B.norm(dim=1)
     alive = (left > 0) & (right > 0)
