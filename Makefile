@@ -36,6 +36,8 @@ unshare|util-linux|boards have disks and networks of their own
 /usr/lib/openssh/sftp-server|openssh-sftp-server|most boards copy by this program
 initdb|postgresql|the index is kept in a server too
 g++|g++|the ExecuTorch runner is built for this machine
+fish|fish|the shells complete the verbs
+zsh|zsh|the shells complete the verbs
 qemu-system-aarch64|qemu-system-arm|a whole board as a virtual machine
 fdtput|device-tree-compiler|its device tree says that it is a Raspberry Pi
 /sbin/mke2fs|e2fsprogs|its disk is made

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pipeline/rankship_pipeline", "targets/rankship_targets", "benchmarks/rankship_benchmarks")
+PACKAGES = (
+    "pipeline/rankship",
+    "pipeline/rankship_pipeline",
+    "targets/rankship_targets",
+    "benchmarks/rankship_benchmarks",
+)
 # What runs on a device, is this machine as one, or emulates one.
 DEVICES = ("rankship_targets/agent/", "rankship_targets/twin/", "rankship_targets/transport/local.py")
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "crypt", "spwd"}

@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -13,13 +15,23 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.choices import Source
 
 
+class _Fresh(SourceFileLoader):
+    """Compiles the file at every import; Python's cache takes a file of the same size and second for the same file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the source as it stands."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     """Import `function` from "file.py:function", a file beside the recipe."""
     file, _, name = reference.partition(":")
     path = folder / file
     if not path.is_file() or not name:
         raise InputError(f"{reference!r}: no file {path}", hint='write "file.py:function", a file beside the recipe')
-    spec = importlib.util.spec_from_file_location(f"rankship_recipe_{path.stem}", path)
+    name_of_module = f"rankship_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name_of_module, path, loader=_Fresh(name_of_module, str(path)))
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
     module = importlib.util.module_from_spec(spec)

@@ -1,3 +1,5 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -268,3 +270,12 @@ def test_a_sources_hash_follows_its_code_and_its_weights(folder: Path) -> None:
 def test_a_source_file_that_is_missing_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"model 'a': no file .*gone\.safetensors"):
         assert open_source(make_source(weights="gone.safetensors"), folder, 0).sha256
+
+
+def test_a_file_that_is_changed_at_once_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytecode of a file of the same size and second would give the old function under the new file's hash."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for answer in (1, 2):
+        (tmp_path / "net.py").write_text(f"def make():\n    return {answer}\n")
+        os.utime(tmp_path / "net.py", (1_700_000_000, 1_700_000_000))
+        assert load_function("net.py:make", tmp_path)() == answer
