@@ -32,7 +32,7 @@ def refuse_key(where: str, pinned: paramiko.PKey, shown: paramiko.PKey) -> HostK
     """Return the error that shows both fingerprints."""
     message = f"{where} shows host key {_show(shown)}, the inventory pins {_show(pinned)}"
     hint = (
-        "if the board was set up anew, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its own "
+        "if the board was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its own "
         "console and correct host_key; otherwise something else answers at this address"
     )
     return HostKeyChanged(message, hint=hint)
