@@ -8,6 +8,7 @@ from typing import TypedDict
 from torch import nn
 
 from rankship_pipeline.align.differences import check_mergeable
+from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
 from rankship_pipeline.flow.prepared import Prepared
@@ -29,14 +30,14 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     Paths in the recipe are relative to `folder`. `held` are the models and data of a Python session, for a recipe with
     `held`.
     """
+    check_toolchains(recipe)  # before the models' files, which may have to be fetched
     recipe = complete_recipe(recipe, folder)
-    check_toolchains(recipe)
     sources = open_sources(list_sources(recipe), folder, recipe.seed, None if held is None else held.models)
     mends, notes = check_mergeable(recipe, sources)
     source_sha256 = {name: opened.sha256 for name, opened in sources.items()}
     for check in BEFORE_DATA:
         check(recipe, sources)
-    data, model = _join(recipe, sources, _find_data(recipe, folder, sources, held))
+    data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -60,21 +61,33 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
 
 def redraw(prepared: Prepared, seed: int) -> Prepared:
     """The same models with the loader's data for another seed."""
-    data = load_data(replace(prepared.recipe, seed=seed), prepared.folder, prepared.sources)
+    data = _load(replace(prepared.recipe, seed=seed), prepared.folder, prepared.sources, prepared.mends)
     if isinstance(prepared.model, Headed):
         data = mark_tasks(data, prepared.model)
     return replace(prepared, data=data, **_hash_data(data, prepared.recipe))
 
 
-def _find_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], held: Held | None) -> Data:
+def _find_data(
+    recipe: Recipe,
+    folder: Path,
+    sources: Mapping[str, OpenedSource],
+    mends: Mapping[str, Mend],
+    held: Held | None,
+) -> Data:
     if not recipe.data.held:
-        return load_data(recipe, folder, sources)
+        return _load(recipe, folder, sources, mends)
     if held is None:
         raise InputError(
             "the recipe's data are tensors of a Python session (`held`), and none were given",
             hint="name files in [data]",
         )
     return held.data
+
+
+def _load(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], mends: Mapping[str, Mend]) -> Data:
+    """Loads the data; the model whose answers stand for missing labels is mended first, as it is built."""
+    name = recipe.models[0].name
+    return load_data(recipe, folder, sources, lambda model, inputs: mend_model(model, mends[name], inputs, name=name))
 
 
 def _join(recipe: Recipe, sources: Mapping[str, OpenedSource], data: Data) -> tuple[Data, nn.Module]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Answers
-from rankship_pipeline.models.data_files import load_files
+from rankship_pipeline.models.data_files import Mender, load_files
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import Recipe
@@ -78,17 +78,18 @@ def _interleave(pools: list[Inputs]) -> Inputs:
     return tuple(tensor[order] for tensor in joined)
 
 
-def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> Data:
+def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], mend: Mender | None = None) -> Data:
     """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check the data.
 
     The loader takes no argument, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor
     or tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies).
     `unlabelled`, in the form of `calibration`, may hold more data for refinement; `tests` (model name → inputs, labels)
     test each model's own task. With merge.head, every model must have `tests`, which together are the test inputs.
+    `mend` changes the first model as the build does, where its predictions stand for labels.
     """
     where = recipe.data.origin
     if recipe.data.loader is None:
-        return make_data(load_files(recipe, folder, sources), recipe, where)
+        return make_data(load_files(recipe, folder, sources, mend), recipe, where)
     loader = load_function(recipe.data.loader, folder)
     return make_data(
         loader(seed=recipe.seed) if "seed" in inspect.signature(loader).parameters else loader(), recipe, where

@@ -18,6 +18,7 @@ from rankship_pipeline.models.weights import load_into
 from rankship_pipeline.recipe.choices import DataKind, Recipe
 
 Opener = Callable[[Recipe, Path], Samples]
+Mender = Callable[[nn.Module, tuple[Tensor, ...]], nn.Module]  # brings the first model to the form that is built
 _BATCH = 64
 
 
@@ -29,10 +30,13 @@ def _open_csv(recipe: Recipe, folder: Path) -> Samples:
 OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": open_texts, "csv": _open_csv}
 
 
-def load_files(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]) -> dict[str, object]:
+def load_files(
+    recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource], mend: Mender | None = None
+) -> dict[str, object]:
     """Load the recipe's files in the form of a loader's result (see data.load_data); every model gets the same data.
 
     Without labels, the single model's predictions before compressing are the labels: `answers` is then "predictions".
+    `mend` changes that model as the build does before these inputs reach it.
     """
     kind = next(iter(recipe.data.given))
     if kind == "images" and recipe.models[0].task not in {None, "image-classification"}:
@@ -44,7 +48,7 @@ def load_files(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource]
     calibration, tests = split(samples.count, recipe.data, recipe.seed)
     inputs, test_inputs = samples.read(calibration), samples.read(tests)
     if samples.labels is None:
-        labels, answers = _predict(recipe, sources, test_inputs), "predictions"
+        labels, answers = _predict(recipe, sources, test_inputs, mend), "predictions"
     else:
         labels, answers = _number([samples.labels[index] for index in tests], samples, recipe, sources, test_inputs), ""
     return {
@@ -81,7 +85,9 @@ def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
     return logits.shape[-1] if isinstance(logits, Tensor) else None
 
 
-def _predict(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]) -> Tensor:
+def _predict(
+    recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...], mend: Mender | None
+) -> Tensor:
     """The single model's predicted classes of the test inputs before compressing, (samples,)."""
     source, where = recipe.models[0], recipe.data.origin
     if len(recipe.models) > 1:
@@ -96,6 +102,8 @@ def _predict(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[
         )
     opened = sources[source.name]
     model = load_into(opened.make(), opened.load_state(), where=source.name)
+    if mend is not None:
+        model = mend(model, inputs)
     starts = range(0, len(inputs[0]), _BATCH)
     try:
         with torch.inference_mode():
