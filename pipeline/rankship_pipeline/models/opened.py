@@ -5,12 +5,10 @@ A model comes from a factory beside the recipe, from a Hugging Face folder, or f
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import CodeType
 
 import torch
 from torch import nn
@@ -25,6 +23,7 @@ from rankship_pipeline.models.huggingface import (
     make_wrapped,
 )
 from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
+from rankship_pipeline.models.module_hash import hash_module
 from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module
 from rankship_pipeline.models.weights import (
     State,
@@ -32,7 +31,6 @@ from rankship_pipeline.models.weights import (
     check_fits,
     copy_state,
     describe_state,
-    hash_tensors,
     load_into,
     read_header,
     read_shapes,
@@ -78,9 +76,9 @@ class OpenedSource:
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """Every file that defines it: code, weights, configuration, adapter."""
+        """Every file that defines it: code, weights, configuration, adapter; none for a module in a session."""
         if self.module is not None:
-            return tuple(_list_code(self.module))
+            return ()
         if self.source.huggingface is not None:
             files = list_snapshot_files(self.snapshot)
         else:
@@ -89,15 +87,12 @@ class OpenedSource:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over all files, and over the tensors, structure and typed-in classes of a module in a session."""
+        """SHA-256 over all files; of a module in a session, over its tensors, attributes and code."""
+        if self.module is not None:
+            return hash_module(self.module)
         state = hashlib.sha256()
         for path in self.files:
             state.update(f"{path.name} {hash_file(path)}\n".encode())
-        if self.module is not None:
-            tensors = self.module.state_dict()
-            for code in _list_typed_code(self.module):
-                state.update(code.encode())
-            state.update(f"{self.module!r}\n{' '.join(tensors)}\n{hash_tensors(tensors.values())}".encode())
         return state.hexdigest()
 
     @property
@@ -169,42 +164,6 @@ class OpenedSource:
         if broken:
             raise BuildError(f"training {self.name!r} diverged: {broken[0]} is not finite", hint="lower its step size")
         return copy_state(module)
-
-
-def _list_code(module: nn.Module) -> list[Path]:
-    """The source files of a module's classes, torch's own left out."""
-    return sorted({path for one in _list_classes(module) if (path := _find_file(one)) is not None})
-
-
-def _list_typed_code(module: nn.Module) -> list[str]:
-    """The methods of classes that have no source file, as those typed into a notebook: what they compute."""
-    return sorted(
-        f"{kind.__qualname__}.{name} {_describe_code(code)}"
-        for kind in _list_classes(module)
-        if _find_file(kind) is None
-        for name, value in vars(kind).items()
-        if isinstance(code := getattr(value, "__code__", None), CodeType)
-    )
-
-
-def _list_classes(module: nn.Module) -> set[type]:
-    """The classes of a module and of those inside it, with what they inherit from, torch's own left out."""
-    classes = {kind for one in module.modules() for kind in type(one).__mro__}
-    return {one for one in classes if one is not object and not one.__module__.startswith("torch.")}
-
-
-def _find_file(kind: type) -> Path | None:
-    try:
-        path = Path(inspect.getfile(kind))
-    except (TypeError, OSError):
-        return None
-    return path if path.is_file() else None
-
-
-def _describe_code(code: CodeType) -> str:
-    """Everything that a function does: its instructions, names and constants, those of inner functions too."""
-    constants = [_describe_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def open_source(source: Source, folder: Path, seed: int) -> OpenedSource:
