@@ -13,6 +13,7 @@ from rankship.compressed import Compressed
 from rankship.origin import Origin, open_store
 from rankship.recipe import Recipe
 from rankship.report import render
+from rankship.wrapped import refuse_changed
 from rankship_benchmarks.measure.host_gate import verify_on_host
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.foundation.artifact_key import Variant
@@ -113,6 +114,11 @@ def export(
             f"a {type(model).__name__} cannot be exported as it is",
             hint="export what compress gives; compress(model, data, kept_parameters=1.0) leaves every layer whole",
         )
+    refuse_changed(
+        model.module,
+        model.made_sha256,
+        "compress the changed module: compress(small.module, inputs, …); or `save` it as it is",
+    )
     folder = Path(to)
     ensure_writable(folder, "to")
     tables = {"export": choose_formats(formats), "parity": parity or ParityChoice()}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankship.wrapped import Wrapping, is_transformers, list_inputs, order_inputs
+from rankship.wrapped import Wrapping, is_transformers, list_inputs, order_inputs, pick_inputs
 from rankship_pipeline.foundation.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ def name_models(models: "Mapping[str, nn.Module] | Sequence[nn.Module]", given: 
 
 
 def gather_calibration(
-    models: "Mapping[str, nn.Module]", given: object, what: str
+    models: "Mapping[str, nn.Module]", given: object, what: str, wanted: tuple[str, ...] = ()
 ) -> "tuple[dict[str, Inputs], tuple[Wrapping, ...]]":
-    """Every model's inputs, by the models' names or in their order, and how each model takes them."""
+    """Every model's inputs, by the models' names or in their order, and how each model takes them.
+
+    The inputs of transformers models come in one order for all: that of `wanted`, else of the first model's.
+    """
     if given is None:
         raise InputError(
             f"no {what} data are given", hint="give some hundred inputs as the model sees them, without labels"
@@ -52,8 +55,10 @@ def gather_calibration(
     for name, model in models.items():
         of_one = f"{what} of {name!r}"
         tensors, names = gather_inputs(given[name], model, of_one)
-        wrappings.append(Wrapping(name, model, _name_inputs(model, tensors, names)))
-        inputs[name] = order_inputs(model, tensors, names, of_one) if names and not wrappings[-1].inputs else tensors
+        if is_transformers(model):
+            wanted = wanted or _name_inputs(model, tensors, names)
+        wrappings.append(Wrapping(name, model, wanted if is_transformers(model) else ()))
+        inputs[name] = _order(wrappings[-1], tensors, names, of_one)
     return inputs, tuple(wrappings)
 
 
@@ -62,7 +67,7 @@ def gather_inputs(given: object, model: "nn.Module", what: str) -> "tuple[Inputs
 
     A tensor is the one input; a tuple holds several, in the order of `forward`; a mapping names them. Anything else is
     gone through as batches of these kinds, up to MOST_SAMPLES samples, and what a batch holds beyond what `forward`
-    takes (the labels of a DataLoader) is left out.
+    must have (the labels of a DataLoader) is left out: batches that give optional inputs name them.
     """
     if _is_batch(given):
         return _split(given, what)
@@ -70,9 +75,23 @@ def gather_inputs(given: object, model: "nn.Module", what: str) -> "tuple[Inputs
         raise InputError(
             f"{what} is a {type(given).__name__}", hint="give a tensor, a tuple of tensors or a DataLoader"
         )
-    most = len(list_inputs(model)) or None
     batches = [_split(batch, what) for batch in _take(given, MOST_SAMPLES)]
-    return _join([(tensors if names else tensors[:most], names) for tensors, names in batches], what, MOST_SAMPLES)
+    parts = [(tensors if names else _leave_labels(tensors, model, what), names) for tensors, names in batches]
+    return _join(parts, what, MOST_SAMPLES)
+
+
+def _leave_labels(tensors: "Inputs", model: "nn.Module", what: str) -> "Inputs":
+    """The tensors of one batch that `forward` must have; all, where it takes any number."""
+    taken, needed = list_inputs(model), list_inputs(model, needed=True)
+    if len(tensors) == 1 or not taken:
+        return tensors
+    if is_transformers(model) or not needed:
+        raise InputError(
+            f"a batch of {what} holds {len(tensors)} tensors without names, and {type(model).__name__} takes several"
+            " that may be left out: which are inputs, and which labels, cannot be seen",
+            hint="give batches by name: {'input_ids': …, 'attention_mask': …}",
+        )
+    return tensors[: len(needed)]
 
 
 def gather_tests(given: object, wrappings: Sequence[Wrapping]) -> dict[str, object]:
@@ -103,9 +122,7 @@ def _gather_test(given: object, wrapping: Wrapping, what: str) -> "tuple[Inputs,
         labels = torch.cat([pair[1] for pair in pairs])
     else:
         raise InputError(f"{what} holds no labels", hint="give (inputs, labels), or a DataLoader of both")
-    if names:
-        tensors = order_inputs(wrapping.given, tensors, names, what) if not wrapping.inputs else tensors
-    return tensors, labels
+    return _order(wrapping, tensors, names, what), labels
 
 
 def _part(batch: Any, what: str) -> "tuple[tuple[Inputs, tuple[str, ...]], Tensor]":  # noqa: ANN401 - what users hold
@@ -121,7 +138,14 @@ def _part(batch: Any, what: str) -> "tuple[tuple[Inputs, tuple[str, ...]], Tenso
 
 def _name_inputs(model: "nn.Module", tensors: "Inputs", names: tuple[str, ...]) -> tuple[str, ...]:
     """The names by which tensors reach a transformers model: as given, or the first that its `forward` takes."""
-    return (names or tuple(list_inputs(model)[: len(tensors)])) if is_transformers(model) else ()
+    return names or tuple(list_inputs(model)[: len(tensors)])
+
+
+def _order(wrapping: Wrapping, tensors: "Inputs", names: tuple[str, ...], what: str) -> "Inputs":
+    """Tensors in the order in which the model takes them: by its wrapping's names, else by its `forward`."""
+    if wrapping.inputs:
+        return pick_inputs(tensors, _name_inputs(wrapping.given, tensors, names), wrapping.inputs, what)
+    return order_inputs(wrapping.given, tensors, names, what) if names else tensors
 
 
 def _is_batch(given: object) -> bool:
@@ -141,7 +165,7 @@ def _split(batch: Any, what: str) -> "tuple[Inputs, tuple[str, ...]]":  # noqa: 
     named = {str(key): one for key, one in batch.items() if key != _LABELS} if isinstance(batch, Mapping) else {}
     parts = list(named.values()) if named else list(batch) if isinstance(batch, tuple | list) else [batch]
     try:
-        tensors = tuple(torch.as_tensor(one).detach().cpu() for one in parts)
+        tensors = tuple(_settle(torch.as_tensor(one)) for one in parts)
     except (TypeError, ValueError, RuntimeError) as failure:
         raise InputError(
             f"{what} holds {', '.join(sorted({type(one).__name__ for one in parts}))}: {failure}",
@@ -150,6 +174,12 @@ def _split(batch: Any, what: str) -> "tuple[Inputs, tuple[str, ...]]":  # noqa: 
     if not tensors or any(tensor.ndim == 0 or len(tensor) == 0 for tensor in tensors):
         raise InputError(f"{what} is empty", hint="give at least one sample; some hundreds work well")
     return tensors, tuple(named)
+
+
+def _settle(tensor: "Tensor") -> "Tensor":
+    """The tensor on the CPU, float32 if it is of any floating type, as the stages' models are."""
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _take(batches: Iterable[Any], samples: int) -> Iterable[Any]:
@@ -171,10 +201,12 @@ def _join(
 
     if not batches:
         raise InputError(f"{what} is empty", hint="give at least one batch; some hundred samples work well")
+    names = batches[0][1]
+    batches = [(pick_inputs(tensors, own, names, what), own) for tensors, own in batches]
     shapes = sorted({str([list(tensor.shape[1:]) for tensor in tensors]) for tensors, _ in batches})
     if len(shapes) > 1:
         raise InputError(
             f"{what}: samples of different shapes, {' and '.join(shapes[:2])}", hint="pad or resize all batches alike"
         )
     pools = zip(*(tensors for tensors, _ in batches), strict=True)
-    return tuple(torch.cat(parts)[:most] for parts in pools), batches[0][1]
+    return tuple(torch.cat(parts)[:most] for parts in pools), names

@@ -10,7 +10,7 @@ from rankship.merged import Merged
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
 from rankship.report import describe_result
-from rankship.wrapped import unwrap, unwrap_plan
+from rankship.wrapped import hash_state, refuse_changed, unwrap, unwrap_plan
 from rankship_pipeline.factors.saved_model import load_model, save_model
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.scores import Scores
@@ -44,6 +44,7 @@ class Compressed:
     accuracies: tuple[Accuracy, ...] = ()
     refinement: Refinement | None = None
     origin: Origin | None = field(default=None, repr=False)
+    made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
 
     @property
     def recipe(self) -> Recipe:
@@ -139,8 +140,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     factorise: Whitening | FactoriseChoice = "eigen",
     refine: RefineChoice | None = None,
     test: "Tests | None" = None,
-    seed: int = 0,
-    name: str = "model",
+    seed: int | None = None,
+    name: str | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Compressed:
@@ -164,8 +165,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         refine: Label-free refinement after compressing, by steps or by processor time; None: none.
         test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
             both. None: no accuracies.
-        seed: What chance comes from.
-        name: What the store and reports call it.
+        seed: What chance comes from; None: 0. Left out for a `Merged`, as are `name` and `store`: it has its own.
+        name: What the store and reports call it; None: "model".
         store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.
         progress: Show each step on standard error, or in the notebook.
 
@@ -194,13 +195,22 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     if isinstance(model, Merged):
         if calibration is not None or test is not None:
             raise InputError("a merged model has its data already", hint="give calibration and test to `merge`")
+        given = {"seed": seed, "name": name, "store": store}
+        if own := [key for key, value in given.items() if value is not None]:
+            raise InputError(
+                f"a merged model has its {', '.join(own)} already", hint=f"give {', '.join(own)} to `merge`"
+            )
+        refuse_changed(
+            model.module, model.made_sha256, "compress the changed module: compress(merged.module, inputs, …)"
+        )
         return make_compressed(model.origin.change(progress=progress, **tables))
+    name = "model" if name is None else name
     models = {name: model}
     origin = open_origin(
         models,
         None if calibration is None else {name: calibration},
         test=test,
-        seed=seed,
+        seed=seed or 0,
         name=name,
         store=store,
         progress=progress,
@@ -212,19 +222,22 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
 
 def make_compressed(origin: Origin) -> Compressed:
     """The compressed, and where the recipe says so refined, model of a recipe."""
-    stages, scores, recipe = origin.stages, Scores(origin.stages), origin.recipe
+    stages, recipe = origin.open_stages(), origin.recipe
+    scores = Scores(stages)
     sources = scores.evaluate_sources()
     final, plan = stages.compress(settle_budget(origin.prepared, origin.store), choose(recipe))
     refinement, stage = None, "compressed"
     if recipe.refine is not None:
         final, refinement = stages.refine(final, plan, recipe.refine)
         stage = "refined"
+    module = unwrap(final.module)
     return Compressed(
-        module=unwrap(final.module),
+        module=module,
         plan=unwrap_plan(plan, final.module),
         dense_parameters=origin.prepared.dense_parameters,
         fidelities=scores.judge(final, stage),
         accuracies=(*sources, *scores.evaluate(final, stage)),
         refinement=refinement,
         origin=origin,
+        made_sha256=hash_state(module),
     )

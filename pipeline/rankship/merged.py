@@ -11,7 +11,7 @@ from rankship.choices import choose_merge
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
 from rankship.report import describe_result
-from rankship.wrapped import unwrap, unwrap_name
+from rankship.wrapped import hash_state, unwrap, unwrap_name
 from rankship_pipeline.factors.saved_model import save_model
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.records import Accuracy, Fidelity
@@ -40,6 +40,7 @@ class Merged:
     fidelities: tuple[Fidelity, ...]
     accuracies: tuple[Accuracy, ...]
     origin: Origin = field(repr=False)
+    made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
 
     @property
     def recipe(self) -> Recipe:
@@ -136,13 +137,15 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
 
 def make_merged(origin: Origin) -> Merged:
     """The merged model of a recipe."""
-    scores, recipe = Scores(origin.stages), origin.recipe
+    scores, recipe = Scores(origin.open_stages()), origin.recipe
     sources = scores.evaluate_sources()
-    merged, interference = origin.stages.merge(recipe.merge.method)
+    merged, interference = scores.stages.merge(recipe.merge.method)
+    module = unwrap(merged.module)
     return Merged(
-        module=unwrap(merged.module),
+        module=module,
         interference={unwrap_name(layer, merged.module): cost for layer, cost in interference.items()},
         fidelities=scores.judge(merged, "merged"),
         accuracies=(*sources, *scores.evaluate(merged, "merged")),
         origin=origin,
+        made_sha256=hash_state(module),
     )

@@ -58,9 +58,11 @@ class Origin:
             self.steps.note(note)
         return prepared
 
-    @cached_property
-    def stages(self) -> Stages:
-        """The recipe's stages, each of which reads its result from the store or makes it."""
+    def open_stages(self) -> Stages:
+        """The recipe's stages, each of which reads its result from the store or makes it.
+
+        What they hold in memory lives as long as they do, so no result of a session keeps them.
+        """
         return Stages(self.prepared, self.store, self.steps)
 
     @property
@@ -117,7 +119,7 @@ def open_origin(  # noqa: PLR0913 - what a call may give
     ).check("the call")
     found: dict[str, object] = {"calibration": inputs, **gather_tests(test, wrappings)}
     if unlabelled is not None:
-        found["unlabelled"] = gather_calibration(models, unlabelled, "unlabelled")[0]
+        found["unlabelled"] = gather_calibration(models, unlabelled, "unlabelled", wrappings[0].inputs)[0]
     if "test_inputs" not in found:
         found["test_inputs"] = Data(inputs, (), None).pool_calibration()
     held = Held(wrapped, make_data(found, recipe, "the call"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
 from rankship_pipeline.models.layers import find_layers
@@ -59,13 +60,14 @@ def check_models(models: "Mapping[str, nn.Module]") -> None:
             )
 
 
-def list_inputs(model: "nn.Module") -> list[str]:
-    """The names of what `forward` takes by position; empty where it takes any number."""
+def list_inputs(model: "nn.Module", *, needed: bool = False) -> list[str]:
+    """The names of what `forward` takes by position, or `needed`: must have; empty where it takes any number."""
     parameters = inspect.signature(model.forward).parameters.values()
     if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
         return []
     by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    return [one.name for one in parameters if one.kind in by_position]
+    taken = [one for one in parameters if one.kind in by_position]
+    return [one.name for one in taken if not needed or one.default is inspect.Parameter.empty]
 
 
 def order_inputs(
@@ -77,13 +79,49 @@ def order_inputs(
         raise InputError(
             f"{what} names {', '.join(unknown)}, the model takes {', '.join(taken)}", hint="name its inputs as it does"
         )
-    pairs = sorted(zip(names, tensors, strict=True), key=lambda pair: taken.index(pair[0]))
-    return tuple(tensor for _, tensor in pairs)
+    wanted = [name for name in taken if name in names]
+    if skipped := [name for name in taken[: taken.index(wanted[-1])] if name not in names]:
+        raise InputError(
+            f"{what} leaves out {', '.join(skipped)}, which the model takes before {wanted[-1]}",
+            hint=f"give {', '.join(skipped)} too, or wrap the model in one whose forward takes no other inputs",
+        )
+    return pick_inputs(tensors, names, wanted, what)
+
+
+def pick_inputs(
+    tensors: "tuple[Tensor, ...]", names: Sequence[str], wanted: Sequence[str], what: str
+) -> "tuple[Tensor, ...]":
+    """Tensors of these names in the wanted order; InputError where the sets of names differ."""
+    if set(names) != set(wanted):
+        raise InputError(
+            f"{what} gives {', '.join(names) or 'no names'}, and others {', '.join(wanted) or 'no names'}",
+            hint="give all batches, models and tests the same inputs, by the same names",
+        )
+    if not names:
+        return tensors
+    found = dict(zip(names, tensors, strict=True))
+    return tuple(found[name] for name in wanted)
 
 
 def unwrap(module: "nn.Module") -> "nn.Module":
     """The transformers model inside; any other module is its user's own."""
     return module.model if isinstance(module, LogitsOnly) else module
+
+
+def hash_state(module: "nn.Module") -> str:
+    """SHA-256 over a module's tensors and their names."""
+    from rankship_pipeline.models.weights import hash_tensors
+
+    state = module.state_dict()
+    return digest([list(state), hash_tensors(state.values())])
+
+
+def refuse_changed(module: "nn.Module", made_sha256: str | None, hint: str) -> None:
+    """InputError where the module's tensors are no longer those with which it was made."""
+    if made_sha256 is not None and hash_state(module) != made_sha256:
+        raise InputError(
+            "the tensors of `.module` were changed after it was made, and the stages know the old", hint=hint
+        )
 
 
 def unwrap_name(layer: str, module: "nn.Module") -> str:

@@ -173,7 +173,7 @@ def _check_alike(inputs: Mapping[str, Inputs], where: str) -> None:
 
 
 def _check_labels(given: object, where: str) -> Tensor:
-    labels = torch.as_tensor(given)
+    labels = torch.as_tensor(given).detach().cpu()
     if labels.ndim not in {1, 2} or labels.is_floating_point() or labels.is_complex():
         raise InputError(
             f"{where}: test_labels are {labels.dtype} of shape {list(labels.shape)}",
@@ -184,7 +184,7 @@ def _check_labels(given: object, where: str) -> Tensor:
 
 def _check(given: Tensor | Inputs, what: str) -> Inputs:
     given = given if isinstance(given, tuple | list) else (given,)
-    inputs = tuple(torch.as_tensor(tensor) for tensor in given)  # numpy arrays are welcome too
+    inputs = tuple(torch.as_tensor(tensor).detach().cpu() for tensor in given)  # numpy arrays are welcome too
     if not inputs or any(len(tensor) == 0 for tensor in inputs):
         raise InputError(f"{what} is empty", hint="give at least one sample; some hundreds work well")
     if len({len(tensor) for tensor in inputs}) > 1:

@@ -126,7 +126,8 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().numpy().tobytes())
+        # by bytes, as numpy has no bfloat16
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from make.berts import SIZES
 from rankship.calibration import MOST_SAMPLES, gather_calibration, gather_inputs, gather_tests, name_models
 from rankship_pipeline.foundation.errors import InputError
 
@@ -133,3 +134,59 @@ def test_tests_without_labels_are_refused(given: object) -> None:
     _, wrappings = gather_calibration({"a": Single()}, {"a": X}, "calibration")
     with pytest.raises(InputError, match="holds no labels"):
         gather_tests(given, wrappings)
+
+
+class Optional(nn.Module):
+    """Must have one tensor, and may have others."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        return x if mask is None or scale is None else x * mask * scale
+
+
+def test_labels_do_not_become_an_optional_input() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6)
+    inputs, _ = gather_calibration({"a": Optional()}, {"a": loader}, "calibration")
+    (found,) = inputs["a"]
+    assert torch.equal(found, X)
+
+
+def test_an_optional_input_by_name_does_not_slip_into_the_place_of_another() -> None:
+    with pytest.raises(InputError, match="leaves out mask, which the model takes before scale"):
+        gather_calibration({"a": Optional()}, {"a": {"x": X, "scale": X}}, "calibration")
+
+
+def test_batches_that_name_their_inputs_in_another_order_are_joined_by_name() -> None:
+    given = [{"left": X[:8], "right": -X[:8]}, {"right": -X[8:], "left": X[8:]}]
+    inputs, _ = gather_calibration({"a": Pair()}, {"a": given}, "calibration")
+    assert torch.equal(inputs["a"][0], X)
+
+
+def make_bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    found: nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES))
+    return found
+
+
+IDS, MASK = torch.arange(60).reshape(20, 3) % 20, torch.ones(20, 3, dtype=torch.int64)
+
+
+def test_transformers_take_their_inputs_in_the_order_of_the_first_model() -> None:
+    models = {"a": make_bert(), "b": make_bert(), "c": make_bert()}
+    by_name = {"input_ids": IDS, "attention_mask": MASK}
+    given = {"a": {"attention_mask": MASK, "input_ids": IDS}, "b": by_name, "c": (IDS, MASK)}
+    inputs, wrappings = gather_calibration(models, given, "calibration")
+    assert {one.inputs for one in wrappings} == {("attention_mask", "input_ids")}
+    for name in models:
+        assert [torch.equal(*pair) for pair in zip(inputs[name], (MASK, IDS), strict=True)] == [True, True]
+    tests: Any = gather_tests((by_name, Y), wrappings)
+    assert torch.equal(tests["test_inputs"][1], IDS)
+    more, _ = gather_calibration(models, dict.fromkeys(models, by_name), "unlabelled", wrappings[0].inputs)
+    assert torch.equal(more["a"][1], IDS)
+    with pytest.raises(InputError, match="calibration of 'b' gives input_ids, and others input_ids, attention_mask"):
+        gather_calibration({"a": models["a"], "b": models["b"]}, [by_name, {"input_ids": IDS}], "calibration")
+
+
+def test_of_a_transformers_model_batches_without_names_are_refused() -> None:
+    with pytest.raises(InputError, match="holds 3 tensors without names") as caught:
+        gather_calibration({"a": make_bert()}, {"a": [(IDS, MASK, Y)]}, "calibration")
+    assert "by name" in caught.value.hint

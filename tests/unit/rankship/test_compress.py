@@ -1,6 +1,7 @@
 """Compressing and merging from Python are the stages of recipes: same plans, same tensors, same store."""
 
 import copy
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import rankship as rs
 from make.sessions import compress_recipe, make_net
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError, MergeMismatch
 from rankship_pipeline.foundation.records import RankPlan
 
@@ -123,6 +125,52 @@ def test_the_users_model_stays_as_it_is(net: nn.Module, inputs: Tensor) -> None:
 def test_half_precision_comes_out_as_float32(net: nn.Module, inputs: Tensor) -> None:
     small = rs.compress(net.half(), inputs, kept_parameters=0.5, progress=False)
     assert {tensor.dtype for tensor in small.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_and_inputs_of_any_floating_type_are_compressed(
+    dtype: torch.dtype, net: nn.Module, inputs: Tensor
+) -> None:
+    small = rs.compress(net.to(dtype), inputs.to(dtype).requires_grad_(), kept_parameters=0.5, progress=False)
+    assert {tensor.dtype for tensor in small.state_dict().values()} == {torch.float32}
+
+
+def test_a_merge_that_was_trained_on_is_not_compressed_as_it_was(net: nn.Module, inputs: Tensor) -> None:
+    one = rs.merge([net, make_net(3)], [inputs, -inputs], progress=False)
+    with torch.no_grad():
+        next(one.module.parameters()).mul_(2)
+    with pytest.raises(InputError, match="were changed after it was made") as caught:
+        rs.compress(one, kept_parameters=0.6, progress=False)
+    assert "compress(merged.module" in caught.value.hint
+
+
+def test_a_compressed_model_that_was_trained_on_is_not_exported_as_it_was(
+    net: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    small = rs.compress(net, inputs, kept_parameters=0.5, progress=False)
+    small.module.load_state_dict({name: tensor + 1 for name, tensor in small.state_dict().items()})
+    with pytest.raises(InputError, match="were changed after it was made") as caught:
+        rs.export(small, tmp_path / "out", progress=False)
+    assert "compress(small.module, inputs" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [{"seed": 0}, {"name": "other"}, {"store": "other"}])
+def test_what_a_merge_has_already_is_not_taken_in_silence(
+    given: dict[str, Any], net: nn.Module, inputs: Tensor
+) -> None:
+    one = rs.merge([net, make_net(3)], [inputs, -inputs], progress=False)
+    with pytest.raises(InputError, match=f"has its {next(iter(given))} already"):
+        rs.compress(one, kept_parameters=0.6, progress=False, **given)
+
+
+def test_no_result_keeps_the_stages_and_their_analyses_in_memory(
+    net: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    small = rs.compress(net, inputs, kept_parameters=0.5, store=tmp_path, progress=False)
+    gc.collect()
+    assert small.origin is not None
+    assert not [one for one in gc.get_objects() if type(one) is Stages and one.prepared is small.origin.prepared]
 
 
 def test_a_method_of_task_arithmetic_takes_its_base(net: nn.Module, inputs: Tensor) -> None:
