@@ -30,7 +30,7 @@ def print_build(build: Build, entry: Entry) -> None:
     size = describe_size(plan, build.dense_parameters)
     console.print(f"[bold]{escape(build.recipe)}[/]  build {entry.key[:12]}  {size}")
     for line in build.mended:
-        console.print(f"mended: {line}", soft_wrap=True, markup=False)
+        console.print(f"note: {line}", soft_wrap=True, markup=False)
     if build.landing is not None:
         console.print(state_landing(build.landing), markup=False)
     sizes = dict.fromkeys(COMPRESSED_STAGES, plan.total_parameters)
