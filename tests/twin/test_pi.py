@@ -224,7 +224,7 @@ def test_a_machine_without_the_packages_is_told_which(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="the stand-in needs mmdebstrap and arch-test") as caught:
         binfmt.check_machine("the stand-in")
-    assert caught.value.hint == "apt-get install qemu-user-static mmdebstrap arch-test"
+    assert caught.value.hint == "run `apt-get install qemu-user-static mmdebstrap arch-test`"
 
 
 @pytest.mark.usefixtures("able_machine")

@@ -175,5 +175,5 @@ def test_a_machine_without_the_tools_is_told_what_to_install(monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="mmdebstrap") as caught:
         android.find_root()
-    assert caught.value.hint.startswith("apt-get install ")
+    assert caught.value.hint.startswith("run `apt-get install ")
     assert [path.suffix for path in (tmp_path / "rankship/twins").iterdir()] == [".lock"]
