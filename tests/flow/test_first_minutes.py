@@ -96,6 +96,13 @@ def test_compress_says_what_is_wrong_with_its_flags(
     assert complaint in capsys.readouterr().err
 
 
+def test_init_quotes_the_path_of_the_command_that_comes_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my models").mkdir()
+    assert main(["init", "my models/the first", "--formats", "onnx"]) == 0
+    assert capsys.readouterr().out.endswith("next: rankship build 'my models/the first.toml'\n")
+    assert "# Build it: rankship build 'the first.toml'\n" in (here / "my models" / "the first.toml").read_text()
+
+
 def test_init_without_a_model_builds_on_the_digits(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "mine", "--formats", "onnx"]) == 0
     shown = capsys.readouterr().out

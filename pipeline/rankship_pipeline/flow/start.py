@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import shlex
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
@@ -23,8 +24,9 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
         data, files, todo = _make_data(arguments, name, str(model["name"]))
     if "weights" in model and arguments.weights is None:
         todo.append(f"save your model's state dict to {name}.safetensors, or name another file with --weights")
+    file = shlex.quote(recipe.name)
     text = write_recipe(
-        [f"Build it: rankship build {recipe.name}", f"Measure it: rankship run {recipe.name} --on this-machine"],
+        [f"Build it: rankship build {file}", f"Measure it: rankship run {file} --on this-machine"],
         name,
         {
             "models": [model],
@@ -39,7 +41,7 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
     return [
         *(f"wrote {path}" for path in (recipe, *(folder / one for one in beside))),
         *(f"to do: {one}" for one in todo),
-        f"next: rankship build {recipe}",
+        f"next: rankship build {shlex.quote(str(recipe))}",
     ]
 
 

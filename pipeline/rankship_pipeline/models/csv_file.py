@@ -19,7 +19,8 @@ def open_table(recipe: Recipe, folder: Path) -> Samples:
     """The rows of `data.csv` as features (float32) in the order of its columns."""
     choice = recipe.data
     path = find_path(str(choice.csv), folder)
-    names, rows = read_rows(path, choice)
+    names, lines = _read_numbered(path, choice)
+    rows = [row for _, row in lines]
     label = find_label(names, path, choice)
     features = choice.columns or tuple(name for name in names if name != label)
     missing = [name for name in features if name not in names]
@@ -27,8 +28,8 @@ def open_table(recipe: Recipe, folder: Path) -> Samples:
         raise _lacks(path, missing, names)
     if not rows or not features:
         raise InputError(f"{choice.origin}: {path} has no {'features' if rows else 'rows'}", hint="see docs, [data]")
-    table = [[_read_number(row[name], path, line, name) for name in features] for line, row in enumerate(rows, 2)]
-    labels = None if label is None else tuple(row[label] for row in rows)
+    table = [[_read_number(row[name], path, line, name) for name in features] for line, row in lines]
+    labels = None if label is None else tuple(row[label].strip() for row in rows)
     return Samples(len(rows), labels, partial(_take, recipe, torch.tensor(table, dtype=torch.float32)))
 
 
@@ -47,6 +48,12 @@ def _take(recipe: Recipe, table: Tensor, chosen: Sequence[int]) -> tuple[Tensor,
 
 def read_rows(path: Path, choice: DataChoice) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """A table's column names and its rows; every row is as long as the heading."""
+    names, lines = _read_numbered(path, choice)
+    return names, [row for _, row in lines]
+
+
+def _read_numbered(path: Path, choice: DataChoice) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
+    """A table's column names, and its rows with the line of the file on which each ends."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = [(reader.line_num, row) for reader in [csv.reader(stream)] for row in reader if row]
@@ -63,7 +70,7 @@ def read_rows(path: Path, choice: DataChoice) -> tuple[tuple[str, ...], list[dic
             raise InputError(
                 f"{path}, line {number}: {len(row)} values under {len(names)} names", hint="correct that line"
             )
-    return names, [dict(zip(names, row, strict=True)) for _, row in lines[1:]]
+    return names, [(number, dict(zip(names, row, strict=True))) for number, row in lines[1:]]
 
 
 def find_label(names: Sequence[str], path: Path, choice: DataChoice) -> str | None:

@@ -105,6 +105,7 @@ def make_data(found: Mapping[str, Any], recipe: Recipe, where: str) -> Data:
         for name, (inputs, labels) in ((name, found["tests"][name]) for name in names if name in found.get("tests", {}))
     }
     calibration = {name: _check(found["calibration"][name], f"{where}: calibration of {name!r}") for name in names}
+    _check_alike(calibration, where)
     _check_lengths({f"test inputs of {name!r}": pair for name, pair in tests.items()}, where)
     if recipe.merge.head is None:
         test_inputs = _check(found["test_inputs"], f"{where}: test_inputs")
@@ -161,14 +162,14 @@ def _check_lengths(tests: Mapping[str, tuple[Inputs, Tensor]], where: str) -> No
 
 
 def _check_alike(inputs: Mapping[str, Inputs], where: str) -> None:
-    """Check that all tasks' samples have the same shape, because one backbone takes them."""
+    """Check that all models' samples have the same shape, because one model takes them."""
     shapes = {name: [tuple(tensor.shape[1:]) for tensor in tensors] for name, tensors in inputs.items()}
     first, *others = shapes
     for other in others:
         if shapes[other] != shapes[first]:
             raise InputError(
                 f"{where}: a sample of {other!r} has shape {shapes[other]}, one of {first!r} {shapes[first]}",
-                hint="one backbone takes them all: pad or resize them to the same shape",
+                hint="one merged model takes them all: pad or resize them to the same shape",
             )
 
 

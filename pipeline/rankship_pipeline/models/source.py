@@ -1,5 +1,6 @@
 """Models from a factory beside the recipe: their functions, files and weights."""
 
+import functools
 import importlib.util
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.recipe_imports import import_beside, list_imported
 from rankship_pipeline.recipe.choices import Source
 
 
@@ -35,11 +37,10 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file", hint='write "file.py:function"')
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses with postponed annotations need it
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # modules beside the recipe can be imported
     try:
-        spec.loader.exec_module(module)
+        with import_beside(folder):
+            sys.modules[spec.name] = module  # dataclasses with postponed annotations look themselves up there
+            spec.loader.exec_module(module)
     except ImportError as failure:
         raise InputError(
             f"{path} cannot be imported: {failure}", hint="install the packages that it imports"
@@ -49,7 +50,13 @@ def load_function(reference: str, folder: Path) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:
         raise InputError(f"{path} has no function {name!r}", hint="correct the name after the colon")
-    return function
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as the user's function takes and gives
+        with import_beside(folder):  # what it imports itself
+            return function(*arguments, **named)
+
+    return call
 
 
 def make_module(source: Source, folder: Path) -> nn.Module:
@@ -66,21 +73,13 @@ def list_factory_files(source: Source, folder: Path) -> list[Path]:
     """The files that define a factory's model: its code, the code that it imports from beside it, and weights."""
     references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
     files = [folder / name for name in dict.fromkeys(references)]
-    files += [path for path in _list_imported(folder) if path not in files]
+    files += list_imported(files, folder)
     if source.weights is not None:
         files.append(find_weights(source, folder))
     for path in files:
         if not path.is_file():
             raise InputError(f"model {source.name!r}: no file {path}", hint="correct the path, relative to the recipe")
     return files
-
-
-def _list_imported(folder: Path) -> list[Path]:
-    """Files below the recipe's folder that its functions have imported so far, without installed packages."""
-    modules = [module for name, module in list(sys.modules.items()) if not name.startswith("rankship_")]
-    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    mine = [path for path in files if path.is_relative_to(folder) and not {"site-packages", ".venv"} & set(path.parts)]
-    return sorted(path for path in mine if path.is_file())
 
 
 def find_weights(source: Source, folder: Path) -> Path:

@@ -28,7 +28,7 @@ def open_texts(recipe: Recipe, folder: Path) -> Samples:
             hint="give a model for sequence-classification, or other data",
         )
     path = find_path(choice.text or str(choice.csv), folder)
-    reader = READERS.get(path.suffix.lower(), _read_lines)
+    reader = READERS.get(path.suffix.lower(), _read_lines if choice.csv is None else _read_table)
     texts, labels = reader(path, choice)
     if not texts:
         raise InputError(f"{choice.origin}: no text in {path}", hint="write one text a line")
@@ -37,7 +37,13 @@ def open_texts(recipe: Recipe, folder: Path) -> Samples:
 
 def _read_lines(path: Path, choice: DataChoice) -> tuple[Texts, Labels]:
     """One text a line; or label, tab, text on every line."""
-    lines = [(number, line) for number, line in enumerate(_read(path, choice).splitlines(), 1) if line.strip()]
+    if choice.label is not None or choice.columns:
+        key = "columns" if choice.columns else "label"
+        raise InputError(
+            f"{choice.origin}: {path} has lines, no columns for `{key}` to name",
+            hint="leave `label` and `columns` out; or name the table with csv = …",
+        )
+    lines = [(number, line) for number, line in _read_split(path, choice) if line.strip()]
     labelled = [number for number, line in lines if "\t" in line]
     if not labelled:
         return [line for _, line in lines], None
@@ -60,7 +66,7 @@ def _read_table(path: Path, choice: DataChoice) -> tuple[Texts, Labels]:
 def _read_json_lines(path: Path, choice: DataChoice) -> tuple[Texts, Labels]:
     """One JSON object a line."""
     rows: list[dict[str, str]] = []
-    for number, line in enumerate(_read(path, choice).splitlines(), 1):
+    for number, line in _read_split(path, choice):
         if not line.strip():
             continue
         try:
@@ -91,12 +97,13 @@ def _take_columns(
 ) -> tuple[Texts, Labels]:
     column = pick_text_column(names, path, choice)
     label = find_label(names, path, choice)
-    return [row[column] for row in rows], None if label is None else [row[label] for row in rows]
+    return [row[column] for row in rows], None if label is None else [row[label].strip() for row in rows]
 
 
-def _read(path: Path, choice: DataChoice) -> str:
+def _read_split(path: Path, choice: DataChoice) -> list[tuple[int, str]]:
+    """The lines with their numbers; what else may end a line (form feed, U+2028) stays inside a text."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1))  # reading made \r\n one \n
     except (OSError, UnicodeDecodeError) as failure:
         raise InputError(f"{choice.origin}: cannot read {path}: {failure}", hint="give a UTF-8 text file") from None
 

@@ -143,7 +143,16 @@ def write_new(files: Mapping[Path, str | bytes]) -> None:
     for path in files:
         if path.exists():
             raise InputError(f"{path} is there already", hint="choose another name, or move it away")
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as stream:
-            stream.write(content if isinstance(content, bytes) else content.encode())
+    made: list[Path] = []
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                made.append(path)
+                stream.write(content if isinstance(content, bytes) else content.encode())
+    except BaseException as failure:
+        for one in made:
+            one.unlink(missing_ok=True)
+        if isinstance(failure, OSError):
+            raise InputError(f"cannot write {path}: {failure}", hint="choose another folder or name") from None
+        raise

@@ -53,12 +53,19 @@ def test_columns_are_taken_in_the_stated_order_and_normalised(tmp_path: Path) ->
     assert torch.equal(2 * height, width)
 
 
+def test_spaces_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
+    expected = load(tmp_path).labels
+    assert torch.equal(load(tmp_path, TABLE.replace("no", " no ", 1)).labels, expected)
+
+
 @pytest.mark.parametrize(
     ("text", "keys", "complaint"),
     [
         (TABLE, {"label": "class"}, "no column 'class'; it has width, height, label"),
         (TABLE, {"columns": ("depth",)}, "no column 'depth'"),
         (TABLE.replace("\n7,", "\n,"), {}, "line 9, column 'width': '' is no number"),
+        (TABLE.replace("\n7,", "\n\n\n,"), {}, "line 11, column 'width': '' is no number"),
+        (TABLE.replace("\n0,0.0,no", '\n0,0.0,"n\no"').replace("\n7,", "\n,"), {}, "line 10, column 'width'"),
         ("width,label\n", {}, "no rows"),
         (TABLE, {"normalise": Normalisation(mean=(0, 0, 0), std=(1, 1, 1))}, "3 means for 2 features"),
         (

@@ -47,6 +47,10 @@ def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> No
         ({"test_inputs": "(torch.ones(5, 2), torch.ones(4, 2))"}, "tensors of different length"),
         ({"test_inputs": "torch.full((5, 2), torch.nan)"}, "test_inputs holds NaN or infinity"),
         ({"calibration": '{"a": torch.ones(2), "b": torch.tensor([1, torch.inf])}'}, "calibration of 'b' holds NaN"),
+        (
+            {"calibration": '{"a": torch.ones(4, 2), "b": torch.ones(4, 3)}'},
+            r"a sample of 'b' has shape \[\(3,\)\], one of 'a' \[\(2,\)\]",
+        ),
         ({"test_labels": "[0, 1]"}, "5 test inputs, 2 labels"),
         ({"test_labels": "torch.ones(5, 1, 1, dtype=torch.int64)"}, "test_labels"),
         ({"test_labels": "torch.eye(5)"}, "test_labels"),

@@ -21,6 +21,10 @@ INPUTS = ("input_ids", "attention_mask")
 
 def load(models: Path, file: Path, written: str, **keys: object) -> Data:
     file.write_text(written, encoding="utf-8")
+    return load_written(models, file, **keys)
+
+
+def load_written(models: Path, file: Path, **keys: object) -> Data:
     sources = (Source(name="m", huggingface="bert"),)
     choice = DataChoice(**{"text": str(file), **keys})  # type: ignore[arg-type]
     return load_data(
@@ -68,11 +72,40 @@ def test_a_table_of_texts_may_name_its_columns(tiny_models: Path, tmp_path: Path
     )
 
 
+def test_a_table_may_have_any_ending(tiny_models: Path, tmp_path: Path) -> None:
+    expected = load(tiny_models, tmp_path / "t.csv", CSV)
+    found = load(tiny_models, tmp_path / "t.dat", CSV, text=None, csv=str(tmp_path / "t.dat"))
+    assert torch.equal(found.test_inputs[0], expected.test_inputs[0])
+    assert torch.equal(found.labels, expected.labels)
+    spaced = load(tiny_models, tmp_path / "t.csv", CSV.replace('thing",', 'thing", '))
+    assert torch.equal(spaced.labels, expected.labels), "spaces around a label are no part of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("t.tsv", f"red\ta{inside}b\n{TSV}") for inside in "\u2028\x85\f\v"),
+        *(("t.jsonl", f'{{"text": "a{inside}b", "label": 0}}\n{JSON}') for inside in "\u2028\x85"),
+    ],
+)
+def test_only_a_line_feed_ends_a_text(tiny_models: Path, tmp_path: Path, name: str, text: str) -> None:
+    data = load(tiny_models, tmp_path / name, text)
+    assert len(data.calibration["m"][0]) + len(data.labels) == len(COLOURS) + 1
+
+
+def test_lines_may_end_as_on_windows(tiny_models: Path, tmp_path: Path) -> None:
+    expected = load(tiny_models, tmp_path / "t.tsv", TSV)
+    (tmp_path / "w.tsv").write_bytes(TSV.replace("\n", "\r\n").encode())
+    assert torch.equal(load_written(tiny_models, tmp_path / "w.tsv").test_inputs[0], expected.test_inputs[0])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "keys", "complaint"),
     [
         ("t.txt", "", {}, "no text in"),
         ("t.txt", "red\ta\nb\n", {}, r"line 1 of .* has a tab \(label, tab, text\), line 2 has none"),
+        ("t.tsv", TSV, {"label": "colour"}, "has lines, no columns for `label` to name"),
+        ("t.tsv", TSV, {"columns": ("text",)}, "has lines, no columns for `columns` to name"),
         ("t.csv", CSV, {"label": "colour"}, "no column 'colour'; it has id, text, label"),
         ("t.csv", CSV, {"columns": ("sentence",)}, "no column 'sentence'"),
         ("t.csv", CSV.replace("text", "sentence"), {}, "which column holds the texts"),

@@ -92,3 +92,10 @@ def test_no_file_is_overwritten_and_none_is_written_beside_one_that_is_there(tmp
     assert (tmp_path / "b").read_text() == "mine"
     write_new({tmp_path / "sub/a": "x", tmp_path / "sub/c": b"\0"})
     assert (tmp_path / "sub/c").read_bytes() == b"\0"
+
+
+def test_a_file_that_cannot_be_written_takes_the_others_with_it(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("a file, not a folder")
+    with pytest.raises(InputError, match=r"cannot write .*b/c"):
+        write_new({tmp_path / "a": "x", tmp_path / "b" / "c": "y"})
+    assert not (tmp_path / "a").exists()
