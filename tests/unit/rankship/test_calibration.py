@@ -166,7 +166,8 @@ def test_batches_that_name_their_inputs_in_another_order_are_joined_by_name() ->
 
 def test_unlabelled_data_may_be_of_some_models_and_are_taken_whole(inputs: Tensor) -> None:
     models, many = {"a": make_net(1), "b": make_net(2)}, torch.zeros(MOST_SAMPLES + 76, 20)
-    data, loader = dict.fromkeys(models, inputs), DataLoader(many, batch_size=100)  # type: ignore[arg-type]  # as above
+    data = dict.fromkeys(models, inputs)
+    loader: Any = DataLoader(many, batch_size=100)  # type: ignore[arg-type]  # a tensor serves as a data set
     one = merge(models, data, unlabelled={"b": loader}, progress=False)
     held = one.origin.held
     assert held is not None
