@@ -1,27 +1,27 @@
 """A compressed model as files that devices run, each proven to compute what torch computes."""
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from rankship.choices import choose_formats
+from rankship.choices import choose_export
 from rankship.compressed import Compressed
 from rankship.origin import Origin, open_store
 from rankship.recipe import Recipe
 from rankship.report import render
 from rankship.wrapped import refuse_changed
+from rankship_benchmarks.measure.copies import name_copies, write_copies
 from rankship_benchmarks.measure.host_gate import verify_on_host
+from rankship_pipeline.factors.saved_model import refuse_shards, save_model
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.foundation.artifact_key import Variant
-from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import ensure_writable, publish_file, write_atomic
-from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.files import ensure_writable
+from rankship_pipeline.foundation.flags import RESULTS
+from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
 from rankship_pipeline.recipe.choices import ParityChoice
 
@@ -64,7 +64,7 @@ class Built:
     def locate(self, artifact: Artifact) -> Path:
         """Where a file lies: its copy, else the store's own."""
         kept = self.origin.store.root / artifact.file
-        return kept if self.folder is None else self.folder / name_copy(artifact)
+        return kept if self.folder is None else self.folder / name_copies(self.build)[artifact.file]
 
     def report(self) -> str:
         """Every file with its size, and how far its outputs are from torch's, as text."""
@@ -77,7 +77,7 @@ class Built:
 def export(
     model: Compressed,
     to: str | os.PathLike[str],
-    formats: Format | Sequence[Format] = FORMATS,
+    formats: Format | Sequence[Format] | None = None,
     *,
     parity: ParityChoice | None = None,
     progress: bool = True,
@@ -89,8 +89,9 @@ def export(
 
     Args:
         model: What `compress` gave.
-        to: The folder for the files: `compressed.onnx`, `dense.onnx`, …, build.json and verified.json beside them.
-        formats: "onnx", "tflite", "executorch", or several.
+        to: The folder for the files: `compressed.onnx`, `dense.onnx`, …, each with its signed manifest, and the records
+            build.json, plan.json and parity.json beside them.
+        formats: "onnx", "tflite", "executorch", or several; None: all whose toolchain is installed.
         parity: What every file must reach against torch, on how many samples; None: a recipe's defaults.
         progress: Show each step on standard error, or in the notebook.
 
@@ -121,9 +122,10 @@ def export(
     )
     folder = Path(to)
     ensure_writable(folder, "to")
-    tables = {"export": choose_formats(formats), "parity": parity or ParityChoice()}
+    refuse_shards(folder)
+    tables = {"export": choose_export(formats), "parity": parity or ParityChoice()}
     built = build(model.find_origin().change(progress=progress, **tables), folder)
-    model.save(folder)
+    save_model(folder, model.module, model.plan, built.build.recipe_sha256)
     return built
 
 
@@ -166,6 +168,8 @@ def run(
         True
 
     """
+    if to is not None:
+        ensure_writable(Path(to), "to")
     beside = Path.cwd()
     if not isinstance(recipe, Recipe):
         beside = Path(recipe).resolve().parent
@@ -182,18 +186,8 @@ def build(origin: Origin, folder: Path | None) -> Built:
     verified = verify_on_host(made, origin.store, origin.recipe.parity, origin.steps)
     built = Built(build=made, verified=verified, folder=folder, origin=origin)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for artifact in made.files:
-            with publish_file(folder / name_copy(artifact)) as path:
-                shutil.copyfile(origin.store.root / artifact.file, path)
-        write_atomic(folder / "build.json", encode(made).encode())
-        write_atomic(folder / "verified.json", encode(verified).encode())
+        write_copies(made, verified, origin.store, folder)
     return built
-
-
-def name_copy(artifact: Artifact) -> str:
-    """A file's name outside the store: `compressed.onnx`, `dense-head-of-mnist.tflite`."""
-    return re.sub(r"[^\w.]+", "-", artifact.key.model) + Path(artifact.file).suffix
 
 
 def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None) -> None:
@@ -201,4 +195,4 @@ def _land(origin: Origin, device: str, inventory: str | os.PathLike[str] | None)
     from rankship_targets.devices.device import find_device
 
     found = find_device(device, None if inventory is None else Path(inventory))
-    land_missing(origin.prepared, origin.store, found, Path("rankship-results"), origin.steps)
+    land_missing(origin.prepared, origin.store, found, RESULTS, origin.steps)

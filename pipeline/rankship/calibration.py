@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Calibration = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | Iterable[Any]
     Tests = tuple[Calibration, Tensor] | Iterable[Any]  # inputs and labels; a DataLoader or list of batches of both
 
-MOST_SAMPLES = 1024  # that are taken of a DataLoader or a list of batches
+MOST_SAMPLES = 1024  # that are taken of a DataLoader or a list of batches for calibration
 _LABELS = "labels"  # what transformers calls them in a batch
 
 
@@ -32,11 +32,16 @@ def name_models(models: "Mapping[str, nn.Module] | Sequence[nn.Module]", given: 
 
 
 def gather_calibration(
-    models: "Mapping[str, nn.Module]", given: object, what: str, wanted: tuple[str, ...] = ()
+    models: "Mapping[str, nn.Module]",
+    given: object,
+    what: str,
+    wanted: tuple[str, ...] = (),
+    most: int | None = MOST_SAMPLES,
 ) -> "tuple[dict[str, Inputs], tuple[Wrapping, ...]]":
     """Every model's inputs, by the models' names or in their order, and how each model takes them.
 
-    The inputs of transformers models come in one order for all: that of `wanted`, else of the first model's.
+    The inputs of transformers models come in one order for all: that of `wanted`, else of the first model's. At `most`
+    so many samples are taken of a DataLoader; None: all.
     """
     if given is None:
         raise InputError(
@@ -54,7 +59,7 @@ def gather_calibration(
     wrappings = []
     for name, model in models.items():
         of_one = f"{what} of {name!r}"
-        tensors, names = gather_inputs(given[name], model, of_one)
+        tensors, names = gather_inputs(given[name], model, of_one, most)
         if is_transformers(model):
             wanted = wanted or _name_inputs(model, tensors, names)
         wrappings.append(Wrapping(name, model, wanted if is_transformers(model) else ()))
@@ -62,11 +67,13 @@ def gather_calibration(
     return inputs, tuple(wrappings)
 
 
-def gather_inputs(given: object, model: "nn.Module", what: str) -> "tuple[Inputs, tuple[str, ...]]":
+def gather_inputs(
+    given: object, model: "nn.Module", what: str, most: int | None = MOST_SAMPLES
+) -> "tuple[Inputs, tuple[str, ...]]":
     """The inputs of one model, samples first, on the CPU; and their names where they were given by name.
 
     A tensor is the one input; a tuple holds several, in the order of `forward`; a mapping names them. Anything else is
-    gone through as batches of these kinds, up to MOST_SAMPLES samples, and what a batch holds beyond what `forward`
+    gone through as batches of these kinds, up to `most` samples, and what a batch holds beyond what `forward`
     must have (the labels of a DataLoader) is left out: batches that give optional inputs name them.
     """
     if _is_batch(given):
@@ -75,9 +82,9 @@ def gather_inputs(given: object, model: "nn.Module", what: str) -> "tuple[Inputs
         raise InputError(
             f"{what} is a {type(given).__name__}", hint="give a tensor, a tuple of tensors or a DataLoader"
         )
-    batches = [_split(batch, what) for batch in _take(given, MOST_SAMPLES)]
+    batches = [_split(batch, what) for batch in _take(given, most)]
     parts = [(tensors if names else _leave_labels(tensors, model, what), names) for tensors, names in batches]
-    return _join(parts, what, MOST_SAMPLES)
+    return _join(parts, what, most)
 
 
 def _leave_labels(tensors: "Inputs", model: "nn.Module", what: str) -> "Inputs":
@@ -182,14 +189,14 @@ def _settle(tensor: "Tensor") -> "Tensor":
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _take(batches: Iterable[Any], samples: int) -> Iterable[Any]:
-    """The first batches, until they hold this many samples."""
+def _take(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
+    """The first batches, until they hold this many samples; None: all."""
     count = 0
     for batch in batches:
         yield batch
         first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
         count += len(first[0]) if isinstance(first, list | tuple) else len(first)
-        if count >= samples:
+        if samples is not None and count >= samples:
             return
 
 

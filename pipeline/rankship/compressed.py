@@ -154,7 +154,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
             (samples, positions, classes); a transformers classifier; or what `merge` gave. It stays as it is.
         calibration: Unlabelled inputs as the model sees them, some hundred: a tensor (samples, ...), a tuple of tensors
             where `forward` takes several, a mapping of names to tensors, or a DataLoader or list of such batches, of
-            which the first 1,024 samples are taken and labels left out. Left out for a `Merged`, which has its own.
+            which the first 1,024 samples are taken and labels left out; batches for a transformers model name their
+            tensors. Left out for a `Merged`, which has its own.
         kept_parameters: The share of all parameters to keep, 0 to 1; never exceeded.
         budget: Any other budget: `Budget(parameters=)`, `size_bytes=`, `flops=`, `kept_flops=` (of one sample), or
             `latency_ms=` or `energy_uj=` with `costs=`, a table that `rankship costs` measured.

@@ -8,7 +8,7 @@ from pathlib import Path
 from rankship.built import Built
 from rankship.report import render
 from rankship_benchmarks.bundle.bundle import open_bundle
-from rankship_benchmarks.bundle.suite import Suite, check_suite
+from rankship_benchmarks.bundle.suite import Suite, check_suite, default_suite
 from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.judge.summary import Result, Summary, summarise
@@ -16,6 +16,7 @@ from rankship_benchmarks.measure.ready import check_ready
 from rankship_benchmarks.report.page import write_report
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import ensure_writable
+from rankship_pipeline.foundation.flags import RESULTS
 from rankship_targets.devices.device import find_device
 
 
@@ -49,7 +50,7 @@ def measure(
     suite: Suite | None = None,
     *,
     inventory: str | os.PathLike[str] | None = None,
-    results: str | os.PathLike[str] = "rankship-results",
+    results: str | os.PathLike[str] = RESULTS,
     progress: bool = True,
 ) -> Measured:
     """Push the files to a device, prove them there again, and time them in interleaved rounds of fresh processes.
@@ -81,7 +82,7 @@ def measure(
         ['dense', 'compressed']
 
     """
-    chosen, steps, to = suite or Suite(recipe=built.recipe.name), Steps(quiet=not progress), Path(results)
+    chosen, steps, to = suite or default_suite(built.build.recipe), Steps(quiet=not progress), Path(results)
     check_suite(chosen, "the suite")
     device = find_device(on, None if inventory is None else Path(inventory))
     ensure_writable(to, "results")

@@ -96,7 +96,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
         base: The module that all were trained from, for methods of task arithmetic.
         test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
             both. By a model's name: tests of its own task. None: no accuracies.
-        unlabelled: More inputs of each model's task, by name, for refinement.
+        unlabelled: More inputs for refinement, by the names of all models or some; all of a DataLoader are taken.
         seed: What chance comes from, for the methods that use it.
         name: What the store and reports call it.
         store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.

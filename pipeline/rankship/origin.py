@@ -76,7 +76,7 @@ class Origin:
             return self.recipe
         if self.held is None:
             raise InputError(f"the recipe has its files in {self.folder} already", hint="copy that folder")
-        return write_recipe_folder(self.recipe, self.held, self.wrappings, Path(folder), factory)
+        return write_recipe_folder(self.recipe, self.folder, self.held, self.wrappings, Path(folder), factory)
 
 
 def open_store(given: str | os.PathLike[str] | None) -> Store:
@@ -119,8 +119,16 @@ def open_origin(  # noqa: PLR0913 - what a call may give
     ).check("the call")
     found: dict[str, object] = {"calibration": inputs, **gather_tests(test, wrappings)}
     if unlabelled is not None:
-        found["unlabelled"] = gather_calibration(models, unlabelled, "unlabelled", wrappings[0].inputs)[0]
+        some = _choose_named(models, unlabelled)
+        found["unlabelled"], _ = gather_calibration(some, unlabelled, "unlabelled", wrappings[0].inputs, most=None)
     if "test_inputs" not in found:
         found["test_inputs"] = Data(inputs, (), None).pool_calibration()
     held = Held(wrapped, make_data(found, recipe, "the call"))
     return Origin(recipe, open_store(store), Steps(quiet=not progress), Path.cwd(), held, wrappings)
+
+
+def _choose_named(models: "Mapping[str, nn.Module]", given: object) -> "Mapping[str, nn.Module]":
+    """The models that a mapping names; all of them, where it names others or is no mapping."""
+    if not isinstance(given, Mapping) or not set(given) <= set(models):
+        return models
+    return {name: model for name, model in models.items() if name in given}

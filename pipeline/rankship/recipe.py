@@ -38,9 +38,14 @@ class Recipe(choices.Recipe):
         return cls.take(read_recipe(Path(path)))
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Check the recipe and write it as TOML, defaults left out; returns the path."""
+        """Check the recipe and write it as TOML, defaults left out; returns the path.
+
+        What a session holds cannot be in a file: `to_recipe(FOLDER)` of a result writes models and data too.
+        """
+        from rankship_pipeline.recipe.rules import refuse_held
         from rankship_pipeline.recipe.write import write_recipe
 
+        refuse_held(self, str(path), "write models and data too: small.to_recipe(FOLDER), merged or built alike")
         write_recipe(self.check(str(path)), Path(path))
         return Path(path)
 

@@ -1,12 +1,14 @@
 """A session's recipe as a folder that builds without it: recipe.toml, weights and data as safetensors, what reads them.
 
 recipe.toml         the recipe
+costs.json          the table of costs, where the budget is met by one
 data.py             a loader that reads data.safetensors
 data.safetensors    calibration inputs of every model, tests where there are some
 <model>.safetensors the tensors of a plain torch model, which a factory makes: a class or function without arguments
 <model>/            a transformers model as its library saves it
 """
 
+import ast
 import copy
 import importlib
 import inspect
@@ -27,6 +29,7 @@ from rankship_pipeline.foundation.files import publish_file, write_atomic
 from rankship_pipeline.models.huggingface import LogitsOnly
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import check_fits, copy_state
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Source, Task
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
     from rankship_pipeline.models.data import Data, Held
 
+_COSTS = "costs.json"
+_INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that any session can import
 _LOADER = '''\
 """The data that this recipe was first compressed with, as tensors: data.safetensors beside this file."""
 
@@ -70,9 +75,12 @@ def make():
 
 
 def write_recipe_folder(
-    recipe: Recipe, held: "Held", wrappings: Sequence[Wrapping], folder: Path, factory: object
+    recipe: Recipe, beside: Path, held: "Held", wrappings: Sequence[Wrapping], folder: Path, factory: object
 ) -> Recipe:
-    """Write a folder whose recipe builds what this session's does; gives that recipe."""
+    """Write a folder whose recipe builds what this session's does; returns that recipe.
+
+    The session's recipe names a table of costs relative to `beside`.
+    """
     reference = None if isinstance(wrappings[0].given, _library_models()) else _write_factory(held, folder, factory)
     folder.mkdir(parents=True, exist_ok=True)
     names = _name_files(held.models)
@@ -82,6 +90,7 @@ def write_recipe_folder(
         recipe,
         models=tuple(sources[one.name] for one in recipe.models),
         data=DataChoice(loader="data.py:load"),
+        budget=_copy_costs(recipe.budget, beside, folder),
         merge=recipe.merge
         if recipe.merge.base is None
         else replace(recipe.merge, base=sources[recipe.merge.base.name]),
@@ -89,6 +98,16 @@ def write_recipe_folder(
     )
     written.write(folder / "recipe.toml")
     return written
+
+
+def _copy_costs(budget: Budget, beside: Path, folder: Path) -> Budget:
+    """The budget with its table of costs in the folder."""
+    if budget.costs is None:
+        return budget
+    table = beside / budget.costs
+    if table.resolve() != (folder / _COSTS).resolve():
+        shutil.copyfile(table, folder / _COSTS)
+    return replace(budget, costs=_COSTS)
 
 
 def _library_models() -> tuple[type, ...]:
@@ -148,9 +167,11 @@ def _write_data(data: "Data", folder: Path) -> None:
         tensors[key] = value.clone()
         return key
 
-    parts: dict[str, Any] = {"calibration": data.calibration}
-    if not data.tasks:
-        parts |= {"test_inputs": data.test_inputs, "test_labels": data.test_labels}
+    parts: dict[str, Any] = {
+        "calibration": data.calibration,
+        "test_inputs": data.test_inputs,
+        "test_labels": data.test_labels,
+    }
     parts |= {key: value for key, value in (("unlabelled", data.unlabelled), ("tests", data.tests)) if value}
     names = {key: name(value, key) for key, value in parts.items()}
     with publish_file(folder / "data.safetensors") as path:
@@ -198,16 +219,42 @@ def _write_import(maker: Callable[[], Any], folder: Path) -> str:
     """A copy of the file that holds it, where that is a single module of the user's; else a file that imports it."""
     module, name = maker.__module__, maker.__qualname__
     file = Path(inspect.getfile(maker))
-    if "." not in module and not {"site-packages", "dist-packages"} & set(file.parts):
+    if "." not in module and not _INSTALLED & set(file.parts):
         _copy(file, folder)
         return f"{file.name}:{name}"
-    write_atomic(folder / "model.py", _FACTORY.format(module=module, name=name).encode())
+    _write_code(folder / "model.py", _FACTORY.format(module=module, name=name).encode())
     return "model.py:make"
 
 
 def _copy(file: Path, folder: Path) -> None:
+    """Copy the user's file into the folder; InputError where it needs others of the user's, or would replace one."""
     folder.mkdir(parents=True, exist_ok=True)
     if file.name in {"data.py", "recipe.toml"}:
         raise InputError(f"{file} has the name of a file of the recipe's own", hint="rename it")
-    if file.resolve() != (folder / file.name).resolve():
-        shutil.copyfile(file, folder / file.name)
+    if file.resolve() == (folder / file.name).resolve():
+        return
+    if beside := _find_beside(file):
+        raise InputError(
+            f"{file} imports {', '.join(beside)} from beside it, which the recipe's folder would lack",
+            hint=f"put them into one file, or copy {', '.join(beside)} into a package that is installed",
+        )
+    _write_code(folder / file.name, file.read_bytes())
+
+
+def _find_beside(file: Path) -> list[str]:
+    """The modules that lie beside a file and that it imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Import):
+            found |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module.partition(".")[0]} if node.module else {one.name for one in node.names}
+    beside = {path.stem for path in file.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+    return sorted((found & beside) - {file.stem})
+
+
+def _write_code(path: Path, content: bytes) -> None:
+    """Write a file of code; InputError where another lies there."""
+    if path.exists() and path.read_bytes() != content:
+        raise InputError(f"{path} is there already, with other content", hint="name a new folder, or move it away")
+    write_atomic(path, content)

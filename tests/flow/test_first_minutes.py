@@ -12,6 +12,7 @@ from rankship_pipeline.cli import main
 from rankship_pipeline.flow.build import read_build
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.foundation.artifact_key import VARIANTS
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.records import Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
@@ -48,9 +49,9 @@ def test_compress_lays_proven_files_and_a_recipe_that_goes_on(
     shown = capsys.readouterr().out
     assert "out/compressed.onnx" in shown
     out = here / "out"
-    assert {path.name for path in out.iterdir()} == {
-        *("recipe.toml", "compressed.onnx", "compressed.onnx.manifest.json", "build.json", "plan.json", "parity.json")
-    }
+    models = {f"{variant}.onnx{suffix}" for variant in VARIANTS for suffix in ("", ".manifest.json")}
+    records = {"recipe.toml", "build.json", "plan.json", "parity.json"}
+    assert {path.name for path in out.iterdir()} == models | records
     build = decode(Build, (out / "build.json").read_bytes(), where="build")
     plan = decode(RankPlan, (out / "plan.json").read_bytes(), where="plan")
     proofs = decode(list[Verified], (out / "parity.json").read_bytes(), where="parity")

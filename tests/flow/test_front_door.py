@@ -6,6 +6,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -17,11 +18,16 @@ import rankship as rs
 from make.sessions import make_net
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_pipeline.cli import main
+from rankship_pipeline.factors.saved_model import read_saved
 from rankship_pipeline.foundation.artifact_key import VARIANTS
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.records import Build, Verified
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.models.sharded import INDEX
+from rankship_pipeline.recipe import draft
+from rankship_targets.session.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -62,9 +68,10 @@ def test_every_format_is_exported_proven_and_kept_with_the_model(small: rs.Compr
     assert built.plan == small.plan
     folder = tmp_path / "out"
     assert decode(Build, (folder / "build.json").read_bytes(), where="") == built.build
-    assert decode(tuple[Verified, ...], (folder / "verified.json").read_bytes(), where="") == built.verified
+    assert decode(tuple[Verified, ...], (folder / "parity.json").read_bytes(), where="") == built.verified
     for name in ("compressed.tflite", "dense.pte", "dense.onnx"):
-        assert (folder / name).is_file()
+        assert read_manifest(folder / name).verified in built.verified, "signed for this very file"
+    assert read_saved(folder).recipe_sha256 == built.build.recipe_sha256
     assert built.find("tflite", "dense") == folder / "dense.tflite"
     with pytest.raises(InputError, match="no canary onnx was exported"):
         built.find("onnx", "canary")
@@ -94,6 +101,27 @@ def test_a_build_is_measured_into_a_bundle_with_its_page(small: rs.Compressed, t
         rs.measure(built, on="this-machine", suite=rs.Suite(recipe="mine", rounds=0))
 
 
+def test_where_files_cannot_go_is_said_before_the_work(small: rs.Compressed, recipe: Path, tmp_path: Path) -> None:
+    store = tmp_path / "empty store"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / INDEX).write_text("{}")
+    own = replace(small, origin=replace(small.find_origin(), store=Store(store)))
+    with pytest.raises(InputError, match="holds another model, in shards"):
+        rs.export(own, tmp_path / "out", formats="onnx", progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="to"):
+        rs.run(recipe, to=tmp_path / "file", store=store, progress=False)
+    assert not list(store.glob("*-*")), "no stage was begun"
+
+
+def test_without_formats_those_that_are_installed_are_exported(
+    small: rs.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft, "can_export", lambda name: name == "onnx")
+    built = rs.export(small, tmp_path / "out", progress=False)
+    assert built.recipe.export.formats == ("onnx",)
+
+
 def test_a_recipe_is_run_as_the_commands_run_it(recipe: Path, tmp_path: Path) -> None:
     assert main(["build", str(recipe)]) == 0
     written = rs.Recipe.read(recipe)
@@ -107,6 +135,21 @@ def test_a_recipe_is_run_as_the_commands_run_it(recipe: Path, tmp_path: Path) ->
         ".tflite",
     ]
     assert again.find("onnx").parent.name.startswith("artifact-")
+
+
+def test_the_command_and_python_go_on_with_one_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites = []
+
+    def see(_build: Build, _prepared: object, suite: rs.Suite, *_: object, **__: object) -> None:
+        suites.append(suite)
+        raise InputError("seen")
+
+    monkeypatch.setattr("rankship.measured.prepare_measuring", see)
+    monkeypatch.setattr("rankship_benchmarks.fleet.measure.prepare_measuring", see)
+    assert main(["run", str(recipe), "--on", "this-machine"]) == 2
+    with pytest.raises(InputError, match="seen"):
+        rs.measure(rs.run(recipe, progress=False), on="this-machine", progress=False)
+    assert suites[0] == suites[1], "a run goes on only with the suite that it was begun with"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda one: one.name)

@@ -83,6 +83,11 @@ class Suite:
     energy: EnergyChoice | None = None
 
 
+def default_suite(recipe: str) -> Suite:
+    """The suite where none is given, by the recipe's own name: `rankship run` and `measure` go on with one run."""
+    return Suite(recipe=recipe)
+
+
 def read_suite(path: Path) -> tuple[Suite, Path]:
     """Read a suite; returns it and the path of its recipe."""
     suite = read_toml(Suite, path, "suite")

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable, write_atomic
@@ -18,12 +17,6 @@ from rankship_pipeline.recipe.draft import (
     take_data,
     write_recipe,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rankship_pipeline.foundation.records import Build, Verified
-    from rankship_pipeline.foundation.store import Store
 
 RECIPE = "recipe.toml"
 _HEADING = (
@@ -51,6 +44,7 @@ def compress(argv: list[str]) -> int:
     add_budget_flags(parser)
     arguments = parse(parser, argv)
 
+    from rankship_benchmarks.measure.copies import write_copies
     from rankship_benchmarks.measure.host_gate import verify_on_host
     from rankship_benchmarks.report.words import print_parity
     from rankship_pipeline.foundation.console import Steps
@@ -77,7 +71,7 @@ def compress(argv: list[str]) -> int:
         land_missing(prepared, store, device, arguments.to / "timings", steps)
     build, entry = build_recipe(prepared, store, steps)
     verified = verify_on_host(build, store, prepared.recipe.parity, steps)
-    written = write_files(build, verified, store, arguments.to)
+    written = write_copies(build, verified, store, arguments.to)
     print_build(build, entry)
     console = Console(highlight=False)
     print_parity(verified, console)
@@ -119,23 +113,3 @@ def _keep_recipe(path: Path, text: str) -> Path:
         )
     write_atomic(path, text.encode())
     return path
-
-
-def write_files(build: "Build", verified: "Sequence[Verified]", store: "Store", folder: Path) -> list[Path]:
-    """Copy the compressed files with their signed manifests, and write the records: build, plan, parity."""
-    from rankship_pipeline.foundation.codec import encode
-    from rankship_targets.session.manifest import manifest_path
-
-    written = []
-    for artifact in build.files:
-        if artifact.key.variant == "compressed":
-            source = store.root / artifact.file
-            target = folder / f"compressed{source.suffix}"
-            for one, other in ((source, target), (manifest_path(source), manifest_path(target))):
-                write_atomic(other, one.read_bytes())
-            written.append(target)
-    records = {"build.json": build, "plan.json": build.plan, "parity.json": list(verified)}
-    for name, thing in records.items():
-        write_atomic(folder / name, encode(thing).encode())
-        written.append(folder / name)
-    return written

@@ -22,11 +22,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--suite", type=Path, default=None, help="the suite to measure with; it must name this recipe")
     arguments = parse(parser, argv)
 
-    from rankship_benchmarks.bundle.suite import Suite, read_suite_of
+    from rankship_benchmarks.bundle.suite import read_suite_of
 
-    suite = Suite(recipe=arguments.recipe.name)
-    if arguments.suite is not None:
-        suite = read_suite_of(arguments.recipe, arguments.suite)
+    suite = None if arguments.suite is None else read_suite_of(arguments.recipe, arguments.suite)
     _measure(arguments, arguments.recipe, suite, make_missing=True)
     return 0
 
@@ -90,8 +88,9 @@ def find_devices(arguments: argparse.Namespace) -> "list[Device]":
     return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
 
 
-def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, make_missing: bool) -> None:
+def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None", *, make_missing: bool) -> None:
     """Check flags, recipe, folders and devices first, so that mistakes show early; then build, verify and measure."""
+    from rankship_benchmarks.bundle.suite import default_suite
     from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import read_jobs
     from rankship_benchmarks.measure.ready import check_ready
@@ -103,6 +102,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite", *, mak
     devices = find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(recipe, steps)
+    suite = suite or default_suite(prepared.recipe.name)
 
     from rankship_pipeline.flow.build import build_recipe, find_build  # after the recipe was read: this imports torch
 

@@ -61,8 +61,7 @@ def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str 
 
 def save_model(folder: Path, module: nn.Module, plan: RankPlan | None, recipe_sha256: str | None = None) -> None:
     """Write a module that was rebuilt by its plan and filled; each file is replaced in one step, the record last."""
-    if (folder / INDEX).exists():
-        raise InputError(f"{folder} holds another model, in shards", hint="name a new folder, or delete this one")
+    refuse_shards(folder)
     saved = describe_saved(plan, module, recipe_sha256)
     folder.mkdir(parents=True, exist_ok=True)
     if saved.family == "transformers":
@@ -74,6 +73,12 @@ def save_model(folder: Path, module: nn.Module, plan: RankPlan | None, recipe_sh
     with publish_file(folder / WEIGHTS) as path:
         save_file(kept, path, metadata={"format": "pt"})
     write_saved(folder, saved)
+
+
+def refuse_shards(folder: Path) -> None:
+    """InputError where a folder holds a model in shards, beside which another cannot be saved."""
+    if (folder / INDEX).exists():
+        raise InputError(f"{folder} holds another model, in shards", hint="name a new folder, or delete this one")
 
 
 def write_saved(folder: Path, saved: SavedModel) -> None:

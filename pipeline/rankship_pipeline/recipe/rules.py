@@ -28,15 +28,20 @@ _LEAST_MS = 0.001
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; InputError lists every mistake with the file and the key."""
     recipe = read_toml(Recipe, path, "recipe")
+    refuse_held(recipe, str(path), "name files: `factory` with `weights` or `train`, `huggingface`; `loader`")
+    check_recipe(recipe, str(path))
+    return recipe
+
+
+def refuse_held(recipe: Recipe, where: str, hint: str) -> None:
+    """InputError, with this hint, for a recipe file whose models or data only a Python session holds."""
     held = [f"model {source.name!r}" for source in list_sources(recipe) if source.held]
     held += ["data"] if recipe.data.held else []
     if held:
         raise InputError(
-            f"{path}: {', '.join(held)}: `held` is for models and data of a Python session, not for a recipe file",
-            hint="name files: `factory` with `weights` or `train`, `huggingface`; `loader`",
+            f"{where}: {', '.join(held)}: `held` is for models and data of a Python session, not for a recipe file",
+            hint=hint,
         )
-    check_recipe(recipe, str(path))
-    return recipe
 
 
 def check_recipe(recipe: Recipe, where: str) -> None:

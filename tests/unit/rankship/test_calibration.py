@@ -3,11 +3,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from make.berts import SIZES
+from make.sessions import make_net
 from rankship.calibration import MOST_SAMPLES, gather_calibration, gather_inputs, gather_tests, name_models
+from rankship.merged import merge
 from rankship_pipeline.foundation.errors import InputError
 
 X, Y = torch.arange(60.0).reshape(20, 3), torch.arange(20) % 4
@@ -161,8 +164,19 @@ def test_batches_that_name_their_inputs_in_another_order_are_joined_by_name() ->
     assert torch.equal(inputs["a"][0], X)
 
 
+def test_unlabelled_data_may_be_of_some_models_and_are_taken_whole(inputs: Tensor) -> None:
+    models, many = {"a": make_net(1), "b": make_net(2)}, torch.zeros(MOST_SAMPLES + 76, 20)
+    data = dict.fromkeys(models, inputs)
+    loader: Any = DataLoader(many, batch_size=100)  # type: ignore[arg-type]  # a tensor serves as a data set
+    one = merge(models, data, unlabelled={"b": loader}, progress=False)
+    held = one.origin.held
+    assert held is not None
+    assert {name: len(tensors[0]) for name, tensors in held.data.unlabelled.items()} == {"b": len(many)}
+    with pytest.raises(InputError, match=r"unlabelled is given for \['c'\], the models are \['a', 'b'\]"):
+        merge(models, data, unlabelled={"c": inputs}, progress=False)
+
+
 def make_bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     found: nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES))
     return found
 

@@ -6,6 +6,7 @@ import pytest
 import rankship as rs
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.rules import read_recipe
+from rankship_pipeline.recipe.write import write_recipe
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "pipeline/recipes").glob("*.toml"))
@@ -68,9 +69,13 @@ def test_lists_serve_as_tuples_and_wrong_types_are_named() -> None:
 
 def test_a_file_cannot_say_that_a_session_holds_its_models(tmp_path: Path) -> None:
     held = replace(RECIPE, models=(rs.Source(name="a", held=True),), data=rs.DataChoice(held=True))
-    path = held.write(tmp_path / "mine.toml")
+    with pytest.raises(InputError, match="`held` is for models and data of a Python session") as caught:
+        held.write(tmp_path / "mine.toml")
+    assert "to_recipe(FOLDER)" in caught.value.hint
+    assert not (tmp_path / "mine.toml").exists()
+    write_recipe(held, tmp_path / "mine.toml")
     with pytest.raises(InputError, match="`held` is for models and data of a Python session"):
-        rs.Recipe.read(path)
+        rs.Recipe.read(tmp_path / "mine.toml")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -129,3 +129,41 @@ def test_a_factory_that_makes_something_else_is_refused(
         small.to_recipe(tmp_path / "out", factory=f"{tmp_path / 'gone.py'}:make")
     with pytest.raises(InputError, match="without arguments"):
         small.to_recipe(tmp_path / "out", factory=nn.Linear)
+
+
+def test_the_table_of_costs_comes_along(
+    tmp_path: Path, net_module: type[nn.Module], inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tables").mkdir()
+    Path("tables/pi.json").write_text("{}")
+    origin = rs.compress(net_module(), inputs, kept_parameters=0.5, progress=False).find_origin()
+    timed = origin.change(progress=False, budget=rs.Budget(latency_us=9, costs="tables/pi.json"))
+    written = timed.write_recipe(tmp_path / "out", None)
+    assert written.budget.costs == "costs.json"
+    assert (tmp_path / "out/costs.json").read_text() == "{}"
+    assert rs.Recipe.read(tmp_path / "out/recipe.toml") == written
+
+
+def test_a_factory_whose_other_files_would_stay_behind_is_refused(
+    net: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    small = rs.compress(net, inputs, kept_parameters=0.5, progress=False)
+    (tmp_path / "parts.py").write_text("")
+    (tmp_path / "make_it.py").write_text(
+        "from torch import nn\nimport parts\n\ndef make():\n    return nn.Linear(1, 1)\n"
+    )
+    with pytest.raises(InputError, match=r"imports parts from beside it"):
+        small.to_recipe(tmp_path / "out", factory=f"{tmp_path / 'make_it.py'}:make")
+
+
+def test_a_file_of_code_that_lies_in_the_folder_is_not_replaced(net: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
+    small = rs.compress(net, inputs, kept_parameters=0.5, progress=False)
+    for name in ("model.py", "make_it.py"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("MINE = 1\n")
+    (tmp_path / "make_it.py").write_text("def make(): ...\n")
+    for factory in (nn.Sequential, f"{tmp_path / 'make_it.py'}:make"):
+        with pytest.raises(InputError, match="is there already, with other content"):
+            small.to_recipe(tmp_path / "out", factory=factory)
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"MINE = 1\n"}

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.data import Data, load_data
+from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
 
 RECIPE = Recipe(
@@ -31,6 +33,20 @@ def test_good_data_come_in_the_order_of_the_recipes_models(tmp_path: Path) -> No
     assert list(data.calibration) == ["a", "b"]
     assert [len(data.calibration[name][0]) for name in ("a", "b")] == [4, 3]
     assert data.labels.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_tensors_that_a_loader_still_trains_with_are_hashed_like_others(tmp_path: Path) -> None:
+    data = load(tmp_path, test_inputs="torch.ones(5, 2, dtype=torch.bfloat16, requires_grad=True)")
+    (found,) = data.test_inputs
+    assert not found.requires_grad
+    assert hash_tensors([found]) != hash_tensors([2 * found])
+
+
+def test_a_tensors_hash_is_over_its_type_shape_and_bytes() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    expected = hashlib.sha256(b"torch.float32(3, 2)" + tensor.contiguous().numpy().tobytes()).hexdigest()
+    assert hash_tensors([tensor]) == expected, "stores of earlier versions are found again"
+    assert hash_tensors([torch.tensor(1), torch.empty(0)]) != hash_tensors([torch.tensor(2), torch.empty(0)])
 
 
 @pytest.mark.parametrize(

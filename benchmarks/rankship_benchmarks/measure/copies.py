@@ -1,0 +1,50 @@
+"""Copies of a build's files outside the store, with their signed manifests and the records of the build.
+
+compressed.onnx, dense.onnx, …      every file, each with its manifest beside it
+build.json, plan.json, parity.json  Build, RankPlan and the proofs, one Verified per file
+"""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.files import publish_file, write_atomic
+from rankship_pipeline.foundation.records import Build, Verified
+from rankship_pipeline.foundation.store import Store
+from rankship_targets.session.manifest import manifest_path
+
+
+def write_copies(build: Build, verified: Sequence[Verified], store: Store, folder: Path) -> list[Path]:
+    """Copy every file with its manifest and write the records; returns the files and records without manifests."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file, name in name_copies(build).items():
+        source, target = store.root / file, folder / name
+        for one, other in ((source, target), (manifest_path(source), manifest_path(target))):
+            with publish_file(other) as path:
+                shutil.copyfile(one, path)
+        written.append(target)
+    records = {"build.json": build, "plan.json": build.plan, "parity.json": list(verified)}
+    for name, thing in records.items():
+        write_atomic(folder / name, encode(thing).encode())
+        written.append(folder / name)
+    return written
+
+
+def name_copies(build: Build) -> dict[str, str]:
+    """Every file's name outside the store by its name in it: `compressed.onnx`, `dense-head-of-mnist.tflite`.
+
+    No two are alike, on file systems that ignore case too: a later one gets a number.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for artifact in build.files:
+        stem, suffix = re.sub(r"[^\w.]+", "-", artifact.key.model), Path(artifact.file).suffix
+        name, number = stem + suffix, 2
+        while name.casefold() in taken:
+            name, number = f"{stem}-{number}{suffix}", number + 1
+        taken.add(name.casefold())
+        names[artifact.file] = name
+    return names
