@@ -111,7 +111,7 @@ def test_tasks_share_a_backbone_on_the_board(
         one.sha256 for one in header.build.artifacts
     }
     page = (folder / "report.html").read_text()
-    assert "Timed is the backbone" in page
+    assert "Only the backbone that all tasks share is timed" in page
     assert "What each specialist keeps" in page
 
     capsys.readouterr()

@@ -94,5 +94,5 @@ def test_a_gap_in_a_window_is_refused_and_one_between_windows_is_not() -> None:
         read_round(watch(inside), PLAN)
     check_closes(read_round(watch(between), PLAN))
     short = make_rail(power_at(SECONDS[: len(SECONDS) // 2]))
-    with pytest.raises(TraceGap, match="rail cpu holds 0 to"):
+    with pytest.raises(TraceGap, match="rail cpu covers 0 to"):
         read_round(watch(short), PLAN)

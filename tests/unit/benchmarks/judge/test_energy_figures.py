@@ -154,7 +154,7 @@ def test_a_trace_that_is_not_the_one_that_was_written_is_damage(tmp_path: Path) 
     folder = keep(tmp_path / "run", make_metered())
     text = (folder / BUNDLE_FILE).read_text()
     (folder / BUNDLE_FILE).write_text(text.replace('"gaps":[]', '"gaps":[{"end_ns":1,"start_ns":0,"why":"reset"}]', 1))
-    with pytest.raises(InputError, match="not the one whose hash"):
+    with pytest.raises(InputError, match="does not have the hash recorded beside it"):
         open_bundle(folder)
 
 
