@@ -240,7 +240,8 @@ def test_a_cable_pulled_in_mid_copy_is_a_lost_connection(
     paused = threading.Event()
 
     def pause(*_: int) -> None:
-        daemon.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(psutil.NoSuchProcess):  # once it was killed
+            daemon.send_signal(signal.SIGSTOP)
         paused.set()
 
     def copy() -> None:
