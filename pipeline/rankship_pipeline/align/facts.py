@@ -8,7 +8,7 @@ from typing import Any
 
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.models.huggingface import PREFIX, read_config
+from rankship_pipeline.models.huggingface import PREFIX, resolve_config
 from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
 from rankship_pipeline.models.model_config import read_json, read_normalisation
 from rankship_pipeline.models.opened import OpenedSource
@@ -113,7 +113,7 @@ def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
 
 def _gather_huggingface(opened: OpenedSource) -> Facts:
     source, snapshot = opened.source, opened.snapshot
-    config = read_config(snapshot).to_dict()  # fills in what old files leave to defaults
+    config = resolve_config(snapshot).to_dict()  # fills in what old files leave to defaults
     prefix = f"{config.get('model_type')}."
     labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}

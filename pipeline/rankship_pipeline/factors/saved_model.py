@@ -24,7 +24,7 @@ from rankship_pipeline.foundation.files import publish_file, write_atomic
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
-from rankship_pipeline.models.huggingface import read_config
+from rankship_pipeline.models.huggingface import resolve_config
 from rankship_pipeline.models.sharded import INDEX, open_checkpoint
 from rankship_pipeline.models.weights import State, list_differences, read_state
 
@@ -132,7 +132,7 @@ def _make_dense(folder: Path, saved: SavedModel) -> nn.Module:
             f" {transformers.__version__}",
             hint="install the version that it was saved with, or give the architecture by `into`",
         )
-    model: nn.Module = kind(read_config(folder))
+    model: nn.Module = kind(resolve_config(folder))
     return model
 
 

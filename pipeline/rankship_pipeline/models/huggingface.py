@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.weights import copy_state, read_state
+from rankship_pipeline.models.weights import copy_state, refuse_broken
 from rankship_pipeline.recipe.choices import Source
 
 # task → the transformers class that loads it
@@ -78,7 +78,7 @@ def list_snapshot_files(snapshot: Path) -> list[Path]:
     return [snapshot / "config.json", *weights]
 
 
-def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
+def resolve_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
     """A model folder's configuration with all defaults; one whose code would come with the files is refused."""
     import transformers
 
@@ -93,7 +93,7 @@ def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no type
 
 def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
     """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
-    config = read_config(snapshot)
+    config = resolve_config(snapshot)
     model = _auto_class(source).from_config(config, attn_implementation="eager", trust_remote_code=False)
     return LogitsOnly(model.to(torch.float32), source.inputs).eval()
 
@@ -119,7 +119,7 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
     Tensors in `supplied` may be missing: an adapter has them.
     """
     for path in list_snapshot_files(snapshot)[1:]:
-        read_state(path)
+        refuse_broken(path)
     with _without_bars():
         model, found = _auto_class(source).from_pretrained(
             snapshot,

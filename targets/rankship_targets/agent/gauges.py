@@ -6,7 +6,6 @@ and the power HAL's dump. A value is a whole number of microwatts or microjoules
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import re
@@ -17,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from . import system
-from .system import read_text
+from .system import find_paths, read_text
 
 Reading = list[Any]  # position of the channel, monotonic ns, value or None
 PI_IDLE_UW, PI_BUSY_UW, PI_MODEL = 2_286_000, 4_534_000, "Raspberry Pi 4"  # P = 2.286 + 4.534·u W, for a 4B rev 1.2
@@ -314,12 +313,6 @@ def make_offer(name: str, provenance: str, channels: list[dict[str, Any]], probl
 def describe(name: str, unit: str, **limits: Any) -> dict[str, Any]:  # noqa: ANN401 - numbers, None or a flag
     """Return a channel's description for the host."""
     return {"name": name, "unit": unit, **limits}
-
-
-def find_paths(pattern: str) -> list[str]:
-    """Return the matching paths, as the device names them, in order of the numbers in them."""
-    paths = [path[len(system.ROOT) :] for path in glob.glob(system.ROOT + pattern)]  # noqa: PTH207 - as above
-    return sorted(paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path)], path))
 
 
 def read_integers(paths: Any) -> list[int]:  # noqa: ANN401 - any sequence of paths

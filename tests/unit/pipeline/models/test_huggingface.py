@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from make.berts import save_bert
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
-from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files, read_config
+from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files, resolve_config
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
@@ -140,4 +140,4 @@ def test_code_that_comes_with_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     (tmp_path / "m/own.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(InputError, match="no configuration that transformers knows by itself"):
-        read_config(tmp_path / "m")
+        resolve_config(tmp_path / "m")

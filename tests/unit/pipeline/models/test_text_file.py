@@ -27,15 +27,12 @@ def load(models: Path, file: Path, written: str, **keys: object) -> Data:
 def load_written(models: Path, file: Path, **keys: object) -> Data:
     sources = (Source(name="m", huggingface="bert"),)
     choice = DataChoice(**{"text": str(file), **keys})  # type: ignore[arg-type]
-    return load_data(
-        complete_recipe(Recipe(name="r", models=sources, data=choice), models),
-        models,
-        open_sources(
-            list_sources(complete_recipe(Recipe(name="r", models=sources, data=choice), models)),
-            models,
-            complete_recipe(Recipe(name="r", models=sources, data=choice), models).seed,
-        ),
-    )
+    return load_recipe(Recipe(name="r", models=sources, data=choice), models)
+
+
+def load_recipe(recipe: Recipe, models: Path) -> Data:
+    whole = complete_recipe(recipe, models)
+    return load_data(whole, models, open_sources(list_sources(whole), models, whole.seed))
 
 
 @pytest.mark.parametrize(("name", "text"), [("t.tsv", TSV), ("t.txt", TSV), ("t.csv", CSV), ("t.jsonl", JSON)])
@@ -129,10 +126,10 @@ def test_a_missing_or_binary_file_is_named(tiny_models: Path, tmp_path: Path) ->
         Recipe(name="r", models=sources, data=DataChoice(text=str(tmp_path / "x.txt"))), tiny_models
     )
     with pytest.raises(InputError, match=r"cannot read .*x\.txt"):
-        load_data(recipe, tiny_models, open_sources(list_sources(recipe), tiny_models, recipe.seed))
+        load_recipe(recipe, tiny_models)
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match=r"cannot read .*x\.txt"):
-        load_data(recipe, tiny_models, open_sources(list_sources(recipe), tiny_models, recipe.seed))
+        load_recipe(recipe, tiny_models)
 
 
 def test_unlabelled_texts_cannot_judge_a_merge(tiny_models: Path, tmp_path: Path) -> None:
@@ -140,15 +137,7 @@ def test_unlabelled_texts_cannot_judge_a_merge(tiny_models: Path, tmp_path: Path
     sources = tuple(Source(name=name, huggingface="bert") for name in "ab")
     recipe = Recipe(name="r", models=sources, data=DataChoice(text=str(tmp_path / "t.txt")))
     with pytest.raises(InputError, match="has no labels: the accuracy of a merge of 2 models"):
-        load_data(
-            complete_recipe(recipe, tiny_models),
-            tiny_models,
-            open_sources(
-                list_sources(complete_recipe(recipe, tiny_models)),
-                tiny_models,
-                complete_recipe(recipe, tiny_models).seed,
-            ),
-        )
+        load_recipe(recipe, tiny_models)
 
 
 def test_an_input_that_the_tokenizer_does_not_make_is_named(tiny_models: Path, tmp_path: Path) -> None:
@@ -156,15 +145,7 @@ def test_an_input_that_the_tokenizer_does_not_make_is_named(tiny_models: Path, t
     source = Source(name="m", huggingface="bert", inputs=("input_ids", "position"))
     recipe = Recipe(name="r", models=(source,), data=DataChoice(text=str(tmp_path / "t.tsv")))
     with pytest.raises(InputError, match="its tokenizer makes input_ids, token_type_ids, attention_mask, not position"):
-        load_data(
-            complete_recipe(recipe, tiny_models),
-            tiny_models,
-            open_sources(
-                list_sources(complete_recipe(recipe, tiny_models)),
-                tiny_models,
-                complete_recipe(recipe, tiny_models).seed,
-            ),
-        )
+        load_recipe(recipe, tiny_models)
 
 
 def test_a_model_of_images_takes_no_text(tiny_models: Path, tmp_path: Path) -> None:
@@ -173,15 +154,7 @@ def test_a_model_of_images_takes_no_text(tiny_models: Path, tmp_path: Path) -> N
         name="r", models=(Source(name="m", huggingface="vit"),), data=DataChoice(text=str(tmp_path / "t.tsv"))
     )
     with pytest.raises(InputError, match="model 'm' is for image-classification, it takes no text"):
-        load_data(
-            complete_recipe(recipe, tiny_models),
-            tiny_models,
-            open_sources(
-                list_sources(complete_recipe(recipe, tiny_models)),
-                tiny_models,
-                complete_recipe(recipe, tiny_models).seed,
-            ),
-        )
+        load_recipe(recipe, tiny_models)
 
 
 def test_a_model_without_a_tokenizer_is_refused_by_name(tiny_models: Path, tmp_path: Path) -> None:
