@@ -13,6 +13,7 @@ from rankship_pipeline.align.advice import PREPARATION, SETTINGS, TENSORS
 from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_head
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.foundation.errors import MergeMismatch
+from rankship_pipeline.models.constants import is_constant
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import list_differences
 from rankship_pipeline.recipe.choices import Recipe, Source, choose, list_sources
@@ -104,8 +105,11 @@ def _write(findings: Sequence[Finding], where: str) -> list[str]:
 
 
 def compare_tensors(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
-    """Compare names and shapes."""
-    shapes = [{name: header.shape for name, header in one.tensors.items()} for one in (reference, other)]
+    """Compare names and shapes of all that is trained."""
+    shapes = [
+        {name: header.shape for name, header in one.tensors.items() if not is_constant(name, header)}
+        for one in (reference, other)
+    ]
     for line in list_differences(shapes[0], shapes[1]):
         ending = line.rpartition(": ")[2]
         remedy = TENSORS.get(ending, TENSORS["shape"])
@@ -117,7 +121,7 @@ def compare_types(reference: Facts, other: Facts, _given: Normalisation | None) 
     kinds: dict[tuple[str, str], list[str]] = {}
     for name in sorted(reference.tensors.keys() & other.tensors.keys()):
         pair = (other.tensors[name].dtype, reference.tensors[name].dtype)
-        if pair[0] != pair[1]:
+        if pair[0] != pair[1] and not is_constant(name, reference.tensors[name]):
             kinds.setdefault(pair, []).append(name)
     for (found, wanted), names in kinds.items():
         text = f"{_list(names)}: stored as {found} instead of {wanted}"

@@ -37,6 +37,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     source_sha256 = {name: opened.sha256 for name, opened in sources.items()}
     for check in BEFORE_DATA:
         check(recipe, sources)
+    notes = (*(remark for opened in sources.values() for remark in opened.remarks), *notes)
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
     prepared = Prepared(
         recipe=recipe,

@@ -17,6 +17,7 @@ from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import Recipe
 
 Inputs = tuple[Tensor, ...]
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ def _check_labels(given: object, where: str) -> Tensor:
 def _check(given: Tensor | Inputs, what: str) -> Inputs:
     given = given if isinstance(given, tuple | list) else (given,)
     inputs = tuple(torch.as_tensor(tensor).detach().cpu() for tensor in given)  # numpy arrays are welcome too
+    inputs = tuple(tensor.float() if tensor.dtype in _HALVES else tensor for tensor in inputs)  # as models are widened
     if not inputs or any(len(tensor) == 0 for tensor in inputs):
         raise InputError(f"{what} is empty", hint="give at least one sample; some hundreds work well")
     if len({len(tensor) for tensor in inputs}) > 1:

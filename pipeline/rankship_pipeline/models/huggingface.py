@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.weights import copy_state, refuse_broken
+from rankship_pipeline.models.constants import is_constant
+from rankship_pipeline.models.sharded import list_weight_files, open_checkpoint
+from rankship_pipeline.models.weights import copy_state, describe_tensor, refuse_broken
 from rankship_pipeline.recipe.choices import Source
 
 # task → the transformers class that loads it
@@ -67,12 +69,8 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def list_snapshot_files(snapshot: Path) -> list[Path]:
-    """The configuration and the sorted weights of a model folder."""
-    weights = sorted(snapshot.glob("*.safetensors"))
-    if not weights:
-        raise InputError(
-            f"{snapshot} has no *.safetensors", hint="save the model again with save_pretrained (safetensors)"
-        )
+    """The configuration of a model folder, the index of its weights if there is one, and the sorted weights."""
+    weights = list_weight_files(snapshot)
     if not (snapshot / "config.json").is_file():
         raise InputError(f"{snapshot} has no config.json", hint="give the folder that save_pretrained wrote")
     return [snapshot / "config.json", *weights]
@@ -118,7 +116,8 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
 
     Tensors in `supplied` may be missing: an adapter has them.
     """
-    for path in list_snapshot_files(snapshot)[1:]:
+    checkpoint = open_checkpoint(snapshot)
+    for path in checkpoint.files:
         refuse_broken(path)
     with _without_bars():
         model, found = _auto_class(source).from_pretrained(
@@ -129,13 +128,19 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
             attn_implementation="eager",
             output_loading_info=True,
         )
-    missing = sorted(name for name in found["missing_keys"] if PREFIX + name not in supplied)
+    lost = {name: tensor for name, tensor in model.state_dict().items() if name in found["missing_keys"]}
+    constants = {name for name, tensor in lost.items() if is_constant(name, describe_tensor(tensor))}
+    missing = sorted(name for name in lost.keys() - constants if PREFIX + name not in supplied)
     if missing:  # transformers would initialise them at random
         raise InputError(
             f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",
             hint=f"give a checkpoint that was trained for {source.task}",
         )
-    return copy_state(LogitsOnly(model, source.inputs).eval())
+    state = copy_state(LogitsOnly(model, source.inputs).eval())
+    if constants:
+        own = make_wrapped(source, snapshot).state_dict()
+        state |= {PREFIX + name: own[PREFIX + name].clone() for name in constants}
+    return state
 
 
 def _auto_class(source: Source) -> Any:  # noqa: ANN401 - transformers has no types

@@ -15,6 +15,7 @@ from torch import nn
 
 from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.files import hash_file
+from rankship_pipeline.models.fit_names import Fit, fit_names
 from rankship_pipeline.models.huggingface import (
     PREFIX,
     find_snapshot,
@@ -24,16 +25,14 @@ from rankship_pipeline.models.huggingface import (
 )
 from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
 from rankship_pipeline.models.module_hash import hash_module
-from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module
+from rankship_pipeline.models.sharded import Checkpoint, describe_ignored, open_checkpoint
+from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module, widen
 from rankship_pipeline.models.weights import (
     State,
     TensorHeader,
-    check_fits,
     copy_state,
     describe_state,
     load_into,
-    read_header,
-    read_shapes,
     read_state,
     refuse_broken,
 )
@@ -68,11 +67,29 @@ class OpenedSource:
         return find_snapshot(self.source, self.folder)
 
     @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where its tensors lie, without an adapter's; None for a model without files."""
+        if self.source.huggingface is not None:
+            return open_checkpoint(self.snapshot)
+        return None if self.source.weights is None else open_checkpoint(find_weights(self.source, self.folder))
+
+    @property
     def weights(self) -> tuple[Path, ...]:
         """The safetensors files with its tensors, without an adapter's; empty for a model without files."""
-        if self.source.huggingface is not None:
-            return tuple(list_snapshot_files(self.snapshot)[1:])
-        return () if self.source.weights is None else (find_weights(self.source, self.folder),)
+        return () if self.checkpoint is None else tuple(self.checkpoint.files)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """The names that a factory's module has for the tensors of its files; InputError if they do not fit it."""
+        found = {} if self.checkpoint is None else self.checkpoint.read_headers()
+        return fit_names(self.untrained, found, where=str(find_weights(self.source, self.folder)))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of how its files are read."""
+        ignored = None if self.checkpoint is None else describe_ignored(self.checkpoint)
+        fit = () if self.source.weights is None else self.fit.remarks
+        return (*fit, *(() if ignored is None else (ignored,)))
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -108,15 +125,16 @@ class OpenedSource:
     @cached_property
     def headers(self) -> Mapping[str, TensorHeader]:
         """Shape and type of every tensor, from its files' headers, or from its untrained module without files."""
-        if self.weights:
-            return {name: header for path in self.weights for name, header in read_header(path).items()}
-        return describe_state(self.untrained)
+        if self.checkpoint is None:
+            return describe_state(self.untrained)
+        headers = self.checkpoint.read_headers()
+        return headers if self.source.weights is None else {mine: headers[own] for mine, own in self.fit.names.items()}
 
     @cached_property
     def untrained(self) -> nn.Module:
         """The architecture in evaluation mode; do not change it. The seed gives all sources the same initialisation."""
         if self.module is not None:
-            return copy.deepcopy(self.module).eval()
+            return widen(copy.deepcopy(self.module)).eval()
         torch.manual_seed(self.seed)
         if self.source.huggingface is not None:
             return make_wrapped(self.source, self.snapshot)
@@ -129,9 +147,9 @@ class OpenedSource:
     def check(self) -> None:
         """InputError if the weights or the adapter do not fit the module, or weights are not finite."""
         if self.source.weights is not None:
-            (path,) = self.weights
-            check_fits(self.untrained, read_shapes(path), where=str(path))
-            refuse_broken(path)
+            _ = self.fit
+            for path in self.weights:
+                refuse_broken(path)
         if self.adapter is not None:
             shapes = {name: tuple(tensor.shape) for name, tensor in self.untrained.state_dict().items()}
             self.adapter.check_fits(shapes, self.prefix)
@@ -148,13 +166,15 @@ class OpenedSource:
 
     def _load_bare(self, supplied: Iterable[str]) -> State:
         if self.module is not None:
-            return copy_state(self.module)
+            return copy_state(self.untrained)
         if self.source.huggingface is not None:
             return load_wrapped_state(self.source, self.snapshot, set(supplied))
         if self.source.train is not None:
             return self._train()
-        (path,) = self.weights
-        return copy_state(load_into(self.make(), read_state(path), where=str(path)))
+        stored = {name: tensor for path in self.weights for name, tensor in read_state(path).items()}
+        module = self.make()
+        found = {mine: stored[own] for mine, own in self.fit.names.items()}
+        return copy_state(load_into(module, {**module.state_dict(), **found}, where=self.name))
 
     def _train(self) -> State:
         module = self.make()
@@ -183,8 +203,17 @@ def open_sources(
         if not source.held:
             opened[source.name] = open_source(source, folder, seed)
         elif source.name in (held or {}):
-            opened[source.name] = OpenedSource(source, folder, seed, (held or {})[source.name])
+            opened[source.name] = OpenedSource(source, folder, seed, _unwrap((held or {})[source.name]))
         else:
             message = f"model {source.name!r} is a module of a Python session (`held`), and none was given"
             raise InputError(message, hint="name its files: factory and weights, or huggingface")
     return opened
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile's, DataParallel's or DistributedDataParallel's wrapper, or the module itself."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inside: object = module.module
+    else:
+        inside = getattr(module, "_orig_mod", None)
+    return _unwrap(inside) if isinstance(inside, nn.Module) else module

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.recipe_imports import import_beside, list_imported
+from rankship_pipeline.models.sharded import list_weight_files
 from rankship_pipeline.recipe.choices import Source
 
 
@@ -66,7 +68,15 @@ def make_module(source: Source, folder: Path) -> nn.Module:
         raise InputError(
             f"{source.factory} returned a {type(model).__name__}", hint="return a torch.nn.Module from the factory"
         )
-    return model.eval()
+    return widen(model).eval()
+
+
+def widen(model: nn.Module) -> nn.Module:
+    """The module with its half-precision tensors as float32, in which everything is computed; changed in place."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in {torch.float16, torch.bfloat16}:
+            tensor.data = tensor.data.float()
+    return model
 
 
 def list_factory_files(source: Source, folder: Path) -> list[Path]:
@@ -74,12 +84,11 @@ def list_factory_files(source: Source, folder: Path) -> list[Path]:
     references = [str(reference).partition(":")[0] for reference in (source.factory, source.train) if reference]
     files = [folder / name for name in dict.fromkeys(references)]
     files += list_imported(files, folder)
-    if source.weights is not None:
-        files.append(find_weights(source, folder))
-    for path in files:
+    weights = None if source.weights is None else find_weights(source, folder)
+    for path in files if weights is None or weights.is_dir() else [*files, weights]:
         if not path.is_file():
             raise InputError(f"model {source.name!r}: no file {path}", hint="correct the path, relative to the recipe")
-    return files
+    return files if weights is None else [*files, *list_weight_files(weights)]
 
 
 def find_weights(source: Source, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.pickled import PICKLE_STARTS, describe_pickle
 
 State = dict[str, Tensor]
 
@@ -26,7 +27,6 @@ AGAIN = "fetch or copy the file again, or save the model again (safetensors)"
 _LENGTH_BYTES = 8  # of the header's length, little-endian, at the beginning of a file
 # torch's names of types → safetensors'
 _TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip and its older bare pickle
 
 
 def open_tensors(path: Path, wanted: str = "") -> Any:  # noqa: ANN401 - safetensors has no types
@@ -47,11 +47,8 @@ def _find_damage(path: Path, failure: Exception) -> tuple[str, str]:
         return "is missing", f"correct the path (a recipe's are relative to it), or {AGAIN}"
     with path.open("rb") as stream:
         length, brace = stream.read(_LENGTH_BYTES), stream.read(1)
-    if length.startswith(_PICKLE_STARTS) and brace != b"{":  # every header begins with a brace
-        return (
-            "is a pickle (torch.save), which can run code when it is read",
-            "convert it once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW_PATH)",
-        )
+    if length.startswith(PICKLE_STARTS) and brace != b"{":  # every header begins with a brace
+        return describe_pickle(path)
     return f"is not a whole safetensors file ({failure})", AGAIN
 
 
@@ -76,11 +73,13 @@ def is_finite(value: Tensor) -> bool:
 
 def refuse_infinite(path: Path, broken: list[str]) -> None:
     """Raise InputError if the list of a file's tensors with NaN or infinity is not empty."""
-    if broken:
-        raise InputError(
-            f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}",
-            hint="export the checkpoint again from a training state that did not diverge",
-        )
+    if not broken:
+        return
+    half = [name for name in broken if read_header(path)[name].dtype == "F16"]
+    hint = "export the checkpoint again from a training state that did not diverge"
+    if half:  # infinity is what a large number becomes when it is saved as float16
+        hint = f"{half[0]} is float16: what is above 65504 overflowed; save the model as bfloat16 or float32"
+    raise InputError(f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:5])}", hint=hint)
 
 
 def locate_tensors(path: Path, wanted: str = "") -> dict[str, tuple[TensorHeader, int]]:
@@ -107,18 +106,13 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 def describe_state(module: nn.Module) -> dict[str, TensorHeader]:
     """Every tensor's shape and type in a module, in the form of a safetensors header."""
-    tensors = module.state_dict()
-    return {name: TensorHeader(tuple(one.shape), _name_type(one.dtype)) for name, one in tensors.items()}
+    return {name: describe_tensor(tensor) for name, tensor in module.state_dict().items()}
 
 
-def _name_type(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return _TYPES.get(name, name.upper())
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, from its header."""
-    return {name: header.shape for name, header in read_header(path).items()}
+def describe_tensor(tensor: Tensor) -> TensorHeader:
+    """A tensor's shape and type in the form of a safetensors header."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return TensorHeader(tuple(tensor.shape), _TYPES.get(name, name.upper()))
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:

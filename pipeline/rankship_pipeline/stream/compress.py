@@ -11,7 +11,6 @@ Hidden states of the calibration set are on disk, float32. Only the blocks' line
 """
 
 import importlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,7 @@ from rankship_pipeline.foundation.records import Factors, RankPlan
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
-from rankship_pipeline.models.sharded import SETTINGS, write_shards
+from rankship_pipeline.models.sharded import copy_settings, write_shards
 from rankship_pipeline.models.weights import open_tensors
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import LayerStats
@@ -184,8 +183,7 @@ def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None
         return {f"{layer}.0.weight": B, f"{layer}.1.weight": A}
 
     with publish_folder(target) as folder:
-        for path in {path for pattern in SETTINGS for path in checkpoint.folder.glob(pattern)}:
-            shutil.copyfile(path, folder / path.name)
+        copy_settings(checkpoint.folder, folder)
         write_shards(folder, analysis.decoder.group_names(), convert)
         write_saved(folder, describe_saved(plan, analysis.decoder.model))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -24,11 +25,19 @@ from rankship_pipeline.foundation.files import flush_folder, publish_file
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
+from rankship_pipeline.models.constants import is_constant
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
-from rankship_pipeline.models.sharded import INDEX, SETTINGS, Checkpoint, open_checkpoint
+from rankship_pipeline.models.sharded import (
+    INDEX,
+    Checkpoint,
+    copy_settings,
+    describe_ignored,
+    name_shards,
+    open_checkpoint,
+)
 from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, open_pieces, write_header, write_piece
-from rankship_pipeline.models.weights import TensorHeader, read_header
+from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.recipe.merge_methods import fill_settings
 
@@ -52,7 +61,7 @@ class OpenedModel:
 
 
 def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps) -> None:
-    """Merge into the new folder `target`: the first model's shards, index and settings, with merged tensors.
+    """Merge into the new folder `target`: the first model's shards and settings, with merged tensors.
 
     Shards are written one by one to a hidden folder beside it, named by a hash of everything that affects the result.
     After an interruption the same call resumes at the first missing shard. `target` appears whole, in one rename.
@@ -67,16 +76,18 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     work.mkdir(parents=True, exist_ok=True)
     merging = Merging(asked=asked, models=models, base=base)
     files = models[0].checkpoint.files
+    places: dict[str, str] = {}
     with steps.track(f"merge {len(models)} checkpoints by {asked.merge.method}", len(files)) as begin:
-        for path in files:
-            begin(path.name)
-            if not (work / path.name).exists():
-                with publish_file(work / path.name) as temporary:
-                    merging.write_shard(open_pieces(path), temporary)
-    for path in {path for pattern in SETTINGS for path in models[0].checkpoint.folder.glob(pattern)}:
-        shutil.copyfile(path, work / path.name)
-    if (work / INDEX).exists() or len(files) > 1:
-        _write_index(work, models[0], merging)
+        for path, file in zip(files, name_shards(len(files)), strict=True):
+            begin(file)
+            tensors = open_pieces(path)
+            places |= dict.fromkeys(tensors, file)
+            if not (work / file).exists():
+                with publish_file(work / file) as temporary:
+                    merging.write_shard(tensors, temporary)
+    copy_settings(models[0].checkpoint.folder, work)
+    if len(files) > 1:
+        _write_index(work, places, models[0], merging)
     if asked.dtype is not None:
         _change_type(work / "config.json", asked.dtype)
     (work / RECORD).write_text(encode(asked), encoding="utf-8")
@@ -103,11 +114,9 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
 
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
-    """A folder's tensors and their places in the files, also tensors in these files that an index does not name."""
-    files = open_checkpoint(folder).files
-    stored = {name: one for path in files for name, one in open_pieces(path).items()}
-    checkpoint = Checkpoint(folder, {name: one.path for name, one in stored.items()})
-    return OpenedModel(str(folder), checkpoint, stored, tuple(files))
+    checkpoint = open_checkpoint(folder)
+    stored = {name: one for path in checkpoint.files for name, one in open_pieces(path).items()}
+    return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
 
 
 def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
@@ -121,6 +130,9 @@ def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
                 )
     facts = []
     for model in models:
+        ignored = describe_ignored(model.checkpoint)
+        if ignored is not None:
+            steps.note(ignored)
         headers = {name: TensorHeader(one.shape, one.type_name) for name, one in model.tensors.items()}
         facts.append(gather_folder_facts(model.name, model.checkpoint.folder, headers))
     for note in refuse_unlike(facts):
@@ -148,15 +160,24 @@ class Merging:
             write_header(stream, {name: (self.choose_type(one), one.shape) for name, one in tensors.items()})
             for name, first in tensors.items():
                 for piece in self.merge_tensor(name, first):
-                    if piece.is_floating_point() and not bool(piece.isfinite().all()):
-                        raise InputError(
-                            f"the merged tensor {name} has NaN or infinity", hint=f"check it in {self._list_models()}"
-                        )
-                    write_piece(stream, piece)
+                    stored = piece.to(self.choose_type(first))
+                    if stored.is_floating_point() and not bool(stored.isfinite().all()):
+                        self._refuse_infinite(name, piece, stored.dtype)
+                    write_piece(stream, stored)
+
+    def _refuse_infinite(self, name: str, piece: Tensor, dtype: torch.dtype) -> NoReturn:
+        """Raise the InputError for a tensor that is not finite, or too large for the type in which it is stored."""
+        if not bool(piece.isfinite().all()):
+            raise InputError(f"the merged tensor {name} has NaN or infinity", hint=f"check it in {self._list_models()}")
+        raise InputError(
+            f"the merged tensor {name} reaches {float(piece.abs().max()):.4g}, more than"
+            f" {str(dtype).removeprefix('torch.')} can hold ({torch.finfo(dtype).max:.5g}): it would overflow",
+            hint='write dtype = "bfloat16" or "float32" into the merge file',
+        )
 
     def merge_tensor(self, name: str, first: Readable) -> Iterator[Tensor]:
-        """The merged tensor in its stored type, in pieces of some rows; integers come from the first model."""
-        if not first.dtype.is_floating_point:
+        """The merged tensor before rounding, in pieces of some rows; what is not trained comes from the first model."""
+        if not first.dtype.is_floating_point or is_constant(name, TensorHeader(first.shape, first.type_name)):
             yield first.read()
             return
         method = choose_method(self.asked.merge.method, name)
@@ -173,7 +194,7 @@ class Merging:
                 marks=marks,
                 generators=generators,
             )
-            yield method.merge(given).to(self.choose_type(first))
+            yield method.merge(given)
 
     @property
     def _settings(self) -> dict[str, float]:
@@ -221,9 +242,8 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in {torch.float64, torch.float32} else tensor.to(torch.float32)
 
 
-def _write_index(folder: Path, first: OpenedModel, merging: Merging) -> None:
+def _write_index(folder: Path, places: Mapping[str, str], first: OpenedModel, merging: Merging) -> None:
     size_bytes = sum(prod(one.shape) * merging.choose_type(one).itemsize for one in first.tensors.values())
-    places = {name: path.name for path in first.checkpoint.files for name in read_header(path)}
     index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
 

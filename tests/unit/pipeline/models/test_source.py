@@ -11,7 +11,7 @@ from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import BuildError, InputError, MergeMismatch
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.models.source import load_function
-from rankship_pipeline.models.weights import load_into, read_shapes, read_state
+from rankship_pipeline.models.weights import load_into, read_header, read_state
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
 FACTORY = """
@@ -61,14 +61,14 @@ def test_a_saved_state_comes_back(tmp_path: Path) -> None:
     save_file(state, tmp_path / "s.safetensors")
     again = read_state(tmp_path / "s.safetensors")
     assert all(torch.equal(again[name], value) for name, value in state.items())
-    assert read_shapes(tmp_path / "s.safetensors") == {"w": (3, 2), "n": (1,)}
+    assert read_header(tmp_path / "s.safetensors") == {"w": ((3, 2), "F32"), "n": ((1,), "I64")}
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_pickle_is_refused_and_never_run(tmp_path: Path, *, as_zip: bool) -> None:
     path = tmp_path / "s.safetensors"
     torch.save(make_net().state_dict(), path, _use_new_zipfile_serialization=as_zip)
-    for read in (read_state, read_shapes):
+    for read in (read_state, read_header):
         with pytest.raises(InputError, match="is a pickle") as caught:
             read(path)
         assert "save_file" in caught.value.hint
@@ -93,7 +93,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "s.safetensors"
     save_file({"w": torch.randn(30)}, path)
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (read_state, read_shapes):
+    for read in (read_state, read_header):
         with pytest.raises(InputError, match="not a whole safetensors file"):
             read(path)
 
