@@ -1,5 +1,7 @@
 """Remedies for each way in which models to merge differ: the texts of differences.py, as literal tables."""
 
+from rankship_pipeline.align.settings import LENGTH
+
 # what is wrong with a tensor → remedy
 TENSORS: dict[str, str] = {
     "missing": "save {other} from the class that {reference} was saved from, with its head, biases and norms",
@@ -12,6 +14,10 @@ SETTINGS: dict[str, tuple[str, bool]] = {
     "*dropout*": ("matters in training only", False),
     "*drop_path*": ("matters in training only", False),
     "*initializer*": ("matters in training only", False),
+    "*pdrop*": ("matters in training only", False),
+    "*layerdrop*": ("matters in training only", False),
+    "router_aux_loss_coef": ("matters in training only", False),
+    "router_jitter_noise": ("matters in training only", False),
     "problem_type": ("matters in training only", False),
     "finetuning_task": ("matters in training only", False),
     "gradient_checkpointing": ("matters in training only", False),
@@ -19,8 +25,29 @@ SETTINGS: dict[str, tuple[str, bool]] = {
     "bos_token_id": ("matters in generation only", False),
     "eos_token_id": ("matters in generation only", False),
     "max_length": ("matters in generation only", False),
+    "min_length": ("matters in generation only", False),
+    "max_new_tokens": ("matters in generation only", False),
+    "do_sample": ("matters in generation only", False),
+    "num_beam*": ("matters in generation only", False),
+    "num_return_sequences": ("matters in generation only", False),
+    "temperature": ("matters in generation only", False),
+    "top_k": ("matters in generation only", False),
+    "top_p": ("matters in generation only", False),
+    "typical_p": ("matters in generation only", False),
+    "*_penalty": ("matters in generation only", False),
+    "early_stopping": ("matters in generation only", False),
+    "*no_repeat_ngram_size": ("matters in generation only", False),
+    "forced_*": ("matters in generation only", False),
+    "*suppress_tokens*": ("matters in generation only", False),
+    "bad_words_ids*": ("matters in generation only", False),
+    "decoder_start_token_id": ("matters in generation only", False),
+    "task_specific_params*": ("matters in generation only", False),
+    "prefix": ("matters in generation only", False),
+    LENGTH: ("the first model's limit is kept", False),
     "output_*": ("the logits are the same", False),
     "return_dict": ("the logits are the same", False),
+    "chunk_size_feed_forward": ("the logits are the same", False),
+    "pretraining_tp": ("the logits are the same", False),
     "vocab_size": ("use one tokenizer for both and resize: model.resize_token_embeddings(N), then train on", True),
     "tie_word_embeddings": ("tie both, or untie both: save the tied one with a copy of its embedding as head", True),
     "inputs": ("name the same inputs, in the same order, in both [[models]]", True),

@@ -12,8 +12,10 @@ from itertools import groupby
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS, TENSORS
 from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_head
 from rankship_pipeline.align.make_alike import Mend
+from rankship_pipeline.align.padding import find_padding
 from rankship_pipeline.foundation.errors import MergeMismatch
 from rankship_pipeline.models.constants import is_constant
+from rankship_pipeline.models.fit_names import match_names
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import list_differences
 from rankship_pipeline.recipe.choices import Recipe, Source, choose, list_sources
@@ -45,6 +47,7 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
     Raises MergeMismatch listing every refused difference of every model from the first.
     """
     facts = [gather_facts(sources[source.name]) for source in _list_compared(recipe)]
+    facts = [rename_tensors(one, facts[0]) for one in facts]
     if recipe.merge.head is not None:
         facts = [leave_out_head(one, recipe.merge.head) for one in facts]
     reference = facts[0]
@@ -55,13 +58,22 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
             f"the loader's images are assumed to be normalised by mean {list(stated.mean)}, std {list(stated.std)}:"
             " if they are not, write [data] normalise"
         )
-    mends = {one.name: Mend(label_order=_order_labels(reference, one)) for one in facts}
+    mends = {
+        one.name: Mend(label_order=_order_labels(reference, one), padded=bool(find_padding(reference, one)))
+        for one in facts
+    }
     for one in facts:
         given, wanted = one.normalise, recipe.data.normalise
         if given is not None and wanted is not None and not given.is_like(wanted):
             mends[one.name] = replace(mends[one.name], trained=given, given=wanted)
             notes.append(f"{one.name}: its own input normalisation is folded into its first layer")
     return mends, tuple(notes)
+
+
+def rename_tensors(other: Facts, reference: Facts) -> Facts:
+    """The facts with the reference's names of tensors, where only a wrapper's prefix sets them apart."""
+    fit = match_names(reference.tensors, other.tensors, where=other.name)
+    return other if fit is None else replace(other, tensors={new: other.tensors[old] for new, old in fit.names.items()})
 
 
 def refuse_unlike(facts: Sequence[Facts], given: Normalisation | None = None) -> list[str]:
@@ -110,6 +122,8 @@ def compare_tensors(reference: Facts, other: Facts, _given: Normalisation | None
         {name: header.shape for name, header in one.tensors.items() if not is_constant(name, header)}
         for one in (reference, other)
     ]
+    for name in find_padding(reference, other):
+        del shapes[0][name], shapes[1][name]
     for line in list_differences(shapes[0], shapes[1]):
         ending = line.rpartition(": ")[2]
         remedy = TENSORS.get(ending, TENSORS["shape"])
@@ -138,6 +152,8 @@ def compare_settings(reference: Facts, other: Facts, _given: Normalisation | Non
     if not reference.settings or not other.settings:
         return
     keys = sorted(reference.settings.keys() | other.settings.keys())
+    if find_padding(reference, other):
+        keys.remove("vocab_size")
     for pattern, (remedy, refused) in SETTINGS.items():
         matching = [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
         keys = [key for key in keys if key not in matching]
@@ -145,6 +161,18 @@ def compare_settings(reference: Facts, other: Facts, _given: Normalisation | Non
             found, wanted = other.settings.get(key), reference.settings.get(key)
             if found != wanted:
                 yield Finding(f"{key} is {found!r} instead of {wanted!r}", remedy, refused=refused)
+
+
+def compare_padding(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
+    """Note tables with rows that no token has: the tokenizers are one and the same."""
+    padding = find_padding(reference, other)
+    if padding:
+        mine, theirs = next(iter(padding.values()))
+        yield Finding(
+            f"{_list(sorted(padding))}: {mine} rows instead of {theirs} for the same {len(other.tokens)} tokens",
+            f"made {theirs} rows, as {reference.name} has them: no token has the others",
+            refused=False,
+        )
 
 
 def compare_labels(reference: Facts, other: Facts, _given: Normalisation | None) -> Iterator[Finding]:
@@ -227,6 +255,7 @@ RULES: dict[str, Rule] = {
     "tensors": compare_tensors,
     "types": compare_types,
     "settings": compare_settings,
+    "padding": compare_padding,
     "labels": compare_labels,
     "vocabularies": compare_vocabularies,
     "preparation": compare_preparation,

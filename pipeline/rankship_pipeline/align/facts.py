@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankship_pipeline.align.settings import read_settings
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.models.huggingface import PREFIX, resolve_config
@@ -15,16 +16,6 @@ from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
-_LABELS = {"id2label", "label2id"}
-# Keys of every configuration that do not affect the computation.
-_NOT_SETTINGS = {
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "architectures",
-    *_LABELS,
-}
 _OF_HEADS = {"num_labels", "problem_type", "task"}  # settings that only the head uses
 _UNNAMED = re.compile(r"LABEL_\d+")
 
@@ -82,13 +73,8 @@ def leave_out_head(facts: Facts, head: str) -> Facts:
 
 
 def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:
-    """The facts of a checkpoint folder on disk; its configuration as written, class names among the settings."""
-    config = read_json(folder / "config.json")
-    return replace(
-        _read_habits(name, folder, None),
-        tensors=tensors,
-        settings=flatten({key: value for key, value in config.items() if key not in _NOT_SETTINGS - _LABELS}),
-    )
+    """The facts of a checkpoint folder on disk, class names among the settings."""
+    return replace(_read_habits(name, folder, None), tensors=tensors, settings=read_settings(folder, labels=True))
 
 
 def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts:
@@ -116,11 +102,10 @@ def _gather_huggingface(opened: OpenedSource) -> Facts:
     config = resolve_config(snapshot).to_dict()  # fills in what old files leave to defaults
     prefix = f"{config.get('model_type')}."
     labels = tuple(str(config["id2label"][index]) for index in sorted(config.get("id2label") or {}))
-    settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
     return replace(
         _read_habits(source.name, snapshot, source.normalise),
         tensors={_settle_name(name, prefix): header for name, header in opened.headers.items()},
-        settings=flatten({**settings, "inputs": list(source.inputs), "task": source.task}),
+        settings={**read_settings(snapshot, labels=False), "inputs": list(source.inputs), "task": source.task},
         labels=source.labels or (() if all(_UNNAMED.fullmatch(one) for one in labels) else labels),
         files=tuple(path.resolve() for path in opened.weights),
     )
@@ -130,17 +115,6 @@ def _settle_name(name: str, prefix: str) -> str:
     """One name for what transformers treats alike: without the backbone's prefix, BERT's old norms renamed."""
     plain = name.removeprefix(prefix)
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", plain))
-
-
-def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Flatten nested tables into one, with keys joined by dots."""
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten({str(name): one for name, one in value.items()}, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _read_tokens(snapshot: Path, whole: Mapping[str, Any]) -> dict[str, int]:

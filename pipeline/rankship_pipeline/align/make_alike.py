@@ -24,12 +24,14 @@ class Mend:
     """How one model is changed before merging; the default changes nothing.
 
     `label_order` gives each merged class's row in this model's head. `trained` is the normalisation that the model
-    expects, `given` the loader's.
+    expects, `given` the loader's. A `padded` model's vocabulary has other rows without a token than the first model's
+    (padding.py); it is filled before it is loaded.
     """
 
     label_order: tuple[int, ...] = ()
     trained: Normalisation | None = None
     given: Normalisation | None = None
+    padded: bool = False
 
 
 def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn.Module:
@@ -37,7 +39,7 @@ def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn
 
     Raises MergeMismatch with the model and the reason if it cannot be changed exactly.
     """
-    if mend == Mend():
+    if not mend.label_order and mend.trained is None:
         return model
     sample = tuple(tensor[:_SAMPLES].double() if tensor.is_floating_point() else tensor[:_SAMPLES] for tensor in inputs)
     changed = copy.deepcopy(model).double()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
+from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
@@ -93,16 +94,22 @@ class Stages:
             "seed": prepared.recipe.seed,
             "mend": digest(mend),
         }
+        first = opened
+        if mend.padded:
+            first = prepared.sources[prepared.recipe.models[0].name]
+            made_from["padding"] = prepared.source_sha256[first.name]
 
         def load() -> State:
             state = opened.load_state()
             if mend == Mend():
                 return state
-            module, data = load_into(opened.make(), state, where=name), prepared.data
+            if mend.padded:
+                state = fill_rows(state, first.load_state())
+            module, data = load_into(first.make(), state, where=name), prepared.data
             return copy_state(mend_model(module, mend, data.strip(data.test_inputs), name=name))
 
         kept = self._keep("source", made_from, _TENSORS, load, f"{'train' if opened.source.train else 'load'} {name}")
-        module = self._specialise(load_into(opened.make(), kept.value, where=str(kept.entry.folder)), name)
+        module = self._specialise(load_into(first.make(), kept.value, where=str(kept.entry.folder)), name)
         return Model(module, kept.entry, prepared.source_sha256[name])
 
     def _specialise(self, module: nn.Module, name: str) -> nn.Module:

@@ -105,7 +105,7 @@ def _describe_rest(expected: Mapping[str, TensorHeader], found: Mapping[str, str
     lacking, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     parts = [
         f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''} {what}"
-        for names, what in ((lacking, "missing: the module's own taken"), (extra, "not used by the module"))
+        for names, what in ((lacking, "missing: untrained values taken"), (extra, "not used"))
         if names
     ]
     return "; ".join(parts) and f"not trained, {'; '.join(parts)}"

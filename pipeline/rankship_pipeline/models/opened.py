@@ -127,8 +127,7 @@ class OpenedSource:
         """Shape and type of every tensor, from its files' headers, or from its untrained module without files."""
         if self.checkpoint is None:
             return describe_state(self.untrained)
-        headers = self.checkpoint.read_headers()
-        return headers if self.source.weights is None else {mine: headers[own] for mine, own in self.fit.names.items()}
+        return self.checkpoint.read_headers()
 
     @cached_property
     def untrained(self) -> nn.Module:

@@ -6,8 +6,8 @@ Memory is bounded by the largest tensor times the number of models and the base,
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rankship_pipeline.align.differences import refuse_unlike
 from rankship_pipeline.align.facts import gather_folder_facts
+from rankship_pipeline.align.padding import PaddedTensor, find_padding
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
@@ -26,6 +27,7 @@ from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.constants import is_constant
+from rankship_pipeline.models.fit_names import match_names
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
 from rankship_pipeline.models.sharded import (
@@ -70,8 +72,8 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
         raise InputError(f"{target} exists already", hint="name a new folder with --to, or delete this one")
     base = None if asked.base is None else open_model(folder / asked.base)
     models = [open_model(folder / name, base) for name in asked.models]
-    everything = models if base is None else [*models, base]
-    _check_alike(everything, steps)
+    everything = _make_alike(models if base is None else [*models, base], steps)
+    models, base = everything[: len(models)], None if base is None else everything[-1]
     work = target.parent / f".{target.name}.{_hash(asked, everything)[:20]}.part"
     work.mkdir(parents=True, exist_ok=True)
     merging = Merging(asked=asked, models=models, base=base)
@@ -119,8 +121,9 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
     return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
 
 
-def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
-    """Refuse models that cannot be merged, and print notes on harmless differences."""
+def _make_alike(models: list[OpenedModel], steps: Steps) -> list[OpenedModel]:
+    """The models with the first one's names and rows; refuse what cannot be merged, and print notes on the rest."""
+    models = [_rename(model, models[0], steps) for model in models]
     for model in models:
         for name, stored in model.tensors.items():
             if stored.type_name not in TYPES:
@@ -133,10 +136,34 @@ def _check_alike(models: list[OpenedModel], steps: Steps) -> None:
         ignored = describe_ignored(model.checkpoint)
         if ignored is not None:
             steps.note(ignored)
-        headers = {name: TensorHeader(one.shape, one.type_name) for name, one in model.tensors.items()}
-        facts.append(gather_folder_facts(model.name, model.checkpoint.folder, headers))
+        facts.append(gather_folder_facts(model.name, model.checkpoint.folder, _read_headers(model)))
     for note in refuse_unlike(facts):
         steps.note(note)
+    return [_pad(model, find_padding(facts[0], one), models[0]) for model, one in zip(models, facts, strict=True)]
+
+
+def _rename(model: OpenedModel, first: OpenedModel, steps: Steps) -> OpenedModel:
+    """The model with the first one's names, where only a wrapper's prefix sets them apart."""
+    headers = [
+        {name: TensorHeader(one.shape, one.type_name) for name, one in each.tensors.items()} for each in (first, model)
+    ]
+    fit = match_names(headers[0], headers[1], where=model.name)
+    if fit is None:
+        return model
+    for remark in fit.remarks:
+        steps.note(remark)
+    renamed = {mine: model.tensors[own] for mine, own in fit.names.items()}
+    return replace(model, tensors=renamed)
+
+
+def _read_headers(model: OpenedModel) -> dict[str, TensorHeader]:
+    return {name: TensorHeader(one.shape, one.type_name) for name, one in model.tensors.items()}
+
+
+def _pad(model: OpenedModel, names: Collection[str], first: OpenedModel) -> OpenedModel:
+    """The model with as many rows for padding as the first."""
+    padded = {name: PaddedTensor(model.tensors[name], first.tensors[name]) for name in names}
+    return replace(model, tensors={**model.tensors, **padded})
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from rankship_pipeline.recipe.normalisation import Normalisation
 HALF, NONE = (Normalisation(mean=(one,), std=(two,)) for one, two in ((0.5, 0.5), (0.0, 1.0)))
 GOOD = Facts(
     name="a",
-    tensors={"w": TensorHeader((2, 3), "F32"), "n": TensorHeader((), "I64")},
-    settings={"layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1},
+    tensors={"w": TensorHeader((2, 3), "F32"), "n": TensorHeader((), "I64"), "table": TensorHeader((8, 4), "F32")},
+    settings={"layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "vocab_size": 8},
     labels=("cat", "dog"),
     tokens={"[PAD]": 0, "the": 1, "a": 2},
     preparation={"do_lower_case": True, "size": {"height": 8}, "resample": 2, "unheard_of": 1},
@@ -42,7 +42,7 @@ RECIPE = Recipe(name="r", models=(), data=DataChoice(loader="x.py:x"))
 
 # what differs in b → rule, words of the finding, whether it is refused
 PAIRS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
-    "missing": ({"tensors": {"w": GOOD.tensors["w"]}}, "tensors", "n: missing", True),
+    "missing": ({"tensors": {key: GOOD.tensors[key] for key in ("w", "table")}}, "tensors", "n: missing", True),
     "extra": ({"tensors": {**GOOD.tensors, "z": TensorHeader((1,), "F32")}}, "tensors", "z: unexpected", True),
     "shape": (
         {"tensors": {**GOOD.tensors, "w": TensorHeader((4, 3), "F32")}},
@@ -64,7 +64,21 @@ PAIRS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
         "layer_norm_eps is 1e-05 instead of 1e-12",
         True,
     ),
-    "setting gone": ({"settings": {"layer_norm_eps": 1e-12}}, "settings", "hidden_dropout_prob is None", False),
+    "setting gone": (
+        {"settings": {"layer_norm_eps": 1e-12, "vocab_size": 8}},
+        "settings",
+        "hidden_dropout_prob is None",
+        False,
+    ),
+    "padding": (
+        {
+            "tensors": {**GOOD.tensors, "table": TensorHeader((5, 4), "F32")},
+            "settings": {**GOOD.settings, "vocab_size": 5},
+        },
+        "padding",
+        "table: 5 rows instead of 8 for the same 3 tokens",
+        False,
+    ),
     "other order": ({"labels": ("dog", "cat")}, "labels", "classes are ordered dog, cat", False),
     "other classes": ({"labels": ("cat", "cow")}, "labels", "only in a: dog; only in b: cow", True),
     "fewer classes": ({"labels": ("cat",)}, "labels", "only in a: dog; only in b: none", True),
