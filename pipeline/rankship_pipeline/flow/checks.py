@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
+from rankship_pipeline.align.match_neurons import find_groups
 from rankship_pipeline.evaluate.accuracy import IGNORED
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.prepared import Prepared
@@ -45,6 +46,13 @@ def check_mends(prepared: Prepared) -> None:
     for name, mend in prepared.mends.items():
         if mend != Mend():
             mend_model(prepared.sources[name].make(), mend, data.strip(data.test_inputs), name=name)
+
+
+def check_alignment(prepared: Prepared) -> None:
+    """Check that something in the model can be permuted, where its neurons are to be aligned."""
+    if prepared.recipe.merge.align is not None:
+        sample = tuple(tensor[:2] for tensor in prepared.data.strip(prepared.data.test_inputs))
+        find_groups(prepared.model, sample, name=prepared.recipe.models[0].name)
 
 
 def check_forward(prepared: Prepared) -> None:
@@ -141,6 +149,7 @@ BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = 
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_mends,
     check_forward,
+    check_alignment,
     check_excluded,
     check_layers,
     check_rebuilding,

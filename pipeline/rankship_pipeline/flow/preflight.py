@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from torch import nn
 
+from rankship_pipeline.align.descent import caution
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
@@ -38,6 +39,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     for check in BEFORE_DATA:
         check(recipe, sources)
     notes = (*(remark for opened in sources.values() for remark in opened.remarks), *notes)
+    notes = (*notes, *caution(recipe, sources))
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
     prepared = Prepared(
         recipe=recipe,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
+from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
 from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams
@@ -94,6 +95,9 @@ class Stages:
             "seed": prepared.recipe.seed,
             "mend": digest(mend),
         }
+        reference = self._find_reference(name)
+        if reference is not None:
+            made_from["aligned to"] = reference.content
         first = opened
         if mend.padded:
             first = prepared.sources[prepared.recipe.models[0].name]
@@ -101,16 +105,26 @@ class Stages:
 
         def load() -> State:
             state = opened.load_state()
-            if mend == Mend():
+            if mend == Mend() and reference is None:
                 return state
             if mend.padded:
                 state = fill_rows(state, first.load_state())
-            module, data = load_into(first.make(), state, where=name), prepared.data
-            return copy_state(mend_model(module, mend, data.strip(data.test_inputs), name=name))
+            module, sample = load_into(first.make(), state, where=name), prepared.data.strip(prepared.data.test_inputs)
+            module = mend_model(module, mend, sample, name=name)
+            return copy_state(
+                module if reference is None else align_neurons(module, reference.module, sample, name=name)
+            )
 
         kept = self._keep("source", made_from, _TENSORS, load, f"{'train' if opened.source.train else 'load'} {name}")
         module = self._specialise(load_into(first.make(), kept.value, where=str(kept.entry.folder)), name)
         return Model(module, kept.entry, prepared.source_sha256[name])
+
+    def _find_reference(self, name: str) -> Model | None:
+        """The first model, whose order of neurons another takes; None where the recipe asks for no alignment."""
+        models = self.prepared.recipe.models
+        if self.prepared.recipe.merge.align is None or name not in [one.name for one in models[1:]]:
+            return None
+        return self.load_source(models[0].name)
 
     def _specialise(self, module: nn.Module, name: str) -> nn.Module:
         """A source in the form of the merged model: with heads, its backbone and its own head (none for the base)."""

@@ -15,6 +15,7 @@ Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
+Alignment = Literal["weights"]
 Task = Literal["sequence-classification", "image-classification"]
 DataKind = Literal["loader", "images", "text", "csv"]
 
@@ -124,6 +125,8 @@ class MergeChoice:
         off_diagonal: the factor on the Gram matrices' off-diagonals, as in RegMean; 1 leaves them unchanged
         core_rank: the rank of CtM's cores; 0 takes the adapters' own
         samples: the number of inputs of each model for Fisher and for solving layer by layer
+        align: "weights" puts every model's neurons in the first model's order before merging, for models that were
+            trained from different starts (git re-basin); left out, they stay as they are
         batchnorm: whether to re-estimate batch-norm statistics after merging and after compressing; "auto" takes what
             matches the sources' own outputs better
     """
@@ -139,6 +142,7 @@ class MergeChoice:
     off_diagonal: float | None = None
     core_rank: int | None = None
     samples: int | None = None
+    align: Alignment | None = None
     batchnorm: BatchNormMode = "auto"
 
     @property

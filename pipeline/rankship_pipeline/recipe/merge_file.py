@@ -42,6 +42,8 @@ def read_merge_file(path: Path) -> MergeFile:
         complaints.append("models is empty: name the checkpoints' folders")
     if choice.base is not None or choice.batchnorm != "auto":
         complaints.append("merge.base and merge.batchnorm belong to recipes: write base = FOLDER at the top")
+    if choice.align is not None:
+        complaints.append("merge.align belongs to recipes: it needs a model's code and samples")
     has_adapters = any((path.parent / name / _ADAPTER).is_file() for name in asked.models)
     if asked.base is not None and not METHODS[method].base and not has_adapters:
         complaints.append(f"the method {method!r} does not use base: leave it out")

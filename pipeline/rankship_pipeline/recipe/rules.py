@@ -18,7 +18,7 @@ from rankship_pipeline.recipe.choices import (
     find_base,
     list_sources,
 )
-from rankship_pipeline.recipe.merge_methods import METHODS, check_count, check_settings
+from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import Normalisation
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
@@ -130,6 +130,7 @@ def _check_ways(recipe: Recipe) -> list[str]:
     if recipe.merge.base is not None and not any(METHODS[method].base for _, method in merges):
         complaints.append("no merge of this recipe uses merge.base: leave it out")
     complaints += check_count(merges, len(recipe.models))
+    complaints += _check_alignment(recipe, [method for _, method in merges])
     if recipe.budget.unit != "parameters":
         complaints += [
             f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
@@ -138,6 +139,19 @@ def _check_ways(recipe: Recipe) -> list[str]:
             if not RANK_METHODS[way.ranks].any_unit
         ]
     return complaints
+
+
+def _check_alignment(recipe: Recipe, methods: list[MergeMethod]) -> list[str]:
+    """Complaints about merge.align beside what it cannot help or does not know."""
+    if recipe.merge.align is None:
+        return []
+    based = sorted({method for method in methods if METHODS[method].base})
+    rules = [
+        (len(recipe.models) > 1, "merge.align is for several models: leave it out for one"),
+        (recipe.merge.head is None, "merge.align permutes whole models: leave merge.head out"),
+        (not based, f"merge.align: {', '.join(based)} merge what was trained from one base, which needs no alignment"),
+    ]
+    return [complaint for kept, complaint in rules if not kept]
 
 
 def check_way(way: Comparison, where: str) -> list[str]:

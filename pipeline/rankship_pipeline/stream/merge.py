@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from rankship_pipeline.align.descent import describe_descent
 from rankship_pipeline.align.differences import refuse_unlike
 from rankship_pipeline.align.facts import gather_folder_facts
 from rankship_pipeline.align.padding import PaddedTensor, find_padding
@@ -139,6 +140,11 @@ def _make_alike(models: list[OpenedModel], steps: Steps) -> list[OpenedModel]:
         facts.append(gather_folder_facts(model.name, model.checkpoint.folder, _read_headers(model)))
     for note in refuse_unlike(facts):
         steps.note(note)
+    for model in models[1:]:
+        remedy = "take models fine-tuned from one, or a recipe with merge.align"
+        said = describe_descent(model.name, model.tensors, models[0].name, models[0].tensors, remedy)
+        if said is not None:
+            steps.note(said)
     return [_pad(model, find_padding(facts[0], one), models[0]) for model, one in zip(models, facts, strict=True)]
 
 
