@@ -1,7 +1,7 @@
 """Puts a model's neurons in the order of another's before merging: git re-basin's weight matching.
 
-Networks trained from different starts have their neurons in different orders, and the mean of two weights that belong to
-different neurons is neither of them. Permuting a model's interchangeable neurons (interchange.py) changes
+Networks trained from different starts have their neurons in different orders, and the mean of two weights of different
+neurons is neither of them. Permuting a model's interchangeable neurons (interchange.py) changes
 nothing that it computes; the permutations that bring its weights closest to the first model's are found by coordinate
 descent, each by linear assignment (Ainsworth et al. 2022, §3.2).
 """
