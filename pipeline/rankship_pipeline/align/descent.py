@@ -32,9 +32,9 @@ def describe_descent(name: str, weights: Weights, reference: str, first: Weights
 
 def caution(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> list[str]:
     """The cautions on a recipe's models whose weights are there before anything is trained."""
-    if recipe.merge.align is not None or len(recipe.models) == 1:
-        return []
     known = {one.name: _find_weights(sources[one.name]) for one in recipe.models if one.adapter is None}
+    if recipe.merge.align is not None or not known:
+        return []
     first, *others = known
     remedy = 'write align = "weights" in [merge], or take models that were fine-tuned from one'
     found = [describe_descent(name, known[name], first, known[first], remedy) for name in others]

@@ -1,6 +1,6 @@
 """Fits the names of a file's tensors to a module's: wrappers of training loops put a prefix before them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -59,31 +59,43 @@ def _complain(expected: Mapping[str, TensorHeader], found: Mapping[str, TensorHe
 def _list_changes(expected: list[str], found: list[str]) -> Iterator[tuple[Callable[[str], str], str]]:
     """The ways to rename a file's tensors, the plainest first, each with what is said of it."""
     yield (lambda name: name), ""
-    bare = {unwrap_name(name): name for name in expected}
+    bare = {_unwrap(name): name for name in expected}
 
     def drop_wrappers(name: str) -> str:
-        plain = unwrap_name(name)
+        plain = _unwrap(name)
         return bare.get(plain, plain)
 
     dropped = sorted({part for name in found for part in name.split(".")} & _WRAPPERS)
     yield drop_wrappers, f"the wrappers' names {', '.join(dropped)} were left out of its tensors' names"
-    for prefix in _list_prefixes([unwrap_name(name) for name in found]):
+    for prefix in _list_prefixes([_unwrap(name) for name in found]):
 
         def remove(name: str, prefix: str = prefix) -> str:
-            plain = unwrap_name(name).removeprefix(prefix)
+            plain = _unwrap(name).removeprefix(prefix)
             return bare.get(plain, plain)
 
         yield remove, f"the prefix {prefix!r} was removed from its tensors' names"
     for prefix in _list_prefixes(list(bare)):
 
         def add(name: str, prefix: str = prefix) -> str:
-            plain = prefix + unwrap_name(name)
+            plain = prefix + _unwrap(name)
             return bare.get(plain, plain)
 
         yield add, f"the prefix {prefix!r} was put before its tensors' names"
 
 
-def unwrap_name(name: str) -> str:
+def unwrap_names(names: Collection[str]) -> dict[str, str]:
+    """The file's own name of each tensor of a checkpoint by its name without wrappers.
+
+    `module` is left out only before all names, as it may be a part of a model.
+    """
+    certain = _WRAPPERS - {"module"}
+    found = {".".join(part for part in name.split(".") if part not in certain): name for name in names}
+    while found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): own for name, own in found.items()}
+    return found if len(found) == len(names) else {name: name for name in names}
+
+
+def _unwrap(name: str) -> str:
     """A name without the parts that wrappers add."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 

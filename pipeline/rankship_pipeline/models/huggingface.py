@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.constants import is_constant
-from rankship_pipeline.models.sharded import list_weight_files, open_checkpoint
+from rankship_pipeline.models.fit_names import unwrap_names
+from rankship_pipeline.models.sharded import INDEX, WHOLE, Checkpoint, list_weight_files, open_checkpoint
 from rankship_pipeline.models.weights import copy_state, describe_tensor, refuse_broken
 from rankship_pipeline.recipe.choices import Source
 
@@ -119,10 +120,19 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
     checkpoint = open_checkpoint(snapshot)
     for path in checkpoint.files:
         refuse_broken(path)
+    kind: Any = _auto_class(source)
+    given: dict[str, Any] = {"pretrained_model_name_or_path": snapshot, "use_safetensors": True}
+    if not _is_plain(checkpoint):
+        kind = type(make_wrapped(source, snapshot).model)
+        tensors = {name: checkpoint.read(own) for name, own in unwrap_names(checkpoint.places).items()}
+        given = {
+            "pretrained_model_name_or_path": None,
+            "config": resolve_config(snapshot),
+            "state_dict": tensors,
+        }
     with _without_bars():
-        model, found = _auto_class(source).from_pretrained(
-            snapshot,
-            use_safetensors=True,
+        model, found = kind.from_pretrained(
+            **given,
             trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -141,6 +151,13 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
         own = make_wrapped(source, snapshot).state_dict()
         state |= {PREFIX + name: own[PREFIX + name].clone() for name in constants}
     return state
+
+
+def _is_plain(checkpoint: Checkpoint) -> bool:
+    """Whether transformers finds a checkpoint's files by itself, and no wrapper stands before its tensors' names."""
+    found = checkpoint.files[0] if checkpoint.index is None else checkpoint.index
+    stated = getattr(resolve_config(checkpoint.folder), "transformers_weights", None)
+    return found.name in {WHOLE, INDEX, stated} and unwrap_names(checkpoint.places).keys() == checkpoint.places.keys()
 
 
 def _auto_class(source: Source) -> Any:  # noqa: ANN401 - transformers has no types

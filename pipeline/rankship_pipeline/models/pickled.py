@@ -5,7 +5,6 @@ plain tensors (weights_only), with every tensor on the meta device; no class tha
 """
 
 import json
-import pickletools
 import shlex
 import warnings
 import zipfile
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from pickletools import genops
 from typing import IO, Any
 
 import torch
@@ -107,7 +107,7 @@ def list_classes(path: Path) -> list[str]:
     with warnings.catch_warnings(), suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
         warnings.simplefilter("ignore")  # of odd strings in a damaged file
         for pickled in _open_pickles(path):
-            for operation, argument, _ in pickletools.genops(pickled):
+            for operation, argument, _ in genops(pickled):
                 if operation.name == "GLOBAL":
                     found.append(str(argument).replace(" ", "."))
                 elif operation.name == "STACK_GLOBAL":

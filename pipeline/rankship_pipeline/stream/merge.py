@@ -28,7 +28,7 @@ from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.constants import is_constant
-from rankship_pipeline.models.fit_names import match_names
+from rankship_pipeline.models.fit_names import match_names, unwrap_names
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
 from rankship_pipeline.models.sharded import (
@@ -79,11 +79,12 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     work.mkdir(parents=True, exist_ok=True)
     merging = Merging(asked=asked, models=models, base=base)
     files = models[0].checkpoint.files
+    names = {own: name for name, own in unwrap_names(models[0].checkpoint.places).items()}
     places: dict[str, str] = {}
     with steps.track(f"merge {len(models)} checkpoints by {asked.merge.method}", len(files)) as begin:
         for path, file in zip(files, name_shards(len(files)), strict=True):
             begin(file)
-            tensors = open_pieces(path)
+            tensors = {names[own]: one for own, one in open_pieces(path).items()}
             places |= dict.fromkeys(tensors, file)
             if not (work / file).exists():
                 with publish_file(work / file) as temporary:
@@ -118,7 +119,8 @@ def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
     checkpoint = open_checkpoint(folder)
-    stored = {name: one for path in checkpoint.files for name, one in open_pieces(path).items()}
+    pieces = {name: one for path in checkpoint.files for name, one in open_pieces(path).items()}
+    stored = {name: pieces[own] for name, own in unwrap_names(pieces).items()}
     return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
 
 

@@ -92,6 +92,27 @@ def test_an_absolute_path_is_taken_as_it_is(folder: Path, tmp_path: Path) -> Non
     assert list_snapshot_files(find_snapshot(source, tmp_path))[0] == folder / "first/config.json"
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "weights.safetensors"])
+def test_a_wrappers_prefix_and_a_file_of_another_name_load_alike(folder: Path, tmp_path: Path, file: str) -> None:
+    save_bert(tmp_path / "first", 0)
+    state = load_file(tmp_path / "first/model.safetensors")
+    (tmp_path / "first/model.safetensors").unlink()
+    save_file({f"module.{name}": value for name, value in state.items()}, tmp_path / "first" / file)
+    found, wanted = (open_source(make_source("first"), where, 0).load_state() for where in (tmp_path, folder))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_stale_file_beside_the_model_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    save_bert(tmp_path / "first", 0)
+    stale = {name: value + 9 for name, value in load_file(tmp_path / "first/model.safetensors").items()}
+    save_file(stale, tmp_path / "first/model_backup.safetensors")
+    opened, wanted = open_source(make_source("first"), tmp_path, 0), open_source(make_source("first"), folder, 0)
+    assert [path.name for path in opened.files] == ["config.json", "model.safetensors"]
+    assert "model_backup.safetensors not read" in opened.remarks[0]
+    assert torch.equal(opened.load_state()["model.classifier.bias"], wanted.load_state()["model.classifier.bias"])
+
+
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     save_bert(tmp_path / "m", 0)
     (tmp_path / "m/model.safetensors").rename(tmp_path / "m/pytorch_model.bin")

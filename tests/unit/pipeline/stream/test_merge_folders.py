@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from rankship_pipeline.foundation.console import Steps
@@ -16,7 +17,6 @@ from rankship_pipeline.models.weights import State
 from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.stream.merge import merge_checkpoints
 
-transformers = pytest.importorskip("transformers")
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -75,9 +75,10 @@ def test_a_single_file_of_any_name_comes_out_as_transformers_loads_it(tmp_path: 
     check_mean(merge(tmp_path), left, right)
 
 
-def test_names_with_a_wrappers_prefix_are_the_models_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapped", ["a", "b"])
+def test_names_with_a_wrappers_prefix_are_the_models_own(tmp_path: Path, wrapped: str) -> None:
     left, right = save(tmp_path / "a", 1), save(tmp_path / "b", 2)
-    path = tmp_path / "b/model.safetensors"
+    path = tmp_path / wrapped / "model.safetensors"
     save_file({f"module.{name}": value for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
     check_mean(merge(tmp_path), left, right)
 
