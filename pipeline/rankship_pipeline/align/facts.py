@@ -9,7 +9,7 @@ from typing import Any
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.models.huggingface import PREFIX, resolve_config
-from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
+from rankship_pipeline.models.lora import list_adapter_files, peek_held
 from rankship_pipeline.models.model_config import read_json, read_normalisation
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.weights import TensorHeader
@@ -106,9 +106,9 @@ def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts
 def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
     """The facts of a model with an adapter, which may have its own head."""
     prefix = f"{bare.settings.get('model_type')}."
-    replaced = {_settle_name(name, prefix): header for name, header in peek_replaced(adapter).items()}
+    held = {_settle_name(name, prefix): header for name, header in peek_held(adapter).items()}
     files = tuple(path.resolve() for path in list_adapter_files(adapter))
-    return replace(bare, tensors={**bare.tensors, **replaced}, files=(*bare.files, *files))
+    return replace(bare, tensors={**bare.tensors, **held}, files=(*bare.files, *files))
 
 
 def _gather_huggingface(opened: OpenedSource) -> Facts:
