@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.lora_config import CONFIG, LoraConfig, read_lora_config
 from rankship_pipeline.models.skeleton import Skeleton
 from rankship_pipeline.models.tensor_pieces import Readable
-from rankship_pipeline.models.weights import State, TensorHeader, read_header, read_state
+from rankship_pipeline.models.weights import State, read_state
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"  # what peft wrote before safetensors
@@ -241,12 +241,6 @@ def list_adapter_files(folder: Path) -> list[Path]:
                 f"no {path.name} in {folder}", hint="give the folder that peft's save_pretrained wrote (safetensors)"
             )
     return files
-
-
-def peek_held(folder: Path) -> dict[str, TensorHeader]:
-    """The headers of an adapter's tensors that replace the model's own."""
-    headers = {_settle_name(key): header for key, header in read_header(list_adapter_files(folder)[1]).items()}
-    return {name: header for name, header in headers.items() if _PARTS.match(name) is None}
 
 
 def _settle_name(key: str) -> str:

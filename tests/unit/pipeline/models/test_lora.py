@@ -1,5 +1,6 @@
 """LoRA adapters as peft saves them: what is loaded computes what peft's own model computes."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.lora import WEIGHTS, read_adapter
+from rankship_pipeline.models.lora_config import CONFIG
 from rankship_pipeline.models.opened import open_source
 from rankship_pipeline.models.skeleton import read_skeleton
 from rankship_pipeline.models.weights import copy_state, load_into
@@ -202,6 +204,23 @@ def test_adapters_of_one_model_have_it_as_their_base(two: Path) -> None:
     assert found is not None
     assert (found.huggingface, found.adapter) == ("base", None)
     assert [source.name for source in list_sources(recipe)] == ["one", "two", "base"]
+
+
+def test_a_recipe_refuses_another_kind_of_adapter_by_its_key(two: Path) -> None:
+    save_adapter(two / "base", two / "two", seed=6, target_modules=["query", "value"], use_dora=True)
+    with pytest.raises(InputError, match="`use_dora = true` is not supported"):
+        prepare(read_recipe(write_recipe(two, "ctm")), two)
+    save_adapter(two / "base", two / "two", seed=6, target_modules=["query", "value"])
+
+
+def test_a_recipe_notes_another_base_than_the_one_named(two: Path) -> None:
+    config = json.loads((two / "one" / CONFIG).read_text())
+    (two / "one" / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "owner/another"}))
+    notes = prepare(read_recipe(write_recipe(two, "ctm")), two).notes
+    (two / "one" / CONFIG).write_text(json.dumps(config))
+    assert [note for note in notes if "says that it was trained on" in note] == [
+        f"{two / 'one'} says that it was trained on owner/another: it is added to base"
+    ]
 
 
 def test_plain_addition_of_adapters_adds_both_changes(two: Path, tmp_path: Path) -> None:
