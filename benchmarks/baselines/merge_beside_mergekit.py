@@ -30,6 +30,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.decoder import make_empty
 from rankship_pipeline.models.sharded import INDEX
@@ -144,7 +145,8 @@ def write_requests(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def compare(folder: Path, method: str) -> dict[str, Any]:
     """Compare the two results with each other and with the merge in float64; tensors of up to COMPARED elements."""
-    models = {name: open_model(folder / name).tensors for name in ("base", "a", "b", "ours", "theirs")}
+    names = ("base", "a", "b", "ours", "theirs")
+    models = {name: open_model(folder / name, None, Steps(quiet=True)).tensors for name in names}
     differing = elements = 0
     largest = {"between": 0.0, "ours": 0.0, "theirs": 0.0}
     for key in (key for key, one in models["ours"].items() if prod(one.shape) <= COMPARED):

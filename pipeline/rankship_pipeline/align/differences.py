@@ -52,6 +52,7 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
         facts = [leave_out_head(one, recipe.merge.head) for one in facts]
     reference = facts[0]
     notes = refuse_unlike(facts, recipe.data.normalise)
+    notes += [doubt for source in recipe.models if (doubt := sources[source.name].doubt_base()) is not None]
     stated = next((one.normalise for one in facts if one.normalise is not None), None)
     if recipe.data.normalise is None and stated is not None:
         notes.append(

@@ -10,9 +10,10 @@ from rankship_pipeline.align.settings import read_settings
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.models.huggingface import PREFIX, resolve_config
-from rankship_pipeline.models.lora import list_adapter_files, peek_replaced
+from rankship_pipeline.models.lora import Adapter, list_adapter_files
 from rankship_pipeline.models.model_config import read_json, read_normalisation
 from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.models.tensor_pieces import NAMES
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
@@ -53,7 +54,7 @@ def gather_facts(opened: OpenedSource) -> Facts:
             normalise=source.normalise,
             files=tuple(path.resolve() for path in opened.weights),
         )
-    return facts if opened.adapter_folder is None else _gather_adapter(facts, opened.adapter_folder)
+    return facts if opened.adapter is None else _gather_adapter(facts, opened.adapter)
 
 
 def leave_out_head(facts: Facts, head: str) -> Facts:
@@ -89,12 +90,15 @@ def _read_habits(name: str, folder: Path, stated: Normalisation | None) -> Facts
     )
 
 
-def _gather_adapter(bare: Facts, adapter: Path) -> Facts:
+def _gather_adapter(bare: Facts, adapter: Adapter) -> Facts:
     """The facts of a model with an adapter, which may have its own head."""
     prefix = f"{bare.settings.get('model_type')}."
-    replaced = {_settle_name(name, prefix): header for name, header in peek_replaced(adapter).items()}
-    files = tuple(path.resolve() for path in list_adapter_files(adapter))
-    return replace(bare, tensors={**bare.tensors, **replaced}, files=(*bare.files, *files))
+    held = {
+        _settle_name(name, prefix): TensorHeader(tuple(tensor.shape), NAMES[tensor.dtype])
+        for name, tensor in adapter.held.items()
+    }
+    files = tuple(path.resolve() for path in list_adapter_files(adapter.folder))
+    return replace(bare, tensors={**bare.tensors, **held}, files=(*bare.files, *files))
 
 
 def _gather_huggingface(opened: OpenedSource) -> Facts:

@@ -26,6 +26,7 @@ from rankship_pipeline.models.huggingface import (
 from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
 from rankship_pipeline.models.module_hash import hash_module
 from rankship_pipeline.models.sharded import Checkpoint, describe_ignored, open_checkpoint
+from rankship_pipeline.models.skeleton import Skeleton, read_skeleton
 from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module, widen
 from rankship_pipeline.models.weights import (
     State,
@@ -150,8 +151,14 @@ class OpenedSource:
             for path in self.weights:
                 refuse_broken(path)
         if self.adapter is not None:
-            shapes = {name: tuple(tensor.shape) for name, tensor in self.untrained.state_dict().items()}
-            self.adapter.check_fits(shapes, self.prefix)
+            state = self.untrained.state_dict()
+            self.adapter.fit({self._bare(name): tuple(one.shape) for name, one in state.items()}, self._skeleton)
+
+    def doubt_base(self) -> str | None:
+        """What to say where its adapter names another model than this one; None if nothing."""
+        if self.adapter is None or self.source.huggingface is None:
+            return None
+        return self.adapter.doubt_base(self.source.huggingface, str(self.snapshot.resolve()))
 
     def load_state(self) -> State:
         """The trained tensors by the module's names, float32 on the CPU: loaded, from the session, or trained now.
@@ -160,8 +167,19 @@ class OpenedSource:
         """
         if self.adapter is None:
             return self._load_bare(())
-        supplied = [self.prefix + name for name in self.adapter.replaced]
-        return self.adapter.add_to(self._load_bare(supplied), self.prefix)
+        skeleton = self._skeleton
+        names = [self._bare(name) for name in self.untrained.state_dict()]
+        supplied = [self.prefix + skeleton.find_name(name, names) for name in self.adapter.held]
+        bare = {self._bare(name): tensor for name, tensor in self._load_bare(supplied).items()}
+        return {self.prefix + name: tensor for name, tensor in self.adapter.add_to(bare, skeleton).items()}
+
+    def _bare(self, name: str) -> str:
+        return name.removeprefix(self.prefix)
+
+    @property
+    def _skeleton(self) -> Skeleton:
+        """Of the model itself, by its own names."""
+        return read_skeleton(self.untrained if not self.prefix else self.untrained.get_submodule(PREFIX.rstrip(".")))
 
     def _load_bare(self, supplied: Iterable[str]) -> State:
         if self.module is not None:

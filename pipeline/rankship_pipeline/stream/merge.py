@@ -30,7 +30,9 @@ from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.constants import is_constant
 from rankship_pipeline.models.fit_names import match_names, unwrap_names
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.models.lora import CONFIG, AdaptedTensor, HeldTensor, list_adapter_files, read_adapter
+from rankship_pipeline.models.lora import AdaptedTensor, Change, list_adapter_files, read_adapter
+from rankship_pipeline.models.lora_config import CONFIG
+from rankship_pipeline.models.model_config import read_json
 from rankship_pipeline.models.sharded import (
     INDEX,
     Checkpoint,
@@ -39,6 +41,7 @@ from rankship_pipeline.models.sharded import (
     name_shards,
     open_checkpoint,
 )
+from rankship_pipeline.models.skeleton import read_folder_skeleton
 from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, open_pieces, write_header, write_piece
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.merge_file import MergeFile
@@ -71,8 +74,8 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
     """
     if target.exists():
         raise InputError(f"{target} exists already", hint="name a new folder with --to, or delete this one")
-    base = None if asked.base is None else open_model(folder / asked.base)
-    models = [open_model(folder / name, base) for name in asked.models]
+    base = None if asked.base is None else open_model(folder / asked.base, None, steps)
+    models = [open_model(folder / name, base, steps) for name in asked.models]
     everything = _make_alike(models if base is None else [*models, base], steps)
     models, base = everything[: len(models)], None if base is None else everything[-1]
     work = target.parent / f".{target.name}.{_hash(asked, everything)[:20]}.part"
@@ -101,27 +104,56 @@ def merge_checkpoints(asked: MergeFile, folder: Path, target: Path, steps: Steps
         shutil.rmtree(leftover)
 
 
-def open_model(folder: Path, base: OpenedModel | None = None) -> OpenedModel:
-    """Find every tensor of a checkpoint folder, or of an adapter and its base; InputError for a damaged file."""
+def open_model(folder: Path, base: OpenedModel | None, steps: Steps) -> OpenedModel:
+    """Find every tensor of a checkpoint folder, or of an adapter and its base; InputError for a damaged file.
+
+    A note says where an adapter seems to belong to another base.
+    """
     if not (folder / CONFIG).is_file():
         return _open_checkpoint(folder)
     if base is None:
         raise InputError(f"{folder} is an adapter and needs its base model", hint="name that model in base")
     adapter = read_adapter(folder)
-    adapter.check_fits({name: one.shape for name, one in base.tensors.items()})
-    tensors: dict[str, Readable] = dict(base.tensors)
-    for name, change in adapter.changes.items():
-        tensors[name] = AdaptedTensor(tensors[name], change)
-    for name, held in adapter.replaced.items():
-        tensors[name] = HeldTensor(tensors[name], held)
+    origin = base.checkpoint.folder
+    changes = adapter.fit({name: one.shape for name, one in base.tensors.items()}, read_folder_skeleton(origin))
+    doubts = [
+        adapter.doubt_base(base.name, str(origin.resolve()), read_json(origin / "config.json").get("_name_or_path"))
+    ]
+    doubts += [_doubt_tensor(folder, name, base.tensors[name], change) for name, change in changes.items()]
+    for doubt in filter(None, doubts):
+        steps.note(doubt)
+    tensors = {
+        name: AdaptedTensor(one, changes[name]) if name in changes else one for name, one in base.tensors.items()
+    }
     return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
 
 
+def _doubt_tensor(folder: Path, name: str, stored: Readable, change: Change) -> str | None:
+    """What to say where an adapter comes with the weights that it changes, and those are not the base's."""
+    if change.held is None or change.product is None:
+        return None
+    if all(torch.equal(change.held[a:b].to(stored.dtype), stored.read(a, b)) for a, b in list_pieces(stored)):
+        return None
+    return f"{folder} has its own {name}, which is not the base's: it was trained on another one, or on a changed one"
+
+
 def _open_checkpoint(folder: Path) -> OpenedModel:
-    checkpoint = open_checkpoint(folder)
-    pieces = {name: one for path in checkpoint.files for name, one in open_pieces(path).items()}
+    """A folder's tensors and their places in the files, also tensors in these files that an index does not name.
+
+    InputError for a quantised model, whose integers mean nothing without the code that unpacks them.
+    """
+    quantised = read_json(folder / "config.json").get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
+        raise InputError(
+            f"{folder} is stored quantised ({method}): its packed weights cannot be merged",
+            hint="give the model as it was before it was quantised",
+        )
+    found = open_checkpoint(folder)
+    pieces = {name: one for path in found.files for name, one in open_pieces(path).items()}
+    checkpoint = replace(found, places={name: one.path for name, one in pieces.items()})
     stored = {name: pieces[own] for name, own in unwrap_names(pieces).items()}
-    return OpenedModel(str(folder), checkpoint, stored, tuple(checkpoint.files))
+    return OpenedModel(str(folder), checkpoint, stored, tuple(found.files))
 
 
 def _make_alike(models: list[OpenedModel], steps: Steps) -> list[OpenedModel]:

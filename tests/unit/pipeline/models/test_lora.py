@@ -18,8 +18,10 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.models.lora import CONFIG, WEIGHTS, read_adapter
+from rankship_pipeline.models.lora import WEIGHTS, read_adapter
+from rankship_pipeline.models.lora_config import CONFIG
 from rankship_pipeline.models.opened import open_source
+from rankship_pipeline.models.skeleton import read_skeleton
 from rankship_pipeline.models.weights import copy_state, load_into
 from rankship_pipeline.recipe.choices import Source, find_base, list_sources
 from rankship_pipeline.recipe.rules import read_recipe
@@ -140,26 +142,37 @@ def test_convolutions_have_adapters_too(tmp_path: Path) -> None:
         assert not torch.allclose(load_into(Net(), state, where="here")(x), loaded(x), atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"use_dora": True}, "use_dora = True is not a plain LoRA"),
-        ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
-    ],
-)
-def test_other_kinds_of_adapters_are_refused(
-    base: Path, tmp_path: Path, change: dict[str, Any], complaint: str
-) -> None:
-    save_adapter(base / "base", tmp_path, seed=2)
-    config = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps({**config, **change}))
-    with pytest.raises(InputError, match=complaint):
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, length, 8) to the same."""
+        found: Tensor = self.attention(x, x, x)[0]
+        return found
+
+
+def test_an_adapter_of_torchs_attention_is_refused(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["attention"], init_lora_weights=False)
+    peft.get_peft_model(Attention(), config).save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match=r"attention\.base_layer\.out_proj is a layer inside an adapted one"):
         read_adapter(tmp_path)
+
+
+def test_a_tied_module_whose_halves_would_differ_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    state, skeleton = copy_state(net), read_skeleton(net)
+    peft.get_peft_model(net, config).save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match=r"its model ties 0\.weight and 1\.weight"):
+        read_adapter(tmp_path).add_to(state, skeleton)
 
 
 def test_an_adapter_of_another_model_or_half_of_one_is_refused(base: Path, tmp_path: Path) -> None:
     save_adapter(base / "base", tmp_path / "whole", seed=3)
-    with pytest.raises(InputError, match=r"does not fit its model, which lacks bert\.encoder"):
+    with pytest.raises(InputError, match=r"does not fit its model, which lacks classifier\.bias"):
         read_adapter(tmp_path / "whole").add_to(copy_state(Net()))
     tensors = load_file(tmp_path / "whole" / WEIGHTS)
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
@@ -193,6 +206,23 @@ def test_adapters_of_one_model_have_it_as_their_base(two: Path) -> None:
     assert [source.name for source in list_sources(recipe)] == ["one", "two", "base"]
 
 
+def test_a_recipe_refuses_another_kind_of_adapter_by_its_key(two: Path) -> None:
+    save_adapter(two / "base", two / "two", seed=6, target_modules=["query", "value"], use_dora=True)
+    with pytest.raises(InputError, match="`use_dora = true` is not supported"):
+        prepare(read_recipe(write_recipe(two, "ctm")), two)
+    save_adapter(two / "base", two / "two", seed=6, target_modules=["query", "value"])
+
+
+def test_a_recipe_notes_another_base_than_the_one_named(two: Path) -> None:
+    config = json.loads((two / "one" / CONFIG).read_text())
+    (two / "one" / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "owner/another"}))
+    notes = prepare(read_recipe(write_recipe(two, "ctm")), two).notes
+    (two / "one" / CONFIG).write_text(json.dumps(config))
+    assert [note for note in notes if "says that it was trained on" in note] == [
+        f"{two / 'one'} says that it was trained on owner/another: it is added to base"
+    ]
+
+
 def test_plain_addition_of_adapters_adds_both_changes(two: Path, tmp_path: Path) -> None:
     recipe = read_recipe(write_recipe(two, "task-arithmetic", "scale = 1"))
     stages = Stages(prepare(recipe, two), Store(tmp_path), Steps(quiet=True))
@@ -200,8 +230,8 @@ def test_plain_addition_of_adapters_adds_both_changes(two: Path, tmp_path: Path)
     assert len(interference) == len(stages.prepared.layers)
     base = load_file(two / "base" / "model.safetensors")
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    changes = [read_adapter(two / one).changes[name].read() for one in ("one", "two")]
-    expected = base[name].double() + changes[0] + changes[1]
+    adapted = [read_adapter(two / one).add_to(base)[name].double() for one in ("one", "two")]
+    expected = adapted[0] + adapted[1] - base[name]
     torch.testing.assert_close(merged.module.state_dict()["model." + name].double(), expected, rtol=0, atol=1e-6)
     ranks = [
         int(

@@ -223,7 +223,9 @@ def write_adapter(folder: Path, seed: int) -> None:
     folder.mkdir()
     tensors = {f"base_model.model.{name}": torch.randn(shape, generator=random) for name, shape in shapes.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "bias": "all", "r": 2, "lora_alpha": 3})
+    )
 
 
 @pytest.mark.parametrize("method", ["average", "task-arithmetic", "ctm"])
