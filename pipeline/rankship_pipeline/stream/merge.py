@@ -119,6 +119,7 @@ def open_model(folder: Path, base: OpenedModel | None, steps: Steps) -> OpenedMo
     doubts = [
         adapter.doubt_base(base.name, str(origin.resolve()), read_json(origin / "config.json").get("_name_or_path"))
     ]
+    doubts += [_doubt_tokens(folder, origin)]
     doubts += [_doubt_tensor(folder, name, base.tensors[name], change) for name, change in changes.items()]
     for doubt in filter(None, doubts):
         steps.note(doubt)
@@ -126,6 +127,16 @@ def open_model(folder: Path, base: OpenedModel | None, steps: Steps) -> OpenedMo
         name: AdaptedTensor(one, changes[name]) if name in changes else one for name, one in base.tensors.items()
     }
     return OpenedModel(str(folder), base.checkpoint, tensors, (*base.files, *list_adapter_files(folder)))
+
+
+def _doubt_tokens(folder: Path, origin: Path) -> str | None:
+    """What to say where an adapter comes with a vocabulary that is not its base's."""
+    own, theirs = (gather_folder_facts("", one, {}).tokens for one in (folder, origin))
+    if not own or own == theirs:
+        return None
+    return (
+        f"{folder} has its own tokenizer of {len(own)} tokens; the new folder gets that of {origin}: copy the right one"
+    )
 
 
 def _doubt_tensor(folder: Path, name: str, stored: Readable, change: Change) -> str | None:

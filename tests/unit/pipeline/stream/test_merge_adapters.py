@@ -188,11 +188,14 @@ def test_another_base_than_the_one_named_is_noted(
     state = load_file(tmp_path / "other" / "model.safetensors")
     changed = {**state, "model.embed_tokens.weight": 2 * state["model.embed_tokens.weight"]}
     save_file(changed, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    vocabulary = {"model": {"vocab": {"one": 0, "two": 1}}}
+    (tmp_path / "lora" / "tokenizer.json").write_text(json.dumps(vocabulary))
     asked = MergeFile(models=("lora",), base="other", merge=MergeChoice(method="task-arithmetic"))
     merge_checkpoints(asked, tmp_path, tmp_path / "out", Steps())
     said = capfd.readouterr().err
     assert f"says that it was trained on {bases / 'llama'}: it is added to {tmp_path / 'other'}" in said
     assert "has its own model.embed_tokens.weight, which is not the base's" in said
+    assert "has its own tokenizer of 2 tokens; the new folder gets that of" in said
 
 
 def test_a_quantised_model_is_refused_by_its_method(bases: Path, tmp_path: Path) -> None:
