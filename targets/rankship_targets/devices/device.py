@@ -6,13 +6,12 @@ import os
 import re
 import stat
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.codec import decode, decode_text, parse_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, check_choice
@@ -89,7 +88,7 @@ def load_inventory(path: Path | None = None) -> dict[str, Device]:
     source = path or inventory_path()
     if path is None and "RANKSHIP_DEVICES" not in os.environ and not source.exists():
         return devices
-    for name, table in parse_tables(read_inventory(source), source).items():
+    for name, table in parse_toml(read_inventory(source), str(source)).items():
         if name in devices:
             raise InputError(f"{source}: {name!r} is built in", hint="give your device another name")
         devices[name] = _decode_device(name, table, source)
@@ -120,15 +119,15 @@ def read_inventory(path: Path) -> str:
     """Return an inventory's text; InputError if everyone may write the file, or replace it in its folder."""
     try:
         mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
+        data = path.read_bytes()
+    except OSError as failure:
         hint = "name an existing file with --inventory or RANKSHIP_DEVICES"
-        raise InputError(f"cannot read the inventory {path}: {failure}", hint=hint) from None
+        raise InputError(f"cannot read the inventory {path}: {failure.strerror}", hint=hint) from None
     if mode & stat.S_IWOTH:
         message = f"the inventory {path} is writable by everyone, so its pinned host keys prove nothing"
         raise InputError(message, hint=f"chmod o-w {path}")
     refuse_open_folder(path.resolve().parent)
-    return text
+    return decode_text(data, str(path))
 
 
 def refuse_open_folder(folder: Path) -> None:
@@ -137,14 +136,6 @@ def refuse_open_folder(folder: Path) -> None:
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         message = f"the inventory's folder {folder} is writable by everyone, so its pinned host keys prove nothing"
         raise InputError(message, hint=f"chmod o-w {folder}")
-
-
-def parse_tables(text: str, source: Path) -> dict[str, Any]:
-    """Parse an inventory's text into its tables, unchecked."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as failure:
-        raise InputError(f"{source}: {failure}", hint="correct the TOML at the place named") from None
 
 
 def check_name(name: str, where: str) -> None:
