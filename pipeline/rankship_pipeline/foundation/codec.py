@@ -115,7 +115,7 @@ def decode_text(data: bytes, where: str) -> str:
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:_BEGINNING_BYTES]
     save = "save it as UTF-8 (in Notepad: Save as, Encoding UTF-8; in PowerShell: Set-Content -Encoding utf8)"
     if wide:
-        raise InputError(f"{where} is UTF-16 or UTF-32, expected UTF-8", hint=save)
+        raise InputError(f"{where} is not valid TOML: it is UTF-16 or UTF-32, expected UTF-8", hint=save)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:

@@ -170,7 +170,9 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(newline: str) ->
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_wide_characters_are_refused_with_what_to_do(encoding: str) -> None:
-    with pytest.raises(InputError, match=r"^x\.toml is UTF-16 or UTF-32, expected UTF-8$") as caught:
+    with pytest.raises(
+        InputError, match=r"^x\.toml is not valid TOML: it is UTF-16 or UTF-32, expected UTF-8\n"
+    ) as caught:
         decode_text('name = "a"'.encode(encoding), "x.toml")
     assert "save it as UTF-8" in caught.value.hint
 
