@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from .programs import find_program
 from .protocol import Event, Fault, Request
 from .runtimes import RUNTIMES, find_runtime, find_version
-from .system import SYSTEM, read_battery, read_firmware, read_kilobytes, read_state, read_text
+from .state import read_state
+from .system import SYSTEM, read_battery, read_firmware, read_kilobytes, read_text
+from .thermal import read_belief
 
 
 def probe(request: Request) -> Iterator[Event]:
     """Describe the device without importing any runtime."""
     disk = os.statvfs(request["workdir"])
-    battery = read_battery()
+    battery, temperature = read_battery(), read_belief()
     model = re.search(r"^model name\s*:\s*(.+)$", read_text("/proc/cpuinfo"), re.MULTILINE)
     yield {
         "event": "probe",
@@ -31,6 +33,8 @@ def probe(request: Request) -> Iterator[Event]:
         "psutil": find_version("psutil"),
         "state": read_state(battery),
         "battery_status": battery.status,
+        "temperature_of": temperature.why,
+        "temperature_doubts": temperature.doubts,
         **read_health(),
     }
     yield {"event": "done"}

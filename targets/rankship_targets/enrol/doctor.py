@@ -19,6 +19,7 @@ CLOCK_OFFSET_NS = 1_000_000_000
 # The bits of a Raspberry Pi's `vcgencmd get_throttled` for now; "since boot" is 16 bits higher.
 THROTTLED_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "at the soft temperature limit"}
 _SINCE_BOOT = 16
+_SHOWN_DOUBTS = 6  # phones have dozens of zones
 _NOT_REPORTED = "the device does not report it"
 _MACHINES_64 = {"aarch64", "x86_64", "riscv64"}
 
@@ -40,7 +41,7 @@ def examine(device: Device, probe: Probe) -> list[Check]:
         *_examine_word_size(probe.machine, probe.userland_bits),
         *_examine_runtimes(device, probe),
         _examine_governor(probe.state.governor),
-        _examine_temperature(probe.state.temperature_mc),
+        _examine_temperature(probe.state.temperature_mc, probe.temperature_of, probe.temperature_doubts),
         *_examine_throttling(probe.throttled),
         _examine_load(probe.state.load_1m_milli, probe.cpu_count),
         *_examine_cpus(device, probe),
@@ -188,11 +189,15 @@ def _examine_governor(governor: str | None) -> Check:
     )
 
 
-def _examine_temperature(temperature_mc: int | None) -> Check:
+def _examine_temperature(temperature_mc: int | None, of: str, doubts: Sequence[str]) -> Check:
+    """Check how warm the processor is; the finding names the sensor that is believed, and why others are not."""
+    more = [f"and {len(doubts) - _SHOWN_DOUBTS} more"] if len(doubts) > _SHOWN_DOUBTS else []
+    unused = f"; not believed: {'; '.join([*doubts[:_SHOWN_DOUBTS], *more])}" if doubts else ""
     if temperature_mc is None:
         advice = "throttling by heat will not be noticed: watch for drift inside the runs"
-        return Check(name="temperature", verdict="warn", finding=_NOT_REPORTED, advice=advice)
-    finding = show_celsius(temperature_mc)
+        finding = (of if doubts else _NOT_REPORTED) + unused
+        return Check(name="temperature", verdict="warn", finding=finding, advice=advice)
+    finding = show_celsius(temperature_mc) + (f" by {of}" if of else "") + unused
     if temperature_mc < WARM_MC:
         return Check(name="temperature", verdict="ok", finding=finding)
     verdict: Literal["warn", "fail"] = "fail" if temperature_mc >= HOT_MC else "warn"
