@@ -78,7 +78,7 @@ def list_chip(folder: str) -> Iterator[Found]:
     for current in find_paths(f"{folder}/curr[0-9]*_input"):
         voltage = current.replace("/curr", "/in")
         labels = [read_text(path.replace("_input", "_label")) for path in (current, voltage)]
-        apart = all(labels) and labels[0].lstrip("iI") != labels[1].lstrip("vV")  # PMBus: iout1 beside vin
+        apart = all(labels) and labels[0] != labels[1] and labels[0][1:] != labels[1][1:]  # PMBus: iout1 beside vcap
         if apart or not find_paths(voltage):
             continue
         number = re.findall(r"\d+", os.path.basename(current))[0]  # noqa: PTH119 - as above
