@@ -25,7 +25,9 @@ def devices(argv: list[str]) -> int:
     verbs = parser.add_subparsers(dest="change", metavar="add|remove")
     add = verbs.add_parser("add", help="pin a device's identity and write its entry", parents=again)
     add.add_argument("name", help="the device's name in the inventory")
-    add.add_argument("address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH")
+    add.add_argument(
+        "address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH, or an alias of ~/.ssh/config"
+    )
     add.add_argument("--adb", metavar="SERIAL", help="a phone instead, as `adb devices` prints it")
     add.add_argument("--twin", choices=sorted(TWIN_TRANSPORTS), help="an emulated stand-in instead, to try things out")
     add.add_argument("--key", type=Path, metavar="FILE", help="private key (default: the SSH agent, the usual files)")
@@ -148,7 +150,8 @@ def _add(arguments: argparse.Namespace) -> None:
     elif arguments.adb:
         label = enrolment.enrol_phone(name, arguments.adb, path)
     else:
-        device = enrolment.find_jump(enrolment.parse_address(name, arguments.address), arguments.jump, path)
+        device, notes = enrolment.resolve_address(name, arguments.address, arguments.jump, path)
+        sys.stderr.writelines(f"{note}\n" for note in notes)
         if arguments.key is not None:
             device = replace(device, key_file=str(arguments.key.expanduser().absolute()))
         if arguments.python is not None:

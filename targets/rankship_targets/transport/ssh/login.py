@@ -41,12 +41,13 @@ class Keys(NamedTuple):
     unusable: list[str]
 
 
-def list_keys(device: Device) -> Keys:
+def list_keys(device: Device, agent: paramiko.Agent | None) -> Keys:
     """List the user's keys for a device; a key file that cannot be read here is looked for in the SSH agent."""
-    in_agent, silent = _list_agent_keys()
+    held = agent.get_keys() if agent else ()
+    in_agent = [Offer(f"the agent's {key.get_name()} {key.comment}".strip(), key) for key in held]
     if device.key_file:
         return Keys([_find_named(device, Path(device.key_file).expanduser(), in_agent)], [])
-    offers, unusable = list(in_agent), list(silent)
+    offers, unusable = list(in_agent), list[str]()
     for name in (*USUAL, *SECURITY_KEYS):
         path = Path.home() / ".ssh" / name
         if path.is_file() and not _find_in_agent(path, in_agent):
@@ -62,7 +63,23 @@ def log_in(device: Device, connect: Callable[[], paramiko.Transport]) -> paramik
 
     AuthError names every key that was refused; TargetTimeout if the server does not answer.
     """
-    keys = list_keys(device)
+    agent = _open_agent()
+    try:
+        return _try_keys(device, list_keys(device, agent), connect)
+    finally:
+        if agent is not None:
+            agent.close()
+
+
+def _open_agent() -> paramiko.Agent | None:
+    """Return the user's SSH agent; None if there is none, or it does not answer."""
+    try:
+        return paramiko.Agent()
+    except (paramiko.SSHException, OSError, EOFError, ValueError):
+        return None
+
+
+def _try_keys(device: Device, keys: Keys, connect: Callable[[], paramiko.Transport]) -> paramiko.Transport:
     waiting, reasons = list(keys.offers), list(keys.unusable)
     link = connect()
     while waiting:
@@ -86,15 +103,6 @@ def log_in(device: Device, connect: Callable[[], paramiko.Transport]) -> paramik
         if waiting and not link.is_active():
             link = connect()
     raise _explain_refusal(device, link, keys, reasons)
-
-
-def _list_agent_keys() -> tuple[list[Offer], list[str]]:
-    """List the SSH agent's keys; and why there are none, if the agent cannot be asked."""
-    try:
-        held = paramiko.Agent().get_keys()
-    except (paramiko.SSHException, OSError, EOFError, ValueError) as failure:
-        return [], [f"the SSH agent does not answer: {failure}"]
-    return [Offer(f"the agent's {key.get_name()} {key.comment}".strip(), key) for key in held], []
 
 
 def _find_named(device: Device, path: Path, in_agent: list[Offer]) -> Offer:
