@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 
@@ -33,6 +35,7 @@ def probe(request: Request) -> Iterator[Event]:
         "psutil": find_version("psutil"),
         "state": read_state(battery),
         "battery_status": battery.status,
+        "managed": is_managed(),
         "temperature_of": temperature.why,
         "temperature_doubts": temperature.doubts,
         **read_health(),
@@ -47,6 +50,12 @@ def name_runtime(artifact_format: str) -> tuple[str, str] | None:
     except Fault:  # a program that does not run here
         return None
     return found[:2] if found else None
+
+
+def is_managed() -> bool:
+    """Return whether this Python is the system's own and takes no packages from pip (PEP 668)."""
+    marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")  # noqa: PTH118 - as above
+    return sys.prefix == sys.base_prefix and os.path.exists(marker)  # noqa: PTH110 - as above
 
 
 def read_health() -> Event:

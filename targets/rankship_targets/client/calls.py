@@ -18,6 +18,7 @@ from rankship_pipeline.foundation.errors import (
 )
 from rankship_pipeline.foundation.formats import FACTS
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_pip_install
 from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.events import Done, Event, Failure, FaultKind, Hello, State, read_event
 
@@ -81,7 +82,7 @@ def explain_fault(fault: Failure, device: Device, request: Mapping[str, object])
 def install_command(device: Device, artifact_format: str) -> str:
     """Return the command that installs a format's runtime."""
     facts = next((one for known, one in FACTS.items() if known == artifact_format), None)
-    return f"{device.python} -m pip install {facts.pip_packages if facts else artifact_format}"
+    return show_pip_install(device, facts.pip_packages if facts else artifact_format)
 
 
 def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from rankship_pipeline.foundation.codec import decode, decode_text, parse_toml
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, check_choice
 
 THIS_MACHINE = "this-machine"
+_SSH_PORT = 22
 # Names become part of file names and of comma-separated arguments: words of any script, with . _ - and spaces inside.
 _NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")
 # Each emulated stand-in and the one transport that reaches it.
@@ -52,7 +54,7 @@ class Device:
     name: str
     transport: Literal["local", "ssh", "adb"]
     host: str | None = None
-    port: int = 22
+    port: int = _SSH_PORT
     user: str | None = None
     host_key: str | None = None
     key_file: str | None = None
@@ -125,7 +127,7 @@ def read_inventory(path: Path) -> str:
         raise InputError(f"cannot read the inventory {path}: {failure.strerror}", hint=hint) from None
     if mode & stat.S_IWOTH:
         message = f"the inventory {path} is writable by everyone, so its pinned host keys prove nothing"
-        raise InputError(message, hint=f"chmod o-w {path}")
+        raise InputError(message, hint=f"run {show_command('chmod', 'o-w', path)}")
     refuse_open_folder(path.resolve().parent)
     return decode_text(data, str(path))
 
@@ -135,7 +137,7 @@ def refuse_open_folder(folder: Path) -> None:
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         message = f"the inventory's folder {folder} is writable by everyone, so its pinned host keys prove nothing"
-        raise InputError(message, hint=f"chmod o-w {folder}")
+        raise InputError(message, hint=f"run {show_command('chmod', 'o-w', folder)}")
 
 
 def check_name(name: str, where: str) -> None:
@@ -207,9 +209,12 @@ def _check_ssh(device: Device, where: str) -> None:
         if not getattr(device, key):
             raise InputError(f"{where}: an ssh device needs {key!r}", hint=f'add {key} = "…"')
     if not device.host_key:
+        usual = device.port == _SSH_PORT
+        address = f"{device.user}@{device.host}" + ("" if usual else f":{device.port}")
+        scan = show_command("ssh-keyscan", *([] if usual else ["-p", device.port]), "-t", "ed25519", device.host)
         hint = (
-            f"remove it and run `rankship devices add {device.name} {device.user}@{device.host}`; or run "
-            f"`ssh-keyscan -t ed25519 {device.host}`, compare its fingerprint with the one the board itself shows "
+            f"remove it and run {show_command('rankship', 'devices', 'add', device.name, address)}; or run "
+            f"{scan}, compare its fingerprint with the one the board itself shows "
             "(`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its console), and add "
             'host_key = "ssh-ed25519 AAAA…"'
         )

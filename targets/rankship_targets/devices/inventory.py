@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from rankship_pipeline.foundation.codec import parse_toml
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_targets.devices.device import (
@@ -36,7 +37,8 @@ def refuse_known(name: str, path: Path) -> None:
     if name == THIS_MACHINE:
         raise InputError(f"{name!r} is built in", hint="give your device another name")
     if path.exists() and name in load_inventory(path):
-        raise InputError(f"{path} already has a device {name!r}", hint=f"run `rankship devices remove {name}` first")
+        remove = show_command("rankship", "devices", "remove", name)
+        raise InputError(f"{path} already has a device {name!r}", hint=f"run {remove} first")
 
 
 def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:

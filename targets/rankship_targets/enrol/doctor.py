@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.formats import FACTS, FORMATS
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes, show_celsius
-from rankship_targets.client.calls import install_command
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_kit_install, show_pip_install
 from rankship_targets.trials.events import Probe
 
 WARM_MC, HOT_MC = 65_000, 80_000  # a Pi 4 slows down at 80 °C
@@ -48,23 +48,24 @@ def examine(device: Device, probe: Probe) -> list[Check]:
         *_examine_swap(probe.swap_used_bytes),
         *_examine_battery(probe.state.battery_percent, probe.battery_status),
         _examine_disk(probe.free_bytes, device.workdir),
-        _examine_psutil(device, probe.psutil),
+        _examine_psutil(device, probe),
     ]
 
 
 def _examine_runtimes(device: Device, probe: Probe) -> Iterator[Check]:
     """Check what is installed: without its runtime a format cannot be measured, without any runtime nothing can."""
     any_found = any(probe.runtimes.values())
-    kit = f"rankship kit install {device.name}"
+    kit = show_kit_install(device.name)
     for known in FORMATS:
         found = probe.runtimes.get(known)
         if found:
             yield Check(name=known, verdict="ok", finding=" ".join(found))
         else:
-            advice = f"{kit}; or on the device: {install_command(device, known)}"
+            install = show_pip_install(device, FACTS[known].pip_packages, managed=probe.managed)
+            advice = f"{kit}; or on the device: {install}"
             yield Check(name=known, verdict="warn" if any_found else "fail", finding="no runtime", advice=advice)
     if probe.numpy is None:
-        advice = f"{kit}; or on the device: {device.python} -m pip install numpy"
+        advice = f"{kit}; or on the device: {show_pip_install(device, 'numpy', managed=probe.managed)}"
         yield Check(name="numpy", verdict="fail", finding="not installed", advice=advice)
 
 
@@ -227,8 +228,9 @@ def _examine_disk(free_bytes: int, workdir: str) -> Check:
     )
 
 
-def _examine_psutil(device: Device, version: str | None) -> Check:
-    if version:
-        return Check(name="psutil", verdict="ok", finding=version)
-    advice = f"needed only if /sys has no frequency or temperature: {device.python} -m pip install psutil"
+def _examine_psutil(device: Device, probe: Probe) -> Check:
+    if probe.psutil:
+        return Check(name="psutil", verdict="ok", finding=probe.psutil)
+    install = show_pip_install(device, "psutil", managed=probe.managed)
+    advice = f"needed only if /sys has no frequency or temperature: {install}"
     return Check(name="psutil", verdict="warn", finding="not installed", advice=advice)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankship_pipeline.foundation.commands import quote_words
 from rankship_pipeline.foundation.errors import InputError, Lacks, TargetError
 from rankship_pipeline.foundation.flags import parse, share, start_parser
 from rankship_targets.devices.device import TWIN_TRANSPORTS, find_device, inventory_path, load_inventory
@@ -157,7 +158,8 @@ def _add(arguments: argparse.Namespace) -> None:
         if arguments.python is not None:
             device = replace(device, python=arguments.python)
         label = enrolment.enrol_board(enrolment.pin_host_key(device, arguments.fingerprint, _ask), path)
-    sys.stderr.write(f"added {name} to {path}: {label}\nnext: rankship doctor {name}\n")
+    named = ["--inventory", str(arguments.inventory)] if arguments.inventory else []
+    sys.stderr.write(f"added {name} to {path}: {label}\nnext: {quote_words(['rankship', 'doctor', name, *named])}\n")
 
 
 def _ask(question: str) -> str:
