@@ -65,7 +65,7 @@ def is_unread(error: BaseException) -> bool:
 
 def _lead_nowhere(stream: TextIO) -> bool:
     """Turn a stream that nobody reads to /dev/null, so that Python's last flush says nothing; False for any other."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: a system without poll
         waiting = select.poll()
         waiting.register(stream.fileno(), 0)
         if waiting.poll(0):  # only an error is reported: no reader is left

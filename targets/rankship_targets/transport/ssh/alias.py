@@ -3,8 +3,7 @@
 Without the `ssh` program, paramiko reads the file, which knows no Include.
 """
 
-import os
-import pwd
+import getpass
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -43,14 +42,14 @@ def read_alias(host: str) -> Alias | None:
     told = _ask_ssh(program, path, host) if program else _ask_paramiko(path, host)
     alias = _understand(host, told)
     plain = Alias(
-        host=host, port=_DEFAULT_PORT, user=_find_me(), key_files=(), jump=None, command=None, not_followed=()
+        host=host, port=_DEFAULT_PORT, user=getpass.getuser(), key_files=(), jump=None, command=None, not_followed=()
     )
     return None if alias == plain else alias
 
 
 def _ask_ssh(program: str, path: Path, host: str) -> dict[str, list[str]]:
     """Let OpenSSH evaluate its configuration; it looks below the account's home, not below $HOME."""
-    own = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh" / "config"
+    own = Path(f"~{getpass.getuser()}/.ssh/config").expanduser()
     named = ["-F", str(path) if path.is_file() else "none"] if path != own else []
     try:
         done = subprocess.run(
@@ -90,8 +89,16 @@ def _understand(host: str, told: Mapping[str, list[str]]) -> Alias:
         value = told.get(key, [""])[0]
         return None if value in {"", "none"} else value
 
-    user, name, port = find("user") or _find_me(), find("hostname") or host, find("port") or str(_DEFAULT_PORT)
-    tokens = {"%%": "%", "%d": str(Path.home()), "%u": _find_me(), "%h": name, "%r": user, "%n": host, "%p": port}
+    user, name, port = find("user") or getpass.getuser(), find("hostname") or host, find("port") or str(_DEFAULT_PORT)
+    tokens = {
+        "%%": "%",
+        "%d": str(Path.home()),
+        "%u": getpass.getuser(),
+        "%h": name,
+        "%r": user,
+        "%n": host,
+        "%p": port,
+    }
     named = [_expand(file, tokens) for file in told.get("identityfile", [])]
     usual = str(Path.home() / ".ssh" / "id_")
     left = [key for key, nothing in _NOT_FOLLOWED.items() if find(key) not in {None, nothing}]
@@ -112,7 +119,3 @@ def _expand(file: str, tokens: Mapping[str, str]) -> str:
     for token, value in tokens.items():
         parts = [part.replace(token, value) for part in parts]
     return str(Path("%".join(parts)).expanduser())
-
-
-def _find_me() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name
