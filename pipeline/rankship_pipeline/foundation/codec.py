@@ -137,7 +137,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 def _explain(cls: type[Any], error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "(top level)"
     if error["type"] not in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return f"{place}: {error['msg'].lower()} (got {_shorten(error['input'])})"
+        said = error["msg"][:1].lower() + error["msg"][1:]  # what may be copied from it keeps its letters: 'mA'
+        return f"{place}: {said} (got {_shorten(error['input'])})"
     nearest = difflib.get_close_matches(str(error["loc"][-1]), _keys(cls), n=1)
     if nearest == [error["loc"][-1]]:
         return f"unknown key {place!r}: {nearest[0]!r} belongs in another table of the file"

@@ -17,10 +17,11 @@ INPUT, BUILD = 2, 3  # the statuses of InputError and BuildError
 BUG, INTERRUPTED, UNREAD = 70, 130, 141  # sysexits' EX_SOFTWARE; 128 + SIGINT; 128 + SIGPIPE
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # Only with a file's name: without one they may come from anything.
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _ADVICE = {
     errno.EISDIR: "this is a folder: name a file, or move the folder away, then run again",
     errno.ENOTDIR: "a part of this path is a file: name a folder, then run again",
+    errno.EEXIST: "a file stands where a folder should be: name another, then run again",
     errno.ENAMETOOLONG: "choose a shorter path, then run again",
     errno.EIO: "the disk reports faults (`dmesg` names them): use another folder, then run again",
 }
@@ -76,7 +77,9 @@ def _lead_nowhere(stream: TextIO) -> bool:
 
 
 def show_any_text() -> None:
-    """Let stdout show what its encoding lacks as escapes, as stderr does: an arrow must not end a run."""
+    """Let stdout show what its encoding lacks as escapes, as stderr does; nor does a closed one end a run."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

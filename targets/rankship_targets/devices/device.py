@@ -150,7 +150,8 @@ def check_name(name: str, where: str) -> None:
 def _decode_device(name: str, table: object, source: Path) -> Device:
     where = f"{source}: [{name}]"
     if not isinstance(table, dict):
-        raise InputError(f"{where} is not a table", hint=f"write [{name}] and its keys below it")
+        message = f"{source}: {name} = {table!r} stands above every heading"
+        raise InputError(message, hint="write the device's name as a heading above its keys: [pi4]")
     check_name(name, where)
     for key, hint in (("name", "the table's heading is the name"), ("via", 'write jump = "…", the other\'s name')):
         if key in table:

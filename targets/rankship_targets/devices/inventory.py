@@ -14,7 +14,7 @@ from filelock import FileLock
 from rankship_pipeline.foundation.codec import parse_toml
 from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.files import ensure_writable, write_atomic
 from rankship_targets.devices.device import (
     THIS_MACHINE,
     check_name,
@@ -179,7 +179,7 @@ def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
 def _holding(path: Path) -> Iterator[Path]:
     """Lock the inventory against other writers; yields the real path, behind symbolic links."""
     target = path.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    ensure_writable(target.parent, "--inventory")
     refuse_open_folder(target.parent)
     with FileLock(target.with_name(f".{target.name}.lock")):
         yield target

@@ -179,6 +179,12 @@ def test_a_broken_connection_is_no_reader_that_went_away(install: Install) -> No
     assert cli.main(["try"]) == 70
 
 
+def test_a_closed_stdout_is_no_mistake() -> None:
+    words = [sys.executable, "-c", f"import sys; sys.stdout = None\n{VERB.format(body='sys.stdout.write(chr(65))')}"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_what_a_terminals_encoding_lacks_is_shown_as_escapes() -> None:
     words = [sys.executable, "-c", VERB.format(body="print('a \u2192 b')")]
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
