@@ -19,6 +19,7 @@ from rankship_targets.devices.device import (
     THIS_MACHINE,
     check_name,
     find_device,
+    inventory_path,
     load_inventory,
     read_inventory,
     refuse_open_folder,
@@ -37,7 +38,8 @@ def refuse_known(name: str, path: Path) -> None:
     if name == THIS_MACHINE:
         raise InputError(f"{name!r} is built in", hint="give your device another name")
     if path.exists() and name in load_inventory(path):
-        remove = show_command("rankship", "devices", "remove", name)
+        named = [] if path == inventory_path() else ["--inventory", path]
+        remove = show_command("rankship", "devices", "remove", name, *named)
         raise InputError(f"{path} already has a device {name!r}", hint=f"run {remove} first")
 
 

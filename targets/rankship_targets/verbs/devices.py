@@ -52,7 +52,7 @@ def devices(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """Probe a device and print every check; exit status 4 if one failed."""
+    """Probe a device and print every check, then what to do; exit status 4 if one failed."""
     parser = start_parser("doctor", "Check a device for everything that could spoil its numbers.", "--inventory")
     parser.add_argument("device", help="a name from `rankship devices`")
     arguments = parse(parser, argv)
@@ -63,12 +63,19 @@ def doctor(argv: list[str]) -> int:
     from rich.table import Table
 
     checks = _examine(device)
-    table = Table("check", "", "finding", "what to do", title=escape(f"{device.name} {device.label}".strip()))
+    table = Table("check", "", "finding", title=escape(f"{device.name} {device.label}".strip()))
     for check in checks:
-        colour = _COLOURS[check.verdict]
-        table.add_row(check.name, f"[{colour}]{check.verdict}[/]", escape(check.finding), escape(check.advice))
-    Console().print(table)
+        table.add_row(check.name, _show_verdict(check), escape(check.finding))
+    console = Console(highlight=False)
+    console.print(table)
+    for check in checks:
+        if check.advice:  # below the table, each on one line: a command that is folded cannot be copied
+            console.print(f"{_show_verdict(check)} {check.name}: {escape(check.advice)}", soft_wrap=True)
     return TargetError.exit_code if any(check.verdict == "fail" for check in checks) else 0
+
+
+def _show_verdict(check: "Check") -> str:
+    return f"[{_COLOURS[check.verdict]}]{check.verdict}[/]"
 
 
 def _examine(device: "Device") -> "list[Check]":
