@@ -8,6 +8,7 @@ import io
 import os
 import select
 import sys
+import sysconfig
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TextIO
 
 INPUT, BUILD = 2, 3  # the statuses of InputError and BuildError
 BUG, INTERRUPTED, UNREAD = 70, 130, 141  # sysexits' EX_SOFTWARE; 128 + SIGINT; 128 + SIGPIPE
+_PACKAGES = {"rankship", "rankship_pipeline", "rankship_targets", "rankship_benchmarks"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # Only with a file's name: without one they may come from anything.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -45,11 +47,31 @@ def end_after(error: BaseException) -> int:
         return BUILD
     with suppress(BrokenPipeError):
         traceback.print_exception(error)
+    own = find_users_frame(error)
+    if own is not None:
+        _say(
+            f"{type(error).__name__} comes from your own {Path(own.filename).name}, line {own.lineno}\n"
+            "  → correct it there, then run again; finished work is kept"
+        )
+        return INPUT
     _say(
         f"{type(error).__name__} is no error that Rankship expects: this is a mistake in Rankship\n"
         "  → report it with the lines above, the command and, if you may, the files that it read; finished work is kept"
     )
     return BUG
+
+
+def find_users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost frame of the user's own code, a recipe's factory or loader, if the error came out of it."""
+    libraries = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    ours = [path for name, one in sys.modules.items() if name in _PACKAGES for path in one.__path__]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = str(Path(frame.filename).absolute())
+        if any(path.startswith(f"{folder}{os.sep}") for folder in ours):
+            return None
+        if Path(path).is_file() and not any(path.startswith(f"{folder}{os.sep}") for folder in libraries):
+            return frame
+    return None
 
 
 def _is_hosts(error: OSError) -> bool:

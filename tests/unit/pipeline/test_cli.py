@@ -3,7 +3,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -65,9 +67,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def raise_it(error: BaseException) -> Callable[[list[str]], int]:
-    def verb(_arguments: list[str]) -> int:
-        raise error
-
+    """A verb that raises, from no file: neither this test's nor a user's code."""
+    space: dict[str, Any] = {"error": error}
+    exec("def verb(_): raise error", space)  # noqa: S102 - as above
+    verb: Callable[[list[str]], int] = space["verb"]
     return verb
 
 
@@ -177,6 +180,20 @@ def test_a_reader_that_goes_away_ends_the_verb_quietly(body: str) -> None:
 def test_a_broken_connection_is_no_reader_that_went_away(install: Install) -> None:
     install(raise_it(BrokenPipeError()))
     assert cli.main(["try"]) == 70
+
+
+def test_an_error_of_the_users_own_code_names_its_place(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "factory.py"
+    own.write_text("import json\ndef make():\n    return json.loads('no')\n")
+    space: dict[str, Callable[[], int]] = {}
+    exec(compile(own.read_text(), str(own), "exec"), space)  # noqa: S102 - as recipes' files are
+    install(lambda _: space["make"]())
+    assert cli.main(["try"]) == 2
+    err = capsys.readouterr().err
+    assert "JSONDecodeError comes from your own factory.py, line 3" in err
+    assert "Traceback" in err
 
 
 def test_a_closed_stdout_is_no_mistake() -> None:
