@@ -51,7 +51,7 @@ def end_after(error: BaseException) -> int:
     if own is not None:
         _say(
             f"{type(error).__name__} comes from your own {Path(own.filename).name}, line {own.lineno}\n"
-            "  → correct it there, then run again; finished work is kept"
+            "  → correct it there, then run again; if it is right there, report it with the lines above"
         )
         return INPUT
     _say(
