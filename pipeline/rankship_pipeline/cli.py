@@ -1,14 +1,13 @@
 """The `rankship` command: a table of verbs, each imported only when it is used."""
 
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from rankship_pipeline import __version__
-from rankship_pipeline.foundation import quiet
-from rankship_pipeline.foundation.errors import RankshipError
+from rankship_pipeline.foundation import ending, quiet
+from rankship_pipeline.foundation.errors import InputError, RankshipError
 
 # verb → (module:function, what it does). The function takes the verb's own arguments and returns an exit status.
 VERBS: dict[str, tuple[str, str]] = {
@@ -50,34 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet.silence()
     # torch's threads wait asleep: spinning beside other work they make training ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    ending.show_any_text()
+    try:
+        status = _carry_out(arguments)
+        sys.stdout.flush()
+    except RankshipError as error:
+        hint = f"\n  → {error.hint}" if error.hint else ""
+        sys.stderr.write(f"{type(error).__name__}: {error}{hint}\n")
+        return error.exit_code
+    except BaseException as error:  # whatever it was: status 1 means that a case is worse
+        if isinstance(error, SystemExit) and error.code in {None, 0, InputError.exit_code}:
+            raise  # argparse, which has said why
+        return ending.UNREAD if ending.is_unread(error) else ending.end_after(error)
+    return status
+
+
+def _carry_out(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(describe())
         return 0
     if arguments[0] == "--version":
         sys.stdout.write(f"rankship {__version__}\n")
         return 0
-    try:
-        return find_verb(arguments[0])(arguments[1:])
-    except RankshipError as error:
-        hint = f"\n  → {error.hint}" if error.hint else ""
-        sys.stderr.write(f"{type(error).__name__}: {error}{hint}\n")
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
-            raise  # any other OSError is a bug and keeps its traceback
-        sys.stderr.write(f"{error.strerror}: {error.filename}\n  → free space or allow writing there, then run again\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; finished work is kept, run the same command to resume\n")
-        return 130
+    return find_verb(arguments[0])(arguments[1:])
 
 
 def find_verb(name: str) -> Callable[[list[str]], int]:
     """Import a verb's function; InputError with the nearest verb if it is unknown."""
     if name not in VERBS:
         import difflib
-
-        from rankship_pipeline.foundation.errors import InputError
 
         nearest = difflib.get_close_matches(name, VERBS, n=1)
         guess = f"did you mean {nearest[0]!r}? " if nearest else ""
@@ -91,8 +91,9 @@ def describe() -> str:
     """The text of `rankship --help`."""
     lines = ["usage: rankship VERB ...", "", "Ship low-rank models to the edge and measure them there.", ""]
     lines += [f"  {verb:11}{summary}" for verb, (_, summary) in VERBS.items()]
-    lines += ["", "`rankship VERB --help` says more. Exit status: 0 done, 2 input, 3 build or parity, 4 device,"]
-    return "\n".join([*lines, "5 unusable measurement, 130 interrupted.", ""])
+    lines += ["", "`rankship VERB --help` says more. Exit status: 0 done, 1 a case is worse, 2 input,"]
+    lines += ["3 build or parity, 4 device, 5 unusable measurement, 70 a mistake in Rankship, 130 interrupted."]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 
 from rankship_pipeline.foundation.errors import InputError, Lacks, TraceGap
-from rankship_targets.agent import gauges, main, meter, system
+from rankship_targets.agent import channels, gauges, main, meter, system
 from rankship_targets.agent.protocol import PROTOCOL
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice, MeterName, TableColumns
@@ -208,7 +208,7 @@ def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
         world.refresh = ON_DEVICE[name]
         world.refresh(world)
         monkeypatch.setattr(system, "ROOT", str(tmp_path))
-        for room in (gauges, meter):
+        for room in (channels, gauges, meter):
             monkeypatch.setattr(room, "time", world)
         choice = MeterChoice(name=name, period_us=PERIOD_NS // 1000)
         reach = Reach(DEVICE, "agent.pyz", lambda _: FakeTransport({"python3": answer_in_process}), SECONDS * 1000)

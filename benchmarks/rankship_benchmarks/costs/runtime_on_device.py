@@ -14,6 +14,7 @@ from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import ExportChoice, ParityChoice
+from rankship_targets.devices.installing import show_kit_install
 from rankship_targets.session.runner import HostRunner
 from rankship_targets.session.session import Session
 from rankship_targets.trials.request import MeasureRequest
@@ -92,5 +93,6 @@ def choose_place(session: Session, format_: Format, threads: int) -> Place:
     runtime = session.probe().runtimes.get(format_)
     if runtime is None:
         name = session.device.name
-        raise Lacks(f"{name} has no runtime for {format_}", hint=f"rankship kit install {name}; or name another format")
+        hint = f"{show_kit_install(name)}; or name another format"
+        raise Lacks(f"{name} has no runtime for {format_}", hint=hint)
     return Place(session, format_, " ".join(runtime), threads)

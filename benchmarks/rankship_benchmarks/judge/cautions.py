@@ -23,6 +23,7 @@ from rankship_benchmarks.stats.estimates import (
     relative_spread,
 )
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
@@ -56,7 +57,7 @@ def group_cautions(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> tu
     """Find every caution in the data, grouped by cause, gravest first."""
     trials, device = bundle.trials, bundle.header.device
     here = device == THIS_MACHINE
-    name, doctor = "this machine" if here else device, f"`rankship doctor {device}` says more."
+    name, doctor = "this machine" if here else device, f"{show_command('rankship', 'doctor', device)} says more."
     refused = [one for one in trials if judge_trial(one)]
     off = find_canary_off(trials)
     disturbed = [one for one in trials if one.round in off or set(BUSY).intersection(doubt_trial(one))]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from rankship_benchmarks.bundle.suite import EnergyPlan
 from rankship_pipeline.foundation.errors import MeasurementError
 from rankship_pipeline.foundation.frozen import record
+from rankship_targets.devices.installing import show_kit
 from rankship_targets.meters.integrate import integrate
 from rankship_targets.trials.trace import PowerTrace, Rail
 from rankship_targets.trials.trial import MeteredTrial, Span
@@ -55,7 +56,7 @@ def read_round(metered: MeteredTrial, plan: EnergyPlan) -> RoundEnergy:
     loop = trial.loop
     if loop is None or len(trial.idle) != _RESTS:
         message = f"{trial.runtime.name} does not report when its timed loop ran"
-        raise MeasurementError(message, hint=f"rankship kit build {trial.device}, and install it: its runner does")
+        raise MeasurementError(message, hint=f"{show_kit(trial.device)}: the new runner does")
     if trace.clock != "monotonic":
         message = (
             f"meter {trace.meter} uses the clock {trace.clock!r}, but the windows use the device's monotonic clock"

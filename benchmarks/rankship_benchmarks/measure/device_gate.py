@@ -11,6 +11,7 @@ from pathlib import Path
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, ParityFailed
 from rankship_pipeline.foundation.files import hash_file, write_atomic
@@ -84,4 +85,6 @@ def _say_where(failure: ParityFailed, device: Device, probe: Probe, artifact: Ar
     runtime = " ".join(probe.runtimes.get(artifact.key.format) or (f"no runtime for {artifact.key.format}",))
     message = f"on {device.name} ({runtime}, {probe.machine}): {failure}"
     hint = "nothing was timed. The host's runtime computes it correctly: install the same version on the device"
-    return ParityFailed(message, hint=f"{hint} (`rankship kit build {device.name}`), or see what [parity] allows")
+    return ParityFailed(
+        message, hint=f"{hint} ({show_command('rankship', 'kit', 'build', device.name)}), or see what [parity] allows"
+    )

@@ -6,6 +6,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_kit, show_pip_install
 from rankship_targets.devices.quarantine import watching
 from rankship_targets.session.metered import check_meter
 from rankship_targets.session.session import open_session
@@ -20,14 +21,15 @@ def check_ready(
             probe = session.probe()
             if with_energy:
                 check_meter(session)
-        kit = f"`rankship kit build {device.name} && rankship kit install {device.name}`"
+        kit = show_kit(device.name)
         missing = [name for name in formats if probe.runtimes.get(name) is None]
         if not missing and probe.numpy is None:
-            raise Lacks(
-                f"{device.name} has no numpy", hint=f"{kit}; or on the device: {device.python} -m pip install numpy"
-            )
+            install = show_pip_install(device, "numpy", managed=probe.managed)
+            raise Lacks(f"{device.name} has no numpy", hint=f"{kit}; or on the device: {install}")
         if missing:
-            install = "; ".join(f"{device.python} -m pip install {FACTS[name].pip_packages}" for name in missing)
+            install = "; ".join(
+                show_pip_install(device, FACTS[name].pip_packages, managed=probe.managed) for name in missing
+            )
             raise Lacks(
                 f"{device.name} has no runtime for {', '.join(missing)}",
                 hint=f"{kit}; or on the device: {install}; or leave the format out of the recipe",

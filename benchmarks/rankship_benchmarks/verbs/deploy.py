@@ -104,6 +104,7 @@ def deploy_to(
     device: "Device", deployables: Sequence[Deployable], *, any_format: bool, steps: "Steps"
 ) -> list[tuple[Deployable, str]]:
     """Push the artifacts that the device can run, or all if `any_format` (the application brings its own runtime)."""
+    from rankship_targets.devices.installing import show_kit_install
     from rankship_targets.devices.quarantine import watching
     from rankship_targets.session.session import open_session
 
@@ -112,7 +113,7 @@ def deploy_to(
         chosen = [one for one in deployables if any_format or runtimes.get(one.manifest.format) is not None]
         if not chosen:
             offered = ", ".join(one.manifest.format for one in deployables)
-            hint = f"rankship kit install {device.name}; or name a --format whose runtime your application brings"
+            hint = f"{show_kit_install(device.name)}; or name a --format whose runtime your application brings"
             raise Lacks(f"{device.name} has no runtime for {offered}", hint=hint)
         with steps.step(f"deploy to {device.name}"):
             return [(one, session.push(one.path, one.manifest.verified)) for one in chosen]

@@ -19,6 +19,7 @@ from rankship_pipeline.foundation.artifact_key import head_of
 from rankship_pipeline.foundation.errors import InputError
 
 T = TypeVar("T")
+_BEGINNING_BYTES = 4096  # of a file in which no character is 0
 
 
 _ADAPTERS: dict[type[Any], Any] = {}
@@ -100,20 +101,44 @@ def _renew(text: str | bytes, wrong: Sequence[tuple[int | str, ...]]) -> str | b
 def read_toml(cls: type[T], path: Path, kind: str) -> T:
     """Read one TOML file as a record; InputError with the path and its `kind` if it is unreadable or malformed."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"no {kind} at {path}", hint=f"give the path of a {kind}.toml") from None
     except OSError as failure:
         raise InputError(f"cannot read {path}: {failure.strerror}", hint=f"give the path of a {kind}.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
-        raise InputError(f"{path} is not valid TOML: {failure}", hint="correct the file at that line") from None
+    table = parse_toml(decode_text(data, str(path)), str(path))
     return decode(cls, json.dumps(table, default=str), where=str(path))
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Return a text file's text without its byte order mark; InputError for what is not UTF-8, such as UTF-16."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:_BEGINNING_BYTES]
+    save = "save it as UTF-8 (in Notepad: Save as, Encoding UTF-8; in PowerShell: Set-Content -Encoding utf8)"
+    if wide:
+        raise InputError(f"{where} is not valid TOML: it is UTF-16 or UTF-32, expected UTF-8", hint=save)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        line = data.count(b"\n", 0, failure.start) + 1
+        found = f"the byte 0x{data[failure.start]:02x} in line {line} is not UTF-8"
+        raise InputError(f"{where} is not valid TOML: {found}", hint=save) from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return a TOML text's tables; InputError that names the line if it is malformed."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise InputError(f"{where} is not valid TOML: {failure}", hint="correct the file at that line") from None
+    except RecursionError:
+        raise InputError(f"{where} is not valid TOML: it is nested too deeply", hint="correct the file") from None
 
 
 def _explain(cls: type[Any], error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "(top level)"
     if error["type"] not in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return f"{place}: {error['msg'].lower()} (got {_shorten(error['input'])})"
+        said = error["msg"][:1].lower() + error["msg"][1:]  # what may be copied from it keeps its letters: 'mA'
+        return f"{place}: {said} (got {_shorten(error['input'])})"
     nearest = difflib.get_close_matches(str(error["loc"][-1]), _keys(cls), n=1)
     if nearest == [error["loc"][-1]]:
         return f"unknown key {place!r}: {nearest[0]!r} belongs in another table of the file"

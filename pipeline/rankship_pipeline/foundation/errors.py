@@ -1,6 +1,6 @@
 """Every error that a user can see, grouped by who must act.
 
-    RankshipError(message, *, hint)                                             exit 1
+    RankshipError(message, *, hint)                                             exit
     ├─ InputError         a recipe, suite, inventory, flag or checkpoint: the user fixes it     2
     ├─ BuildError         the host could not make or verify the artifact                        3
     │   ├─ BudgetInfeasible   the budget is below the smallest model the options allow
@@ -21,7 +21,8 @@
         ├─ UnlikeConditions   two results were taken under conditions that must not be compared
         └─ Throttled, ClockJumped, TraceGap
 
-An error names the thing, the value, what was expected and, in `hint`, what to do next.
+An error names the thing, the value, what was expected and, in `hint`, what to do next. Status 1 is no error's: it
+means that a case is worse. What is no error of this tree is a mistake in the program (70, `ending.py`).
 """
 
 
@@ -31,7 +32,7 @@ class RankshipError(Exception):
     A traceback, in a terminal or a notebook, shows the hint below the message.
     """
 
-    exit_code = 1
+    exit_code = 70
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 
 from .protocol import Event, Fault, Request
-from .system import read_temperature
+from .thermal import read_belief
 
 MOST_CORES = 1024
 READ_S, REPORT_S = 1.0, 10.0  # how often the temperature is read and reported
@@ -45,9 +45,10 @@ def cool_down(limit_mc: int, patience_s: float) -> Generator[Event, None, list[s
     """Wait until the device is below a temperature, reporting it meanwhile; returns why that was not reached."""
     deadline, reported_at = time.monotonic() + patience_s, 0.0
     while True:
-        temperature = read_temperature()
+        belief = read_belief()
+        temperature = belief.mc
         if temperature is None:
-            return [f"below {limit_mc} m°C: the device reports no temperature"]
+            return [f"below {limit_mc} m°C: {belief.why}"]
         if temperature < limit_mc:
             return []
         now = time.monotonic()

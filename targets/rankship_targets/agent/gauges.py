@@ -13,64 +13,21 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import system
+from .battery import find_battery
+from .channels import Gauge, Reading, Units, describe, make_offer, make_simple, parse_integer, read_integer
+from .hwmon import find_hwmon
 from .system import find_paths, read_text
 
-Reading = list[Any]  # position of the channel, monotonic ns, value or None
 PI_IDLE_UW, PI_BUSY_UW, PI_MODEL = 2_286_000, 4_534_000, "Raspberry Pi 4"  # P = 2.286 + 4.534·u W, for a 4B rev 1.2
 TICKS_PER_S = 100  # of /proc/stat
 LONGEST_MEAN_PERIODS = 5  # a mean over more would hide a gap
 ODPM_STAMP_NS, ODPM_REFRESH_NS = 1_000_000, 32_000_000
-# hwmon chip → divisor of the current's step and its factor to the power's step, as the ina2xx driver computes them.
-INA_STEPS = {"ina219": (100, 20), "ina220": (100, 20), "ina226": (400, 25), "ina230": (400, 25), "ina231": (400, 25)}
-INA260_STEP_UW, INA_SHUNT_UOHM = 10_000, 10_000
 RAPL_STEP_UJ, RAPL_REFRESH_NS, RAPL_STALL_NS = 61, 1_000_000, 1_000_000_000
-CHARGE_STALL_NS = 300_000_000_000
 DUMPSYS = ["dumpsys", "android.hardware.power.stats.IPowerStats/default"]
 DUMPSYS_TIMEOUT_S = 5.0
-
-
-class Gauge(NamedTuple):
-    """A gauge's description for the host, and a function that reads it once; unused if `offer` has a problem."""
-
-    offer: dict[str, Any]
-    read: Callable[[], list[Reading]]
-
-
-def find_hwmon() -> Gauge:
-    """Find the kernel's sensors of power, or of current and voltage (INA219, INA226, INA260)."""
-    channels: list[dict[str, Any]] = []
-    readers: list[Callable[[], int | None]] = []
-    for folder in find_paths("/sys/class/hwmon/hwmon[0-9]*"):
-        chip = read_text(f"{folder}/name")
-        lag_ns = 1_000_000 * (parse_integer(read_text(f"{folder}/update_interval")) or 0)
-        powers = [path for path in find_paths(f"{folder}/power[0-9]*_input") if read_text(path)]
-        for path in powers:
-            label = read_text(path.replace("_input", "_label")) or os.path.basename(path).replace("_input", "")  # noqa: PTH119 - as above
-            name = f"{chip}@{os.path.basename(folder)}:{label}"  # noqa: PTH119 - as above
-            channels.append(describe(name, "uW", resolution_uw=find_power_step(chip, folder), lag_ns=lag_ns))
-            readers.append(partial(read_integer, path))
-        current, voltage = f"{folder}/curr1_input", f"{folder}/in1_input"
-        now = read_integers([current, voltage])
-        if not powers and now:
-            name = f"{chip}@{os.path.basename(folder)}:curr1*in1"  # noqa: PTH119 - as above
-            channels.append(describe(name, "uW", resolution_uw=max(1, sum(map(abs, now))), lag_ns=lag_ns))
-            readers.append(partial(multiply, current, voltage))
-    return make_simple("hwmon", "measured", channels, readers, "no hwmon chip reports power, or current and voltage")
-
-
-def find_power_step(chip: str, folder: str) -> int | None:
-    """Return the step of power1_input in microwatts; None for an unknown chip."""
-    if chip == "ina260":
-        return INA260_STEP_UW
-    if chip not in INA_STEPS:
-        return None
-    divisor, factor = INA_STEPS[chip]
-    shunt = read_text(f"{folder}/shunt_resistor") or read_text(f"{folder}/device/shunt_resistor")
-    shunt_uohm = parse_integer(shunt) or INA_SHUNT_UOHM
-    return max(1, factor * round(1_000_000_000 / divisor / shunt_uohm))
 
 
 def find_odpm() -> Gauge:
@@ -155,57 +112,6 @@ def find_float_step(energy_uj: int) -> int:
     return max(10, 1 << max(0, energy_uj.bit_length() + 1 - 24))  # one bit more, because the counter grows
 
 
-def find_battery() -> Gauge:
-    """Find a battery's gauge: discharge power, and the charge drawn so far; it is wrong while plugged in."""
-    folders = [path for path in find_paths("/sys/class/power_supply/*") if read_text(f"{path}/type") == "Battery"]
-    readable = [path for path in folders if read_integers([f"{path}/current_now", f"{path}/voltage_now"])]
-    channels: list[dict[str, Any]] = []
-    readers: list[Callable[[], int | None]] = []
-    for folder in readable:
-        name, paths = os.path.basename(folder), [f"{folder}/current_now", f"{folder}/voltage_now"]  # noqa: PTH119 - as above
-        # No resolution: the files' whole µA and µV are finer than what the gauge can distinguish.
-        channels.append(describe(f"{name}:current*voltage", "uW"))
-        readers.append(partial(read_discharge, folder, paths))
-        if read_integers([f"{folder}/charge_counter"]):
-            channels.append(describe(f"{name}:charge", "uJ", stall_ns=CHARGE_STALL_NS))
-            readers.append(make_charge_reader(folder))
-    problem = find_plug(readable[0]) if readable else "no battery reports current and voltage"
-    return make_simple("battery", "counter", channels, readers, problem, is_problem=bool(problem))
-
-
-def find_plug(folder: str) -> str:
-    """Return why a battery's gauge is wrong now; empty while the battery alone feeds the device."""
-    for path in find_paths("/sys/class/power_supply/*/online"):
-        if read_text(path) not in {"", "0"}:
-            return f"plugged in, according to {path}: the gauge then shows the charging current"
-    status = read_text(f"{folder}/status")
-    return "" if status == "Discharging" else f"plugged in: the battery's status is {status!r}, not 'Discharging'"
-
-
-def read_discharge(folder: str, paths: list[str]) -> int | None:
-    """Return the power drawn in microwatts, whatever sign the driver gives the current; None while plugged in."""
-    now = read_integers(paths)
-    return None if not now or find_plug(folder) else round(abs(now[0]) * now[1] / 1_000_000)
-
-
-def make_charge_reader(folder: str) -> Callable[[], int | None]:
-    """Make a counter of the energy drawn: each step of the charge (µAh) at the mean voltage of its ends."""
-    last: list[int] = []
-    drawn = [0]
-
-    def read() -> int | None:
-        now = read_integers([f"{folder}/charge_counter", f"{folder}/voltage_now"])
-        if not now or find_plug(folder):
-            last.clear()  # the charge gained in between is not energy drawn
-            return None
-        if last:
-            drawn[0] += (last[0] - now[0]) * 3600 * (last[1] + now[1]) // 2_000_000
-        last[:] = now
-        return drawn[0]
-
-    return read
-
-
 def find_rapl() -> Gauge:
     """Find the energy counters of x86 processors, through powercap."""
     channels: list[dict[str, Any]] = []
@@ -265,73 +171,13 @@ def parse_stat(text: str) -> tuple[int, int] | None:
     return sum(ticks) - sum(ticks[3:5]), sum(ticks)
 
 
-# meter → the function that finds it, for a sampling period in ns; a missing meter has a `problem`.
-GAUGES: dict[str, Callable[[int], Gauge]] = {
-    "hwmon": lambda _: find_hwmon(),
-    "rails": lambda _: find_odpm(),
-    "powerstats": lambda _: find_powerstats(),
-    "battery": lambda _: find_battery(),
-    "rapl": lambda _: find_rapl(),
-    "model": find_model,
+# meter → the function that finds it, for a sampling period in ns and the inventory's units; a missing meter has a
+# `problem`.
+GAUGES: dict[str, Callable[[int, Units], Gauge]] = {
+    "hwmon": lambda _, __: find_hwmon(),
+    "rails": lambda _, __: find_odpm(),
+    "powerstats": lambda _, __: find_powerstats(),
+    "battery": lambda _, units: find_battery(units),
+    "rapl": lambda _, __: find_rapl(),
+    "model": lambda period_ns, _: find_model(period_ns),
 }
-
-
-def make_simple(
-    name: str,
-    provenance: str,
-    channels: list[dict[str, Any]],
-    readers: list[Callable[[], int | None]],
-    problem: str,
-    *,
-    is_problem: bool = False,
-) -> Gauge:
-    """Make a gauge that is read channel by channel; `problem` counts without channels, or with `is_problem`."""
-
-    def read() -> list[Reading]:
-        rows = []
-        for position, reader in enumerate(readers):
-            before = time.monotonic_ns()
-            value = reader()
-            rows.append([position, (before + time.monotonic_ns()) // 2, value])
-        return rows
-
-    return Gauge(make_offer(name, provenance, channels, problem if is_problem or not channels else ""), read)
-
-
-def make_offer(name: str, provenance: str, channels: list[dict[str, Any]], problem: str) -> dict[str, Any]:
-    """Return a gauge's description for the host."""
-    return {
-        "name": name,
-        "provenance": provenance,
-        "clock": "monotonic",
-        "channels": channels,
-        "problem": problem or None,
-        "notes": [],
-    }
-
-
-def describe(name: str, unit: str, **limits: Any) -> dict[str, Any]:  # noqa: ANN401 - numbers, None or a flag
-    """Return a channel's description for the host."""
-    return {"name": name, "unit": unit, **limits}
-
-
-def read_integers(paths: Any) -> list[int]:  # noqa: ANN401 - any sequence of paths
-    """Read one whole number from each file; empty if any file has none."""
-    values = [parse_integer(read_text(path)) for path in paths]
-    return [] if None in values else values  # type: ignore[return-value]  # none is None
-
-
-def read_integer(path: str) -> int | None:
-    """Read a whole number from a file; None if it has none."""
-    return parse_integer(read_text(path))
-
-
-def multiply(current: str, voltage: str) -> int | None:
-    """Return the product of two files' milliamperes and millivolts, in microwatts; None without both."""
-    pair = read_integers([current, voltage])
-    return pair[0] * pair[1] if pair else None
-
-
-def parse_integer(text: str) -> int | None:
-    """Parse a whole number from sysfs; None for anything else."""
-    return int(text) if re.fullmatch(r"-?\d{1,19}", text.strip(), re.ASCII) else None

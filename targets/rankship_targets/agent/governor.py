@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from .files import write_durably
 from .protocol import Event, Request
-from .system import ROOT, find_paths, read_boot_id, read_governor, read_text
+from .state import read_governor
+from .system import ROOT, find_paths, read_boot_id, read_text
 
 NOTE = "governor.json"
 PATTERN = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from .gauges import GAUGES, Gauge, Reading
+from .battery import CURRENTS, VOLTAGES
+from .channels import Gauge, Reading, Units
+from .gauges import GAUGES
 from .protocol import Event, Fault, Request
 
 BATCH_NS = 200_000_000
+UNITS = {"current_unit": CURRENTS, "voltage_unit": VOLTAGES}  # field → the units that it may name
 MIN_PERIOD_US, MAX_DURATION_MS = 100, 24 * 3600 * 1000
 
 
 def list_meters(request: Request) -> Iterator[Event]:
     """List every known meter: what it offers at this period, or why it cannot be used."""
-    yield {"event": "meters", "meters": [find(request["period_us"] * 1000).offer for find in GAUGES.values()]}
+    period_ns, units = request["period_us"] * 1000, read_units(request)
+    yield {"event": "meters", "meters": [find(period_ns, units).offer for find in GAUGES.values()]}
     yield {"event": "done"}
 
 
@@ -25,13 +29,22 @@ def sample_meter(request: Request) -> Iterator[Event]:
         raise Fault("bad_request", f"period {period_us} µs or duration {duration_ms} ms is out of range")
     if request["meter"] not in GAUGES:
         raise Fault("bad_request", f"no meter is called {request['meter']!r}")
-    gauge = GAUGES[request["meter"]](period_us * 1000)
+    gauge = GAUGES[request["meter"]](period_us * 1000, read_units(request))
     if gauge.offer["problem"]:
         raise Fault("bad_request", f"meter {request['meter']}: {gauge.offer['problem']}")
     start_ns = time.monotonic_ns()
     yield {"event": "metering", "meter": gauge.offer, "start_ns": start_ns}
     yield from read_batches(gauge, start_ns, period_us * 1000, duration_ms * 1_000_000)
     yield {"event": "done"}
+
+
+def read_units(request: Request) -> Units:
+    """Return the inventory's units for the gauge, if it names any."""
+    units = {name: request[name] for name in UNITS if request.get(name) is not None}
+    for name, unit in units.items():
+        if unit not in UNITS[name]:
+            raise Fault("bad_request", f"{name} {unit!r} is not one of {', '.join(UNITS[name])}")
+    return units
 
 
 def read_batches(gauge: Gauge, start_ns: int, period_ns: int, duration_ns: int) -> Iterator[Event]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 
 from .programs import find_program
 from .protocol import Event, Fault, Request
 from .runtimes import RUNTIMES, find_runtime, find_version
-from .system import SYSTEM, read_battery, read_firmware, read_kilobytes, read_state, read_text
+from .state import read_state
+from .system import SYSTEM, read_battery, read_firmware, read_kilobytes, read_text
+from .thermal import read_belief
 
 
 def probe(request: Request) -> Iterator[Event]:
     """Describe the device without importing any runtime."""
     disk = os.statvfs(request["workdir"])
-    battery = read_battery()
+    battery, temperature = read_battery(), read_belief()
     model = re.search(r"^model name\s*:\s*(.+)$", read_text("/proc/cpuinfo"), re.MULTILINE)
     yield {
         "event": "probe",
@@ -31,6 +35,9 @@ def probe(request: Request) -> Iterator[Event]:
         "psutil": find_version("psutil"),
         "state": read_state(battery),
         "battery_status": battery.status,
+        "managed": is_managed(),
+        "temperature_of": temperature.why,
+        "temperature_doubts": temperature.doubts,
         **read_health(),
     }
     yield {"event": "done"}
@@ -43,6 +50,12 @@ def name_runtime(artifact_format: str) -> tuple[str, str] | None:
     except Fault:  # a program that does not run here
         return None
     return found[:2] if found else None
+
+
+def is_managed() -> bool:
+    """Return whether this Python is the system's own and takes no packages from pip (PEP 668)."""
+    marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")  # noqa: PTH118 - as above
+    return sys.prefix == sys.base_prefix and os.path.exists(marker)  # noqa: PTH110 - as above
 
 
 def read_health() -> Event:

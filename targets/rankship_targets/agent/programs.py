@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .protocol import Event, Fault, Request
-from .system import SYSTEM, read_state
+from .state import read_state
+from .system import SYSTEM
 
 # format → the variable that names its program; a kit's launcher sets it.
 VARIABLES = {"executorch": "RANKSHIP_EXECUTORCH_RUNNER"}

@@ -1,4 +1,4 @@
-"""The device's description and condition, read from /proc and /sys.
+"""What the device tells of itself in /proc and /sys, and through its own programs.
 
 The environment variable RANKSHIP_AGENT_ROOT names a folder whose /proc and /sys describe the device instead.
 """
@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .protocol import Event
-
 ROOT = os.environ.get("RANKSHIP_AGENT_ROOT", "")
 # VmHWM there is this process's own peak; getrusage's ru_maxrss starts at the parent's, which exec inherits.
 OWN_STATUS = "/proc/self/status"
 OWN_SCHEDULE = "/proc/thread-self/schedstat"  # ns on a processor, ns runnable but waiting for one, turns taken
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, hexadecimal
 PROGRAM_TIMEOUT_S = 5
+PART_BYTES, NOT_READY_S = 1 << 16, 0.01
 # The kernel's names of Android's BatteryManager constants; and whether the battery is charging or full in each.
 STATUSES = {"1": "Unknown", "2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
 FED = {"Charging": True, "Full": True, "Discharging": False, "Not charging": False}
@@ -38,12 +37,43 @@ class Battery(NamedTuple):
 
 
 def read_text(path: str) -> str:
-    """Read a small file of /sys or /proc; empty if there is none."""
+    """Read a small file of /sys or /proc; empty if there is none, or if it refuses."""
     try:
-        with open(ROOT + path, encoding="utf-8", errors="replace") as stream:  # noqa: PTH123 - as above
-            return stream.read().strip("\0 \n")
+        return read_bytes(path).decode("utf-8", "replace").strip("\0 \n")
     except OSError:
         return ""
+
+
+def explain_refusal(path: str) -> str:
+    """Return why a file that is there refuses to be read; empty if it can be read, or is not there."""
+    try:
+        read_bytes(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as failure:
+        return failure.strerror or type(failure).__name__
+    return ""
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a small file whole; a sensor that is not ready (EAGAIN) is asked once more, one that hangs never."""
+    descriptor = os.open(ROOT + path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        parts = [read_part(descriptor)]
+        while parts[-1]:
+            parts.append(read_part(descriptor))
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+def read_part(descriptor: int) -> bytes:
+    """Read the next part of a file, after a pause if it is not ready yet."""
+    try:
+        return os.read(descriptor, PART_BYTES)
+    except BlockingIOError:
+        time.sleep(NOT_READY_S)
+        return os.read(descriptor, PART_BYTES)
 
 
 def read_each(pattern: str) -> list[str]:
@@ -87,61 +117,6 @@ def read_boot_id() -> str:
     return read_text("/proc/sys/kernel/random/boot_id")
 
 
-def read_governor() -> str | None:
-    """Read the frequency governor; different ones are joined by "+"."""
-    governors = read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
-    return "+".join(sorted(set(governors))) or None
-
-
-def read_temperature() -> int | None:
-    """Read the temperature of the hottest sensor, in thousandths of a degree Celsius."""
-    zones = [int(text) for text in read_each("/sys/class/thermal/thermal_zone*/temp") if re.fullmatch(r"-?\d+", text)]
-    sensors = (
-        None if zones else query_psutil(lambda ps: [one for part in ps.sensors_temperatures().values() for one in part])
-    )
-    return max(zones or [round(one.current * 1000) for one in sensors or []], default=None)
-
-
-def read_state(battery: Battery | None = None) -> Event:
-    """Read the device's condition now; a `battery` that was just read is not read again."""
-    battery = battery or read_battery()
-    clocks = [int(text) for text in read_each("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    clocks = clocks or query_psutil(lambda ps: [round(one.current * 1000) for one in ps.cpu_freq(percpu=True)])
-    load, uptime = (read_text(path).split(" ")[0] for path in ("/proc/loadavg", "/proc/uptime"))
-    return {
-        "governor": read_governor(),
-        "frequency_khz": clocks or None,
-        "temperature_mc": read_temperature(),
-        "load_1m_milli": round(float(load) * 1000) if load else None,
-        "available_memory_bytes": read_kilobytes("/proc/meminfo", "MemAvailable")
-        or query_psutil(lambda ps: ps.virtual_memory().available),
-        "boot_id": read_boot_id() or None,
-        "uptime_ms": round(float(uptime) * 1000) if uptime else None,
-        "clock_offset_ns": time.time_ns() - time.monotonic_ns(),
-        **read_throttling(),
-        "battery_percent": battery.percent,
-        "charging": FED.get(battery.status or ""),
-    }
-
-
-def read_throttling() -> Event:
-    """Read how the device throttles itself; each figure is None if it is not reported.
-
-    `throttled_bits` are the flags of a Raspberry Pi's firmware (0 to 3 now, 16 to 19 since boot), `throttle_count` the
-    events that x86 kernels count, `cooling_steps` the number of steps by which the kernel now slows the processors.
-    """
-    counts = read_each("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
-    steps = [
-        read_text(name.replace("/type", "/cur_state"))
-        for name in find_named("/sys/class/thermal/cooling_device*/type", r"(?i).*(cpu|processor).*")
-    ]
-    return {
-        "throttled_bits": read_firmware(),
-        "throttle_count": add_up(counts),
-        "cooling_steps": add_up(steps),
-    }
-
-
 def read_firmware() -> int | None:
     """Read the throttling flags of a Raspberry Pi's firmware, from the kernel's file or from `vcgencmd`."""
     return parse_throttled(read_text(FIRMWARE) or run_program("vcgencmd", "get_throttled"))
@@ -171,8 +146,8 @@ def read_battery() -> Battery:
     for name in find_named("/sys/class/power_supply/*/type", "Battery"):
         folder = name[: -len("/type")]
         percent, status = read_text(f"{folder}/capacity"), read_text(f"{folder}/status")
-        if read_text(f"{folder}/scope") != "Device" and re.fullmatch(r"\d{1,3}", percent):  # "Device": a mouse's
-            return Battery(int(percent), status or None)
+        if read_text(f"{folder}/scope") != "Device" and parse_percent(percent) is not None:  # "Device": a mouse's
+            return Battery(parse_percent(percent), status or None)
     return parse_battery(run_program("dumpsys", "battery"))
 
 
@@ -180,15 +155,14 @@ def parse_battery(text: str) -> Battery:
     """Parse the output of Android's `dumpsys battery`."""
     level = re.search(r"^\s*level: (\d{1,3})\s*$", text, re.MULTILINE)
     status = re.search(r"^\s*status: (\d)\s*$", text, re.MULTILINE)
-    return Battery(int(level.group(1)) if level else None, STATUSES.get(status.group(1)) if status else None)
+    return Battery(parse_percent(level.group(1)) if level else None, STATUSES.get(status.group(1)) if status else None)
+
+
+def parse_percent(text: str) -> int | None:
+    """Parse a battery's charge; None for what is none, such as 255 of a gauge that knows nothing."""
+    return int(text) if re.fullmatch(r"\d{1,3}", text, re.ASCII) and int(text) <= 100 else None  # noqa: PLR2004 - per cent
 
 
 def find_named(pattern: str, content: str) -> list[str]:
     """Find the files whose whole text matches `content`."""
     return [path for path in find_paths(pattern) if re.fullmatch(content, read_text(path))]
-
-
-def add_up(texts: list[str]) -> int | None:
-    """Add up the texts that are whole numbers; None if none is."""
-    numbers = [int(text) for text in texts if re.fullmatch(r"\d+", text)]
-    return sum(numbers) if numbers else None

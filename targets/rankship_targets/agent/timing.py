@@ -11,7 +11,8 @@ from typing import Any
 from .programs import find_program, infer_with, load_with, measure_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
-from .system import OWN_STATUS, read_kilobytes, read_state, read_waited
+from .state import read_state
+from .system import OWN_STATUS, read_kilobytes, read_waited
 
 WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # a window of the warm-up ends when both are reached
 # The warm-up is steady by its last windows' medians: how many, largest / smallest, first / last if they fall.

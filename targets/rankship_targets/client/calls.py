@@ -1,6 +1,7 @@
 """The host's side of the agent's protocol: sends one request, reads events, turns failures into errors."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
@@ -18,6 +19,7 @@ from rankship_pipeline.foundation.errors import (
 )
 from rankship_pipeline.foundation.formats import FACTS
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_kit, show_pip_install
 from rankship_targets.transport.protocol import Transport
 from rankship_targets.trials.events import Done, Event, Failure, FaultKind, Hello, State, read_event
 
@@ -41,6 +43,9 @@ _FAULTS: dict[FaultKind, tuple[type[TargetError], str]] = {
 _DIED = "check whether the device ran out of memory (`dmesg` on it says so) or somebody killed the agent"
 _KILLED = "was ended by signal 9:"  # how explain_failure writes the shell's 128 + 9
 _SAME_RELEASE = "the agent and this host must be of the same release: reconnect, and the agent is copied again"
+
+# How runtimes refuse a file that is newer than they are: onnxruntime, LiteRT, ExecuTorch.
+_NEWER = re.compile(r"IR version|opset|op for builtin opcode|schema version|newer version", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -75,13 +80,17 @@ def explain_fault(fault: Failure, device: Device, request: Mapping[str, object])
     kind, hint = _FAULTS[fault.kind]
     wanted = request.get("request", request)  # `spool` contains the detached run's own request
     named = str(wanted.get("format")) if isinstance(wanted, Mapping) else ""
-    return kind(f"{device.name}: {fault.message}", hint=hint.format(install=install_command(device, named), died=_DIED))
+    install = install_command(device, named)
+    if fault.kind == "bad_artifact" and _NEWER.search(fault.message):
+        hint = f"the device's runtime is older than the file: {show_kit(device.name)}; or on the device: {{install}}"
+        install = install.replace(" pip install ", " pip install --upgrade ")
+    return kind(f"{device.name}: {fault.message}", hint=hint.format(install=install, died=_DIED))
 
 
 def install_command(device: Device, artifact_format: str) -> str:
     """Return the command that installs a format's runtime."""
     facts = next((one for known, one in FACTS.items() if known == artifact_format), None)
-    return f"{device.python} -m pip install {facts.pip_packages if facts else artifact_format}"
+    return show_pip_install(device, facts.pip_packages if facts else artifact_format)
 
 
 def pick(events: Sequence[Event], kind: type[T], device: Device) -> T:

@@ -6,18 +6,19 @@ import os
 import re
 import stat
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.codec import decode, decode_text, parse_toml
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, check_choice
 
 THIS_MACHINE = "this-machine"
+_SSH_PORT = 22
 # Names become part of file names and of comma-separated arguments: words of any script, with . _ - and spaces inside.
 _NAME = re.compile(r"\w(?:[\w .-]{0,62}\w)?")
 # Each emulated stand-in and the one transport that reaches it.
@@ -53,7 +54,7 @@ class Device:
     name: str
     transport: Literal["local", "ssh", "adb"]
     host: str | None = None
-    port: int = 22
+    port: int = _SSH_PORT
     user: str | None = None
     host_key: str | None = None
     key_file: str | None = None
@@ -89,7 +90,7 @@ def load_inventory(path: Path | None = None) -> dict[str, Device]:
     source = path or inventory_path()
     if path is None and "RANKSHIP_DEVICES" not in os.environ and not source.exists():
         return devices
-    for name, table in parse_tables(read_inventory(source), source).items():
+    for name, table in parse_toml(read_inventory(source), str(source)).items():
         if name in devices:
             raise InputError(f"{source}: {name!r} is built in", hint="give your device another name")
         devices[name] = _decode_device(name, table, source)
@@ -120,15 +121,15 @@ def read_inventory(path: Path) -> str:
     """Return an inventory's text; InputError if everyone may write the file, or replace it in its folder."""
     try:
         mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
+        data = path.read_bytes()
+    except OSError as failure:
         hint = "name an existing file with --inventory or RANKSHIP_DEVICES"
-        raise InputError(f"cannot read the inventory {path}: {failure}", hint=hint) from None
+        raise InputError(f"cannot read the inventory {path}: {failure.strerror}", hint=hint) from None
     if mode & stat.S_IWOTH:
         message = f"the inventory {path} is writable by everyone, so its pinned host keys prove nothing"
-        raise InputError(message, hint=f"chmod o-w {path}")
+        raise InputError(message, hint=f"run {show_command('chmod', 'o-w', path)}")
     refuse_open_folder(path.resolve().parent)
-    return text
+    return decode_text(data, str(path))
 
 
 def refuse_open_folder(folder: Path) -> None:
@@ -136,15 +137,7 @@ def refuse_open_folder(folder: Path) -> None:
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         message = f"the inventory's folder {folder} is writable by everyone, so its pinned host keys prove nothing"
-        raise InputError(message, hint=f"chmod o-w {folder}")
-
-
-def parse_tables(text: str, source: Path) -> dict[str, Any]:
-    """Parse an inventory's text into its tables, unchecked."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as failure:
-        raise InputError(f"{source}: {failure}", hint="correct the TOML at the place named") from None
+        raise InputError(message, hint=f"run {show_command('chmod', 'o-w', folder)}")
 
 
 def check_name(name: str, where: str) -> None:
@@ -157,7 +150,8 @@ def check_name(name: str, where: str) -> None:
 def _decode_device(name: str, table: object, source: Path) -> Device:
     where = f"{source}: [{name}]"
     if not isinstance(table, dict):
-        raise InputError(f"{where} is not a table", hint=f"write [{name}] and its keys below it")
+        message = f"{source}: {name} = {table!r} stands above every heading"
+        raise InputError(message, hint="write the device's name as a heading above its keys: [pi4]")
     check_name(name, where)
     for key, hint in (("name", "the table's heading is the name"), ("via", 'write jump = "…", the other\'s name')):
         if key in table:
@@ -216,9 +210,12 @@ def _check_ssh(device: Device, where: str) -> None:
         if not getattr(device, key):
             raise InputError(f"{where}: an ssh device needs {key!r}", hint=f'add {key} = "…"')
     if not device.host_key:
+        usual = device.port == _SSH_PORT
+        address = f"{device.user}@{device.host}" + ("" if usual else f":{device.port}")
+        scan = show_command("ssh-keyscan", *([] if usual else ["-p", device.port]), "-t", "ed25519", device.host)
         hint = (
-            f"remove it and run `rankship devices add {device.name} {device.user}@{device.host}`; or run "
-            f"`ssh-keyscan -t ed25519 {device.host}`, compare its fingerprint with the one the board itself shows "
+            f"remove it and run {show_command('rankship', 'devices', 'add', device.name, address)}; or run "
+            f"{scan}, compare its fingerprint with the one the board itself shows "
             "(`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at its console), and add "
             'host_key = "ssh-ed25519 AAAA…"'
         )

@@ -1,4 +1,4 @@
-"""Edits the inventory: adds or removes one table, or sets one value, and leaves every other byte as it is."""
+"""Edits the inventory: adds or removes one table, or sets one value, and leaves all other text as it is."""
 
 import json
 import re
@@ -11,14 +11,16 @@ from typing import Any
 
 from filelock import FileLock
 
+from rankship_pipeline.foundation.codec import parse_toml
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.files import ensure_writable, write_atomic
 from rankship_targets.devices.device import (
     THIS_MACHINE,
     check_name,
     find_device,
+    inventory_path,
     load_inventory,
-    parse_tables,
     read_inventory,
     refuse_open_folder,
 )
@@ -36,7 +38,9 @@ def refuse_known(name: str, path: Path) -> None:
     if name == THIS_MACHINE:
         raise InputError(f"{name!r} is built in", hint="give your device another name")
     if path.exists() and name in load_inventory(path):
-        raise InputError(f"{path} already has a device {name!r}", hint=f"run `rankship devices remove {name}` first")
+        named = [] if path == inventory_path() else ["--inventory", path]
+        remove = show_command("rankship", "devices", "remove", name, *named)
+        raise InputError(f"{path} already has a device {name!r}", hint=f"run {remove} first")
 
 
 def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:
@@ -45,8 +49,8 @@ def add_device(path: Path, name: str, table: Mapping[str, Value]) -> None:
         refuse_known(name, target)
         before = read_inventory(target) if target.exists() else ""
         gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
-        after = f"{before}{gap}{write_table(name, table)}"
-        expected = {**parse_tables(before, target), name: _as_toml_reads(table)}
+        after = before + _end_lines_as(before, gap + write_table(name, table))
+        expected = {**parse_toml(before, str(target)), name: _as_toml_reads(table)}
         _replace(target, after, expected)
 
 
@@ -61,7 +65,7 @@ def remove_device(path: Path, name: str) -> None:
             hint = f"first remove {', '.join(behind)}, or change its `jump`"
             raise InputError(f"{', '.join(behind)} is reached through {name}", hint=hint)
         before = read_inventory(target)
-        expected = {key: table for key, table in parse_tables(before, target).items() if key != name}
+        expected = {key: table for key, table in parse_toml(before, str(target)).items() if key != name}
         _replace(target, _cut_table(before, name), expected)
 
 
@@ -72,7 +76,7 @@ def set_value(path: Path, name: str, key: str, value: Value) -> None:
             raise InputError(f"{name!r} is built in", hint="it has no entry to change")
         find_device(name, target)
         before = read_inventory(target)
-        expected = parse_tables(before, target)
+        expected = parse_toml(before, str(target))
         expected[name] = {**expected[name], key: _as_toml_reads({key: value})[key]}
         _replace(target, _write_line(before, name, key, f"{key} = {_write_value(value)}\n"), expected)
 
@@ -109,11 +113,17 @@ def _write_line(text: str, name: str, key: str, line: str) -> str:
     """Replace the line that sets this key, or add a line at the end of the table."""
     lines = text.splitlines(keepends=True)
     start, end = _find_table(lines, name)
+    line = _end_lines_as(text, line)
     if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
+        lines[-1] += _end_lines_as(text, "\n")
     places = [number for number in range(start + 1, end) if _read_key(lines[number]) == key]
     first, after = (places[0], places[0] + 1) if places else (end, end)
     return "".join([*lines[:first], line, *lines[after:]])
+
+
+def _end_lines_as(text: str, added: str) -> str:
+    """Return what is added with the line ends of the text: Windows' in a file that was saved there."""
+    return added.replace("\n", "\r\n") if "\r\n" in text else added
 
 
 def _find_table(lines: Sequence[str], name: str, *, with_inner: bool = False) -> tuple[int, int]:
@@ -171,7 +181,7 @@ def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
 def _holding(path: Path) -> Iterator[Path]:
     """Lock the inventory against other writers; yields the real path, behind symbolic links."""
     target = path.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    ensure_writable(target.parent, "--inventory")
     refuse_open_folder(target.parent)
     with FileLock(target.with_name(f".{target.name}.lock")):
         yield target

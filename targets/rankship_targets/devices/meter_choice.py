@@ -33,6 +33,8 @@ class MeterChoice:
         period_us: how often the agent reads it
         rails: the rails to add up; by default the meter's only rail
         calibration_ppm: the greatest error of the meter's gain, if it is stated
+        current_unit: of a battery's gauge, where the doctor's guess is wrong: the driver's unit, not the ABI's µA
+        voltage_unit: the same for its voltage
         file: the file that the meter writes on this host
         columns: the columns of a bench meter's table
     """
@@ -41,6 +43,8 @@ class MeterChoice:
     period_us: int = 10_000
     rails: tuple[str, ...] = ()
     calibration_ppm: int | None = None
+    current_unit: Literal["uA", "mA"] | None = None
+    voltage_unit: Literal["uV", "mV"] | None = None
     file: str | None = None
     columns: TableColumns | None = None
 
@@ -58,6 +62,9 @@ def check_choice(choice: MeterChoice, where: str) -> None:
     if choice.period_us < _LEAST_PERIOD_US or (choice.calibration_ppm or 0) < 0:
         numbers = f"period_us {choice.period_us} and calibration_ppm {choice.calibration_ppm}"
         raise InputError(f"{where}: {numbers} are out of range", hint="use at least 100 µs and at least 0 ppm")
+    if choice.name != "battery" and (choice.current_unit or choice.voltage_unit):
+        message = f"{where}: current_unit and voltage_unit are for meter 'battery', not {choice.name!r}"
+        raise InputError(message, hint="remove them: other meters tell their units themselves")
     if len(set(choice.rails)) < len(choice.rails):
         raise InputError(f"{where}: rails {list(choice.rails)} names a rail twice", hint="name each rail once")
     if (choice.name == "replay") != (choice.file is not None):

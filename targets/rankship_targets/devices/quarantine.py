@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import InputError, Lacks, ManifestRefused, Quarantined, TargetBusy, TargetError
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
@@ -59,7 +60,8 @@ def refuse_quarantined(device: Device) -> None:
     troubles = read_troubles(device)
     if troubles is not None and len(troubles.failures) >= LIMIT:
         message = f"{device.name} is in quarantine: {describe(troubles)}"
-        raise Quarantined(message, hint=f"run `rankship doctor {device.name}`: it ends the quarantine if it succeeds")
+        doctor = show_command("rankship", "doctor", device.name)
+        raise Quarantined(message, hint=f"run {doctor}: it ends the quarantine if it succeeds")
 
 
 def describe(troubles: Troubles) -> str:

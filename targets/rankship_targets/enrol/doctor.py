@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.formats import FACTS, FORMATS
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes, show_celsius
-from rankship_targets.client.calls import install_command
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_kit_install, show_pip_install
 from rankship_targets.trials.events import Probe
 
 WARM_MC, HOT_MC = 65_000, 80_000  # a Pi 4 slows down at 80 °C
@@ -19,6 +19,7 @@ CLOCK_OFFSET_NS = 1_000_000_000
 # The bits of a Raspberry Pi's `vcgencmd get_throttled` for now; "since boot" is 16 bits higher.
 THROTTLED_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "at the soft temperature limit"}
 _SINCE_BOOT = 16
+_SHOWN_DOUBTS = 6  # phones have dozens of zones
 _NOT_REPORTED = "the device does not report it"
 _MACHINES_64 = {"aarch64", "x86_64", "riscv64"}
 
@@ -40,30 +41,31 @@ def examine(device: Device, probe: Probe) -> list[Check]:
         *_examine_word_size(probe.machine, probe.userland_bits),
         *_examine_runtimes(device, probe),
         _examine_governor(probe.state.governor),
-        _examine_temperature(probe.state.temperature_mc),
+        _examine_temperature(probe.state.temperature_mc, probe.temperature_of, probe.temperature_doubts),
         *_examine_throttling(probe.throttled),
         _examine_load(probe.state.load_1m_milli, probe.cpu_count),
         *_examine_cpus(device, probe),
         *_examine_swap(probe.swap_used_bytes),
         *_examine_battery(probe.state.battery_percent, probe.battery_status),
         _examine_disk(probe.free_bytes, device.workdir),
-        _examine_psutil(device, probe.psutil),
+        _examine_psutil(device, probe),
     ]
 
 
 def _examine_runtimes(device: Device, probe: Probe) -> Iterator[Check]:
     """Check what is installed: without its runtime a format cannot be measured, without any runtime nothing can."""
     any_found = any(probe.runtimes.values())
-    kit = f"rankship kit install {device.name}"
+    kit = show_kit_install(device.name)
     for known in FORMATS:
         found = probe.runtimes.get(known)
         if found:
             yield Check(name=known, verdict="ok", finding=" ".join(found))
         else:
-            advice = f"{kit}; or on the device: {install_command(device, known)}"
+            install = show_pip_install(device, FACTS[known].pip_packages, managed=probe.managed)
+            advice = f"{kit}; or on the device: {install}"
             yield Check(name=known, verdict="warn" if any_found else "fail", finding="no runtime", advice=advice)
     if probe.numpy is None:
-        advice = f"{kit}; or on the device: {device.python} -m pip install numpy"
+        advice = f"{kit}; or on the device: {show_pip_install(device, 'numpy', managed=probe.managed)}"
         yield Check(name="numpy", verdict="fail", finding="not installed", advice=advice)
 
 
@@ -188,11 +190,15 @@ def _examine_governor(governor: str | None) -> Check:
     )
 
 
-def _examine_temperature(temperature_mc: int | None) -> Check:
+def _examine_temperature(temperature_mc: int | None, of: str, doubts: Sequence[str]) -> Check:
+    """Check how warm the processor is; the finding names the sensor that is believed, and why others are not."""
+    more = [f"and {len(doubts) - _SHOWN_DOUBTS} more"] if len(doubts) > _SHOWN_DOUBTS else []
+    unused = f"; not believed: {'; '.join([*doubts[:_SHOWN_DOUBTS], *more])}" if doubts else ""
     if temperature_mc is None:
         advice = "throttling by heat will not be noticed: watch for drift inside the runs"
-        return Check(name="temperature", verdict="warn", finding=_NOT_REPORTED, advice=advice)
-    finding = show_celsius(temperature_mc)
+        finding = (of if doubts else _NOT_REPORTED) + unused
+        return Check(name="temperature", verdict="warn", finding=finding, advice=advice)
+    finding = show_celsius(temperature_mc) + (f" by {of}" if of else "") + unused
     if temperature_mc < WARM_MC:
         return Check(name="temperature", verdict="ok", finding=finding)
     verdict: Literal["warn", "fail"] = "fail" if temperature_mc >= HOT_MC else "warn"
@@ -222,8 +228,9 @@ def _examine_disk(free_bytes: int, workdir: str) -> Check:
     )
 
 
-def _examine_psutil(device: Device, version: str | None) -> Check:
-    if version:
-        return Check(name="psutil", verdict="ok", finding=version)
-    advice = f"needed only if /sys has no frequency or temperature: {device.python} -m pip install psutil"
+def _examine_psutil(device: Device, probe: Probe) -> Check:
+    if probe.psutil:
+        return Check(name="psutil", verdict="ok", finding=probe.psutil)
+    install = show_pip_install(device, "psutil", managed=probe.managed)
+    advice = f"needed only if /sys has no frequency or temperature: {install}"
     return Check(name="psutil", verdict="warn", finding="not installed", advice=advice)

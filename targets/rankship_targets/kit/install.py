@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import NoSpace, TargetError, WrongSystem
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FACTS, FORMATS
@@ -76,7 +77,7 @@ def _check_system(transport: Transport, device: Device, lock: KitLock) -> None:
     found = ask_system(transport, device)
     if found != lock.system:
         message = f"{device.name} is {found}; the kit {lock.name} was built for {lock.system}"
-        raise WrongSystem(message, hint=f"build it again: `rankship kit build {device.name}`")
+        raise WrongSystem(message, hint=f"build it again: {show_command('rankship', 'kit', 'build', device.name)}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file, publish_folder, write_atomic
 from rankship_pipeline.foundation.formats import Format
@@ -69,7 +70,9 @@ def find_kit(device: str) -> tuple[KitLock, Path]:
     note = kits_folder() / "for" / device
     name = note.read_text(encoding="utf-8") if note.is_file() else None
     if name is None or not (kits_folder() / name / "lock.json").is_file():
-        raise BuildError(f"no kit was built for {device}", hint=f"run `rankship kit build {device}`")
+        raise BuildError(
+            f"no kit was built for {device}", hint=f"run {show_command('rankship', 'kit', 'build', device)}"
+        )
     folder = kits_folder() / name
     lock = decode(KitLock, (folder / "lock.json").read_text(encoding="utf-8"), where=str(folder / "lock.json"))
     return lock, folder

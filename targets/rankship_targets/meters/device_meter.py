@@ -29,7 +29,7 @@ class DeviceMeter:
 
     def probe(self) -> Offer:
         """Return the meter's description from the agent."""
-        device, request = self._reach.device, {"command": "meters", "period_us": self._choice.period_us}
+        device, request = self._reach.device, {"command": "meters", **_describe(self._choice)}
         with self._reach.connect(device) as transport:
             events = list(call_agent(transport, device, self._reach.agent, request, timeout_s=STEP_TIMEOUT_S))
         offers = {offer.name: offer for offer in pick(events, Meters, device).meters}
@@ -56,6 +56,12 @@ class DeviceMeter:
         if recording is None:
             raise RuntimeError(f"meter {self._choice.name} is not recording")
         return recording.finish()
+
+
+def _describe(choice: MeterChoice) -> dict[str, object]:
+    """Return the request's fields about how a meter is read; units only where the inventory names them."""
+    units = {"current_unit": choice.current_unit, "voltage_unit": choice.voltage_unit}
+    return {"period_us": choice.period_us, **{name: unit for name, unit in units.items() if unit is not None}}
 
 
 class _Recording(threading.Thread):
@@ -106,7 +112,7 @@ class _Recording(threading.Thread):
                 request = {
                     "command": "meter",
                     "meter": self._choice.name,
-                    "period_us": self._choice.period_us,
+                    **_describe(self._choice),
                     "duration_ms": self._reach.limit_ms,
                 }
                 timeout_s = self._reach.limit_ms / 1000 + _SLACK_S

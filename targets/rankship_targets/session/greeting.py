@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from rankship_pipeline.foundation.errors import CommandFailed, Lacks
 from rankship_targets.devices.device import Device
+from rankship_targets.devices.installing import show_kit
 from rankship_targets.transport.protocol import NOT_EXECUTABLE, NOT_FOUND, STEP_TIMEOUT_S, Transport, explain_failure
 
 OLDEST_PYTHON = [3, 9]
@@ -23,8 +24,7 @@ def greet(transport: Transport, device: Device) -> tuple[str, bool]:
     """
     argv = [device.python, "-c", _GREETING, device.workdir]
     done = transport.run(argv, timeout_s=STEP_TIMEOUT_S)
-    kit = f"rankship kit build {device.name} && rankship kit install {device.name}"
-    hint = f"`{kit}` installs one; or correct `python` in the inventory's [{device.name}]"
+    hint = f"{show_kit(device.name)} installs one; or correct `python` in the inventory's [{device.name}]"
     if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
         raise Lacks(f"{device.name} cannot start {device.python}: {done.stderr.strip()}", hint=hint)
     if done.code != 0:

@@ -51,7 +51,8 @@ def check_meter(session: Session) -> Offer | None:
         message = f"{device.name}: meter {choice.name}: {offer.problem}"
         raise Lacks(message, hint="choose another meter, or fix what the message names")
     known = tuple(channel.name for channel in offer.channels)
-    _refuse_rails(choice.rails, known, f"{device.name}: meter {choice.name}")
+    told = f" ({'; '.join(offer.notes)})" if offer.notes else ""
+    _refuse_rails(choice.rails, known, f"{device.name}: meter {choice.name}{told}")
     return offer
 
 

@@ -43,7 +43,9 @@ class Probe:
     """A device as its agent describes it; a runtime is (name, version), None if none for the format is installed.
 
     `throttled` are the bits of a Raspberry Pi's `vcgencmd get_throttled`; `userland_bits` is the interpreter's word
-    size, which may differ from the kernel's; `clock_utc_ns` is the device's clock at that moment.
+    size, which may differ from the kernel's; `clock_utc_ns` is the device's clock at that moment; `temperature_of`
+    names the sensor that is believed, or says why none is, `temperature_doubts` says why others are not; `managed` is
+    whether its Python takes no packages from pip (PEP 668).
     """
 
     event: Literal["probe"]
@@ -64,6 +66,9 @@ class Probe:
     cpus_online: tuple[int, ...] | None = None
     battery_status: str | None = None
     clock_utc_ns: int | None = None
+    managed: bool | None = None
+    temperature_of: str = ""
+    temperature_doubts: tuple[str, ...] = ()
 
 
 @record

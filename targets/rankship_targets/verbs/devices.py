@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankship_pipeline.foundation.commands import quote_words
 from rankship_pipeline.foundation.errors import InputError, Lacks, TargetError
 from rankship_pipeline.foundation.flags import parse, share, start_parser
 from rankship_targets.devices.device import TWIN_TRANSPORTS, find_device, inventory_path, load_inventory
@@ -25,7 +26,9 @@ def devices(argv: list[str]) -> int:
     verbs = parser.add_subparsers(dest="change", metavar="add|remove")
     add = verbs.add_parser("add", help="pin a device's identity and write its entry", parents=again)
     add.add_argument("name", help="the device's name in the inventory")
-    add.add_argument("address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH")
+    add.add_argument(
+        "address", nargs="?", help="USER@HOST[:PORT] of a board reached over SSH, or an alias of ~/.ssh/config"
+    )
     add.add_argument("--adb", metavar="SERIAL", help="a phone instead, as `adb devices` prints it")
     add.add_argument("--twin", choices=sorted(TWIN_TRANSPORTS), help="an emulated stand-in instead, to try things out")
     add.add_argument("--key", type=Path, metavar="FILE", help="private key (default: the SSH agent, the usual files)")
@@ -49,7 +52,7 @@ def devices(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """Probe a device and print every check; exit status 4 if one failed."""
+    """Probe a device and print every check, then what to do; exit status 4 if one failed."""
     parser = start_parser("doctor", "Check a device for everything that could spoil its numbers.", "--inventory")
     parser.add_argument("device", help="a name from `rankship devices`")
     arguments = parse(parser, argv)
@@ -60,12 +63,19 @@ def doctor(argv: list[str]) -> int:
     from rich.table import Table
 
     checks = _examine(device)
-    table = Table("check", "", "finding", "what to do", title=escape(f"{device.name} {device.label}".strip()))
+    table = Table("check", "", "finding", title=escape(f"{device.name} {device.label}".strip()))
     for check in checks:
-        colour = _COLOURS[check.verdict]
-        table.add_row(check.name, f"[{colour}]{check.verdict}[/]", escape(check.finding), escape(check.advice))
-    Console().print(table)
+        table.add_row(check.name, _show_verdict(check), escape(check.finding))
+    console = Console(highlight=False)
+    console.print(table)
+    for check in checks:
+        if check.advice:  # below the table, each on one line: a command that is folded cannot be copied
+            console.print(f"{_show_verdict(check)} {check.name}: {escape(check.advice)}", soft_wrap=True)
     return TargetError.exit_code if any(check.verdict == "fail" for check in checks) else 0
+
+
+def _show_verdict(check: "Check") -> str:
+    return f"[{_COLOURS[check.verdict]}]{check.verdict}[/]"
 
 
 def _examine(device: "Device") -> "list[Check]":
@@ -148,13 +158,15 @@ def _add(arguments: argparse.Namespace) -> None:
     elif arguments.adb:
         label = enrolment.enrol_phone(name, arguments.adb, path)
     else:
-        device = enrolment.find_jump(enrolment.parse_address(name, arguments.address), arguments.jump, path)
+        device, notes = enrolment.resolve_address(name, arguments.address, arguments.jump, path)
+        sys.stderr.writelines(f"{note}\n" for note in notes)
         if arguments.key is not None:
             device = replace(device, key_file=str(arguments.key.expanduser().absolute()))
         if arguments.python is not None:
             device = replace(device, python=arguments.python)
         label = enrolment.enrol_board(enrolment.pin_host_key(device, arguments.fingerprint, _ask), path)
-    sys.stderr.write(f"added {name} to {path}: {label}\nnext: rankship doctor {name}\n")
+    named = ["--inventory", str(arguments.inventory)] if arguments.inventory else []
+    sys.stderr.write(f"added {name} to {path}: {label}\nnext: {quote_words(['rankship', 'doctor', name, *named])}\n")
 
 
 def _ask(question: str) -> str:

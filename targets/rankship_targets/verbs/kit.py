@@ -47,6 +47,7 @@ def kit(argv: list[str]) -> int:
 
 
 def _build(device: Device, formats: list[Format]) -> int:
+    from rankship_pipeline.foundation.commands import quote_words
     from rankship_pipeline.foundation.units import show_bytes
     from rankship_targets.client.connect import open_transport
     from rankship_targets.kit.build import build_kit
@@ -59,7 +60,7 @@ def _build(device: Device, formats: list[Format]) -> int:
     names = ", ".join(f"{name} {version}" for name, version in dict.fromkeys(lock.runtimes.values()))
     size = show_bytes(sum(file.size_bytes for file in lock.files))
     print(f"kit {lock.name} for {device.name}: {names}; {size} in {folder}")  # noqa: T201 - the verb's answer
-    print(f"install it with: rankship kit install {device.name}")  # noqa: T201 - as above
+    print(f"install it with: {quote_words(['rankship', 'kit', 'install', device.name])}")  # noqa: T201 - as above
     return 0
 
 

@@ -3,7 +3,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from rankship_pipeline.foundation.errors import InputError, RankshipError
 Install = Callable[[Callable[[list[str]], int]], None]
 
 EXIT_CODES = {
-    "RankshipError": 1,
+    "RankshipError": 70,
     "InputError": 2,
     "BuildError": 3,
     "BudgetInfeasible": 3,
@@ -65,9 +67,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def raise_it(error: BaseException) -> Callable[[list[str]], int]:
-    def verb(_arguments: list[str]) -> int:
-        raise error
-
+    """A verb that raises, from no file: neither this test's nor a user's code."""
+    space: dict[str, Any] = {"error": error}
+    exec("def verb(_): raise error", space)  # noqa: S102 - as above
+    verb: Callable[[list[str]], int] = space["verb"]
     return verb
 
 
@@ -100,25 +103,110 @@ def test_an_interrupt_exits_130_and_says_that_nothing_is_lost(
     assert "finished work is kept" in capsys.readouterr().err
 
 
-def test_a_programming_mistake_is_not_hidden(install: Install) -> None:
-    install(raise_it(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["try"])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "gone", "/x"), SystemExit(1)])
+def test_a_mistake_in_the_program_is_shown_whole_and_never_looks_like_a_verdict(
+    error: BaseException, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(raise_it(error))
+    assert cli.main(["try"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "mistake in Rankship" in err
+    assert "report it" in err
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG]
+)
 def test_a_disk_that_refuses_is_told_without_a_traceback(
     number: int, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(raise_it(OSError(number, os.strerror(number), "/the/store")))
-    assert cli.main(["try"]) == 1
-    assert capsys.readouterr().err.startswith(f"{os.strerror(number)}: /the/store\n")
+    assert cli.main(["try"]) == 2
+    said, advice = capsys.readouterr().err.splitlines()
+    assert said == f"{os.strerror(number)}: /the/store"
+    assert "then run again" in advice
 
 
-def test_any_other_trouble_with_files_keeps_its_traceback(install: Install) -> None:
-    install(raise_it(FileNotFoundError(errno.ENOENT, "gone", "/x")))
-    with pytest.raises(FileNotFoundError):
-        cli.main(["try"])
+def test_a_full_disk_that_names_no_file_is_told_too(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install(raise_it(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert cli.main(["try"]) == 2
+    assert capsys.readouterr().err.startswith("No space left on device\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_full_memory_is_told_without_a_traceback(
+    error: Exception, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(raise_it(error))
+    assert cli.main(["try"]) == 3
+    err = capsys.readouterr().err
+    assert "memory is full" in err
+    assert "Traceback" not in err
+
+
+VERB = """
+import sys, time, types
+from rankship_pipeline import cli
+def verb(_):
+    {body}
+    return 0
+module = types.ModuleType("own")
+module.verb = verb
+sys.modules["own"] = module
+cli.VERBS["try"] = ("own:verb", "")
+sys.exit(cli.main(["try"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "sys.stdout.write('line\\n' * 100_000)",
+        "sys.stdout.write('line\\n')",
+        "import rich; [rich.print('line') for _ in range(100_000)]",
+    ],
+)
+def test_a_reader_that_goes_away_ends_the_verb_quietly(body: str) -> None:
+    words = [sys.executable, "-c", VERB.format(body=body)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_a_broken_connection_is_no_reader_that_went_away(install: Install) -> None:
+    install(raise_it(BrokenPipeError()))
+    assert cli.main(["try"]) == 70
+
+
+def test_an_error_of_the_users_own_code_names_its_place(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "factory.py"
+    own.write_text("import json\ndef make():\n    return json.loads('no')\n")
+    space: dict[str, Callable[[], int]] = {}
+    exec(compile(own.read_text(), str(own), "exec"), space)  # noqa: S102 - as recipes' files are
+    install(lambda _: space["make"]())
+    assert cli.main(["try"]) == 2
+    err = capsys.readouterr().err
+    assert "JSONDecodeError comes from your own factory.py, line 3" in err
+    assert "Traceback" in err
+
+
+def test_a_closed_stdout_is_no_mistake() -> None:
+    words = [sys.executable, "-c", f"import sys; sys.stdout = None\n{VERB.format(body='sys.stdout.write(chr(65))')}"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_a_terminals_encoding_lacks_is_shown_as_escapes() -> None:
+    words = [sys.executable, "-c", VERB.format(body="print('a \u2192 b')")]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stdout) == (0, "a \\u2192 b\n")
 
 
 def test_a_verb_gets_its_arguments_and_gives_its_status(install: Install) -> None:

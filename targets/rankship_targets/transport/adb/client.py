@@ -1,6 +1,7 @@
 """Calls the `adb` program of the Android platform tools with a time limit, and turns its messages into errors."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -29,7 +30,11 @@ _CABLE = "check that the phone is on, its cable in and USB debugging allowed; `a
 _PROMPT = "unlock the phone and accept the prompt 'Allow USB debugging?' on its screen, then try again"
 _AGAIN = "the connection broke: check the cable or the network, then try again"
 _SERVER = "another program may hold the server's port: try `adb kill-server`, then `adb start-server`"
-_DETAILS = ("usb:", "product:", "model:", "device:", "transport_id:")
+_TAIL = re.compile(r"(\s+(usb|product|model|device|transport_id):\S+)+\s*$")
+# A bus path like "1-2" may follow the state. A phone paired over Wi-Fi has its mDNS name as serial: "adb-X (2)._adb…".
+_STATES = "device|offline|unauthorized|authorizing|connecting|bootloader|recovery|rescue|sideload|host|detached|unknown"
+_HEAD = re.compile(rf"(?P<serial>.*\S)\s+(?P<state>{_STATES}|no device)(\s+\S+)?\s*")
+_FORBIDDEN = re.compile(r"(?P<serial>.*?\S)\s+(?P<state>no permissions\b.*)")
 # Text in adb's message → error class and hint; the first match counts.
 _FAULTS: tuple[tuple[str, type[TargetError], str], ...] = (
     ("No space left on device", NoSpace, "free space on the device or choose another workdir in the inventory"),
@@ -135,13 +140,14 @@ def list_attached(client: AdbClient | None = None) -> tuple[Attached, ...]:
 
 
 def read_attached(line: str) -> Attached:
-    """Parse one line of `adb devices -l`: serial, state (perhaps several words), then key:value pairs."""
-    serial, *words = line.split()
-    pairs = [word for word in words if word.startswith(_DETAILS)]
-    details = dict(pair.split(":", 1) for pair in pairs)
-    # The state may be "no permissions (user in plugdev group; …); see [http://…]", a bus path like "1-2" may follow.
-    state = " ".join(words[: words.index(pairs[0])] if pairs else words)
-    return Attached(serial=serial, state=state, model=details.get("model", "").replace("_", " "))
+    """Parse one line of `adb devices -l`: a serial, perhaps with blanks, a state, perhaps of several words, details."""
+    tail = _TAIL.search(line)
+    head, details = (line[: tail.start()], tail.group()) if tail else (line, "")
+    model = dict(pair.split(":", 1) for pair in details.split()).get("model", "").replace("_", " ")
+    found = _FORBIDDEN.fullmatch(head) or _HEAD.fullmatch(head)
+    # A state of a later adb: its name is one word, and then serials with blanks cannot be told.
+    serial, state = found.group("serial", "state") if found else [*head.split(maxsplit=1), "", ""][:2]
+    return Attached(serial=serial, state=state.strip(), model=model)
 
 
 def explain(done: Completed, what: str) -> TargetError:

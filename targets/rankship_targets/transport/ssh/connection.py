@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -12,7 +12,6 @@ from typing import Self
 import paramiko
 
 from rankship_pipeline.foundation.errors import (
-    AuthError,
     CommandFailed,
     ConnectionLost,
     TargetTimeout,
@@ -29,7 +28,8 @@ from rankship_targets.transport.protocol import (
     split_lines,
 )
 from rankship_targets.transport.ssh.command import SshCommand, end_link
-from rankship_targets.transport.ssh.key import PinnedKey, name_host, read_private_key, refuse_key
+from rankship_targets.transport.ssh.key import PinnedKey
+from rankship_targets.transport.ssh.login import log_in
 from rankship_targets.transport.ssh.route import CONNECT_TIMEOUT_S, describe_address, dial, dig, watch, watching
 
 KEEPALIVE_S = 15
@@ -48,7 +48,7 @@ class SshTransport:
     def __init__(self, device: Device) -> None:
         self._where = describe_address(device)
         self._jump: SshTransport | None = None
-        self._client = paramiko.SSHClient()  # it knows only this host: no known_hosts file is read
+        self._open: paramiko.Transport | None = None
         try:
             self._connect(device)
         except BaseException:
@@ -115,8 +115,8 @@ class SshTransport:
 
     def close(self) -> None:
         """Close the connection, and the one to the jump host."""
-        with suppress(paramiko.SSHException, EOFError, OSError):  # if the jump host is already gone
-            self._client.close()
+        if self._open is not None:
+            end_link(self._open)
         if self._jump is not None:
             self._jump.close()
 
@@ -133,35 +133,27 @@ class SshTransport:
         self.close()
 
     def _connect(self, device: Device) -> None:
-        host = device.host or ""
         pinned = PinnedKey(self._where, device.host_key or "")
-        self._client.get_host_keys().add(name_host(host, device.port), pinned.key.get_name(), pinned.key)
-        self._client.set_missing_host_key_policy(pinned)
-        key = read_private_key(self._where, Path(device.key_file)) if device.key_file else None
         with self._connecting():
-            self._jump, way = open_way(device)
-            self._client.connect(
-                host,
-                port=device.port,
-                username=device.user,
-                pkey=key,
-                allow_agent=key is None,
-                look_for_keys=key is None,
-                timeout=CONNECT_TIMEOUT_S,
-                banner_timeout=CONNECT_TIMEOUT_S,
-                auth_timeout=CONNECT_TIMEOUT_S,
-                sock=way,
-                transport_factory=_make_link,
-            )
-            self._link().set_keepalive(KEEPALIVE_S)
+            self._open = log_in(device, lambda: self._greet(device, pinned))
+            self._open.set_keepalive(KEEPALIVE_S)
             if self._jump is not None:
-                watch(self._link(), KEEPALIVE_S, Event())
+                watch(self._open, KEEPALIVE_S, Event())
+
+    def _greet(self, device: Device, pinned: PinnedKey) -> paramiko.Transport:
+        """Open a connection, in the place of an earlier one, up to the check of the host key."""
+        self.close()
+        self._jump, way = open_way(device)
+        self._open = _make_link(way)
+        pinned.prefer(self._open)
+        self._open.start_client(timeout=CONNECT_TIMEOUT_S)
+        pinned.check(self._open.get_remote_server_key())
+        return self._open
 
     def _link(self) -> paramiko.Transport:
-        link = self._client.get_transport()
-        if link is None or not link.is_active():
+        if self._open is None or not self._open.is_active():
             raise ConnectionLost(f"{self._where}: the connection is gone", hint="check whether the device is up")
-        return link
+        return self._open
 
     @contextmanager
     def _connecting(self) -> Iterator[None]:
@@ -179,25 +171,13 @@ class SshTransport:
         """Turn errors of paramiko and the system into TargetErrors."""
         try:
             yield
-        except paramiko.BadHostKeyException as failure:
-            raise refuse_key(self._where, failure.expected_key, failure.key) from None
-        except paramiko.AuthenticationException as failure:
-            if "timeout" in str(failure).lower():
-                message = f"{self._where}: the login did not end within {CONNECT_TIMEOUT_S:g} s"
-                raise TargetTimeout(message, hint="check whether the device is overloaded") from None
-            hint = "check user and key_file; the public key must be in ~/.ssh/authorized_keys on the device"
-            raise AuthError(f"{self._where} refused the login: {failure}", hint=hint) from None
         except TimeoutError:
             message = f"{self._where}: {what} did not end within {timeout_s:g} s"
             raise TargetTimeout(message, hint="check whether the device is overloaded or the network slow") from None
         except (paramiko.SSHException, EOFError, ConnectionError) as failure:
-            if "No authentication methods" in str(failure):
-                message = f"{self._where}: no key to log in with: none in the SSH agent, none in the usual files"
-                raise AuthError(message, hint="run `ssh-add KEY`, or name key_file in the inventory") from None
             raise self._lost(what, failure) from None
         except OSError as failure:
-            link = self._client.get_transport()
-            if link is None or not link.is_active():
+            if self._open is None or not self._open.is_active():
                 raise self._lost(what, failure) from None
             message = f"{self._where}: {what}: {failure.strerror or failure}"
             raise CommandFailed(message, hint="check that the path exists and is writable") from None
@@ -239,15 +219,10 @@ def open_way(device: Device) -> tuple[SshTransport | None, socket.socket | param
         raise
 
 
-def _make_link(
-    connection: str | tuple[str, int] | socket.socket | paramiko.Channel | paramiko.ProxyCommand,
-    /,
-    *,
-    disabled_algorithms: Mapping[str, Iterable[str]] | None = None,
-    **_: bool,
-) -> paramiko.Transport:
+def _make_link(way: socket.socket | paramiko.Channel) -> paramiko.Transport:
     """Make a connection that prefers AEAD ciphers (GCM): a separate MAC costs paramiko a quarter of its time."""
-    link = paramiko.Transport(connection, disabled_algorithms=disabled_algorithms)
+    link = paramiko.Transport(way)
+    link.banner_timeout = CONNECT_TIMEOUT_S
     options = link.get_security_options()
     options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)
     return link

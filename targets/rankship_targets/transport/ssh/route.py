@@ -2,13 +2,14 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread, Timer
 
 import paramiko
 
-from rankship_pipeline.foundation.errors import Unreachable
+from rankship_pipeline.foundation.errors import InputError, Unreachable
 from rankship_targets.devices.device import Device
+from rankship_targets.transport.ssh.alias import read_alias
 from rankship_targets.transport.ssh.command import end_link
 
 # A network that drops packets would hang a copy forever; the kernel closes the connection after this long in silence.
@@ -21,7 +22,14 @@ def dial(where: str, host: str, port: int, timeout_s: float) -> socket.socket:
     try:
         connection = socket.create_connection((host, port), timeout_s)
     except socket.gaierror as failure:
-        hint = "correct host in the inventory; names that end in .local need mDNS on both machines"
+        alias = None
+        with suppress(InputError):  # a host that ssh refuses to look up is unknown all the same
+            alias = read_alias(host)
+        hint = (
+            f'it is an alias of ~/.ssh/config: write host = "{alias.host}" and port = {alias.port} in the inventory'
+            if alias is not None and alias.host != host
+            else "correct host in the inventory; names that end in .local need mDNS on both machines"
+        )
         raise Unreachable(f"{where}: {host!r} is not a known host name: {failure.strerror}", hint=hint) from None
     except TimeoutError:
         message = f"{where}: no answer from {host} within {timeout_s:g} s"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.codec import decode, digest, encode
+from rankship_pipeline.foundation.codec import decode, decode_text, digest, encode, parse_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import (
     Accuracy,
@@ -158,3 +158,30 @@ def test_a_long_wrong_value_is_shortened() -> None:
     with pytest.raises(InputError) as caught:
         decode(TensorSpec, json.dumps({"name": ["y" * 1000], "shape": [], "dtype": ""}), where="here")
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(newline: str) -> None:
+    text = newline.join(['name = "größe"', "[merge]", 'method = "average"', ""])
+    data = b"\xef\xbb\xbf" + text.encode()
+    expected = {"name": "größe", "merge": {"method": "average"}}
+    assert parse_toml(decode_text(data, "x.toml"), "x.toml") == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_wide_characters_are_refused_with_what_to_do(encoding: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^x\.toml is not valid TOML: it is UTF-16 or UTF-32, expected UTF-8\n"
+    ) as caught:
+        decode_text('name = "a"'.encode(encoding), "x.toml")
+    assert "save it as UTF-8" in caught.value.hint
+
+
+def test_another_encoding_is_refused_with_the_line() -> None:
+    with pytest.raises(InputError, match="the byte 0xfc in line 2 is not UTF-8"):
+        decode_text('a = "1"\nb = "für"'.encode("latin-1"), "x.toml")
+
+
+def test_toml_nested_without_end_is_refused() -> None:
+    with pytest.raises(InputError, match="nested too deeply"):
+        parse_toml("a = " + "[" * 20_000, "x.toml")

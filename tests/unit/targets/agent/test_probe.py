@@ -1,9 +1,14 @@
 """What a probe reads of a device's own files."""
 
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
+import pytest
+
 from make.agents import call_agent, find_event
+from rankship_targets.agent.probe import is_managed
 
 
 def test_probe_reads_a_pretended_board(tmp_path: Path) -> None:
@@ -71,3 +76,13 @@ def write_board(root: Path) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def test_a_python_that_takes_no_packages_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert not is_managed()
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    assert is_managed()
+    monkeypatch.setattr(sys, "prefix", "/an/environment")
+    assert not is_managed()

@@ -85,6 +85,21 @@ def test_other_failures_keep_the_devices_words(kind: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unsupported model IR version: 13, max supported IR version: 10",
+        "Current official support for domain ai.onnx is till opset 21.",
+        "Didn't find op for builtin opcode 'CONV_2D' version '6'",
+    ],
+)
+def test_a_runtime_that_is_too_old_says_so_and_how_to_renew_it(said: str) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        speak(HELLO, json.dumps({"event": "error", "kind": "bad_artifact", "message": said}), code=1)
+    assert caught.value.hint.startswith("the device's runtime is older than the file: `rankship kit build board && ")
+    assert "pip install --upgrade ai-edge-litert" in caught.value.hint
+
+
 def test_native_crash_shows_the_end_of_stderr() -> None:
     with pytest.raises(CommandFailed, match=r"signal 6: .*abort: kaboom"):
         speak(HELLO, code=134, stderr="x" * 9000 + " abort: kaboom\n")

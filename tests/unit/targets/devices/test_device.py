@@ -96,7 +96,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         (SSH + "[pi4.meter]\nname = 'replay'", "'replay' needs `file`"),
         (SSH + "[pi4.meter]\nname = 'hwmon'\nperiod_us = 9", "out of range"),
         (SSH + "[pi4.meter]\nname = 'hwmon'\nrails = ['a', 'a']", "names a rail twice"),
-        ("pi4 = 3", "is not a table"),
+        ("pi4 = 3", "stands above every heading"),
         ("[pi4", "devices.toml"),
     ],
 )

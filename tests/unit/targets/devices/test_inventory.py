@@ -223,3 +223,15 @@ def test_wrong_calls_write_nothing(tmp_path: Path, arguments: list[str]) -> None
     with pytest.raises(InputError):
         devices([*arguments, "--inventory", str(path)])
     assert path.read_text() == before
+
+
+def test_an_inventory_saved_by_windows_is_read_and_keeps_its_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "devices.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + WRITTEN.replace("\n", "\r\n").encode())
+    add_device(path, "new", BOARD)
+    set_value(path, "pi4", "python", "/opt/python")
+    remove_device(path, "pi 5")
+    assert load_inventory(path)["pi4"].python == "/opt/python"
+    assert list(load_inventory(path)) == ["this-machine", "pi4", "new"]
+    data = path.read_bytes()
+    assert data.count(b"\n") == data.count(b"\r\n")

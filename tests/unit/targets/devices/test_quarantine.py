@@ -1,5 +1,6 @@
 """Quarantine: three failures in a row close a device, an answer opens it, and the evidence is shown."""
 
+import shlex
 import stat
 import sys
 from dataclasses import replace
@@ -36,7 +37,7 @@ def test_three_failures_in_a_row_close_the_device_with_the_evidence() -> None:
     with pytest.raises(Quarantined) as caught, watching(DEVICE):
         pytest.fail("a device in quarantine was used")
     assert all(f"ConnectionLost: failure {number}" in str(caught.value) for number in range(3))
-    assert f"rankship doctor {DEVICE.name}" in caught.value.hint
+    assert f"rankship doctor {shlex.quote(DEVICE.name)}" in caught.value.hint
     fail(DEVICE, Quarantined("again", hint=""))  # refused before anything runs, and counted no further
     clear(DEVICE)
     with watching(DEVICE):

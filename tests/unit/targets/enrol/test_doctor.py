@@ -92,6 +92,26 @@ def test_each_point_has_its_command(name: str, changes: dict[str, Any], verdict:
     assert advice in check.advice
 
 
+def test_the_temperature_names_whose_it_is_and_which_are_not_believed() -> None:
+    doubts = tuple(f"zone{n} tells 125.0 °C" for n in range(8))
+    state = replace(STATE, temperature_mc=41_200)
+    check = find("temperature", state=state, temperature_of="mtktscpu", temperature_doubts=doubts)
+    assert check.verdict == "ok"
+    assert check.finding.startswith("41.2 °C by mtktscpu; not believed: zone0 tells 125.0 °C; ")
+    assert check.finding.endswith("; and 2 more")
+    state = replace(STATE, temperature_mc=None)
+    check = find("temperature", state=state, temperature_of="no temperature is believed", temperature_doubts=doubts[:1])
+    assert check.verdict == "warn"
+    assert check.finding == "no temperature is believed; not believed: zone0 tells 125.0 °C"
+
+
+@pytest.mark.parametrize(("managed", "command"), [(True, "-m venv"), (False, "`python3 -m pip install numpy`")])
+def test_a_system_python_that_takes_no_packages_gets_an_environment(managed: bool, command: str) -> None:  # noqa: FBT001
+    check = find("numpy", numpy=None, managed=managed)
+    assert command in check.advice
+    assert ("environment" in check.advice) == managed
+
+
 @pytest.mark.parametrize("cpus", [(4,), (0, 7), ()])
 def test_processors_that_do_not_exist_are_found(cpus: tuple[int, ...]) -> None:
     assert find("cpus", replace(DEVICE, cpus=cpus)).verdict == "fail"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_targets.agent import gauges, system
+from rankship_targets.agent import battery, gauges, hwmon, system
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.devices.device import describe_this_machine
 from rankship_targets.devices.meter_choice import MeterChoice, TableColumns
@@ -121,7 +121,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_chip_without_power_is_read_as_current_times_voltage(root: Path) -> None:
     for name, value in {"name": "ina219", "curr1_input": 600, "in1_input": 5032}.items():
         put(root, f"sys/class/hwmon/hwmon0/{name}", value)
-    gauge = gauges.find_hwmon()
+    gauge = hwmon.find_hwmon()
     assert gauge.offer["problem"] is None
     assert gauge.read()[0][2] == 600 * 5032
     assert gauge.offer["channels"][0]["resolution_uw"] == 600 + 5032
@@ -136,7 +136,7 @@ def test_the_step_of_power_follows_chip_and_shunt(root: Path, chip: str, shunt_u
     put(root, "sys/class/hwmon/hwmon0/power1_input", 3_000_000)
     if shunt_uohm:
         put(root, "sys/class/hwmon/hwmon0/shunt_resistor", shunt_uohm)
-    assert gauges.find_hwmon().offer["channels"][0]["resolution_uw"] == step_uw
+    assert hwmon.find_hwmon().offer["channels"][0]["resolution_uw"] == step_uw
 
 
 def put_battery(root: Path, status: str = "Discharging", online: int = 0) -> None:
@@ -149,17 +149,17 @@ def put_battery(root: Path, status: str = "Discharging", online: int = 0) -> Non
 @pytest.mark.parametrize("plug", [{"status": "Charging"}, {"status": "Full"}, {"online": 1}])
 def test_a_battery_that_is_plugged_in_is_refused(root: Path, plug: dict[str, object]) -> None:
     put_battery(root)
-    gauge = gauges.find_battery()
+    gauge = battery.find_battery()
     assert gauge.offer["problem"] is None
     assert [row[2] for row in gauge.read()] == [2_400_000, 0]
     put_battery(root, **plug)  # type: ignore[arg-type]
     assert [row[2] for row in gauge.read()] == [None, None]
-    assert "plugged in" in gauges.find_battery().offer["problem"]
+    assert "plugged in" in battery.find_battery().offer["problem"]
 
 
 def test_charge_that_was_put_back_is_not_drawn(root: Path) -> None:
     put_battery(root)
-    read = gauges.find_battery().read
+    read = battery.find_battery().read
     read()
     put(root, "sys/class/power_supply/battery/charge_counter", 2_999_000)
     assert read()[1][2] == 1_000 * 3600 * 4

@@ -34,7 +34,24 @@ def test_a_line_of_devices_is_read(serial: str, state: str, model: str) -> None:
 
 @given(st.text().filter(lambda text: text.strip()))
 def test_any_line_of_devices_is_read_without_failing(line: str) -> None:
-    assert line.split(maxsplit=1)[0] == read_attached(line).serial
+    assert line.lstrip().startswith(read_attached(line).serial.lstrip())
+
+
+@pytest.mark.parametrize("details", ["", " product:lynx model:Pixel_7a device:lynx transport_id:3", " usb:1-2"])
+@pytest.mark.parametrize("state", ["device", "offline", "unauthorized", "recovery"])
+@pytest.mark.parametrize(
+    "serial",
+    ["adb-35XYZ-abCDef (2)._adb-tls-connect._tcp", "my device  2", "a device", "größe;$(x) 'y'", "192.168.1.7:5555"],
+)
+def test_a_serial_may_have_blanks_and_any_characters(serial: str, state: str, details: str) -> None:
+    found = read_attached(f"{serial:22} {state}{details}")
+    assert (found.serial, found.state) == (serial, state)
+    assert found.model == ("Pixel 7a" if "model:" in details else "")
+
+
+def test_a_phone_that_this_user_may_not_open_keeps_its_reason() -> None:
+    why = "no permissions (user in plugdev group; are your udev rules wrong?); see [http://developer.android.com/x]"
+    assert read_attached(f"my phone             {why} usb:1-2") == Attached(serial="my phone", state=why)
 
 
 @pytest.mark.parametrize(
