@@ -4,19 +4,15 @@ import fnmatch
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import IGNORED
-from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.foundation.toolchain import can_export
-from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
-from rankship_pipeline.models.layers import Layer, find_layers
+from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
 
@@ -104,29 +100,6 @@ def check_layers(prepared: Prepared) -> None:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
 
 
-def check_rebuilding(prepared: Prepared) -> None:
-    """Check that the model runs with every layer factored; InputError lists layers whose weights it reads directly."""
-    model, layers = prepared.model, prepared.layers
-    sample = tuple(tensor[:2] for tensor in prepared.data.test_inputs)
-    if _runs_factored(model, layers, sample):
-        return
-    broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
-    raise InputError(
-        f"the model does not run when these layers are factored: {', '.join(broken) or 'all together'};"
-        " it reads their weights instead of calling the layers",
-        hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
-    )
-
-
-def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) -> bool:
-    try:
-        with torch.inference_mode():
-            rebuild(model, {layer.name: Factors(rank=1) for layer in layers})(*sample)
-    except (AttributeError, RuntimeError, TypeError, IndexError):
-        return False
-    return True
-
-
 def check_compared(prepared: Prepared) -> None:
     """Alternatives are compared by accuracy, which needs labels."""
     if prepared.recipe.compare and prepared.data.test_labels is None:
@@ -143,6 +116,5 @@ WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_forward,
     check_excluded,
     check_layers,
-    check_rebuilding,
     check_compared,
 )

@@ -24,6 +24,7 @@ from rankship_pipeline.models.huggingface import (
 )
 from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
 from rankship_pipeline.models.module_hash import hash_module
+from rankship_pipeline.models.plain_modules import copy_module, is_plain, make_plain
 from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module
 from rankship_pipeline.models.weights import (
     State,
@@ -110,17 +111,25 @@ class OpenedSource:
         """Shape and type of every tensor, from its files' headers, or from its untrained module without files."""
         if self.weights:
             return {name: header for path in self.weights for name, header in read_header(path).items()}
-        return describe_state(self.untrained)
+        return describe_state(self.given)
 
     @cached_property
-    def untrained(self) -> nn.Module:
-        """The architecture in evaluation mode; do not change it. The seed gives all sources the same initialisation."""
+    def given(self) -> nn.Module:
+        """The architecture as its owner wrote it, in evaluation mode; do not change it.
+
+        The seed gives all sources the same initialisation.
+        """
         if self.module is not None:
-            return copy.deepcopy(self.module).eval()
+            return copy_module(self.module).eval()
         torch.manual_seed(self.seed)
         if self.source.huggingface is not None:
             return make_wrapped(self.source, self.snapshot)
         return make_module(self.source, self.folder)
+
+    @cached_property
+    def untrained(self) -> nn.Module:
+        """The architecture of plain layers (see plain_modules), with which every stage works; do not change it."""
+        return self.given if is_plain(self.given) else make_plain(copy_module(self.given))
 
     def make(self) -> nn.Module:
         """A copy of the untrained module, to fill or change."""
@@ -130,17 +139,24 @@ class OpenedSource:
         """InputError if the weights or the adapter do not fit the module, or weights are not finite."""
         if self.source.weights is not None:
             (path,) = self.weights
-            check_fits(self.untrained, read_shapes(path), where=str(path))
+            check_fits(self.given, read_shapes(path), where=str(path))
             refuse_broken(path)
         if self.adapter is not None:
-            shapes = {name: tuple(tensor.shape) for name, tensor in self.untrained.state_dict().items()}
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.given.state_dict().items()}
             self.adapter.check_fits(shapes, self.prefix)
 
     def load_state(self) -> State:
-        """The trained tensors by the module's names, float32 on the CPU: loaded, from the session, or trained now.
+        """The trained tensors by the names in `untrained`, float32 on the CPU, from files, the session, or training.
 
         An adapter is added to them. Raises BuildError if training diverges, InputError for files that do not fit.
         """
+        state = self._load_given()
+        if is_plain(self.given):
+            return state
+        return copy_state(make_plain(load_into(copy_module(self.given), state, where=self.name)))
+
+    def _load_given(self) -> State:
+        """The trained tensors by their own names."""
         if self.adapter is None:
             return self._load_bare(())
         supplied = [self.prefix + name for name in self.adapter.replaced]
@@ -154,10 +170,10 @@ class OpenedSource:
         if self.source.train is not None:
             return self._train()
         (path,) = self.weights
-        return copy_state(load_into(self.make(), read_state(path), where=str(path)))
+        return copy_state(load_into(copy_module(self.given), read_state(path), where=str(path)))
 
     def _train(self) -> State:
-        module = self.make()
+        module = copy_module(self.given)
         torch.manual_seed(self.seed)
         load_function(str(self.source.train), self.folder)(module, self.seed)
         broken = [name for name, value in module.state_dict().items() if not value.isfinite().all()]

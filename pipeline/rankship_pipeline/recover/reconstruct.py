@@ -61,7 +61,7 @@ def _refit(
     with torch.no_grad():
         module.weight.copy_(shape_weight(matrix, module.weight, layer))
         bias = getattr(module, "bias", None)
-        if bias is not None and layer.kind != "embedding":
+        if bias is not None and layer.kind in {"linear", "convolution"}:
             bias += (taken.weight @ crossed.mean - matrix @ crossed.changed_mean).to(bias.dtype)
     return weights
 
