@@ -146,7 +146,7 @@ def _explain(module: nn.Module, *, shared: bool) -> str | None:
     """Why this layer stays dense; None for one that need not, and for what is no layer with a matrix."""
     if is_factorable(module):
         if shared:
-            return "used twice"
+            return "shares its weight or is used twice"
         return "has hooks" if _has_hooks(module) else None
     if isinstance(module, _WITHOUT_FORM):
         return f"no form for {type(module).__name__}"
