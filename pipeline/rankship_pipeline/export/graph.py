@@ -2,11 +2,11 @@
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.conv2d.padding"}
@@ -30,7 +30,7 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
 def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     """The graph from which all formats are exported, at batch size 1."""
     try:
-        return torch.export.export(module, example)
+        return trace_frozen(module, example)
     except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",

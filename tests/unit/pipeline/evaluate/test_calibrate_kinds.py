@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from make.conv1ds import make_conv1d
 from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, collect_curvatures, collect_grams
 from rankship_pipeline.models.layers import as_matrix, find_layers
 from rankship_pipeline.models.plain_modules import make_plain
 
 LAYERS: dict[str, Any] = {
     "linear": nn.Linear(4, 5, bias=False),
-    "Conv1D": Conv1D(5, 4),
+    "Conv1D": make_conv1d(4, 5),
     "over one axis": nn.Conv1d(4, 5, 3, 2, 1, bias=False),
     "same": nn.Conv1d(4, 5, 4, padding="same", bias=False),
     "circular": nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular", bias=False),

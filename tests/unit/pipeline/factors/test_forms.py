@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from make.conv1ds import make_conv1d
 from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.decompose import CURVATURE_RIDGE, Metric
 from rankship_pipeline.factors.decomposition import Decomposition
@@ -50,7 +50,7 @@ MODULES: dict[str, Callable[[], Factorable]] = {
     "3 over one axis, circular": lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular"),
     "3x3 transposed": lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
     "4 over one axis, transposed": lambda: nn.ConvTranspose1d(7, 3, 4, stride=2, bias=False),
-    "transformers' Conv1D": lambda: Conv1D(7, 9),
+    "transformers' Conv1D": lambda: make_conv1d(9, 7),
     "embedding": lambda: nn.Embedding(12, 5, padding_idx=0),
 }
 KERNELS = [name for name in MODULES if "x" in name and name not in {"1x1", "3x3 transposed"}]
@@ -114,7 +114,7 @@ def list_some(layer: Layer) -> list[Factors]:
 def draw_input(module: Factorable) -> Tensor:
     if isinstance(module, nn.Embedding):
         return torch.arange(12).reshape(3, 4)
-    if hasattr(module, "in_channels"):
+    if not isinstance(module, nn.Linear) and hasattr(module, "kernel_size"):
         return torch.randn(3, module.in_channels, *(9, 8)[: len(module.kernel_size)])
     return torch.randn(2, describe("", module).columns)
 

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 import rankship as rs
 from make.nets import count_hooks
-from rankship_pipeline.flow import replaceable
-from rankship_pipeline.flow.replaceable import find_unreplaceable
+from rankship_pipeline.factors.rebuild import swap_chains
+from rankship_pipeline.flow.replaceable import MOST_CALLS, find_unreplaceable
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.layers import find_layers
 
@@ -59,7 +59,7 @@ def leave_out(_net: Net, x: Tensor) -> Tensor:
 
 def call_often(net: Net, x: Tensor) -> Tensor:
     """More often than a graph could hold."""
-    for _ in range(replaceable.MOST_CALLS + 1):
+    for _ in range(MOST_CALLS + 1):
         x = net.read(x)
     return x
 
@@ -71,7 +71,7 @@ def call_often(net: Net, x: Tensor) -> Tensor:
         (leave_out, "never called"),
         (call_and_read, "the model fails without its weight: AttributeError"),
         (ask_shape, "the model gives another shape without it"),
-        (call_often, f"called {replaceable.MOST_CALLS + 1} times for one sample"),
+        (call_often, f"called {MOST_CALLS + 1} times for one sample"),
         (ask_type, None),
     ],
 )
@@ -107,15 +107,14 @@ def test_an_expert_may_wait_for_its_sample() -> None:
 def test_few_culprits_cost_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(32)))
     layers, runs = find_layers(net), []
-    real = replaceable.swap_chains
 
     def count(model: nn.Module, plan: dict[str, object]) -> object:
         runs.append(set(plan))
         if "13" in plan:
             raise ValueError
-        return real(model, plan)  # type: ignore[arg-type]  # factors
+        return swap_chains(model, plan)  # type: ignore[arg-type]  # factors
 
-    monkeypatch.setattr(replaceable, "swap_chains", count)
+    monkeypatch.setattr("rankship_pipeline.flow.replaceable.swap_chains", count)
     assert list(find_unreplaceable(net, layers, (torch.randn(2, 4),))) == ["13"]
     assert len(runs) == 1 + 2 * 5
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers.pytorch_utils import Conv1D
 
+from make.conv1ds import make_conv1d
 from rankship_pipeline.models.layers import (
     as_matrix,
     count_parameters,
@@ -134,7 +134,7 @@ def test_a_subclass_that_changes_nothing_is_the_layer() -> None:
         lambda: nn.Embedding(7, 3),
         lambda: nn.Conv1d(3, 8, 4),
         lambda: nn.ConvTranspose2d(3, 8, (3, 2)),
-        lambda: Conv1D(4, 5),
+        lambda: make_conv1d(4, 5),
     ],
 )
 def test_a_matrix_goes_back_into_the_weight_that_it_was(make: Any) -> None:  # noqa: ANN401
