@@ -14,12 +14,12 @@ def trace_frozen(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProg
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     try:
         graph = torch.export.export(module, example)
     finally:
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
     for name, tensor in graph.state_dict.items():
         if isinstance(tensor, nn.Parameter):
             graph.state_dict[name] = nn.Parameter(tensor.detach(), requires_grad=False)

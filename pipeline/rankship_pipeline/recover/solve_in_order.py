@@ -58,7 +58,9 @@ def refit(
         target = sums.solve(_as_followed(student, layer, norm))
         if name in plan:
             before = taken[name]
-            metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
+            # the first call of a recurrent network's state sees zeros alone
+            gram = sums.gram if bool(sums.gram.any()) else before.metric.gram
+            metric = Metric(gram=gram, curvature=before.metric.curvature)
             weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
             target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)
