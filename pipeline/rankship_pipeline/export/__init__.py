@@ -32,6 +32,14 @@ class Operator:
     columns: int
 
 
+@record
+class Expected:
+    """What a graph says of the operators in its file: `needed` must be in it, more than `allowed` must not."""
+
+    needed: tuple[Operator, ...]
+    allowed: tuple[Operator, ...]
+
+
 class Exporter(Protocol):
     """The functions of a format's module."""
 
@@ -53,24 +61,26 @@ def load_exporter(format_name: Format) -> Exporter:
         ) from failure
 
 
-def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[Operator, ...], *, where: str) -> None:
+def check_factors(plan: RankPlan, expected: Expected, found: tuple[Operator, ...], *, where: str) -> None:
     """Check that every factored layer is still a chain of operators in the file; BuildError lists those that are not.
 
-    `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must occur at least
-    as often as in the graph, and no dense shape of a factored layer more often.
+    Each factor's shape must occur as often as the graph needs it, and no dense shape of a factored layer more often
+    than the graph allows.
     """
-    wanted, present = (Counter((one.rows, one.columns) for one in side) for side in (expected, found))
+    wanted, allowed, present = (
+        Counter((one.rows, one.columns) for one in side) for side in (expected.needed, expected.allowed, found)
+    )
     complaints = []
     for layer in plan.layers:
         if layer.factors is None:
             continue
         complaints += [
             f"{layer.name}: {present[shape]} operators of shape {shape[0]}x{shape[1]}, {wanted[shape]} expected"
-            for shape in layer.operators
+            for shape in dict.fromkeys(layer.operators)
             if present[shape] < wanted[shape]
         ]
         undivided = (layer.rows, layer.columns)
-        if present[undivided] > wanted[undivided]:
+        if present[undivided] > allowed[undivided]:
             complaints.append(f"{layer.name}: one dense operator in the file, {undivided[0]}x{undivided[1]}")
     if complaints:
         raise BuildError(
