@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.export import Expected, Exporter, Operator, check_factors, keep_stdout_clean
+from rankship_pipeline.export import Expected, Exporter, Operator, check_factors, check_size, keep_stdout_clean
 from rankship_pipeline.export.graph import expect_operators, trace_graph
-from rankship_pipeline.foundation.errors import BuildError
-from rankship_pipeline.foundation.formats import FACTS
+from rankship_pipeline.foundation.errors import BuildError, InputError
+from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 
 MODULES: dict[str, str] = {str(name): facts.exporter for name, facts in FACTS.items()}
@@ -161,6 +162,14 @@ def test_the_check_counts_repeated_shapes() -> None:
     twice = ((2, 72), (8, 2), (2, 72), (8, 2))
     with pytest.raises(BuildError, match="1 operators of shape 2x72, 2 expected"):
         check_factors(PLAN, expect(*twice), make_operators(*twice[:2]), where="test")
+
+
+@pytest.mark.parametrize(("name", "held"), [("onnx", False), ("tflite", False), ("executorch", True)])
+def test_weights_beyond_two_gigabytes_are_refused_where_a_file_cannot_hold_them(name: Format, *, held: bool) -> None:
+    weight = torch.zeros(1).expand(2**29)  # 2 GiB that take no memory
+    check_size([weight[: 2**28], weight[: 2**28]], name)  # tied: counted once
+    with nullcontext() if held else pytest.raises(InputError, match=r"take 2.1 GB, a file of \w+ holds at most 2.1 GB"):
+        check_size([weight], name)
 
 
 def test_files_tell_nothing_of_the_machine_that_made_them(exported: tuple[Exporter, Path]) -> None:

@@ -9,7 +9,7 @@ An exporter is a module with two functions; foundation/formats.py names the modu
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -18,9 +18,13 @@ from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import RankPlan
+from rankship_pipeline.foundation.units import show_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
+
+_FLOAT_BYTES = 4  # every file is float32
 
 
 @record
@@ -59,6 +63,21 @@ def load_exporter(format_name: Format) -> Exporter:
             f"cannot export {format_name}: {failure}",
             hint=f"pip install '{FACTS[format_name].extra}', or leave {format_name} out of export.formats",
         ) from failure
+
+
+def check_size(tensors: "Iterable[Tensor]", format_name: Format) -> None:
+    """Check that a format's files can hold these tensors, each counted once; InputError names the limit."""
+    limit = FACTS[format_name].limit_bytes
+    sizes = {
+        (one.data_ptr(), one.shape): one.numel() * (_FLOAT_BYTES if one.is_floating_point() else one.element_size())
+        for one in tensors
+    }
+    total = sum(sizes.values())
+    if limit is not None and total > limit:
+        raise InputError(
+            f"the weights take {show_bytes(total)}, a file of {format_name} holds at most {show_bytes(limit)}",
+            hint=f"leave {format_name} out of export.formats; executorch has no such limit",
+        )
 
 
 def check_factors(plan: RankPlan, expected: Expected, found: tuple[Operator, ...], *, where: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch.export import ExportedProgram
 
-from rankship_pipeline.export import Operator
+from rankship_pipeline.export import Operator, check_size
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
@@ -20,6 +20,7 @@ _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
+    check_size(graph.state_dict.values(), "onnx")
     try:
         program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as failure:  # a converter's passes raise errors of any type

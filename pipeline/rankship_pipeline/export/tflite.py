@@ -8,7 +8,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
 
-from rankship_pipeline.export import Operator
+from rankship_pipeline.export import Operator, check_size
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # Operators with a weight, and the axis of the weight that holds its outputs: OHWI, 1HWO, (out, in), (in, out).
@@ -17,6 +17,7 @@ _OUTPUTS_AT = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": -1, "FULLY_CONNECTED": 0, "BAT
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
+    check_size(graph.state_dict.values(), "tflite")
     try:
         litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
     except Exception as failure:  # a converter's passes raise errors of any type

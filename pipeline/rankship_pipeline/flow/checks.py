@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import IGNORED
+from rankship_pipeline.export import check_size
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
@@ -111,6 +112,12 @@ def _check_classes(prepared: Prepared, classes: int) -> None:
         )
 
 
+def check_sizes(prepared: Prepared) -> None:
+    """Check that every format's file can hold the dense model."""
+    for name in prepared.recipe.export.formats:
+        check_size([*prepared.model.parameters(), *prepared.model.buffers()], name)
+
+
 def check_excluded(prepared: Prepared) -> None:
     """Check that every pattern of ranks.exclude matches a layer."""
     names = [layer.name for layer in find_layers(prepared.model)]
@@ -163,6 +170,7 @@ def check_compared(prepared: Prepared) -> None:
 # In running order; the first that fails raises. Checks that need no data run before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
+    check_sizes,
     check_mends,
     check_forward,
     check_repeats,

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Recipe, Source
 from rankship_pipeline.recipe.rules import read_recipe
@@ -126,3 +128,11 @@ def test_a_model_that_no_file_can_hold_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(error, match=message):
         prepare_odd(factory, tmp_path)
+
+
+def test_a_dense_model_that_a_format_cannot_hold_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FACTS, "onnx", replace(FACTS["onnx"], limit_bytes=4_000))
+    with pytest.raises(InputError, match=r"the weights take .* kB, a file of onnx holds at most 4.0 kB"):
+        prepare_odd("net.py:make_places", tmp_path)
