@@ -4,9 +4,11 @@ import fnmatch
 from collections.abc import Callable, Mapping
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import IGNORED
+from rankship_pipeline.export import check_size
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
@@ -15,6 +17,8 @@ from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
+
+_REPEATED = 8  # samples in each of two runs that must agree
 
 
 def check_toolchains(recipe: Recipe) -> None:
@@ -60,8 +64,29 @@ def check_forward(prepared: Prepared) -> None:
     ranks = {2, 3} if labels is None else {labels.ndim + 1}
     if not isinstance(output, torch.Tensor) or output.ndim not in ranks:
         wanted = "(batch, positions, classes)" if ranks == {3} else "(batch, classes)"
-        raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
+        given = f"a tensor of {output.ndim} axes" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            f"the model does not return logits of shape {wanted}, but {given}", hint="wrap it in the factory"
+        )
     _check_classes(prepared, output.shape[-1])
+
+
+def check_repeats(prepared: Prepared) -> None:
+    """Check that the model gives the same answer twice; a file of it could not be compared with it otherwise."""
+    sample = tuple(tensor[:_REPEATED] for tensor in prepared.data.test_inputs)
+    with torch.inference_mode():
+        first, second = (tree_leaves(prepared.model(*sample)) for _ in range(2))
+    pairs = [(one, other) for one, other in zip(first, second, strict=False) if isinstance(one, torch.Tensor)]
+    if len(first) != len(second) or not all(_agree(one, other) for one, other in pairs):
+        raise InputError(
+            "the model's outputs differ from run to run on the same samples: it draws random numbers",
+            hint="let dropout follow the module's mode (training=self.training), and draw no noise in evaluation mode",
+        )
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs are equal, but for what threads may sum in another order."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _check_classes(prepared: Prepared, classes: int) -> None:
@@ -81,6 +106,12 @@ def _check_classes(prepared: Prepared, classes: int) -> None:
         raise InputError(
             f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
         )
+
+
+def check_sizes(prepared: Prepared) -> None:
+    """Check that every format's file can hold the dense model."""
+    for name in prepared.recipe.export.formats:
+        check_size([*prepared.model.parameters(), *prepared.model.buffers()], name)
 
 
 def check_excluded(prepared: Prepared) -> None:
@@ -112,8 +143,10 @@ def check_compared(prepared: Prepared) -> None:
 # In running order; the first that fails raises. Checks that need no data run before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
+    check_sizes,
     check_mends,
     check_forward,
+    check_repeats,
     check_excluded,
     check_layers,
     check_compared,
