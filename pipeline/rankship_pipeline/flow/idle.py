@@ -1,5 +1,6 @@
 """Finds layers that need no factors: their outputs do not depend on the inputs, or nothing depends on their outputs."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rankship_pipeline.export.graph import trace_graph
@@ -7,6 +8,8 @@ from rankship_pipeline.export.reach import find_idle_weights
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
 from rankship_pipeline.models.heads import Headed
+
+_SHOWN = 8  # names of a reason
 
 
 def keep_idle_dense(prepared: Prepared) -> Prepared:
@@ -19,10 +22,10 @@ def keep_idle_dense(prepared: Prepared) -> Prepared:
     layers = tuple(layer for layer in prepared.layers if layer.name not in idle)
     if not layers:
         raise InputError(
-            f"no layer is left to factor: {'; '.join(_describe(idle))}",
+            f"no layer is left to factor: {'; '.join(describe_dense(idle))}",
             hint="give a model whose output its layers make",
         )
-    return replace(prepared, layers=layers, notes=(*prepared.notes, *_describe(idle)))
+    return replace(prepared, layers=layers, notes=(*prepared.notes, *describe_dense(idle)))
 
 
 def _find_idle(prepared: Prepared) -> dict[str, str]:
@@ -40,8 +43,14 @@ def _find_idle(prepared: Prepared) -> dict[str, str]:
     return {name: found[weight] for name, weight in weights.items() if weight in found}
 
 
-def _describe(idle: dict[str, str]) -> tuple[str, ...]:
-    return tuple(
-        f"stays dense, as {reason}: {', '.join(name for name, why in idle.items() if why == reason)}"
-        for reason in dict.fromkeys(idle.values())
-    )
+def describe_dense(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """A note for each reason why layers stay dense, with their names; `reasons` has it by the layer's name."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return tuple(f"stays dense, as {reason}: {_list_names(names)}" for reason, names in groups.items())
+
+
+def _list_names(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -55,8 +55,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     )
     for check_prepared in WITH_DATA:
         check_prepared(prepared)
-    prepared = keep_dense(prepared)
-    prepared = keep_idle_dense(prepared)
+    prepared = keep_dense(keep_idle_dense(prepared))
     check_budget(prepared)
     if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)

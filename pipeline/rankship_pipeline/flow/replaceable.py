@@ -1,6 +1,6 @@
 """Finds out by trial which layers a model lets be replaced; the others stay dense, and are named with the reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.factors.rebuild import swap_chains
+from rankship_pipeline.flow.idle import describe_dense
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Factors
@@ -20,7 +21,6 @@ from rankship_pipeline.models.watch import watch
 # An exporter writes a layer once for every call: a recurrent network over a longer sequence would be a graph that no
 # converter finishes.
 MOST_CALLS = 256
-_SHOWN = 6  # names of a reason
 
 
 def keep_dense(prepared: Prepared) -> Prepared:
@@ -30,7 +30,7 @@ def keep_dense(prepared: Prepared) -> Prepared:
     left = tuple(layer for layer in prepared.layers if layer.name not in reasons)
     if not left:
         raise InputError(
-            f"no layer of the model can be factored: {_list_reasons(reasons)}",
+            f"no layer of the model can be factored: {'; '.join(describe_dense(reasons))}",
             hint="let its forward call its layers, and hold more than such layers",
         )
     patterns = prepared.recipe.ranks.exclude
@@ -39,9 +39,7 @@ def keep_dense(prepared: Prepared) -> Prepared:
         for name, reason in find_dense(prepared.model).items()
         if not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
-    found = odd | reasons
-    notes = (f"kept dense: {_list_reasons(found)}",) if found else ()
-    return replace(prepared, layers=left, notes=(*prepared.notes, *notes))
+    return replace(prepared, layers=left, notes=(*prepared.notes, *describe_dense(odd | reasons)))
 
 
 def find_unreplaceable(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, str]:
@@ -61,7 +59,7 @@ def find_unreplaceable(model: nn.Module, layers: Sequence[Layer], inputs: Inputs
             with torch.inference_mode(), swap_chains(model, {layer.name: Factors(rank=1) for layer in some}):
                 found = _list_shapes(model(*sample))
         except Exception as failure:  # noqa: BLE001 - the model's own code raises errors of any type
-            return f"the model fails without its weight: {type(failure).__name__}"
+            return f"the model fails without its weight ({type(failure).__name__})"
         return None if found == wanted else "the model gives another shape without it"
 
     def keep(known: list[Layer], candidates: list[Layer]) -> list[Layer]:
@@ -89,7 +87,7 @@ def _find_uncalled(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) ->
     if quiet:  # one expert of many may wait for another sample
         calls |= _count_calls(model, quiet, split(inputs)[0])
     return {
-        name: "never called" if not count else f"called {count} times for one sample"
+        name: "the model never calls it" if not count else f"the model calls it {count} times for one sample"
         for name, count in calls.items()
         if not 0 < count <= MOST_CALLS
     }
@@ -108,16 +106,3 @@ def _count_calls(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> d
 
 def _list_shapes(output: object) -> list[tuple[int, ...]]:
     return [tuple(one.shape) for one in tree_leaves(output) if isinstance(one, Tensor)]
-
-
-def _list_reasons(reasons: Mapping[str, str]) -> str:
-    """The names of every reason, the reasons in the order in which they come."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        groups.setdefault(reason, []).append(name)
-    return "; ".join(f"{_list_names(names)} ({reason})" for reason, names in groups.items())
-
-
-def _list_names(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -145,16 +145,17 @@ def _has_hooks(module: nn.Module) -> bool:
 def _explain(module: nn.Module, *, shared: bool) -> str | None:
     """Why this layer stays dense; None for one that need not, and for what is no layer with a matrix."""
     if is_factorable(module):
-        if shared:
-            return "shares its weight or is used twice"
-        return "has hooks" if _has_hooks(module) else None
+        hooked = "hooks may change what it computes" if _has_hooks(module) else None
+        return "it is used twice or shares its weight" if shared else hooked
     if isinstance(module, _WITHOUT_FORM):
-        return f"no form for {type(module).__name__}"
+        return f"{type(module).__name__} has no form"
     if not isinstance(module, tuple(_KINDS)):
         return None
     if getattr(module, "groups", 1) > 1:
-        return "grouped" if module.groups < module.in_channels else "depthwise"  # type: ignore[operator]
-    return "renormalised or sparse" if type(module) is nn.Embedding else f"{type(module).__name__} computes its own"
+        return f"its convolution is {'grouped' if module.groups < module.in_channels else 'depthwise'}"  # type: ignore[operator]
+    if type(module) is nn.Embedding:
+        return "it renormalises its weight, or its gradient is sparse"
+    return f"{type(module).__name__} computes in its own way"
 
 
 def describe(name: str, module: Factorable) -> Layer:

@@ -67,11 +67,11 @@ def call_often(net: Net, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("use", "reason"),
     [
-        (read_weight, "never called"),
-        (leave_out, "never called"),
-        (call_and_read, "the model fails without its weight: AttributeError"),
+        (read_weight, "the model never calls it"),
+        (leave_out, "the model never calls it"),
+        (call_and_read, "the model fails without its weight (AttributeError)"),
         (ask_shape, "the model gives another shape without it"),
-        (call_often, f"called {MOST_CALLS + 1} times for one sample"),
+        (call_often, f"the model calls it {MOST_CALLS + 1} times for one sample"),
         (ask_type, None),
     ],
 )
@@ -99,7 +99,7 @@ def test_an_expert_may_wait_for_its_sample() -> None:
     x = torch.randn(9, 4)
     x[:, 0] = -1
     net = Experts()
-    assert find_unreplaceable(net, find_layers(net), (x,)) == {"experts.1": "never called"}
+    assert find_unreplaceable(net, find_layers(net), (x,)) == {"experts.1": "the model never calls it"}
     x[5, 0] = 1
     assert find_unreplaceable(net, find_layers(net), (x,)) == {}
 
@@ -123,8 +123,10 @@ def test_what_stays_dense_is_said(capsys: pytest.CaptureFixture[str], tmp_path: 
     torch.manual_seed(0)
     net = Net(read_weight).eval()
     small = rs.compress(net, torch.randn(64, 16), kept_parameters=0.8, ranks=RANKS, store=tmp_path)
-    assert "kept dense: read (never called)" in capsys.readouterr().err
+    assert "stays dense, as the model never calls it: read" in capsys.readouterr().err
     assert {layer.name for layer in small.plan.layers} == {"first", "last"}
     assert small.plan.fixed_parameters == 32 * 32 + 32 + 32 + 8
-    with pytest.raises(InputError, match=r"no layer of the model can be factored: read \(never called\)"):
+    with pytest.raises(
+        InputError, match=r"no layer of the model can be factored: stays dense, as the model never calls it: read"
+    ):
         rs.compress(net, torch.randn(64, 16), kept_parameters=0.8, ranks=NOTHING, store=tmp_path)

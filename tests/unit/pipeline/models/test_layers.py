@@ -110,14 +110,14 @@ def test_an_embedding_is_the_matrix_that_its_one_hot_inputs_meet() -> None:
 def test_what_stays_dense_is_named_with_its_reason() -> None:
     net = Sharing()
     assert find_dense(net) == {
-        "depthwise": "depthwise",
-        "grouped": "grouped",
-        "words": "shares its weight or is used twice",
-        "head": "shares its weight or is used twice",
-        "cube": "no form for Conv3d",
-        "curious": "Curious computes its own",
-        "hooked": "has hooks",
-        "bounded": "renormalised or sparse",
+        "depthwise": "its convolution is depthwise",
+        "grouped": "its convolution is grouped",
+        "words": "it is used twice or shares its weight",
+        "head": "it is used twice or shares its weight",
+        "cube": "Conv3d has no form",
+        "curious": "Curious computes in its own way",
+        "hooked": "hooks may change what it computes",
+        "bounded": "it renormalises its weight, or its gradient is sparse",
     }
     assert [layer.name for layer in find_layers(net)] == ["plain"]
 
