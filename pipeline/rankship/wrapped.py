@@ -1,6 +1,5 @@
 """Models as their users hold them, and as the stages take them: float32 on the CPU, tensors by position, logits out."""
 
-import copy
 import fnmatch
 import inspect
 import sys
@@ -12,6 +11,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
 from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.models.plain_modules import copy_module
 from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Wrapping:
 
         Its attention is `eager`, the form that every exporter lowers, as in models that are read from a folder.
         """
-        own = copy.deepcopy(self.given).cpu().float().eval()
+        own = copy_module(self.given).cpu().float().eval()
         if not self.inputs:
             return own
         own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types

@@ -17,6 +17,7 @@ DOORS = {
         "models.data",
         "models.huggingface",
         "models.layers",
+        "models.plain_modules",
         "models.source",
         "models.weights",
     },

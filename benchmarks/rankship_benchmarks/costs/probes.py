@@ -19,7 +19,7 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
-from rankship_pipeline.export.graph import list_graph_operators, trace_graph
+from rankship_pipeline.export.graph import expect_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
 from rankship_pipeline.foundation.codec import digest
@@ -94,7 +94,7 @@ def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: S
         else:
             export_file(graph, format_, path)
         found = Counter((one.rows, one.columns) for one in read_operators(format_, path))
-        wanted = Counter((one.rows, one.columns) for one in list_graph_operators(graph))
+        wanted = Counter((one.rows, one.columns) for one in expect_operators(graph).needed)
         if wanted - found:
             message = f"{probe.site} as {probe.factors or 'dense'}: {wanted - found} are not in the {format_} file"
             raise BuildError(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Factorable, Layer, get_layer
+from rankship_pipeline.models.layers import Convolution, Factorable, Layer, Transposed, get_layer
 from rankship_pipeline.models.watch import watch
 
 Grams = dict[str, Tensor]
@@ -22,7 +22,8 @@ _DRAWS = 10
 def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
     """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
 
-    The rows of X are a linear layer's tokens or a convolution's im2col patches; padding does not count. The Gram is
+    The rows of X are a linear layer's tokens, a convolution's im2col patches or a transposed one's positions; padding
+    does not count. The Gram is
     divided by the number of samples, so that models calibrated on different amounts of data weigh the same. An
     embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of
     activations is in memory.
@@ -54,29 +55,32 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
     in nats that an error Δ in the weight causes (Martens and Grosse 2015).
     """
     curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in curvatures}  # of every call
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
 
     def keep(name: str, _x: Tensor, y: Tensor) -> Tensor:
-        outputs[name] = y if y.requires_grad else y.requires_grad_()
+        outputs[name].append(y if y.requires_grad else y.requires_grad_())
         return y.clone()  # an in-place activation must not overwrite the kept output
 
     generator = torch.Generator().manual_seed(seed)
     positions = dict.fromkeys(curvatures, 0)
     with watch(model, modules, keep), torch.enable_grad():
         for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
-            outputs.clear()
+            for some in outputs.values():
+                some.clear()
             mask = find_mask(model, batch)
             for target in draw_predictions(model(*batch), mask, generator):
-                kept = list(outputs.values())
-                gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
-                for name, gradient in zip(outputs, gradients, strict=True):
+                kept = [(name, y) for name, some in outputs.items() for y in some]
+                if not kept:
+                    continue
+                gradients = torch.autograd.grad(target, [y for _, y in kept], retain_graph=True, allow_unused=True)
+                for (name, _), gradient in zip(kept, gradients, strict=True):
                     if gradient is None:
                         continue  # the prediction does not depend on this layer
                     g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
                     curvatures[name] += (g.T @ g).to(torch.float64)
-            for name, output in outputs.items():
-                positions[name] += len(as_outputs(modules[name], output, mask))
+            for name, some in outputs.items():
+                positions[name] += sum(len(as_outputs(modules[name], output, mask)) for output in some)
     return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
 
 
@@ -99,23 +103,42 @@ def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor
     """
     if isinstance(module, nn.Embedding):
         return (x if mask is None or x.shape != mask.shape else x[mask]).reshape(-1)
-    if isinstance(module, nn.Linear):
-        return _select(x, mask).reshape(-1, x.shape[-1])
-    if isinstance(module.padding, str):
-        left_right_top_bottom = module._reversed_padding_repeated_twice  # noqa: SLF001 - as Conv2d's own forward
-        x = nn.functional.pad(x, left_right_top_bottom)
-        padding: int | tuple[int, ...] = 0
-    else:
-        padding = module.padding
-    patches = unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # (n, in·kh·kw, positions)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    if isinstance(module, Convolution):
+        return _as_rows_of_patches(module, *_pad(module, x))
+    if isinstance(module, Transposed):
+        return x.flatten(2).transpose(1, 2).reshape(-1, x.shape[1])
+    return _select(x, mask).reshape(-1, x.shape[-1])
 
 
 def as_outputs(module: Factorable, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A layer's output (or its gradient) as rows (positions, rows), in the order of `as_rows`."""
-    if isinstance(module, nn.Conv2d):
+    """A layer's output (or its gradient) as rows (positions, rows), in the order of `as_rows`.
+
+    Of a transposed convolution it is what each input position adds to: patches of the output (·, out·kh·kw).
+    """
+    if isinstance(module, Convolution):
         return y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
+    if isinstance(module, Transposed):
+        return _as_rows_of_patches(module, y, [int(one) for one in module.padding])
     return _select(y, mask).reshape(-1, y.shape[-1])
+
+
+def _pad(module: Convolution, x: Tensor) -> tuple[Tensor, Sequence[int]]:
+    """The input, padded as `unfold` cannot ("same", or not by zeros), and the padding that is left to it."""
+    if not isinstance(module.padding, str) and module.padding_mode == "zeros":
+        return x, module.padding
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode)  # noqa: SLF001 - as its own forward
+    return padded, [0] * len(module.kernel_size)
+
+
+def _as_rows_of_patches(module: Convolution | Transposed, x: Tensor, padding: Sequence[int]) -> Tensor:
+    """The patches (n·positions, in·kh·kw) of the positions on which a kernel runs over x."""
+    settings = module.kernel_size, module.dilation, padding, module.stride
+    if len(module.kernel_size) == 1:  # a height of one
+        x = x.unsqueeze(-2)
+        settings = tuple((neutral, *values) for neutral, values in zip((1, 1, 0, 1), settings, strict=True))  # type: ignore[assignment]  # pairs
+    patches = unfold(x, *settings)  # type: ignore[arg-type]  # (n, in·kh·kw, positions)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
 def _select(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures a causal language model's perplexity, and replaces GPT-2's Conv1D layers by nn.Linear.
+"""Measures a causal language model's perplexity.
 
 A language model here maps token ids (batch, positions) to logits (batch, positions, vocabulary); a transformers model
 becomes one as `huggingface.LogitsOnly(model, ("input_ids",))`. Its attention must be causal: padding stands on the
@@ -114,38 +114,6 @@ def score_windows(model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], ba
         for module in training:
             module.training = True
     return Scores(*(torch.cat([getattr(one, name) for one in scores]) for name in ("sums", "counts", "hits")))
-
-
-def unwrap_conv1d(model: nn.Module) -> tuple[str, ...]:
-    """Replace every transformers Conv1D of GPT-2 by an equal nn.Linear; returns the replaced names.
-
-    Conv1D is a linear layer that stores its weight as (in, out), so that addmm(bias, x, weight) needs no transpose;
-    nn.Linear stores (out, in). The weight is transposed, the bias is kept, and the outputs are the same up to the
-    rounding of another matrix kernel. The layer can then be calibrated, merged and factored like any other. Modules
-    under two names, and weights that two Conv1D share, stay shared. State dicts saved before the call do not load
-    afterwards.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    replaced: dict[int, nn.Linear] = {}
-    weights: dict[int, nn.Parameter] = {}
-    names = [name for name, module in model.named_modules(remove_duplicate=False) if name and type(module) is Conv1D]
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        module = model.get_submodule(name)
-        if id(module) not in replaced:
-            replaced[id(module)] = _transpose(module, weights)
-        setattr(model.get_submodule(parent), child, replaced[id(module)])
-    return tuple(names)
-
-
-def _transpose(module: nn.Module, weights: dict[int, nn.Parameter]) -> nn.Linear:
-    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
-    linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
-    if id(weight) not in weights:
-        weights[id(weight)] = nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)
-    linear.weight, linear.bias = weights[id(weight)], nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-    return linear.train(module.training)
 
 
 def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scores:

@@ -9,7 +9,7 @@ An exporter is a module with two functions; foundation/formats.py names the modu
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -18,9 +18,13 @@ from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import RankPlan
+from rankship_pipeline.foundation.units import show_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
+
+_FLOAT_BYTES = 4  # every file is float32
 
 
 @record
@@ -30,6 +34,14 @@ class Operator:
     kind: str
     rows: int
     columns: int
+
+
+@record
+class Expected:
+    """What a graph says of the operators in its file: `needed` must be in it, more than `allowed` must not."""
+
+    needed: tuple[Operator, ...]
+    allowed: tuple[Operator, ...]
 
 
 class Exporter(Protocol):
@@ -53,24 +65,41 @@ def load_exporter(format_name: Format) -> Exporter:
         ) from failure
 
 
-def check_factors(plan: RankPlan, expected: tuple[Operator, ...], found: tuple[Operator, ...], *, where: str) -> None:
+def check_size(tensors: "Iterable[Tensor]", format_name: Format) -> None:
+    """Check that a format's files can hold these tensors, each counted once; InputError names the limit."""
+    limit = FACTS[format_name].limit_bytes
+    sizes = {
+        (one.data_ptr(), one.shape): one.numel() * (_FLOAT_BYTES if one.is_floating_point() else one.element_size())
+        for one in tensors
+    }
+    total = sum(sizes.values())
+    if limit is not None and total > limit:
+        raise InputError(
+            f"the weights take {show_bytes(total)}, a file of {format_name} holds at most {show_bytes(limit)}",
+            hint=f"leave {format_name} out of export.formats; executorch has no such limit",
+        )
+
+
+def check_factors(plan: RankPlan, expected: Expected, found: tuple[Operator, ...], *, where: str) -> None:
     """Check that every factored layer is still a chain of operators in the file; BuildError lists those that are not.
 
-    `expected` are the operators of the torch graph, `found` those of the file. Each factor's shape must occur at least
-    as often as in the graph, and no dense shape of a factored layer more often.
+    Each factor's shape must occur as often as the graph needs it, and no dense shape of a factored layer more often
+    than the graph allows.
     """
-    wanted, present = (Counter((one.rows, one.columns) for one in side) for side in (expected, found))
+    wanted, allowed, present = (
+        Counter((one.rows, one.columns) for one in side) for side in (expected.needed, expected.allowed, found)
+    )
     complaints = []
     for layer in plan.layers:
         if layer.factors is None:
             continue
         complaints += [
             f"{layer.name}: {present[shape]} operators of shape {shape[0]}x{shape[1]}, {wanted[shape]} expected"
-            for shape in layer.operators
+            for shape in dict.fromkeys(layer.operators)
             if present[shape] < wanted[shape]
         ]
         undivided = (layer.rows, layer.columns)
-        if present[undivided] > wanted[undivided]:
+        if present[undivided] > allowed[undivided]:
             complaints.append(f"{layer.name}: one dense operator in the file, {undivided[0]}x{undivided[1]}")
     if complaints:
         raise BuildError(

@@ -89,7 +89,7 @@ def write_artifact(
     outputs = compute_outputs(part.module, part.samples, part.outputs)
     for name, tensors in (("input", inputs), ("expected", outputs)):
         for index, tensor in enumerate(tensors.values()):
-            np.save(target / f"{name}.{index}.npy", tensor.numpy())
+            np.save(target / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",

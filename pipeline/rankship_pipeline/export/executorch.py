@@ -14,13 +14,18 @@ import executorch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
+from executorch.exir.schema import KernelCall
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
 _HEADER_MAGIC = b"XH00"  # XNNHeader: 4 bytes zero, magic, u16 length, u32 flatbuffer offset, u32 flatbuffer size
-_WEIGHTED = {"XNNConv2d", "XNNFullyConnected"}
+# XNNPACK's operators with a weight, and the axis of the weight that holds its outputs: OHWI, (out, in), 1HWO.
+_OUTPUTS_AT = {"XNNConv2d": 0, "XNNFullyConnected": 0, "XNNDepthwiseConv2d": -1}
+_TRANSPOSE_WEIGHTS = 1  # a flag of XNNFullyConnected: (in, out)
+# Those that are not delegated, and the places of their factors, W·x before x·W.
+_FACTORS = {"aten::convolution": (1,), "aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2)}
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
@@ -35,16 +40,32 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """Convolutions (OHWI) and linear operators (out, in) inside every XNNPACK delegate of the file."""
-    found = []
-    for graph in _read_delegates(path):
+    """Every convolution and matrix product with a constant weight, in XNNPACK's delegates and outside of them."""
+    program = deserialize_pte_binary(path.read_bytes()).program
+    return (*_list_delegated(program, path.name), *_list_portable(program))
+
+
+def _list_delegated(program: Any, file: str) -> Iterator[Operator]:  # noqa: ANN401 - ExecuTorch's record
+    for graph in _read_delegates(program, file):
         tensors = dict(_name_tensors(graph))
         for node in graph["xnodes"]:
             kind, body = node["xnode_union_type"], node["xnode_union"]
-            if kind in _WEIGHTED:
-                rows, *rest = tensors[body["filter_id"]]
-                found.append(Operator(kind=kind, rows=rows, columns=prod(rest)))
-    return tuple(found)
+            if kind in _OUTPUTS_AT:
+                shape = tensors[body["filter_id"]]
+                turned = kind == "XNNFullyConnected" and body["flags"] & _TRANSPOSE_WEIGHTS
+                rows = shape[-1 if turned else _OUTPUTS_AT[kind]]
+                yield Operator(kind=kind, rows=rows, columns=prod(shape) // rows)
+
+
+def _list_portable(program: Any) -> Iterator[Operator]:  # noqa: ANN401 - ExecuTorch's record
+    for plan in program.execution_plan:
+        for call in (one.instr_args for chain in plan.chains for one in chain.instructions):
+            name = plan.operators[call.op_index].name if isinstance(call, KernelCall) else ""
+            for place in _FACTORS.get(name, ()):
+                tensor = plan.values[call.args[place]].val
+                if tensor.data_buffer_idx:  # a constant: of those that are computed it is 0
+                    rows = tensor.sizes[0 if place == _FACTORS[name][0] else -1]
+                    yield Operator(kind=name, rows=rows, columns=prod(tensor.sizes) // rows)
 
 
 def _name_tensors(graph: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
@@ -54,13 +75,13 @@ def _name_tensors(graph: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
         yield tensor["id_out"], tensor["dims"]
 
 
-def _read_delegates(path: Path) -> Iterator[dict[str, Any]]:
+def _read_delegates(program: Any, file: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - ExecuTorch's record
     """Each delegate's XNNPACK graph, read with the schema and the flatc compiler in ExecuTorch's package."""
     home = Path(next(iter(executorch.__path__)))
-    for delegate in deserialize_pte_binary(path.read_bytes()).program.backend_delegate_data:
+    for delegate in program.backend_delegate_data:
         payload = bytes(delegate.data)
         if payload[4:8] != _HEADER_MAGIC:
-            raise BuildError(f"{path.name}: a delegate is not XNNPACK's", hint="export it with the XNNPACK backend")
+            raise BuildError(f"{file}: a delegate is not XNNPACK's", hint="export it with the XNNPACK backend")
         offset, size = struct.unpack_from("<II", payload, 10)
         with tempfile.TemporaryDirectory() as folder:
             binary = Path(folder) / "graph.bin"

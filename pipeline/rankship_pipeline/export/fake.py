@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
-from rankship_pipeline.export.graph import list_graph_operators
+from rankship_pipeline.export.graph import expect_operators
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.frozen import record
 
@@ -17,7 +17,7 @@ class _Listing:
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write every operator's matrix."""
-    path.write_text(encode(_Listing(operators=list_graph_operators(graph))), encoding="utf-8")
+    path.write_text(encode(_Listing(operators=expect_operators(graph).needed)), encoding="utf-8")
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:

@@ -10,15 +10,17 @@ import torch
 from onnx import numpy_helper
 from torch.export import ExportedProgram
 
-from rankship_pipeline.export import Operator
+from rankship_pipeline.export import Operator, check_size
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20
+_WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
+    check_size(graph.state_dict.values(), "onnx")
     try:
         program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as failure:  # a converter's passes raise errors of any type
@@ -58,22 +60,32 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """Conv, Gemm and MatMul nodes with a constant weight, also through a Transpose."""
+    """Conv, Gemm and MatMul nodes with a constant weight, also one that the file computes from constants."""
     graph = onnx.load(path).graph
+    shapes = _find_constants(graph)
+    found = []
+    for node in graph.node:
+        if node.op_type not in _WEIGHTED:
+            continue
+        # x·W has its outputs last in W; a convolution, W·x and a transposed W have them first
+        place = 1 if node.input[1] in shapes else 0
+        shape = shapes.get(node.input[place], ())
+        if len(shape) < 2:  # noqa: PLR2004 - a vector is no matrix
+            continue
+        turned = any(one.name == ("transA", "transB")[place] and one.i for one in node.attribute)
+        first = node.op_type == "Conv" or (place == 1) == turned
+        rows = shape[0] if first else shape[-1]
+        found.append(Operator(kind=node.op_type, rows=rows, columns=prod(shape) // rows))
+    return tuple(found)
+
+
+def _find_constants(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """The shapes of initialisers and of all that is computed from them alone."""
+    known = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             shapes[node.output[0]] = numpy_helper.to_array(node.attribute[0].t).shape
-        elif node.op_type == "Transpose" and node.input[0] in shapes:
-            order = [value for attribute in node.attribute if attribute.name == "perm" for value in attribute.ints]
-            shape = shapes[node.input[0]]
-            shapes[node.output[0]] = tuple(shape[axis] for axis in (order or reversed(range(len(shape)))))
-    found = []
-    for node in graph.node:
-        if node.op_type not in {"Conv", "Gemm", "MatMul"} or len(shapes.get(node.input[1], ())) < 2:  # noqa: PLR2004
-            continue
-        shape = shapes[node.input[1]]
-        out_first = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
-        rows = shape[0] if out_first else shape[-1]
-        found.append(Operator(kind=node.op_type, rows=rows, columns=prod(shape) // rows))
-    return tuple(found)
+        elif node.input and all(name in shapes or not name for name in node.input):
+            shapes |= {name: tuple(side.dim_value for side in known.get(name, ())) for name in node.output}
+    return shapes

@@ -8,14 +8,16 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
 
-from rankship_pipeline.export import Operator
+from rankship_pipeline.export import Operator, check_size
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
-_WEIGHTED = {"CONV_2D", "FULLY_CONNECTED"}
+# Operators with a weight, and the axis of the weight that holds its outputs: OHWI, 1HWO, (out, in), (in, out).
+_OUTPUTS_AT = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": -1, "FULLY_CONNECTED": 0, "BATCH_MATMUL": -1}
 
 
 def export_graph(graph: ExportedProgram, path: Path) -> None:
     """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
+    check_size(graph.state_dict.values(), "tflite")
     try:
         litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
     except Exception as failure:  # a converter's passes raise errors of any type
@@ -31,14 +33,23 @@ def _example_inputs(graph: ExportedProgram) -> tuple[torch.Tensor, ...]:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """CONV_2D (OHWI) and FULLY_CONNECTED (out, in) operators; their second tensor is the weight."""
+    """Every convolution and matrix product with a constant weight."""
     interpreter = Interpreter(model_path=str(path))
     shapes = {
         detail["index"]: tuple(int(side) for side in detail["shape"]) for detail in interpreter.get_tensor_details()
     }
+    operators = interpreter._get_ops_details()  # noqa: SLF001 - the interpreter offers no public list
+    computed = {int(one) for operator in operators for one in operator["outputs"]}
+    computed |= {int(one["index"]) for one in interpreter.get_input_details()}
     found = []
-    for operator in interpreter._get_ops_details():  # noqa: SLF001 - the interpreter offers no public list
-        if operator["op_name"] in _WEIGHTED:
-            rows, *rest = shapes[int(operator["inputs"][1])]
-            found.append(Operator(kind=operator["op_name"], rows=rows, columns=prod(rest)))
+    for operator in operators:
+        kind, read = operator["op_name"], [int(one) for one in operator["inputs"]]
+        if (
+            kind in _OUTPUTS_AT
+            and (place := next((one for one in (1, 0) if read[one] not in computed), None)) is not None
+        ):
+            # a constant that is multiplied from the left, W·x, has its outputs before its inputs
+            shape = shapes[read[place]]
+            rows = shape[_OUTPUTS_AT[kind] if place == 1 else -2]
+            found.append(Operator(kind=kind, rows=rows, columns=prod(shape) // rows))
     return tuple(found)

@@ -25,6 +25,7 @@ from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.huggingface import resolve_config
+from rankship_pipeline.models.plain_modules import copy_module, is_plain, make_plain
 from rankship_pipeline.models.sharded import INDEX, open_checkpoint
 from rankship_pipeline.models.weights import State, list_differences, read_state
 
@@ -37,7 +38,7 @@ class SavedModel:
 
     `plan` is None if nothing is factored. `architecture` is the class of the dense model. With `family` "transformers"
     it is made from config.json, with "torch" the caller has to give it. `recipe_sha256` is None for a model that was
-    made without a recipe.
+    made without a recipe. `plain` says that the tensors are named as models.plain_modules rewrites the architecture.
     """
 
     plan: RankPlan | None
@@ -45,6 +46,7 @@ class SavedModel:
     architecture: str
     versions: dict[str, str]
     recipe_sha256: str | None = None
+    plain: bool = False
 
 
 def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str | None = None) -> SavedModel:
@@ -56,6 +58,7 @@ def describe_saved(plan: RankPlan | None, module: nn.Module, recipe_sha256: str 
         architecture=kind.__name__ if _is_transformers(kind) else f"{kind.__module__}.{kind.__qualname__}",
         versions=list_versions(),
         recipe_sha256=recipe_sha256,
+        plain=True,
     )
 
 
@@ -106,6 +109,8 @@ def load_model(folder: Path, into: nn.Module | None = None) -> tuple[nn.Module, 
     """
     saved = read_saved(folder)
     dense = _make_dense(folder, saved) if into is None else into
+    if saved.plain and not is_plain(dense):
+        dense = make_plain(copy_module(dense))
     try:
         module = rebuild(dense, {} if saved.plan is None else saved.plan.factors)
     except (AttributeError, TypeError) as failure:

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.export import check_factors
 from rankship_pipeline.export.artifact import Part, export_file, read_artifact, read_operators, write_artifact
-from rankship_pipeline.export.graph import list_graph_operators, trace_graph
+from rankship_pipeline.export.graph import expect_operators, trace_graph
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
 from rankship_pipeline.foundation.artifact_key import Variant, head_of
@@ -81,4 +81,4 @@ def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> Non
     export_file(graph, name, path)
     if part.plan is not None:
         found = read_operators(name, path)
-        check_factors(part.plan, list_graph_operators(graph), found, where=f"{part.title} {name}")
+        check_factors(part.plan, expect_operators(graph), found, where=f"{part.title} {name}")

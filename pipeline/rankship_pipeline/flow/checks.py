@@ -4,22 +4,22 @@ import fnmatch
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import find_groups
 from rankship_pipeline.evaluate.accuracy import IGNORED
-from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.export import check_size
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
-from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.foundation.toolchain import can_export
-from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
-from rankship_pipeline.models.layers import Layer, find_layers
+from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
+
+_REPEATED = 8  # samples in each of two runs that must agree
 
 
 def check_toolchains(recipe: Recipe) -> None:
@@ -72,8 +72,29 @@ def check_forward(prepared: Prepared) -> None:
     ranks = {2, 3} if labels is None else {labels.ndim + 1}
     if not isinstance(output, torch.Tensor) or output.ndim not in ranks:
         wanted = "(batch, positions, classes)" if ranks == {3} else "(batch, classes)"
-        raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
+        given = f"a tensor of {output.ndim} axes" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise InputError(
+            f"the model does not return logits of shape {wanted}, but {given}", hint="wrap it in the factory"
+        )
     _check_classes(prepared, output.shape[-1])
+
+
+def check_repeats(prepared: Prepared) -> None:
+    """Check that the model gives the same answer twice; a file of it could not be compared with it otherwise."""
+    sample = tuple(tensor[:_REPEATED] for tensor in prepared.data.test_inputs)
+    with torch.inference_mode():
+        first, second = (tree_leaves(prepared.model(*sample)) for _ in range(2))
+    pairs = [(one, other) for one, other in zip(first, second, strict=False) if isinstance(one, torch.Tensor)]
+    if len(first) != len(second) or not all(_agree(one, other) for one, other in pairs):
+        raise InputError(
+            "the model's outputs differ from run to run on the same samples: it draws random numbers",
+            hint="let dropout follow the module's mode (training=self.training), and draw no noise in evaluation mode",
+        )
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs are equal, but for what threads may sum in another order."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _check_classes(prepared: Prepared, classes: int) -> None:
@@ -95,6 +116,12 @@ def _check_classes(prepared: Prepared, classes: int) -> None:
         )
 
 
+def check_sizes(prepared: Prepared) -> None:
+    """Check that every format's file can hold the dense model."""
+    for name in prepared.recipe.export.formats:
+        check_size([*prepared.model.parameters(), *prepared.model.buffers()], name)
+
+
 def check_excluded(prepared: Prepared) -> None:
     """Check that every pattern of ranks.exclude matches a layer."""
     names = [layer.name for layer in find_layers(prepared.model)]
@@ -112,29 +139,6 @@ def check_layers(prepared: Prepared) -> None:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
 
 
-def check_rebuilding(prepared: Prepared) -> None:
-    """Check that the model runs with every layer factored; InputError lists layers whose weights it reads directly."""
-    model, layers = prepared.model, prepared.layers
-    sample = tuple(tensor[:2] for tensor in prepared.data.test_inputs)
-    if _runs_factored(model, layers, sample):
-        return
-    broken = [layer.name for layer in layers if not _runs_factored(model, (layer,), sample)]
-    raise InputError(
-        f"the model does not run when these layers are factored: {', '.join(broken) or 'all together'};"
-        " it reads their weights instead of calling the layers",
-        hint=f"keep them dense: ranks.exclude = {broken}".replace("'", '"'),
-    )
-
-
-def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) -> bool:
-    try:
-        with torch.inference_mode():
-            rebuild(model, {layer.name: Factors(rank=1) for layer in layers})(*sample)
-    except (AttributeError, RuntimeError, TypeError, IndexError):
-        return False
-    return True
-
-
 def check_compared(prepared: Prepared) -> None:
     """Alternatives are compared by accuracy, which needs labels."""
     if prepared.recipe.compare and prepared.data.test_labels is None:
@@ -147,11 +151,12 @@ def check_compared(prepared: Prepared) -> None:
 # In running order; the first that fails raises. Checks that need no data run before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
+    check_sizes,
     check_mends,
     check_forward,
     check_alignment,
+    check_repeats,
     check_excluded,
     check_layers,
-    check_rebuilding,
     check_compared,
 )

@@ -12,7 +12,9 @@ from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
+from rankship_pipeline.flow.idle import keep_idle_dense
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.flow.replaceable import keep_dense
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
@@ -56,6 +58,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     )
     for check_prepared in WITH_DATA:
         check_prepared(prepared)
+    prepared = keep_dense(keep_idle_dense(prepared))
     check_budget(prepared)
     if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)

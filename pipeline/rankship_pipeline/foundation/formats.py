@@ -9,6 +9,8 @@ from typing import Literal
 
 Format = Literal["onnx", "tflite", "executorch"]
 
+_TWO_GIB = 2**31 - 2**24  # protobuf's and flatbuffers' 2 GiB, less what the graph itself takes
+
 _LOAD_ONNX = """import onnxruntime
 
 session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
@@ -38,7 +40,8 @@ _START_RUNNER = (
 class FormatFacts:
     """The facts of one format.
 
-    `suffix` is the file name's ending, without a dot. On the host, `exporter` is the module that writes the format,
+    `suffix` is the file name's ending, without a dot. `limit_bytes` is what a file's weights may take, None without a
+    limit. On the host, `exporter` is the module that writes the format,
     `extra` the pip requirement that installs it, `exporter_import` the module whose presence proves that;
     `exporter_distributions` are those whose versions shape a file, `runtime_distribution` the one that runs it.
     On a device, `device_packages` are what its interpreter needs to run the format, and `device_note` is a remark on
@@ -49,6 +52,7 @@ class FormatFacts:
     """
 
     suffix: str
+    limit_bytes: int | None = None
     exporter: str
     extra: str
     exporter_import: str
@@ -72,6 +76,7 @@ class FormatFacts:
 FACTS: dict[Format, FormatFacts] = {
     "onnx": FormatFacts(
         suffix="onnx",
+        limit_bytes=_TWO_GIB,
         exporter="rankship_pipeline.export.onnx",
         extra="rankship[onnx]",
         exporter_import="onnxscript",
@@ -85,6 +90,7 @@ FACTS: dict[Format, FormatFacts] = {
     ),
     "tflite": FormatFacts(
         suffix="tflite",
+        limit_bytes=_TWO_GIB,
         exporter="rankship_pipeline.export.tflite",
         extra="rankship[tflite]",
         exporter_import="litert_torch",

@@ -1,6 +1,7 @@
 """The layers that may be factored, each seen as one matrix: rows out, columns in·kh·kw."""
 
 from collections import Counter
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal, TypeGuard
 
@@ -9,15 +10,33 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.frozen import record
 
-Factorable = nn.Linear | nn.Conv2d | nn.Embedding
-Kind = Literal["linear", "convolution", "embedding"]
+Convolution = nn.Conv1d | nn.Conv2d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d
+Factorable = nn.Linear | Convolution | Transposed | nn.Embedding
+Kind = Literal["linear", "convolution", "transposed convolution", "embedding"]
+
+_KINDS: Mapping[type[Factorable], Kind] = {
+    nn.Linear: "linear",
+    nn.Conv1d: "convolution",
+    nn.Conv2d: "convolution",
+    nn.ConvTranspose1d: "transposed convolution",
+    nn.ConvTranspose2d: "transposed convolution",
+    nn.Embedding: "embedding",
+}
+# What a subclass must inherit to be the layer that it derives from under another name.
+_COMPUTATION = ("forward", "__call__", "_conv_forward", "_output_padding", "__getattr__")
+# Layers of torch whose weights are matrices, and which have no form: named where they stay dense.
+_WITHOUT_FORM = (nn.Conv3d, nn.ConvTranspose3d, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
 
 @record
 class Layer:
     """A layer as a `rows` × `columns` matrix; `parameters` counts its weight without bias.
 
-    An embedding is a linear layer on one-hot inputs: rows are its dimension, columns its vocabulary.
+    An embedding is a linear layer on one-hot inputs: rows are its dimension, columns its vocabulary. A transposed
+    convolution is one on every input position: its rows are out·kh·kw, which are then added up where they overlap, and
+    its kernel here is (1, 1). A convolution over one axis has a kernel of height 1. `inputs_first` says that its weight
+    is stored with the inputs as the first axis, as embeddings, transposed convolutions and GPT-2's Conv1D store it.
     """
 
     name: str
@@ -25,6 +44,7 @@ class Layer:
     columns: int
     kind: Kind = "linear"
     kernel: tuple[int, int] = (1, 1)
+    inputs_first: bool = False
 
     @property
     def parameters(self) -> int:
@@ -44,46 +64,114 @@ class Layer:
 def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer, ...]:
     """List every layer that can become a chain of smaller operators, in the model's own order.
 
-    Not listed, so dense: grouped, depthwise and transposed convolutions, weights shared between modules (tied
-    embeddings and heads), modules under two names, weights computed from others (pruned, normalised), subclasses of
-    layers, and names matching a pattern in `exclude`. A model that is itself one layer has no name, so it cannot be
-    replaced.
+    Not listed, so dense: what `find_dense` names, weights computed from others (see plain_modules), and names matching
+    a pattern in `exclude`. A model that is itself one layer has no name, so it cannot be replaced.
     """
-    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():  # noqa: SLF001 - parameters() hides sharing
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    shared = _find_shared(model)
     return tuple(
         describe(name, module)
         for name, module in model.named_modules()
         if name
         and is_factorable(module)
-        and names[id(module)] == 1
-        and owners.get(id(module.weight)) == 1
+        and id(module) not in shared
+        and not _has_hooks(module)
         and not any(fnmatchcase(name, pattern) for pattern in exclude)
     )
 
 
+def find_dense(model: nn.Module) -> dict[str, str]:
+    """The reason why a layer with a matrix stays dense, by the names of all such layers."""
+    shared = _find_shared(model)
+    return {
+        name: reason
+        for name, module in model.named_modules()
+        if (reason := _explain(module, shared=id(module) in shared)) is not None
+    }
+
+
 def is_factorable(module: nn.Module) -> TypeGuard[Factorable]:
-    """Whether a module is a plain linear layer, a plain embedding or an ungrouped, zero-padded convolution."""
-    if type(module) is nn.Conv2d:
-        return module.groups == 1 and module.padding_mode == "zeros"
+    """Whether a module computes what a plain linear layer, embedding or ungrouped convolution does.
+
+    A subclass that inherits the whole computation is such a layer, and so is transformers' Conv1D.
+    """
+    return find_kind(module) is not None
+
+
+def find_kind(module: nn.Module) -> Kind | None:
+    """A factorable layer's kind; None for any other module."""
+    if is_conv1d_of_transformers(module):
+        return "linear"
+    plain = next((one for one in _KINDS if isinstance(module, one)), None)
+    if plain is None or not _inherits(module, plain) or not isinstance(module._parameters.get("weight"), Tensor):  # noqa: SLF001
+        return None
+    if isinstance(module, nn.Embedding):
+        return None if module.max_norm is not None or module.sparse else "embedding"
+    return None if getattr(module, "groups", 1) > 1 else _KINDS[plain]
+
+
+def is_conv1d_of_transformers(module: nn.Module) -> bool:
+    """Whether this is GPT-2's linear layer, whose weight is stored as (in, out); transformers is not imported."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _inherits(module: nn.Module, plain: type[nn.Module]) -> bool:
+    kind = type(module)
+    same = all(getattr(kind, name, None) is getattr(plain, name, None) for name in _COMPUTATION)
+    return same and "forward" not in vars(module)
+
+
+def _find_shared(model: nn.Module) -> set[int]:
+    """The ids of modules under two names, and of those whose weight another module has too."""
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    owners = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()  # noqa: SLF001 - parameters() hides sharing
+        if parameter is not None
+    )
+    return {
+        id(module)
+        for module in model.modules()
+        if names[id(module)] > 1 or owners[id(module._parameters.get("weight"))] > 1  # noqa: SLF001
+    }
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something runs before or after its forward, which may change what it computes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+
+
+def _explain(module: nn.Module, *, shared: bool) -> str | None:
+    """Why this layer stays dense; None for one that need not, and for what is no layer with a matrix."""
+    if is_factorable(module):
+        hooked = "hooks may change what it computes" if _has_hooks(module) else None
+        return "it is used twice or shares its weight" if shared else hooked
+    if isinstance(module, _WITHOUT_FORM):
+        return f"{type(module).__name__} has no form"
+    if not isinstance(module, tuple(_KINDS)):
+        return None
+    if getattr(module, "groups", 1) > 1:
+        return f"its convolution is {'grouped' if module.groups < module.in_channels else 'depthwise'}"  # type: ignore[operator]
     if type(module) is nn.Embedding:
-        return module.max_norm is None and not module.sparse
-    return type(module) is nn.Linear
+        return "it renormalises its weight, or its gradient is sparse"
+    return f"{type(module).__name__} computes in its own way"
 
 
 def describe(name: str, module: Factorable) -> Layer:
     """A module's shape as a matrix."""
-    if isinstance(module, nn.Embedding):
-        return Layer(name=name, rows=module.embedding_dim, columns=module.num_embeddings, kind="embedding")
-    rows, columns = module.weight.shape[0], module.weight[0].numel()
-    if isinstance(module, nn.Linear):
-        return Layer(name=name, rows=rows, columns=columns)
-    height, width = module.kernel_size
-    return Layer(name=name, rows=rows, columns=columns, kind="convolution", kernel=(height, width))
+    weight, kind = module.weight, find_kind(module) or "linear"
+    first = stores_inputs_first(module)
+    inputs = weight.shape[0]
+    if first:
+        return Layer(name=name, rows=weight.numel() // inputs, columns=inputs, kind=kind, inputs_first=True)
+    kernel = (1, *weight.shape[2:])[-2:] if kind == "convolution" else (1, 1)
+    return Layer(name=name, rows=inputs, columns=weight[0].numel(), kind=kind, kernel=(kernel[0], kernel[1]))
+
+
+def stores_inputs_first(module: nn.Module) -> bool:
+    """Whether the first axis of a layer's weight is its inputs."""
+    return isinstance(module, Transposed | nn.Embedding) or is_conv1d_of_transformers(module)
 
 
 def get_layer(model: nn.Module, name: str) -> Factorable:
@@ -96,19 +184,23 @@ def get_layer(model: nn.Module, name: str) -> Factorable:
 
 
 def as_matrix(module: Factorable) -> Tensor:
-    """A layer's weight as its (rows, columns) matrix in float64; an embedding's table is transposed."""
+    """A layer's weight as its (rows, columns) matrix in float64."""
     return matricise(module.weight, describe("", module))
 
 
 def matricise(weight: Tensor, layer: Layer) -> Tensor:
     """A weight tensor of this layer as its (rows, columns) matrix in float64."""
-    weight = weight.detach().to(torch.float64)
-    return weight.T if layer.kind == "embedding" else weight.flatten(1)
+    flat = weight.detach().to(torch.float64).flatten(1)
+    return flat.T if _is_transposed(layer) else flat
 
 
 def shape_weight(matrix: Tensor, like: Tensor, layer: Layer) -> Tensor:
     """The inverse of `matricise`: a (rows, columns) matrix in the shape and type of the weight `like`."""
-    return (matrix.T if layer.kind == "embedding" else matrix).reshape(like.shape).to(like.dtype)
+    return (matrix.T if _is_transposed(layer) else matrix).reshape(like.shape).to(like.dtype)
+
+
+def _is_transposed(layer: Layer) -> bool:
+    return layer.inputs_first or layer.kind == "embedding"
 
 
 def count_parameters(model: nn.Module) -> int:

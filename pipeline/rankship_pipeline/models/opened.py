@@ -25,6 +25,7 @@ from rankship_pipeline.models.huggingface import (
 )
 from rankship_pipeline.models.lora import Adapter, list_adapter_files, read_adapter
 from rankship_pipeline.models.module_hash import hash_module
+from rankship_pipeline.models.plain_modules import copy_module, is_plain, make_plain
 from rankship_pipeline.models.sharded import Checkpoint, describe_ignored, open_checkpoint
 from rankship_pipeline.models.skeleton import Skeleton, read_skeleton
 from rankship_pipeline.models.source import find_weights, list_factory_files, load_function, make_module, widen
@@ -83,7 +84,7 @@ class OpenedSource:
     def fit(self) -> Fit:
         """The names that a factory's module has for the tensors of its files; InputError if they do not fit it."""
         found = {} if self.checkpoint is None else self.checkpoint.read_headers()
-        return fit_names(self.untrained, found, where=str(find_weights(self.source, self.folder)))
+        return fit_names(self.given, found, where=str(find_weights(self.source, self.folder)))
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -127,18 +128,26 @@ class OpenedSource:
     def headers(self) -> Mapping[str, TensorHeader]:
         """Shape and type of every tensor, from its files' headers, or from its untrained module without files."""
         if self.checkpoint is None:
-            return describe_state(self.untrained)
+            return describe_state(self.given)
         return self.checkpoint.read_headers()
 
     @cached_property
-    def untrained(self) -> nn.Module:
-        """The architecture in evaluation mode; do not change it. The seed gives all sources the same initialisation."""
+    def given(self) -> nn.Module:
+        """The architecture as its owner wrote it, in evaluation mode; do not change it.
+
+        The seed gives all sources the same initialisation.
+        """
         if self.module is not None:
-            return widen(copy.deepcopy(self.module)).eval()
+            return widen(copy_module(self.module)).eval()
         torch.manual_seed(self.seed)
         if self.source.huggingface is not None:
             return make_wrapped(self.source, self.snapshot)
         return make_module(self.source, self.folder)
+
+    @cached_property
+    def untrained(self) -> nn.Module:
+        """The architecture of plain layers (see plain_modules), with which every stage works; do not change it."""
+        return self.given if is_plain(self.given) else make_plain(copy_module(self.given))
 
     def make(self) -> nn.Module:
         """A copy of the untrained module, to fill or change."""
@@ -151,7 +160,7 @@ class OpenedSource:
             for path in self.weights:
                 refuse_broken(path)
         if self.adapter is not None:
-            state = self.untrained.state_dict()
+            state = self.given.state_dict()
             self.adapter.fit({self._bare(name): tuple(one.shape) for name, one in state.items()}, self._skeleton)
 
     def doubt_base(self) -> str | None:
@@ -161,14 +170,21 @@ class OpenedSource:
         return self.adapter.doubt_base(self.source.huggingface, str(self.snapshot.resolve()))
 
     def load_state(self) -> State:
-        """The trained tensors by the module's names, float32 on the CPU: loaded, from the session, or trained now.
+        """The trained tensors by the names in `untrained`, float32 on the CPU, from files, the session, or training.
 
         An adapter is added to them. Raises BuildError if training diverges, InputError for files that do not fit.
         """
+        state = self._load_given()
+        if is_plain(self.given):
+            return state
+        return copy_state(make_plain(load_into(copy_module(self.given), state, where=self.name)))
+
+    def _load_given(self) -> State:
+        """The trained tensors by their own names."""
         if self.adapter is None:
             return self._load_bare(())
         skeleton = self._skeleton
-        names = [self._bare(name) for name in self.untrained.state_dict()]
+        names = [self._bare(name) for name in self.given.state_dict()]
         supplied = [self.prefix + skeleton.find_name(name, names) for name in self.adapter.held]
         bare = {self._bare(name): tensor for name, tensor in self._load_bare(supplied).items()}
         return {self.prefix + name: tensor for name, tensor in self.adapter.add_to(bare, skeleton).items()}
@@ -179,22 +195,22 @@ class OpenedSource:
     @property
     def _skeleton(self) -> Skeleton:
         """Of the model itself, by its own names."""
-        return read_skeleton(self.untrained if not self.prefix else self.untrained.get_submodule(PREFIX.rstrip(".")))
+        return read_skeleton(self.given if not self.prefix else self.given.get_submodule(PREFIX.rstrip(".")))
 
     def _load_bare(self, supplied: Iterable[str]) -> State:
         if self.module is not None:
-            return copy_state(self.untrained)
+            return copy_state(self.given)
         if self.source.huggingface is not None:
             return load_wrapped_state(self.source, self.snapshot, set(supplied))
         if self.source.train is not None:
             return self._train()
         stored = {name: tensor for path in self.weights for name, tensor in read_state(path).items()}
-        module = self.make()
+        module = copy_module(self.given)
         found = {mine: stored[own] for mine, own in self.fit.names.items()}
         return copy_state(load_into(module, {**module.state_dict(), **found}, where=self.name))
 
     def _train(self) -> State:
-        module = self.make()
+        module = copy_module(self.given)
         torch.manual_seed(self.seed)
         load_function(str(self.source.train), self.folder)(module, self.seed)
         broken = [name for name, value in module.state_dict().items() if not value.isfinite().all()]

@@ -22,7 +22,9 @@ from torch.nn import functional
 from rankship_pipeline.evaluate.accuracy import IGNORED, predict
 from rankship_pipeline.evaluate.calibrate import find_mask
 from rankship_pipeline.factors.decompose import Spectrum, truncate
+from rankship_pipeline.factors.rebuild import chain, fill_factors
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, get_layer
 from rankship_pipeline.ranks.allocators import spend_remainder, total_cost
@@ -96,8 +98,13 @@ class Masked(nn.Module):
     def __init__(self, dense: Factorable, spectrum: Spectrum, mask: Mask, *, repaired: bool) -> None:
         super().__init__()
         self.dense, self.mask, self.repaired = dense, mask, repaired
-        W_u, W_v = truncate(spectrum, mask.M.shape[1])  # (rows, K), (K, columns); zeros beyond the spectrum
-        self.W_u, self.W_v = W_u.to(dense.weight.dtype), W_v.to(dense.weight.dtype)
+        K = mask.M.shape[1]
+        factors = chain(dense, Factors(rank=K)).requires_grad_(requires_grad=False)
+        W_u, W_v = truncate(spectrum, K)  # (rows, K), (K, columns); zeros beyond the spectrum
+        fill_factors(factors, (W_v, W_u))
+        self.inwards, self.outwards = factors
+        # a convolution's channels are before its positions, other layers' features last
+        self.shape = (-1, *(1 for _ in getattr(dense, "kernel_size", ())))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - callers may name it, as torch's own layers do
         """Map the layer's input to its output."""
@@ -110,14 +117,9 @@ class Masked(nn.Module):
         return y + (factored - factored.detach())
 
     def _factor(self, x: Tensor) -> Tensor:
-        dense, W_u, m = self.dense, self.W_u, self.mask.draw().to(self.W_u.dtype)
-        if isinstance(dense, nn.Embedding):
-            return functional.linear(functional.embedding(x, self.W_v.T) * m, W_u)
-        if isinstance(dense, nn.Linear):
-            return functional.linear(functional.linear(x, self.W_v) * m, W_u, dense.bias)
-        kernel = self.W_v.reshape(-1, *dense.weight.shape[1:])  # (K, in, kh, kw)
-        y = functional.conv2d(x, kernel, None, dense.stride, dense.padding, dense.dilation)
-        return functional.conv2d(y * m[:, None, None], W_u[:, :, None, None], dense.bias)
+        m = self.mask.draw().to(self.dense.weight.dtype)
+        y: Tensor = self.outwards(self.inwards(x) * m.reshape(self.shape))
+        return y
 
 
 def match_targets(inputs: Inputs, targets: Tensor) -> Task:

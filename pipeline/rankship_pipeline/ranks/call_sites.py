@@ -7,6 +7,8 @@ and timing one copy alone gives that cost (see rankship_benchmarks.costs.sweeps)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Factorable, Kind, Layer, get_layer
+from rankship_pipeline.models.layers import Convolution, Factorable, Kind, Layer, Transposed, get_layer
 from rankship_pipeline.models.watch import watch
 
 
@@ -24,7 +26,8 @@ from rankship_pipeline.models.watch import watch
 class Site:
     """The shapes of a layer and its input, (1, …); `padding` is torch's string or its two numbers.
 
-    `rows` and `columns` are those of the layer as a matrix; the kernel of a linear layer or an embedding is (1, 1).
+    `rows` and `columns` are those of the layer as a matrix; the kernel of a linear layer or an embedding is (1, 1). A
+    convolution over one axis has a height of one. What a transposed convolution adds to its output's size is not told.
     """
 
     kind: Kind
@@ -40,7 +43,8 @@ class Site:
     @property
     def layer(self) -> Layer:
         """The site's layer, without a name."""
-        return Layer(name="", rows=self.rows, columns=self.columns, kind=self.kind, kernel=self.kernel)
+        kernel = self.kernel if self.kind == "convolution" else (1, 1)
+        return Layer(name="", rows=self.rows, columns=self.columns, kind=self.kind, kernel=kernel)
 
     @property
     def name(self) -> str:
@@ -50,7 +54,7 @@ class Site:
     def __str__(self) -> str:
         """Its name in tables and progress: "convolution 64→128 3x3 /2 on 64x8x8"."""
         shape = "x".join(map(str, self.input_shape[1:]))
-        kernel = f" {self.kernel[0]}x{self.kernel[1]}" if self.kind == "convolution" else ""
+        kernel = f" {self.kernel[0]}x{self.kernel[1]}" if "convolution" in self.kind else ""
         stride = f" /{self.stride[0]}" if self.stride != (1, 1) else ""
         return f"{self.kind} {self.layer.channels}→{self.rows}{kernel}{stride} on {shape or 1}"
 
@@ -121,19 +125,20 @@ def make_samples(site: Site, count: int) -> Tensor:
 def _describe(layer: Layer, module: Factorable, shape: tuple[int, ...]) -> Site:
     bias = getattr(module, "bias", None) is not None
     site = Site(kind=layer.kind, rows=layer.rows, columns=layer.columns, bias=bias, input_shape=shape)
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, Convolution | Transposed):
         return site
     return replace(
         site,
-        kernel=layer.kernel,
-        stride=_pair(module.stride),
-        padding=module.padding if isinstance(module.padding, str) else _pair(module.padding),
-        dilation=_pair(module.dilation),
+        kernel=_pair(module.kernel_size, 1),
+        stride=_pair(module.stride, 1),
+        padding=module.padding if isinstance(module.padding, str) else _pair(module.padding, 0),
+        dilation=_pair(module.dilation, 1),
     )
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    first, second = map(int, values)
+def _pair(values: Sequence[int], neutral: int) -> tuple[int, int]:
+    """Height and width; a single axis is the width."""
+    first, second = (neutral, *map(int, values))[-2:]
     return first, second
 
 
@@ -142,12 +147,15 @@ def _make_layer(site: Site) -> Factorable:
         return nn.Embedding(site.columns, site.rows)
     if site.kind == "linear":
         return nn.Linear(site.columns, site.rows, bias=site.bias)
-    return nn.Conv2d(
-        site.layer.channels,
-        site.rows,
-        site.kernel,
-        site.stride,
-        site.padding,
-        site.dilation,
-        bias=site.bias,
-    )
+    axes = len(site.input_shape) - 2
+    settings: dict[str, Any] = {
+        "kernel_size": site.kernel[-axes:],
+        "stride": site.stride[-axes:],
+        "padding": site.padding if isinstance(site.padding, str) else site.padding[-axes:],
+        "dilation": site.dilation[-axes:],
+        "bias": site.bias,
+    }
+    if site.kind == "convolution":
+        return (nn.Conv1d if axes == 1 else nn.Conv2d)(site.layer.channels, site.rows, **settings)
+    outputs = site.rows // prod(site.kernel)
+    return (nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d)(site.columns, outputs, **settings)

@@ -73,9 +73,9 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
 
     def note(name: str, x: Tensor, y: Tensor) -> None:
         if kinds[name] == "convolution":
-            calls[name].append(_Call((x.shape[-2], x.shape[-1]), (y.shape[-2], y.shape[-1])))
+            calls[name].append(_Call(_find_grid(x), _find_grid(y)))
         else:
-            tokens = (1, y[..., 0].numel())
+            tokens = (1, x.shape[2:].numel() if kinds[name] == "transposed convolution" else y[..., 0].numel())
             calls[name].append(_Call(tokens, tokens))
 
     with watch(model, kinds, note), FlopCounterMode(display=False) as counter:
@@ -117,6 +117,12 @@ def read_table(path: Path, unit: CostUnit) -> CostTable:
     if table.unit != unit:
         raise InputError(f"{path} holds {table.unit}, the budget is in {unit}", hint="name a table of the same unit")
     return table
+
+
+def _find_grid(x: Tensor) -> tuple[int, int]:
+    """The positions of images (n, channels, height, width) or of sequences (n, channels, length)."""
+    height, width = (1, *x.shape[2:])[-2:]
+    return height, width
 
 
 def _count_flops(layer: Layer, factors: Factors | None, call: _Call) -> int:

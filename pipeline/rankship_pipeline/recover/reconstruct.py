@@ -29,13 +29,14 @@ def reconstruct(
     With X the dense model's inputs to a layer and X̂ those that the compressed layers before it produce, the target is
     M = argmin ‖W·Xᵀ − M·X̂ᵀ‖² = W·(XᵀX̂)·(X̂ᵀX̂)⁻¹, and M's best factors under X̂'s Gram are kept (reduced-rank
     regression; asymmetric reconstruction of Zhang et al. 2016, arXiv 1505.06798 §3.3). A bias takes up the remaining
-    difference of the means. Layers that stay dense are not changed.
+    difference of the means. Layers that stay dense are not changed, and those that run several times, as a recurrent
+    network's do, are factored without a correction: what one call sees says little of the others.
     """
     student = copy.deepcopy(analysis.model)
     weights: dict[str, tuple[Tensor, ...]] = {}
-    for layer in _order(analysis, inputs):
+    for layer, calls in _order(analysis, inputs):
         if layer.name in plan:
-            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs)
+            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if calls == 1 else None)
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
         weights[name] = make_weights(analysis.layers[name], plan[name])
@@ -46,11 +47,12 @@ def reconstruct(
 
 
 def _refit(
-    analysis: Analysis, student: nn.Module, layer: Layer, factors: Factors, inputs: Inputs
+    analysis: Analysis, student: nn.Module, layer: Layer, factors: Factors, inputs: Inputs | None
 ) -> tuple[Tensor, ...]:
+    """A layer's weights, corrected by its `inputs` in both models; uncorrected without."""
     taken = analysis.layers[layer.name]
     module = get_layer(student, layer.name)
-    if layer.kind == "embedding":  # nothing runs before it
+    if layer.kind == "embedding" or inputs is None:  # nothing runs before an embedding
         weights = make_weights(taken, factors)
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
@@ -61,7 +63,7 @@ def _refit(
     with torch.no_grad():
         module.weight.copy_(shape_weight(matrix, module.weight, layer))
         bias = getattr(module, "bias", None)
-        if bias is not None and layer.kind != "embedding":
+        if bias is not None and inputs is not None and layer.kind in {"linear", "convolution"}:
             bias += (taken.weight @ crossed.mean - matrix @ crossed.changed_mean).to(bias.dtype)
     return weights
 
@@ -114,13 +116,13 @@ def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs
 
 
 @torch.inference_mode()
-def _order(analysis: Analysis, inputs: Inputs) -> list[Layer]:
-    """The layers in the order in which one sample runs through them, without layers that never run."""
-    order: dict[str, Layer] = {}
+def _order(analysis: Analysis, inputs: Inputs) -> list[tuple[Layer, int]]:
+    """The layers in the order in which one sample runs through them, each with its number of calls."""
+    order: dict[str, int] = {}
 
     def see(name: str, _x: Tensor, _y: Tensor) -> None:
-        order.setdefault(name, analysis.layers[name].layer)
+        order[name] = order.get(name, 0) + 1
 
     with watch(analysis.model, analysis.layers, see):
         analysis.model(*(tensor[:1] for tensor in inputs))
-    return list(order.values())
+    return [(analysis.layers[name].layer, calls) for name, calls in order.items()]

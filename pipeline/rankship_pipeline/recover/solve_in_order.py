@@ -43,12 +43,12 @@ def refit(
     little data keep the merged weight.
 
     If a batch-norm takes the layer's output, Z_t is measured after it: every task is normalised by its own statistics,
-    and the merged norm is set to pass M's outputs on. Layers without a bias or such a norm have no b. Embeddings, heads
-    and layers that never run are not changed.
+    and the merged norm is set to pass M's outputs on. Layers without a bias or such a norm have no b. Embeddings,
+    transposed convolutions, heads and layers that never run are not changed.
     """
     student = copy.deepcopy(model).eval()
     norms = find_norms(student, layers, tuple(tensor[:1] for tensor in teachers[0][1]))
-    by_name = {layer.name: layer for layer in layers if layer.kind != "embedding"}
+    by_name = {layer.name: layer for layer in layers if layer.kind in {"linear", "convolution"}}
     weights: dict[str, tuple[Tensor, ...]] = {}
     for name, norm in norms.items():
         if name not in by_name:
@@ -58,7 +58,9 @@ def refit(
         target = sums.solve(_as_followed(student, layer, norm))
         if name in plan:
             before = taken[name]
-            metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
+            # the first call of a recurrent network's state sees zeros alone
+            gram = sums.gram if bool(sums.gram.any()) else before.metric.gram
+            metric = Metric(gram=gram, curvature=before.metric.curvature)
             weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
             target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)

@@ -1,4 +1,7 @@
-"""svd: n→k→m; a convolution becomes k filters of the full kernel, then 1×1 (channel SVD)."""
+"""svd: n→k→m; a convolution becomes k filters of the full kernel, then 1×1 (channel SVD).
+
+A transposed convolution becomes 1×1 to k channels, then one with the full kernel.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +9,9 @@ from torch import Tensor, nn
 
 from rankship_pipeline.factors.decompose import truncate
 from rankship_pipeline.factors.decomposition import Decomposition
-from rankship_pipeline.factors.operators import Operator, cut_convolution
+from rankship_pipeline.factors.operators import Operator, cut_convolution, make_pointwise, narrow_transposed
 from rankship_pipeline.foundation.records import Factors
-from rankship_pipeline.models.layers import Factorable, Layer
+from rankship_pipeline.models.layers import Convolution, Factorable, Layer, Transposed, describe
 
 
 def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
@@ -46,6 +49,10 @@ def make_modules(module: Factorable, factors: Factors) -> list[nn.Module]:
     if isinstance(module, nn.Embedding):
         table = nn.Embedding(module.num_embeddings, k, module.padding_idx)
         return [table, nn.Linear(k, module.embedding_dim, bias=False)]
-    if isinstance(module, nn.Linear):
-        return [nn.Linear(module.in_features, k, bias=False), nn.Linear(k, module.out_features, bias=has_bias)]
-    return [cut_convolution(module, module.in_channels, k), nn.Conv2d(k, module.out_channels, 1, bias=has_bias)]
+    if isinstance(module, Convolution):
+        outwards = make_pointwise(module, k, module.out_channels, bias=has_bias)
+        return [cut_convolution(module, module.in_channels, k), outwards]
+    if isinstance(module, Transposed):
+        return [make_pointwise(module, module.in_channels, k), narrow_transposed(module, k)]
+    layer = describe("", module)
+    return [nn.Linear(layer.columns, k, bias=False), nn.Linear(k, layer.rows, bias=has_bias)]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from rankship_pipeline.factors.decompose import balance, truncate
 from rankship_pipeline.factors.decomposition import Decomposition, find_directions
-from rankship_pipeline.factors.operators import Operator, cut_convolution, pad_basis
+from rankship_pipeline.factors.operators import Operator, cut_convolution, make_pointwise, pad_basis
 from rankship_pipeline.foundation.records import Factors
-from rankship_pipeline.models.layers import Factorable, Layer
+from rankship_pipeline.models.layers import Convolution, Factorable, Layer
 
 # The most values offered for each of the two widths: all pairs would be thousands.
 _GRID = 16
@@ -63,12 +63,12 @@ def compose(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
 
 def make_modules(module: Factorable, factors: Factors) -> list[nn.Module]:
     """A 1×1 convolution, a small one with the module's kernel, stride, padding and dilation, and another 1×1."""
-    assert isinstance(module, nn.Conv2d)  # noqa: S101 - list_factors offers nothing else
+    assert isinstance(module, Convolution)  # noqa: S101 - list_factors offers nothing else
     inner = _read_width(factors)
     return [
-        nn.Conv2d(module.in_channels, inner, 1, bias=False),
+        make_pointwise(module, module.in_channels, inner),
         cut_convolution(module, inner, factors.rank),
-        nn.Conv2d(factors.rank, module.out_channels, 1, bias=module.bias is not None),
+        make_pointwise(module, factors.rank, module.out_channels, bias=module.bias is not None),
     ]
 
 

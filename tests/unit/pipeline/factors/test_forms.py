@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from make.conv1ds import make_conv1d
 from rankship_pipeline.evaluate.calibrate import collect_grams
 from rankship_pipeline.factors.decompose import CURVATURE_RIDGE, Metric
 from rankship_pipeline.factors.decomposition import Decomposition
@@ -43,9 +44,16 @@ MODULES: dict[str, Callable[[], Factorable]] = {
     "1x1": lambda: nn.Conv2d(6, 8, 1, stride=2),
     "linear": lambda: nn.Linear(9, 7),
     "linear without bias": lambda: nn.Linear(6, 10, bias=False),
+    "5 over one axis": lambda: nn.Conv1d(6, 8, 5, stride=2, padding=2),
+    "3 over one axis, same": lambda: nn.Conv1d(5, 9, 3, dilation=2, padding="same", bias=False),
+    "3x3 reflected": lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode="reflect"),
+    "3 over one axis, circular": lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular"),
+    "3x3 transposed": lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
+    "4 over one axis, transposed": lambda: nn.ConvTranspose1d(7, 3, 4, stride=2, bias=False),
+    "transformers' Conv1D": lambda: make_conv1d(9, 7),
     "embedding": lambda: nn.Embedding(12, 5, padding_idx=0),
 }
-KERNELS = [name for name in MODULES if "x" in name and name != "1x1"]
+KERNELS = [name for name in MODULES if "x" in name and name not in {"1x1", "3x3 transposed"}]
 
 
 def make_module(name: str) -> tuple[Factorable, Layer]:
@@ -106,7 +114,9 @@ def list_some(layer: Layer) -> list[Factors]:
 def draw_input(module: Factorable) -> Tensor:
     if isinstance(module, nn.Embedding):
         return torch.arange(12).reshape(3, 4)
-    return torch.randn(3, module.in_channels, 9, 8) if isinstance(module, nn.Conv2d) else torch.randn(2, 3, 6 + 3)
+    if not isinstance(module, nn.Linear) and hasattr(module, "kernel_size"):
+        return torch.randn(3, module.in_channels, *(9, 8)[: len(module.kernel_size)])
+    return torch.randn(2, describe("", module).columns)
 
 
 def test_the_table_holds_every_form_that_records_name() -> None:
@@ -131,7 +141,7 @@ def test_the_price_and_the_operators_are_those_of_the_chain(name: str) -> None:
         operators = list(chain(module, factors))
         sizes = {name: parameter.numel() for name, parameter in nn.Sequential(*operators).named_parameters()}
         assert count_parameters(layer, factors) == sum(n for key, n in sizes.items() if key.endswith("weight"))
-        shapes = [tuple(one.weight.flatten(1).shape) for one in operators if not isinstance(one, nn.Embedding)]  # type: ignore[operator]
+        shapes = [tuple(as_matrix(one).shape) for one in operators if not isinstance(one, nn.Embedding)]  # type: ignore[arg-type]
         assert [one.shape for one in list_operators(layer, factors)] == shapes
         assert [one.bias is not None for one in operators if hasattr(one, "bias")][:-1] == [False] * (len(shapes) - 1)
     assert count_parameters(layer, None) == module.weight.numel()
@@ -143,7 +153,7 @@ def test_the_price_and_the_operators_are_those_of_the_chain(name: str) -> None:
 def test_a_chain_computes_what_its_weights_multiply_out_to(name: str) -> None:
     module, layer = make_module(name)
     taken = take_apart(name)
-    x = torch.randn(2, module.in_features) if isinstance(module, nn.Linear) else draw_input(module)
+    x = draw_input(module)
     for factors in list_some(layer):
         weights = make_weights(taken, factors)
         chained, dense = chain(module, factors), copy.deepcopy(module)

@@ -1,15 +1,18 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from make.recipes import save_shifted, state_model
+from make.recipes import save_shifted, state_model, state_rest
 from rankship_pipeline.evaluate.accuracy import predict
 from rankship_pipeline.flow import preflight
 from rankship_pipeline.flow.preflight import prepare, redraw
+from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
+from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Recipe, Source
 from rankship_pipeline.recipe.rules import read_recipe
@@ -52,3 +55,84 @@ def test_a_missing_toolchain_is_named_before_any_model_is_fetched(monkeypatch: p
     )
     with pytest.raises(InputError, match="toolchain is not installed"):
         prepare(recipe, Path())
+
+
+ODD_NETS = """
+import torch
+from torch import nn
+
+class Places(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.places, self.layer, self.unused = nn.Embedding(16, 16), layer, nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.places(torch.arange(16)).mean(0) + x
+        return self.layer(y)
+
+def make_places():
+    return Places(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 3)))
+
+def make_idle():
+    return Places(nn.Softmax(-1))
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.2, training=True)
+
+def make_noisy():
+    return nn.Sequential(nn.Linear(16, 32), Noisy(32, 3))
+
+class Asking(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+def make_asking():
+    return nn.Sequential(nn.Linear(16, 32), Asking(32, 3))
+
+def train(model, seed):
+    pass
+
+def load():
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    return {"calibration": {"a": x}, "test_inputs": x, "test_labels": torch.arange(32) % 3}
+"""
+
+
+def prepare_odd(factory: str, folder: Path) -> Prepared:
+    (folder / "net.py").write_text(ODD_NETS)
+    (folder / "r.toml").write_text('name = "r"\n' + state_model("a", factory, train="net.py:train") + state_rest(0.9))
+    return prepare(read_recipe(folder / "r.toml"), folder)
+
+
+def test_layers_that_are_constant_or_unused_stay_dense_and_are_named(tmp_path: Path) -> None:
+    prepared = prepare_odd("net.py:make_places", tmp_path)
+    assert [layer.name for layer in prepared.layers] == ["layer.0", "layer.1"]
+    assert prepared.notes == (
+        "stays dense, as its output is the same for every input: places",
+        "stays dense, as no output depends on it: unused",
+    )
+    assert prepared.fixed_parameters == 16 * 16 + (16 + 1) * 16 + 32 + 3
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "message"),
+    [
+        ("net.py:make_idle", InputError, "no layer is left to factor: .*every input: places; .*: unused"),
+        ("net.py:make_noisy", InputError, "differ from run to run .*random"),
+        ("net.py:make_asking", UnsupportedOp, "torch.export cannot trace the model"),
+    ],
+)
+def test_a_model_that_no_file_can_hold_is_refused_before_any_work(
+    factory: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare_odd(factory, tmp_path)
+
+
+def test_a_dense_model_that_a_format_cannot_hold_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FACTS, "onnx", replace(FACTS["onnx"], limit_bytes=4_000))
+    with pytest.raises(InputError, match=r"the weights take .* kB, a file of onnx holds at most 4.0 kB"):
+        prepare_odd("net.py:make_places", tmp_path)

@@ -5,7 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from rankship_pipeline.models.layers import as_matrix, count_parameters, find_layers, get_layer, matricise, shape_weight
+from make.conv1ds import make_conv1d
+from rankship_pipeline.models.layers import (
+    as_matrix,
+    count_parameters,
+    find_dense,
+    find_layers,
+    get_layer,
+    matricise,
+    shape_weight,
+)
 
 
 class Aliased(nn.Module):
@@ -29,6 +38,33 @@ class Aliased(nn.Module):
 class Curious(nn.Linear):
     """A subclass may do anything in its forward."""
 
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch's
+        """Twice the layer."""
+        return 2 * super().forward(input)
+
+
+class Renamed(nn.Linear):
+    """A subclass that changes nothing, as torch's own in its attention."""
+
+
+class Sharing(nn.Module):
+    """Every reason to stay dense, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.grouped = nn.Conv1d(4, 4, 3, groups=2)
+        self.words = nn.Embedding(4, 4)
+        self.head = nn.Linear(4, 4)
+        self.head.weight = self.words.weight
+        self.cube = nn.Conv3d(4, 4, 3)
+        self.curious = Curious(4, 4)
+        self.hooked = nn.Linear(4, 4)
+        self.hooked.register_forward_hook(lambda *_: None)
+        self.bounded = nn.Embedding(4, 4, max_norm=1.0)
+        self.plain = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm2d(4)
+
 
 def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, (3, 2), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5))
@@ -47,9 +83,8 @@ def test_linear_and_convolution_are_matrices_in_the_models_order() -> None:
     [
         nn.Conv2d(4, 4, 3, groups=2),
         nn.Conv2d(4, 4, 3, groups=4),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.ConvTranspose2d(4, 4, 3),
-        nn.Conv1d(4, 4, 3),
+        nn.ConvTranspose2d(4, 4, 3, groups=2),
+        nn.Conv3d(4, 4, 3),
         nn.Embedding(4, 4, max_norm=1.0),
         nn.Embedding(4, 4, sparse=True),
         nn.EmbeddingBag(4, 4),
@@ -72,7 +107,36 @@ def test_an_embedding_is_the_matrix_that_its_one_hot_inputs_meet() -> None:
     torch.testing.assert_close(one_hot @ as_matrix(get_layer(net, "0")).T, net(torch.arange(9)).double())
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 8, (3, 2)), lambda: nn.Linear(4, 5), lambda: nn.Embedding(7, 3)])
+def test_what_stays_dense_is_named_with_its_reason() -> None:
+    net = Sharing()
+    assert find_dense(net) == {
+        "depthwise": "its convolution is depthwise",
+        "grouped": "its convolution is grouped",
+        "words": "it is used twice or shares its weight",
+        "head": "it is used twice or shares its weight",
+        "cube": "Conv3d has no form",
+        "curious": "Curious computes in its own way",
+        "hooked": "hooks may change what it computes",
+        "bounded": "it renormalises its weight, or its gradient is sparse",
+    }
+    assert [layer.name for layer in find_layers(net)] == ["plain"]
+
+
+def test_a_subclass_that_changes_nothing_is_the_layer() -> None:
+    assert [layer.kind for layer in find_layers(nn.Sequential(Renamed(4, 4)))] == ["linear"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(3, 8, (3, 2)),
+        lambda: nn.Linear(4, 5),
+        lambda: nn.Embedding(7, 3),
+        lambda: nn.Conv1d(3, 8, 4),
+        lambda: nn.ConvTranspose2d(3, 8, (3, 2)),
+        lambda: make_conv1d(4, 5),
+    ],
+)
 def test_a_matrix_goes_back_into_the_weight_that_it_was(make: Any) -> None:  # noqa: ANN401
     net = nn.Sequential(make())
     (layer,) = find_layers(net)

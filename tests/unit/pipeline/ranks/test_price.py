@@ -53,8 +53,25 @@ class Reader(nn.Module):
         return torch.relu(self.mix(self.table(ids)))
 
 
+class Sounds(nn.Module):
+    """Convolutions over one axis, there and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv1d(2, 12, 5, 2, 2)
+        self.deep = nn.Conv1d(12, 12, 3, padding="same")
+        self.up = nn.ConvTranspose1d(12, 6, 4, 2, 1)
+        self.head = nn.ConvTranspose2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(torch.relu(self.deep(torch.relu(self.down(x)))))
+        image: Tensor = self.head(y.unflatten(1, (3, 2)))
+        return image
+
+
 SUBJECTS: dict[str, tuple[nn.Module, Inputs]] = {
     "net": (Net().eval(), (torch.randn(4, 3, 18, 14),)),
+    "sounds": (Sounds().eval(), (torch.randn(4, 2, 24),)),
     "reader": (Reader().eval(), (torch.randint(40, (4, 7)),)),
 }
 

@@ -15,6 +15,7 @@ from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters, find_layers
+from rankship_pipeline.models.plain_modules import make_plain
 from rankship_pipeline.recover.reconstruct import reconstruct
 
 PLAN = {
@@ -193,3 +194,24 @@ def test_a_planned_layer_that_never_runs_has_the_factors_of_its_weight() -> None
     states = [model.state_dict() for model in (fill(analysis, plan), reconstruct(analysis, plan, inputs))]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value)
+
+
+def test_a_layer_that_runs_several_times_gets_its_factors_uncorrected() -> None:
+    torch.manual_seed(0)
+    net = make_plain(nn.Sequential(nn.LSTM(4, 6, batch_first=True), Last(), nn.Linear(6, 3))).eval()
+    inputs = (torch.randn(40, 5, 4),)
+    layers = find_layers(net)
+    metrics = {name: Metric(gram=gram) for name, gram in collect_grams(net, inputs, layers).items()}
+    analysis = analyse(net, layers, metrics, "eigen")
+    plan = {"0.cells.0.hh": Factors(rank=2), "2": Factors(rank=2)}
+    found, plain = reconstruct(analysis, plan, inputs), fill(analysis, plan)
+    for key in ("0.cells.0.hh.0.weight", "0.cells.0.hh.1.weight", "0.cells.0.hh.1.bias"):
+        torch.testing.assert_close(found.state_dict()[key], plain.state_dict()[key], rtol=0, atol=0)
+    assert not torch.equal(found.state_dict()["2.1.bias"], plain.state_dict()["2.1.bias"])
+
+
+class Last(nn.Module):
+    """The outputs of a recurrent network at its last step."""
+
+    def forward(self, found: tuple[Tensor, Tensor]) -> Tensor:
+        return found[0][:, -1]
