@@ -1,6 +1,5 @@
 """What of a traced graph is idle: what varies with no input, and what reaches no output."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,7 +57,6 @@ class Products(nn.Module):
         return *products, self.recurrent(x)[0], self.twice(torch.relu(self.twice(x))) + self.twice(x)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes")  # of tracing nn.LSTM, for every user alike
 def test_the_operators_that_a_file_must_and_may_hold() -> None:
     expected = expect_operators(trace_graph(Products().eval(), (torch.randn(1, 6, 4),)))
     needed, allowed = (sorted((one.rows, one.columns) for one in side) for side in (expected.needed, expected.allowed))
