@@ -7,7 +7,14 @@ from typing import get_args
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import ExportChoice, FactoriseChoice, MergeChoice, RankChoice, Whitening
+from rankship_pipeline.recipe.choices import (
+    AxisChoice,
+    ExportChoice,
+    FactoriseChoice,
+    MergeChoice,
+    RankChoice,
+    Whitening,
+)
 from rankship_pipeline.recipe.draft import choose_formats
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
 from rankship_pipeline.recipe.rank_methods import RankMethod
@@ -62,9 +69,11 @@ def choose_budget(kept_parameters: float | None, budget: Budget | None) -> Budge
     return budget or Budget(kept_parameters=kept_parameters)
 
 
-def choose_export(given: Format | Sequence[Format] | None) -> ExportChoice:
+def choose_export(
+    given: Format | Sequence[Format] | None, batch: tuple[int, int] | None = None, axes: Sequence[AxisChoice] = ()
+) -> ExportChoice:
     """What to export; None: every format whose toolchain is installed."""
     formats = (given,) if isinstance(given, str) else tuple(given or ())
     for name in formats:
         check_name(name, FORMATS, "format")
-    return ExportChoice(formats=choose_formats(formats))
+    return ExportChoice(formats=choose_formats(formats), batch=batch, axes=tuple(axes))

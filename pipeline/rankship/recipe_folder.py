@@ -26,11 +26,12 @@ from rankship.recipe import Recipe
 from rankship.wrapped import Wrapping
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file, write_atomic
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.models.huggingface import LogitsOnly
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import check_fits, copy_state
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Source, Task
+from rankship_pipeline.recipe.choices import DataChoice, Source, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +95,7 @@ def write_recipe_folder(
         merge=recipe.merge
         if recipe.merge.base is None
         else replace(recipe.merge, base=sources[recipe.merge.base.name]),
-        export=recipe.export if recipe.export.formats else ExportChoice(),
+        export=recipe.export if recipe.export.formats else replace(recipe.export, formats=FORMATS),
     )
     written.write(folder / "recipe.toml")
     return written

@@ -2,8 +2,10 @@
 
 An exporter is a module with two functions; foundation/formats.py names the module of each format:
 
-    export_graph(graph: ExportedProgram, path: Path) -> None      write the file
-    list_operators(path: Path) -> tuple[Operator, ...]            read every operator with a constant weight
+    export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None     write the file
+    list_operators(path: Path) -> tuple[Operator, ...]                            read every operator with a constant weight
+
+`axes` are the axes of each input that may vary in the graph, for a format that names them.
 """
 
 import importlib
@@ -22,6 +24,8 @@ from rankship_pipeline.foundation.records import RankPlan
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from rankship_pipeline.export.shapes import Axes
+
 
 @record
 class Operator:
@@ -35,7 +39,7 @@ class Operator:
 class Exporter(Protocol):
     """The functions of a format's module."""
 
-    def export_graph(self, graph: "ExportedProgram", path: Path) -> None:
+    def export_graph(self, graph: "ExportedProgram", path: Path, axes: "Axes" = ()) -> None:
         """Write the file; UnsupportedOp if an operator cannot be lowered."""
 
     def list_operators(self, path: Path) -> tuple[Operator, ...]:

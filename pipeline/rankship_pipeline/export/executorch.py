@@ -17,13 +17,14 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
 _HEADER_MAGIC = b"XH00"  # XNNHeader: 4 bytes zero, magic, u16 length, u32 flatbuffer offset, u32 flatbuffer size
 _WEIGHTED = {"XNNConv2d", "XNNFullyConnected"}
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Lower to XNNPACK where possible and write the .pte."""
     try:
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()

@@ -1,15 +1,21 @@
 """Traces a model with torch.export, and lists the graph's operators with constant weights."""
 
+import inspect
+import re
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.guards import Guards, watch_guards
+from rankship_pipeline.export.shapes import Axes, count_rows, fit_samples, list_dimensions
 from rankship_pipeline.foundation.errors import UnsupportedOp
+from rankship_pipeline.foundation.records import Dimension
 
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.conv2d.padding"}
+_LEAST = 2  # torch.export takes a length of 1 for a constant
 
 
 def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
@@ -28,7 +34,7 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
 
 
 def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The graph from which all formats are exported, at batch size 1."""
+    """The graph from which all formats are exported, of the example's shape."""
     try:
         return torch.export.export(module, example)
     except Exception as failure:  # the model's code and the tracer raise errors of any type
@@ -36,3 +42,37 @@ def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgr
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
             hint="remove data-dependent control flow from its forward",
         ) from failure
+
+
+def trace_ranges(module: nn.Module, samples: tuple[Tensor, ...], axes: Axes) -> ExportedProgram:
+    """The graph that takes every length in the ranges of `axes`; UnsupportedOp names an axis that the model fixes."""
+    dimensions = list_dimensions(one for own in axes for one in own.values())
+    lengths = {one.name: max(_LEAST, one.example or one.low) for one in dimensions}
+    example = fit_samples(samples, axes, lengths, count_rows(axes, lengths))
+    known = {one.name: Dim(re.sub(r"\W", "_", one.name), min=one.low, max=one.high) for one in dimensions}
+    marked = [{axis: known[one.name] for axis, one in own.items()} for own in axes]
+    with watch_guards() as guards:
+        try:
+            shapes = inspect.signature(module.forward).bind(*marked).arguments
+            return torch.export.export(module, example, dynamic_shapes=shapes)
+        except Exception as failure:  # as above
+            raise _explain(failure, dimensions, guards) from failure
+
+
+def _explain(failure: Exception, dimensions: tuple[Dimension, ...], guards: Guards) -> UnsupportedOp:
+    """The axes that the model's code does not let vary, and the line of code that fixes them."""
+    asked = {re.sub(r"\W", "_", one.name): f"{one.name} {one.low} to {one.high}" for one in dimensions}
+    violated = re.search(r"Constraints violated \(([^)]*)\)", str(failure))
+    names = [name.strip() for name in violated.group(1).split(",")] if violated else list(asked)
+    ranges = " and ".join(asked.get(name, name) for name in names)
+    fixes = re.findall(r"^  (_?\w+ = .*)$", str(failure), re.MULTILINE)
+    if violated and fixes:
+        cause = "the model's code takes only " + ", ".join(fixes)
+    else:
+        cause = f"{type(failure).__name__}: {failure}"
+    where = f", which it decides at {guards.place}" if guards.place else ""
+    return UnsupportedOp(
+        f"torch.export cannot let the model's inputs vary in {ranges}: {cause}{where}",
+        hint="make its code read lengths from its inputs (x.shape[1], not a number), or name a narrower range, or leave"
+        " it out of [export]",
+    )

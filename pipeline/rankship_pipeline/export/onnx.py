@@ -11,13 +11,14 @@ from onnx import numpy_helper
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
     try:
         program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
@@ -27,6 +28,15 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
         ) from failure
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")
+    program.rename_axes(
+        {
+            str(value.shape[axis]): one.name
+            for value, own in zip(program.model.graph.inputs, axes, strict=True)
+            for axis, one in own.items()
+        }
+        if axes
+        else {}
+    )
     model = program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)

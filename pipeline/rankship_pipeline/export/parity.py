@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rankship_pipeline.export.artifact import Proof
 from rankship_pipeline.export.runner import Array, Runner
 from rankship_pipeline.foundation.errors import AgentDied, CommandFailed, Lacks, ParityFailed
 from rankship_pipeline.foundation.files import hash_file
@@ -32,16 +33,18 @@ def verify_artifact(
     expected: Sequence[Path],
     runner: Runner,
     limits: ParityChoice,
+    rows: int = 1,
 ) -> Verified:
     """Run the artifact and compare its outputs; ParityFailed with the format and the numbers unless they agree.
 
-    `path` is hashed first, so that a stale, swapped or truncated file is found before it runs.
+    `path` is hashed first, so that a stale, swapped or truncated file is found before it runs. The artifact takes
+    `rows` samples at once.
     """
     where = f"{artifact.key.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            output = runner.run(artifact.key.format, path, inputs, Path(folder))
+            output = runner.run(artifact.key.format, path, inputs, Path(folder), rows)
         except (AgentDied, CommandFailed, Lacks) as failure:  # other errors are the connection's, not the artifact's
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
@@ -61,6 +64,28 @@ def verify_artifact(
         max_relative_error=max(one.max_relative_error for one in agreements),
         min_cosine=min(one.min_cosine for one in agreements),
         top1_agreement=min(one.top1_agreement for one in agreements),
+    )
+
+
+def verify_proofs(
+    artifact: Artifact, path: Path, proofs: Sequence[Proof], runner: Runner, limits: ParityChoice
+) -> Verified:
+    """Verify the artifact on all its proofs; the figures are the worst, the samples are those of all."""
+    found = []
+    for one in proofs:
+        try:
+            found.append(verify_artifact(artifact, path, one.inputs, one.expected, runner, limits, one.rows))
+        except ParityFailed as failure:
+            if not one.lengths:
+                raise
+            hint = f"the file is wrong at this length: narrow the range in [export], or leave it out ({failure.hint})"
+            raise ParityFailed(f"with {one.lengths}: {failure}", hint=hint) from failure
+    return replace(
+        found[0],
+        samples=sum(one.samples for one in found),
+        max_relative_error=max(one.max_relative_error for one in found),
+        min_cosine=min(one.min_cosine for one in found),
+        top1_agreement=min(one.top1_agreement for one in found),
     )
 
 

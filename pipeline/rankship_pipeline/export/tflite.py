@@ -9,12 +9,13 @@ from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 _WEIGHTED = {"CONV_2D", "FULLY_CONNECTED"}
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
     try:
         litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))

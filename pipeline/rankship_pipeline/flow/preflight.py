@@ -12,6 +12,7 @@ from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.flow.range_checks import check_ranges
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
@@ -54,6 +55,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     for check_prepared in WITH_DATA:
         check_prepared(prepared)
     check_budget(prepared)
+    check_ranges(prepared)
     if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     return prepared

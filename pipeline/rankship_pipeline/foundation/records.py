@@ -16,11 +16,15 @@ LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
 @record
 class Dimension:
-    """A dimension whose length may vary between `low` and `high`, both included."""
+    """A dimension whose length may vary between `low` and `high`, both included.
+
+    `example` is the length with which the file is timed.
+    """
 
     name: str
     low: int
     high: int
+    example: int | None = None
 
 
 @record
@@ -324,7 +328,8 @@ class Build:
     `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists how
     the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
     `landing` records how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. With `answers` =
+    its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. `shapes` are the further
+    files of formats that need one file for each shape. With `answers` =
     "predictions" the data have no labels, and every accuracy is the agreement with the model before compressing.
     """
 
@@ -341,6 +346,7 @@ class Build:
     refinement: Refinement | None = None
     landing: Landing | None = None
     heads: tuple[Artifact, ...] = ()
+    shapes: tuple[Artifact, ...] = ()
     answers: Answers = "labels"
 
     @property
@@ -351,7 +357,7 @@ class Build:
     @property
     def files(self) -> tuple[Artifact, ...]:
         """Every exported file: all are proven and pushed, only `artifacts` are timed."""
-        return (*self.artifacts, *self.heads)
+        return (*self.artifacts, *self.heads, *self.shapes)
 
 
 @record

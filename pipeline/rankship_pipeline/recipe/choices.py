@@ -19,6 +19,7 @@ Task = Literal["sequence-classification", "image-classification"]
 DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
+BATCH_AXIS = "batch"  # the name of the inputs' axis 0
 _BASE = "base"  # the name of the model that adapters are added to
 
 
@@ -213,14 +214,40 @@ class Comparison:
 
 
 @record
+class AxisChoice:
+    """A further axis of the inputs whose length may vary in exported files, such as a text's tokens.
+
+    Several entries with one name are one length, at several places.
+
+    Keys:
+        name: its name in ONNX files and reports
+        axis: its place in an input, from 0, which is the batch
+        range: its smallest and its largest length
+        inputs: the names of the inputs that have it; left out, every input with so many axes
+    """
+
+    name: str
+    axis: int
+    range: tuple[int, int]
+    inputs: tuple[str, ...] = ()
+
+
+@record
 class ExportChoice:
-    """What to export.
+    """What to export. Without `batch` and `axes` a file takes one sample of the data's own shape.
+
+    ONNX and ExecuTorch files take every length of the ranges; TFLite files cannot, and there is one for each end.
+    Every file is proven at both ends and between them; it is timed with one sample of the data's own shape.
 
     Keys:
         formats: the formats to write; left out, all three
+        batch: the smallest and the largest number of samples at once, such as `[1, 8]`; the smallest is 1
+        axes: further axes that may vary
     """
 
     formats: tuple[Format, ...] = FORMATS
+    batch: tuple[int, int] | None = None
+    axes: tuple[AxisChoice, ...] = ()
 
 
 @record

@@ -8,8 +8,10 @@ from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
+    BATCH_AXIS,
     DATA_KINDS,
     Comparison,
+    ExportChoice,
     QualityChoice,
     Recipe,
     RefineChoice,
@@ -217,6 +219,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
     return [
         *(complaint for kept, complaint in rules if not kept),
         *check_normalisation(recipe.data.normalise, "data"),
+        *check_export(recipe.export),
         *check_quality(recipe.quality),
         *check_refinement(recipe.refine),
     ]
@@ -229,6 +232,35 @@ def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
     return [
         f"{where}: normalise needs one positive std per mean, got mean {list(given.mean)} and std {list(given.std)}"
     ]
+
+
+def check_export(choice: ExportChoice) -> list[str]:
+    """Complaints about the ranges of [export]."""
+    ranges = {f"export.axes {axis.name!r}": axis.range for axis in choice.axes}
+    ranges |= {} if choice.batch is None else {"export.batch": choice.batch}
+    complaints = [
+        f"{where}: a range is two lengths, the smaller first, from 1 on, got {list(span)}"
+        for where, span in ranges.items()
+        if not 1 <= span[0] < span[1]
+    ]
+    if choice.batch is not None and choice.batch[0] != 1:
+        complaints.append(f"export.batch must begin at 1, with which files are timed, got {list(choice.batch)}")
+    names = [axis.name for axis in choice.axes]
+    complaints += [
+        f"export.axes: {name!r} is no name: use letters, digits and '_', and not 'batch'"
+        for name in dict.fromkeys(names)
+        if not name.isidentifier() or name == BATCH_AXIS
+    ]
+    complaints += [
+        f"export.axes {axis.name!r}: axis must be at least 1, got {axis.axis}; axis 0 is export.batch"
+        for axis in choice.axes
+        if axis.axis < 1
+    ]
+    spans = {(axis.name, axis.range) for axis in choice.axes}
+    complaints += [
+        f"export.axes: {name!r} has two ranges" for name in set(names) if sum(n == name for n, _ in spans) > 1
+    ]
+    return complaints
 
 
 def check_quality(choice: QualityChoice) -> list[str]:
