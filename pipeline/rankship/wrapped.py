@@ -56,7 +56,7 @@ def check_models(models: "Mapping[str, nn.Module]") -> None:
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"model {name!r} is a {type(model).__name__}, not a torch module",
-                hint="give a torch.nn.Module that was trained",
+                hint="give a torch.nn.Module that was trained (not a program that was exported from it)",
             )
 
 

@@ -18,7 +18,7 @@ from rankship_benchmarks.report.earlier_runs import list_histories
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.report.profile_charts import draw_profile
 from rankship_benchmarks.stats.steps import Night
-from rankship_pipeline.flow.show import describe_refinement
+from rankship_pipeline.flow.show import describe_lengths, describe_refinement
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
@@ -247,6 +247,7 @@ def _list_provenance(summary: Summary) -> list[Fact]:
     facts += [Fact(name=f"source {_shorten(name)}", value=sha256, code=True) for name, sha256 in sources.items()]
     toolchain = _merge(one.toolchain for one in header.build.artifacts)
     facts.append(Fact(name="toolchain", value=", ".join(f"{name} {version}" for name, version in toolchain.items())))
+    facts += [Fact(name="shapes", value=line) for line in describe_lengths(header.build)]
     return [*facts, *(_name_artifact(one) for one in header.build.files)]
 
 

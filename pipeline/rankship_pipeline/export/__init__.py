@@ -2,8 +2,8 @@
 
 An exporter is a module with two functions; foundation/formats.py names the module of each format:
 
-    export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None     write the file
-    list_operators(path: Path) -> tuple[Operator, ...]                            read every operator with a constant weight
+    export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None    write the file
+    list_operators(path: Path) -> tuple[Operator, ...]          read every operator with a constant weight
 
 `axes` are the axes of each input that may vary in the graph, for a format that names them.
 """

@@ -3,8 +3,8 @@
     <store>/artifact-<hash>/            model.<suffix>  artifact.json  input.<i>.npy  expected.<i>.npy
     <store>/artifact-<hash>/<lengths>/  input.<i>.npy  expected.<i>.npy
 
-There is one array for each input and each output, its samples on axis 0. A file that takes ranges of lengths has further
-proofs, each in a folder named by its lengths.
+There is one array for each input and each output, its samples on axis 0. A file that takes ranges of lengths has
+further proofs, each in a folder named by its lengths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -231,10 +231,12 @@ def _describe(
 
 def find_output_axes(part: Part) -> Axes:
     """The axes of each output of a part that vary with its inputs."""
+    if not part.dimensions:
+        return ()
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
-    proofs = [
-        ({}, compute_outputs(one.module, one.samples, one.outputs, one.rows))
-        for one in (_at_point(part, point) for point in points)
+    seen = [_at_point(part, point) for point in points]
+    proofs: list[tuple[Tensors, Tensors]] = [
+        ({}, compute_outputs(one.module, one.samples, one.outputs, one.rows)) for one in seen
     ]
     _, outputs = _describe(part, proofs, points)
     return tuple({axis: side for axis, side in enumerate(one.shape) if isinstance(side, Dimension)} for one in outputs)
@@ -255,7 +257,6 @@ def find_proofs(artifact: Artifact, store: Store) -> tuple[Path, list[Proof]]:
     """The artifact's file, and its proofs, the data's own shape first; the arrays are checked for changes."""
     path = store.root / artifact.file
     entry = store.open(path.parent)
-    dimensions = list_dimensions(side for spec in artifact.inputs for side in spec.shape)
 
     def find(point: Point, folder: str, lengths: str) -> Proof:
         return Proof(
@@ -265,5 +266,7 @@ def find_proofs(artifact: Artifact, store: Store) -> tuple[Path, list[Proof]]:
             lengths=lengths,
         )
 
-    others = [find(point, f"{_name_folder(point)}/", describe_point(point)) for point in list_points(dimensions)]
-    return path, [find(find_example(dimensions), "", ""), *others]
+    others = [
+        find(point, f"{_name_folder(point)}/", describe_point(point)) for point in list_points(artifact.dimensions)
+    ]
+    return path, [find(find_example(artifact.dimensions), "", ""), *others]

@@ -28,19 +28,22 @@ def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
         ) from failure
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")
-    program.rename_axes(
-        {
-            str(value.shape[axis]): one.name
-            for value, own in zip(program.model.graph.inputs, axes, strict=True)
-            for axis, one in own.items()
-        }
-        if axes
-        else {}
-    )
+    if axes:
+        program.rename_axes(_name_symbols(program, axes))
     model = program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def _name_symbols(program: torch.onnx.ONNXProgram, axes: Axes) -> dict[str, str]:
+    """The names of the exporter's symbols for lengths, by symbol."""
+    return {
+        str(value.shape[axis]): one.name
+        for value, own in zip(program.model.graph.inputs, axes, strict=True)
+        for axis, one in own.items()
+        if value.shape is not None
+    }
 
 
 def split_outputs(path: Path, targets: Sequence[Path]) -> None:

@@ -23,6 +23,8 @@ _FEW = 4  # numbers of samples, up to which a format of fixed shapes gets a file
 
 def find_axes(choice: ExportChoice, module: nn.Module, samples: Inputs) -> Axes:
     """Find the axes that a recipe lets vary in a module's inputs; InputError names what does not fit the samples."""
+    if choice.batch is None and not choice.axes:
+        return ()
     names = name_inputs(module, len(samples))
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, samples, strict=True)}
     found: dict[str, dict[int, Dimension]] = {name: {} for name in names}

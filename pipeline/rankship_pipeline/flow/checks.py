@@ -15,6 +15,7 @@ from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.foreign_files import is_graph
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import Layer, find_layers
 from rankship_pipeline.models.opened import OpenedSource
@@ -100,6 +101,12 @@ def check_excluded(prepared: Prepared) -> None:
 
 def check_layers(prepared: Prepared) -> None:
     """Check that there is a layer to factor."""
+    if not prepared.layers and is_graph(prepared.model):
+        raise InputError(
+            f"the model is a graph of operators ({type(prepared.model).__name__}, of torch.export, torch.fx or"
+            " TorchScript), which has no layers",
+            hint="give the module that it was made from; load the graph's state_dict() into it, the names are the same",
+        )
     if not prepared.layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
 

@@ -44,6 +44,8 @@ def print_build(build: Build, entry: Entry) -> None:
         console.print(describe_refinement(build.refinement), soft_wrap=True, markup=False)
     console.print(tabulate_plan(plan))
     console.print(tabulate_files(build))
+    for line in describe_lengths(build):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
 
 
@@ -95,6 +97,23 @@ def describe_refinement(taken: Refinement) -> str:
         f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
         f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
     )
+
+
+def describe_lengths(build: Build) -> list[str]:
+    """One sentence for each format whose files take ranges of lengths, or that has a file for each shape."""
+    lines = []
+    for name in dict.fromkeys(one.key.format for one in build.artifacts):
+        own = [one for one in build.artifacts if one.key.format == name]
+        if own[0].dimensions:
+            ranges = ", ".join(f"{one.name} {one.low} to {one.high}" for one in own[0].dimensions)
+            timed = ", ".join(f"{one.name} {one.example}" for one in own[0].dimensions)
+            lines.append(f"{name}: every file takes {ranges}, and is timed with {timed}")
+        if shapes := dict.fromkeys(one.key.shape for one in build.shapes if one.key.format == name):
+            lines.append(
+                f"{name}: a file takes one shape, so there are files for {'; '.join(shapes)} beside those of the data's"
+                " own shape, which are timed"
+            )
+    return lines
 
 
 def tabulate_plan(plan: RankPlan) -> Table:

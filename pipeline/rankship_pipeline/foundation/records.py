@@ -64,6 +64,11 @@ class Artifact:
     source_sha256: dict[str, str]
     toolchain: dict[str, str]
 
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The lengths of its inputs that may vary."""
+        return tuple(dict.fromkeys(side for spec in self.inputs for side in spec.shape if isinstance(side, Dimension)))
+
 
 @record
 class Verified:

@@ -128,15 +128,6 @@ def test_outputs_that_are_not_named_one_by_one_are_refused(samples: tuple[Tensor
         keep(Store(tmp_path), Part("dense", Detector(as_tuple=True), samples))
 
 
-def test_a_side_of_any_length_is_described_by_its_range(samples: tuple[Tensor, ...], tmp_path: Path) -> None:
-    shapes = {"input.0": (1, LENGTH)}
-    artifact = keep(Store(tmp_path), Part("dense", Detector(), samples, shapes=shapes))
-    assert artifact.inputs == (TensorSpec(name="input.0", shape=(1, LENGTH), dtype="float32"),)
-    longer = {"input.0": (1, Dimension(name="length", low=SIDE + 1, high=8))}
-    with pytest.raises(BuildError, match=r"the proof's input.0 has the shape \(1, 4\)"):
-        keep(Store(tmp_path / "other"), Part("dense", Detector(), samples, shapes=longer))
-
-
 @pytest.mark.parametrize(
     ("shape", "fits"),
     [((1, 2), True), ((1, 8), True), ((1, 1), False), ((1, 9), False), ((2, 4), False), ((1,), False)],
