@@ -29,7 +29,7 @@ def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")
     if axes:
-        program.rename_axes(_name_symbols(program, axes))
+        program.rename_axes({**_name_symbols(program, axes)})
     model = program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)

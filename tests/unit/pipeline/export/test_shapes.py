@@ -55,6 +55,8 @@ class OfTwo(nn.Module):
 
 
 class OfSix(nn.Module):
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones(TOKENS, TOKENS).tril())
