@@ -142,14 +142,13 @@ def write_artifact(
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
     proofs = [_keep_proof(target, part)]
     proofs += [_keep_proof(target / _name_folder(point), _at_point(part, point)) for point in points[1:]]
-    inputs, outputs = _describe(part, proofs, points)
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",
         size_bytes=path.stat().st_size,
         sha256=hash_file(path),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=_describe_inputs(part, proofs[0][0]),
+        outputs=_describe_outputs(part, [outputs for _, outputs in proofs], points),
         parameters=count_parameters(part.module),
         factored_layers=tuple(part.plan.factors) if part.plan is not None else (),
         recipe_sha256=recipe_sha256,
@@ -206,27 +205,34 @@ def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names
     return dict(zip(names, listed, strict=True))
 
 
-def _describe(
-    part: Part, proofs: Sequence[tuple[Tensors, Tensors]], points: Sequence[Point]
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Describe inputs and outputs by their shapes in all proofs, of which the example's is the first."""
-    rows = [count_rows(part.axes, point) if part.dimensions else part.rows for point in points]
-
-    def describe(kept: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
-        seen = {
-            name: [(some, *tensors[name].shape[1:]) for some, tensors in zip(rows, kept, strict=True)]
-            for name in kept[0]
-        }
-        return tuple(
-            TensorSpec(
-                name=name,
-                shape=describe_sides(name, shapes, points, part.dimensions),
-                dtype=str(kept[0][name].numpy().dtype),
-            )
-            for name, shapes in seen.items()
+def _describe_inputs(part: Part, tensors: Tensors) -> tuple[TensorSpec, ...]:
+    axes = part.axes or ({},) * len(part.samples)
+    return tuple(
+        TensorSpec(
+            name=name,
+            shape=tuple(own.get(axis, side) for axis, side in enumerate((part.rows, *tensor.shape[1:]))),
+            dtype=str(tensor.numpy().dtype),
         )
+        for (name, tensor), own in zip(tensors.items(), axes, strict=True)
+    )
 
-    return describe([inputs for inputs, _ in proofs]), describe([outputs for _, outputs in proofs])
+
+def _describe_outputs(part: Part, computed: Sequence[Tensors], points: Sequence[Point]) -> tuple[TensorSpec, ...]:
+    """Describe outputs by their shapes at all points, of which the example's is the first."""
+    rows = [count_rows(part.axes, point) if part.dimensions else part.rows for point in points]
+    return tuple(
+        TensorSpec(
+            name=name,
+            shape=describe_sides(
+                name,
+                [(some, *tensors[name].shape[1:]) for some, tensors in zip(rows, computed, strict=True)],
+                points,
+                part.dimensions,
+            ),
+            dtype=str(first.numpy().dtype),
+        )
+        for name, first in computed[0].items()
+    )
 
 
 def find_output_axes(part: Part) -> Axes:
@@ -235,11 +241,11 @@ def find_output_axes(part: Part) -> Axes:
         return ()
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
     seen = [_at_point(part, point) for point in points]
-    proofs: list[tuple[Tensors, Tensors]] = [
-        ({}, compute_outputs(one.module, one.samples, one.outputs, one.rows)) for one in seen
-    ]
-    _, outputs = _describe(part, proofs, points)
-    return tuple({axis: side for axis, side in enumerate(one.shape) if isinstance(side, Dimension)} for one in outputs)
+    computed = [compute_outputs(one.module, one.samples, one.outputs, one.rows) for one in seen]
+    return tuple(
+        {axis: side for axis, side in enumerate(one.shape) if isinstance(side, Dimension)}
+        for one in _describe_outputs(part, computed, points)
+    )
 
 
 def read_artifact(entry: Entry) -> Artifact:

@@ -1,6 +1,6 @@
 """Exports to ONNX with torch's own exporter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -29,21 +29,18 @@ def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")
     if axes:
-        program.rename_axes({**_name_symbols(program, axes)})
+        program.rename_axes(dict(_name_symbols(program, axes)))
     model = program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
 
 
-def _name_symbols(program: torch.onnx.ONNXProgram, axes: Axes) -> dict[str, str]:
-    """The names of the exporter's symbols for lengths, by symbol."""
-    return {
-        str(value.shape[axis]): one.name
-        for value, own in zip(program.model.graph.inputs, axes, strict=True)
-        for axis, one in own.items()
-        if value.shape is not None
-    }
+def _name_symbols(program: torch.onnx.ONNXProgram, axes: Axes) -> Iterator[tuple[str, str]]:
+    """The exporter's symbols for lengths, each with the axis's own name."""
+    for value, own in zip(program.model.graph.inputs, axes, strict=True):
+        if value.shape is not None:
+            yield from ((str(value.shape[axis]), one.name) for axis, one in own.items())
 
 
 def split_outputs(path: Path, targets: Sequence[Path]) -> None:

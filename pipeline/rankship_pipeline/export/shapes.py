@@ -97,13 +97,17 @@ def list_dimensions(sides: Iterable[int | Dimension]) -> tuple[Dimension, ...]:
 
 
 def list_points(dimensions: Sequence[Dimension]) -> list[Point]:
-    """The points where a file is proven besides its example: all dimensions lowest, highest, and between."""
+    """The points where a file is proven besides its example: all dimensions lowest, highest, and between.
+
+    Between, no two dimensions lie at the same share of their range, so that one cannot stand for another.
+    """
     if not dimensions:
         return []
+    shares = len(dimensions) + 1
     points = [
         {one.name: one.low for one in dimensions},
         {one.name: one.high for one in dimensions},
-        {one.name: (one.low + one.high) // 2 for one in dimensions},
+        {one.name: one.low + (one.high - one.low) * place // shares for place, one in enumerate(dimensions, 1)},
     ]
     return _leave_out_doubles([find_example(dimensions), *points])[1:]
 
@@ -169,7 +173,8 @@ def count_proof(rows: int) -> int:
 def describe_sides(name: str, seen: Sequence[Shape], points: Sequence[Point], dimensions: Sequence[Dimension]) -> Sides:
     """Describe the sides of one tensor from the shapes `seen` at `points`, the example's first.
 
-    A side that varies as one of the dimensions does is that dimension; any other varying side is one of its own.
+    A side that varies as one of the dimensions does is that dimension, the first that no side before is; any other
+    varying side is one of its own.
     """
     sides: list[int | Dimension] = []
     for axis, lengths in enumerate(zip(*seen, strict=True)):
@@ -179,7 +184,7 @@ def describe_sides(name: str, seen: Sequence[Shape], points: Sequence[Point], di
         if len(set(lengths)) == 1:
             sides.append(lengths[0])
         elif same:
-            sides.append(same[0])
+            sides.append(next((one for one in same if one not in sides), same[0]))
         else:
             own = f"{name}.{axis}"
             sides.append(Dimension(name=own, low=min(lengths), high=max(lengths), example=lengths[0]))

@@ -125,7 +125,7 @@ def test_points_are_both_ends_and_between() -> None:
     assert list_points([BATCH, SEQUENCE]) == [
         {"batch": 1, "sequence": 1},
         {"batch": 5, "sequence": 12},
-        {"batch": 3, "sequence": 6},
+        {"batch": 2, "sequence": 8},
     ]
     assert list_points([BATCH]) == [{"batch": 5}, {"batch": 3}]  # the example has proven 1
     assert list_points([]) == []
@@ -155,11 +155,11 @@ def test_a_file_of_ranges_names_its_axes_and_is_proven_at_both_ends_and_between(
         (1, ""),
         (1, "batch 1, sequence 1"),
         (5, "batch 5, sequence 12"),
-        (3, "batch 3, sequence 6"),
+        (2, "batch 2, sequence 8"),
     ]
-    assert [np.load(one.inputs[0]).shape for one in proofs] == [(7, 6), (8, 1), (5, 12), (6, 6)]
+    assert [np.load(one.inputs[0]).shape for one in proofs] == [(7, 6), (8, 1), (5, 12), (8, 8)]
     proof = verify_proofs(artifact, path, proofs, HostRunner(), ParityChoice())
-    assert proof.samples == 26
+    assert proof.samples == 28
     assert proof.max_relative_error < 1e-5
 
 
@@ -207,6 +207,17 @@ def test_the_lengths_of_outputs_are_the_inputs_or_their_own() -> None:
     axes = ({0: BATCH, 2: Dimension(name="time", low=4, high=16, example=8)},)
     (found,) = find_output_axes(Part("dense", pool, (torch.randn(3, 2, 8),), axes=axes))
     assert found == {0: BATCH, 2: Dimension(name="logits.2", low=2, high=8, example=4)}
+
+
+def test_two_lengths_of_one_range_stay_two() -> None:
+    sides = {
+        2: Dimension(name="height", low=4, high=16, example=8),
+        3: Dimension(name="width", low=4, high=16, example=8),
+    }
+    points = list_points(list(sides.values()))
+    assert any(point["height"] != point["width"] for point in points)
+    (found,) = find_output_axes(Part("dense", nn.Conv2d(2, 3, 1), (torch.randn(3, 2, 8, 8),), axes=(sides,)))
+    assert found == sides
 
 
 @pytest.mark.parametrize(
