@@ -97,11 +97,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def note(
         self: DeviceRunner,
-        format: Format,
+        format: Format,  # noqa: A002
         artifact: Path,
         inputs: Sequence[Path],
         into: Path,
-        rows: int = 1,  # noqa: A002
+        rows: int = 1,
     ) -> RunOutput:
         noted.append(format)
         return run(self, format, artifact, inputs, into, rows)
