@@ -45,7 +45,7 @@ class ArtifactKey:
         return f"{self.format} {self.model}"
 
     def _list_unusual(self) -> list[str]:
-        """The precision, delegate and part, where they are not the default."""
+        """The precision, delegate, part and shape, where they are not the default."""
         return [getattr(self, one.name) for one in fields(self)[2:] if getattr(self, one.name) != one.default]
 
     @property
