@@ -15,7 +15,8 @@ from rankship_pipeline.factors.saved_model import load_model, save_model
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.foundation.quality import Fidelity, Score
+from rankship_pipeline.foundation.records import RankPlan, Refinement
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, RankChoice, RefineChoice, Whitening, choose
 from rankship_pipeline.recipe.rank_methods import RankMethod
@@ -41,7 +42,7 @@ class Compressed:
     plan: RankPlan
     dense_parameters: int | None = None
     fidelities: tuple[Fidelity, ...] = ()
-    accuracies: tuple[Accuracy, ...] = ()
+    accuracies: tuple[Score, ...] = ()
     refinement: Refinement | None = None
     origin: Origin | None = field(default=None, repr=False)
     made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made

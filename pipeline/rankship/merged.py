@@ -14,7 +14,7 @@ from rankship.report import describe_result
 from rankship.wrapped import hash_state, unwrap, unwrap_name
 from rankship_pipeline.factors.saved_model import save_model
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.foundation.records import Accuracy, Fidelity
+from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import MergeChoice
 from rankship_pipeline.recipe.merge_methods import MergeMethod
@@ -38,7 +38,7 @@ class Merged:
     module: "nn.Module"
     interference: Mapping[str, float]
     fidelities: tuple[Fidelity, ...]
-    accuracies: tuple[Accuracy, ...]
+    accuracies: tuple[Score, ...]
     origin: Origin = field(repr=False)
     made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
 

@@ -26,7 +26,8 @@ from rankship.recipe import Recipe
 from rankship.wrapped import Wrapping
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file, write_atomic
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
+from rankship_pipeline.models.model_config import name_task
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import check_fits, copy_state
 from rankship_pipeline.recipe.budget import Budget
@@ -132,7 +133,7 @@ def _write_model(name: str, file: str, held: "Held", folder: Path, factory: str 
     from safetensors.torch import save_file
 
     module = held.models[name]
-    if isinstance(module, LogitsOnly):
+    if isinstance(module, ByPosition):
         own = copy.deepcopy(module.model)
         own.save_pretrained(folder / file)  # type: ignore[operator]  # transformers has no types
         return Source(name=name, huggingface=file, task=_find_task(own), inputs=module.inputs)
@@ -142,10 +143,9 @@ def _write_model(name: str, file: str, held: "Held", folder: Path, factory: str 
 
 
 def _find_task(model: "nn.Module") -> Task:
-    for task in get_args(Task):
-        if type(model).__name__.endswith("For" + task.title().replace("-", "")):
-            found: Task = task
-            return found
+    task = name_task(type(model).__name__)
+    if task is not None:
+        return task
     raise InputError(
         f"a recipe has no task for a {type(model).__name__}", hint=f"tasks are {', '.join(get_args(Task))}"
     )

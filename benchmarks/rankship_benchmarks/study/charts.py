@@ -54,7 +54,13 @@ def draw_quality(lines: Sequence["Line"]) -> str:
             for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 which(LogFormatter(labelOnlyBase=False))  # plain numbers: the page's charts draw no mathematics
         axes.set_xlabel("share of all parameters kept")
-        axes.set_ylabel("perplexity (lower is better)" if lines[0].unit == "perplexity" else "right answers (%)")
+        axes.set_ylabel(
+            "perplexity (lower is better)"
+            if lines[0].unit == "perplexity"
+            else "right answers (%)"
+            if lines[0].unit == "%"
+            else lines[0].unit
+        )
         axes.grid(visible=True)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 

@@ -26,6 +26,7 @@ from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters
+from rankship_pipeline.models.outputs import ONLY, Outputs, flatten
 
 _RECORD = "artifact.json"
 
@@ -34,8 +35,9 @@ _RECORD = "artifact.json"
 class Part:
     """A part of a model that becomes one file per format: its module, its proof's inputs, its plan.
 
-    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `shapes` holds
-    the shapes, by name, of inputs and outputs whose sides may differ from the proof's.
+    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `classes` has
+    the axis of classes, by name, of outputs that hold classes' scores. `shapes` holds the shapes, by name, of inputs
+    and outputs whose sides may differ from the proof's. `bare` says that a single output is no part of a container.
     """
 
     variant: Variant
@@ -43,8 +45,15 @@ class Part:
     samples: Inputs
     plan: RankPlan | None = None
     part: str = WHOLE
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = (ONLY,)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    bare: bool = True
     shapes: Mapping[str, tuple[int | Dimension, ...]] = field(default_factory=dict)
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """The names of outputs to take of what the module returns; () for a module that returns one bare tensor."""
+        return () if len(self.outputs) == 1 and self.bare else self.outputs
 
     @property
     def title(self) -> str:
@@ -113,20 +122,27 @@ def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str]) ->
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def _name_outputs(given: object, names: Sequence[str]) -> Outputs:
+    found = flatten(given)
+    if set(names) <= set(found):
+        return {name: found[name] for name in names}
     if isinstance(given, Mapping):
-        return dict(given)
-    listed = (given,) if isinstance(given, Tensor) else tuple(given)
-    if len(listed) != len(names):
-        message = f"the model returns {len(listed)} outputs, the names are {', '.join(names) or 'missing'}"
+        return found
+    if len(found) != len(names):
+        message = f"the model returns {len(found)} outputs, the names are {', '.join(names) or 'missing'}"
         raise BuildError(message, hint="name every output, or return them as a dictionary")
-    return dict(zip(names, listed, strict=True))
+    return dict(zip(names, found.values(), strict=True))
 
 
 def _describe(name: str, tensor: Tensor, part: Part) -> TensorSpec:
     """Describe one input or output at batch size 1; `tensor` holds the proof's samples."""
     seen = (1, *tensor.shape[1:])
-    spec = TensorSpec(name=name, shape=part.shapes.get(name, seen), dtype=str(tensor.numpy().dtype))
+    spec = TensorSpec(
+        name=name,
+        shape=part.shapes.get(name, seen),
+        dtype=str(tensor.numpy().dtype),
+        classes_axis=part.classes.get(name),
+    )
     if not spec.fits(seen):
         message = f"{part.title}: the proof's {name} has the shape {seen}, expected {spec.shape}"
         raise BuildError(message, hint="use proof inputs of a length in the stated range")

@@ -1,5 +1,8 @@
 """Traces a model with torch.export, and lists the graph's operators with constant weights."""
 
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -8,6 +11,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
 from rankship_pipeline.foundation.errors import UnsupportedOp
+from rankship_pipeline.models.outputs import flatten
 
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.conv2d.padding"}
 
@@ -27,12 +31,36 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
     return tuple(found)
 
 
-def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The graph from which all formats are exported, at batch size 1."""
+def trace_graph(module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str] = ()) -> ExportedProgram:
+    """The graph from which all formats are exported, at batch size 1.
+
+    With `outputs` it gives the tensors of these names, in their order, and nothing else of what the module returns.
+    """
     try:
-        return torch.export.export(module, example)
+        with _returning(module, outputs):
+            return torch.export.export(module, example)
     except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
             hint="remove data-dependent control flow from its forward",
         ) from failure
+
+
+@contextmanager
+def _returning(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Make the module return a tuple of these outputs meanwhile; its parameters keep their names, so no wrapper."""
+    if not names:
+        yield
+        return
+    whole = module.forward
+
+    @functools.wraps(whole)
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = flatten(whole(*inputs))
+        return tuple(found[name] for name in names)
+
+    module.forward = forward  # of this instance alone
+    try:
+        yield
+    finally:
+        del module.forward

@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from rankship_pipeline.evaluate.accuracy import predict
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.export import check_factors
 from rankship_pipeline.export.artifact import Part, export_file, read_artifact, read_operators, write_artifact
 from rankship_pipeline.export.graph import list_graph_operators, trace_graph
@@ -20,6 +21,7 @@ from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.outputs import ONLY
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
@@ -27,10 +29,13 @@ def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: Ra
     data = prepared.data
     samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in data.strip(data.test_inputs))
     if not isinstance(module, Headed):
-        return [Part(variant, module, samples, plan)]
-    features = (predict(module.backbone, samples).clone(),)  # tracing refuses tensors of inference mode
+        judging = prepared.court.judging
+        named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
+        return [Part(variant, module, samples, plan, **named)]
+    features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
     heads = [
-        Part(variant, module.heads[str(task)], features, part=head_of(name)) for task, name in enumerate(data.tasks)
+        Part(variant, module.heads[str(task)], features, part=head_of(name), classes={ONLY: -1})
+        for task, name in enumerate(data.tasks)
     ]
     return [Part(variant, module.backbone, samples, plan, outputs=("features",)), *heads]
 
@@ -61,7 +66,8 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
         entry = store.find("artifact", made_from)
         if entry is None:
             with steps.step(f"export {part.title} to {name}"):
-                graph = graph or trace_graph(part.module, tuple(tensor[:1] for tensor in part.samples))
+                example = tuple(tensor[:1] for tensor in part.samples)
+                graph = graph or trace_graph(part.module, example, part.returned)
                 make = partial(
                     write_artifact,
                     entry=store.name("artifact", made_from),

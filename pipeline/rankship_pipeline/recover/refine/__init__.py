@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Refinement
 from rankship_pipeline.models.data import Inputs
@@ -40,19 +41,20 @@ def refine(
     clock: Callable[[], float] = time.process_time,
     saving: Saving | None = None,
     on_progress: Callable[[float], None] = lambda _share: None,
+    likelihood: Likelihood | None = None,
 ) -> tuple[nn.Module, Refinement]:
-    """Train a copy of the student towards each teacher's logits on that teacher's inputs; returns it and what it took.
+    """Train a copy of the student towards each teacher's outputs on that teacher's inputs; returns it and what it took.
 
     Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss is
-    the squared error of the logits (of a sample's own task, see heads.py) over their variance, so that teachers of
-    different scale weigh the same. Adam runs a one-cycle schedule over the choice's `steps`, or over processor seconds
+    the squared error of the outputs (of a sample's own task, see heads.py) over their variance, of numbers that are no
+    logits column by column (`likelihood`; None: all are logits), so that no scale weighs more. Adam runs a one-cycle schedule over the choice's `steps`, or over processor seconds
     (other work may share the machine): a slower machine then takes fewer steps and still completes the cycle. The
     factors must be balanced (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels
     are read. `steps` give the same bytes on every run, interrupted or not. `on_progress` gets the share done before
     each step. BuildError if the loss is no longer finite.
     """
     training = _begin(student, choice, seed)
-    measured = [measure_teacher(*teacher) for teacher in teachers]
+    measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]
     pools = [inputs for _, inputs in teachers]
     if saving is not None and saving.file.is_file():
         restore(training, saving.file)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.quality import Score
 from rankship_pipeline.foundation.records import (
-    Accuracy,
     Alternative,
     Artifact,
     Build,
@@ -86,7 +86,15 @@ plans = st.builds(
     predicted_error=numbers,
 )
 accuracies = st.builds(
-    Accuracy, stage=words, samples=counts, correct=counts, low=numbers, high=numbers, cross_entropy=st.none() | numbers
+    Score,
+    stage=words,
+    samples=counts,
+    value=numbers,
+    correct=st.none() | counts,
+    low=st.none() | numbers,
+    high=st.none() | numbers,
+    cross_entropy=st.none() | numbers,
+    also=st.dictionaries(words, numbers, max_size=2),
 )
 builds = st.builds(
     Build,
@@ -127,7 +135,7 @@ def test_a_hash_is_sha256_of_the_canonical_json() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_refused_in_records_and_in_plain_values(value: float) -> None:
-    accuracy = Accuracy(stage="s", samples=1, correct=1, low=value, high=1.0)
+    accuracy = Score(stage="s", samples=1, value=1.0, correct=1, low=value, high=1.0)
     for thing in (accuracy, {"a": value}, [value], {"a": {"b": (value,)}}):
         with pytest.raises(ValueError, match="not JSON compliant"):
             encode(thing)
