@@ -31,7 +31,7 @@ from rankship_pipeline.models.model_config import name_task
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import check_fits, copy_state
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Source, Task
+from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, QualityChoice, Source, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,6 +95,7 @@ def write_recipe_folder(
         merge=recipe.merge
         if recipe.merge.base is None
         else replace(recipe.merge, base=sources[recipe.merge.base.name]),
+        quality=_copy_function(recipe.quality, beside, folder),
         export=recipe.export if recipe.export.formats else ExportChoice(),
     )
     written.write(folder / "recipe.toml")
@@ -109,6 +110,15 @@ def _copy_costs(budget: Budget, beside: Path, folder: Path) -> Budget:
     if table.resolve() != (folder / _COSTS).resolve():
         shutil.copyfile(table, folder / _COSTS)
     return replace(budget, costs=_COSTS)
+
+
+def _copy_function(choice: QualityChoice, beside: Path, folder: Path) -> QualityChoice:
+    """How answers are judged, with the file of a score of one's own in the folder."""
+    if choice.function is None:
+        return choice
+    file, _, name = choice.function.partition(":")
+    _copy(beside / file, folder)
+    return replace(choice, function=f"{Path(file).name}:{name}")
 
 
 def _library_models() -> tuple[type, ...]:

@@ -113,7 +113,7 @@ def decide_judging(known: Known, outputs: Outputs, labels: Tensor | None, inputs
 
 
 def _read_kind(task: Task | None, floats: Outputs, labels: Tensor | None) -> QualityKind | None:
-    """The kind of a transformers model's task; a sequence classifier of one column, or with numbers, is a regression."""
+    """The kind of a transformers model's task; a text classifier of one column, or of numbers, is a regression."""
     kind = None if task is None else KINDS[task]
     first = next(iter(floats.values()))
     numbers = first.shape[-1] == 1 or (labels is not None and labels.is_floating_point())

@@ -58,8 +58,8 @@ def find_judging(recipe: Recipe, model: nn.Module, data: Data) -> Judging:
     if list(outputs) != names:
         raise InputError(
             f"the model returns a {type(given).__name__} whose parts depend on the number of samples"
-            f" ({', '.join(names) or 'nothing'} for one, {', '.join(outputs) or 'nothing'} for {count}), as a detector's"
-            " boxes do: no file of fixed outputs can hold it",
+            f" ({', '.join(names) or 'nothing'} for one, {', '.join(outputs) or 'nothing'} for {count}), as a"
+            " detector's boxes do: no file of fixed outputs can hold it",
             hint="wrap it in a module that returns its tensors before boxes are picked, one row for each sample",
         )
     kept = {name: one for name, one in outputs.items() if len(one) == count}

@@ -59,7 +59,8 @@ class Prepared:
     def is_scored(self) -> bool:
         """Whether models can be scored: there are labels, or one dense model whose outputs stand for them."""
         if self.court.needs_reference:
-            return len(self.recipe.models) == 1
+            tested = not self.recipe.data.held or self.data.test_labels is not None  # else it is calibration data
+            return tested and len(self.recipe.models) == 1
         return self.data.test_labels is not None or self.court.own is not None
 
     @cached_property

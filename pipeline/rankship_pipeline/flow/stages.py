@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import measure_divergence
@@ -36,7 +36,7 @@ from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
-from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.ranks.plan import make_plan
@@ -327,7 +327,11 @@ class Stages:
         if not way.curvature:
             return {name: Metric(gram=gram) for name, gram in grams.items()}, key
         curved = self.weigh_outputs(merged)
-        metrics = {name: Metric(gram=gram, curvature=curved.value[name]) for name, gram in grams.items()}
+        plain = all(answer.is_choice for answer in self.prepared.likelihood.values())
+        units = {} if plain else _measure_units(merged.module, grams)
+        metrics = {
+            name: Metric(gram=gram, curvature=curved.value[name], units=units.get(name)) for name, gram in grams.items()
+        }
         return metrics, key + curved.content
 
     def _solve_in_order(
@@ -367,3 +371,14 @@ class Stages:
         where = str(kept.entry.folder)
         module = load_into(copy.deepcopy(structure), kept.value.state, where=where)
         return Model(module, kept.entry, digest(files), kept.value.batchnorm_reestimated)
+
+
+def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
+    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean."""
+    units = {}
+    for name, gram in grams.items():
+        matrix = as_matrix(get_layer(model, name)).double()
+        energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
+        mean = energy.mean() if bool(energy.any()) else torch.ones(())
+        units[name] = torch.where(energy > 0, energy, mean).sqrt()
+    return units

@@ -71,8 +71,8 @@ class Verified:
     """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
 
     Each figure is that of the worst output. `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples;
-    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of samples whose classes agree,
-    None where no output holds classes' scores. A task's head is proven on the backbone's features.
+    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of answers whose classes
+    agree, None where no output holds classes' scores. A task's head is proven on the backbone's features.
     """
 
     artifact_sha256: str
@@ -279,14 +279,14 @@ class Refinement:
 
 @record
 class Build:
-    """Everything one recipe produced: a dense and a compressed artifact per format, and the score of every stage
-    (`accuracies`, whatever their measure).
+    """Everything one recipe produced: a dense and a compressed artifact per format, and every stage's score.
 
-    `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists how
-    the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
-    `landing` records how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. With `answers` =
-    "predictions" the data have no labels, and every accuracy is the agreement with the model before compressing.
+    `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists
+    how the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined
+    model. `landing` records how a latency budget was met on its device, None for other budgets. Where every task
+    has a head of its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. With
+    `answers` = "predictions" the data have no labels, and every score (`accuracies`) is the agreement with the
+    model before compressing.
     """
 
     recipe: str

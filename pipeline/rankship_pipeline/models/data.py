@@ -82,8 +82,8 @@ def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource],
     """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check the data.
 
     The loader takes no argument, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor
-    or tuple of tensors), `test_inputs` (tensor or tuple) and, where there are some, `test_labels` (classes, or numbers of
-    an output's shape; a tuple or mapping of start and end for spans).
+    or tuple of tensors), `test_inputs` (tensor or tuple) and, where there are some, `test_labels` (classes, or numbers
+    of an output's shape; a tuple or mapping of start and end for spans).
     `unlabelled`, in the form of `calibration`, may hold more data for refinement; `tests` (model name → inputs, labels)
     test each model's own task. With merge.head, every model must have `tests`, which together are the test inputs.
     `mend` changes the first model as the build does, where its predictions stand for labels.

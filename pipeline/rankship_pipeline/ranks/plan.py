@@ -21,7 +21,7 @@ from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     analysis: Analysis,
     choice: RankChoice,
     fixed: int,

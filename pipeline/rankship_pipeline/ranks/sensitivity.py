@@ -50,7 +50,7 @@ def measure_curves(
     return tuple(measured)
 
 
-def improve(
+def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
     analysis: Analysis,
     stats: Sequence[LayerStats],
     chosen: Choices,

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import as_rows, find_mask, split
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -55,7 +55,7 @@ def _refit(
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
         target = taken.weight + crossed.correct(taken.weight)
-        metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
+        metric = replace(taken.metric, gram=crossed.gram if taken.metric.gram is not None else None)
         weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
     matrix = compose(layer, factors, weights)
     with torch.no_grad():

@@ -7,6 +7,7 @@ order, on the inputs that they have in the merged network.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
-from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -58,7 +58,7 @@ def refit(
         target = sums.solve(_as_followed(student, layer, norm))
         if name in plan:
             before = taken[name]
-            metric = Metric(gram=sums.gram, curvature=before.metric.curvature)
+            metric = replace(before.metric, gram=sums.gram)
             weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
             target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)

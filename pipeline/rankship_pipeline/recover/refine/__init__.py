@@ -32,7 +32,7 @@ class Saving:
     every_s: float = 60.0
 
 
-def refine(
+def refine(  # noqa: PLR0913 - what a refinement depends on
     student: nn.Module,
     teachers: Sequence[tuple[nn.Module, Inputs]],
     choice: RefineChoice,
@@ -45,13 +45,14 @@ def refine(
 ) -> tuple[nn.Module, Refinement]:
     """Train a copy of the student towards each teacher's outputs on that teacher's inputs; returns it and what it took.
 
-    Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss is
-    the squared error of the outputs (of a sample's own task, see heads.py) over their variance, of numbers that are no
-    logits column by column (`likelihood`; None: all are logits), so that no scale weighs more. Adam runs a one-cycle schedule over the choice's `steps`, or over processor seconds
-    (other work may share the machine): a slower machine then takes fewer steps and still completes the cycle. The
-    factors must be balanced (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels
-    are read. `steps` give the same bytes on every run, interrupted or not. `on_progress` gets the share done before
-    each step. BuildError if the loss is no longer finite.
+    Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss
+    is the squared error of the outputs (of a sample's own task, see heads.py) over their variance, of numbers that
+    are no logits column by column (`likelihood`; None: all are logits), so that no scale weighs more. Adam runs a
+    one-cycle schedule over the choice's `steps`, or over processor seconds (other work may share the machine): a
+    slower machine then takes fewer steps and still completes the cycle. The factors must be balanced
+    (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels are read. `steps` give
+    the same bytes on every run, interrupted or not. `on_progress` gets the share done before each step. BuildError
+    if the loss is no longer finite.
     """
     training = _begin(student, choice, seed)
     measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]

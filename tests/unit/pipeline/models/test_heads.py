@@ -10,6 +10,7 @@ from torch import nn
 from make.recipes import make_stages as open_stages
 from make.recipes import save_shifted, state_model, state_rest
 from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare, redraw
