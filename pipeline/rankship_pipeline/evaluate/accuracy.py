@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
-from rankship_pipeline.evaluate.calibrate import find_mask, split
+from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.evaluate.likelihood import (
     Answer,
     Likelihood,
@@ -17,6 +17,7 @@ from rankship_pipeline.evaluate.likelihood import (
     take_answers,
     take_logs,
 )
+from rankship_pipeline.evaluate.masks import find_masks
 from rankship_pipeline.foundation.quality import ACCURACY, Measure, Score
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs, call, flatten
@@ -89,7 +90,7 @@ def _pair_answers(
     names = list(likelihood)
     for both in split((*inputs, *(teacher[name] for name in names))):
         batch, expected = both[: len(inputs)], dict(zip(names, both[len(inputs) :], strict=True))
-        yield from take_answers(call(model, batch), expected, likelihood, find_mask(model, batch))
+        yield from take_answers(call(model, batch), expected, likelihood, find_masks(model, batch))
 
 
 @torch.inference_mode()

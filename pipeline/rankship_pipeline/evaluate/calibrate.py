@@ -1,6 +1,5 @@
 """Measures what compression needs from the data, batch by batch: every layer's input Gram and output curvature."""
 
-import inspect
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits, draw_predictions, measure_scales
+from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, Layer, get_layer
 from rankship_pipeline.models.outputs import Outputs, call, join_batches
@@ -17,7 +17,6 @@ Grams = dict[str, Tensor]
 BATCH = 64
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
-_MASKS = ("attention_mask", "mask")  # the names of inputs that say which positions count
 
 
 @torch.inference_mode()
@@ -31,10 +30,10 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     """
     grams = {layer.name: _start_gram(layer) for layer in layers}
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
-    mask: Tensor | None = None  # of the batch that is running
+    masks: Masks = ()  # of the batch that is running
 
     def add(name: str, x: Tensor, _y: Tensor) -> None:
-        gram, rows = grams[name], as_rows(modules[name], x, mask)
+        gram, rows = grams[name], as_rows(modules[name], x, pick_mask(masks, x.shape))
         if gram.ndim == 1:
             gram += torch.bincount(rows, minlength=len(gram))
         else:
@@ -43,7 +42,7 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 
     with watch(model, modules, add):
         for batch in split(inputs):
-            mask = find_mask(model, batch)
+            masks = find_masks(model, batch)
             model(*batch)
     return {name: gram / len(inputs[0]) for name, gram in grams.items()}
 
@@ -72,17 +71,17 @@ def collect_curvatures(
     with watch(model, modules, keep), torch.enable_grad():
         for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
             outputs.clear()
-            mask = find_mask(model, batch)
-            for target in draw_predictions(call(model, batch), likelihood, scales, mask, generator):
+            masks = find_masks(model, batch)
+            for target in draw_predictions(call(model, batch), likelihood, scales, masks, generator):
                 kept = list(outputs.values())
                 gradients = torch.autograd.grad(target, kept, retain_graph=True, allow_unused=True)
                 for name, gradient in zip(outputs, gradients, strict=True):
                     if gradient is None:
                         continue  # the prediction does not depend on this layer
-                    g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
+                    g = as_outputs(modules[name], gradient, pick_mask(masks, gradient.shape))  # (positions, rows)
                     curvatures[name] += (g.T @ g).to(torch.float64)
             for name, output in outputs.items():
-                positions[name] += len(as_outputs(modules[name], output, mask))
+                positions[name] += len(as_outputs(modules[name], output, pick_mask(masks, output.shape)))
     return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
 
 
@@ -105,26 +104,6 @@ def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
     """Split samples into the fewest batches of at most `size`, as even as possible for averages over batches."""
     count = -(-len(inputs[0]) // size)
     return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
-
-
-def find_mask(model: nn.Module, batch: Inputs) -> Tensor | None:
-    """The batch's attention mask (samples, positions) as booleans; None if the model has no such input.
-
-    It is known by its name: in `inputs` of a wrapped transformers model, else in the signature of `forward`, where it
-    must also hold only zeros and ones, and be as long as whole numbers beside it (the tokens that it masks).
-    """
-    names = getattr(model, "inputs", None)
-    if names is not None:
-        return batch[names.index(_MASKS[0])].bool() if _MASKS[0] in names else None
-    for name, tensor in zip(inspect.signature(model.forward).parameters, batch, strict=False):
-        if name in _MASKS and _is_mask(tensor, batch):
-            return tensor.bool()
-    return None
-
-
-def _is_mask(tensor: Tensor, batch: Inputs) -> bool:
-    masked = [one for one in batch if one is not tensor and one.shape == tensor.shape and not one.is_floating_point()]
-    return tensor.ndim == 2 and bool(masked) and bool(((tensor == 0) | (tensor == 1)).all())  # noqa: PLR2004
 
 
 def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor:

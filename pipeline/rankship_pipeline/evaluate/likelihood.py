@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from rankship_pipeline.evaluate.masks import Masks, pick_mask
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.outputs import Outputs
 
 Family = Literal["logits", "probabilities", "binary logits", "binary probabilities", "values"]
+_POSITIONS = 3  # dimensions of (samples, positions, classes or columns)
 IMAGE = 4  # dimensions of (samples, channels, height, width)
 _LEAST = 1e-30  # a probability whose logarithm float32 still holds
 _FLOOR = 1e-6  # of a column's mean square: the least variance that it counts with
@@ -80,7 +82,7 @@ def measure_scales(outputs: Outputs, likelihood: Likelihood) -> Outputs:
 
 
 def take_answers(
-    student: Outputs, teacher: Outputs, likelihood: Likelihood, mask: Tensor | None
+    student: Outputs, teacher: Outputs, likelihood: Likelihood, masks: Masks
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the name and both models' answers of each output, (answers, classes or columns), no masked positions.
 
@@ -89,9 +91,14 @@ def take_answers(
     for name, answer in likelihood.items():
         take = take_logs if answer.is_choice else take_columns
         pair = [take(one, answer) for one in (student[name], teacher[name])]
-        shown = mask is not None and pair[0].shape[:-1] == mask.shape
-        own, wanted = (one[mask] if shown else one.flatten(0, -2) for one in pair)
+        mask = find_shown(pair[0], masks)
+        own, wanted = (one.flatten(0, -2) if mask is None else one[mask] for one in pair)
         yield name, own, wanted
+
+
+def find_shown(answers: Tensor, masks: Masks) -> Tensor | None:
+    """The mask of answers of positions (samples, positions, classes or columns); None for any others."""
+    return pick_mask(masks, answers.shape) if answers.ndim == _POSITIONS else None
 
 
 def sum_nats(own: Tensor, wanted: Tensor, scale: Tensor | None) -> Tensor:
@@ -102,7 +109,7 @@ def sum_nats(own: Tensor, wanted: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def draw_predictions(
-    outputs: Outputs, likelihood: Likelihood, scales: Outputs, mask: Tensor | None, generator: torch.Generator
+    outputs: Outputs, likelihood: Likelihood, scales: Outputs, masks: Masks, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Yield scalars whose gradients' outer products sum to the Fisher information of all outputs.
 
@@ -113,7 +120,8 @@ def draw_predictions(
             continue  # no layer affects it
         draw = _draw_classes if answer.is_choice else _draw_columns
         taken = (take_logs if answer.is_choice else take_columns)(outputs[name], answer)
-        shown = mask if mask is not None and taken.shape[:-1] == mask.shape else torch.ones(taken.shape[:-1]).bool()
+        mask = find_shown(taken, masks)
+        shown = torch.ones(taken.shape[:-1]).bool() if mask is None else mask
         answers = int(shown.sum()) / len(taken) if len(likelihood) > 1 else 1
         for scalar in draw(taken, scales.get(name), shown, generator):
             yield scalar if answers == 1 else scalar / max(answers, 1) ** 0.5

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import IGNORED, measure_accuracy, measure_error, wilson_interval
-from rankship_pipeline.evaluate.calibrate import find_mask, predict, split
+from rankship_pipeline.evaluate.calibrate import predict, split
 from rankship_pipeline.evaluate.judging import Judging
-from rankship_pipeline.evaluate.likelihood import Answer, take_columns, take_logs
+from rankship_pipeline.evaluate.likelihood import Answer, find_shown, take_columns, take_logs
+from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.quality import ACCURACY, Measure, QualityKind, Score
 from rankship_pipeline.models.data import Inputs
@@ -90,8 +91,8 @@ def _score_spans(model: nn.Module, inputs: Inputs, target: Target, judging: Judg
     exact, ends, samples = 0, 0, 0
     for *batch, spans in split((*inputs, _take_labels(target))):
         outputs = call(model, batch)
-        mask = find_mask(model, tuple(batch))
-        chosen = torch.stack([_hide(outputs[name], mask).argmax(-1) for name in judging.judged], 1)
+        masks = find_masks(model, tuple(batch))
+        chosen = torch.stack([_hide(outputs[name], masks).argmax(-1) for name in judging.judged], 1)
         right = chosen == spans
         exact += int(right.all(1).sum())
         ends += int(right.sum())
@@ -109,9 +110,10 @@ def _score_spans(model: nn.Module, inputs: Inputs, target: Target, judging: Judg
     )
 
 
-def _hide(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _hide(scores: Tensor, masks: Masks) -> Tensor:
     """Scores of positions (samples, positions) without those of padding."""
-    return scores if mask is None or mask.shape != scores.shape else scores.masked_fill(~mask, float("-inf"))
+    mask = pick_mask(masks, scores.shape)
+    return scores if mask is None else scores.masked_fill(~mask, float("-inf"))
 
 
 def _score_maps(model: nn.Module, inputs: Inputs, target: Target, judging: Judging, stage: str) -> Score:
@@ -203,10 +205,10 @@ def _gather_columns(model: nn.Module, inputs: Inputs, target: Target, judging: J
     wanted = target[name] if isinstance(target, dict) else target
     pairs = []
     for *batch, part in split((*inputs, wanted)):
-        own, mask = call(model, batch)[name], find_mask(model, tuple(batch))
+        own, masks = call(model, batch)[name], find_masks(model, tuple(batch))
         both = [take_columns(one.double(), values) for one in (own, part.reshape(own.shape))]
-        shown = mask is not None and both[0].shape[:-1] == mask.shape
-        pairs.append([one[mask] if shown else one.flatten(0, -2) for one in both])
+        mask = find_shown(both[0], masks)
+        pairs.append([one.flatten(0, -2) if mask is None else one[mask] for one in both])
     left, right = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
     return left, right
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import find_mask, find_scales, split
+from rankship_pipeline.evaluate.calibrate import find_scales, split
 from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
+from rankship_pipeline.evaluate.masks import find_masks
 from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import call
@@ -46,8 +47,8 @@ def measure_fisher(
             parameter.requires_grad_()
         with torch.enable_grad():
             for sample in split(tuple(tensor[chosen] for tensor in inputs), 1):
-                mask = find_mask(model, sample)
-                for target in draw_predictions(call(model, sample), likelihood, scales, mask, generator):
+                masks = find_masks(model, sample)
+                for target in draw_predictions(call(model, sample), likelihood, scales, masks, generator):
                     found = torch.autograd.grad(target, parameters, retain_graph=True, allow_unused=True)
                     for name, gradient in zip(names, found, strict=True):
                         if gradient is not None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rankship_pipeline.evaluate.accuracy import IGNORED
-from rankship_pipeline.evaluate.calibrate import find_mask, find_scales, predict
+from rankship_pipeline.evaluate.calibrate import find_scales, predict
 from rankship_pipeline.evaluate.likelihood import Likelihood, sum_nats, take_answers
+from rankship_pipeline.evaluate.masks import find_mask, find_masks
 from rankship_pipeline.factors.decompose import Spectrum, truncate
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
@@ -147,11 +148,11 @@ def match_outputs(model: nn.Module, inputs: Inputs, likelihood: Likelihood | Non
     dense = copy.deepcopy(model).eval()
     known, scales = find_scales(dense, inputs, likelihood)
     teacher = {name: one.clone() for name, one in predict(dense, inputs).items()}
-    mask = find_mask(model, inputs)
+    masks = find_masks(model, inputs)
 
     def loss(outputs: object, picked: Tensor) -> Tensor:
         wanted = {name: one[picked] for name, one in teacher.items()}
-        pairs = take_answers(flatten(outputs), wanted, known, None if mask is None else mask[picked])
+        pairs = take_answers(flatten(outputs), wanted, known, tuple(one[picked] for one in masks))
         return torch.stack([sum_nats(own, one, scales.get(name)) / max(1, len(own)) for name, own, one in pairs]).sum()
 
     return Task(inputs=inputs, loss=loss)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
+from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, split
+from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -144,8 +145,8 @@ def _gather(student: nn.Module, layer: Layer, norm: str | None, teachers: Teache
         for batch in split(inputs):
             x, _ = run_until(student, layer.name, batch)
             _, z = run_until(teacher, norm or layer.name, batch)
-            X = as_rows(get_layer(student, layer.name), x, find_mask(student, batch))
-            Z = as_outputs(get_layer(teacher, layer.name), z, find_mask(teacher, batch))
+            X = as_rows(get_layer(student, layer.name), x, pick_mask(find_masks(student, batch), x.shape))
+            Z = as_outputs(get_layer(teacher, layer.name), z, pick_mask(find_masks(teacher, batch), z.shape))
             sums.add(X, Z, 1 / len(inputs[0]))
     return sums
 

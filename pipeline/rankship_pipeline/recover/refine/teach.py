@@ -79,7 +79,8 @@ def _add_up(teacher: Teacher, given: Outputs, wanted: Outputs) -> Tensor:
         if answer.is_choice:
             errors.append((own - logits)[open_logits(logits)].square().mean() / variance)
         else:
-            errors.append(((own - logits).square() / variance).mean())
+            columns = min(variance.shape[-1], own.shape[-1])  # fewer positions where all samples are padded
+            errors.append(((own - logits).square() / variance[..., :columns]).mean())
     return torch.stack(errors).sum()
 
 

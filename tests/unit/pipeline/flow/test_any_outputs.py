@@ -31,14 +31,15 @@ UNITS = torch.tensor([1.0, 1e3, 1e-3] * 8)
 def make_regression(units: Tensor) -> nn.Module:
     """A network of 24 targets whose last layer is factored, too."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 24)).eval()
+    last = nn.Linear(64, 24)
+    net = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), last).eval()
     with torch.no_grad():
         for layer in net:
             if isinstance(layer, nn.Linear):  # a falling spectrum, as trained weights have
                 U, sigma, Vh = torch.linalg.svd(layer.weight, full_matrices=False)
                 layer.weight.copy_((U * sigma * 0.8 ** torch.arange(len(sigma))) @ Vh * 3)
-        net[4].weight *= units[:, None]
-        net[4].bias *= units
+        last.weight.mul_(units[:, None])
+        last.bias.mul_(units)
     return net
 
 

@@ -241,7 +241,7 @@ def test_masks_of_padding_reach_the_backbone_by_name() -> None:
             hidden: torch.Tensor = ids * mask
             return hidden
 
-    from rankship_pipeline.evaluate.calibrate import find_mask
+    from rankship_pipeline.evaluate.masks import find_mask
 
     headed = Headed(Masked(), {0: nn.Identity()}, [4])
     ids, mask, task = torch.ones(2, 4), torch.tensor([[1, 1, 0, 0]] * 2), torch.zeros(2, dtype=torch.int64)
