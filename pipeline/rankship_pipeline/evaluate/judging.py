@@ -75,11 +75,15 @@ class Judging:
 
 @record
 class Known:
-    """What a recipe says of its answers besides the data: [quality], the model's task, its number of classes."""
+    """What is known besides the data: [quality], the model's task, its number of classes, its outputs' range.
+
+    `bounded` names the outputs that lie between 0 and 1 whatever the weights.
+    """
 
     choice: QualityChoice = QualityChoice()
     task: Task | None = None
     classes: int | None = None
+    bounded: tuple[str, ...] = ()
 
 
 def decide_judging(known: Known, outputs: Outputs, labels: Tensor | None, inputs: Inputs) -> Judging:
@@ -209,21 +213,34 @@ def _match_labels(
                 return _Match(name=name, kind=kind or _name_kind(output, labels, inputs), answer=answer)
             silent |= axis is not None
         if _count(output.shape) == _count(labels.shape):
-            if kind in {None, *_CHOICES} and _is_binary(labels):
-                whole = bool(((output >= 0) & (output <= 1)).all())
-                family = Answer(family="binary probabilities" if whole else "binary logits")
-                return _Match(name=name, kind=kind or "classification", answer=family)
-            if bool((labels == labels.flatten()[0]).all()) and kind is None:
-                silent = True
-                continue
-            values = Answer(family="values", axis=seen[name].axis)
-            vectors = kind is None and output.ndim == 2 and output.shape[1] > 1  # noqa: PLR2004 - (samples, numbers)
-            unit = vectors and _is_unit(output) and _is_unit(labels)
-            if kind not in _CHOICES:
-                return _Match(name=name, kind=kind or ("embedding" if unit else "regression"), answer=values)
+            found = _match_numbers(known, kind, name, output, labels)
+            if found is not None:
+                return found
+            silent = True
     if silent:
         return None
     raise _refuse(labels, floats, "give labels of an output's shape, or classes of it; or none (test_labels = None)")
+
+
+def _match_numbers(known: Known, kind: QualityKind | None, name: str, output: Tensor, labels: Tensor) -> _Match | None:
+    """What labels of an output's own shape mean: yes or no, vectors, or numbers; None where they say nothing."""
+    if kind in {None, *_CHOICES} and _is_binary(labels):
+        answer = Answer(family="binary probabilities" if name in known.bounded else "binary logits")
+        asked: QualityKind = "dense-map" if output.ndim >= IMAGE else "classification"
+        return _Match(name=name, kind=kind or asked, answer=answer)
+    if kind in _CHOICES:
+        return None
+    if bool((labels == labels[:1]).all()):
+        if kind == "regression":
+            raise InputError(
+                "quality.kind is regression, and all test labels are the same: their spread is no measure of errors",
+                hint='give labels that differ; or quality = "fidelity", which needs none',
+            )
+        return None
+    values = Answer(family="values", axis=1 if output.ndim >= IMAGE else -1)
+    vectors = output.ndim == 2 and output.shape[1] > 1  # noqa: PLR2004 - (samples, numbers)
+    unit = vectors and _is_unit(output) and _is_unit(labels)
+    return _Match(name=name, kind=kind or ("embedding" if unit else "regression"), answer=values)
 
 
 def _spread(seen: dict[str, Answer], floats: Outputs, found: _Match) -> dict[str, Answer]:
@@ -285,9 +302,8 @@ def _is_binary(labels: Tensor) -> bool:
 
 
 def _count(shape: Sequence[int]) -> list[int]:
-    """A sample's sides; (samples, 1) is (samples,)."""
-    sides = list(shape[1:])
-    return [] if sides == [1] else sides
+    """A sample's sides without those of one: (samples, 1) is (samples,), one channel is none."""
+    return [side for side in shape[1:] if side != 1]
 
 
 def _pick_span(floats: Outputs) -> tuple[str, ...]:

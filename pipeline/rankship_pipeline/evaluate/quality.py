@@ -6,7 +6,13 @@ from math import exp, isfinite
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import IGNORED, measure_accuracy, measure_error, wilson_interval
+from rankship_pipeline.evaluate.accuracy import (
+    IGNORED,
+    measure_accuracy,
+    measure_agreement,
+    measure_error,
+    wilson_interval,
+)
 from rankship_pipeline.evaluate.calibrate import predict, split
 from rankship_pipeline.evaluate.judging import Judging
 from rankship_pipeline.evaluate.likelihood import Answer, find_shown, take_columns, take_logs
@@ -30,7 +36,7 @@ MEASURES: Mapping[QualityKind, Measure] = {
     "dense-map": Measure(name="mean IoU"),
     "embedding": Measure(name="cosine", unit=""),
     "language-model": Measure(name="perplexity", unit="", higher_is_better=False, points=False),
-    "fidelity": Measure(name="relative error to the dense model", higher_is_better=False),
+    "fidelity": Measure(name="relative error", higher_is_better=False),
 }
 
 
@@ -191,11 +197,13 @@ def _score_distance(model: nn.Module, inputs: Inputs, target: Target, judging: J
     """The error of the outputs as a share of their own spread; of the output where it is worst."""
     reference = target if isinstance(target, dict) else {judging.judged[0]: target}
     counted = {name: answer for name, answer in judging.likelihood.items() if name in reference}
+    agreed, answers = measure_agreement(model, inputs, reference, counted)
     return Score(
         stage=stage,
         samples=len(inputs[0]),
         value=measure_error(model, inputs, reference, counted),
         measure=MEASURES["fidelity"],
+        also={"top-1 agreement": agreed / answers} if answers else {},
     )
 
 

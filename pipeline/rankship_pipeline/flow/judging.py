@@ -1,5 +1,6 @@
 """Runs a prepared model on some samples: whether it takes the data, what it answers, and how that is judged."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from rankship_pipeline.models.data import Data, Inputs
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.model_config import name_task
-from rankship_pipeline.models.outputs import Outputs, flatten, list_dropped
+from rankship_pipeline.models.outputs import Outputs, call, flatten, list_dropped
 from rankship_pipeline.models.recipe_imports import list_imported
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.recipe.choices import QualityChoice, Recipe
@@ -68,6 +69,7 @@ def find_judging(recipe: Recipe, model: nn.Module, data: Data) -> Judging:
         choice=recipe.quality,
         task=first.task or (name_task(type(model.model).__name__) if isinstance(model, ByPosition) else None),
         classes=_find_classes(model, first.labels),
+        bounded=_find_bounded(model, data.test_inputs, kept),
     )
     tested = next(iter(data.tests.values()), (data.test_inputs, None))
     tested = tested if data.test_labels is None else (data.test_inputs, data.test_labels)
@@ -88,6 +90,26 @@ def _run(recipe: Recipe, model: nn.Module, inputs: Inputs, what: str, samples: i
             f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
             hint=f"make {recipe.data.origin} return the inputs of the model's forward",
         ) from failure
+
+
+@torch.inference_mode()
+def _find_bounded(model: nn.Module, inputs: Inputs, outputs: Outputs) -> tuple[str, ...]:
+    """The outputs between 0 and 1 here and with weights of 50 times the size, either sign: a sigmoid's, not by chance.
+
+    The model may be untrained, and its numbers near zero.
+    """
+    names = [name for name, one in outputs.items() if one.is_floating_point() and _is_share(one)]
+    for factor in (50.0, -50.0) if names else ():
+        changed = copy.deepcopy(model)
+        for parameter in changed.parameters():
+            parameter.mul_(factor)
+        found = call(changed, tuple(tensor[:_SAMPLES] for tensor in inputs))
+        names = [name for name in names if _is_share(found[name])]
+    return tuple(names)
+
+
+def _is_share(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())
 
 
 def _find_classes(model: nn.Module, labels: tuple[str, ...]) -> int | None:

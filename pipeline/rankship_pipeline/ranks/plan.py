@@ -69,7 +69,7 @@ def _train_ara(
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
         ara.match_next(analysis.model, inputs)
-        if _is_language_model(analysis.model, inputs)
+        if is_language_model(analysis.model, inputs)
         else ara.match_outputs(analysis.model, inputs, likelihood)
     )
     ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
@@ -77,7 +77,7 @@ def _train_ara(
 
 
 @torch.inference_mode()
-def _is_language_model(model: nn.Module, inputs: Inputs) -> bool:
+def is_language_model(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the model maps tokens to scores of the next one: over its whole vocabulary, by what stands before.
 
     A classifier of tokens has fewer classes than words; in a masked model a later token changes earlier outputs.

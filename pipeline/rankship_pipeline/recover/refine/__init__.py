@@ -1,6 +1,7 @@
 """Label-free refinement: trains a compressed model for a stated amount to match the dense models' outputs.
 
-draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size; save.py saves an unfinished run.
+draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size, units.py its units;
+save.py saves an unfinished run.
 """
 
 import copy
@@ -22,6 +23,7 @@ from rankship_pipeline.recover.refine.draw import draw_batches
 from rankship_pipeline.recover.refine.save import Training, keep, restore
 from rankship_pipeline.recover.refine.schedule import find_step_size, measure_share
 from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
+from rankship_pipeline.recover.refine.units import list_units, stepping
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def refine(  # noqa: PLR0913 - what a refinement depends on
     training = _begin(student, choice, seed)
     measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]
     pools = [inputs for _, inputs in teachers]
+    plain = likelihood is None or all(answer.is_choice for answer in likelihood.values())
+    units = {} if plain else list_units(training.student)
     if saving is not None and saving.file.is_file():
         restore(training, saving.file)
     started, kept = clock() - training.cpu_seconds, time.monotonic()
@@ -73,7 +77,8 @@ def refine(  # noqa: PLR0913 - what a refinement depends on
         torch.autograd.backward(loss)
         for group in training.optimizer.param_groups:
             group["lr"] = find_step_size(choice, share)
-        training.optimizer.step()
+        with stepping(units):
+            training.optimizer.step()
         training.steps += 1
         if saving is not None and time.monotonic() - kept >= saving.every_s:
             training.cpu_seconds = clock() - started

@@ -41,9 +41,10 @@ def decide(
         (COLUMN, torch.randn(N, 1), "regression", Answer(family="values")),
         (COLUMN, torch.arange(N), "regression", Answer(family="values")),
         (COLUMN, torch.arange(N) % 2, "classification", Answer(family="binary logits")),
-        (COLUMN.sigmoid(), torch.arange(N) % 2, "classification", Answer(family="binary probabilities")),
         (LOGITS, (LOGITS > 0).float(), "classification", Answer(family="binary logits")),
         (LOGITS, LOGITS + 1, "regression", Answer(family="values")),
+        (MAPS[:, :1], (MAPS[:, 0] > 0).long(), "dense-map", Answer(family="binary logits")),
+        (MAPS[:, :1], MAPS[:, 0], "regression", Answer(family="values", axis=1)),
         (UNIT, UNIT.flip(0), "embedding", Answer(family="values")),
         (MAPS, MAPS + 1, "regression", Answer(family="values", axis=1)),
     ],
@@ -105,6 +106,13 @@ def test_a_span_has_two_outputs() -> None:
         decide(ends, torch.ones(N).long())
 
 
+def test_shares_are_probabilities_only_where_the_model_gives_no_other_numbers() -> None:
+    labels = torch.arange(N) % 2
+    assert decide(COLUMN.sigmoid(), labels).answer.family == "binary logits"
+    known = Known(bounded=("output",))
+    assert decide_judging(known, {"output": COLUMN.sigmoid()}, labels, ()).answer.family == "binary probabilities"
+
+
 def test_a_classifier_of_one_column_is_a_regression_whatever_its_task_is_called() -> None:
     assert decide(COLUMN, torch.randn(N), task="sequence-classification").kind == "regression"
 
@@ -121,6 +129,11 @@ def test_a_classifier_of_one_column_is_a_regression_whatever_its_task_is_called(
 def test_labels_that_fit_nothing_are_refused(labels: Tensor, words: str) -> None:
     with pytest.raises(InputError, match=words):
         decide(LOGITS, labels)
+
+
+def test_a_regression_on_labels_that_are_all_the_same_is_refused_before_long_work() -> None:
+    with pytest.raises(InputError, match="all test labels are the same"):
+        decide(COLUMN, torch.ones(N), QualityChoice(kind="regression"))
 
 
 def test_a_model_of_whole_numbers_is_refused() -> None:

@@ -31,7 +31,8 @@ def test_answers_that_stand_for_labels_are_those_of_the_model_with_its_normalisa
     save_shifted(tmp_path, {"first": "net.py:make", "a": "net.py:make"})
     model = state_model("a", "net.py:make", weights="a.safetensors")
     (tmp_path / "r.toml").write_text(
-        f'name = "r"\n{model}{OWN}\n[data]\ncsv = "t.csv"\n{GIVEN}\n[budget]\nkept_parameters = 0.9\n'
+        f'name = "r"\nquality = "classification"\n{model}{OWN}\n'
+        f'[data]\ncsv = "t.csv"\n{GIVEN}\n[budget]\nkept_parameters = 0.9\n'
         '[ranks]\nstep = 1\n[export]\nformats = ["onnx"]\n'
     )
     prepared = prepare(read_recipe(tmp_path / "r.toml"), tmp_path)
