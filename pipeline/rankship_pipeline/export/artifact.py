@@ -8,7 +8,7 @@ further proofs, each in a folder named by its lengths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters
+from rankship_pipeline.models.outputs import ONLY, Outputs, flatten
 
 _RECORD = "artifact.json"
 
@@ -50,9 +51,10 @@ _RECORD = "artifact.json"
 class Part:
     """A part of a model that becomes one file per format: its module, its proof's inputs, its plan.
 
-    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `axes` are the
-    axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's lengths where they are not the
-    data's, and `rows` is the number of samples that it takes at once.
+    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `classes` has
+    the axis of classes, by name, of outputs that hold classes' scores. `bare` says that a single output is no part of
+    a container. `axes` are the axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's
+    lengths where they are not the data's, and `rows` is the number of samples that it takes at once.
     """
 
     variant: Variant
@@ -60,7 +62,9 @@ class Part:
     samples: Inputs
     plan: RankPlan | None = None
     part: str = WHOLE
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = (ONLY,)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    bare: bool = True
     axes: Axes = ()
     shape: str = ""
     rows: int = 1
@@ -69,6 +73,11 @@ class Part:
     def dimensions(self) -> tuple[Dimension, ...]:
         """Every length of its inputs that may vary."""
         return list_dimensions(one for own in self.axes for one in own.values())
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """The names of outputs to take of what the module returns; () for a module that returns one bare tensor."""
+        return () if len(self.outputs) == 1 and self.bare else self.outputs
 
     @property
     def title(self) -> str:
@@ -195,14 +204,16 @@ def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str], ro
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def _name_outputs(given: object, names: Sequence[str]) -> Outputs:
+    found = flatten(given)
+    if set(names) <= set(found):
+        return {name: found[name] for name in names}
     if isinstance(given, Mapping):
-        return dict(given)
-    listed = (given,) if isinstance(given, Tensor) else tuple(given)
-    if len(listed) != len(names):
-        message = f"the model returns {len(listed)} outputs, the names are {', '.join(names) or 'missing'}"
+        return found
+    if len(found) != len(names):
+        message = f"the model returns {len(found)} outputs, the names are {', '.join(names) or 'missing'}"
         raise BuildError(message, hint="name every output, or return them as a dictionary")
-    return dict(zip(names, listed, strict=True))
+    return dict(zip(names, found.values(), strict=True))
 
 
 def _describe_inputs(part: Part, tensors: Tensors) -> tuple[TensorSpec, ...]:
@@ -230,6 +241,7 @@ def _describe_outputs(part: Part, computed: Sequence[Tensors], points: Sequence[
                 part.dimensions,
             ),
             dtype=str(first.numpy().dtype),
+            classes_axis=part.classes.get(name),
         )
         for name, first in computed[0].items()
     )

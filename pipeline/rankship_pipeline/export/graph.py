@@ -1,7 +1,10 @@
 """Traces a model with torch.export, and lists the graph's operators with constant weights."""
 
+import functools
 import inspect
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -13,6 +16,7 @@ from rankship_pipeline.export.guards import Guards, watch_guards
 from rankship_pipeline.export.shapes import Axes, count_rows, fit_samples, list_dimensions
 from rankship_pipeline.foundation.errors import UnsupportedOp
 from rankship_pipeline.foundation.records import Dimension
+from rankship_pipeline.models.outputs import flatten
 
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.conv2d.padding"}
 _LEAST = 2  # torch.export takes a length of 1 for a constant
@@ -33,10 +37,14 @@ def list_graph_operators(graph: ExportedProgram) -> tuple[Operator, ...]:
     return tuple(found)
 
 
-def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The graph from which all formats are exported, of the example's shape."""
+def trace_graph(module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str] = ()) -> ExportedProgram:
+    """The graph from which all formats are exported, of the example's shape.
+
+    With `outputs` it gives the tensors of these names, in their order, and nothing else of what the module returns.
+    """
     try:
-        return torch.export.export(module, example)
+        with _returning(module, outputs):
+            return torch.export.export(module, example)
     except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
@@ -44,7 +52,9 @@ def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgr
         ) from failure
 
 
-def trace_ranges(module: nn.Module, samples: tuple[Tensor, ...], axes: Axes) -> ExportedProgram:
+def trace_ranges(
+    module: nn.Module, samples: tuple[Tensor, ...], axes: Axes, outputs: Sequence[str] = ()
+) -> ExportedProgram:
     """The graph that takes every length in the ranges of `axes`; UnsupportedOp names an axis that the model fixes."""
     dimensions = list_dimensions(one for own in axes for one in own.values())
     lengths = {one.name: max(_LEAST, one.example or one.low) for one in dimensions}
@@ -54,7 +64,8 @@ def trace_ranges(module: nn.Module, samples: tuple[Tensor, ...], axes: Axes) -> 
     with watch_guards() as guards:
         try:
             shapes = inspect.signature(module.forward).bind(*marked).arguments
-            return torch.export.export(module, example, dynamic_shapes=shapes)
+            with _returning(module, outputs):
+                return torch.export.export(module, example, dynamic_shapes=shapes)
         except Exception as failure:  # as above
             raise _explain(failure, dimensions, guards) from failure
 
@@ -76,3 +87,23 @@ def _explain(failure: Exception, dimensions: tuple[Dimension, ...], guards: Guar
         hint="make its code read lengths from its inputs (x.shape[1], not a number), or name a narrower range, or leave"
         " it out of [export]",
     )
+
+
+@contextmanager
+def _returning(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Make the module return a tuple of these outputs meanwhile; its parameters keep their names, so no wrapper."""
+    if not names:
+        yield
+        return
+    whole = module.forward
+
+    @functools.wraps(whole)
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = flatten(whole(*inputs))
+        return tuple(found[name] for name in names)
+
+    module.forward = forward  # of this instance alone
+    try:
+        yield
+    finally:
+        del module.forward

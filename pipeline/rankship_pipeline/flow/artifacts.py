@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from rankship_pipeline.evaluate.accuracy import predict
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.export import check_factors
 from rankship_pipeline.export.artifact import (
     Part,
@@ -30,6 +31,7 @@ from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.outputs import ONLY
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
@@ -37,13 +39,15 @@ def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: Ra
     data, choice = prepared.data, prepared.recipe.export
     samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in data.strip(data.test_inputs))
     if not isinstance(module, Headed):
-        return [Part(variant, module, samples, plan, axes=find_axes(choice, module, samples))]
+        judging = prepared.court.judging
+        named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
+        return [Part(variant, module, samples, plan, axes=find_axes(choice, module, samples), **named)]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
-    features = (predict(module.backbone, samples).clone(),)  # tracing refuses tensors of inference mode
+    features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
     varying = find_output_axes(backbone)
     heads = [
-        Part(variant, module.heads[str(task)], features, part=head_of(name), axes=varying)
+        Part(variant, module.heads[str(task)], features, part=head_of(name), classes={ONLY: -1}, axes=varying)
         for task, name in enumerate(data.tasks)
     ]
     return [backbone, *heads]
@@ -52,8 +56,8 @@ def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: Ra
 def trace_part(part: Part) -> ExportedProgram:
     """The graph of a part, of the shape of its samples, or of every length in its ranges."""
     if part.dimensions:
-        return trace_ranges(part.module, part.samples, part.axes)
-    return trace_graph(part.module, tuple(tensor[: part.rows] for tensor in part.samples))
+        return trace_ranges(part.module, part.samples, part.axes, part.returned)
+    return trace_graph(part.module, tuple(tensor[: part.rows] for tensor in part.samples), part.returned)
 
 
 def export_variant(

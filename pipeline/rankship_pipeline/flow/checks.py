@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
-from rankship_pipeline.evaluate.accuracy import IGNORED
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
@@ -16,7 +15,6 @@ from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.foreign_files import is_graph
-from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.layers import Layer, find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
@@ -46,46 +44,6 @@ def check_mends(prepared: Prepared) -> None:
     for name, mend in prepared.mends.items():
         if mend != Mend():
             mend_model(prepared.sources[name].make(), mend, data.strip(data.test_inputs), name=name)
-
-
-def check_forward(prepared: Prepared) -> None:
-    """Check that the model takes the loader's samples and returns logits that fit the labels."""
-    recipe, model, data = prepared.recipe, prepared.model, prepared.data
-    samples = [(f"calibration of {name!r}", inputs) for name, inputs in data.calibration.items()]
-    for what, inputs in [*samples, ("test_inputs", data.test_inputs)]:
-        try:
-            with torch.inference_mode():
-                output = model(*(tensor[:2] for tensor in inputs))
-        except (RuntimeError, TypeError, ValueError, IndexError) as failure:
-            raise InputError(
-                f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
-                hint=f"make {recipe.data.origin} return the inputs of the model's forward",
-            ) from failure
-    labels = data.test_labels
-    ranks = {2, 3} if labels is None else {labels.ndim + 1}
-    if not isinstance(output, torch.Tensor) or output.ndim not in ranks:
-        wanted = "(batch, positions, classes)" if ranks == {3} else "(batch, classes)"
-        raise InputError(f"the model does not return logits of shape {wanted}", hint="wrap it in the factory")
-    _check_classes(prepared, output.shape[-1])
-
-
-def _check_classes(prepared: Prepared, classes: int) -> None:
-    recipe, model, labels = prepared.recipe, prepared.model, prepared.data.test_labels
-    counts = model.classes if isinstance(model, Headed) else [classes] * len(recipe.models)
-    for source, count in zip(recipe.models, counts, strict=True):
-        if source.labels and len(source.labels) != count:
-            raise InputError(
-                f"model {source.name!r} has {count} classes, its `labels` name {len(source.labels)}",
-                hint="name every class once, in the order of the model's outputs",
-            )
-    if labels is None:
-        return
-    counted = labels[labels != IGNORED]
-    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (-1, -1)
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
-        )
 
 
 def check_excluded(prepared: Prepared) -> None:
@@ -135,11 +93,11 @@ def _runs_factored(model: nn.Module, layers: tuple[Layer, ...], sample: Inputs) 
 
 
 def check_compared(prepared: Prepared) -> None:
-    """Alternatives are compared by accuracy, which needs labels."""
-    if prepared.recipe.compare and prepared.data.test_labels is None:
+    """Alternatives are compared by their scores, which need labels, or one dense model whose outputs stand for them."""
+    if prepared.recipe.compare and not prepared.is_scored:
         raise InputError(
-            "[[compare]] shows each way's accuracy, and there are no test labels",
-            hint="give one whole number per test input, or leave [[compare]] out",
+            "[[compare]] shows each way's score, and there are no test labels for a merge of several models",
+            hint="give test_labels, or leave [[compare]] out",
         )
 
 
@@ -147,7 +105,6 @@ def check_compared(prepared: Prepared) -> None:
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_mends,
-    check_forward,
     check_excluded,
     check_layers,
     check_rebuilding,

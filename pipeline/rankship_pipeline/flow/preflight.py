@@ -11,6 +11,7 @@ from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
+from rankship_pipeline.flow.judging import Court, find_judging, load_own_score
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.range_checks import check_ranges
 from rankship_pipeline.foundation.codec import digest
@@ -38,7 +39,9 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     source_sha256 = {name: opened.sha256 for name, opened in sources.items()}
     for check in BEFORE_DATA:
         check(recipe, sources)
+    own = load_own_score(recipe.quality, folder)
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
+    judging = find_judging(recipe, model, data)
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -47,11 +50,14 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         data=data,
         **_hash_data(data, recipe),
         mends=mends,
-        notes=notes,
+        notes=(*notes, *filter(None, (judging.note,))),
         model=model,
         layers=find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else []))),
         source_sha256=source_sha256,
+        court=Court(judging, own),
     )
+    if own is not None:
+        source_sha256[f"quality {recipe.quality.function}"] = own.sha256
     for check_prepared in WITH_DATA:
         check_prepared(prepared)
     check_budget(prepared)

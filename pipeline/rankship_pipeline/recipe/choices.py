@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.quality import QualityKind
 from rankship_pipeline.foundation.records import Form
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
@@ -15,7 +16,17 @@ Whitening = Literal["plain", "cholesky", "eigen", "swift"]
 Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
-Task = Literal["sequence-classification", "image-classification"]
+Task = Literal[
+    "sequence-classification",
+    "image-classification",
+    "token-classification",
+    "question-answering",
+    "text-generation",
+    "fill-mask",
+    "text2text-generation",
+    "feature-extraction",
+    "semantic-segmentation",
+]
 DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
@@ -258,7 +269,7 @@ class ParityChoice:
         samples: the number of test inputs to compare
         max_relative_error: the largest difference of an output, over the largest output
         min_cosine: the cosine between both outputs
-        min_top1_agreement: the share of inputs for which both have the same largest output
+        min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores
     """
 
     samples: int = 64
@@ -272,15 +283,24 @@ Augmentation = Literal["none", "flip-and-shift"]
 
 @record
 class QualityChoice:
-    """How many points a specialist may lose: of test accuracy if the loader gives its `tests`, else of agreement.
+    """How a model's outputs are judged, and how many points a specialist may lose: of the tests that the loader gives.
 
-    Without a limit the loss is only measured and reported.
+    Without tests they are points of agreement, or of the outputs' error. Without a limit the loss is only measured and
+    reported. `quality = "KIND"` and `quality = "file.py:function"` abbreviate a table with one key.
 
     Keys:
+        kind: what the model's answers are; left out, it follows from its task, its outputs and the test labels
+        function: "file.py:function" beside the recipe: function(outputs, labels) gives one number, the score
+        output: the name of the output that the labels belong to; left out, the first whose shape fits
+        lower_is_better: whether a lower score of `function` is better
         max_merge_loss_points: the most that the merged model may lose
         max_loss_points: the most that the exported model may lose in total
     """
 
+    kind: QualityKind | None = None
+    function: str | None = None
+    output: str | None = None
+    lower_is_better: bool = False
     max_merge_loss_points: float | None = None
     max_loss_points: float | None = None
 
@@ -317,7 +337,7 @@ class Recipe:
         compare: other ways to the same budget, for the report
         export: the files to write
         parity: how closely they must agree with torch
-        quality: how much a specialist may lose
+        quality: how answers are judged, and how much a specialist may lose
         refine: label-free training after compressing; left out, there is none
         seed: the seed of everything random
     """

@@ -3,6 +3,7 @@
 import re
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
@@ -29,10 +30,21 @@ _LEAST_MS = 0.001
 
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; InputError lists every mistake with the file and the key."""
-    recipe = read_toml(Recipe, path, "recipe")
+    recipe = read_toml(Recipe, path, "recipe", _expand)
     refuse_held(recipe, str(path), "name files: `factory` with `weights` or `train`, `huggingface`; `loader`")
     check_recipe(recipe, str(path))
     return recipe
+
+
+def _expand(table: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table with an abbreviated `quality` written out."""
+    given = table.get("quality")
+    return table if not isinstance(given, str) else {**table, "quality": expand_quality(given)}
+
+
+def expand_quality(given: str) -> dict[str, str]:
+    """The table that `quality = "KIND"` or `quality = "file.py:function"` stands for."""
+    return {"function" if ":" in given else "kind": given}
 
 
 def refuse_held(recipe: Recipe, where: str, hint: str) -> None:
@@ -264,12 +276,20 @@ def check_export(choice: ExportChoice) -> list[str]:
 
 
 def check_quality(choice: QualityChoice) -> list[str]:
-    """Complaints about the limits of [quality]."""
+    """Complaints about [quality]: the limits, and keys that exclude each other."""
     gates = {
         "max_merge_loss_points": choice.max_merge_loss_points,
         "max_loss_points": choice.max_loss_points,
     }
-    return [
+    rules = [
+        (choice.kind is None or choice.function is None, "quality.kind and quality.function: give one"),
+        (choice.function is None or ".py:" in choice.function, 'quality.function must be "file.py:function"'),
+        (
+            not choice.lower_is_better or choice.function is not None,
+            "quality.lower_is_better belongs to quality.function",
+        ),
+    ]
+    return [complaint for kept, complaint in rules if not kept] + [
         f"quality.{key} must lie in [0, 100], got {points}"
         for key, points in gates.items()
         if points is not None and not 0 <= points <= 100  # noqa: PLR2004 - points of a hundred

@@ -82,8 +82,12 @@ def compute(module: nn.Module) -> Callable[[NDArray[np.float32]], Outputs]:
 @pytest.mark.parametrize(
     "part_of",
     [
-        lambda samples: Part("dense", Detector(), samples),  # a dictionary names its outputs itself
-        lambda samples: Part("dense", Detector(as_tuple=True), samples, outputs=("scores", "sizes")),
+        lambda samples: Part(
+            "dense", Detector(), samples, classes={"scores": -1}
+        ),  # a dictionary names its outputs itself
+        lambda samples: Part(
+            "dense", Detector(as_tuple=True), samples, outputs=("scores", "sizes"), classes={"scores": -1}
+        ),
     ],
 )
 def test_every_output_is_named_described_kept_and_proven_by_its_runtime(
@@ -124,7 +128,7 @@ def test_an_output_that_alone_is_wrong_is_caught_and_named(samples: tuple[Tensor
 
 
 def test_outputs_that_are_not_named_one_by_one_are_refused(samples: tuple[Tensor, ...], tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="returns 2 outputs, the names are logits"):
+    with pytest.raises(BuildError, match="returns 2 outputs, the names are output"):
         keep(Store(tmp_path), Part("dense", Detector(as_tuple=True), samples))
 
 

@@ -206,7 +206,7 @@ def test_the_lengths_of_outputs_are_the_inputs_or_their_own() -> None:
     pool = nn.AvgPool1d(2)
     axes = ({0: BATCH, 2: Dimension(name="time", low=4, high=16, example=8)},)
     (found,) = find_output_axes(Part("dense", pool, (torch.randn(3, 2, 8),), axes=axes))
-    assert found == {0: BATCH, 2: Dimension(name="logits.2", low=2, high=8, example=4)}
+    assert found == {0: BATCH, 2: Dimension(name="output.2", low=2, high=8, example=4)}
 
 
 def test_two_lengths_of_one_range_stay_two() -> None:
