@@ -38,7 +38,7 @@ from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.records import Accuracy
+from rankship_pipeline.foundation.quality import Score
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import Headed
@@ -170,9 +170,9 @@ def test(contender: Contender, tests: dict[str, Any]) -> dict[str, Any]:
     return {one.stage: show(one) for one in [*found, pool_accuracies(found, stage="mean")]}
 
 
-def show(one: Accuracy) -> list[float]:
+def show(one: Score) -> list[float]:
     """Return the share of right answers and its interval: value, low, high."""
-    return [one.correct / one.samples, one.low, one.high]
+    return [one.value, one.low or 0.0, one.high or 1.0]
 
 
 def time_all(contenders: dict[str, Contender], sentence: Inputs) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Bench:
     def count_right(self, model: Model, prepared: Prepared) -> int:
         """Count the right answers among the first test inputs."""
         inputs = tuple(tensor[: self.test] for tensor in prepared.data.test_inputs)
-        return measure_accuracy(model.module, inputs, prepared.data.labels[: self.test], stage="test").correct
+        return measure_accuracy(model.module, inputs, prepared.data.labels[: self.test], stage="test").correct or 0
 
     def make(self, budgeted: Budgeted) -> tuple[Model, RankPlan]:
         """Make the compressed model; returns it with its plan."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 
 if TYPE_CHECKING:
     import transformers
@@ -128,7 +128,7 @@ def _make(config: "transformers.LlamaConfig") -> nn.Module:
     import transformers
 
     model = transformers.LlamaForCausalLM(config).to(torch.float32)
-    return LogitsOnly(model, ("input_ids",)).eval()
+    return ByPosition(model, ("input_ids",)).eval()
 
 
 def _load(name: str, seed: int) -> dict[str, object]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,7 +145,7 @@ def _make(name: str) -> nn.Module:
         _find_package(), num_labels=TASKS[name].classes, attn_implementation="eager"
     )
     model = transformers.BertForSequenceClassification(config).to(torch.float32)
-    return LogitsOnly(model, ("input_ids", "attention_mask")).eval()
+    return ByPosition(model, ("input_ids", "attention_mask")).eval()
 
 
 def _load(name: str, seed: int) -> dict[str, object]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.errors import RankshipError
     from rankship_pipeline.recipe.budget import Budget
     from rankship_pipeline.recipe.choices import (
+        AxisChoice,
         Comparison,
         DataChoice,
         ExportChoice,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AxisChoice",
     "Budget",
     "Built",
     "Comparison",

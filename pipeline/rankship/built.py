@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.files import ensure_writable
 from rankship_pipeline.foundation.flags import RESULTS
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.choices import AxisChoice, ParityChoice
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Built:
         return kept if self.folder is None else self.folder / name_copies(self.build)[artifact.file]
 
     def report(self) -> str:
-        """Every file with its size, and how far its outputs are from torch's, as text."""
+        """Every file with its size and the lengths it takes, and how far its outputs are from torch's, as text."""
         from rankship_benchmarks.report.words import print_parity
-        from rankship_pipeline.flow.show import tabulate_files
+        from rankship_pipeline.flow.show import describe_lengths, tabulate_files
 
-        return render([tabulate_files(self.build), partial(print_parity, self.verified)])
+        return render([tabulate_files(self.build), *describe_lengths(self.build), partial(print_parity, self.verified)])
 
 
 def export(
@@ -79,6 +79,8 @@ def export(
     to: str | os.PathLike[str],
     formats: Format | Sequence[Format] | None = None,
     *,
+    batch: tuple[int, int] | None = None,
+    axes: Sequence[AxisChoice] = (),
     parity: ParityChoice | None = None,
     progress: bool = True,
 ) -> Built:
@@ -92,11 +94,15 @@ def export(
         to: The folder for the files: `compressed.onnx`, `dense.onnx`, …, each with its signed manifest, and the records
             build.json, plan.json and parity.json beside them.
         formats: "onnx", "tflite", "executorch", or several; None: all whose toolchain is installed.
+        batch: The smallest and the largest number of samples at once, such as (1, 8); None: always one. Files of ONNX
+            and ExecuTorch take the whole range; of TFLite there is one file for each end.
+        axes: Further axes that may vary, such as `AxisChoice(name="sequence", axis=1, range=(1, 128))`.
         parity: What every file must reach against torch, on how many samples; None: a recipe's defaults.
         progress: Show each step on standard error, or in the notebook.
 
     Raises:
-        InputError: A format's toolchain is not installed; the hint says what to install.
+        InputError: A format's toolchain is not installed; the hint says what to install. Or the model does not run over
+            a whole range.
         UnsupportedOp: An exporter cannot lower an operator of the model.
         ParityFailed: A file does not compute what torch computes.
 
@@ -123,7 +129,7 @@ def export(
     folder = Path(to)
     ensure_writable(folder, "to")
     refuse_shards(folder)
-    tables = {"export": choose_export(formats), "parity": parity or ParityChoice()}
+    tables = {"export": choose_export(formats, batch, axes), "parity": parity or ParityChoice()}
     built = build(model.find_origin().change(progress=progress, **tables), folder)
     save_model(folder, model.module, model.plan, built.build.recipe_sha256)
     return built

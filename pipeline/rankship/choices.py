@@ -1,13 +1,24 @@
 """What a call chose, as the records of a recipe: a name alone stands for its table with everything else by default."""
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import get_args
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast, get_args
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.quality import QualityKind
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import ExportChoice, FactoriseChoice, MergeChoice, RankChoice, Whitening
+from rankship_pipeline.recipe.choices import (
+    AxisChoice,
+    ExportChoice,
+    FactoriseChoice,
+    MergeChoice,
+    QualityChoice,
+    RankChoice,
+    Whitening,
+)
 from rankship_pipeline.recipe.draft import choose_formats
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
 from rankship_pipeline.recipe.rank_methods import RankMethod
@@ -47,6 +58,33 @@ def choose_merge(given: MergeMethod | MergeChoice) -> MergeChoice:
     return MergeChoice(method=given)
 
 
+def choose_quality(given: str | QualityChoice | Callable[..., float] | None) -> QualityChoice:
+    """How answers are judged: a kind's name, "file.py:function", or a function that lies in a file; None: as seen."""
+    if given is None or isinstance(given, QualityChoice):
+        return given or QualityChoice()
+    if callable(given):
+        given = _name_function(given)
+    if ":" in given:
+        return QualityChoice(function=given)
+    check_name(given, get_args(QualityKind), "quality")
+    return QualityChoice(kind=cast("QualityKind", given))
+
+
+def _name_function(given: Callable[..., float]) -> str:
+    """A function as "file.py:function"; InputError for one that no later session could find."""
+    name = getattr(given, "__qualname__", type(given).__name__)
+    try:
+        file = inspect.getsourcefile(given)
+    except TypeError:
+        file = None
+    if file is None or not Path(file).is_file() or not name.isidentifier():
+        raise InputError(
+            f"quality is {name}, which lies in no file: a stored score could not be told from another's",
+            hint='write it into a file as a plain function, and give quality="file.py:function"',
+        )
+    return f"{Path(file).resolve()}:{name}"
+
+
 def choose_budget(kept_parameters: float | None, budget: Budget | None) -> Budget:
     """The one budget of a call."""
     if (kept_parameters is None) == (budget is None):
@@ -62,9 +100,11 @@ def choose_budget(kept_parameters: float | None, budget: Budget | None) -> Budge
     return budget or Budget(kept_parameters=kept_parameters)
 
 
-def choose_export(given: Format | Sequence[Format] | None) -> ExportChoice:
+def choose_export(
+    given: Format | Sequence[Format] | None, batch: tuple[int, int] | None = None, axes: Sequence[AxisChoice] = ()
+) -> ExportChoice:
     """What to export; None: every format whose toolchain is installed."""
     formats = (given,) if isinstance(given, str) else tuple(given or ())
     for name in formats:
         check_name(name, FORMATS, "format")
-    return ExportChoice(formats=choose_formats(formats))
+    return ExportChoice(formats=choose_formats(formats), batch=batch, axes=tuple(axes))

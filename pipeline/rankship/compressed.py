@@ -1,11 +1,12 @@
 """A trained model, or several merged, compressed to a budget."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankship.choices import choose_budget, choose_factors, choose_ranks
+from rankship.choices import choose_budget, choose_factors, choose_quality, choose_ranks
 from rankship.merged import Merged
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
@@ -15,9 +16,18 @@ from rankship_pipeline.factors.saved_model import load_model, save_model
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.foundation.quality import Fidelity, Score
+from rankship_pipeline.foundation.records import RankPlan, Refinement
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, RankChoice, RefineChoice, Whitening, choose
+from rankship_pipeline.recipe.choices import (
+    FactoriseChoice,
+    MergeChoice,
+    QualityChoice,
+    RankChoice,
+    RefineChoice,
+    Whitening,
+    choose,
+)
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ class Compressed:
 
     `module` is an ordinary torch module in evaluation mode, float32 on the CPU, whose planned layers are a Sequential
     of smaller ones; of a transformers model, that model. `plan` says how each layer is stored and what it loses.
-    `dense_parameters` are the model's before it was compressed. `fidelities` say how often it agrees with each model
+    `dense_parameters` are the model's before it was compressed. `fidelities` say how near it is to each model
     that it is made of; `accuracies` are those on tests, before and after, empty where none were given. `origin` is what
     it was made from, None where it was loaded from a folder: then nothing but the module and the plan is known.
     """
@@ -41,7 +51,7 @@ class Compressed:
     plan: RankPlan
     dense_parameters: int | None = None
     fidelities: tuple[Fidelity, ...] = ()
-    accuracies: tuple[Accuracy, ...] = ()
+    accuracies: tuple[Score, ...] = ()
     refinement: Refinement | None = None
     origin: Origin | None = field(default=None, repr=False)
     made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
@@ -139,6 +149,7 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     ranks: RankMethod | RankChoice = "knapsack",
     factorise: Whitening | FactoriseChoice = "eigen",
     refine: RefineChoice | None = None,
+    quality: "str | QualityChoice | Callable[..., float] | None" = None,
     test: "Tests | None" = None,
     seed: int | None = None,
     name: str | None = None,
@@ -150,8 +161,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     These are the stages of recipes: what the store knows of the same model, data and choices is read, not made again.
 
     Args:
-        model: A trained torch module that takes tensors with samples first and gives logits (samples, classes) or
-            (samples, positions, classes); a transformers classifier; or what `merge` gave. It stays as it is.
+        model: A trained torch module that takes tensors with samples first and gives a tensor, or several in tuples,
+            mappings or dataclasses; a model of transformers; or what `merge` gave. It stays as it is.
         calibration: Unlabelled inputs as the model sees them, some hundred: a tensor (samples, ...), a tuple of tensors
             where `forward` takes several, a mapping of names to tensors, or a DataLoader or list of such batches, of
             which the first 1,024 samples are taken and labels left out; batches for a transformers model name their
@@ -164,8 +175,11 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         factorise: How factors are found: a whitening's name or a `FactoriseChoice`. "eigen" weighs errors by what
             the layer's inputs are (SVD-LLM, Wang et al. 2025, https://arxiv.org/abs/2403.07378, §3.1).
         refine: Label-free refinement after compressing, by steps or by processor time; None: none.
-        test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
-            both. None: no accuracies.
+        quality: How answers are judged, where their kind is not to be seen from outputs and labels: "classification",
+            "token-classification", "question-answering", "regression", "dense-map", "embedding", "language-model",
+            "fidelity"; "file.py:function" for a score of your own, function(outputs, labels); or a `QualityChoice`.
+        test: Inputs, as calibration is given, and labels: classes of samples, positions or pixels, or numbers of an
+            output's shape; or a DataLoader of both. None: scores are distances from the model's own outputs.
         seed: What chance comes from; None: 0. Left out for a `Merged`, as are `name` and `store`: it has its own.
         name: What the store and reports call it; None: "model".
         store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.
@@ -193,6 +207,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
         "factorise": choose_factors(factorise),
         "refine": refine,
     }
+    if quality is not None:
+        tables["quality"] = choose_quality(quality)
     if isinstance(model, Merged):
         if calibration is not None or test is not None:
             raise InputError("a merged model has its data already", hint="give calibration and test to `merge`")

@@ -1,22 +1,22 @@
 """Several trained models become one."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankship.calibration import name_models
-from rankship.choices import choose_merge
+from rankship.choices import choose_merge, choose_quality
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
 from rankship.report import describe_result
 from rankship.wrapped import hash_state, unwrap, unwrap_name
 from rankship_pipeline.factors.saved_model import save_model
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.foundation.records import Accuracy, Fidelity
+from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import MergeChoice
+from rankship_pipeline.recipe.choices import MergeChoice, QualityChoice
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Merged:
     """One model made of several, and what merging cost.
 
     `module` is an ordinary torch module in evaluation mode. `interference` is the share of each layer's output energy
-    that merging costs, by its name; empty for one model. `fidelities` say how often it agrees with each model on that
+    that merging costs, by its name; empty for one model. `fidelities` say how near it is to each model on that
     model's calibration inputs, and how it does that model's own tests; `accuracies` are those on all tests, first the
     models' own, empty where no tests were given.
     """
@@ -38,7 +38,7 @@ class Merged:
     module: "nn.Module"
     interference: Mapping[str, float]
     fidelities: tuple[Fidelity, ...]
-    accuracies: tuple[Accuracy, ...]
+    accuracies: tuple[Score, ...]
     origin: Origin = field(repr=False)
     made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
 
@@ -77,6 +77,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
     base: "nn.Module | None" = None,
     test: "Tests | Mapping[str, Tests] | None" = None,
     unlabelled: "Mapping[str, Calibration] | None" = None,
+    quality: "str | QualityChoice | Callable[..., float] | None" = None,
     seed: int = 0,
     name: str = "merged",
     store: str | os.PathLike[str] | None = None,
@@ -86,7 +87,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
 
     Args:
         models: The trained modules, by name or in the order of `calibration`. Each takes tensors with samples first and
-            gives logits (samples, classes) or (samples, positions, classes). They stay as they are.
+            gives a tensor, or several in tuples, mappings or dataclasses. They stay as they are.
         calibration: Unlabelled inputs of every model's own task, by the models' names or in their order: a tensor
             (samples, ...), a tuple of tensors where `forward` takes several, a mapping of names to tensors, or a
             DataLoader or list of such batches, of which the first 1,024 samples are taken and labels left out.
@@ -94,9 +95,12 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
             shrinkage (Jin et al. 2023, https://arxiv.org/abs/2212.09849, eq. 1): (Σ W·G)(Σ G)⁻¹ over every model's
             weights W and its inputs' Gram matrices G. docs/merging.md lists all sixteen.
         base: The module that all were trained from, for methods of task arithmetic.
-        test: Inputs, as calibration is given, and labels: one class per sample, or per position; or a DataLoader of
-            both. By a model's name: tests of its own task. None: no accuracies.
+        test: Inputs, as calibration is given, and labels: classes of samples, positions or pixels, or numbers of an
+            output's shape; or a DataLoader of both. By a model's name: tests of its own task. None: no scores.
         unlabelled: More inputs for refinement, by the names of all models or some; all of a DataLoader are taken.
+        quality: How answers are judged, where their kind is not to be seen from outputs and labels: "classification",
+            "token-classification", "question-answering", "regression", "dense-map", "embedding", "language-model",
+            "fidelity"; "file.py:function" for a score of your own, function(outputs, labels); or a `QualityChoice`.
         seed: What chance comes from, for the methods that use it.
         name: What the store and reports call it.
         store: The folder where every stage keeps its result; None: $RANKSHIP_STORE, else the user's cache.
@@ -127,6 +131,7 @@ def merge(  # noqa: PLR0913 - its keywords are a recipe's keys
         unlabelled=unlabelled,
         merge=choose_merge(method),
         budget=Budget(kept_parameters=1.0),
+        quality=choose_quality(quality),
         seed=seed,
         name=name,
         store=store,

@@ -26,11 +26,13 @@ from rankship.recipe import Recipe
 from rankship.wrapped import Wrapping
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file, write_atomic
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.models.huggingface import ByPosition
+from rankship_pipeline.models.model_config import name_task
 from rankship_pipeline.models.source import load_function
 from rankship_pipeline.models.weights import check_fits, copy_state
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Source, Task
+from rankship_pipeline.recipe.choices import DataChoice, QualityChoice, Source, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +96,8 @@ def write_recipe_folder(
         merge=recipe.merge
         if recipe.merge.base is None
         else replace(recipe.merge, base=sources[recipe.merge.base.name]),
-        export=recipe.export if recipe.export.formats else ExportChoice(),
+        quality=_copy_function(recipe.quality, beside, folder),
+        export=recipe.export if recipe.export.formats else replace(recipe.export, formats=FORMATS),
     )
     written.write(folder / "recipe.toml")
     return written
@@ -108,6 +111,15 @@ def _copy_costs(budget: Budget, beside: Path, folder: Path) -> Budget:
     if table.resolve() != (folder / _COSTS).resolve():
         shutil.copyfile(table, folder / _COSTS)
     return replace(budget, costs=_COSTS)
+
+
+def _copy_function(choice: QualityChoice, beside: Path, folder: Path) -> QualityChoice:
+    """How answers are judged, with the file of a score of one's own in the folder."""
+    if choice.function is None:
+        return choice
+    file, _, name = choice.function.partition(":")
+    _copy(beside / file, folder)
+    return replace(choice, function=f"{Path(file).name}:{name}")
 
 
 def _library_models() -> tuple[type, ...]:
@@ -132,7 +144,7 @@ def _write_model(name: str, file: str, held: "Held", folder: Path, factory: str 
     from safetensors.torch import save_file
 
     module = held.models[name]
-    if isinstance(module, LogitsOnly):
+    if isinstance(module, ByPosition):
         own = copy.deepcopy(module.model)
         own.save_pretrained(folder / file)  # type: ignore[operator]  # transformers has no types
         return Source(name=name, huggingface=file, task=_find_task(own), inputs=module.inputs)
@@ -142,10 +154,9 @@ def _write_model(name: str, file: str, held: "Held", folder: Path, factory: str 
 
 
 def _find_task(model: "nn.Module") -> Task:
-    for task in get_args(Task):
-        if type(model).__name__.endswith("For" + task.title().replace("-", "")):
-            found: Task = task
-            return found
+    task = name_task(type(model).__name__)
+    if task is not None:
+        return task
     raise InputError(
         f"a recipe has no task for a {type(model).__name__}", hint=f"tasks are {', '.join(get_args(Task))}"
     )

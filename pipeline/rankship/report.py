@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from rankship_pipeline.foundation.records import Accuracy, Fidelity, RankPlan, Refinement
+from rankship_pipeline.foundation.quality import Fidelity, Score
+from rankship_pipeline.foundation.records import RankPlan, Refinement
 from rankship_pipeline.foundation.units import show_count, show_percent
 
 if TYPE_CHECKING:
@@ -19,18 +20,18 @@ def describe_result(
     plan: RankPlan | None,
     dense_parameters: int | None,
     fidelities: Sequence[Fidelity],
-    accuracies: Sequence[Accuracy],
+    accuracies: Sequence[Score],
     interference: Mapping[str, float],
     refinement: Refinement | None = None,
 ) -> str:
-    """Parameters before and after, accuracies where tests were given, agreement, and what every layer loses."""
+    """Parameters before and after, scores, agreement, and what every layer loses."""
     from rankship_pipeline.flow.show import (
         COMPRESSED_STAGES,
         describe_refinement,
         describe_size,
-        tabulate_accuracies,
         tabulate_fidelities,
         tabulate_plan,
+        tabulate_scores,
     )
 
     parts: list[Part] = []
@@ -41,7 +42,7 @@ def describe_result(
     if accuracies:
         dense = dense_parameters or 0  # known wherever there are accuracies
         sizes = {} if plan is None else dict.fromkeys(COMPRESSED_STAGES, plan.total_parameters)
-        parts.append(tabulate_accuracies((one, sizes.get(one.stage, dense)) for one in accuracies))
+        parts.append(tabulate_scores([(one, sizes.get(one.stage, dense)) for one in accuracies], accuracies[0].measure))
     if fidelities:
         parts.append(tabulate_fidelities(fidelities))
     if refinement is not None:

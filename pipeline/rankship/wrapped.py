@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.huggingface import PREFIX, LogitsOnly
+from rankship_pipeline.models.huggingface import PREFIX, ByPosition
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.plain_modules import copy_module
 from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
@@ -39,7 +39,7 @@ class Wrapping:
         if not self.inputs:
             return own
         own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types
-        return LogitsOnly(own, self.inputs).eval()
+        return ByPosition(own, self.inputs).eval()
 
 
 def is_transformers(model: object) -> bool:
@@ -56,7 +56,7 @@ def check_models(models: "Mapping[str, nn.Module]") -> None:
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"model {name!r} is a {type(model).__name__}, not a torch module",
-                hint="give a torch.nn.Module that was trained",
+                hint="give a torch.nn.Module that was trained (not a program that was exported from it)",
             )
 
 
@@ -105,7 +105,7 @@ def pick_inputs(
 
 def unwrap(module: "nn.Module") -> "nn.Module":
     """The transformers model inside; any other module is its user's own."""
-    return module.model if isinstance(module, LogitsOnly) else module
+    return module.model if isinstance(module, ByPosition) else module
 
 
 def hash_state(module: "nn.Module") -> str:
@@ -126,7 +126,7 @@ def refuse_changed(module: "nn.Module", made_sha256: str | None, hint: str) -> N
 
 def unwrap_name(layer: str, module: "nn.Module") -> str:
     """A layer's name in `unwrap(module)`."""
-    return layer.removeprefix(PREFIX) if isinstance(module, LogitsOnly) else layer
+    return layer.removeprefix(PREFIX) if isinstance(module, ByPosition) else layer
 
 
 def unwrap_plan(plan: "RankPlan", module: "nn.Module") -> "RankPlan":

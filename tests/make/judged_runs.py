@@ -10,7 +10,8 @@ from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey, Variant
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.formats import FORMATS, Format
-from rankship_pipeline.foundation.records import Accuracy, Alternative, Build, Factors, LayerRank, RankPlan, TensorSpec
+from rankship_pipeline.foundation.quality import Score
+from rankship_pipeline.foundation.records import Alternative, Build, Factors, LayerRank, RankPlan, TensorSpec
 from rankship_targets.trials.trial import DeviceState, RuntimeReading, Trial
 
 # Median latency of the dense model in ns, and the true ratio of the compressed one.
@@ -28,9 +29,11 @@ QUIET = DeviceState(
 )
 
 
-def make_accuracy(stage: str, correct: int, samples: int = 2000) -> Accuracy:
+def make_accuracy(stage: str, correct: int, samples: int = 2000) -> Score:
     share, margin = correct / samples, 0.008
-    return Accuracy(stage=stage, samples=samples, correct=correct, low=share - margin, high=min(1.0, share + margin))
+    return Score(
+        stage=stage, samples=samples, value=share, correct=correct, low=share - margin, high=min(1.0, share + margin)
+    )
 
 
 def make_deep_plan(method: str, layers: int = 12, kept: float = 0.3) -> RankPlan:

@@ -200,6 +200,8 @@ def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> d
         "parameters": artifact.parameters,
         "accuracy_correct": accuracy.correct if accuracy else None,
         "accuracy_samples": accuracy.samples if accuracy else None,
+        "score": accuracy.value if accuracy else None,
+        "score_measure": accuracy.measure.name if accuracy else None,
         "runtime": trials[0].runtime.name,
         "runtime_version": trials[0].runtime.version,
         "threads": trials[0].threads,

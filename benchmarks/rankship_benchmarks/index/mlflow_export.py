@@ -9,6 +9,7 @@ from rankship_benchmarks.judge.energy_figures import name_meters
 from rankship_benchmarks.judge.summary import Result, summarise
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
+from rankship_pipeline.foundation.quality import ACCURACY
 
 _TAG = "rankship.run_id"
 
@@ -71,7 +72,9 @@ def _list_numbers(one: Result) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {
         "size_bytes": one.size_bytes,
         "parameters": one.parameters,
-        "accuracy": one.accuracy.value if one.accuracy else None,
+        "accuracy" if one.accuracy is None or one.accuracy.measure == ACCURACY else "score": (
+            one.accuracy.value if one.accuracy else None
+        ),
         "peak_rss_bytes": one.peak_rss_bytes,
     }
     estimates: dict[str, Estimate | None] = {

@@ -63,6 +63,8 @@ CASES = Table(
     Column("parameters", BigInteger),
     Column("accuracy_correct", Integer),
     Column("accuracy_samples", Integer),
+    Column("score", Float),
+    Column("score_measure", String),
     Column("runtime", String),
     Column("runtime_version", String),
     Column("threads", Integer),

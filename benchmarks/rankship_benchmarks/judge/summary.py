@@ -17,7 +17,8 @@ from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Accuracy, Artifact, Build, LayerRank, Verified
+from rankship_pipeline.foundation.quality import Score
+from rankship_pipeline.foundation.records import Artifact, Build, LayerRank, Verified
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
 # Limits that make a factored layer suspect when the compressed model is not faster.
@@ -41,7 +42,7 @@ class Result:
     key: ArtifactKey
     size_bytes: int
     parameters: int
-    accuracy: Accuracy | None
+    accuracy: Score | None
     latency_ns: Estimate
     ratio: Estimate | None
     p90_ns: Estimate | None
@@ -208,7 +209,7 @@ def _find_proof(proofs: Iterable[Verified], artifact: Artifact) -> Verified | No
     return next((one for one in proofs if one.artifact_sha256 == artifact.sha256), None)
 
 
-def find_accuracy(build: Build, variant: Variant) -> Accuracy | None:
+def find_accuracy(build: Build, variant: Variant) -> Score | None:
     """Find the accuracy of the torch model behind a variant; dense is the merged model, or the only source."""
     stages = {one.stage: one for one in build.accuracies}
     if variant == "compressed":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rankship_pipeline.export.artifact import find_proof
+from rankship_pipeline.export.artifact import find_proofs
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.commands import show_command
@@ -44,10 +44,10 @@ def verify_on_device(
     probe, runner = session.probe(), DeviceRunner(session, threads, pushed)
     proofs = []
     for artifact in build.files:
-        path, inputs, expected = find_proof(artifact, store)
+        path, (timed, *_) = find_proofs(artifact, store)
         known = {
             "artifact": artifact.sha256,
-            "inputs": [hash_file(one) for one in (*inputs, *expected)],
+            "inputs": [hash_file(one) for one in (*timed.inputs, *timed.expected)],
             "limits": digest(limits),
             "threads": threads,
             "agent": session.agent_sha256,
@@ -61,7 +61,7 @@ def verify_on_device(
         if proof is None:
             with steps.step(f"verify {artifact.key.title} on {session.device.name}"):
                 try:
-                    proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
+                    proof = verify_artifact(artifact, path, timed.inputs, timed.expected, runner, limits, timed.rows)
                 except ParityFailed as failure:
                     raise _say_where(failure, session.device, probe, artifact) from None
             write_atomic(target, encode(proof).encode(), mode=0o600)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankship_pipeline.export.artifact import find_proof
-from rankship_pipeline.export.parity import refuse_changed, verify_artifact
+from rankship_pipeline.export.artifact import find_proof, find_proofs
+from rankship_pipeline.export.parity import refuse_changed, verify_proofs
 from rankship_pipeline.export.runner import Runner
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
@@ -40,13 +40,13 @@ def verify_build(
             "runner": runner_sha256,
             "code": hash_code(),
         }
-        path, inputs, expected = find_proof(artifact, store)
+        path, proofs = find_proofs(artifact, store)
         refuse_changed(artifact, path)
         entry = store.find("verified", made_from)
         proof = None if fresh or entry is None else _read_signed(entry, path)
         if proof is None:
             with steps.step(f"verify {artifact.key.title}"):
-                proof = verify_artifact(artifact, path, inputs, expected, runner, limits)
+                proof = verify_proofs(artifact, path, proofs, runner, limits)
             if entry is not None and _read_proof(entry) != proof:
                 store.discard(entry)
             _keep(store, made_from, proof)

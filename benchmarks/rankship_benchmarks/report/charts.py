@@ -14,7 +14,8 @@ from rankship_benchmarks.stats.estimates import Estimate, median_by_round
 from rankship_benchmarks.stats.pareto import find_front
 from rankship_pipeline.foundation.artifact_key import Variant
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import Accuracy, LayerRank, RankPlan
+from rankship_pipeline.foundation.quality import Score
+from rankship_pipeline.foundation.records import LayerRank, RankPlan
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_targets.trials.trial import Trial
 
@@ -56,9 +57,9 @@ _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
 
 
 def draw_accuracy_against_size(summary: Summary) -> str:
-    """Draw accuracy over parameters, with the front; hollow markers are alternatives, which have no artifacts."""
+    """Draw the score over parameters, with the front; hollow markers are alternatives, which have no artifacts."""
     build = summary.header.build
-    points: list[tuple[str, int, Accuracy, str, bool]] = []
+    points: list[tuple[str, int, Score, str, bool]] = []
     for variant in ("dense", "compressed"):
         found = next((one for one in summary.results if one.key.variant == variant and one.accuracy), None)
         if found and found.accuracy:
@@ -70,19 +71,28 @@ def draw_accuracy_against_size(summary: Summary) -> str:
         for _, parameters, accuracy, colour, solid in points:
             face = colour if solid else "white"
             bar: dict[str, Any] = {"mfc": face, "mec": colour, "ecolor": colour, "elinewidth": 1.2, "capsize": 3}
-            axes.errorbar(parameters / 1e3, 100 * accuracy.value, yerr=_margins(accuracy), fmt="o", ms=7.5, **bar)
+            axes.errorbar(
+                parameters / 1e3,
+                accuracy.measure.scale(accuracy.value),
+                yerr=_margins(accuracy),
+                fmt="o",
+                ms=7.5,
+                **bar,
+            )
         axes.set_xlim(0, 1.12 * max(point[1] for point in points) / 1e3)
-        _draw_front(axes, [(parameters / 1e3, 100 * accuracy.value) for _, parameters, accuracy, _, _ in points])
+        _draw_front(axes, [(parameters / 1e3, accuracy) for _, parameters, accuracy, _, _ in points])
         axes.set_xlabel("parameters (thousands)")
-        axes.set_ylabel("accuracy (%), 95 % interval")
-        _label_apart(axes, [(label, x / 1e3, 100 * accuracy.value) for label, x, accuracy, _, _ in points])
+        axes.set_ylabel(_label_score(points[0][2]))
+        _label_apart(
+            axes, [(label, x / 1e3, accuracy.measure.scale(accuracy.value)) for label, x, accuracy, _, _ in points]
+        )
         axes.grid(visible=True)
 
     return draw_svg("size", draw, height_in=_HEIGHT_IN + 0.75) if points else ""
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
-    """Draw accuracy over median latency, with the front: one marker per artifact, its area in proportion to file size.
+    """Draw the score over median latency, with the front: one marker per artifact, its area in proportion to file size.
 
     The latency axis is logarithmic if the largest value is more than 20 times the smallest.
     """
@@ -92,7 +102,7 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
 
 def draw_accuracy_against_energy(summary: Summary) -> str:
-    """Draw accuracy over the total energy of an inference in the same way; empty without energy figures."""
+    """Draw the score over the total energy of an inference in the same way; empty without energy figures."""
     spent = [(one, one.energy.total.interval) for one in summary.results if one.energy and one.energy.total]
     divisor, unit = energy_unit(max((energy.value for _, energy in spent), default=0))
     return _draw_accuracy_against("energy", spent, divisor, f"energy of an inference ({unit}), meter's ± and 95 %")
@@ -108,7 +118,7 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
             colour = COLOURS[one.key.variant]
             axes.errorbar(
                 spends.value / divisor,
-                100 * accuracy.value,
+                accuracy.measure.scale(accuracy.value),
                 xerr=_reach(spends, divisor),
                 yerr=_margins(accuracy),
                 fmt=FACTS[one.key.format].marker,
@@ -126,9 +136,9 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
             axes.xaxis.set_minor_formatter("")
         else:
             axes.set_xlim(0, 1.1 * max(costs) / divisor)
-        _draw_front(axes, [(spends.value / divisor, 100 * accuracy.value) for _, spends, accuracy in known])
+        _draw_front(axes, [(spends.value / divisor, accuracy) for _, spends, accuracy in known])
         axes.set_xlabel(label)
-        axes.set_ylabel("accuracy (%), 95 % interval")
+        axes.set_ylabel(_label_score(known[0][2]))
         axes.grid(visible=True)
         axes.legend(ncols=2, **_BELOW | {"fontsize": 9})
 
@@ -238,9 +248,11 @@ def draw_svg(
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
 
 
-def _draw_front(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Draw the best accuracy at or below each cost, as a staircase behind the points, up to the end of the axis."""
-    front = [points[place] for place in find_front(points)]
+def _draw_front(axes: "Axes", points: Sequence[tuple[float, Score]]) -> None:
+    """Draw the best score at or below each cost, as a staircase behind the points, up to the end of the axis."""
+    sign = 1 if points[0][1].measure.higher_is_better else -1
+    places = find_front([(cost, sign * score.value) for cost, score in points])
+    front = [(points[place][0], points[place][1].measure.scale(points[place][1].value)) for place in places]
     right = axes.get_xlim()[1]
     costs, gains = [cost for cost, _ in front] + [right], [gain for _, gain in front] + [front[-1][1]]
     axes.plot(costs, gains, drawstyle="steps-post", ls=(0, (4, 3)), lw=1.2, c=GREY, zorder=0, label="_front")
@@ -281,10 +293,19 @@ def _layers_height(plan: RankPlan) -> float:
     return 0.9 + _ROW_IN * len(plan.layers)
 
 
-def _margins(accuracy: Accuracy) -> list[list[float]]:
-    """Return the distances from an accuracy to its interval's low and high end, in percentage points."""
-    down, up = accuracy.value - accuracy.low, accuracy.high - accuracy.value
-    return [[100 * max(0.0, down)], [100 * max(0.0, up)]]
+def _margins(score: Score) -> list[list[float]] | None:
+    """Return the distances from a score to its interval's low and high end, as the axis has it; None without one."""
+    if score.low is None or score.high is None:
+        return None
+    down, up = (score.measure.scale(max(0.0, one)) for one in (score.value - score.low, score.high - score.value))
+    return [[down], [up]]
+
+
+def _label_score(score: Score) -> str:
+    """Return the name of an axis of scores, with its unit, its direction and what the bars are."""
+    unit = f" ({score.measure.unit})" if score.measure.unit else ""
+    better = "" if score.measure.higher_is_better else ", lower is better"
+    return f"{score.measure.name}{unit}{better}" + ("" if score.low is None else ", 95 % interval")
 
 
 def _reach(spent: Estimate, divisor: float) -> list[list[float]] | None:

@@ -18,7 +18,7 @@ from rankship_benchmarks.report.earlier_runs import list_histories
 from rankship_benchmarks.report.history_charts import draw_history
 from rankship_benchmarks.report.profile_charts import draw_profile
 from rankship_benchmarks.stats.steps import Night
-from rankship_pipeline.flow.show import describe_refinement
+from rankship_pipeline.flow.show import describe_lengths, describe_likeness, describe_refinement
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
@@ -104,6 +104,7 @@ def render_report(
         show_count=show_count,
         show_ns=show_ns,
         show_percent=show_percent,
+        describe_likeness=describe_likeness,
     )
 
 
@@ -124,9 +125,13 @@ def _pick_figures(summary: Summary) -> list[Figure]:
     figures = [Figure(name="fewer parameters", value=f"{build.dense_parameters / kept:.1f}{TIMES}", detail=sizes)]
     before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
     if before and after:
-        change = 100 * (after.value - before.value)
-        detail = f"{show_percent(before.value)} → {show_percent(after.value)}"
-        figures.append(Figure(name="accuracy, points", value=f"{change:+.1f}".replace("-", "\u2212"), detail=detail))
+        measure = build.measure
+        change = measure.scale(after.value) - measure.scale(before.value)
+        name, value = (
+            (f"{measure.name}, points", f"{change:+.1f}") if measure.unit else (measure.heading, f"{change:+.3g}")
+        )
+        detail = f"{before.show()} → {after.show()}"
+        figures.append(Figure(name=name, value=value.replace("-", "\u2212"), detail=detail))
     for one in summary.results:
         if one.ratio:
             detail = table.show_ratio_interval(one.ratio) or "too few rounds for an interval"
@@ -137,25 +142,28 @@ def _pick_figures(summary: Summary) -> list[Figure]:
 
 
 def _draw_charts(summary: Summary) -> list[Chart]:
-    """Draw the charts of accuracy and ranks that the run has data for."""
-    plan = summary.header.build.plan
+    """Draw the charts of scores and ranks that the run has data for."""
+    plan, measure = summary.header.build.plan, summary.header.build.measure
+    title = measure.name[0].upper() + measure.name[1:]
+    up = "Up is better" if measure.higher_is_better else "Down is better"
+    bars = "" if not measure.unit else " The bars are 95 % intervals over test inputs."
     drawn = [
         Chart(
-            heading="Accuracy and size",
+            heading=f"{title} and size",
             reading=f"{_FRONT} Hollow: other ways to choose the ranks, evaluated on the host, not exported, not timed."
             if summary.header.build.alternatives
-            else f"Up is better, left is smaller. {_FRONT} The bars are 95 % intervals over test inputs.",
+            else f"{up}, left is smaller. {_FRONT}{bars}",
             svg=charts.draw_accuracy_against_size(summary),
         ),
         Chart(
-            heading="Accuracy, latency and size",
-            reading=f"Left is faster, up is better, a marker's area is its file's size. {_FRONT} The bars are 95 % "
+            heading=f"{title}, latency and size",
+            reading=f"Left is faster, {up.lower()}, a marker's area is its file's size. {_FRONT} The bars are 95 % "
             "intervals, over rounds and over test inputs.",
             svg=charts.draw_accuracy_against_latency(summary),
         ),
         Chart(
-            heading="Accuracy, energy and size",
-            reading=f"Left uses less, up is better, a marker's area is its file's size. {_FRONT} The meter is named "
+            heading=f"{title}, energy and size",
+            reading=f"Left uses less, {up.lower()}, a marker's area is its file's size. {_FRONT} The meter is named "
             "with the energy table.",
             svg=charts.draw_accuracy_against_energy(summary),
         ),
@@ -247,6 +255,7 @@ def _list_provenance(summary: Summary) -> list[Fact]:
     facts += [Fact(name=f"source {_shorten(name)}", value=sha256, code=True) for name, sha256 in sources.items()]
     toolchain = _merge(one.toolchain for one in header.build.artifacts)
     facts.append(Fact(name="toolchain", value=", ".join(f"{name} {version}" for name, version in toolchain.items())))
+    facts += [Fact(name="shapes", value=line) for line in describe_lengths(header.build)]
     return [*facts, *(_name_artifact(one) for one in header.build.files)]
 
 

@@ -9,7 +9,8 @@ from rankship_benchmarks.judge.summary import TIMES, Result, Summary, find_accur
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.flow.show import state_landing
 from rankship_pipeline.foundation.console import start_table
-from rankship_pipeline.foundation.records import Accuracy, Verified
+from rankship_pipeline.foundation.quality import Measure, Score
+from rankship_pipeline.foundation.records import Build, Verified
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_percent
 from rankship_targets.devices.device import THIS_MACHINE
 
@@ -23,13 +24,13 @@ NO_LABELS = "The data have no labels: accuracy here means agreement with the den
 
 
 def state_headline(summary: Summary) -> str:
-    """Return the run in one sentence: parameters saved, accuracy before and after, latency ratios."""
+    """Return the run in one sentence: parameters saved, the score before and after, latency ratios."""
     build = summary.header.build
     kept = build.plan.total_parameters
     parts = [f"{build.dense_parameters / kept:.1f}{TIMES} fewer parameters"]
     before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
     if before and after:
-        parts.append(f"{build.measure} {show_percent(before.value)} → {show_percent(after.value)}")
+        parts.append(f"{build.measure.name} {before.show()} → {after.show()}")
     ratios = ", ".join(state_latency(one) for one in summary.results if one.ratio is not None)
     parts += [f"latency {ratios}"] if ratios else []
     return f"{parts[0]}: {', '.join(parts[1:])}." if parts[1:] else f"{parts[0]}."
@@ -75,9 +76,12 @@ def show_time_interval(time: Estimate) -> str:
     return f"[{_scale(time, time.low)}, {_scale(time, time.high)}]"
 
 
-def show_accuracy_interval(accuracy: Accuracy) -> str:
-    """Show an accuracy's interval as `[95.2, 96.5]`, in per cent."""
-    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+def show_score_interval(score: Score) -> str:
+    """Show a score's interval without its unit, shares in per cent: `[95.2, 96.5]`; empty where there is none."""
+    if score.low is None or score.high is None:
+        return ""
+    digits = ".1f" if score.measure.unit else ".4g"
+    return f"[{score.measure.scale(score.low):{digits}}, {score.measure.scale(score.high):{digits}}]"
 
 
 def show_size(value: int | None) -> str:
@@ -86,7 +90,7 @@ def show_size(value: int | None) -> str:
 
 
 def print_summary(summary: Summary, console: "Console", *, verbose: bool = False) -> None:
-    """Print headline, results, accuracies, alternatives and cautions: one line per group, or each if `verbose`."""
+    """Print headline, results, scores, alternatives and cautions: one line per group, or each if `verbose`."""
     header = summary.header
     console.print(state_headline(summary), style="bold", markup=False, highlight=False)
     threads = "1 thread" if summary.threads == 1 else f"{summary.threads} threads"
@@ -96,8 +100,8 @@ def print_summary(summary: Summary, console: "Console", *, verbose: bool = False
         console.print(NO_LABELS, markup=False, highlight=False)
     if header.build.landing is not None:
         console.print(state_landing(header.build.landing), markup=False, highlight=False)
-    console.print(_tabulate_results(summary.results))
-    console.print(_tabulate_accuracies(f"{header.build.measure} after", header.build.accuracies))
+    console.print(_tabulate_results(summary.results, header.build.measure))
+    console.print(_tabulate_scores(header.build))
     if header.build.alternatives:
         console.print(_tabulate_alternatives(summary))
     for line in state_parity(header):
@@ -133,9 +137,16 @@ def state_parity(header: Header) -> Iterator[str]:
             yield f"Parity on {place}: not proven."
             continue
         error = max(one.max_relative_error for one in proofs)
-        cosine, agreement = min(one.min_cosine for one in proofs), min(one.top1_agreement for one in proofs)
-        numbers = f"relative max error {error:.1e}, cosine {cosine:.7f}, top-1 agreement {show_percent(agreement)}"
+        cosine = min(one.min_cosine for one in proofs)
+        agreements = [one.top1_agreement for one in proofs if one.top1_agreement is not None]
+        choices = f", top-1 agreement {show_percent(min(agreements))}" if agreements else ""
+        numbers = f"relative max error {error:.1e}, cosine {cosine:.7f}{choices}"
         yield f"Parity on {place}, worst of {len(proofs)} artifacts: {numbers}."
+
+
+def show_agreement(proof: Verified) -> str:
+    """Show the share of samples with the same class; a dash where no output holds classes' scores."""
+    return UNKNOWN if proof.top1_agreement is None else show_percent(proof.top1_agreement)
 
 
 def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
@@ -143,20 +154,26 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     table = start_table("artifact", "runtime", "samples", "relative max error", "cosine", "top-1 agreement")
     for one in proofs:
         runtime = f"{one.runtime} {one.runtime_version}"
-        numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_percent(one.top1_agreement)
+        numbers = f"{one.max_relative_error:.1e}", f"{one.min_cosine:.7f}", show_agreement(one)
         table.add_row(one.key.title, runtime, str(one.samples), *numbers)
     console.print(table)
 
 
-def _tabulate_results(results: Iterable[Result]) -> "Table":
-    headings = ("size\nparameters", "accuracy\n[95 %]", "latency\n[95 %]", "vs dense\n[95 %]", "peak RSS\n(its own)")
+def _tabulate_results(results: Iterable[Result], measure: Measure) -> "Table":
+    headings = (
+        "size\nparameters",
+        f"{measure.heading}\n[95 %]",
+        "latency\n[95 %]",
+        "vs dense\n[95 %]",
+        "peak RSS\n(its own)",
+    )
     table = start_table("format\nmodel", *headings)
     for one in results:
         accuracy, ratio = one.accuracy, one.ratio
         table.add_row(
             f"{one.key.format}\n{one.key.model}",
             f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
-            f"{show_percent(accuracy.value)}\n{show_accuracy_interval(accuracy)}" if accuracy else UNKNOWN,
+            f"{accuracy.show()}\n{show_score_interval(accuracy)}" if accuracy else UNKNOWN,
             f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
@@ -165,24 +182,26 @@ def _tabulate_results(results: Iterable[Result]) -> "Table":
     return table
 
 
-def _tabulate_accuracies(title: str, accuracies: Iterable[Accuracy]) -> "Table":
-    table = start_table(title, "accuracy", "95 % interval", "correct")
-    for one in accuracies:
-        share = f"{show_count(one.correct)} of {show_count(one.samples)}"
-        table.add_row(_plain(one.stage), show_percent(one.value), show_accuracy_interval(one), share)
+def _tabulate_scores(build: Build) -> "Table":
+    measure = build.measure
+    table = start_table(f"{measure.name} after", measure.heading, "95 % interval", "answers")
+    for one in build.accuracies:
+        count = show_count(one.samples)
+        share = count if one.correct is None else f"{show_count(one.correct)} of {count} correct"
+        table.add_row(_plain(one.stage), one.show(), show_score_interval(one) or UNKNOWN, share)
     return table
 
 
 def _tabulate_alternatives(summary: Summary) -> "Table":
     build = summary.header.build
-    table = start_table("ranks chosen by", "parameters", "accuracy", "95 % interval")
+    table = start_table("ranks chosen by", "parameters", build.measure.heading, "95 % interval")
     chosen = find_accuracy(build, "compressed")
     rows = [(f"{build.plan.method} (this build)", build.plan.total_parameters, chosen)]
     rows += [(one.method, one.plan.total_parameters, one.accuracy) for one in build.alternatives]
     for method, parameters, accuracy in rows:
-        value = show_percent(accuracy.value) if accuracy else UNKNOWN
+        value = accuracy.show() if accuracy else UNKNOWN
         table.add_row(
-            _plain(method), show_count(parameters), value, show_accuracy_interval(accuracy) if accuracy else UNKNOWN
+            _plain(method), show_count(parameters), value, show_score_interval(accuracy) if accuracy else UNKNOWN
         )
     return table
 

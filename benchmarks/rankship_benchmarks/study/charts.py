@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")
 _OURS = "#D55E00"
 _MARKERS = "osv^D<>PX*hd"
+_HEADINGS = {"perplexity": "perplexity (lower is better)", "%": "right answers (%)"}  # unit → label of the axis
 
 
 def draw_quality(lines: Sequence["Line"]) -> str:
@@ -54,7 +55,7 @@ def draw_quality(lines: Sequence["Line"]) -> str:
             for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 which(LogFormatter(labelOnlyBase=False))  # plain numbers: the page's charts draw no mathematics
         axes.set_xlabel("share of all parameters kept")
-        axes.set_ylabel("perplexity (lower is better)" if lines[0].unit == "perplexity" else "right answers (%)")
+        axes.set_ylabel(_HEADINGS.get(lines[0].unit, lines[0].unit))
         axes.grid(visible=True)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 

@@ -6,7 +6,7 @@ from statistics import mean
 
 from rankship_benchmarks.study.study import Cell
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Accuracy
+from rankship_pipeline.foundation.quality import Score
 
 
 @record
@@ -52,8 +52,9 @@ def _summarise(group: Sequence[Cell]) -> Line:
     first = group[0]
     values = [_read_quality(cell, cell.accuracy) for cell in group]
     interval = (min(values), max(values))
-    if len(group) == 1 and _unit(first) == "%":
-        interval = (100 * first.accuracy.low, 100 * first.accuracy.high)
+    low, high = first.accuracy.low, first.accuracy.high
+    if len(group) == 1 and _unit(first) == "%" and low is not None and high is not None:
+        interval = (100 * low, 100 * high)
     layers = first.plan
     return Line(
         subject=first.subject,
@@ -80,17 +81,17 @@ def _summarise(group: Sequence[Cell]) -> Line:
     )
 
 
-def _average_by_stage(seeds: Sequence[Sequence[Accuracy]]) -> dict[str, float]:
+def _average_by_stage(seeds: Sequence[Sequence[Score]]) -> dict[str, float]:
     """Return the mean accuracy in per cent by stage, over the seeds, which must have the same stages."""
     return {same[0].stage: 100 * mean(one.value for one in same) for same in zip(*seeds, strict=True)}
 
 
 def _unit(cell: Cell) -> str:
     """Return the unit of quality: perplexity for language models, per cent of right answers for classifiers."""
-    return "perplexity" if cell.language else "%"
+    return "perplexity" if cell.language else cell.accuracy.measure.unit or cell.accuracy.measure.name
 
 
-def _read_quality(cell: Cell, accuracy: Accuracy) -> float:
+def _read_quality(cell: Cell, accuracy: Score) -> float:
     if cell.language:
         return exp(accuracy.cross_entropy or 0.0)
-    return 100 * accuracy.value
+    return accuracy.measure.scale(accuracy.value)

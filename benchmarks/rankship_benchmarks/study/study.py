@@ -28,10 +28,10 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Accuracy, RankPlan
+from rankship_pipeline.foundation.quality import Score
+from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
-from rankship_pipeline.models.data import Data
 from rankship_pipeline.ranks.price import price_parameters
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import Augmentation, Comparison, RefineChoice
@@ -110,16 +110,16 @@ class Cell:
     size_bytes: int
     dense_parameters: int
     language: bool
-    accuracy: Accuracy
-    dense: Accuracy
+    accuracy: Score
+    dense: Score
     batchnorm_reestimated: bool
     refine_cpu_seconds: float
     seconds: float
     cpu_seconds: float
     peak_bytes: int
     conditions: dict[str, str]
-    tasks: tuple[Accuracy, ...] = ()
-    specialists: tuple[Accuracy, ...] = ()
+    tasks: tuple[Score, ...] = ()
+    specialists: tuple[Score, ...] = ()
     refine_steps: int = 0
 
 
@@ -221,7 +221,7 @@ class _Bench:
                 module, refinement = refine(module, stages.list_teachers(), choice, self.seed)
                 refine_steps = refinement.steps
             took, worked, peak = time.monotonic() - start, time.process_time() - begun, _read_peak()
-            tasks, accuracy = _test(module, prepared.data)
+            tasks, accuracy = _test(module, prepared)
         return Cell(
             key=key,
             subject=prepared.recipe.name,
@@ -233,7 +233,7 @@ class _Bench:
             plan=plan,
             size_bytes=sum(tensor.nbytes for tensor in module.state_dict().values()),
             dense_parameters=prepared.dense_parameters,
-            language=prepared.data.labels.ndim > 1,
+            language=prepared.court.judging.kind == "language-model",
             accuracy=accuracy,
             dense=dense,
             batchnorm_reestimated=reestimated,
@@ -247,7 +247,7 @@ class _Bench:
             refine_steps=refine_steps,
         )
 
-    def _test_specialists(self) -> tuple[Accuracy, ...]:
+    def _test_specialists(self) -> tuple[Score, ...]:
         """Test each specialist on its own test data, if they share one backbone; else ()."""
         prepared = self.stages.prepared
         if not prepared.data.tasks:
@@ -264,10 +264,11 @@ class _Bench:
         return fixed + int(kept * (prepared.dense_parameters - fixed))
 
 
-def _test(module: nn.Module, data: Data) -> tuple[tuple[Accuracy, ...], Accuracy]:
-    """Return the accuracy by task, if there are tasks with a head each, and over all tests."""
+def _test(module: nn.Module, prepared: Prepared) -> tuple[tuple[Score, ...], Score]:
+    """Return the score by task, if there are tasks with a head each, and over all tests."""
+    data = prepared.data
     if not data.tasks:
-        return (), measure_accuracy(module, data.test_inputs, data.labels, stage="test")
+        return (), prepared.court.score(module, data.test_inputs, data.labels, "test")
     tasks = tuple(measure_accuracy(module, *data.tests[name], stage=name) for name in data.tasks)
     return tasks, pool_accuracies(tasks, stage="test")
 

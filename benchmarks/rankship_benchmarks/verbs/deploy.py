@@ -81,9 +81,9 @@ def find_deployables(
             raise InputError(f"{name} is {one.manifest.format}, not {', '.join(formats)}", hint="leave --format out")
         return [one]
     build, _ = find_by_name(name, store)
-    artifacts, heads = (
+    artifacts, heads, shapes = (
         [one for one in some if one.key.variant == variant and one.key.format in (formats or FORMATS)]
-        for some in (build.artifacts, build.heads)
+        for some in (build.artifacts, build.heads, build.shapes)
     )
     missing = [wanted for wanted in formats or () if wanted not in {one.key.format for one in artifacts}]
     if missing or not artifacts:
@@ -95,7 +95,7 @@ def find_deployables(
     if unknown:
         hint = f"its tasks are {', '.join(map(str, known))}" if known else "its models share one head: leave --task out"
         raise InputError(f"{build.recipe} has no head of {', '.join(unknown)}", hint=hint)
-    artifacts += [one for one in heads if tasks is None or one.key.task in tasks]
+    artifacts += [one for one in (*heads, *shapes) if tasks is None or one.key.task in {None, *tasks}]
     paths = [store.root / one.file for one in artifacts]
     return [Deployable(path=path, manifest=read_manifest(path)) for path in paths]
 

@@ -12,6 +12,7 @@ from rankship_pipeline.align.fold_normalisation import RETRAIN, change_pixels, f
 from rankship_pipeline.foundation.errors import MergeMismatch
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.normalisation import Normalisation
 
@@ -66,9 +67,9 @@ def mend_model(model: nn.Module, mend: Mend, inputs: Inputs, *, name: str) -> nn
 
 @torch.inference_mode()
 def predict_exactly(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's outputs, without gradients."""
-    outputs: Tensor = model(*inputs)
-    return outputs
+    """The model's output, without gradients; several are joined to one row of numbers for each sample."""
+    outputs = [one for one in call(model, inputs).values() if one.is_floating_point()]
+    return outputs[0] if len(outputs) == 1 else torch.cat([one.flatten(1) for one in outputs], 1)
 
 
 def reorder_head(model: nn.Module, sample: Inputs, order: tuple[int, ...], *, name: str) -> None:

@@ -1,80 +1,151 @@
-"""Measures a model's accuracy on test inputs, and its distance from another model."""
+"""Measures how often a model is right on test inputs, and its distance from another model."""
 
 from collections.abc import Iterator, Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import nll_loss
 
-from rankship_pipeline.evaluate.calibrate import find_mask, split
-from rankship_pipeline.foundation.records import Accuracy
+from rankship_pipeline.evaluate.calibrate import split
+from rankship_pipeline.evaluate.likelihood import (
+    Answer,
+    Likelihood,
+    assume_logits,
+    measure_scales,
+    sum_nats,
+    take_answers,
+    take_logs,
+)
+from rankship_pipeline.evaluate.masks import find_masks
+from rankship_pipeline.foundation.quality import ACCURACY, Measure, Score
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import Outputs, call, flatten
 
 IGNORED = -100  # the label that torch's cross-entropy ignores: for padding and the last token
+Teacher = Tensor | Outputs  # another model's outputs; a bare tensor holds logits
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's outputs (samples, classes) or (samples, positions, classes), batch by batch."""
-    return torch.cat([model(*batch) for batch in split(inputs)])
+def measure_divergence(
+    model: nn.Module, inputs: Inputs, teacher: Teacher, likelihood: Likelihood | None = None
+) -> float:
+    """Mean divergence from the teacher's outputs to the model's, in nats per answer, added up over the outputs.
 
-
-@torch.inference_mode()
-def measure_divergence(model: nn.Module, inputs: Inputs, teacher: Tensor) -> float:
-    """Mean Kullback-Leibler divergence from the teacher's logits to the model's, in nats per answer.
-
-    An answer is a sample, or a position of a language model that its attention mask does not hide.
+    It is Kullback and Leibler's between categorical distributions of classes, between Gaussian ones of other numbers
+    (see likelihood.py). An answer is a sample, or a position that the model's attention mask does not hide.
     """
-    total, answers = 0.0, 0
-    for student, wanted in _pair_answers(model, inputs, teacher):
-        logs = torch.log_softmax(student, -1), torch.log_softmax(wanted, -1)
-        total += float(kl_div(*logs, log_target=True, reduction="sum"))
-        answers += len(student)
-    return total / answers
+    teacher = flatten(teacher)
+    likelihood = assume_logits(teacher) if likelihood is None else likelihood
+    scales = measure_scales(teacher, likelihood)
+    totals, counts = dict.fromkeys(likelihood, 0.0), dict.fromkeys(likelihood, 0)
+    for name, own, wanted in _pair_answers(model, inputs, teacher, likelihood):
+        totals[name] += float(sum_nats(own, wanted, scales.get(name)))
+        counts[name] += len(own)
+    return sum(total / max(1, counts[name]) for name, total in totals.items())
 
 
 @torch.inference_mode()
-def measure_agreement(model: nn.Module, inputs: Inputs, teacher: Tensor) -> tuple[int, int]:
-    """The number of answers (see measure_divergence) with the teacher's class, and the number of all answers."""
+def measure_agreement(
+    model: nn.Module, inputs: Inputs, teacher: Teacher, likelihood: Likelihood | None = None
+) -> tuple[int, int]:
+    """The number of answers (see measure_divergence) with the teacher's class, and the number of all answers.
+
+    Both are 0 where no output holds classes' scores.
+    """
+    teacher = flatten(teacher)
+    likelihood = assume_logits(teacher) if likelihood is None else likelihood
+    choices = {name: answer for name, answer in likelihood.items() if answer.is_choice}
     agreed, answers = 0, 0
-    for student, wanted in _pair_answers(model, inputs, teacher):
-        agreed += int((student.argmax(-1) == wanted.argmax(-1)).sum())
-        answers += len(student)
+    for _, own, wanted in _pair_answers(model, inputs, teacher, choices):
+        agreed += int((own.argmax(-1) == wanted.argmax(-1)).sum())
+        answers += len(own)
     return agreed, answers
 
 
-def _pair_answers(model: nn.Module, inputs: Inputs, teacher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the model's and the teacher's logits (answers, classes) per batch, without masked positions."""
-    for *batch, expected in split((*inputs, teacher)):
-        student, mask = model(*batch), find_mask(model, tuple(batch))
-        if student.ndim == 2:  # noqa: PLR2004 - (samples, classes), else (samples, positions, classes)
-            yield student, expected
-        elif mask is None:
-            yield student.flatten(0, 1), expected.flatten(0, 1)
-        else:
-            yield student[mask], expected[mask]
+@torch.inference_mode()
+def measure_error(model: nn.Module, inputs: Inputs, teacher: Outputs, likelihood: Likelihood) -> float:
+    """The root of the mean squared error of every column over that column's variance; of the output where it is worst.
+
+    Classes' scores are taken as numbers here too: it is the distance of the outputs, not of what follows from them.
+    """
+    plain = {
+        name: answer if not answer.is_choice else Answer(family="values", axis=answer.axis)
+        for name, answer in likelihood.items()
+    }
+    scales = measure_scales(teacher, plain)
+    totals, counts = dict.fromkeys(plain, 0.0), dict.fromkeys(plain, 0)
+    for name, own, wanted in _pair_answers(model, inputs, teacher, plain):
+        totals[name] += float(2 * sum_nats(own, wanted, scales[name]))
+        counts[name] += len(own)
+    return max(sqrt(total / max(1, counts[name])) for name, total in totals.items())
+
+
+def _pair_answers(
+    model: nn.Module, inputs: Inputs, teacher: Outputs, likelihood: Likelihood
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield both models' answers per batch and output, without masked positions (see likelihood.take_answers)."""
+    if not likelihood:
+        return
+    names = list(likelihood)
+    for both in split((*inputs, *(teacher[name] for name in names))):
+        batch, expected = both[: len(inputs)], dict(zip(names, both[len(inputs) :], strict=True))
+        yield from take_answers(call(model, batch), expected, likelihood, find_masks(model, batch))
 
 
 @torch.inference_mode()
-def measure_accuracy(model: nn.Module, inputs: Inputs, labels: Tensor, *, stage: str) -> Accuracy:
-    """Top-1 accuracy and cross-entropy on labels (samples,) or (samples, positions); label IGNORED does not count."""
+def measure_accuracy(
+    model: nn.Module,
+    inputs: Inputs,
+    labels: Tensor,
+    *,
+    stage: str,
+    output: str | None = None,
+    answer: Answer | None = None,
+    measure: Measure = ACCURACY,
+) -> Score:
+    """The share of right answers, and cross-entropy, on labels of the output's shape without its axis of classes.
+
+    `output` is the name of the output that holds the classes' scores (None: the first), as `answer` says. Label
+    IGNORED does not count.
+    """
     correct, answers, nats = 0, 0, 0.0
+    answer = answer or Answer()
     for batch in split((*inputs, labels)):
-        logits, wanted = model(*batch[:-1]).flatten(0, -2), batch[-1].flatten()
+        found = call(model, batch[:-1])
+        logs = take_logs(found[output or next(iter(found))], answer).flatten(0, -2)
+        wanted = batch[-1].flatten().long()
         counted = wanted != IGNORED
-        correct += int((logits.argmax(-1)[counted] == wanted[counted]).sum())
+        correct += int((logs.argmax(-1)[counted] == wanted[counted]).sum())
         answers += int(counted.sum())
-        nats += float(cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum"))
+        nats += float(nll_loss(logs, wanted, ignore_index=IGNORED, reduction="sum"))
     low, high = wilson_interval(correct, answers)
-    return Accuracy(stage=stage, samples=answers, correct=correct, low=low, high=high, cross_entropy=nats / answers)
+    return Score(
+        stage=stage,
+        samples=answers,
+        value=correct / answers,
+        low=low,
+        high=high,
+        measure=measure,
+        correct=correct,
+        cross_entropy=nats / answers,
+    )
 
 
-def pool_accuracies(parts: Sequence[Accuracy], *, stage: str) -> Accuracy:
+def pool_accuracies(parts: Sequence[Score], *, stage: str) -> Score:
     """One accuracy over the answers of all parts."""
-    samples, correct = sum(part.samples for part in parts), sum(part.correct for part in parts)
+    samples, correct = sum(part.samples for part in parts), sum(part.correct or 0 for part in parts)
     low, high = wilson_interval(correct, samples)
     nats = sum(part.samples * (part.cross_entropy or 0.0) for part in parts) / samples
-    return Accuracy(stage=stage, samples=samples, correct=correct, low=low, high=high, cross_entropy=nats)
+    return Score(
+        stage=stage,
+        samples=samples,
+        value=correct / samples,
+        low=low,
+        high=high,
+        correct=correct,
+        cross_entropy=nats,
+    )
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

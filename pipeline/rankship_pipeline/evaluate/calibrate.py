@@ -1,21 +1,22 @@
 """Measures what compression needs from the data, batch by batch: every layer's input Gram and output curvature."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits, draw_predictions, measure_scales
+from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Convolution, Factorable, Layer, Transposed, get_layer
+from rankship_pipeline.models.outputs import Outputs, call, join_batches
 from rankship_pipeline.models.watch import watch
 
 Grams = dict[str, Tensor]
 BATCH = 64
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
-# Up to this many classes the Fisher is summed over all of them; beyond, that many labels are drawn per output.
-_DRAWS = 10
 
 
 @torch.inference_mode()
@@ -30,10 +31,10 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     """
     grams = {layer.name: _start_gram(layer) for layer in layers}
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
-    mask: Tensor | None = None  # of the batch that is running
+    masks: Masks = ()  # of the batch that is running
 
     def add(name: str, x: Tensor, _y: Tensor) -> None:
-        gram, rows = grams[name], as_rows(modules[name], x, mask)
+        gram, rows = grams[name], as_rows(modules[name], x, pick_mask(masks, x.shape))
         if gram.ndim == 1:
             gram += torch.bincount(rows, minlength=len(gram))
         else:
@@ -42,17 +43,20 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 
     with watch(model, modules, add):
         for batch in split(inputs):
-            mask = find_mask(model, batch)
+            masks = find_masks(model, batch)
             model(*batch)
     return {name: gram / len(inputs[0]) for name, gram in grams.items()}
 
 
-def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer], seed: int = 0) -> Grams:
+def collect_curvatures(
+    model: nn.Module, inputs: Inputs, layers: Sequence[Layer], seed: int = 0, likelihood: Likelihood | None = None
+) -> Grams:
     """The Fisher information of the model's own predictions at every layer's output, (rows, rows), float64.
 
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
-    predictions. With a Gram G from `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence
-    in nats that an error Δ in the weight causes (Martens and Grosse 2015).
+    predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
+    `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
+    the weight causes (Martens and Grosse 2015).
     """
     curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
     outputs: dict[str, list[Tensor]] = {name: [] for name in curvatures}  # of every call
@@ -64,12 +68,13 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
 
     generator = torch.Generator().manual_seed(seed)
     positions = dict.fromkeys(curvatures, 0)
+    likelihood, scales = find_scales(model, inputs, likelihood)
     with watch(model, modules, keep), torch.enable_grad():
         for batch in split(inputs, BATCH // 2):  # the backward pass holds every activation
             for some in outputs.values():
                 some.clear()
-            mask = find_mask(model, batch)
-            for target in draw_predictions(model(*batch), mask, generator):
+            masks = find_masks(model, batch)
+            for target in draw_predictions(call(model, batch), likelihood, scales, masks, generator):
                 kept = [(name, y) for name, some in outputs.items() for y in some]
                 if not kept:
                     continue
@@ -77,23 +82,32 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
                 for (name, _), gradient in zip(kept, gradients, strict=True):
                     if gradient is None:
                         continue  # the prediction does not depend on this layer
-                    g = as_outputs(modules[name], gradient, mask)  # (positions, rows)
+                    g = as_outputs(modules[name], gradient, pick_mask(masks, gradient.shape))  # (positions, rows)
                     curvatures[name] += (g.T @ g).to(torch.float64)
             for name, some in outputs.items():
-                positions[name] += sum(len(as_outputs(modules[name], output, mask)) for output in some)
+                positions[name] += sum(len(as_outputs(modules[name], y, pick_mask(masks, y.shape))) for y in some)
     return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
+
+
+def find_scales(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None) -> tuple[Likelihood, Outputs]:
+    """The likelihood, if None logits by assumption, and the standard deviations of the columns of other outputs."""
+    if likelihood is None:
+        likelihood = assume_logits(predict(model, tuple(tensor[:1] for tensor in inputs)))
+    if all(answer.is_choice for answer in likelihood.values()):
+        return likelihood, {}
+    return likelihood, measure_scales(predict(model, inputs), likelihood)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, inputs: Inputs) -> Outputs:
+    """The model's outputs by name, samples first, computed batch by batch."""
+    return join_batches([call(model, batch) for batch in split(inputs)])
 
 
 def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
     """Split samples into the fewest batches of at most `size`, as even as possible for averages over batches."""
     count = -(-len(inputs[0]) // size)
     return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
-
-
-def find_mask(model: nn.Module, batch: Inputs) -> Tensor | None:
-    """The batch's attention mask (samples, positions) as booleans; None if the model has no such input."""
-    names = getattr(model, "inputs", ())
-    return batch[names.index("attention_mask")].bool() if "attention_mask" in names else None
 
 
 def as_rows(module: Factorable, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -150,17 +164,3 @@ def _start_gram(layer: Layer) -> Tensor:
     if layer.kind == "embedding":
         return torch.full((layer.columns,), TOKEN_SMOOTHING, dtype=torch.float64)
     return torch.zeros(layer.columns, layer.columns, dtype=torch.float64)
-
-
-def draw_predictions(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield scalars whose gradients' outer products sum to the Fisher: over all classes weighted, or drawn labels."""
-    logs = logits.log_softmax(-1)  # (samples, classes) or (samples, positions, classes)
-    kept = mask if mask is not None and logits.shape[:-1] == mask.shape else torch.ones(logits.shape[:-1]).bool()
-    chances = logs.detach().exp()
-    if logits.ndim == 2 and logits.shape[-1] <= _DRAWS:  # noqa: PLR2004 - a classifier's logits
-        for index in range(logits.shape[-1]):
-            yield (chances[:, index].sqrt() * logs[:, index]).sum()
-        return
-    for _ in range(_DRAWS):
-        labels = torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(*logits.shape[:-1], 1)
-        yield logs.gather(-1, labels).squeeze(-1)[kept].sum() / _DRAWS**0.5

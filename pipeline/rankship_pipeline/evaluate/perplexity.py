@@ -1,7 +1,7 @@
 """Measures a causal language model's perplexity.
 
 A language model here maps token ids (batch, positions) to logits (batch, positions, vocabulary); a transformers model
-becomes one as `huggingface.LogitsOnly(model, ("input_ids",))`. Its attention must be causal: padding stands on the
+becomes one as `huggingface.ByPosition(model, ("input_ids",))`. Its attention must be causal: padding stands on the
 right and is not masked.
 """
 

@@ -1,18 +1,22 @@
 """Measures what each specialist lost by merging or compressing, and refuses more than the recipe allows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import measure_accuracy, measure_agreement, predict
+from rankship_pipeline.evaluate.accuracy import measure_agreement, measure_error
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits
 from rankship_pipeline.foundation.errors import QualityLost
-from rankship_pipeline.foundation.records import Fidelity
+from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
-from rankship_pipeline.models.data import Data
+from rankship_pipeline.models.data import Data, Inputs
 from rankship_pipeline.recipe.choices import QualityChoice
 
 _SHOWN_LAYERS = 5
+
+Rate = Callable[[nn.Module, Inputs, Tensor, str], Score]  # a model's score on inputs and labels, at a stage
 
 Gate = Literal["max_merge_loss_points", "max_loss_points"]
 # gate → cause of its layers' losses, hint
@@ -28,17 +32,38 @@ _GATES: dict[Gate, tuple[str, str]] = {
 }
 
 
-def compare_with_source(model: nn.Module, source: nn.Module, name: str, data: Data, stage: str) -> Fidelity:
-    """Compare a stage's model with the specialist `name` on that specialist's own data."""
+def compare_with_source(
+    model: nn.Module,
+    source: nn.Module,
+    name: str,
+    data: Data,
+    stage: str,
+    rate: Rate,
+    likelihood: Likelihood | None = None,
+) -> Fidelity:
+    """Compare a stage's model with the specialist `name` on that specialist's own data; `rate` scores its own tests.
+
+    The `likelihood` says how the outputs are distributed (None: all hold logits).
+    """
     inputs = data.calibration[name]
-    agreed, answers = measure_agreement(model, inputs, predict(source, inputs))
+    teacher = predict(source, inputs)
+    likelihood = assume_logits(teacher) if likelihood is None else likelihood
+    agreed, answers = measure_agreement(model, inputs, teacher, likelihood)
     tests = data.tests.get(name)
     before, after = (
-        (measure_accuracy(one, *tests, stage=stage) for one, stage in ((source, f"source:{name}"), (model, stage)))
+        (rate(one, *tests, stage) for one, stage in ((source, f"source:{name}"), (model, stage)))
         if tests is not None
         else (None, None)
     )
-    return Fidelity(stage=stage, source=name, answers=answers, agreement=agreed / answers, before=before, after=after)
+    return Fidelity(
+        stage=stage,
+        source=name,
+        answers=answers or len(inputs[0]),
+        agreement=agreed / answers if answers else None,
+        before=before,
+        after=after,
+        relative_error=measure_error(model, inputs, teacher, likelihood),
+    )
 
 
 def refuse_lost(fidelities: Sequence[Fidelity], choice: QualityChoice, gate: Gate, costs: Mapping[str, float]) -> None:
@@ -62,8 +87,13 @@ def refuse_lost(fidelities: Sequence[Fidelity], choice: QualityChoice, gate: Gat
 
 def describe_loss(one: Fidelity) -> str:
     """One specialist's loss in words, e.g. "mnist: 7.3 points of test accuracy (97.0 % → 89.7 % of 1,000), …"."""
-    agreement = f"agrees on {show_percent(one.agreement)} of {show_count(one.answers)} calibration answers"
+    answers = f"{show_count(one.answers)} calibration answers"
+    if one.agreement is None:
+        what, likeness = "of error", f"relative error {show_percent(one.relative_error or 0.0)} on {answers}"
+    else:
+        what, likeness = "of agreement", f"agrees on {show_percent(one.agreement)} of {answers}"
     if one.before is None or one.after is None:
-        return f"{one.source}: {one.lost_points:.1f} points of agreement ({agreement})"
-    change = f"{show_percent(one.before.value)} → {show_percent(one.after.value)} of {show_count(one.after.samples)}"
-    return f"{one.source}: {one.lost_points:.1f} points of test accuracy ({change}), {agreement}"
+        return f"{one.source}: {one.lost_points:.1f} points {what} ({likeness})"
+    change = f"{one.before.show()} → {one.after.show()} of {show_count(one.after.samples)}"
+    measure = one.before.measure.name
+    return f"{one.source}: {one.lost_points:.1f} points of test {measure} ({change}), {likeness}"

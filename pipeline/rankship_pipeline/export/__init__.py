@@ -2,8 +2,10 @@
 
 An exporter is a module with two functions; foundation/formats.py names the module of each format:
 
-    export_graph(graph: ExportedProgram, path: Path) -> None      write the file
-    list_operators(path: Path) -> tuple[Operator, ...]            read every operator with a constant weight
+    export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None    write the file
+    list_operators(path: Path) -> tuple[Operator, ...]          read every operator with a constant weight
+
+`axes` are the axes of each input that may vary in the graph, for a format that names them.
 """
 
 import importlib
@@ -23,6 +25,8 @@ from rankship_pipeline.foundation.units import show_bytes
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
+
+    from rankship_pipeline.export.shapes import Axes
 
 _FLOAT_BYTES = 4  # every file is float32
 
@@ -47,7 +51,7 @@ class Expected:
 class Exporter(Protocol):
     """The functions of a format's module."""
 
-    def export_graph(self, graph: "ExportedProgram", path: Path) -> None:
+    def export_graph(self, graph: "ExportedProgram", path: Path, axes: "Axes" = ()) -> None:
         """Write the file; UnsupportedOp if an operator cannot be lowered."""
 
     def list_operators(self, path: Path) -> tuple[Operator, ...]:

@@ -1,12 +1,14 @@
 """Writes an exported file with its record and its proof to the store, and reads them.
 
-    <store>/artifact-<hash>/    model.<suffix>  artifact.json  input.<i>.npy  expected.<i>.npy
+    <store>/artifact-<hash>/            model.<suffix>  artifact.json  input.<i>.npy  expected.<i>.npy
+    <store>/artifact-<hash>/<lengths>/  input.<i>.npy  expected.<i>.npy
 
-There is one array for each input and each output, its samples on axis 0.
+There is one array for each input and each output, its samples on axis 0. A file that takes ranges of lengths has
+further proofs, each in a folder named by its lengths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,20 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.export.shapes import (
+    Axes,
+    Point,
+    count_proof,
+    count_rows,
+    describe_point,
+    describe_sides,
+    find_example,
+    find_rows,
+    fit_samples,
+    list_dimensions,
+    list_fixed_points,
+    list_points,
+)
 from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Variant
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
@@ -26,6 +42,7 @@ from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters
+from rankship_pipeline.models.outputs import ONLY, Outputs, flatten
 
 _RECORD = "artifact.json"
 
@@ -34,8 +51,10 @@ _RECORD = "artifact.json"
 class Part:
     """A part of a model that becomes one file per format: its module, its proof's inputs, its plan.
 
-    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `shapes` holds
-    the shapes, by name, of inputs and outputs whose sides may differ from the proof's.
+    `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `classes` has
+    the axis of classes, by name, of outputs that hold classes' scores. `bare` says that a single output is no part of
+    a container. `axes` are the axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's
+    lengths where they are not the data's, and `rows` is the number of samples that it takes at once.
     """
 
     variant: Variant
@@ -43,23 +62,67 @@ class Part:
     samples: Inputs
     plan: RankPlan | None = None
     part: str = WHOLE
-    outputs: tuple[str, ...] = ("logits",)
-    shapes: Mapping[str, tuple[int | Dimension, ...]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = (ONLY,)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    bare: bool = True
+    axes: Axes = ()
+    shape: str = ""
+    rows: int = 1
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """Every length of its inputs that may vary."""
+        return list_dimensions(one for own in self.axes for one in own.values())
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """The names of outputs to take of what the module returns; () for a module that returns one bare tensor."""
+        return () if len(self.outputs) == 1 and self.bare else self.outputs
 
     @property
     def title(self) -> str:
         """Its name in progress and errors."""
-        return self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
+        named = self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
+        return f"{named}, {self.shape}" if self.shape else named
 
     def name_artifact(self, format_: Format) -> ArtifactKey:
         """The artifact key of the part in one format."""
-        return ArtifactKey(variant=self.variant, format=format_, part=self.part)
+        return ArtifactKey(variant=self.variant, format=format_, part=self.part, shape=self.shape)
 
 
-def export_file(graph: ExportedProgram, format_: Format, path: Path) -> None:
+@dataclass(frozen=True)
+class Proof:
+    """The files with inputs and with torch's outputs that an artifact is proven on, `rows` samples at a time.
+
+    `lengths` names the lengths of its inputs, where they are not the data's own.
+    """
+
+    inputs: list[Path]
+    expected: list[Path]
+    rows: int = 1
+    lengths: str = ""
+
+
+def fix_shapes(part: Part) -> list[Part]:
+    """The part at each shape that a format of fixed shapes gets a file for; the data's own shape is the first."""
+    if not part.dimensions:
+        return [part]
+    points = list_fixed_points(part.dimensions)
+    return [
+        replace(_fix(part, point), shape=describe_point(point) if place else "") for place, point in enumerate(points)
+    ]
+
+
+def _fix(part: Part, point: Point) -> Part:
+    rows = count_rows(part.axes, point)
+    whole = max(rows, len(part.samples[0]) // rows * rows)
+    return replace(part, samples=fit_samples(part.samples, part.axes, point, whole), axes=(), rows=rows)
+
+
+def export_file(graph: ExportedProgram, format_: Format, path: Path, axes: Axes = ()) -> None:
     """Write a graph's file in one format, with the exporter's output hidden."""
     with keep_stdout_clean():
-        load_exporter(format_).export_graph(graph, path)
+        load_exporter(format_).export_graph(graph, path, axes)
 
 
 def read_operators(format_: Format, path: Path) -> tuple[Operator, ...]:
@@ -85,18 +148,16 @@ def write_artifact(
     key = part.name_artifact(format_)
     path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
     write_file(path)
-    inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
-    outputs = compute_outputs(part.module, part.samples, part.outputs)
-    for name, tensors in (("input", inputs), ("expected", outputs)):
-        for index, tensor in enumerate(tensors.values()):
-            np.save(target / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read
+    points = [find_example(part.dimensions), *list_points(part.dimensions)]
+    proofs = [_keep_proof(target, part)]
+    proofs += [_keep_proof(target / _name_folder(point), _at_point(part, point)) for point in points[1:]]
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",
         size_bytes=path.stat().st_size,
         sha256=hash_file(path),
-        inputs=tuple(_describe(name, tensor, part) for name, tensor in inputs.items()),
-        outputs=tuple(_describe(name, tensor, part) for name, tensor in outputs.items()),
+        inputs=_describe_inputs(part, proofs[0][0]),
+        outputs=_describe_outputs(part, [outputs for _, outputs in proofs], points),
         parameters=count_parameters(part.module),
         factored_layers=tuple(part.plan.factors) if part.plan is not None else (),
         recipe_sha256=recipe_sha256,
@@ -106,31 +167,97 @@ def write_artifact(
     (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
 
 
+Tensors = dict[str, Tensor]
+
+
+def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
+    """Write a part's samples and torch's outputs on them; both by name."""
+    folder.mkdir(exist_ok=True)
+    inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
+    outputs = compute_outputs(part.module, part.samples, part.outputs, part.rows)
+    for name, tensors in (("input", inputs), ("expected", outputs)):
+        for index, tensor in enumerate(tensors.values()):
+            np.save(folder / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read
+    return inputs, outputs
+
+
+def _at_point(part: Part, point: Point) -> Part:
+    rows = count_rows(part.axes, point)
+    return replace(part, samples=fit_samples(part.samples, part.axes, point, count_proof(rows)), rows=rows)
+
+
+def _name_folder(point: Point) -> str:
+    return describe_point(point).replace(", ", "-").replace(" ", "-")
+
+
 @torch.inference_mode()
-def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
-    """Compute every output of a module by name, samples first, in the order of its graph."""
-    batches = [_name_outputs(module(*batch), names) for batch in split(samples)]
+def compute_outputs(module: nn.Module, samples: Inputs, names: Sequence[str], rows: int = 1) -> dict[str, Tensor]:
+    """Compute every output of a module by name, samples first, in the order of its graph.
+
+    Several `rows` are the samples that a file takes at once, and so does the module.
+    """
+    count = len(samples[0])
+    taken = (
+        split(samples) if rows == 1 else [tuple(one[at : at + rows] for one in samples) for at in range(0, count, rows)]
+    )
+    batches = [_name_outputs(module(*batch), names) for batch in taken]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _name_outputs(given: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def _name_outputs(given: object, names: Sequence[str]) -> Outputs:
+    found = flatten(given)
+    if set(names) <= set(found):
+        return {name: found[name] for name in names}
     if isinstance(given, Mapping):
-        return dict(given)
-    listed = (given,) if isinstance(given, Tensor) else tuple(given)
-    if len(listed) != len(names):
-        message = f"the model returns {len(listed)} outputs, the names are {', '.join(names) or 'missing'}"
+        return found
+    if len(found) != len(names):
+        message = f"the model returns {len(found)} outputs, the names are {', '.join(names) or 'missing'}"
         raise BuildError(message, hint="name every output, or return them as a dictionary")
-    return dict(zip(names, listed, strict=True))
+    return dict(zip(names, found.values(), strict=True))
 
 
-def _describe(name: str, tensor: Tensor, part: Part) -> TensorSpec:
-    """Describe one input or output at batch size 1; `tensor` holds the proof's samples."""
-    seen = (1, *tensor.shape[1:])
-    spec = TensorSpec(name=name, shape=part.shapes.get(name, seen), dtype=str(tensor.numpy().dtype))
-    if not spec.fits(seen):
-        message = f"{part.title}: the proof's {name} has the shape {seen}, expected {spec.shape}"
-        raise BuildError(message, hint="use proof inputs of a length in the stated range")
-    return spec
+def _describe_inputs(part: Part, tensors: Tensors) -> tuple[TensorSpec, ...]:
+    axes = part.axes or ({},) * len(part.samples)
+    return tuple(
+        TensorSpec(
+            name=name,
+            shape=tuple(own.get(axis, side) for axis, side in enumerate((part.rows, *tensor.shape[1:]))),
+            dtype=str(tensor.numpy().dtype),
+        )
+        for (name, tensor), own in zip(tensors.items(), axes, strict=True)
+    )
+
+
+def _describe_outputs(part: Part, computed: Sequence[Tensors], points: Sequence[Point]) -> tuple[TensorSpec, ...]:
+    """Describe outputs by their shapes at all points, of which the example's is the first."""
+    rows = [count_rows(part.axes, point) if part.dimensions else part.rows for point in points]
+    return tuple(
+        TensorSpec(
+            name=name,
+            shape=describe_sides(
+                name,
+                [(some, *tensors[name].shape[1:]) for some, tensors in zip(rows, computed, strict=True)],
+                points,
+                part.dimensions,
+            ),
+            dtype=str(first.numpy().dtype),
+            classes_axis=part.classes.get(name),
+        )
+        for name, first in computed[0].items()
+    )
+
+
+def find_output_axes(part: Part) -> Axes:
+    """The axes of each output of a part that vary with its inputs."""
+    if not part.dimensions:
+        return ()
+    points = [find_example(part.dimensions), *list_points(part.dimensions)]
+    seen = [_at_point(part, point) for point in points]
+    computed = [compute_outputs(one.module, one.samples, one.outputs, one.rows) for one in seen]
+    return tuple(
+        {axis: side for axis, side in enumerate(one.shape) if isinstance(side, Dimension)}
+        for one in _describe_outputs(part, computed, points)
+    )
 
 
 def read_artifact(entry: Entry) -> Artifact:
@@ -139,9 +266,25 @@ def read_artifact(entry: Entry) -> Artifact:
 
 
 def find_proof(artifact: Artifact, store: Store) -> tuple[Path, list[Path], list[Path]]:
-    """The artifact's file, its parity inputs and torch's expected outputs; the arrays are checked for changes."""
+    """The artifact's file, and inputs of the shape it is timed with, and torch's expected outputs for them."""
+    path, (first, *_) = find_proofs(artifact, store)
+    return path, first.inputs, first.expected
+
+
+def find_proofs(artifact: Artifact, store: Store) -> tuple[Path, list[Proof]]:
+    """The artifact's file, and its proofs, the data's own shape first; the arrays are checked for changes."""
     path = store.root / artifact.file
     entry = store.open(path.parent)
-    inputs = [entry.read(f"input.{index}.npy") for index in range(len(artifact.inputs))]
-    expected = [entry.read(f"expected.{index}.npy") for index in range(len(artifact.outputs))]
-    return path, inputs, expected
+
+    def find(point: Point, folder: str, lengths: str) -> Proof:
+        return Proof(
+            inputs=[entry.read(f"{folder}input.{index}.npy") for index in range(len(artifact.inputs))],
+            expected=[entry.read(f"{folder}expected.{index}.npy") for index in range(len(artifact.outputs))],
+            rows=find_rows(artifact.inputs, point),
+            lengths=lengths,
+        )
+
+    others = [
+        find(point, f"{_name_folder(point)}/", describe_point(point)) for point in list_points(artifact.dimensions)
+    ]
+    return path, [find(find_example(artifact.dimensions), "", ""), *others]

@@ -43,7 +43,7 @@ def _export(format_: Format, entry: str, target: Path) -> None:
     from rankship_pipeline.export.artifact import Part, export_file, write_artifact
     from rankship_pipeline.export.graph import trace_graph
 
-    part = Part("canary", make_network(), (make_samples(),))
+    part = Part("canary", make_network(), (make_samples(),), classes={"output": -1})
     graph = trace_graph(part.module, tuple(tensor[:1] for tensor in part.samples))
     write_artifact(
         target,

@@ -18,6 +18,7 @@ from executorch.exir.schema import KernelCall
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
 _HEADER_MAGIC = b"XH00"  # XNNHeader: 4 bytes zero, magic, u16 length, u32 flatbuffer offset, u32 flatbuffer size
@@ -28,7 +29,7 @@ _TRANSPOSE_WEIGHTS = 1  # a flag of XNNFullyConnected: (in, out)
 _FACTORS = {"aten::convolution": (1,), "aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2)}
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Lower to XNNPACK where possible and write the .pte."""
     try:
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()

@@ -6,6 +6,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
 from rankship_pipeline.export.graph import expect_operators
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.frozen import record
 
@@ -15,7 +16,7 @@ class _Listing:
     operators: tuple[Operator, ...]
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Write every operator's matrix."""
     path.write_text(encode(_Listing(operators=expect_operators(graph).needed)), encoding="utf-8")
 

@@ -1,12 +1,18 @@
 """Traces a model with its parameters frozen."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 
-def trace_frozen(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
+def trace_frozen(
+    module: nn.Module, example: tuple[Tensor, ...], shapes: dict[str, Any] | None = None
+) -> ExportedProgram:
     """The graph of torch.export, none of whose parameters wants a gradient; the module stays as it is.
+
+    `shapes` are the dynamic shapes of torch.export, by input.
 
     Where the mask of attention is learned, as in T5, torch picks another kernel for a graph with gradients than for one
     without, and the orders of the two outputs in memory differ: a graph traced with gradients then fails in the
@@ -16,7 +22,7 @@ def trace_frozen(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProg
     for parameter in trained:
         parameter.requires_grad = False
     try:
-        graph = torch.export.export(module, example)
+        graph = torch.export.export(module, example, dynamic_shapes=shapes)
     finally:
         for parameter in trained:
             parameter.requires_grad = True

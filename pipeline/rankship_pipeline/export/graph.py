@@ -1,19 +1,28 @@
 """Traces a model with torch.export, and lists the graph's operators with constant weights."""
 
 import copy
-from collections.abc import Iterator
+import functools
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from rankship_pipeline.export import Expected, Operator
 from rankship_pipeline.export.frozen_trace import trace_frozen
+from rankship_pipeline.export.guards import Guards, watch_guards
 from rankship_pipeline.export.reach import find_reach
+from rankship_pipeline.export.shapes import Axes, count_rows, fit_samples, list_dimensions
 from rankship_pipeline.foundation.errors import UnsupportedOp
+from rankship_pipeline.foundation.records import Dimension
+from rankship_pipeline.models.outputs import flatten
 
+_LEAST = 2  # torch.export takes a length of 1 for a constant
 # Operators of ATen's core with a weight: the places of their factors, W·x before x·W.
 _FACTORS = {
     "aten.convolution.default": (1,),
@@ -70,10 +79,15 @@ def _is_stored(weight: Node) -> bool:
     return weight.op == "placeholder"
 
 
-def trace_graph(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
-    """The graph from which all formats are exported, at batch size 1, with every tensor in row-major order."""
+def trace_graph(module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str] = ()) -> ExportedProgram:
+    """The graph from which all formats are exported, of the example's shape, with every tensor in row-major order.
+
+    With `outputs` it gives the tensors of these names, in their order, and nothing else of what the module returns.
+    """
+    ordered = order_rows(module)
     try:
-        return trace_frozen(order_rows(module), tuple(tensor.contiguous() for tensor in example))
+        with _returning(ordered, outputs):
+            return trace_frozen(ordered, tuple(tensor.contiguous() for tensor in example))
     except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
@@ -105,3 +119,61 @@ def _list_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [
         (name, value) for name, value in owned.items() if isinstance(value, Tensor) and value.layout == torch.strided
     ]
+
+
+def trace_ranges(
+    module: nn.Module, samples: tuple[Tensor, ...], axes: Axes, outputs: Sequence[str] = ()
+) -> ExportedProgram:
+    """The graph that takes every length in the ranges of `axes`; UnsupportedOp names an axis that the model fixes."""
+    dimensions = list_dimensions(one for own in axes for one in own.values())
+    lengths = {one.name: max(_LEAST, one.example or one.low) for one in dimensions}
+    example = fit_samples(samples, axes, lengths, count_rows(axes, lengths))
+    known = {one.name: Dim(re.sub(r"\W", "_", one.name), min=one.low, max=one.high) for one in dimensions}
+    marked = [{axis: known[one.name] for axis, one in own.items()} for own in axes]
+    ordered = order_rows(module)
+    with watch_guards() as guards:
+        try:
+            shapes = inspect.signature(module.forward).bind(*marked).arguments
+            with _returning(ordered, outputs):
+                return trace_frozen(ordered, tuple(tensor.contiguous() for tensor in example), shapes)
+        except Exception as failure:  # as above
+            raise _explain(failure, dimensions, guards) from failure
+
+
+def _explain(failure: Exception, dimensions: tuple[Dimension, ...], guards: Guards) -> UnsupportedOp:
+    """The axes that the model's code does not let vary, and the line of code that fixes them."""
+    asked = {re.sub(r"\W", "_", one.name): f"{one.name} {one.low} to {one.high}" for one in dimensions}
+    violated = re.search(r"Constraints violated \(([^)]*)\)", str(failure))
+    names = [name.strip() for name in violated.group(1).split(",")] if violated else list(asked)
+    ranges = " and ".join(asked.get(name, name) for name in names)
+    fixes = re.findall(r"^  (_?\w+ = .*)$", str(failure), re.MULTILINE)
+    if violated and fixes:
+        cause = "the model's code takes only " + ", ".join(fixes)
+    else:
+        cause = f"{type(failure).__name__}: {failure}"
+    where = f", which it decides at {guards.place}" if guards.place else ""
+    return UnsupportedOp(
+        f"torch.export cannot let the model's inputs vary in {ranges}: {cause}{where}",
+        hint="make its code read lengths from its inputs (x.shape[1], not a number), or name a narrower range, or leave"
+        " it out of [export]",
+    )
+
+
+@contextmanager
+def _returning(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Make the module return a tuple of these outputs meanwhile; its parameters keep their names, so no wrapper."""
+    if not names:
+        yield
+        return
+    whole = module.forward
+
+    @functools.wraps(whole)
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = flatten(whole(*inputs))
+        return tuple(found[name] for name in names)
+
+    module.forward = forward  # of this instance alone
+    try:
+        yield
+    finally:
+        del module.forward

@@ -1,6 +1,6 @@
 """Exports to ONNX with torch's own exporter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
@@ -18,7 +19,7 @@ OPSET = 20
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
     check_size(graph.state_dict.values(), "onnx")
     try:
@@ -29,10 +30,19 @@ def export_graph(graph: ExportedProgram, path: Path) -> None:
         ) from failure
     if program is None:
         raise UnsupportedOp("torch.onnx.export returned no program")
+    if axes:
+        program.rename_axes(dict(_name_symbols(program, axes)))
     model = program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def _name_symbols(program: torch.onnx.ONNXProgram, axes: Axes) -> Iterator[tuple[str, str]]:
+    """The exporter's symbols for lengths, each with the axis's own name."""
+    for value, own in zip(program.model.graph.inputs, axes, strict=True):
+        if value.shape is not None:
+            yield from ((str(value.shape[axis]), one.name) for axis, one in own.items())
 
 
 def split_outputs(path: Path, targets: Sequence[Path]) -> None:

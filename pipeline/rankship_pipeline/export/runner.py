@@ -15,9 +15,9 @@ Array = NDArray[np.float32]
 
 
 class Runner(Protocol):
-    """Runs all samples through one artifact, one at a time, in its own runtime."""
+    """Runs all samples through one artifact in its own runtime, one at a time, or `rows` at once."""
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
         """Read .npy inputs (samples first), write one .npy per output into the folder; returns files and runtime.
 
         CommandFailed if the artifact cannot be loaded or run, Lacks if the runtime is missing.
@@ -33,12 +33,12 @@ class FakeRunner:
     def __init__(self, compute: Callable[..., Array | tuple[Array, ...]]) -> None:
         self._compute = compute
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
-        """Apply the function to one sample at a time and stack the results."""
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
+        """Apply the function to `rows` samples at a time and stack the results."""
         if not artifact.is_file() or not artifact.read_bytes():
             raise CommandFailed(f"no {format} model in {artifact.name}", hint="build it again")
         arrays = [np.load(path, allow_pickle=False) for path in inputs]
-        given = [self._compute(*(array[i : i + 1] for array in arrays)) for i in range(len(arrays[0]))]
+        given = [self._compute(*(array[i : i + rows] for array in arrays)) for i in range(0, len(arrays[0]), rows)]
         samples = [one if isinstance(one, tuple) else (one,) for one in given]
         files = [into / f"output.{place}.npy" for place in range(len(samples[0]))]
         for file, outputs in zip(files, zip(*samples, strict=True), strict=True):

@@ -9,13 +9,14 @@ from ai_edge_litert.interpreter import Interpreter
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
+from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # Operators with a weight, and the axis of the weight that holds its outputs: OHWI, 1HWO, (out, in), (in, out).
 _OUTPUTS_AT = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": -1, "FULLY_CONNECTED": 0, "BATCH_MATMUL": -1}
 
 
-def export_graph(graph: ExportedProgram, path: Path) -> None:
+def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
     check_size(graph.state_dict.values(), "tflite")
     try:

@@ -17,11 +17,13 @@ class Metric:
     """The size of an error in a weight (rows, columns): ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
-    at the outputs, (rows, rows); None stands for the identity.
+    at the outputs, (rows, rows); None stands for the identity. `units` (rows,) are what one of each output is small or
+    large against, for models whose outputs have units of their own; None: all rows have one unit.
     """
 
     gram: Tensor | None = None
     curvature: Tensor | None = None
+    units: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,17 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     """
     if metric.curvature is None:
         return WHITENINGS[whitening](weight, metric.gram)
-    left, inverse = find_root(damp(metric.curvature))
+    left, inverse = root_curvature(metric.curvature, metric.units)
     spectrum = WHITENINGS[whitening](left.T @ weight, metric.gram)
     return Spectrum(U=inverse @ spectrum.U, sigma=spectrum.sigma, right=spectrum.right)
+
+
+def root_curvature(curvature: Tensor, units: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The root R of the damped curvature and its inverse, as find_root gives them, damped where all units are one."""
+    if units is None:
+        return find_root(damp(curvature))
+    left, inverse = find_root(damp(units[:, None] * curvature * units))
+    return left / units[:, None], inverse * units[:, None]
 
 
 def damp(curvature: Tensor) -> Tensor:

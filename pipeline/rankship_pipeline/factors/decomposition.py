@@ -6,13 +6,13 @@ are the exact optimum for that basis.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.decompose import Metric, Spectrum, damp, decompose, find_root
+from rankship_pipeline.factors.decompose import Metric, Spectrum, decompose, root_curvature
 from rankship_pipeline.models.layers import Layer
 
 # Added to the Gram of a basis as a share of its mean diagonal, above rounding; that share of the energy is lost.
@@ -55,7 +55,11 @@ class Decomposition:
     @cached_property
     def _weighted(self) -> Tensor:
         curvature = self.metric.curvature
-        root = torch.eye(self.layer.rows, dtype=torch.float64) if curvature is None else find_root(damp(curvature))[0]
+        root = (
+            torch.eye(self.layer.rows, dtype=torch.float64)
+            if curvature is None
+            else root_curvature(curvature, self.metric.units)[0]
+        )
         return root.T @ self.weight
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
@@ -80,7 +84,7 @@ class Decomposition:
 
     def project(self, basis: Tensor) -> Spectrum:
         """The spectrum of the best fit on a basis, under the metric of the basis's outputs."""
-        metric = Metric(gram=basis @ self.gram @ basis.T, curvature=self.metric.curvature)
+        metric = replace(self.metric, gram=basis @ self.gram @ basis.T)
         return decompose(self.fit(basis), metric, "eigen")
 
     def _see(self, basis: Tensor) -> tuple[Tensor, Tensor]:

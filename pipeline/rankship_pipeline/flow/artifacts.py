@@ -1,38 +1,63 @@
 """Exports one model to one file per format, from one graph, with the inputs and outputs of its proof."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from rankship_pipeline.evaluate.accuracy import predict
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.export import check_factors
-from rankship_pipeline.export.artifact import Part, export_file, read_artifact, read_operators, write_artifact
-from rankship_pipeline.export.graph import expect_operators, trace_graph
+from rankship_pipeline.export.artifact import (
+    Part,
+    export_file,
+    find_output_axes,
+    fix_shapes,
+    read_artifact,
+    read_operators,
+    write_artifact,
+)
+from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
+from rankship_pipeline.export.shapes import find_axes
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
 from rankship_pipeline.foundation.artifact_key import Variant, head_of
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.outputs import ONLY
 
 
 def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
     """The model; or the backbone that tasks share, then every task's head, proven on the backbone's features."""
-    data = prepared.data
+    data, choice = prepared.data, prepared.recipe.export
     samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in data.strip(data.test_inputs))
     if not isinstance(module, Headed):
-        return [Part(variant, module, samples, plan)]
-    features = (predict(module.backbone, samples).clone(),)  # tracing refuses tensors of inference mode
+        judging = prepared.court.judging
+        named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
+        return [Part(variant, module, samples, plan, axes=find_axes(choice, module, samples), **named)]
+    axes = find_axes(choice, module.backbone, samples)
+    backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
+    features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
+    varying = find_output_axes(backbone)
     heads = [
-        Part(variant, module.heads[str(task)], features, part=head_of(name)) for task, name in enumerate(data.tasks)
+        Part(variant, module.heads[str(task)], features, part=head_of(name), classes={ONLY: -1}, axes=varying)
+        for task, name in enumerate(data.tasks)
     ]
-    return [Part(variant, module.backbone, samples, plan, outputs=("features",)), *heads]
+    return [backbone, *heads]
+
+
+def trace_part(part: Part) -> ExportedProgram:
+    """The graph of a part, of the shape of its samples, or of every length in its ranges."""
+    if part.dimensions:
+        return trace_ranges(part.module, part.samples, part.axes, part.returned)
+    return trace_graph(part.module, tuple(tensor[: part.rows] for tensor in part.samples), part.returned)
 
 
 def export_variant(
@@ -47,9 +72,22 @@ def export_variant(
 
 
 def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, part: Part) -> list[Artifact]:
+    formats = prepared.recipe.export.formats
+    artifacts = _export_shape(
+        prepared, store, steps, content, part, [one for one in formats if FACTS[one].takes_ranges]
+    )
+    for fixed in fix_shapes(part):
+        fewer = [one for one in formats if not FACTS[one].takes_ranges]
+        artifacts += _export_shape(prepared, store, steps, content, fixed, fewer)
+    return artifacts
+
+
+def _export_shape(
+    prepared: Prepared, store: Store, steps: Steps, content: str, part: Part, formats: Sequence[Format]
+) -> list[Artifact]:
     graph: ExportedProgram | None = None
     artifacts = []
-    for name in prepared.recipe.export.formats:
+    for name in formats:
         made_from: dict[str, object] = {
             "model": content,
             "artifact": asdict(part.name_artifact(name)),
@@ -61,7 +99,7 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
         entry = store.find("artifact", made_from)
         if entry is None:
             with steps.step(f"export {part.title} to {name}"):
-                graph = graph or trace_graph(part.module, tuple(tensor[:1] for tensor in part.samples))
+                graph = graph or trace_part(part)
                 make = partial(
                     write_artifact,
                     entry=store.name("artifact", made_from),
@@ -78,7 +116,7 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
 
 def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> None:
     """Write one file, and check that every factored layer is still a chain of operators in it."""
-    export_file(graph, name, path)
+    export_file(graph, name, path, part.axes)
     if part.plan is not None:
         found = read_operators(name, path)
         check_factors(part.plan, expect_operators(graph), found, where=f"{part.title} {name}")

@@ -100,8 +100,9 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
         plan=plan,
         accuracies=tuple(accuracies),
         alternatives=tuple(_evaluate_alternative(scores, budgeted, comparison) for comparison in recipe.compare),
-        artifacts=tuple(one for one in files if one.key.task is None),
-        heads=tuple(one for one in files if one.key.task is not None),
+        artifacts=tuple(one for one in files if one.key.task is None and not one.key.shape),
+        heads=tuple(one for one in files if one.key.task is not None and not one.key.shape),
+        shapes=tuple(one for one in files if one.key.shape),
         dense_parameters=prepared.dense_parameters,
         batchnorm_reestimated=tuple(
             stage for stage, model in (("merged", merged), ("compressed", compressed)) if model.batchnorm_reestimated

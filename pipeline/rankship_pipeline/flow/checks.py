@@ -8,13 +8,12 @@ from torch.utils._pytree import tree_leaves
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import find_groups
-from rankship_pipeline.evaluate.accuracy import IGNORED
 from rankship_pipeline.export import check_size
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.toolchain import can_export
-from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.foreign_files import is_graph
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
@@ -55,30 +54,6 @@ def check_alignment(prepared: Prepared) -> None:
         find_groups(prepared.model, sample, name=prepared.recipe.models[0].name)
 
 
-def check_forward(prepared: Prepared) -> None:
-    """Check that the model takes the loader's samples and returns logits that fit the labels."""
-    recipe, model, data = prepared.recipe, prepared.model, prepared.data
-    samples = [(f"calibration of {name!r}", inputs) for name, inputs in data.calibration.items()]
-    for what, inputs in [*samples, ("test_inputs", data.test_inputs)]:
-        try:
-            with torch.inference_mode():
-                output = model(*(tensor[:2] for tensor in inputs))
-        except (RuntimeError, TypeError, ValueError, IndexError) as failure:
-            raise InputError(
-                f"the model does not take {what} of shape {[list(tensor.shape) for tensor in inputs]}: {failure}",
-                hint=f"make {recipe.data.origin} return the inputs of the model's forward",
-            ) from failure
-    labels = data.test_labels
-    ranks = {2, 3} if labels is None else {labels.ndim + 1}
-    if not isinstance(output, torch.Tensor) or output.ndim not in ranks:
-        wanted = "(batch, positions, classes)" if ranks == {3} else "(batch, classes)"
-        given = f"a tensor of {output.ndim} axes" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
-        raise InputError(
-            f"the model does not return logits of shape {wanted}, but {given}", hint="wrap it in the factory"
-        )
-    _check_classes(prepared, output.shape[-1])
-
-
 def check_repeats(prepared: Prepared) -> None:
     """Check that the model gives the same answer twice; a file of it could not be compared with it otherwise."""
     sample = tuple(tensor[:_REPEATED] for tensor in prepared.data.test_inputs)
@@ -95,25 +70,6 @@ def check_repeats(prepared: Prepared) -> None:
 def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two outputs are equal, but for what threads may sum in another order."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-def _check_classes(prepared: Prepared, classes: int) -> None:
-    recipe, model, labels = prepared.recipe, prepared.model, prepared.data.test_labels
-    counts = model.classes if isinstance(model, Headed) else [classes] * len(recipe.models)
-    for source, count in zip(recipe.models, counts, strict=True):
-        if source.labels and len(source.labels) != count:
-            raise InputError(
-                f"model {source.name!r} has {count} classes, its `labels` name {len(source.labels)}",
-                hint="name every class once, in the order of the model's outputs",
-            )
-    if labels is None:
-        return
-    counted = labels[labels != IGNORED]
-    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (-1, -1)
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"test_labels run from {low} to {high}, the model has {classes} classes", hint="correct the labels"
-        )
 
 
 def check_sizes(prepared: Prepared) -> None:
@@ -135,16 +91,22 @@ def check_excluded(prepared: Prepared) -> None:
 
 def check_layers(prepared: Prepared) -> None:
     """Check that there is a layer to factor."""
+    if not prepared.layers and is_graph(prepared.model):
+        raise InputError(
+            f"the model is a graph of operators ({type(prepared.model).__name__}, of torch.export, torch.fx or"
+            " TorchScript), which has no layers",
+            hint="give the module that it was made from; load the graph's state_dict() into it, the names are the same",
+        )
     if not prepared.layers:
         raise InputError("the model has no linear or convolutional layer to factor", hint="see ranks.exclude")
 
 
 def check_compared(prepared: Prepared) -> None:
-    """Alternatives are compared by accuracy, which needs labels."""
-    if prepared.recipe.compare and prepared.data.test_labels is None:
+    """Alternatives are compared by their scores, which need labels, or one dense model whose outputs stand for them."""
+    if prepared.recipe.compare and not prepared.is_scored:
         raise InputError(
-            "[[compare]] shows each way's accuracy, and there are no test labels",
-            hint="give one whole number per test input, or leave [[compare]] out",
+            "[[compare]] shows each way's score, and there are no test labels for a merge of several models",
+            hint="give test_labels, or leave [[compare]] out",
         )
 
 
@@ -153,7 +115,6 @@ BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = 
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_sizes,
     check_mends,
-    check_forward,
     check_alignment,
     check_repeats,
     check_excluded,

@@ -13,7 +13,9 @@ from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
 from rankship_pipeline.flow.idle import keep_idle_dense
+from rankship_pipeline.flow.judging import Court, find_judging, load_own_score
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.flow.range_checks import check_ranges
 from rankship_pipeline.flow.replaceable import keep_dense
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
@@ -42,7 +44,9 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         check(recipe, sources)
     notes = (*(remark for opened in sources.values() for remark in opened.remarks), *notes)
     notes = (*notes, *caution(recipe, sources))
+    own = load_own_score(recipe.quality, folder)
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
+    judging = find_judging(recipe, model, data)
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -51,15 +55,19 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         data=data,
         **_hash_data(data, recipe),
         mends=mends,
-        notes=notes,
+        notes=(*notes, *filter(None, (judging.note,))),
         model=model,
         layers=find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else []))),
         source_sha256=source_sha256,
+        court=Court(judging, own),
     )
+    if own is not None:
+        source_sha256[f"quality {recipe.quality.function}"] = own.sha256
     for check_prepared in WITH_DATA:
         check_prepared(prepared)
     prepared = keep_dense(keep_idle_dense(prepared))
     check_budget(prepared)
+    check_ranges(prepared)
     if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
         source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     return prepared

@@ -8,6 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend
+from rankship_pipeline.evaluate.likelihood import Likelihood
+from rankship_pipeline.flow.judging import Court
+from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
@@ -23,7 +26,7 @@ class Prepared:
 
     `sources` are the opened models and their base, by name. `mends` say how each model is made like the first before
     merging, `notes` describe harmless differences. `source_sha256` has the hash of every model or file that affects
-    the result.
+    the result. `court` scores models on the test data.
     """
 
     recipe: Recipe
@@ -40,6 +43,25 @@ class Prepared:
     model: nn.Module
     layers: tuple[Layer, ...]
     source_sha256: dict[str, str]
+    court: Court
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How the model's outputs are distributed."""
+        return self.court.judging.likelihood
+
+    @property
+    def likelihood_sha256(self) -> str:
+        """The hash of the likelihood."""
+        return digest(dict(self.likelihood))
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether models can be scored: there are labels, or one dense model whose outputs stand for them."""
+        if self.court.needs_reference:
+            tested = not self.recipe.data.held or self.data.test_labels is not None  # else it is calibration data
+            return tested and len(self.recipe.models) == 1
+        return self.data.test_labels is not None or self.court.own is not None
 
     @cached_property
     def dense_parameters(self) -> int:

@@ -1,20 +1,22 @@
-"""Scores the stages' models: accuracy on tests, and fidelity to each specialist; stored like every stage."""
+"""Scores the stages' models: on tests, and by fidelity to each specialist; stored like every stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankship_pipeline.evaluate.accuracy import measure_accuracy
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.quality_gate import compare_with_source
 from rankship_pipeline.flow.cached_stage import Form, as_record, cached_stage
 from rankship_pipeline.flow.stages import Model, Stages
-from rankship_pipeline.foundation.records import Accuracy, Fidelity
+from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Source
 
-_ACCURACY: Form[Accuracy] = as_record(Accuracy, "accuracy.json")
+_SCORE: Form[Score] = as_record(Score, "score.json")
 _FIDELITY: Form[Fidelity] = as_record(Fidelity, "fidelity.json")
 
 
@@ -24,35 +26,45 @@ class Scores:
 
     stages: Stages
 
-    def evaluate_sources(self) -> list[Accuracy]:
-        """Every specialist's accuracy on the whole test set, or on its own tests if it has its own head."""
+    def evaluate_sources(self) -> list[Score]:
+        """Every specialist's score on the whole test set, or on its own tests if it has its own head."""
         return [one for source in self.stages.prepared.recipe.models for one in self.evaluate_source(source)]
 
-    def evaluate_source(self, source: Source) -> list[Accuracy]:
-        """One specialist's accuracy; empty without labels."""
+    def evaluate_source(self, source: Source) -> list[Score]:
+        """One specialist's score; empty for one of several without labels."""
         model, data = self.stages.load_source(source.name), self.stages.prepared.data
         return self.evaluate(model, f"source:{source.name}", data.tests[source.name] if data.tasks else None)
 
-    def evaluate(self, model: Model, stage: str, tests: tuple[Inputs, Tensor] | None = None) -> list[Accuracy]:
-        """Accuracy on the whole test set, or on `tests`; empty if a Python session gives no labels."""
+    def evaluate(self, model: Model, stage: str, tests: tuple[Inputs, Tensor] | None = None) -> list[Score]:
+        """The score on the whole test set, or on `tests`; empty for a merge of several models without labels.
+
+        Without labels the outputs of the one dense model stand for them.
+        """
         prepared = self.stages.prepared
-        data, sha256 = prepared.data, prepared.test_sha256
+        data, sha256, reference = prepared.data, prepared.test_sha256, ""
+        inputs, labels = data.test_inputs, data.test_labels
         if tests is not None:
             inputs, labels = tests
             sha256 = hash_tensors((*inputs, labels))
-        elif data.test_labels is not None:
-            inputs, labels = data.test_inputs, data.test_labels
-        else:
+        elif not prepared.is_scored:
             return []
-        made_from = {"model": model.content, "test": sha256, "stage": stage}
-        kept = cached_stage(
-            self.stages.store,
-            "accuracy",
-            made_from,
-            _ACCURACY,
-            lambda: measure_accuracy(model.module, inputs, labels, stage=stage),
-        )
-        return [kept.value]
+        elif prepared.court.needs_reference:
+            reference = self.stages.load_source(prepared.recipe.models[0].name).content
+        made_from = {
+            "model": model.content,
+            "test": sha256,
+            "stage": stage,
+            "reference": reference,
+            "judged": self._judged_sha256(),
+        }
+
+        def rate() -> Score:
+            target: Tensor | Outputs | None = labels
+            if reference:
+                target = predict(self.stages.load_source(prepared.recipe.models[0].name).module, inputs)
+            return prepared.court.score(model.module, inputs, target, stage)
+
+        return [cached_stage(self.stages.store, "score", made_from, _SCORE, rate).value]
 
     def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
         """How well a stage's model does each specialist's own task."""
@@ -66,11 +78,24 @@ class Scores:
             "name": source.name,
             "stage": stage,
             "data": [prepared.calibration_sha256[source.name], prepared.tests_sha256.get(source.name)],
+            "judged": self._judged_sha256(),
         }
         return cached_stage(
             self.stages.store,
             "fidelity",
             made_from,
             _FIDELITY,
-            lambda: compare_with_source(model.module, specialist.module, source.name, prepared.data, stage),
+            lambda: compare_with_source(
+                model.module,
+                specialist.module,
+                source.name,
+                prepared.data,
+                stage,
+                prepared.court.score,
+                prepared.likelihood,
+            ),
         ).value
+
+    def _judged_sha256(self) -> str:
+        court = self.stages.prepared.court
+        return digest([digest(court.judging), "" if court.own is None else court.own.sha256])

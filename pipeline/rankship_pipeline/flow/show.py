@@ -8,15 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankship_pipeline.foundation.console import start_table
-from rankship_pipeline.foundation.records import (
-    PLAN_HEADING,
-    Accuracy,
-    Build,
-    Fidelity,
-    Landing,
-    RankPlan,
-    Refinement,
-)
+from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
+from rankship_pipeline.foundation.records import PLAN_HEADING, Build, Landing, RankPlan, Refinement
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 
@@ -24,7 +17,7 @@ COMPRESSED_STAGES = ("compressed", "refined")  # their models have the plan's pa
 
 
 def print_build(build: Build, entry: Entry) -> None:
-    """Print the accuracy of every stage, the rank plan, other methods at the same budget, and every file's size."""
+    """Print the score of every stage, the rank plan, other methods at the same budget, and every file's size."""
     console = Console(highlight=False)
     plan = build.plan
     size = describe_size(plan, build.dense_parameters)
@@ -37,13 +30,15 @@ def print_build(build: Build, entry: Entry) -> None:
     rows = [(one, sizes.get(one.stage, build.dense_parameters)) for one in build.accuracies]
     rows += [(replace(one.accuracy, stage=one.method), one.plan.total_parameters) for one in build.alternatives]
     if rows:
-        console.print(tabulate_accuracies(rows, build.measure))
+        console.print(tabulate_scores(rows, build.measure))
     if build.fidelities:
         console.print(tabulate_fidelities(build.fidelities))
     if build.refinement is not None:
         console.print(describe_refinement(build.refinement), soft_wrap=True, markup=False)
     console.print(tabulate_plan(plan))
     console.print(tabulate_files(build))
+    for line in describe_lengths(build):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
 
 
@@ -71,22 +66,34 @@ def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
     return f"{show_count(dense_parameters)} → {show_count(kept)} parameters ({fewer}; {unspent})"
 
 
-def tabulate_accuracies(rows: Iterable[tuple[Accuracy, int]], measure: str = "accuracy") -> Table:
-    """The share of correct answers after each stage, with its interval and the model's parameters."""
-    table = start_table(f"{measure} after", "parameters", measure, "95 % interval")
-    for one, parameters in rows:
-        interval = f"[{show_percent(one.low)}, {show_percent(one.high)}]"
-        table.add_row(escape(one.stage), show_count(parameters), show_percent(one.value), escape(interval))
+def tabulate_scores(rows: Iterable[tuple[Score, int]], measure: Measure = ACCURACY) -> Table:
+    """The score after each stage, with its interval, further figures and the model's parameters."""
+    listed = list(rows)
+    also = list(listed[0][0].also) if listed else []
+    interval = any(one.low is not None for one, _ in listed)
+    headings = ("95 % interval",) if interval else ()
+    table = start_table(f"{measure.name} after", "parameters", measure.heading, *headings, *also)
+    for one, parameters in listed:
+        cells = (escape(one.show_interval()) or "–",) if interval else ()
+        further = (f"{one.also[name]:.4g}" if name in one.also else "–" for name in also)
+        table.add_row(escape(one.stage), show_count(parameters), one.show(), *cells, *further)
     return table
 
 
 def tabulate_fidelities(fidelities: Iterable[Fidelity]) -> Table:
-    """What every specialist keeps: its test accuracy, if known, and the agreement on its calibration data."""
-    table = start_table("specialist", "after", "own tests before", "own tests after", "agrees on calibration data")
+    """What every specialist keeps: its test score, if known, and its own outputs on its calibration data."""
+    table = start_table("specialist", "after", "own tests before", "own tests after", "on calibration data")
     for one in fidelities:
-        before, after = ("–" if a is None else show_percent(a.value) for a in (one.before, one.after))
-        table.add_row(escape(one.source), one.stage, before, after, show_percent(one.agreement))
+        before, after = ("–" if a is None else a.show() for a in (one.before, one.after))
+        table.add_row(escape(one.source), one.stage, before, after, describe_likeness(one))
     return table
+
+
+def describe_likeness(one: Fidelity) -> str:
+    """How alike a later model's outputs are: "agrees on 98.0 %", else "relative error 3.1 %"."""
+    if one.agreement is not None:
+        return f"agrees on {show_percent(one.agreement)}"
+    return "–" if one.relative_error is None else f"relative error {show_percent(one.relative_error)}"
 
 
 def describe_refinement(taken: Refinement) -> str:
@@ -95,6 +102,23 @@ def describe_refinement(taken: Refinement) -> str:
         f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
         f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
     )
+
+
+def describe_lengths(build: Build) -> list[str]:
+    """One sentence for each format whose files take ranges of lengths, or that has a file for each shape."""
+    lines = []
+    for name in dict.fromkeys(one.key.format for one in build.artifacts):
+        own = [one for one in build.artifacts if one.key.format == name]
+        if own[0].dimensions:
+            ranges = ", ".join(f"{one.name} {one.low} to {one.high}" for one in own[0].dimensions)
+            timed = ", ".join(f"{one.name} {one.example}" for one in own[0].dimensions)
+            lines.append(f"{name}: every file takes {ranges}, and is timed with {timed}")
+        if shapes := dict.fromkeys(one.key.shape for one in build.shapes if one.key.format == name):
+            lines.append(
+                f"{name}: a file takes one shape, so there are files for {'; '.join(shapes)} beside those of the data's"
+                " own shape, which are timed"
+            )
+    return lines
 
 
 def tabulate_plan(plan: RankPlan) -> Table:

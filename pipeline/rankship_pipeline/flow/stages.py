@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
-from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, predict
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
@@ -38,7 +38,8 @@ from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
-from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.ranks.plan import make_plan
 from rankship_pipeline.recipe.choices import Comparison, RefineChoice, find_base, rank_choice
@@ -83,7 +84,7 @@ class Stages:
     store: Store
     steps: Steps
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
-    _answers: dict[str, Tensor] = field(default_factory=dict)
+    _answers: dict[str, Outputs] = field(default_factory=dict)
 
     def load_source(self, name: str) -> Model:
         """A trained model of the recipe, made like the others."""
@@ -158,11 +159,12 @@ class Stages:
             "data": prepared.calibration_sha256,
             "layers": [layer.name for layer in prepared.layers],
             "seed": prepared.recipe.seed,
+            "likelihood": prepared.likelihood_sha256,
         }
 
         def collect() -> Grams:
             inputs = prepared.data.pool_calibration()
-            return collect_curvatures(model.module, inputs, prepared.layers, prepared.recipe.seed)
+            return collect_curvatures(model.module, inputs, prepared.layers, prepared.recipe.seed, prepared.likelihood)
 
         return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by their effect on predictions")
 
@@ -174,10 +176,12 @@ class Stages:
             "data": prepared.calibration_sha256[name],
             "samples": samples,
             "seed": prepared.recipe.seed,
+            "likelihood": prepared.likelihood_sha256,
         }
 
         def measure() -> State:
-            return measure_fisher(model.module, prepared.data.calibration[name], samples, prepared.recipe.seed)
+            inputs, seed = prepared.data.calibration[name], prepared.recipe.seed
+            return measure_fisher(model.module, inputs, samples, seed, prepared.likelihood)
 
         title = f"weigh the parameters of {name} by their effect on predictions"
         return self._keep("fisher", made_from, _TENSORS, measure, title)
@@ -201,6 +205,7 @@ class Stages:
             "settings": settings,
             "seed": recipe.seed if method in RANDOM else None,
             "batchnorm": recipe.merge.batchnorm,
+            "likelihood": prepared.likelihood_sha256,
             "models": [source.content for source in sources],
             "base": None if base is None else base.content,
             "grams": [one.content for one in grams],
@@ -264,7 +269,14 @@ class Stages:
         prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
         choice = rank_choice(prepared.recipe, way)
         plan = make_plan(
-            analysis, choice, prepared.fixed_parameters, budgeted.budget, inputs, interference, budgeted.price
+            analysis,
+            choice,
+            prepared.fixed_parameters,
+            budgeted.budget,
+            inputs,
+            interference,
+            budgeted.price,
+            prepared.likelihood,
         )
         if way.reconstruct and way.merge == "sequential":
             return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
@@ -281,6 +293,7 @@ class Stages:
             "data": prepared.unlabelled_sha256,
             "choice": digest(choice),
             "seed": prepared.recipe.seed,
+            "likelihood": prepared.likelihood_sha256,
         }
         unfinished = self.store.keep_unfinished("refined", stamp(made_from))
 
@@ -294,6 +307,7 @@ class Stages:
                     prepared.recipe.seed,
                     saving=saving,
                     on_progress=on_progress,
+                    likelihood=prepared.likelihood,
                 )
             return self._train(module, compressed.batchnorm_reestimated, taken)
 
@@ -312,7 +326,9 @@ class Stages:
 
         def distance(candidate: nn.Module) -> float:
             return sum(
-                measure_divergence(candidate, data.calibration[source.name], self._answer(source.name))
+                measure_divergence(
+                    candidate, data.calibration[source.name], self._answer(source.name), self.prepared.likelihood
+                )
                 for source in recipe.models
             )
 
@@ -332,7 +348,11 @@ class Stages:
         if not way.curvature:
             return {name: Metric(gram=gram) for name, gram in grams.items()}, key
         curved = self.weigh_outputs(merged)
-        metrics = {name: Metric(gram=gram, curvature=curved.value[name]) for name, gram in grams.items()}
+        plain = all(answer.is_choice for answer in self.prepared.likelihood.values())
+        units = {} if plain else _measure_units(merged.module, grams)
+        metrics = {
+            name: Metric(gram=gram, curvature=curved.value[name], units=units.get(name)) for name, gram in grams.items()
+        }
         return metrics, key + curved.content
 
     def _solve_in_order(
@@ -351,7 +371,7 @@ class Stages:
         models = self.prepared.recipe.models
         return [self.calibrate(model, source.name) for model, source in zip(sources, models, strict=True)]
 
-    def _answer(self, name: str) -> Tensor:
+    def _answer(self, name: str) -> Outputs:
         """A source's outputs on its own calibration data, computed once."""
         if name not in self._answers:
             self._answers[name] = predict(self.load_source(name).module, self.prepared.data.calibration[name])
@@ -372,3 +392,14 @@ class Stages:
         where = str(kept.entry.folder)
         module = load_into(copy.deepcopy(structure), kept.value.state, where=where)
         return Model(module, kept.entry, digest(files), kept.value.batchnorm_reestimated)
+
+
+def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
+    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean."""
+    units = {}
+    for name, gram in grams.items():
+        matrix = as_matrix(get_layer(model, name)).double()
+        energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
+        mean = energy.mean() if bool(energy.any()) else torch.ones(())
+        units[name] = torch.where(energy > 0, energy, mean).sqrt()
+    return units

@@ -19,6 +19,7 @@ class ArtifactKey:
 
     `delegate` is what runs it: "cpu" is ONNX Runtime's CPU provider, and XNNPACK in TFLite and ExecuTorch. `part` is
     the part of the model in the file: "whole" (also for the backbone that tasks share), or a task's head (`head_of`).
+    `shape` names the lengths of a file for other lengths than the data's ("batch 8, sequence 128").
     """
 
     variant: Variant
@@ -26,6 +27,7 @@ class ArtifactKey:
     precision: Precision = "float32"
     delegate: Delegate = "cpu"
     part: str = WHOLE
+    shape: str = ""
 
     @property
     def model(self) -> str:
@@ -43,7 +45,7 @@ class ArtifactKey:
         return f"{self.format} {self.model}"
 
     def _list_unusual(self) -> list[str]:
-        """The precision, delegate and part, where they are not the default."""
+        """The precision, delegate, part and shape, where they are not the default."""
         return [getattr(self, one.name) for one in fields(self)[2:] if getattr(self, one.name) != one.default]
 
     @property
@@ -57,11 +59,11 @@ class ArtifactKey:
         return replace(self, variant="dense", precision="float32")
 
     @property
-    def order(self) -> tuple[int, int, int, int, bool, str]:
+    def order(self) -> tuple[int, int, int, int, bool, str, str]:
         """Its sort key: by format, then dense first, then defaults before other values."""
         chosen = ((self.variant, Variant), (self.precision, Precision), (self.delegate, Delegate))
         variant, precision, delegate = (get_args(kind).index(value) for value, kind in chosen)
-        return FORMATS.index(self.format), variant, precision, delegate, self.part != WHOLE, self.part
+        return FORMATS.index(self.format), variant, precision, delegate, self.part != WHOLE, self.part, self.shape
 
 
 def head_of(task: str) -> str:

@@ -81,6 +81,7 @@ def _make_key(old: dict[str, Any]) -> dict[str, Any]:
 FORMER: Mapping[str, Callable[[dict[str, Any]], object]] = {
     "key": _make_key,
     "verdict": lambda old: old.pop("word"),
+    "value": lambda old: old["correct"] / old["samples"],  # of a score, when accuracy was the only measure
 }
 
 
@@ -98,8 +99,13 @@ def _renew(text: str | bytes, wrong: Sequence[tuple[int | str, ...]]) -> str | b
     return json.dumps(whole)
 
 
-def read_toml(cls: type[T], path: Path, kind: str) -> T:
-    """Read one TOML file as a record; InputError with the path and its `kind` if it is unreadable or malformed."""
+def read_toml(
+    cls: type[T], path: Path, kind: str, expand: Callable[[dict[str, Any]], dict[str, Any]] = lambda table: table
+) -> T:
+    """Read one TOML file as a record; InputError with the path and its `kind` if it is unreadable or malformed.
+
+    `expand` writes out what the file may abbreviate.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -107,7 +113,7 @@ def read_toml(cls: type[T], path: Path, kind: str) -> T:
     except OSError as failure:
         raise InputError(f"cannot read {path}: {failure.strerror}", hint=f"give the path of a {kind}.toml") from None
     table = parse_toml(decode_text(data, str(path)), str(path))
-    return decode(cls, json.dumps(table, default=str), where=str(path))
+    return decode(cls, json.dumps(expand(table), default=str), where=str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:

@@ -48,7 +48,8 @@ class FormatFacts:
     installing them. `kit_series` is the runtime's release series in a kit; with `kit_compiles` the kit holds a program
     compiled from it instead of a Python package. `kit_check` is Python code that fails if the kit's runtime does not
     run. `load_example` shows how an application loads a file, with {path!r} or {json_path} to fill in. `marker` is the
-    format's marker in charts, as matplotlib names it.
+    format's marker in charts, as matplotlib names it. `takes_ranges` says whether one file takes inputs of any length
+    in a range; litert-torch 0.10 cannot convert even a linear layer of any batch size.
     """
 
     suffix: str
@@ -65,6 +66,7 @@ class FormatFacts:
     kit_check: str
     load_example: str
     marker: str
+    takes_ranges: bool = True
 
     @property
     def pip_packages(self) -> str:
@@ -101,6 +103,7 @@ FACTS: dict[Format, FormatFacts] = {
         kit_check="import ai_edge_litert.interpreter",
         load_example=_LOAD_TFLITE,
         marker="s",
+        takes_ranges=False,
     ),
     "executorch": FormatFacts(
         suffix="pte",

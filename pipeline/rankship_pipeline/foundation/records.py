@@ -6,6 +6,7 @@ from typing import Literal
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 
 Form = Literal["svd", "spatial", "tucker"]
@@ -16,20 +17,28 @@ LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
 @record
 class Dimension:
-    """A dimension whose length may vary between `low` and `high`, both included."""
+    """A dimension whose length may vary between `low` and `high`, both included.
+
+    `example` is the length with which the file is timed.
+    """
 
     name: str
     low: int
     high: int
+    example: int | None = None
 
 
 @record
 class TensorSpec:
-    """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name."""
+    """One input or output of an artifact; `shape` has the batch dimension first, `dtype` is numpy's name.
+
+    `classes_axis` is the axis of an output that holds classes' scores; None for any other tensor.
+    """
 
     name: str
     shape: tuple[int | Dimension, ...]
     dtype: str
+    classes_axis: int | None = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether this specification allows a tensor of this shape."""
@@ -60,14 +69,19 @@ class Artifact:
     source_sha256: dict[str, str]
     toolchain: dict[str, str]
 
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The lengths of its inputs that may vary."""
+        return tuple(dict.fromkeys(side for spec in self.inputs for side in spec.shape if isinstance(side, Dimension)))
+
 
 @record
 class Verified:
     """Proof that one artifact computes the torch model's function, on `samples` inputs, in its own runtime.
 
     Each figure is that of the worst output. `max_relative_error` is max|y - y_torch| / max|y_torch| over all samples;
-    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of samples whose argmax agrees
-    (of a backbone: its largest feature). A task's head is proven on the backbone's features.
+    `min_cosine` is the worst per-sample cosine similarity; `top1_agreement` is the share of answers whose classes
+    agree, None where no output holds classes' scores. A task's head is proven on the backbone's features.
     """
 
     artifact_sha256: str
@@ -77,7 +91,7 @@ class Verified:
     samples: int
     max_relative_error: float
     min_cosine: float
-    top1_agreement: float
+    top1_agreement: float | None
 
 
 @record
@@ -255,57 +269,12 @@ class RankPlan:
 
 
 @record
-class Accuracy:
-    """Share of correct test answers after `stage`, out of `samples`, with its 95 % Wilson interval.
-
-    An answer is a test input's class, or a language model's next token. `cross_entropy` is the mean of −ln p(correct
-    answer), in nats; its exponential is the perplexity.
-    """
-
-    stage: str
-    samples: int
-    correct: int
-    low: float
-    high: float
-    cross_entropy: float | None = None
-
-    @property
-    def value(self) -> float:
-        """The share of correct answers."""
-        return self.correct / self.samples
-
-
-@record
 class Alternative:
     """The result of another allocation method at the same budget, evaluated on the host, not exported."""
 
     method: str
     plan: RankPlan
-    accuracy: Accuracy
-
-
-@record
-class Fidelity:
-    """How well the model of a later `stage` does one specialist's own task.
-
-    `agreement` is the share of the specialist's calibration `answers` on which both models agree: it needs no labels,
-    but the merge was fitted on these inputs. `before` and `after` are the accuracies of the specialist and of the stage
-    on that task's own test data, None where the loader gives none.
-    """
-
-    stage: str
-    source: str
-    answers: int
-    agreement: float
-    before: Accuracy | None = None
-    after: Accuracy | None = None
-
-    @property
-    def lost_points(self) -> float:
-        """Points of test accuracy lost (negative: gained), or points of agreement where there are no tests."""
-        if self.before is not None and self.after is not None:
-            return 100 * (self.before.value - self.after.value)
-        return 100 * (1 - self.agreement)
+    accuracy: Score
 
 
 @record
@@ -319,20 +288,21 @@ class Refinement:
 
 @record
 class Build:
-    """Everything one recipe produced: a dense and a compressed artifact per format, and the accuracy of every stage.
+    """Everything one recipe produced: a dense and a compressed artifact per format, and every stage's score.
 
-    `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists how
-    the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined model.
-    `landing` records how a latency budget was met on its device, None for other budgets. Where every task has a head of
-    its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact. With `answers` =
-    "predictions" the data have no labels, and every accuracy is the agreement with the model before compressing.
+    `batchnorm_reestimated` lists the stages after which batch-norm statistics were estimated again. `mended` lists
+    how the models were made alike before merging. With a `refinement` the compressed artifacts hold the refined
+    model. `landing` records how a latency budget was met on its device, None for other budgets. Where every task
+    has a head of its own, `artifacts` are the backbones and `heads` their heads, one per task and artifact.
+    `shapes` are the further files of formats that need one file for each shape. With `answers` = "predictions" the
+    data have no labels, and every score (`accuracies`) is the agreement with the model before compressing.
     """
 
     recipe: str
     recipe_sha256: str
     artifacts: tuple[Artifact, ...]
     plan: RankPlan
-    accuracies: tuple[Accuracy, ...]
+    accuracies: tuple[Score, ...]
     alternatives: tuple[Alternative, ...]
     dense_parameters: int
     batchnorm_reestimated: tuple[str, ...] = ()
@@ -341,17 +311,20 @@ class Build:
     refinement: Refinement | None = None
     landing: Landing | None = None
     heads: tuple[Artifact, ...] = ()
+    shapes: tuple[Artifact, ...] = ()
     answers: Answers = "labels"
 
     @property
-    def measure(self) -> str:
-        """The name of its accuracies in tables."""
-        return "accuracy" if self.answers == "labels" else "agreement with the dense model"
+    def measure(self) -> Measure:
+        """What its scores (`accuracies`) count."""
+        if self.answers == "predictions":
+            return Measure(name="agreement with the dense model")
+        return self.accuracies[0].measure if self.accuracies else ACCURACY
 
     @property
     def files(self) -> tuple[Artifact, ...]:
         """Every exported file: all are proven and pushed, only `artifacts` are timed."""
-        return (*self.artifacts, *self.heads)
+        return (*self.artifacts, *self.heads, *self.shapes)
 
 
 @record

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import draw_predictions, find_mask, split
+from rankship_pipeline.evaluate.calibrate import find_scales, split
+from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
+from rankship_pipeline.evaluate.masks import find_masks
 from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.weights import State
 
 
@@ -22,12 +25,14 @@ def merge_fisher(given: MergeInput) -> Tensor:
     return average + (pull / torch.where(total > 0, total, 1)).to(average.dtype)
 
 
-def measure_fisher(model: nn.Module, inputs: Inputs, samples: int, seed: int = 0) -> State:
+def measure_fisher(
+    model: nn.Module, inputs: Inputs, samples: int, seed: int = 0, likelihood: Likelihood | None = None
+) -> State:
     """The diagonal Fisher information E_x E_{y~p(y|x)} (∂ log p(y|x) / ∂θ)², float64, by parameter name.
 
-    It needs no labels, only the model's own predictions. Uses at most `samples` inputs, spread evenly, each with its
-    own backward pass, because squares of gradients do not add up over a batch. A tied weight is listed under its first
-    name.
+    It needs no labels, only the model's own predictions, distributed by the `likelihood` (None: logits). Uses at most
+    `samples` inputs, spread evenly, each with its own backward pass, because squares of gradients do not add up over a
+    batch. A tied weight is listed under its first name.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     parameters = [model.get_parameter(name) for name in names]
@@ -35,14 +40,15 @@ def measure_fisher(model: nn.Module, inputs: Inputs, samples: int, seed: int = 0
     fishers = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in zip(names, parameters, strict=True)}
     count = len(inputs[0])
     chosen = torch.linspace(0, count - 1, min(samples, count)).round().long()
+    likelihood, scales = find_scales(model, inputs, likelihood)
     generator = torch.Generator().manual_seed(seed)
     try:
         for parameter in frozen:
             parameter.requires_grad_()
         with torch.enable_grad():
             for sample in split(tuple(tensor[chosen] for tensor in inputs), 1):
-                mask = find_mask(model, sample)
-                for target in draw_predictions(model(*sample), mask, generator):
+                masks = find_masks(model, sample)
+                for target in draw_predictions(call(model, sample), likelihood, scales, masks, generator):
                     found = torch.autograd.grad(target, parameters, retain_graph=True, allow_unused=True)
                     for name, gradient in zip(names, found, strict=True):
                         if gradient is not None:

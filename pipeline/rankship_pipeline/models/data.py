@@ -24,8 +24,8 @@ _HALVES = {torch.float16, torch.bfloat16}
 class Data:
     """Tensors with samples first: `calibration` per model (unlabelled), `test_inputs` and `test_labels`.
 
-    Labels are classes (samples,), or next tokens (samples, positions), where -100 does not count. Without labels
-    `test_labels` is None: there are no accuracies, and quality is the agreement with the sources.
+    Labels are whole numbers (classes of samples, positions or pixels, where -100 does not count) or other numbers of an
+    output's shape. Without labels `test_labels` is None, and quality is the distance from the sources.
     `tests` are inputs and labels of each model's own task, if the loader gives them. With a head per model, `tasks`
     names the tasks, and the last input is each sample's task number (see heads.py).
     `answers` says whether `test_labels` are the data's own labels or the model's predictions before compressing.
@@ -43,7 +43,7 @@ class Data:
     def labels(self) -> Tensor:
         """The test labels; InputError if the data have none."""
         if self.test_labels is None:
-            raise InputError("the data have no test labels", hint="give one whole number per test input: its class")
+            raise InputError("the data have no test labels", hint="give a label for every test input")
         return self.test_labels
 
     def list_unlabelled(self, name: str) -> Inputs:
@@ -83,7 +83,8 @@ def load_data(recipe: Recipe, folder: Path, sources: Mapping[str, OpenedSource],
     """Call the recipe's loader, or read the files that the recipe names (data_files.py), and check the data.
 
     The loader takes no argument, or the recipe's `seed`, and returns a mapping with `calibration` (model name → tensor
-    or tuple of tensors), `test_inputs` (tensor or tuple) and `test_labels` (integers; None: there are no accuracies).
+    or tuple of tensors), `test_inputs` (tensor or tuple) and, where there are some, `test_labels` (classes, or numbers
+    of an output's shape; a tuple or mapping of start and end for spans).
     `unlabelled`, in the form of `calibration`, may hold more data for refinement; `tests` (model name → inputs, labels)
     test each model's own task. With merge.head, every model must have `tests`, which together are the test inputs.
     `mend` changes the first model as the build does, where its predictions stand for labels.
@@ -134,8 +135,6 @@ def _check_keys(found: object, recipe: Recipe, where: str) -> None:
     """Refuse data that lack a key, or name other models than the recipe's."""
     headed = recipe.merge.head is not None
     wanted = ["calibration", "tests"] if headed else ["calibration", "test_inputs"]
-    if not headed and not recipe.data.held:
-        wanted.append("test_labels")
     if not isinstance(found, Mapping) or not set(wanted) <= found.keys():
         raise InputError(f"{where} must return {', '.join(wanted)}", hint="see README, Recipes")
     names = {source.name for source in recipe.models}
@@ -175,13 +174,27 @@ def _check_alike(inputs: Mapping[str, Inputs], where: str) -> None:
 
 
 def _check_labels(given: object, where: str) -> Tensor:
-    labels = torch.as_tensor(given).detach().cpu()
-    if labels.ndim not in {1, 2} or labels.is_floating_point() or labels.is_complex():
+    """Labels as whole numbers (int64) or as float32; a tuple or mapping of several per sample has them last."""
+    parts = list(given.values()) if isinstance(given, Mapping) else given
+    if isinstance(parts, tuple | list) and parts and all(isinstance(one, Tensor) and one.ndim for one in parts):
+        given = torch.stack(parts, -1) if len({one.shape for one in parts}) == 1 else given
+    try:
+        labels = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise InputError(
+            f"{where}: test_labels are a {type(given).__name__}: {failure}",
+            hint="return one tensor with a row for every test input; or none",
+        ) from None
+    if labels.ndim == 0 or labels.is_complex():
         raise InputError(
             f"{where}: test_labels are {labels.dtype} of shape {list(labels.shape)}",
-            hint="return one whole number per test input: the class",
+            hint="return a class, or numbers of the output's shape, for every test input; or none",
         )
-    return labels.to(torch.int64)
+    if not labels.is_floating_point():
+        return labels.to(torch.int64)
+    if not labels.isfinite().all():
+        raise InputError(f"{where}: test_labels hold NaN or infinity", hint="leave out samples without a label")
+    return labels.to(torch.float32)
 
 
 def _check(given: Tensor | Inputs, what: str) -> Inputs:

@@ -12,14 +12,17 @@ from rankship_pipeline.models.csv_file import open_table
 from rankship_pipeline.models.image_folder import open_images
 from rankship_pipeline.models.model_config import read_class_names
 from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.samples import Samples, split
 from rankship_pipeline.models.text_file import open_texts
 from rankship_pipeline.models.weights import load_into
-from rankship_pipeline.recipe.choices import DataKind, Recipe
+from rankship_pipeline.recipe.choices import DataKind, Recipe, Source
 
 Opener = Callable[[Recipe, Path], Samples]
 Mender = Callable[[nn.Module, tuple[Tensor, ...]], nn.Module]  # brings the first model to the form that is built
 _BATCH = 64
+_CLASSIFIERS = ("sequence-classification", "image-classification")
+_IGNORED = -100  # the label of a position that does not count
 
 
 def _open_csv(recipe: Recipe, folder: Path) -> Samples:
@@ -35,7 +38,8 @@ def load_files(
 ) -> dict[str, object]:
     """Load the recipe's files in the form of a loader's result (see data.load_data); every model gets the same data.
 
-    Without labels, the single model's predictions before compressing are the labels: `answers` is then "predictions".
+    Without labels, the predictions of a single classifier before compressing are the labels: `answers` is then
+    "predictions". A model of other numbers has no labels then.
     `mend` changes that model as the build does before these inputs reach it.
     """
     kind = next(iter(recipe.data.given))
@@ -47,16 +51,57 @@ def load_files(
     samples = OPENERS[kind](recipe, folder)
     calibration, tests = split(samples.count, recipe.data, recipe.seed)
     inputs, test_inputs = samples.read(calibration), samples.read(tests)
-    if samples.labels is None:
+    labels: Tensor | None
+    if samples.labels is None and not _classifies(recipe, sources, test_inputs):
+        labels, answers = _list_next_tokens(recipe.models[0], test_inputs), ""
+    elif samples.labels is None:
         labels, answers = _predict(recipe, sources, test_inputs, mend), "predictions"
     else:
-        labels, answers = _number([samples.labels[index] for index in tests], samples, recipe, sources, test_inputs), ""
+        chosen = [samples.labels[index] for index in tests]
+        numbers = _read_numbers(samples.labels, recipe, sources, test_inputs)
+        labels = _number(chosen, samples, recipe, sources, test_inputs) if numbers is None else numbers[tests]
+        answers = ""
     return {
         "calibration": {source.name: inputs for source in recipe.models},
         "test_inputs": test_inputs,
         "test_labels": labels,
         "answers": answers or "labels",
     }
+
+
+def _classifies(recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the first model's outputs are scores of classes: by [quality], its task, its class names, or pictures."""
+    source, kind = recipe.models[0], recipe.quality.kind
+    if kind is not None or recipe.quality.function is not None:
+        return kind == "classification"
+    if source.task is not None:
+        return source.task in _CLASSIFIERS and _count_outputs(sources[source.name].untrained, inputs) != 1
+    known = bool(source.labels) or recipe.data.images is not None
+    return known and _count_outputs(sources[source.name].untrained, inputs) != 1
+
+
+def _list_next_tokens(source: Source, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """The token after each position of a text, (samples, positions), where the model is to give it; else None."""
+    if source.task != "text-generation" or "input_ids" not in source.inputs:
+        return None
+    tokens = inputs[source.inputs.index("input_ids")]
+    if "attention_mask" in source.inputs:
+        tokens = tokens.masked_fill(inputs[source.inputs.index("attention_mask")] == 0, _IGNORED)
+    return nn.functional.pad(tokens[:, 1:], (0, 1), value=_IGNORED)
+
+
+def _read_numbers(
+    found: Sequence[str], recipe: Recipe, sources: Mapping[str, OpenedSource], inputs: tuple[Tensor, ...]
+) -> Tensor | None:
+    """Labels that are numbers to predict, (samples,), not classes: for one output, or with a fraction; else None."""
+    kind = recipe.quality.kind
+    try:
+        numbers = torch.tensor([float(one) for one in found])
+    except ValueError:
+        return None
+    whole = bool((numbers == numbers.round()).all())
+    single = _count_outputs(sources[recipe.models[0].name].untrained, inputs) == 1
+    return numbers if kind == "regression" or (kind is None and (single or not whole)) else None
 
 
 def _number(
@@ -79,10 +124,10 @@ def _count_outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
     """The model's number of classes; None if it does not take these inputs, which a later check reports."""
     try:
         with torch.inference_mode():
-            logits = model(*(tensor[:1] for tensor in inputs))
+            outputs = call(model, tuple(tensor[:1] for tensor in inputs))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
-    return logits.shape[-1] if isinstance(logits, Tensor) else None
+    return next(iter(outputs.values())).shape[-1] if outputs else None
 
 
 def _predict(
@@ -107,7 +152,8 @@ def _predict(
     starts = range(0, len(inputs[0]), _BATCH)
     try:
         with torch.inference_mode():
-            answers = [model(*(one[start : start + _BATCH] for one in inputs)).argmax(-1) for start in starts]
+            batches = [call(model, tuple(one[start : start + _BATCH] for one in inputs)) for start in starts]
+            answers = [next(iter(one.values())).argmax(-1) for one in batches]
     except (RuntimeError, TypeError, ValueError, IndexError) as failure:
         raise InputError(
             f"model {source.name!r} does not take {where} of shape {[list(one.shape) for one in inputs]}: {failure}",

@@ -31,7 +31,7 @@ class Headed(nn.Module):
         self.heads = nn.ModuleDict({str(task): head for task, head in heads.items()})
         self.classes = tuple(classes)
         if hasattr(backbone, "inputs"):
-            names: tuple[str, ...] = backbone.inputs  # type: ignore[assignment]  # as huggingface.LogitsOnly has it
+            names: tuple[str, ...] = backbone.inputs  # type: ignore[assignment]  # as huggingface.ByPosition has it
             self.inputs = (*names, "task")  # find_mask finds the attention mask by its name
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def mark_tasks(data: Data, joined: Headed) -> Data:
     offsets = dict(zip(names, _add_up(joined.classes), strict=True))
     for name, classes in zip(names, joined.classes, strict=True):
         labels = data.tests[name][1]
-        if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        if labels.ndim != 1 or labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise InputError(
                 f"test labels of {name!r} run from {int(labels.min())} to {int(labels.max())}, its head has {classes}"
                 " classes",

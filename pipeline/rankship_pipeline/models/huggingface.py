@@ -1,5 +1,6 @@
-"""Hugging Face models as plain modules: positional tensors in, logits out."""
+"""Hugging Face models as plain modules: positional tensors in, logits or named tensors out."""
 
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.constants import is_constant
 from rankship_pipeline.models.fit_names import unwrap_names
+from rankship_pipeline.models.outputs import Outputs, flatten
 from rankship_pipeline.models.sharded import INDEX, WHOLE, Checkpoint, list_weight_files, open_checkpoint
 from rankship_pipeline.models.weights import copy_state, describe_tensor, refuse_broken
 from rankship_pipeline.recipe.choices import Source
@@ -20,6 +22,13 @@ from rankship_pipeline.recipe.choices import Source
 _AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-generation": "AutoModelForCausalLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "feature-extraction": "AutoModel",
+    "semantic-segmentation": "AutoModelForSemanticSegmentation",
 }
 
 
@@ -30,18 +39,23 @@ _FETCHED = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
 PREFIX = "model."  # before a transformers model's own names in the wrapped module
 
 
-class LogitsOnly(nn.Module):
-    """Call a transformers model with positional tensors, named by `inputs`, and return its logits (batch, classes)."""
+class ByPosition(nn.Module):
+    """Calls a transformers model with positional tensors, named by `inputs`; keeps no cache of earlier positions.
+
+    It returns the logits; or, of a model without any (of features, or spans), all its tensors by name.
+    """
 
     def __init__(self, model: nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
+        self.settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Tensor | Outputs:
         """Pass the tensors under the names in `inputs`, in order."""
-        logits: Tensor = self.model(**dict(zip(self.inputs, tensors, strict=True))).logits
-        return logits
+        found = self.model(**dict(zip(self.inputs, tensors, strict=True)), **self.settings)
+        logits: Tensor | None = getattr(found, "logits", None)
+        return flatten(found) if logits is None else logits
 
 
 def find_snapshot(source: Source, folder: Path) -> Path:
@@ -94,7 +108,7 @@ def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
     """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
     config = resolve_config(snapshot)
     model = _auto_class(source).from_config(config, attn_implementation="eager", trust_remote_code=False)
-    return LogitsOnly(model.to(torch.float32), source.inputs).eval()
+    return ByPosition(model.to(torch.float32), source.inputs).eval()
 
 
 @contextmanager
@@ -146,7 +160,7 @@ def load_wrapped_state(source: Source, snapshot: Path, supplied: Collection[str]
             f"model {source.name!r}: its checkpoint lacks {', '.join(missing)}",
             hint=f"give a checkpoint that was trained for {source.task}",
         )
-    state = copy_state(LogitsOnly(model, source.inputs).eval())
+    state = copy_state(ByPosition(model, source.inputs).eval())
     if constants:
         own = make_wrapped(source, snapshot).state_dict()
         state |= {PREFIX + name: own[PREFIX + name].clone() for name in constants}

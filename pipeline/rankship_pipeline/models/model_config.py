@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.huggingface import find_snapshot
@@ -17,7 +17,16 @@ from rankship_pipeline.recipe.normalisation import Normalisation
 _TASKS: dict[str, Task] = {
     "ForSequenceClassification": "sequence-classification",
     "ForImageClassification": "image-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text2text-generation",
 }
+_FEATURES = "Model"  # how the name of a class ends that gives features
+_IMAGE_TASKS = ("image-classification", "semantic-segmentation")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
 _IMAGE_FILE = "preprocessor_config.json"
 _PIXELS = 255  # the largest value of a pixel that was not rescaled
@@ -52,10 +61,10 @@ def read_task(source: Source, folder: Path) -> Task:
     """What a model was trained for, by the name of its class; InputError where Rankship has no such task."""
     names = [str(name) for name in read_config(source, folder).get("architectures") or []]
     for name in names:
-        for part, task in _TASKS.items():
-            if part in name:
-                return task
-    known = ", ".join(_TASKS.values())
+        task = name_task(name)
+        if task is not None:
+            return task
+    known = ", ".join(get_args(Task))
     raise InputError(
         f"model {source.name!r}: {source.huggingface} is "
         + (f"a {' and '.join(names)}" if names else "of no class that its config.json names (`architectures`)")
@@ -64,9 +73,15 @@ def read_task(source: Source, folder: Path) -> Task:
     )
 
 
+def name_task(name: str) -> Task | None:
+    """What the models of a transformers class answer, by the class's name; None where it has no such task."""
+    found = next((task for part, task in _TASKS.items() if part in name), None)
+    return "feature-extraction" if found is None and name.endswith(_FEATURES) else found
+
+
 def _read_inputs(source: Source, task: Task, folder: Path) -> tuple[str, ...]:
     """The forward arguments: pixels, or what the model's tokenizer makes and its class takes."""
-    if task == "image-classification":
+    if task in _IMAGE_TASKS:
         return ("pixel_values",)
     named = tuple(load_tokenizer(source, folder).model_input_names)
     import transformers

@@ -14,6 +14,7 @@ from rankship_pipeline.models.model_config import load_tokenizer, read_config
 from rankship_pipeline.models.samples import Samples, find_path
 from rankship_pipeline.recipe.choices import DataChoice, Recipe
 
+_TASKS = ("sequence-classification", "text-generation", "feature-extraction", "fill-mask", "token-classification")
 TOKENS = 128  # unless the model takes fewer
 Texts = list[str]
 Labels = list[str] | None
@@ -22,16 +23,17 @@ Labels = list[str] | None
 def open_texts(recipe: Recipe, folder: Path) -> Samples:
     """The texts of `data.text`, or of a column of `data.csv`."""
     choice, source = recipe.data, recipe.models[0]
-    if source.task != "sequence-classification":
+    if source.task not in _TASKS:
         raise InputError(
-            f"{choice.origin}: model {source.name!r} is for {source.task}, it takes no text",
-            hint="give a model for sequence-classification, or other data",
+            f"{choice.origin}: model {source.name!r} is for {source.task}, which lines of text do not serve",
+            hint=f"give a model for {', '.join(_TASKS)}; or a loader",
         )
     path = find_path(choice.text or str(choice.csv), folder)
     reader = READERS.get(path.suffix.lower(), _read_lines if choice.csv is None else _read_table)
     texts, labels = reader(path, choice)
     if not texts:
         raise InputError(f"{choice.origin}: no text in {path}", hint="write one text a line")
+    labels = labels if source.task == "sequence-classification" else None  # a label of a text is a class of all of it
     return Samples(len(texts), None if labels is None else tuple(labels), partial(_tokenise, recipe, folder, texts))
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.foreign_files import name_foreign
 from rankship_pipeline.models.pickled import PICKLE_STARTS, describe_pickle
 
 State = dict[str, Tensor]
@@ -45,6 +46,9 @@ def _find_damage(path: Path, failure: Exception) -> tuple[str, str]:
     """The damage of a file that does not open, and a hint."""
     if not path.is_file():
         return "is missing", f"correct the path (a recipe's are relative to it), or {AGAIN}"
+    foreign = name_foreign(path)
+    if foreign is not None:
+        return foreign
     with path.open("rb") as stream:
         length, brace = stream.read(_LENGTH_BYTES), stream.read(1)
     if length.startswith(PICKLE_STARTS) and brace != b"{":  # every header begins with a brace

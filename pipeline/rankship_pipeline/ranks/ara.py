@@ -14,19 +14,23 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankship_pipeline.evaluate.accuracy import IGNORED, predict
-from rankship_pipeline.evaluate.calibrate import find_mask
+from rankship_pipeline.evaluate.accuracy import IGNORED
+from rankship_pipeline.evaluate.calibrate import find_scales, predict
+from rankship_pipeline.evaluate.likelihood import Likelihood, sum_nats, take_answers
+from rankship_pipeline.evaluate.masks import find_mask, find_masks
 from rankship_pipeline.factors.decompose import Spectrum, truncate
 from rankship_pipeline.factors.rebuild import chain, fill_factors
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Factorable, get_layer
+from rankship_pipeline.models.outputs import flatten
 from rankship_pipeline.ranks.allocators import spend_remainder, total_cost
 from rankship_pipeline.ranks.stats import Choices, LayerStats
 
@@ -55,7 +59,7 @@ class Task:
     """The training task of the masked model; `loss` takes its outputs for a batch and that batch's sample indices."""
 
     inputs: Inputs
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -138,18 +142,20 @@ def match_next(model: nn.Module, inputs: Inputs) -> Task:
     return match_targets(inputs, functional.pad(tokens[:, 1:], (0, 1), value=IGNORED))
 
 
-def match_outputs(model: nn.Module, inputs: Inputs) -> Task:
-    """Mean KL divergence from the dense model's own outputs (samples, classes) or (samples, positions, classes).
+def match_outputs(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None = None) -> Task:
+    """Mean divergence from the dense model's own outputs, distributed by the `likelihood` (None: all hold logits).
 
     Replaces the published cross-entropy for data without labels, such as the pipeline's calibration data.
     """
-    teacher = predict(copy.deepcopy(model).eval(), inputs).clone().log_softmax(-1)
-    mask = find_mask(model, inputs) if teacher.ndim > 2 else None  # noqa: PLR2004 - only positions can be hidden
-    shown = torch.ones(teacher.shape[:-1], dtype=torch.bool) if mask is None else mask
+    dense = copy.deepcopy(model).eval()
+    known, scales = find_scales(dense, inputs, likelihood)
+    teacher = {name: one.clone() for name, one in predict(dense, inputs).items()}
+    masks = find_masks(model, inputs)
 
-    def loss(outputs: Tensor, picked: Tensor) -> Tensor:
-        student, wanted = (one[shown[picked]] for one in (outputs.log_softmax(-1), teacher[picked]))
-        return functional.kl_div(student, wanted, log_target=True, reduction="batchmean")
+    def loss(outputs: object, picked: Tensor) -> Tensor:
+        wanted = {name: one[picked] for name, one in teacher.items()}
+        pairs = take_answers(flatten(outputs), wanted, known, tuple(one[picked] for one in masks))
+        return torch.stack([sum_nats(own, one, scales.get(name)) / max(1, len(own)) for name, own, one in pairs]).sum()
 
     return Task(inputs=inputs, loss=loss)
 

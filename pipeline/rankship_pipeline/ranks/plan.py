@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import count_parameters, list_operators
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import call
 from rankship_pipeline.ranks import ara
 from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
 from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
@@ -19,7 +21,7 @@ from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     analysis: Analysis,
     choice: RankChoice,
     fixed: int,
@@ -27,8 +29,11 @@ def make_plan(
     inputs: Inputs,
     interference: Mapping[str, float],
     price: Price | None = None,
+    likelihood: Likelihood | None = None,
 ) -> RankPlan:
     """Choose how every layer is stored; `inputs` are unlabelled calibration samples, the rest as in `allocate`.
+
+    The `likelihood` says how the model's outputs are distributed (None: all hold logits).
 
     Methods that measure take the first `choice.probes` of the inputs; ARA trains on all of them.
     """
@@ -37,21 +42,26 @@ def make_plan(
     stats = gather_stats(analysis, choice, interference, price.price_layer)
     if RANK_METHODS[choice.method].reads == "model":
         check_feasible([entry.layer for entry in stats], price, budget, choice)
-        chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs)
+        chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs, likelihood)
         return describe_plan(stats, chosen, fixed, budget, choice, price)
     probes = tuple(tensor[: choice.probes] for tensor in inputs)
     if choice.sensitivity == "kl":
-        stats = measure_curves(analysis, stats, probes)
+        stats = measure_curves(analysis, stats, probes, likelihood=likelihood)
     plan = allocate(stats, fixed, budget, choice, price)
     if choice.passes == 0:
         return plan
     chosen = {layer.name: layer.factors for layer in plan.layers}
-    better = improve(analysis, stats, chosen, budget - price.fixed, choice, probes)
+    better = improve(analysis, stats, chosen, budget - price.fixed, choice, probes, likelihood=likelihood)
     return describe_plan(stats, better, fixed, budget, choice, price)
 
 
 def _train_ara(
-    analysis: Analysis, stats: tuple[LayerStats, ...], choice: RankChoice, available: int, inputs: Inputs
+    analysis: Analysis,
+    stats: tuple[LayerStats, ...],
+    choice: RankChoice,
+    available: int,
+    inputs: Inputs,
+    likelihood: Likelihood | None,
 ) -> Choices:
     """Train ARA: a language model on the calibration text's next tokens, others on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
@@ -59,18 +69,28 @@ def _train_ara(
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
         ara.match_next(analysis.model, inputs)
-        if _is_language_model(analysis.model, inputs)
-        else ara.match_outputs(analysis.model, inputs)
+        if is_language_model(analysis.model, inputs)
+        else ara.match_outputs(analysis.model, inputs, likelihood)
     )
     ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
     return ara.finalise(ratios, stats, available, repaired=settings.repaired)
 
 
 @torch.inference_mode()
-def _is_language_model(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model maps tokens to logits for every position."""
-    output = model(*(tensor[:1] for tensor in inputs))
-    return not inputs[0].is_floating_point() and output.ndim > 2  # noqa: PLR2004 - (samples, positions, classes)
+def is_language_model(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model maps tokens to scores of the next one: over its whole vocabulary, by what stands before.
+
+    A classifier of tokens has fewer classes than words; in a masked model a later token changes earlier outputs.
+    """
+    tokens = inputs[0][:1]
+    words = max((one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)), default=0)
+    output = next(iter(call(model, (tokens, *(tensor[:1] for tensor in inputs[1:]))).values()))
+    if tokens.is_floating_point() or tokens.ndim != 2 or output.shape[1:] != (tokens.shape[1], words):  # noqa: PLR2004
+        return False
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % words
+    after = next(iter(call(model, (changed, *(tensor[:1] for tensor in inputs[1:]))).values()))
+    return torch.allclose(output[:, :-1], after[:, :-1], rtol=1e-4, atol=1e-5)
 
 
 def allocate(

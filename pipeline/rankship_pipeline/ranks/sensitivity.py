@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import Candidate, approximate
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer, shape_weight
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
@@ -26,7 +29,11 @@ Tick = Callable[[], None]
 
 
 def measure_curves(
-    analysis: Analysis, stats: Sequence[LayerStats], inputs: Inputs, tick: Tick = lambda: None
+    analysis: Analysis,
+    stats: Sequence[LayerStats],
+    inputs: Inputs,
+    tick: Tick = lambda: None,
+    likelihood: Likelihood | None = None,
 ) -> tuple[LayerStats, ...]:
     """Every layer's damage curve, each layer changed alone, on unlabelled inputs."""
     model = copy.deepcopy(analysis.model)
@@ -37,13 +44,13 @@ def measure_curves(
             points = []
             for candidate in _pick_probes(entry.candidates, entry.dense_cost):
                 _write(model, analysis, entry.layer.name, candidate)
-                points.append((candidate.error, measure_divergence(model, inputs, teacher)))
+                points.append((candidate.error, measure_divergence(model, inputs, teacher, likelihood)))
         measured.append(replace(entry, curve=_draw_curve(points)))
         tick()
     return tuple(measured)
 
 
-def improve(
+def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
     analysis: Analysis,
     stats: Sequence[LayerStats],
     chosen: Choices,
@@ -51,6 +58,7 @@ def improve(
     choice: RankChoice,
     inputs: Inputs,
     tick: Tick = lambda: None,
+    likelihood: Likelihood | None = None,
 ) -> Choices:
     """Measure around a plan and solve again, `choice.passes` times; keeps the plan with the smallest divergence.
 
@@ -58,7 +66,7 @@ def improve(
     with all others as planned: its damage is the divergence minus the divergence with that layer dense.
     """
     teacher = predict(analysis.model, inputs)
-    best, least = chosen, _measure_plan(analysis, stats, chosen, inputs, teacher)
+    best, least = chosen, _measure_plan(analysis, stats, chosen, inputs, teacher, likelihood)
     current = chosen
     for _ in range(choice.passes):
         model = _apply_plan(analysis, stats, current)
@@ -67,15 +75,16 @@ def improve(
             name = entry.layer.name
             with _restoring(model, name):
                 _write(model, analysis, name, None)
-                base = measure_divergence(model, inputs, teacher)
+                base = measure_divergence(model, inputs, teacher, likelihood)
                 points = []
                 for candidate in _pick_probes(entry.candidates, entry.dense_cost):
                     _write(model, analysis, name, candidate)
-                    points.append((candidate.error, measure_divergence(model, inputs, teacher) - base))
+                    damage = measure_divergence(model, inputs, teacher, likelihood) - base
+                    points.append((candidate.error, damage))
             around.append(replace(entry, curve=_draw_curve(points)))
             tick()
         current = allocate_knapsack(around, available, choice)
-        found = _measure_plan(analysis, stats, current, inputs, teacher)
+        found = _measure_plan(analysis, stats, current, inputs, teacher, likelihood)
         if found < least and total_cost(stats, current) <= available:
             best, least = current, found
     return best
@@ -108,9 +117,14 @@ def _draw_curve(points: Sequence[tuple[float, float]]) -> Curve:
 
 
 def _measure_plan(
-    analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices, inputs: Inputs, teacher: Tensor
+    analysis: Analysis,
+    stats: Sequence[LayerStats],
+    chosen: Choices,
+    inputs: Inputs,
+    teacher: Outputs,
+    likelihood: Likelihood | None,
 ) -> float:
-    return measure_divergence(_apply_plan(analysis, stats, chosen), inputs, teacher)
+    return measure_divergence(_apply_plan(analysis, stats, chosen), inputs, teacher, likelihood)
 
 
 def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices) -> nn.Module:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.quality import QualityKind
 from rankship_pipeline.foundation.records import Form
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
@@ -16,10 +17,21 @@ Sensitivity = Literal["relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Alignment = Literal["weights"]
-Task = Literal["sequence-classification", "image-classification"]
+Task = Literal[
+    "sequence-classification",
+    "image-classification",
+    "token-classification",
+    "question-answering",
+    "text-generation",
+    "fill-mask",
+    "text2text-generation",
+    "feature-extraction",
+    "semantic-segmentation",
+]
 DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
+BATCH_AXIS = "batch"  # the name of the inputs' axis 0
 _BASE = "base"  # the name of the model that adapters are added to
 
 
@@ -217,14 +229,40 @@ class Comparison:
 
 
 @record
+class AxisChoice:
+    """A further axis of the inputs whose length may vary in exported files, such as a text's tokens.
+
+    Several entries with one name are one length, at several places.
+
+    Keys:
+        name: its name in ONNX files and reports
+        axis: its place in an input, from 0, which is the batch
+        range: its smallest and its largest length
+        inputs: the names of the inputs that have it; left out, every input with so many axes
+    """
+
+    name: str
+    axis: int
+    range: tuple[int, int]
+    inputs: tuple[str, ...] = ()
+
+
+@record
 class ExportChoice:
-    """What to export.
+    """What to export. Without `batch` and `axes` a file takes one sample of the data's own shape.
+
+    ONNX and ExecuTorch files take every length of the ranges; TFLite files cannot, and there is one for each end.
+    Every file is proven at both ends and between them; it is timed with one sample of the data's own shape.
 
     Keys:
         formats: the formats to write; left out, all three
+        batch: the smallest and the largest number of samples at once, such as `[1, 8]`; the smallest is 1
+        axes: further axes that may vary
     """
 
     formats: tuple[Format, ...] = FORMATS
+    batch: tuple[int, int] | None = None
+    axes: tuple[AxisChoice, ...] = ()
 
 
 @record
@@ -235,7 +273,7 @@ class ParityChoice:
         samples: the number of test inputs to compare
         max_relative_error: the largest difference of an output, over the largest output
         min_cosine: the cosine between both outputs
-        min_top1_agreement: the share of inputs for which both have the same largest output
+        min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores
     """
 
     samples: int = 64
@@ -249,15 +287,24 @@ Augmentation = Literal["none", "flip-and-shift"]
 
 @record
 class QualityChoice:
-    """How many points a specialist may lose: of test accuracy if the loader gives its `tests`, else of agreement.
+    """How a model's outputs are judged, and how many points a specialist may lose: of the tests that the loader gives.
 
-    Without a limit the loss is only measured and reported.
+    Without tests they are points of agreement, or of the outputs' error. Without a limit the loss is only measured and
+    reported. `quality = "KIND"` and `quality = "file.py:function"` abbreviate a table with one key.
 
     Keys:
+        kind: what the model's answers are; left out, it follows from its task, its outputs and the test labels
+        function: "file.py:function" beside the recipe: function(outputs, labels) gives one number, the score
+        output: the name of the output that the labels belong to; left out, the first whose shape fits
+        lower_is_better: whether a lower score of `function` is better
         max_merge_loss_points: the most that the merged model may lose
         max_loss_points: the most that the exported model may lose in total
     """
 
+    kind: QualityKind | None = None
+    function: str | None = None
+    output: str | None = None
+    lower_is_better: bool = False
     max_merge_loss_points: float | None = None
     max_loss_points: float | None = None
 
@@ -294,7 +341,7 @@ class Recipe:
         compare: other ways to the same budget, for the report
         export: the files to write
         parity: how closely they must agree with torch
-        quality: how much a specialist may lose
+        quality: how answers are judged, and how much a specialist may lose
         refine: label-free training after compressing; left out, there is none
         seed: the seed of everything random
     """

@@ -3,13 +3,16 @@
 import re
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
+    BATCH_AXIS,
     DATA_KINDS,
     Comparison,
+    ExportChoice,
     QualityChoice,
     Recipe,
     RefineChoice,
@@ -27,10 +30,21 @@ _LEAST_MS = 0.001
 
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; InputError lists every mistake with the file and the key."""
-    recipe = read_toml(Recipe, path, "recipe")
+    recipe = read_toml(Recipe, path, "recipe", _expand)
     refuse_held(recipe, str(path), "name files: `factory` with `weights` or `train`, `huggingface`; `loader`")
     check_recipe(recipe, str(path))
     return recipe
+
+
+def _expand(table: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table with an abbreviated `quality` written out."""
+    given = table.get("quality")
+    return table if not isinstance(given, str) else {**table, "quality": expand_quality(given)}
+
+
+def expand_quality(given: str) -> dict[str, str]:
+    """The table that `quality = "KIND"` or `quality = "file.py:function"` stands for."""
+    return {"function" if ":" in given else "kind": given}
 
 
 def refuse_held(recipe: Recipe, where: str, hint: str) -> None:
@@ -231,6 +245,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
     return [
         *(complaint for kept, complaint in rules if not kept),
         *check_normalisation(recipe.data.normalise, "data"),
+        *check_export(recipe.export),
         *check_quality(recipe.quality),
         *check_refinement(recipe.refine),
     ]
@@ -245,13 +260,50 @@ def check_normalisation(given: Normalisation | None, where: str) -> list[str]:
     ]
 
 
+def check_export(choice: ExportChoice) -> list[str]:
+    """Complaints about the ranges of [export]."""
+    ranges = {f"export.axes {axis.name!r}": axis.range for axis in choice.axes}
+    ranges |= {} if choice.batch is None else {"export.batch": choice.batch}
+    complaints = [
+        f"{where}: a range is two lengths, the smaller first, from 1 on, got {list(span)}"
+        for where, span in ranges.items()
+        if not 1 <= span[0] < span[1]
+    ]
+    if choice.batch is not None and choice.batch[0] != 1:
+        complaints.append(f"export.batch must begin at 1, with which files are timed, got {list(choice.batch)}")
+    names = [axis.name for axis in choice.axes]
+    complaints += [
+        f"export.axes: {name!r} is no name: use letters, digits and '_', and not 'batch'"
+        for name in dict.fromkeys(names)
+        if not name.isidentifier() or name == BATCH_AXIS
+    ]
+    complaints += [
+        f"export.axes {axis.name!r}: axis must be at least 1, got {axis.axis}; axis 0 is export.batch"
+        for axis in choice.axes
+        if axis.axis < 1
+    ]
+    spans = {(axis.name, axis.range) for axis in choice.axes}
+    complaints += [
+        f"export.axes: {name!r} has two ranges" for name in set(names) if sum(n == name for n, _ in spans) > 1
+    ]
+    return complaints
+
+
 def check_quality(choice: QualityChoice) -> list[str]:
-    """Complaints about the limits of [quality]."""
+    """Complaints about [quality]: the limits, and keys that exclude each other."""
     gates = {
         "max_merge_loss_points": choice.max_merge_loss_points,
         "max_loss_points": choice.max_loss_points,
     }
-    return [
+    rules = [
+        (choice.kind is None or choice.function is None, "quality.kind and quality.function: give one"),
+        (choice.function is None or ".py:" in choice.function, 'quality.function must be "file.py:function"'),
+        (
+            not choice.lower_is_better or choice.function is not None,
+            "quality.lower_is_better belongs to quality.function",
+        ),
+    ]
+    return [complaint for kept, complaint in rules if not kept] + [
         f"quality.{key} must lie in [0, 100], got {points}"
         for key, points in gates.items()
         if points is not None and not 0 <= points <= 100  # noqa: PLR2004 - points of a hundred

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import as_rows, find_mask, split
+from rankship_pipeline.evaluate.calibrate import as_rows, split
+from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -57,7 +58,7 @@ def _refit(
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
         target = taken.weight + crossed.correct(taken.weight)
-        metric = Metric(gram=crossed.gram if taken.metric.gram is not None else None, curvature=taken.metric.curvature)
+        metric = replace(taken.metric, gram=crossed.gram if taken.metric.gram is not None else None)
         weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
     matrix = compose(layer, factors, weights)
     with torch.no_grad():
@@ -107,9 +108,11 @@ class _Crossed:
 def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs) -> _Crossed:
     crossed = _Crossed(layer)
     for batch in split(inputs):
+        masks = find_masks(dense, batch)
+        seen = [run_until(model, layer.name, batch)[0] for model in (dense, student)]
         X, changed = (
-            as_rows(get_layer(model, layer.name), run_until(model, layer.name, batch)[0], find_mask(model, batch))
-            for model in (dense, student)
+            as_rows(get_layer(model, layer.name), x, pick_mask(masks, x.shape))
+            for model, x in zip((dense, student), seen, strict=True)
         )
         crossed.add(X, changed)
     return crossed

@@ -7,14 +7,15 @@ order, on the inputs that they have in the merged network.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, find_mask, split
-from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, split
+from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -60,7 +61,7 @@ def refit(
             before = taken[name]
             # the first call of a recurrent network's state sees zeros alone
             gram = sums.gram if bool(sums.gram.any()) else before.metric.gram
-            metric = Metric(gram=gram, curvature=before.metric.curvature)
+            metric = replace(before.metric, gram=gram)
             weights[name] = make_weights(Decomposition(layer, target, metric, before.whitening), plan[name])
             target = compose(layer, plan[name], weights[name])
         _write(student, layer, norm, target, sums)
@@ -146,8 +147,8 @@ def _gather(student: nn.Module, layer: Layer, norm: str | None, teachers: Teache
         for batch in split(inputs):
             x, _ = run_until(student, layer.name, batch)
             _, z = run_until(teacher, norm or layer.name, batch)
-            X = as_rows(get_layer(student, layer.name), x, find_mask(student, batch))
-            Z = as_outputs(get_layer(teacher, layer.name), z, find_mask(teacher, batch))
+            X = as_rows(get_layer(student, layer.name), x, pick_mask(find_masks(student, batch), x.shape))
+            Z = as_outputs(get_layer(teacher, layer.name), z, pick_mask(find_masks(teacher, batch), z.shape))
             sums.add(X, Z, 1 / len(inputs[0]))
     return sums
 

@@ -35,7 +35,7 @@ LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_coo
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "load": (load, "format artifact threads"),
-    "infer": (infer, "format artifact inputs output threads"),
+    "infer": (infer, "format artifact inputs output threads rows?"),
     "measure": (
         lambda request: settle(request, lambda calm: rest_around(calm, measure)),
         f"format artifact inputs threads {LIMITS} idle_ms?",
@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
 INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
-    *("period_us", "duration_ms", "idle_ms", "runs"),
+    *("period_us", "duration_ms", "idle_ms", "runs", "rows"),
 }
 LISTS = {"artifacts", "inputs", "cpus"}
 TYPES: dict[str, type] = {"request": dict, **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}  # others: str

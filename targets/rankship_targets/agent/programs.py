@@ -47,6 +47,8 @@ def load_with(program: Program, request: Request) -> Iterator[Event]:
 
 def infer_with(program: Program, request: Request, options: list[str] | None = None) -> Iterator[Event]:
     """Run every sample with the program, which writes the .npy files itself."""
+    if (request.get("rows") or 1) > 1:
+        raise Fault("bad_request", f"{program.name}'s program takes one sample at a time, {request['rows']} were asked")
     yield from _follow(program, "infer", request, ["--output", request["output"], *(options or [])])
 
 

@@ -33,7 +33,7 @@ def load(request: Request) -> Iterator[Event]:
 
 
 def infer(request: Request) -> Iterator[Event]:
-    """Run every sample once and save the outputs, stacked on axis 0, in one .npy file per output."""
+    """Run every sample once, `rows` at a time, and save the outputs, stacked on axis 0, in one .npy file per output."""
     program = find_program(request["format"])
     if program is not None:
         yield from infer_with(program, request)
@@ -45,7 +45,7 @@ def infer(request: Request) -> Iterator[Event]:
 
     rows = [
         [np.array(output) for output in model.unpack(model.infer(model.prepare(sample)))]
-        for sample in load_samples(request["inputs"])
+        for sample in load_samples(request["inputs"], request.get("rows") or 1)
     ]
     for position, outputs in enumerate(zip(*rows)):  # noqa: B905 - as above
         np.save(f"{request['output']}.{position}.npy", np.concatenate(outputs), allow_pickle=False)
@@ -88,8 +88,8 @@ def load_timed(loader: Loader, request: Request) -> tuple[Loaded, Event]:
     return model, {"event": "loaded", "load_ns": load_ns, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
 
 
-def load_samples(paths: list[str]) -> Iterator[Arrays]:
-    """Yield one sample of every input after the other, with its batch dimension; all must have as many samples."""
+def load_samples(paths: list[str], rows: int = 1) -> Iterator[Arrays]:
+    """Yield `rows` samples of every input after the others, batch dimension first; all must have as many samples."""
     import numpy as np
 
     try:
@@ -97,8 +97,8 @@ def load_samples(paths: list[str]) -> Iterator[Arrays]:
         (count,) = {len(array) for array in arrays} - {0}
     except Exception as failure:
         raise Fault("bad_input", f"{paths} must be .npy files with the same number of samples: {failure}") from failure
-    for row in range(count):
-        yield [array[row : row + 1].copy() for array in arrays]
+    for row in range(0, count, rows):
+        yield [array[row : row + rows].copy() for array in arrays]
 
 
 def time_inferences(model: Loaded, feed: Any, min_samples: int, min_duration_ns: int) -> list[int]:  # noqa: ANN401

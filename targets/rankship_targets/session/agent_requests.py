@@ -15,9 +15,9 @@ AgentRequest = dict[str, object]
 
 
 def ask_to_infer(
-    artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, threads: int
+    artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, threads: int, rows: int = 1
 ) -> AgentRequest:
-    """Return the request to run every sample; the agent writes one file per output, `output`.0.npy and so on."""
+    """Return the request to run every sample, `rows` at once; the agent writes `output`.0.npy and so on."""
     return {
         "command": "infer",
         "format": artifact_format,
@@ -25,6 +25,7 @@ def ask_to_infer(
         "inputs": list(inputs),
         "output": output,
         "threads": threads,
+        **({} if rows == 1 else {"rows": rows}),
     }
 
 

@@ -24,11 +24,11 @@ class HostRunner:
         self._threads = threads
         self._device = device or describe_this_machine()
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as the protocol names it
-        """Run every sample; `into` gets one .npy file per output."""
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002 - as the protocol names it
+        """Run every sample, `rows` at once; `into` gets one .npy file per output."""
         output = str(into.resolve() / "output")
         paths = [str(path.resolve()) for path in inputs]
-        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads)
+        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads, rows)
         with LocalTransport() as transport:
             events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
         count = pick(events, Done, self._device).outputs
@@ -47,11 +47,11 @@ class DeviceRunner:
         self._threads = threads
         self._pushed = pushed or {}
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002 - as above
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002 - as above
         """Copy the files, run every sample on the device, and fetch the outputs into `into`."""
         remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
         remotes = [self._session.push_file(path) for path in inputs]
-        files, reading = self._session.infer(format, remote, remotes, into, self._threads)
+        files, reading = self._session.infer(format, remote, remotes, into, self._threads, rows)
         return _describe(files, reading)
 
 

@@ -121,11 +121,11 @@ class Session:
         return self._files.push_file(path, on_progress)
 
     def infer(
-        self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1
+        self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1, rows: int = 1
     ) -> tuple[list[Path], RuntimeReading]:
-        """Run every sample on the device and fetch one .npy file per output, samples stacked on axis 0."""
+        """Run all samples on the device, `rows` at once, and fetch one .npy file per output, samples on axis 0."""
         folder = f"{self._workdir}/outputs/{secrets.token_hex(8)}"
-        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads)
+        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads, rows)
 
         def step(transport: Transport) -> tuple[list[Path], RuntimeReading]:
             run_checked(transport, ["mkdir", "-p", "--", folder])

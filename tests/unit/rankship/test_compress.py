@@ -58,7 +58,8 @@ def test_the_plan_and_the_tensors_are_those_of_the_same_recipe_file(
 
 
 def test_compressing_a_merge_is_the_recipe_with_both_models(tmp_path: Path, net: nn.Module, inputs: Tensor) -> None:
-    one = rs.merge([net, make_net(3)], calibration={"a": inputs, "b": -inputs}, progress=False)
+    given = {"a": inputs, "b": -inputs}
+    one = rs.merge([net, make_net(3)], calibration=given, quality="classification", progress=False)
     small = rs.compress(one, kept_parameters=0.6, ranks=rs.RankChoice(step=4), progress=False)
     pair, tables = {"a": net, "b": make_net(3)}, "[budget]\nkept_parameters = 0.6\n[ranks]\nstep = 4"
     model, plan = build_by_file(tmp_path, pair, '{"a": x, "b": -x}', tables)
@@ -267,8 +268,8 @@ WRONG: dict[str, tuple[Call, type[Exception], str, str]] = {
     "no logits": (
         lambda _, x: rs.compress(nn.Sequential(nn.Linear(20, 8), nn.Flatten(0)), x, kept_parameters=0.9),
         InputError,
-        "does not return logits",
-        "",
+        "returns no floating-point tensor with samples first",
+        "wrap it",
     ),
     "labels beyond the classes": (
         lambda net, x: rs.compress(net, x, kept_parameters=0.5, test=(x, torch.arange(80))),

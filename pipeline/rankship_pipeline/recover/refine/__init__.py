@@ -1,6 +1,7 @@
 """Label-free refinement: trains a compressed model for a stated amount to match the dense models' outputs.
 
-draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size; save.py saves an unfinished run.
+draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size, units.py its units;
+save.py saves an unfinished run.
 """
 
 import copy
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Refinement
 from rankship_pipeline.models.data import Inputs
@@ -21,6 +23,7 @@ from rankship_pipeline.recover.refine.draw import draw_batches
 from rankship_pipeline.recover.refine.save import Training, keep, restore
 from rankship_pipeline.recover.refine.schedule import find_step_size, measure_share
 from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
+from rankship_pipeline.recover.refine.units import list_units, stepping
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Saving:
     every_s: float = 60.0
 
 
-def refine(
+def refine(  # noqa: PLR0913 - what a refinement depends on
     student: nn.Module,
     teachers: Sequence[tuple[nn.Module, Inputs]],
     choice: RefineChoice,
@@ -40,20 +43,24 @@ def refine(
     clock: Callable[[], float] = time.process_time,
     saving: Saving | None = None,
     on_progress: Callable[[float], None] = lambda _share: None,
+    likelihood: Likelihood | None = None,
 ) -> tuple[nn.Module, Refinement]:
-    """Train a copy of the student towards each teacher's logits on that teacher's inputs; returns it and what it took.
+    """Train a copy of the student towards each teacher's outputs on that teacher's inputs; returns it and what it took.
 
-    Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss is
-    the squared error of the logits (of a sample's own task, see heads.py) over their variance, so that teachers of
-    different scale weigh the same. Adam runs a one-cycle schedule over the choice's `steps`, or over processor seconds
-    (other work may share the machine): a slower machine then takes fewer steps and still completes the cycle. The
-    factors must be balanced (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels
-    are read. `steps` give the same bytes on every run, interrupted or not. `on_progress` gets the share done before
-    each step. BuildError if the loss is no longer finite.
+    Every batch holds equally many samples of each teacher, so that batch-norm gets them mixed, as in use. The loss
+    is the squared error of the outputs (of a sample's own task, see heads.py) over their variance, of numbers that
+    are no logits column by column (`likelihood`; None: all are logits), so that no scale weighs more. Adam runs a
+    one-cycle schedule over the choice's `steps`, or over processor seconds (other work may share the machine): a
+    slower machine then takes fewer steps and still completes the cycle. The factors must be balanced
+    (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels are read. `steps` give
+    the same bytes on every run, interrupted or not. `on_progress` gets the share done before each step. BuildError
+    if the loss is no longer finite.
     """
     training = _begin(student, choice, seed)
-    measured = [measure_teacher(*teacher) for teacher in teachers]
+    measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]
     pools = [inputs for _, inputs in teachers]
+    plain = likelihood is None or all(answer.is_choice for answer in likelihood.values())
+    units = {} if plain else list_units(training.student)
     if saving is not None and saving.file.is_file():
         restore(training, saving.file)
     started, kept = clock() - training.cpu_seconds, time.monotonic()
@@ -70,7 +77,8 @@ def refine(
         torch.autograd.backward(loss)
         for group in training.optimizer.param_groups:
             group["lr"] = find_step_size(choice, share)
-        training.optimizer.step()
+        with stepping(units):
+            training.optimizer.step()
         training.steps += 1
         if saving is not None and time.monotonic() - kept >= saving.every_s:
             training.cpu_seconds = clock() - started

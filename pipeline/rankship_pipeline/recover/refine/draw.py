@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import find_mask
+from rankship_pipeline.evaluate.masks import find_mask
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.recipe.choices import Augmentation
 

@@ -87,6 +87,7 @@ def test_what_is_read_is_written_as_today() -> None:
         "precision": "float32",
         "delegate": "cpu",
         "part": "whole",
+        "shape": "",
     }
     assert decode(type(trial), encode(trial), where="here") == trial
 

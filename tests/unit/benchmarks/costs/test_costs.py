@@ -197,8 +197,8 @@ def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> No
 
 
 class _Unused:
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
-        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}")
+    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
+        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}, {rows}")
 
 
 NET = """

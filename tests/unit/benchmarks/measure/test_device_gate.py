@@ -95,9 +95,16 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     noted: list[str] = []
     run = DeviceRunner.run
 
-    def note(self: DeviceRunner, format: Format, artifact: Path, inputs: Sequence[Path], into: Path) -> RunOutput:  # noqa: A002
+    def note(
+        self: DeviceRunner,
+        format: Format,  # noqa: A002
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+    ) -> RunOutput:
         noted.append(format)
-        return run(self, format, artifact, inputs, into)
+        return run(self, format, artifact, inputs, into, rows)
 
     monkeypatch.setattr(DeviceRunner, "run", note)
     return noted

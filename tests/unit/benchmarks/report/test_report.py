@@ -14,7 +14,8 @@ from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.report import charts
 from rankship_benchmarks.report.page import render_report, write_report
 from rankship_pipeline.foundation.artifact_key import head_of
-from rankship_pipeline.foundation.records import Accuracy, Fidelity, Refinement
+from rankship_pipeline.foundation.quality import Fidelity, Score
+from rankship_pipeline.foundation.records import Refinement
 
 
 def test_the_page_is_one_small_file_that_needs_nothing_else(tmp_path: Path) -> None:
@@ -178,8 +179,8 @@ def test_what_specialists_keep_and_whose_heads_stand_beside_is_told() -> None:
     bundle = make_run()
     build = bundle.header.build
     assert "What each specialist keeps" not in render_report(bundle)
-    before = Accuracy(stage="source:ink", samples=200, correct=198, low=0.96, high=0.997)
-    after = Accuracy(stage="merged", samples=200, correct=183, low=0.87, high=0.95)
+    before = Score(stage="source:ink", samples=200, value=0.99, correct=198, low=0.96, high=0.997)
+    after = Score(stage="merged", samples=200, value=0.915, correct=183, low=0.87, high=0.95)
     kept = Fidelity(stage="merged", source="ink", answers=64, agreement=0.875, before=before, after=after)
     untested = Fidelity(stage="merged", source="chalk", answers=32, agreement=0.75)
     head = dataclasses.replace(build.artifacts[0], key=dataclasses.replace(DENSE, part=head_of("ink")), sha256="e" * 64)

@@ -153,7 +153,7 @@ def test_a_merge_is_tested_by_task_beside_its_specialists(folder: Path) -> None:
     for cell in cells:
         assert [(one.stage, one.samples) for one in cell.tasks] == [("two", 60), ("three", 40)]
         assert cell.accuracy.samples == 100
-        assert cell.accuracy.correct == sum(one.correct for one in cell.tasks)
+        assert cell.accuracy.correct == sum(one.correct or 0 for one in cell.tasks)
         assert [(one.stage, one.correct) for one in cell.specialists] == [("two", 60), ("three", 40)]
     line = summarise_cells(cells)[0]
     assert line.specialists == {"two": 100, "three": 100}

@@ -76,7 +76,7 @@ def test_a_model_of_single_precision_keeps_its_type() -> None:
 def test_a_transformer_of_images_is_folded() -> None:
     import transformers
 
-    from rankship_pipeline.models.huggingface import LogitsOnly
+    from rankship_pipeline.models.huggingface import ByPosition
 
     torch.manual_seed(0)
     config = transformers.ViTConfig(  # type: ignore[call-arg]
@@ -88,7 +88,7 @@ def test_a_transformer_of_images_is_folded() -> None:
         patch_size=4,
         num_labels=3,
     )
-    model = LogitsOnly(transformers.ViTForImageClassification(config), ("pixel_values",)).double().eval()
+    model = ByPosition(transformers.ViTForImageClassification(config), ("pixel_values",)).double().eval()
     pixels = torch.rand(2, 3, 8, 8).double()
     with torch.inference_mode():
         expected = model(normalise(pixels, OWN))

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import IGNORED, measure_accuracy, measure_divergence, predict, wilson_interval
-from rankship_pipeline.evaluate.calibrate import BATCH
+from rankship_pipeline.evaluate.accuracy import IGNORED, measure_accuracy, measure_divergence, wilson_interval
+from rankship_pipeline.evaluate.calibrate import BATCH, predict
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ def test_the_interval_holds_the_share_and_stays_within_zero_and_one() -> None:
 
 def test_prediction_does_not_depend_on_batches() -> None:
     net, x = nn.Linear(3, 4).eval(), torch.randn(2 * BATCH + 7, 3)
-    assert predict(net, (x,)).shape == (2 * BATCH + 7, 4)
-    torch.testing.assert_close(predict(net, (x,)), net(x))
+    assert predict(net, (x,))["output"].shape == (2 * BATCH + 7, 4)
+    torch.testing.assert_close(predict(net, (x,))["output"], net(x))
 
 
 def test_accuracy_counts_the_largest_logit() -> None:

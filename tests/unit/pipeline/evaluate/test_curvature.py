@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from make.nets import count_hooks
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
-from rankship_pipeline.evaluate.calibrate import TOKEN_SMOOTHING, collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import TOKEN_SMOOTHING, collect_curvatures, collect_grams, predict
 from rankship_pipeline.models.layers import find_layers
 
 

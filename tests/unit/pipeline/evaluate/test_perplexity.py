@@ -15,7 +15,7 @@ from rankship_pipeline.factors.forms import make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.records import Factors
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import Layer, as_matrix, find_layers, get_layer
 
 VOCABULARY = 61
@@ -31,7 +31,7 @@ SHAPE = {
 PROJECTIONS = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 
 
-def make(kind: str, **settings: object) -> LogitsOnly:
+def make(kind: str, **settings: object) -> ByPosition:
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SHAPE | settings), attn_implementation="eager")
     if kind == "Qwen3":
@@ -42,20 +42,20 @@ def make(kind: str, **settings: object) -> LogitsOnly:
             nn.init.normal_(parameter, std=0.3)  # far from uniform predictions
         elif name.endswith("bias"):
             nn.init.normal_(parameter)
-    return LogitsOnly(model, ("input_ids",)).eval()
+    return ByPosition(model, ("input_ids",)).eval()
 
 
-def make_gpt2() -> LogitsOnly:
+def make_gpt2() -> ByPosition:
     torch.manual_seed(1)
     config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=4)
     model = transformers.GPT2LMHeadModel(config)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return LogitsOnly(model, ("input_ids",)).eval()
+    return ByPosition(model, ("input_ids",)).eval()
 
 
 @pytest.fixture(scope="module")
-def llama() -> LogitsOnly:
+def llama() -> ByPosition:
     return make("Llama")
 
 
@@ -82,7 +82,7 @@ def score_one_by_one(model: nn.Module, tokens: Tensor, length: int, stride: int)
 )
 @pytest.mark.parametrize("batch", [1, 4])
 def test_perplexity_is_that_of_scoring_one_token_at_a_time(
-    llama: LogitsOnly, text: Tensor, length: int, stride: int, batch: int
+    llama: ByPosition, text: Tensor, length: int, stride: int, batch: int
 ) -> None:
     expected = score_one_by_one(llama, text, length, stride)
     found = measure_perplexity(llama, text, length=length, stride=stride, batch=batch)
@@ -93,7 +93,7 @@ def test_perplexity_is_that_of_scoring_one_token_at_a_time(
 
 
 @torch.inference_mode()
-def test_windows_are_those_of_the_hugging_face_documentation(llama: LogitsOnly, text: Tensor) -> None:
+def test_windows_are_those_of_the_hugging_face_documentation(llama: ByPosition, text: Tensor) -> None:
     length, stride, ends, total = 10, 4, 0, 0.0
     for begin in range(0, len(text), stride):  # the loop of the page, max_length = length + 1
         end = min(begin + length + 1, len(text))
@@ -161,16 +161,16 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert held / trials == pytest.approx(0.95, abs=0.025)  # five standard errors of 2000 trials
 
 
-def test_one_block_has_no_interval(llama: LogitsOnly, text: Tensor) -> None:
+def test_one_block_has_no_interval(llama: ByPosition, text: Tensor) -> None:
     found = measure_perplexity(llama, text, length=60, stride=1)
     assert (found.blocks, found.low, found.high) == (1, None, None)
 
 
-def test_windows_that_overlap_are_one_block(llama: LogitsOnly, text: Tensor) -> None:
+def test_windows_that_overlap_are_one_block(llama: ByPosition, text: Tensor) -> None:
     assert measure_perplexity(llama, text, length=8, stride=2).blocks == math.ceil((1 + math.ceil(38 / 2)) / 4)
 
 
-def test_documents_are_scored_apart_and_padding_never(llama: LogitsOnly, text: Tensor) -> None:
+def test_documents_are_scored_apart_and_padding_never(llama: ByPosition, text: Tensor) -> None:
     documents = [text[:20], text[20:33], text[33:]]
     inputs, labels = torch.zeros(4, 19, dtype=torch.int64), torch.full((4, 19), -100)
     for row, document in enumerate(documents):  # the fourth is empty

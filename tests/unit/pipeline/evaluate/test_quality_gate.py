@@ -4,22 +4,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankship_pipeline.evaluate.accuracy import measure_accuracy
 from rankship_pipeline.evaluate.quality_gate import compare_with_source, describe_loss, refuse_lost
 from rankship_pipeline.foundation.errors import QualityLost
-from rankship_pipeline.foundation.records import Accuracy, Fidelity
+from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.models.data import Data, Inputs
 from rankship_pipeline.recipe.choices import QualityChoice
 
 COSTS = {f"layer{index}": index / 10 for index in range(7)}
 
 
-def accuracy(correct: int) -> Accuracy:
-    return Accuracy(stage="s", samples=200, correct=correct, low=0, high=1)
+def accuracy(correct: int) -> Score:
+    return Score(stage="s", samples=200, value=correct / 200, correct=correct, low=0, high=1)
 
 
 def make_fidelity(source: str, agreement: float, tests: tuple[int, int] | None = None) -> Fidelity:
     before, after = (None, None) if tests is None else map(accuracy, tests)
     return Fidelity(stage="merged", source=source, answers=50, agreement=agreement, before=before, after=after)
+
+
+def rate(model: nn.Module, inputs: Inputs, labels: Tensor, stage: str) -> Score:
+    return measure_accuracy(model, inputs, labels, stage=stage)
 
 
 def make_selector(columns: Sequence[int]) -> nn.Module:
@@ -38,7 +43,7 @@ def make_data(*, with_tests: bool) -> Data:
 
 def test_a_model_compared_with_itself_lost_nothing() -> None:
     same = make_selector((0, 1, 2, 3))
-    found = compare_with_source(same, same, "a", make_data(with_tests=True), "merged")
+    found = compare_with_source(same, same, "a", make_data(with_tests=True), "merged", rate)
     assert (found.agreement, found.answers, found.lost_points) == (1, 20, 0)
     assert found.before is not None
     assert found.before.value == 1
@@ -46,10 +51,10 @@ def test_a_model_compared_with_itself_lost_nothing() -> None:
 
 def test_agreement_needs_no_labels_and_accuracy_is_on_the_models_own_tests() -> None:
     source, other = make_selector((0, 1, 2, 3)), make_selector((0, 1, 3, 2))
-    found = compare_with_source(other, source, "a", make_data(with_tests=False), "merged")
+    found = compare_with_source(other, source, "a", make_data(with_tests=False), "merged", rate)
     assert (found.agreement, found.before, found.after) == (0.5, None, None)
     assert found.lost_points == 50
-    tested = compare_with_source(source, other, "a", make_data(with_tests=True), "compressed")
+    tested = compare_with_source(source, other, "a", make_data(with_tests=True), "compressed", rate)
     assert tested.agreement == 0.5
     assert tested.lost_points == -50, "the later model does better"
     assert tested.before is not None

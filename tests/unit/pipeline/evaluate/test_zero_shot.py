@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.zero_shot import Reading, Scorer, evaluate_tasks, make_lm
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.source import load_function
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(lm_eval|datasets|evaluate|multiprocess|dill|sacrebleu)(\\..*)?")
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model() -> LogitsOnly:
+def model() -> ByPosition:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS) + 2,
@@ -49,7 +49,7 @@ def model() -> LogitsOnly:
     made = transformers.LlamaForCausalLM(config)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.4)
-    return LogitsOnly(made, ("input_ids",)).eval()
+    return ByPosition(made, ("input_ids",)).eval()
 
 
 def make_reading(*, prefixed: bool = True, batch: int = 2, length: int = LENGTH) -> Reading:
@@ -87,7 +87,7 @@ PAIRS = [
 @pytest.mark.parametrize("prefixed", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_log_likelihoods_are_those_of_direct_computation(
-    model: LogitsOnly,
+    model: ByPosition,
     tokenizer: Tokenizer,
     prefixed: bool,  # noqa: FBT001
     batch: int,
@@ -102,7 +102,7 @@ def test_log_likelihoods_are_those_of_direct_computation(
         assert greedy == expected[1]
 
 
-def test_greedy_is_what_the_model_would_write(model: LogitsOnly, tokenizer: Tokenizer) -> None:
+def test_greedy_is_what_the_model_would_write(model: ByPosition, tokenizer: Tokenizer) -> None:
     with torch.inference_mode():
         best = int(model(torch.tensor([[BOS, *to_ids("the cat")]]))[0, -1].argmax())
     lm = make_lm(model, tokenizer, make_reading())
@@ -111,7 +111,7 @@ def test_greedy_is_what_the_model_would_write(model: LogitsOnly, tokenizer: Toke
 
 
 @pytest.mark.parametrize("words", [0, 1, 23, 24, 25, 60])
-def test_rolling_scores_every_token_of_a_text_once(model: LogitsOnly, tokenizer: Tokenizer, words: int) -> None:
+def test_rolling_scores_every_token_of_a_text_once(model: ByPosition, tokenizer: Tokenizer, words: int) -> None:
     ids = torch.randint(2, len(WORDS) + 2, (words,), generator=torch.Generator().manual_seed(words)).tolist()
     lm = make_lm(model, tokenizer, make_reading())
     (found,) = lm.loglikelihood_rolling([ask(" ".join(WORDS[i - 2] for i in ids))])
@@ -135,7 +135,7 @@ def test_a_pair_is_split_as_the_harness_splits_it(tokenizer: Tokenizer) -> None:
             assert scorer.split(context, continuation) == TemplateLM._encode_pair(stub, context, continuation)
 
 
-def test_a_continuation_longer_than_the_model_sees_is_refused(model: LogitsOnly, tokenizer: Tokenizer) -> None:
+def test_a_continuation_longer_than_the_model_sees_is_refused(model: ByPosition, tokenizer: Tokenizer) -> None:
     lm = make_lm(model, tokenizer, make_reading(length=4))
     with pytest.raises(InputError, match="5 tokens, the model takes 1 to 4"):
         lm.loglikelihood([ask("the", " cat sat on a mat")])
@@ -200,7 +200,7 @@ def test_the_limit_takes_the_first_documents(tmp_path: Path, tokenizer: Tokenize
         evaluate_tasks(Knowing(), tokenizer, ["story_words"], tmp_path, 0, reading=make_reading())
 
 
-def test_a_transformers_tokenizer_gives_the_same(tmp_path: Path, tokenizer: Tokenizer, model: LogitsOnly) -> None:
+def test_a_transformers_tokenizer_gives_the_same(tmp_path: Path, tokenizer: Tokenizer, model: ByPosition) -> None:
     write_folder(tmp_path)
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
     first, second = (

@@ -82,8 +82,12 @@ def compute(module: nn.Module) -> Callable[[NDArray[np.float32]], Outputs]:
 @pytest.mark.parametrize(
     "part_of",
     [
-        lambda samples: Part("dense", Detector(), samples),  # a dictionary names its outputs itself
-        lambda samples: Part("dense", Detector(as_tuple=True), samples, outputs=("scores", "sizes")),
+        lambda samples: Part(
+            "dense", Detector(), samples, classes={"scores": -1}
+        ),  # a dictionary names its outputs itself
+        lambda samples: Part(
+            "dense", Detector(as_tuple=True), samples, outputs=("scores", "sizes"), classes={"scores": -1}
+        ),
     ],
 )
 def test_every_output_is_named_described_kept_and_proven_by_its_runtime(
@@ -124,17 +128,8 @@ def test_an_output_that_alone_is_wrong_is_caught_and_named(samples: tuple[Tensor
 
 
 def test_outputs_that_are_not_named_one_by_one_are_refused(samples: tuple[Tensor, ...], tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="returns 2 outputs, the names are logits"):
+    with pytest.raises(BuildError, match="returns 2 outputs, the names are output"):
         keep(Store(tmp_path), Part("dense", Detector(as_tuple=True), samples))
-
-
-def test_a_side_of_any_length_is_described_by_its_range(samples: tuple[Tensor, ...], tmp_path: Path) -> None:
-    shapes = {"input.0": (1, LENGTH)}
-    artifact = keep(Store(tmp_path), Part("dense", Detector(), samples, shapes=shapes))
-    assert artifact.inputs == (TensorSpec(name="input.0", shape=(1, LENGTH), dtype="float32"),)
-    longer = {"input.0": (1, Dimension(name="length", low=SIDE + 1, high=8))}
-    with pytest.raises(BuildError, match=r"the proof's input.0 has the shape \(1, 4\)"):
-        keep(Store(tmp_path / "other"), Part("dense", Detector(), samples, shapes=longer))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from make.recipes import save_shifted, state_model, state_rest
-from rankship_pipeline.evaluate.accuracy import predict
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.flow import preflight
 from rankship_pipeline.flow.preflight import prepare, redraw
 from rankship_pipeline.flow.prepared import Prepared
@@ -34,14 +34,15 @@ def test_answers_that_stand_for_labels_are_those_of_the_model_with_its_normalisa
     save_shifted(tmp_path, {"first": "net.py:make", "a": "net.py:make"})
     model = state_model("a", "net.py:make", weights="a.safetensors")
     (tmp_path / "r.toml").write_text(
-        f'name = "r"\n{model}{OWN}\n[data]\ncsv = "t.csv"\n{GIVEN}\n[budget]\nkept_parameters = 0.9\n'
+        f'name = "r"\nquality = "classification"\n{model}{OWN}\n'
+        f'[data]\ncsv = "t.csv"\n{GIVEN}\n[budget]\nkept_parameters = 0.9\n'
         '[ranks]\nstep = 1\n[export]\nformats = ["onnx"]\n'
     )
     prepared = prepare(read_recipe(tmp_path / "r.toml"), tmp_path)
     for data in (prepared.data, redraw(prepared, 1).data):
         built = Stages(prepared, Store(tmp_path / "store"), Steps(quiet=True)).load_source("a").module
         assert data.answers == "predictions"
-        assert torch.equal(predict(built, data.test_inputs).argmax(-1), data.labels)
+        assert torch.equal(predict(built, data.test_inputs)["output"].argmax(-1), data.labels)
 
 
 def test_a_missing_toolchain_is_named_before_any_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

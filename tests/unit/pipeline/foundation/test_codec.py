@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, decode_text, digest, encode, parse_toml
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.quality import ACCURACY, Score
 from rankship_pipeline.foundation.records import (
-    Accuracy,
     Alternative,
     Artifact,
     Build,
@@ -86,7 +86,15 @@ plans = st.builds(
     predicted_error=numbers,
 )
 accuracies = st.builds(
-    Accuracy, stage=words, samples=counts, correct=counts, low=numbers, high=numbers, cross_entropy=st.none() | numbers
+    Score,
+    stage=words,
+    samples=counts,
+    value=numbers,
+    correct=st.none() | counts,
+    low=st.none() | numbers,
+    high=st.none() | numbers,
+    cross_entropy=st.none() | numbers,
+    also=st.dictionaries(words, numbers, max_size=2),
 )
 builds = st.builds(
     Build,
@@ -113,7 +121,7 @@ def test_a_record_comes_back_as_it_went(record: RankPlan | Artifact | Verified |
 
 
 def test_json_is_canonical() -> None:
-    assert encode(SPEC) == '{"dtype":"float32","name":"x","shape":[1,2]}'
+    assert encode(SPEC) == '{"classes_axis":null,"dtype":"float32","name":"x","shape":[1,2]}'
     assert encode({"b": 1, "a": "é", "c": (1, None)}) == '{"a":"é","b":1,"c":[1,null]}'
 
 
@@ -122,12 +130,14 @@ def test_the_order_of_keys_does_not_change_a_hash() -> None:
 
 
 def test_a_hash_is_sha256_of_the_canonical_json() -> None:
-    assert digest(SPEC) == hashlib.sha256(b'{"dtype":"float32","name":"x","shape":[1,2]}').hexdigest()
+    assert (
+        digest(SPEC) == hashlib.sha256(b'{"classes_axis":null,"dtype":"float32","name":"x","shape":[1,2]}').hexdigest()
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_refused_in_records_and_in_plain_values(value: float) -> None:
-    accuracy = Accuracy(stage="s", samples=1, correct=1, low=value, high=1.0)
+    accuracy = Score(stage="s", samples=1, value=1.0, correct=1, low=value, high=1.0)
     for thing in (accuracy, {"a": value}, [value], {"a": {"b": (value,)}}):
         with pytest.raises(ValueError, match="not JSON compliant"):
             encode(thing)
@@ -185,3 +195,9 @@ def test_another_encoding_is_refused_with_the_line() -> None:
 def test_toml_nested_without_end_is_refused() -> None:
     with pytest.raises(InputError, match="nested too deeply"):
         parse_toml("a = " + "[" * 20_000, "x.toml")
+
+
+def test_a_score_of_release_0_1_is_an_accuracy() -> None:
+    old = b'{"stage":"merged","samples":200,"correct":150,"low":0.68,"high":0.8,"cross_entropy":0.7}'
+    score = decode(Score, old, where="accuracy.json")
+    assert (score.value, score.measure, score.show()) == (0.75, ACCURACY, "75.0 %")

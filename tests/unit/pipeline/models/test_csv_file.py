@@ -68,11 +68,6 @@ def test_spaces_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
         (TABLE.replace("\n0,0.0,no", '\n0,0.0,"n\no"').replace("\n7,", "\n,"), {}, "line 10, column 'width'"),
         ("width,label\n", {}, "no rows"),
         (TABLE, {"normalise": Normalisation(mean=(0, 0, 0), std=(1, 1, 1))}, "3 means for 2 features"),
-        (
-            TABLE.replace("label", "answer"),
-            {"columns": ("width", "height")},
-            "no labels, and 'm' is trained during the build",
-        ),
         (TABLE.replace("yes", "maybe", 1), {}, "3 classes .* the model has 2 outputs"),
     ],
 )

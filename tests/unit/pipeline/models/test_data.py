@@ -52,7 +52,7 @@ def test_a_tensors_hash_is_over_its_type_shape_and_bytes() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"test_labels": ""}, "must return calibration, test_inputs, test_labels"),
+        ({"test_inputs": ""}, "must return calibration, test_inputs"),
         (
             {"calibration": '{"a": torch.ones(2, 2)}'},
             r"gives calibration for \['a'\], the recipe's models are \['a', 'b'\]",
@@ -68,9 +68,9 @@ def test_a_tensors_hash_is_over_its_type_shape_and_bytes() -> None:
             r"a sample of 'b' has shape \[\(3,\)\], one of 'a' \[\(2,\)\]",
         ),
         ({"test_labels": "[0, 1]"}, "5 test inputs, 2 labels"),
-        ({"test_labels": "torch.ones(5, 1, 1, dtype=torch.int64)"}, "test_labels"),
-        ({"test_labels": "torch.eye(5)"}, "test_labels"),
-        ({"test_labels": "[0.5, 1.0, 0.0, 1.0, 0.0]"}, "test_labels"),  # would be cut to whole numbers
+        ({"test_labels": "torch.tensor(1)"}, r"test_labels are torch\.int64 of shape \[\]"),
+        ({"test_labels": "['a', 'b', 'c', 'd', 'e']"}, "test_labels are a list"),
+        ({"test_labels": "[0.5, 1.0, float('nan'), 1.0, 0.0]"}, "test_labels hold NaN or infinity"),
     ],
 )
 def test_bad_data_are_refused_by_name(tmp_path: Path, change: dict[str, str], complaint: str) -> None:
@@ -80,6 +80,26 @@ def test_bad_data_are_refused_by_name(tmp_path: Path, change: dict[str, str], co
 
 def test_labels_may_be_the_next_tokens_of_a_language_model(tmp_path: Path) -> None:
     assert load(tmp_path, test_labels="torch.full((5, 2), -100)").labels.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "dtype"),
+    [
+        ("[0.5, 1.0, 0.0, 1.0, 0.0]", (5,), torch.float32),
+        ("torch.eye(5).double()", (5, 5), torch.float32),
+        ("torch.ones(5, 2, 2, dtype=torch.uint8)", (5, 2, 2), torch.int64),
+        ("torch.ones(5) > 0", (5,), torch.int64),
+        ("(torch.ones(5).long(), torch.zeros(5).long())", (5, 2), torch.int64),
+        ("{'start': torch.ones(5).long(), 'end': torch.zeros(5).long()}", (5, 2), torch.int64),
+    ],
+)
+def test_labels_may_be_any_numbers(tmp_path: Path, given: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    labels = load(tmp_path, test_labels=given).labels
+    assert (labels.shape, labels.dtype) == (shape, dtype)
+
+
+def test_labels_may_be_left_out(tmp_path: Path) -> None:
+    assert load(tmp_path, test_labels="").test_labels is None
 
 
 def test_any_prefix_of_the_pooled_calibration_holds_every_models_share() -> None:

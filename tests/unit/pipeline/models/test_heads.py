@@ -9,7 +9,8 @@ from torch import nn
 
 from make.recipes import make_stages as open_stages
 from make.recipes import save_shifted, state_model, state_rest
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.export.artifact import find_proof
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare, redraw
@@ -105,8 +106,8 @@ def test_a_specialist_in_the_joined_form_says_what_it_said_alone(folder: Path) -
     alone = load_function("net.py:five", folder)().eval()
     alone.load_state_dict(load_state(folder / "b.safetensors"))
     inputs = prepared.data.calibration["b"]
-    logits = predict(stages.load_source(source.name).module, inputs)
-    assert torch.allclose(logits[:, 3:], predict(alone, prepared.data.strip(inputs)), atol=1e-6)
+    logits = predict(stages.load_source(source.name).module, inputs)["output"]
+    assert torch.allclose(logits[:, 3:], predict(alone, prepared.data.strip(inputs))["output"], atol=1e-6)
     assert bool((logits[:, :3] == SHUT).all())
     assert torch.equal(open_logits(logits), torch.tensor([[False] * 3 + [True] * 5] * len(logits)))
 
@@ -121,7 +122,7 @@ def test_divergence_over_all_tasks_is_that_of_each_on_its_own_classes(folder: Pa
     stages = make_stages(folder)
     merged, source = stages.merge("joint")[0].module, stages.load_source(stages.prepared.recipe.models[1].name).module
     inputs = stages.prepared.data.calibration["b"]
-    teacher, student = predict(source, inputs)[:, 3:].log_softmax(-1), predict(merged, inputs)[:, 3:].log_softmax(-1)
+    teacher, student = (predict(one, inputs)["output"][:, 3:].log_softmax(-1) for one in (source, merged))
     expected = float((teacher.exp() * (teacher - student)).sum(-1).mean())
     assert measure_divergence(merged, inputs, predict(source, inputs)) == pytest.approx(expected, rel=1e-4)
 
@@ -132,7 +133,7 @@ def test_pooled_tests_count_every_task_on_its_own_head(folder: Path) -> None:
     judged = Scores(stages).judge(merged, "merged")
     (whole,) = Scores(stages).evaluate(merged, "merged")
     assert whole.samples == 30
-    assert whole.correct == sum(one.after.correct for one in judged if one.after is not None)
+    assert whole.correct == sum(one.after.correct or 0 for one in judged if one.after is not None)
     assert [one.samples for one in Scores(stages).evaluate_source(stages.prepared.recipe.models[0])] == [20]
 
 
@@ -166,7 +167,7 @@ def test_files_chained_give_each_tasks_logits(folder: Path) -> None:
     }
     merged = Stages(prepared, store, steps).merge("joint")[0].module
     inputs = prepared.data.tests["b"][0]
-    expected = predict(merged, inputs)[:, 3:].numpy()
+    expected = predict(merged, inputs)["output"][:, 3:].numpy()
     for row, wanted in zip(prepared.data.strip(inputs)[0].numpy(), expected, strict=True):
         features = run[None].run(None, {run[None].get_inputs()[0].name: row[None]})[0]
         logits = run["b"].run(None, {run["b"].get_inputs()[0].name: features})[0]
@@ -240,7 +241,7 @@ def test_masks_of_padding_reach_the_backbone_by_name() -> None:
             hidden: torch.Tensor = ids * mask
             return hidden
 
-    from rankship_pipeline.evaluate.calibrate import find_mask
+    from rankship_pipeline.evaluate.masks import find_mask
 
     headed = Headed(Masked(), {0: nn.Identity()}, [4])
     ids, mask, task = torch.ones(2, 4), torch.tensor([[1, 1, 0, 0]] * 2), torch.zeros(2, dtype=torch.int64)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from make.berts import save_bert
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch
-from rankship_pipeline.models.huggingface import LogitsOnly, find_snapshot, list_snapshot_files, resolve_config
+from rankship_pipeline.models.huggingface import ByPosition, find_snapshot, list_snapshot_files, resolve_config
 from rankship_pipeline.models.opened import open_source, open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
@@ -43,13 +43,13 @@ def test_a_wrapped_model_gives_transformers_own_logits(folder: Path) -> None:
     reference = transformers.BertForSequenceClassification.from_pretrained(folder / "first").eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         torch.testing.assert_close(model(ids, mask), reference(input_ids=ids, attention_mask=mask).logits)
-    assert isinstance(model, LogitsOnly)
+    assert isinstance(model, ByPosition)
 
 
 def test_inputs_are_taken_in_the_order_of_the_recipe(folder: Path) -> None:
     model = open_source(make_source("first"), folder, 0).make()
-    assert isinstance(model, LogitsOnly)
-    swapped = LogitsOnly(model.model, ("attention_mask", "input_ids")).eval()
+    assert isinstance(model, ByPosition)
+    swapped = ByPosition(model.model, ("attention_mask", "input_ids")).eval()
     ids, mask = torch.randint(2, 20, (2, 6)), torch.ones(2, 6, dtype=torch.int64)
     with torch.inference_mode():
         assert torch.equal(swapped(mask, ids), model(ids, mask))

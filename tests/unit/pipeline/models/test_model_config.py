@@ -36,7 +36,7 @@ def test_an_input_that_the_model_does_not_take_is_left_out(tiny_models: Path, tm
 
 @pytest.mark.parametrize(
     ("classes", "complaint"),
-    [(["BertForMaskedLM"], "is a BertForMaskedLM; "), ([], "of no class that its config.json names")],
+    [(["BertForPreTraining"], "is a BertForPreTraining; "), ([], "of no class that its config.json names")],
 )
 def test_a_model_of_another_task_is_refused_with_what_there_is(
     tiny_models: Path, tmp_path: Path, classes: list[str], complaint: str

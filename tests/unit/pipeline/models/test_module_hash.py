@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.module_hash import hash_module
 
 HELPERS = "SCALE = {scale}\n\ndef double(x):\n    return {body}\n"
@@ -110,7 +110,7 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "property": (lambda: make_typed("@property", "1"), lambda: make_typed("@property", "2")),
     "closure": (lambda: make_typed("@torch.no_grad()", "1"), lambda: make_typed("@torch.no_grad()", "2")),
     "helper": (lambda: make_calling("x"), lambda: make_calling("-x")),
-    "order of inputs": (lambda: LogitsOnly(Leaky(0), ("a", "b")), lambda: LogitsOnly(Leaky(0), ("b", "a"))),
+    "order of inputs": (lambda: ByPosition(Leaky(0), ("a", "b")), lambda: ByPosition(Leaky(0), ("b", "a"))),
 }
 
 

@@ -153,7 +153,7 @@ def test_a_model_of_images_takes_no_text(tiny_models: Path, tmp_path: Path) -> N
     recipe = Recipe(
         name="r", models=(Source(name="m", huggingface="vit"),), data=DataChoice(text=str(tmp_path / "t.tsv"))
     )
-    with pytest.raises(InputError, match="model 'm' is for image-classification, it takes no text"):
+    with pytest.raises(InputError, match="model 'm' is for image-classification, which lines of text do not serve"):
         load_recipe(recipe, tiny_models)
 
 

@@ -10,7 +10,7 @@ from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_gra
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.models.layers import count_parameters, find_layers
-from rankship_pipeline.ranks.plan import make_plan
+from rankship_pipeline.ranks.plan import is_language_model, make_plan
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
@@ -70,3 +70,20 @@ def test_ara_reads_a_language_models_own_text() -> None:
     choice = RankChoice(method="ara", step=1, steps=4)
     plan = make_plan(analyse(net, layers, metrics, "eigen"), choice, fixed, budget, inputs, {})
     assert 0 <= plan.gap < 40
+
+
+class Tagger(nn.Module):
+    """Classes of words, from all words of the text; a masked model where there are as many classes as words."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(11, 16), nn.Linear(16, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = self.table(ids)
+        return torch.as_tensor(self.head(words + words.mean(1, keepdim=True)))
+
+
+@pytest.mark.parametrize(("net", "language"), [(Reader(), True), (Tagger(3), False), (Tagger(11), False)])
+def test_only_a_model_of_the_next_token_is_a_language_model(net: nn.Module, *, language: bool) -> None:
+    assert is_language_model(net.eval(), (torch.randint(11, (6, 9)),)) is language

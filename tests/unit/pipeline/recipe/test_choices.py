@@ -242,3 +242,17 @@ def test_a_normalisation_needs_a_positive_std_per_mean(tmp_path: Path, given: st
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model 'a': two of its `labels` have the same name"):
         read(tmp_path, MODEL + 'labels = ["x", "x"]', DATA, BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("regression", {"kind": "regression"}), ("own.py:score", {"function": "own.py:score"})],
+)
+def test_quality_may_be_a_word(tmp_path: Path, given: str, meant: dict[str, str]) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'name = "test"\nquality = "{given}"\n{MODEL}\n{DATA}\n{BUDGET}')
+    table = "\n".join(f'{key} = "{value}"' for key, value in meant.items())
+    assert read_recipe(path) == read(tmp_path, MODEL, DATA, BUDGET, f"[quality]\n{table}")
+    path.write_text(f'name = "test"\nquality = "regresion"\n{MODEL}\n{DATA}\n{BUDGET}')
+    with pytest.raises(InputError, match=r"quality\.kind"):
+        read_recipe(path)

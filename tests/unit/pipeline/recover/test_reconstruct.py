@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from make.nets import count_hooks
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
-from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams, predict
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors
@@ -108,7 +108,9 @@ def test_the_first_layer_has_nothing_to_make_up_for(trained: nn.Module, digits: 
     inputs = (digits[0][:300],)
     analysis, plan = take_apart(trained, inputs), {"0": Factors(rank=4)}
     plain, refitted = fill(analysis, plan), reconstruct(analysis, plan, inputs)
-    dense, left, right = (predict(net.get_submodule("0"), inputs).mean((0, 2, 3)) for net in (trained, plain, refitted))
+    dense, left, right = (
+        predict(net.get_submodule("0"), inputs)["output"].mean((0, 2, 3)) for net in (trained, plain, refitted)
+    )
     torch.testing.assert_close(right, dense, rtol=0, atol=1e-4)
     assert float((left - dense).abs().max()) > 1e-3
     states = [net.get_submodule("0").state_dict() for net in (plain, refitted)]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from make.nets import is_same
-from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
+from rankship_pipeline.evaluate.accuracy import measure_divergence
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.recipe.choices import RefineChoice
@@ -164,11 +165,13 @@ def test_every_pool_gives_as_many_samples_and_gets_its_own_part_back() -> None:
 def test_a_students_loss_is_nothing_where_it_says_what_its_teachers_say() -> None:
     (net, inputs), (other, _) = make_teachers()
     teacher, wrong = measure_teacher(net, inputs), measure_teacher(other, inputs)
-    assert teacher.variance == pytest.approx(float(predict(net, inputs).var()))
+    assert float(teacher.variances["output"]) == pytest.approx(float(predict(net, inputs)["output"].var()))
     assert measure_loss(net, [teacher], inputs, [inputs]).item() < 1e-3
     apart = measure_loss(net, [wrong], inputs, [inputs])
     assert apart.item() == pytest.approx(
-        float((predict(net, inputs) - predict(other, inputs)).square().mean()) / wrong.variance, rel=0.05
+        float((predict(net, inputs)["output"] - predict(other, inputs)["output"]).square().mean())
+        / float(wrong.variances["output"]),
+        rel=0.05,
     )
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import predict
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.calibrate import collect_grams, predict
 from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors
@@ -64,7 +63,7 @@ def merge(models: list[Net], data: list[tuple[Tensor]]) -> Net:
 
 def measure_error(model: nn.Module, models: list[Net], data: list[tuple[Tensor]]) -> float:
     errors = [
-        float((predict(model, inputs) - predict(one, inputs)).square().mean())
+        float((predict(model, inputs)["output"] - predict(one, inputs)["output"]).square().mean())
         for one, inputs in zip(models, data, strict=True)
     ]
     return sum(errors) / len(errors)
@@ -93,7 +92,9 @@ def test_a_norm_that_does_not_take_the_layers_output_itself_is_none_of_its_own()
 def test_one_model_stays_what_it_is() -> None:
     models, data = make_pair()
     again = refit(models[0], find_layers(models[0]), [(models[0], data[0])])
-    torch.testing.assert_close(predict(again, data[0]), predict(models[0], data[0]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        predict(again, data[0])["output"], predict(models[0], data[0])["output"], atol=1e-3, rtol=1e-3
+    )
     unused = again.state_dict()["unused.weight"]
     assert torch.equal(unused, models[0].unused.weight), "a layer that never runs"
 

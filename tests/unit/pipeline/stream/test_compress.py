@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.models import decoder as blocks
 from rankship_pipeline.models.decoder import Decoder, open_decoder
-from rankship_pipeline.models.huggingface import LogitsOnly
+from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import count_parameters, find_layers
 from rankship_pipeline.models.sharded import INDEX, Checkpoint
 from rankship_pipeline.recipe.choices import RankChoice
@@ -43,7 +43,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_against_memory(checkpoint: Path, streamed: StreamAnalysis, target: Path) -> RankPlan:
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
-    wrapped = LogitsOnly(model, ("input_ids",)).eval()
+    wrapped = ByPosition(model, ("input_ids",)).eval()
     layers = find_layers(wrapped, exclude=("*embed_tokens", "*lm_head"))
     metrics = {name: Metric(gram=gram) for name, gram in collect_grams(wrapped, (TOKENS,), layers).items()}
     memory = analyse(wrapped, layers, metrics, "eigen")
