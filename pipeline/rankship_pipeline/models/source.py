@@ -66,7 +66,16 @@ def make_module(source: Source, folder: Path) -> nn.Module:
         raise InputError(
             f"{source.factory} returned a {type(model).__name__}", hint="return a torch.nn.Module from the factory"
         )
+    _settle_attention(model)
     return model.eval()
+
+
+def _settle_attention(model: nn.Module) -> None:
+    """Give transformers models inside it `eager` attention, the form that every exporter lowers (T5's own is not)."""
+    library: Any = sys.modules.get("transformers")
+    for module in () if library is None else model.modules():
+        if isinstance(module, library.PreTrainedModel):
+            module.set_attn_implementation("eager")
 
 
 def list_factory_files(source: Source, folder: Path) -> list[Path]:
