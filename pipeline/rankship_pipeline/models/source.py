@@ -68,6 +68,7 @@ def make_module(source: Source, folder: Path) -> nn.Module:
         raise InputError(
             f"{source.factory} returned a {type(model).__name__}", hint="return a torch.nn.Module from the factory"
         )
+    _settle_attention(model)
     return widen(model).eval()
 
 
@@ -77,6 +78,14 @@ def widen(model: nn.Module) -> nn.Module:
         if tensor.dtype in {torch.float16, torch.bfloat16}:
             tensor.data = tensor.data.float()
     return model
+
+
+def _settle_attention(model: nn.Module) -> None:
+    """Give transformers models inside it `eager` attention, the form that every exporter lowers (T5's own is not)."""
+    library: Any = sys.modules.get("transformers")
+    for module in () if library is None else model.modules():
+        if isinstance(module, library.PreTrainedModel):
+            module.set_attn_implementation("eager")
 
 
 def list_factory_files(source: Source, folder: Path) -> list[Path]:

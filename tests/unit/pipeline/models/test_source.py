@@ -1,6 +1,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.foundation.errors import BuildError, InputError, MergeMismatch
 from rankship_pipeline.models.opened import open_source, open_sources
-from rankship_pipeline.models.source import load_function
+from rankship_pipeline.models.source import load_function, make_module
 from rankship_pipeline.models.weights import load_into, read_header, read_state
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
@@ -279,3 +280,16 @@ def test_a_file_that_is_changed_at_once_is_read_anew(tmp_path: Path, monkeypatch
         (tmp_path / "net.py").write_text(f"def make():\n    return {answer}\n")
         os.utime(tmp_path / "net.py", (1_700_000_000, 1_700_000_000))
         assert load_function("net.py:make", tmp_path)() == answer
+
+
+def test_a_transformers_model_inside_a_factorys_has_the_attention_that_exporters_lower(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import transformers as T\nfrom torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.m = T.BertModel(T.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,"
+        " num_attention_heads=2, intermediate_size=8))\n"
+    )
+    model: Any = make_module(Source(name="a", factory="net.py:Net"), tmp_path)
+    assert model.m.config._attn_implementation == "eager"
