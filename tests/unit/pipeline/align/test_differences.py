@@ -113,6 +113,14 @@ def test_models_that_differ_in_nothing_but_values_have_no_findings() -> None:
     assert find(OTHER) == {}
 
 
+@pytest.mark.parametrize("name", ["bn.num_batches_tracked", "embeddings.position_ids", "rotary_emb.inv_freq"])
+def test_what_is_not_trained_may_be_missing_or_extra(name: str) -> None:
+    more = {**GOOD.tensors, name: TensorHeader((1, 4), "I64")}
+    assert find(replace(OTHER, tensors=more)) == {}
+    assert find(OTHER, replace(GOOD, tensors=more)) == {}
+    assert find(replace(OTHER, tensors={**more, name: TensorHeader((1, 8), "F32")}), replace(GOOD, tensors=more)) == {}
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_rule_finds_its_one_bad_pair(pair: str) -> None:
     change, rule, words, refused = PAIRS[pair]
