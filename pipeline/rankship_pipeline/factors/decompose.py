@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Eigenvalues below this share of the largest count as zero, so that rank-deficient Grams work.
+from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
+
+# Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
-# Added to a curvature's diagonal as a share of its mean: directions that no calibration sample affects still count.
+# Added to a curvature as a share of its own diagonal: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
 
 
@@ -51,38 +53,26 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     """
     if metric.curvature is None:
         return WHITENINGS[whitening](weight, metric.gram)
-    left, inverse = find_root(damp(metric.curvature))
+    left, inverse = find_root(damp(metric.curvature), EIGEN_FLOOR)
     spectrum = WHITENINGS[whitening](left.T @ weight, metric.gram)
     return Spectrum(U=inverse @ spectrum.U, sigma=spectrum.sigma, right=spectrum.right)
 
 
 def damp(curvature: Tensor) -> Tensor:
-    """The curvature with CURVATURE_RIDGE of its mean diagonal added; the identity if it is zero."""
-    mean = curvature.diagonal().mean()
-    eye = torch.eye(len(curvature), dtype=curvature.dtype)
-    return eye if mean <= 0 else curvature + CURVATURE_RIDGE * mean * eye
+    """The curvature with CURVATURE_RIDGE of its diagonal added, whatever the outputs' units; the identity if it is zero.
 
-
-def find_root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """S (n, r) with S·Sᵀ = gram, and S⁺ᵀ (n, r), by eigen-decomposition; the null space is dropped.
-
-    A diagonal Gram (n,) gives diagonal roots (n,); an all-zero Gram gives the identity: all directions count the same.
+    An output without effect on the predictions counts as CURVATURE_RIDGE of one of mean effect.
     """
-    if gram.ndim == 1:
-        root = gram.clamp_min(0).sqrt() if bool((gram > 0).any()) else torch.ones_like(gram)
-        return root, torch.where(root > 0, 1 / root.clamp_min(1e-300), 0)
-    values, Q = torch.linalg.eigh(gram)
-    kept = values > EIGEN_FLOOR * values.max()
-    if not bool(kept.any()):
-        eye = torch.eye(len(gram), dtype=gram.dtype)
-        return eye, eye
-    root = values[kept].sqrt()
-    return Q[:, kept] * root, Q[:, kept] / root
+    diagonal = curvature.diagonal()
+    affects = diagonal > 0
+    if not bool(affects.any()):
+        return torch.eye(len(curvature), dtype=curvature.dtype)
+    return curvature + CURVATURE_RIDGE * torch.where(affects, diagonal, diagonal[affects].log().mean().exp()).diag()
 
 
 def decompose_plain(weight: Tensor, _gram: Tensor | None) -> Spectrum:
     """SVD of the weight itself."""
-    U, sigma, Vh = torch.linalg.svd(weight, full_matrices=False)
+    U, sigma, Vh = find_singular(weight)
     return Spectrum(U=U, sigma=sigma, right=Vh)
 
 
@@ -93,11 +83,11 @@ def decompose_eigen(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """
     if gram is None:
         return decompose_plain(weight, None)
-    S, inverse = find_root(gram)
+    S, inverse = find_root(gram, EIGEN_FLOOR)
     if gram.ndim == 1:
-        U, sigma, Vh = torch.linalg.svd(weight * S, full_matrices=False)
+        U, sigma, Vh = find_singular(weight * S)
         return Spectrum(U=U, sigma=sigma, right=Vh * inverse)
-    U, sigma, Vh = torch.linalg.svd(weight @ S, full_matrices=False)
+    U, sigma, Vh = find_singular(weight @ S)
     return Spectrum(U=U, sigma=sigma, right=Vh @ inverse.T)
 
 
@@ -109,11 +99,10 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """
     if gram is None or gram.ndim == 1:
         return decompose_eigen(weight, gram)
-    L, failed = torch.linalg.cholesky_ex(gram)
-    pivots = L.diagonal()
-    if int(failed) or float(pivots.min()) ** 2 <= EIGEN_FLOOR * float(pivots.max()) ** 2:
+    L = find_cholesky(gram, EIGEN_FLOOR)
+    if L is None:
         return decompose_eigen(weight, gram)
-    U, sigma, Vh = torch.linalg.svd(weight @ L, full_matrices=False)
+    U, sigma, Vh = find_singular(weight @ L)
     return Spectrum(U=U, sigma=sigma, right=torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 
 
@@ -130,8 +119,8 @@ def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None
     if gram.ndim == 1:
         P = weight * gram.clamp_min(0).sqrt()
     else:
-        S, failed = torch.linalg.cholesky_ex(gram.double())  # rank-deficient: by eigenvalues
-        P = weight @ (find_root(gram.double())[0] if int(failed) else S).to(weight.dtype)
+        S = find_cholesky(gram.double(), EIGEN_FLOOR)
+        P = weight @ (find_root(gram.double(), EIGEN_FLOOR)[0] if S is None else S).to(weight.dtype)
     energy, V = _sort_eigen(P.T @ P, keep)
     U = P @ V
     return _finish(weight, energy, U / U.norm(dim=0).clamp_min(torch.finfo(U.dtype).tiny))
@@ -144,7 +133,7 @@ def decompose_outputs(weight: Tensor, outputs: Tensor, keep: int | None = None) 
 
 def _sort_eigen(matrix: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
     """All eigenvalues of a symmetric positive matrix, descending, and the first `keep` eigenvectors."""
-    values, Q = torch.linalg.eigh(matrix)
+    values, Q = find_eigen(matrix)
     return values.flip(0).clamp_min(0), Q[:, -min(keep or len(Q), len(Q)) :].flip(1)
 
 

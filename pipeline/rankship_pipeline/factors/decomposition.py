@@ -12,7 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.decompose import Metric, Spectrum, damp, decompose, find_root
+from rankship_pipeline.factors.decompose import EIGEN_FLOOR, Metric, Spectrum, damp, decompose
+from rankship_pipeline.factors.eigen import find_root
 from rankship_pipeline.models.layers import Layer
 
 # Added to the Gram of a basis as a share of its mean diagonal, above rounding; that share of the energy is lost.
@@ -55,7 +56,7 @@ class Decomposition:
     @cached_property
     def _weighted(self) -> Tensor:
         curvature = self.metric.curvature
-        root = torch.eye(self.layer.rows, dtype=torch.float64) if curvature is None else find_root(damp(curvature))[0]
+        root = torch.eye(self.layer.rows, dtype=torch.float64) if curvature is None else find_root(damp(curvature), EIGEN_FLOOR)[0]
         return root.T @ self.weight
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
