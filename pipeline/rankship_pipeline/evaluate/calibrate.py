@@ -84,8 +84,8 @@ def collect_curvatures(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]
 def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
     """What `collect` gives on the even and on the odd samples, stacked: (2, columns, columns) or (2, columns).
 
-    How far the two differ says how much of either is chance (see factors/shrink.py). One sample has no halves: nothing is
-    known of others, and its own matrix stands beside zeros.
+    How far the two differ says how much of either is chance (see factors/shrink.py). One sample has no halves: nothing
+    is known of others, and its own matrix stands beside zeros.
     """
     if len(inputs[0]) == 1:
         return {name: torch.stack([one * 2, 0 * one]) for name, one in collect(model, inputs, layers).items()}

@@ -1,12 +1,13 @@
 """Factors one weight matrix into two by a truncated SVD, whitened by the layer's inputs and its output's effect."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
+from rankship_pipeline.factors.shrink import Shrunk, pool, shrink
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
@@ -19,11 +20,22 @@ class Metric:
     """The size of an error in a weight (rows, columns): ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
-    at the outputs, (rows, rows); None stands for the identity.
+    at the outputs, (rows, rows); None stands for the identity. `evidence` has the halves of samples that the Gram was
+    shrunk by, for errors on unseen samples.
     """
 
     gram: Tensor | None = None
     curvature: Tensor | None = None
+    evidence: Shrunk | None = field(default=None, compare=False)
+
+
+def make_metric(gram: Tensor, curvature: Tensor | None, samples: int, *, shrunk: bool = True) -> Metric:
+    """The metric from a Gram's and a curvature's halves, (2, n, n) or (2, n); unshrunk, their means."""
+    if not shrunk:
+        return Metric(gram=pool(gram), curvature=None if curvature is None else pool(curvature))
+    evidence = shrink(gram, samples)
+    weighed = None if curvature is None else shrink(curvature, samples).matrix
+    return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
 
 
 def damp(curvature: Tensor) -> Tensor:
-    """The curvature with CURVATURE_RIDGE of its diagonal added, whatever the outputs' units; the identity if it is zero.
+    """The curvature with CURVATURE_RIDGE of its diagonal added, in any units; the identity if it is zero.
 
     An output without effect on the predictions counts as CURVATURE_RIDGE of one of mean effect.
     """

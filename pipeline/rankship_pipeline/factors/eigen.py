@@ -16,10 +16,9 @@ def find_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     _refuse_infinite(matrix)
     try:
         values, Q = torch.linalg.eigh(matrix)
-        return values, Q
-    except torch.linalg.LinAlgError:
-        values, Q = scipy.linalg.eigh(matrix.numpy(), driver="ev")
-        return torch.from_numpy(values), torch.from_numpy(Q)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it is
+        values, Q = map(torch.from_numpy, scipy.linalg.eigh(matrix.numpy(), driver="ev"))
+    return values, Q
 
 
 def find_singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,11 +26,10 @@ def find_singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _refuse_infinite(matrix)
     try:
         U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
-        return U, sigma, Vh
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it is
         found = scipy.linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
-        U, sigma, Vh = (torch.from_numpy(part) for part in found)
-        return U, sigma, Vh
+        U, sigma, Vh = map(torch.from_numpy, found)
+    return U, sigma, Vh
 
 
 def find_root(gram: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -63,7 +61,8 @@ def find_cholesky(gram: Tensor, floor: float) -> Tensor | None:
     L, failed = torch.linalg.cholesky_ex(gram / scale[:, None] / scale)
     if int(failed) or float(L.diagonal().min()) ** 2 <= floor:
         return None
-    return scale[:, None] * L
+    root: Tensor = scale[:, None] * L
+    return root
 
 
 def _refuse_infinite(matrix: Tensor) -> None:

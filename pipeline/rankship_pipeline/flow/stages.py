@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.evaluate.accuracy import measure_divergence, predict
-from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
-from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import (
     Form,
     Kept,
@@ -38,6 +40,7 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.weights import State, copy_state, load_into
+from rankship_pipeline.ranks.losses import measure_losses
 from rankship_pipeline.ranks.plan import make_plan
 from rankship_pipeline.recipe.choices import Comparison, RefineChoice, find_base, rank_choice
 from rankship_pipeline.recipe.merge_methods import METHODS, RANDOM, MergeMethod, fill_settings
@@ -116,7 +119,7 @@ class Stages:
         )
 
     def calibrate(self, model: Model, name: str | None) -> Kept[Grams]:
-        """Gram matrices of a model on one source's calibration data, or on all of it (None)."""
+        """Gram matrices of a model on two halves of one source's calibration data, or of all of it (None)."""
         data, hashes = self.prepared.data, self.prepared.calibration_sha256
         inputs = data.pool_calibration() if name is None else data.calibration[name]
         made_from = {
@@ -125,12 +128,14 @@ class Stages:
             "layers": [layer.name for layer in self.prepared.layers],
         }
         title = f"calibrate {name or 'the merged model'}"
-        return self._keep(
-            "grams", made_from, _TENSORS, lambda: collect_grams(model.module, inputs, self.prepared.layers), title
-        )
+
+        def collect() -> Grams:
+            return collect_halves(collect_grams, model.module, inputs, self.prepared.layers)
+
+        return self._keep("grams", made_from, _TENSORS, collect, title)
 
     def weigh_outputs(self, model: Model) -> Kept[Grams]:
-        """Curvature at every layer's output, from a model's own predictions on all calibration data."""
+        """Curvature at every layer's output, from a model's own predictions on two halves of all calibration data."""
         prepared = self.prepared
         made_from = {
             "model": model.content,
@@ -141,7 +146,8 @@ class Stages:
 
         def collect() -> Grams:
             inputs = prepared.data.pool_calibration()
-            return collect_curvatures(model.module, inputs, prepared.layers, prepared.recipe.seed)
+            draw = partial(collect_curvatures, seed=prepared.recipe.seed)
+            return collect_halves(draw, model.module, inputs, prepared.layers)
 
         return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by their effect on predictions")
 
@@ -189,7 +195,7 @@ class Stages:
 
         def merge() -> Trained[dict[str, float]]:
             states, heads = separate([source.module.state_dict() for source in sources])
-            matrices = [one.value for one in grams]
+            matrices = [{name: pool(halves) for name, halves in one.value.items()} for one in grams]
             known = Sources(
                 states=states,
                 layers=prepared.layers,
@@ -245,6 +251,7 @@ class Stages:
         plan = make_plan(
             analysis, choice, prepared.fixed_parameters, budgeted.budget, inputs, interference, budgeted.price
         )
+        plan = measure_losses(plan, analysis, len(inputs[0]))
         if way.reconstruct and way.merge == "sequential":
             return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
         if way.reconstruct:
@@ -308,11 +315,13 @@ class Stages:
             each = self._calibrate_sources(self._load_sources())
             grams = {name: torch.stack([one.value[name] for one in each]).sum(0) for name in each[0].value}
             key = "+".join(one.content for one in each)
-        if not way.curvature:
-            return {name: Metric(gram=gram) for name, gram in grams.items()}, key
-        curved = self.weigh_outputs(merged)
-        metrics = {name: Metric(gram=gram, curvature=curved.value[name]) for name, gram in grams.items()}
-        return metrics, key + curved.content
+        curved = self.weigh_outputs(merged) if way.curvature else None
+        key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")
+        samples = len(self.prepared.data.pool_calibration()[0])
+        return {
+            name: make_metric(halves, None if curved is None else curved.value[name], samples, shrunk=way.shrink)
+            for name, halves in grams.items()
+        }, key
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
