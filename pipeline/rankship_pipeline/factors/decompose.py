@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
-from rankship_pipeline.factors.shrink import Shrunk, pool, shrink
+from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
@@ -34,7 +34,7 @@ def make_metric(gram: Tensor, curvature: Tensor | None, samples: int, *, shrunk:
     if not shrunk:
         return Metric(gram=pool(gram), curvature=None if curvature is None else pool(curvature))
     evidence = shrink(gram, samples)
-    weighed = None if curvature is None else shrink(curvature, samples).matrix
+    weighed = None if curvature is None else shrink_curvature(curvature, samples)
     return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
 
 

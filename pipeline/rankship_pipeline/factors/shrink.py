@@ -10,6 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankship_pipeline.factors.eigen import find_eigen
+
+# Of half the samples, among which the likeliest is taken.
+_INTENSITIES = torch.logspace(-6, 0, 61, dtype=torch.float64)
+_NEXT_TO_NOTHING = 0.01
+
 
 @dataclass(frozen=True)
 class Shrunk:
@@ -40,22 +46,55 @@ def pool(halves: Tensor) -> Tensor:
 def shrink(halves: Tensor, samples: int) -> Shrunk:
     """The Gram (n, n) of `samples` samples, from those of their two halves (2, n, n), shrunk without regard to units.
 
-    With D its diagonal and C = D^-½·G·D^-½, the result is D̂^½·((1 − λ)·C + λ·I)·D̂^½. λ = Σ Var(c_ij) / Σ c_ij² over
-    i ≠ j is the intensity with the least expected squared error (Ledoit and Wolf 2004; for correlations Schäfer and
-    Strimmer 2005); half the difference of the two halves has the variance of their mean. The logarithms of D move
-    towards their mean alike, by their sampling variance over their whole variance and at least by λ: few samples say
-    little of which input is large either. At λ = 1 the metric is the identity, and the SVD plain. Of a diagonal matrix
-    (n,) only the logarithms move.
+    With D its diagonal and C = D^-½·G·D^-½, the result is D̂^½·((1 − λ)·C + λ·I)·D̂^½. λ is the intensity under which
+    either half, shrunk, makes the other most likely as that of Gaussian inputs; the variance rule of
+    `shrink_curvature` is for the largest elements, and drowns the small directions that decide what a rank loses. Where
+    that rule finds next to nothing to shrink, its λ is taken, which saves two eigen-decompositions. The logarithms of
+    D move towards their mean, by their sampling variance over their whole variance: few samples say little of which
+    input is large either. At λ = 1 and equal D the metric is the identity, and the SVD plain. Of a diagonal matrix (n,)
+    only the logarithms move.
     """
     gram = pool(halves)
-    intensity = 0.0
-    if gram.ndim == 2:  # noqa: PLR2004 - not a diagonal
-        C, noise = (_scale(one, gram.diagonal()) for one in (gram, (halves[0] - halves[1]) / 2))
-        energy, variance = _add_off_diagonal(C), _add_off_diagonal(noise)
-        intensity = min(1.0, variance / energy) if energy > 0 else 0.0
-    energies = halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2)
-    evened = max(intensity, _find_evening(energies, samples))
+    intensity = 0.0 if gram.ndim == 1 else _weigh_variance(halves)
+    if intensity > _NEXT_TO_NOTHING:
+        intensity = _find_likeliest(halves)
+    evened = _find_evening(halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2), samples)
     return Shrunk(_blend(gram, intensity, evened, samples), intensity, evened, halves, samples)
+
+
+def shrink_curvature(halves: Tensor, samples: int) -> Tensor:
+    """A curvature (n, n) shrunk like a Gram, with λ = Σ Var(c_ij) / Σ c_ij² over i ≠ j, and D at least by λ.
+
+    That λ has the least expected squared error (Ledoit and Wolf 2004; for correlations Schäfer and Strimmer 2005). A
+    few samples near a decision make up most of a curvature, so that no likelihood fits it; the variance sees that the
+    halves disagree.
+    """
+    curvature, intensity = pool(halves), _weigh_variance(halves)
+    evened = max(intensity, _find_evening(halves.diagonal(dim1=1, dim2=2), samples))
+    return _blend(curvature, intensity, evened, samples)
+
+
+def _weigh_variance(halves: Tensor) -> float:
+    """Σ Var(c_ij) / Σ c_ij² over i ≠ j, 0 to 1: half the difference of two halves has the variance of their mean."""
+    energies = pool(halves).diagonal()
+    C, noise = (_scale(one, energies) for one in (pool(halves), (halves[0] - halves[1]) / 2))
+    energy = _add_off_diagonal(C)
+    return min(1.0, _add_off_diagonal(noise) / energy) if energy > 0 else 0.0
+
+
+def _find_likeliest(halves: Tensor) -> float:
+    """The intensity for all samples from that for half of them, the likeliest of _INTENSITIES on the other half."""
+    if not all(bool(half.any()) for half in halves):
+        return 1.0
+    first, second = (_scale(half, pool(halves).diagonal()) for half in halves)
+    costs = torch.zeros_like(_INTENSITIES)
+    for made, unseen in ((first, second), (second, first)):
+        values, Q = find_eigen(made)
+        energies = (Q * (unseen @ Q)).sum(0)  # of the unseen half along each eigenvector
+        shrunk = (1 - _INTENSITIES)[:, None] * values.clamp_min(0) + _INTENSITIES[:, None]
+        costs += (shrunk.log() + energies / shrunk).sum(1)
+    half = float(_INTENSITIES[int(costs.argmin())])
+    return half / (2 - half)
 
 
 def _blend(gram: Tensor, intensity: float, evened: float, samples: int) -> Tensor:
