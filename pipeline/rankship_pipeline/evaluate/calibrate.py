@@ -1,6 +1,6 @@
 """Measures what compression needs from the data, batch by batch: every layer's input Gram and output curvature."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from rankship_pipeline.models.outputs import Outputs, call, join_batches
 from rankship_pipeline.models.watch import watch
 
 Grams = dict[str, Tensor]
+Collect = Callable[[nn.Module, Inputs, Sequence[Layer]], Grams]
 BATCH = 64
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
@@ -102,6 +103,18 @@ def find_scales(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None)
 def predict(model: nn.Module, inputs: Inputs) -> Outputs:
     """The model's outputs by name, samples first, computed batch by batch."""
     return join_batches([call(model, batch) for batch in split(inputs)])
+
+
+def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
+    """What `collect` gives on the even and on the odd samples, stacked: (2, columns, columns) or (2, columns).
+
+    How far the two differ says how much of either is chance (see factors/shrink.py). One sample has no halves: nothing
+    is known of others, and its own matrix stands beside zeros.
+    """
+    if len(inputs[0]) == 1:
+        return {name: torch.stack([one * 2, 0 * one]) for name, one in collect(model, inputs, layers).items()}
+    even, odd = (collect(model, tuple(tensor[start::2] for tensor in inputs), layers) for start in (0, 1))
+    return {name: torch.stack([even[name], odd[name]]) for name in even}
 
 
 def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:

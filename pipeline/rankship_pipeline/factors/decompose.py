@@ -1,14 +1,17 @@
 """Factors one weight matrix into two by a truncated SVD, whitened by the layer's inputs and its output's effect."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# Eigenvalues below this share of the largest count as zero, so that rank-deficient Grams work.
+from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
+from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature
+
+# Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
-# Added to a curvature's diagonal as a share of its mean: directions that no calibration sample affects still count.
+# Added to a curvature as a share of its own diagonal: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
 
 
@@ -17,13 +20,31 @@ class Metric:
     """The size of an error in a weight (rows, columns): ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
-    at the outputs, (rows, rows); None stands for the identity. `units` (rows,) are what one of each output is small or
-    large against, for models whose outputs have units of their own; None: all rows have one unit.
+    at the outputs, (rows, rows); None stands for the identity. `evidence` has the halves of samples that the Gram was
+    shrunk by, for errors on unseen samples.
     """
 
     gram: Tensor | None = None
     curvature: Tensor | None = None
-    units: Tensor | None = None
+    evidence: Shrunk | None = field(default=None, compare=False)
+
+
+def make_metric(
+    gram: Tensor, curvature: Tensor | None, samples: int, *, units: Tensor | None = None, shrunk: bool = True
+) -> Metric:
+    """The metric from a Gram's and a curvature's halves, (2, n, n) or (2, n); unshrunk, their means.
+
+    `units` (rows,) are what one of each output is small or large against, where outputs have units of their own: the
+    curvature is shrunk where all of them are one.
+    """
+    if not shrunk:
+        return Metric(gram=pool(gram), curvature=None if curvature is None else pool(curvature))
+    evidence = shrink(gram, samples)
+    if curvature is None:
+        return Metric(gram=evidence.matrix, evidence=evidence)
+    scale = torch.ones(curvature.shape[1], dtype=curvature.dtype) if units is None else units
+    weighed = shrink_curvature(curvature * scale[:, None] * scale, samples) / scale[:, None] / scale
+    return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
 
 
 @dataclass(frozen=True)
@@ -53,46 +74,26 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     """
     if metric.curvature is None:
         return WHITENINGS[whitening](weight, metric.gram)
-    left, inverse = root_curvature(metric.curvature, metric.units)
+    left, inverse = find_root(damp(metric.curvature), EIGEN_FLOOR)
     spectrum = WHITENINGS[whitening](left.T @ weight, metric.gram)
     return Spectrum(U=inverse @ spectrum.U, sigma=spectrum.sigma, right=spectrum.right)
 
 
-def root_curvature(curvature: Tensor, units: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The root R of the damped curvature and its inverse, as find_root gives them, damped where all units are one."""
-    if units is None:
-        return find_root(damp(curvature))
-    left, inverse = find_root(damp(units[:, None] * curvature * units))
-    return left / units[:, None], inverse * units[:, None]
-
-
 def damp(curvature: Tensor) -> Tensor:
-    """The curvature with CURVATURE_RIDGE of its mean diagonal added; the identity if it is zero."""
-    mean = curvature.diagonal().mean()
-    eye = torch.eye(len(curvature), dtype=curvature.dtype)
-    return eye if mean <= 0 else curvature + CURVATURE_RIDGE * mean * eye
+    """The curvature with CURVATURE_RIDGE of its diagonal added, in any units; the identity if it is zero.
 
-
-def find_root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """S (n, r) with S·Sᵀ = gram, and S⁺ᵀ (n, r), by eigen-decomposition; the null space is dropped.
-
-    A diagonal Gram (n,) gives diagonal roots (n,); an all-zero Gram gives the identity: all directions count the same.
+    An output without effect on the predictions counts as CURVATURE_RIDGE of one of mean effect.
     """
-    if gram.ndim == 1:
-        root = gram.clamp_min(0).sqrt() if bool((gram > 0).any()) else torch.ones_like(gram)
-        return root, torch.where(root > 0, 1 / root.clamp_min(1e-300), 0)
-    values, Q = torch.linalg.eigh(gram)
-    kept = values > EIGEN_FLOOR * values.max()
-    if not bool(kept.any()):
-        eye = torch.eye(len(gram), dtype=gram.dtype)
-        return eye, eye
-    root = values[kept].sqrt()
-    return Q[:, kept] * root, Q[:, kept] / root
+    diagonal = curvature.diagonal()
+    affects = diagonal > 0
+    if not bool(affects.any()):
+        return torch.eye(len(curvature), dtype=curvature.dtype)
+    return curvature + CURVATURE_RIDGE * torch.where(affects, diagonal, diagonal[affects].log().mean().exp()).diag()
 
 
 def decompose_plain(weight: Tensor, _gram: Tensor | None) -> Spectrum:
     """SVD of the weight itself."""
-    U, sigma, Vh = torch.linalg.svd(weight, full_matrices=False)
+    U, sigma, Vh = find_singular(weight)
     return Spectrum(U=U, sigma=sigma, right=Vh)
 
 
@@ -103,11 +104,11 @@ def decompose_eigen(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """
     if gram is None:
         return decompose_plain(weight, None)
-    S, inverse = find_root(gram)
+    S, inverse = find_root(gram, EIGEN_FLOOR)
     if gram.ndim == 1:
-        U, sigma, Vh = torch.linalg.svd(weight * S, full_matrices=False)
+        U, sigma, Vh = find_singular(weight * S)
         return Spectrum(U=U, sigma=sigma, right=Vh * inverse)
-    U, sigma, Vh = torch.linalg.svd(weight @ S, full_matrices=False)
+    U, sigma, Vh = find_singular(weight @ S)
     return Spectrum(U=U, sigma=sigma, right=Vh @ inverse.T)
 
 
@@ -119,11 +120,10 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """
     if gram is None or gram.ndim == 1:
         return decompose_eigen(weight, gram)
-    L, failed = torch.linalg.cholesky_ex(gram)
-    pivots = L.diagonal()
-    if int(failed) or float(pivots.min()) ** 2 <= EIGEN_FLOOR * float(pivots.max()) ** 2:
+    L = find_cholesky(gram, EIGEN_FLOOR)
+    if L is None:
         return decompose_eigen(weight, gram)
-    U, sigma, Vh = torch.linalg.svd(weight @ L, full_matrices=False)
+    U, sigma, Vh = find_singular(weight @ L)
     return Spectrum(U=U, sigma=sigma, right=torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 
 
@@ -140,8 +140,8 @@ def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None
     if gram.ndim == 1:
         P = weight * gram.clamp_min(0).sqrt()
     else:
-        S, failed = torch.linalg.cholesky_ex(gram.double())  # rank-deficient: by eigenvalues
-        P = weight @ (find_root(gram.double())[0] if int(failed) else S).to(weight.dtype)
+        S = find_cholesky(gram.double(), EIGEN_FLOOR)
+        P = weight @ (find_root(gram.double(), EIGEN_FLOOR)[0] if S is None else S).to(weight.dtype)
     energy, V = _sort_eigen(P.T @ P, keep)
     U = P @ V
     return _finish(weight, energy, U / U.norm(dim=0).clamp_min(torch.finfo(U.dtype).tiny))
@@ -154,7 +154,7 @@ def decompose_outputs(weight: Tensor, outputs: Tensor, keep: int | None = None) 
 
 def _sort_eigen(matrix: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
     """All eigenvalues of a symmetric positive matrix, descending, and the first `keep` eigenvectors."""
-    values, Q = torch.linalg.eigh(matrix)
+    values, Q = find_eigen(matrix)
     return values.flip(0).clamp_min(0), Q[:, -min(keep or len(Q), len(Q)) :].flip(1)
 
 

@@ -12,11 +12,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.decompose import Metric, Spectrum, decompose, root_curvature
+from rankship_pipeline.factors.decompose import EIGEN_FLOOR, Metric, Spectrum, damp, decompose
+from rankship_pipeline.factors.eigen import find_root
 from rankship_pipeline.models.layers import Layer
 
 # Added to the Gram of a basis as a share of its mean diagonal, above rounding; that share of the energy is lost.
 _DAMPING = 1e-10
+# A missing share of the energy below this is rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,21 @@ class Decomposition:
 
     @cached_property
     def total(self) -> float:
-        """‖R·W·S‖²: the output energy; errors are shares of it."""
-        return float(self.spectrum.energy.sum())
+        """‖R·W·S‖² of the dense layer: the output energy; errors are shares of it."""
+        if self.metric.gram is None:
+            return float(self.spectrum.energy.sum())
+        return self.measure(self.weight, self.gram)
+
+    @cached_property
+    def missed(self) -> float:
+        """The part of `total` that no rank of the spectrum holds, for directions that count as zero in the Gram."""
+        missed = self.total - float(self.spectrum.energy.sum())
+        return missed if missed > _ROUNDING * self.total else 0.0
+
+    def measure(self, change: Tensor, gram: Tensor) -> float:
+        """tr(H·Δ·G·Δᵀ): the size of a change of the weight (rows, columns) on inputs with this Gram."""
+        moved = self._root.T @ change
+        return float(((moved * gram if gram.ndim == 1 else moved @ gram) * moved).sum())
 
     @cached_property
     def gram(self) -> Tensor:
@@ -54,13 +70,15 @@ class Decomposition:
 
     @cached_property
     def _weighted(self) -> Tensor:
+        return self._root.T @ self.weight
+
+    @cached_property
+    def _root(self) -> Tensor:
+        """Rᵀ (rows, r)."""
         curvature = self.metric.curvature
-        root = (
-            torch.eye(self.layer.rows, dtype=torch.float64)
-            if curvature is None
-            else root_curvature(curvature, self.metric.units)[0]
-        )
-        return root.T @ self.weight
+        if curvature is None:
+            return torch.eye(self.layer.rows, dtype=torch.float64)
+        return find_root(damp(curvature), EIGEN_FLOOR)[0]
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""

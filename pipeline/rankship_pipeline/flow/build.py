@@ -14,6 +14,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Alternative, Build
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
+from rankship_pipeline.ranks.losses import list_doubts
 from rankship_pipeline.recipe.choices import Comparison, choose
 
 _RECORD = "build.json"
@@ -81,6 +82,8 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
     fidelities = scores.judge(merged, "merged")
     refuse_lost(fidelities, recipe.quality, "max_merge_loss_points", interference)
     compressed, plan = stages.compress(budgeted, choose(recipe))
+    for doubt in list_doubts(plan):
+        steps.note(doubt)
     fidelities += scores.judge(compressed, "compressed")
     accuracies = [*sources, *scores.evaluate(merged, "merged"), *scores.evaluate(compressed, "compressed")]
     final, refinement = compressed, None

@@ -12,6 +12,7 @@ from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Sc
 from rankship_pipeline.foundation.records import PLAN_HEADING, Build, Landing, RankPlan, Refinement
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
+from rankship_pipeline.ranks.losses import list_doubts
 
 COMPRESSED_STAGES = ("compressed", "refined")  # their models have the plan's parameters
 
@@ -23,6 +24,8 @@ def print_build(build: Build, entry: Entry) -> None:
     size = describe_size(plan, build.dense_parameters)
     console.print(f"[bold]{escape(build.recipe)}[/]  build {entry.key[:12]}  {size}")
     for line in build.mended:
+        console.print(f"note: {line}", soft_wrap=True, markup=False)
+    for line in list_doubts(plan):
         console.print(f"note: {line}", soft_wrap=True, markup=False)
     if build.landing is not None:
         console.print(state_landing(build.landing), markup=False)

@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,11 +14,12 @@ from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, predict
+from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves, predict
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
-from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
+from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import (
     Form,
     Kept,
@@ -41,6 +43,7 @@ from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
+from rankship_pipeline.ranks.losses import measure_losses
 from rankship_pipeline.ranks.plan import make_plan
 from rankship_pipeline.recipe.choices import Comparison, RefineChoice, find_base, rank_choice
 from rankship_pipeline.recipe.merge_methods import METHODS, RANDOM, MergeMethod, fill_settings
@@ -138,7 +141,7 @@ class Stages:
         )
 
     def calibrate(self, model: Model, name: str | None) -> Kept[Grams]:
-        """Gram matrices of a model on one source's calibration data, or on all of it (None)."""
+        """Gram matrices of a model on two halves of one source's calibration data, or of all of it (None)."""
         data, hashes = self.prepared.data, self.prepared.calibration_sha256
         inputs = data.pool_calibration() if name is None else data.calibration[name]
         made_from = {
@@ -147,12 +150,14 @@ class Stages:
             "layers": [layer.name for layer in self.prepared.layers],
         }
         title = f"calibrate {name or 'the merged model'}"
-        return self._keep(
-            "grams", made_from, _TENSORS, lambda: collect_grams(model.module, inputs, self.prepared.layers), title
-        )
+
+        def collect() -> Grams:
+            return collect_halves(collect_grams, model.module, inputs, self.prepared.layers)
+
+        return self._keep("grams", made_from, _TENSORS, collect, title)
 
     def weigh_outputs(self, model: Model) -> Kept[Grams]:
-        """Curvature at every layer's output, from a model's own predictions on all calibration data."""
+        """Curvature at every layer's output, from a model's own predictions on two halves of all calibration data."""
         prepared = self.prepared
         made_from = {
             "model": model.content,
@@ -164,7 +169,8 @@ class Stages:
 
         def collect() -> Grams:
             inputs = prepared.data.pool_calibration()
-            return collect_curvatures(model.module, inputs, prepared.layers, prepared.recipe.seed, prepared.likelihood)
+            draw = partial(collect_curvatures, seed=prepared.recipe.seed, likelihood=prepared.likelihood)
+            return collect_halves(draw, model.module, inputs, prepared.layers)
 
         return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by their effect on predictions")
 
@@ -215,7 +221,7 @@ class Stages:
 
         def merge() -> Trained[dict[str, float]]:
             states, heads = separate([source.module.state_dict() for source in sources])
-            matrices = [one.value for one in grams]
+            matrices = [{name: pool(halves) for name, halves in one.value.items()} for one in grams]
             known = Sources(
                 states=states,
                 layers=prepared.layers,
@@ -278,6 +284,7 @@ class Stages:
             budgeted.price,
             prepared.likelihood,
         )
+        plan = measure_losses(plan, analysis, len(inputs[0]))
         if way.reconstruct and way.merge == "sequential":
             return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
         if way.reconstruct:
@@ -345,15 +352,22 @@ class Stages:
             each = self._calibrate_sources(self._load_sources())
             grams = {name: torch.stack([one.value[name] for one in each]).sum(0) for name in each[0].value}
             key = "+".join(one.content for one in each)
-        if not way.curvature:
-            return {name: Metric(gram=gram) for name, gram in grams.items()}, key
-        curved = self.weigh_outputs(merged)
-        plain = all(answer.is_choice for answer in self.prepared.likelihood.values())
-        units = {} if plain else _measure_units(merged.module, grams)
+        curved = self.weigh_outputs(merged) if way.curvature else None
+        key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")
+        samples = len(self.prepared.data.pool_calibration()[0])
+        choices = all(answer.is_choice for answer in self.prepared.likelihood.values())
+        units = {} if choices else _measure_units(merged.module, grams)
         metrics = {
-            name: Metric(gram=gram, curvature=curved.value[name], units=units.get(name)) for name, gram in grams.items()
+            name: make_metric(
+                halves,
+                None if curved is None else curved.value[name],
+                samples,
+                units=units.get(name),
+                shrunk=way.shrink,
+            )
+            for name, halves in grams.items()
         }
-        return metrics, key + curved.content
+        return metrics, key
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
@@ -395,9 +409,13 @@ class Stages:
 
 
 def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
-    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean."""
+    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
+
+    `grams` are those of two halves of the samples.
+    """
     units = {}
-    for name, gram in grams.items():
+    for name, halves in grams.items():
+        gram = pool(halves)
         matrix = as_matrix(get_layer(model, name)).double()
         energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
         mean = energy.mean() if bool(energy.any()) else torch.ones(())

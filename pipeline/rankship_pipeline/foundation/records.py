@@ -205,7 +205,9 @@ class LayerRank:
     `factors` is None where the layer stays dense. `operators` are the (rows, columns) of the linear or convolutional
     operators it runs as, in order; an embedding's table is not one of them. `relative_error` is the predicted share of
     the layer's output energy that the factors lose (0 when dense). `interference` is the share of output energy that
-    merging loses, whatever the rank (None for one model or a merge without Grams).
+    merging loses, whatever the rank (None for one model or a merge without Grams). `held_out_error` is the share that
+    factors made from one half of the calibration samples lose on the other (None when dense, or without two halves),
+    and `shrinkage` the share of the inputs' correlations that the samples do not bear out (None for a plain SVD).
     """
 
     name: str
@@ -217,6 +219,13 @@ class LayerRank:
     chosen_parameters: int
     relative_error: float
     interference: float | None
+    held_out_error: float | None = None
+    shrinkage: float | None = None
+
+    @property
+    def lost(self) -> float:
+        """The share of the output energy lost by the rank, on unseen samples where that was measured."""
+        return self.relative_error if self.held_out_error is None else self.held_out_error
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -226,7 +235,7 @@ class LayerRank:
             f"{self.rows}×{self.columns}",
             str(self.factors or "dense"),
             show_count(self.chosen_parameters),
-            "–" if self.factors is None else show_percent(self.relative_error),
+            "–" if self.factors is None else show_percent(self.lost),
             "–" if self.interference is None else show_percent(self.interference),
         )
 
@@ -239,7 +248,7 @@ class RankPlan:
     """Ranks for every layer that may be factored, and how exactly they meet the budget.
 
     `fixed_parameters` are the parameters outside those layers. `total_cost` and `budget_cost` are in `unit`; `gap` is
-    budget minus total, never negative.
+    budget minus total, never negative. `calibration_samples` are those that inputs were weighed by (None: plain SVD).
     """
 
     method: str
@@ -250,6 +259,7 @@ class RankPlan:
     total_cost: int
     budget_cost: int
     predicted_error: float
+    calibration_samples: int | None = None
 
     @property
     def gap(self) -> int:

@@ -10,7 +10,7 @@ from rankship_pipeline.merge.tensors import MergeInput, sum_in_order
 from rankship_pipeline.models.layers import Layer, matricise, shape_weight
 from rankship_pipeline.models.weights import State
 
-# Added to the Gram's diagonal as a share of its mean: directions without data keep the average weight.
+# Added to the Gram's diagonal as a share of itself: directions without data keep the average weight.
 RIDGE = 1e-6
 
 
@@ -66,7 +66,7 @@ def _solve(changes: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
     pull = torch.stack([_apply(change, gram) for change, gram in zip(changes, grams, strict=True)]).sum(0)
     if total.ndim == 1:
         return pull / (total + RIDGE * total.mean() + 1e-30)
-    damped = total + torch.eye(len(total), dtype=total.dtype) * (RIDGE * total.diagonal().mean() + 1e-30)
+    damped = total + (RIDGE * total.diagonal() + 1e-30).diag()
     correction: Tensor = torch.linalg.solve(damped, pull, left=False)
     return correction
 

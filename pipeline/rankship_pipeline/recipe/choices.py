@@ -199,12 +199,15 @@ class FactoriseChoice:
     Keys:
         whitening: how inputs are weighed by the activations that a layer receives; "plain" does not weigh them
         grams: whose activations: those of the sources on their own data, or of the merged model
+        shrink: whether these weights count only as far as two halves of the calibration samples agree on them; without,
+            few samples are taken for all inputs, as in the papers
         curvature: whether outputs are weighed by their effect on the predictions
         reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; slow
     """
 
     whitening: Whitening = "eigen"
     grams: GramSource = "sources"
+    shrink: bool = True
     curvature: bool = True
     reconstruct: bool = False
 
@@ -224,6 +227,7 @@ class Comparison:
     sensitivity: Sensitivity = "relative"
     passes: int = 0
     forms: tuple[Form, ...] = ("svd",)
+    shrink: bool = True
     curvature: bool = False
     reconstruct: bool = False
 
@@ -386,6 +390,7 @@ def choose(recipe: Recipe) -> Comparison:
         sensitivity=ranks.sensitivity,
         passes=ranks.passes,
         forms=ranks.forms,
+        shrink=factorise.shrink,
         curvature=factorise.curvature and factorise.whitening != "plain",
         reconstruct=factorise.reconstruct,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import as_rows, split
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -18,7 +19,7 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer, shape_weight
 from rankship_pipeline.models.watch import run_until, watch
 
-# Added to the Gram's diagonal as a share of its mean: directions with little data keep the dense weight.
+# Added to the Gram's diagonal as a share of itself: directions with little data keep the dense weight.
 RIDGE = 1e-3
 
 
@@ -57,8 +58,9 @@ def _refit(
         weights = make_weights(taken, factors)
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
-        target = taken.weight + crossed.correct(taken.weight)
-        metric = replace(taken.metric, gram=crossed.gram if taken.metric.gram is not None else None)
+        seen = make_metric(crossed.grams, None, len(inputs[0]), shrunk=taken.metric.evidence is not None)
+        target = taken.weight + crossed.correct(taken.weight, seen)
+        metric = replace(taken.metric, gram=seen.gram if taken.metric.gram is not None else None)
         weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
     matrix = compose(layer, factors, weights)
     with torch.no_grad():
@@ -74,15 +76,15 @@ class _Crossed:
 
     def __init__(self, layer: Layer) -> None:
         n = layer.columns
-        self.gram = torch.zeros(n, n, dtype=torch.float64)  # X̂ᵀX̂
+        self.grams = torch.zeros(2, n, n, dtype=torch.float64)  # X̂ᵀX̂ of the even and of the odd samples
         self.cross = torch.zeros(n, n, dtype=torch.float64)  # XᵀX̂
         self.sum = torch.zeros(n, dtype=torch.float64)
         self.changed_sum = torch.zeros(n, dtype=torch.float64)
         self.positions = 0
 
-    def add(self, X: Tensor, changed: Tensor) -> None:
+    def add(self, X: Tensor, changed: Tensor, half: int) -> None:
         X, changed = X.to(torch.float64), changed.to(torch.float64)
-        self.gram.addmm_(changed.T, changed)
+        self.grams[half].addmm_(changed.T, changed)
         self.cross.addmm_(X.T, changed)
         self.sum += X.sum(0)
         self.changed_sum += changed.sum(0)
@@ -96,25 +98,31 @@ class _Crossed:
     def changed_mean(self) -> Tensor:
         return self.changed_sum / self.positions
 
-    def correct(self, weight: Tensor) -> Tensor:
-        """M − W = W·(XᵀX̂ − X̂ᵀX̂)·(X̂ᵀX̂ + ridge)⁻¹, (rows, columns)."""
-        damping = RIDGE * self.gram.diagonal().mean() + 1e-30
-        damped = self.gram + damping * torch.eye(len(self.gram), dtype=torch.float64)
-        correction: Tensor = torch.linalg.solve(damped, weight @ (self.cross - self.gram), left=False)
+    def correct(self, weight: Tensor, seen: Metric) -> Tensor:
+        """M − W = (1 − λ)·W·(XᵀX̂ − X̂ᵀX̂)·(Ĝ + ridge)⁻¹, (rows, columns), with the shrunk Gram Ĝ of X̂ and its λ.
+
+        Where the samples say nothing, XᵀX̂ is taken for the shrunk Gram, so that no correction is left at λ = 1.
+        """
+        assert seen.gram is not None  # noqa: S101 - made from self.grams
+        kept = 1.0 if seen.evidence is None else 1 - seen.evidence.intensity
+        damped = 2 * seen.gram + (2 * RIDGE * seen.gram.diagonal() + 1e-30).diag()  # of all samples, as the sums are
+        pull = kept * weight @ (self.cross - self.grams.sum(0))
+        correction: Tensor = torch.linalg.solve(damped, pull, left=False)
         return correction
 
 
 @torch.inference_mode()
 def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs) -> _Crossed:
     crossed = _Crossed(layer)
-    for batch in split(inputs):
+    halves = [(half, tuple(tensor[half::2] for tensor in inputs)) for half in range(min(2, len(inputs[0])))]
+    for half, batch in ((half, batch) for half, some in halves for batch in split(some)):
         masks = find_masks(dense, batch)
         seen = [run_until(model, layer.name, batch)[0] for model in (dense, student)]
         X, changed = (
             as_rows(get_layer(model, layer.name), x, pick_mask(masks, x.shape))
             for model, x in zip((dense, student), seen, strict=True)
         )
-        crossed.add(X, changed)
+        crossed.add(X, changed, half)
     return crossed
 
 

@@ -124,8 +124,8 @@ class _Sums:
         if self.centred:
             gram = gram - torch.outer(self.inputs, self.inputs) / self.positions
             cross = cross - torch.outer(self.wanted, self.inputs) / self.positions
-        damping = RIDGE * self.gram.diagonal().mean() + 1e-30
-        damped = gram + damping * torch.eye(len(gram), dtype=torch.float64)
+        damping = RIDGE * self.gram.diagonal() + 1e-30
+        damped = gram + damping.diag()
         solved: Tensor = torch.linalg.solve(damped, cross + damping * merged, left=False)
         return solved
 

@@ -25,9 +25,10 @@ def list_operators(layer: Layer, factors: Factors) -> tuple[Operator, ...]:
 
 
 def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, float]]:
-    """Σ_{j>k} σ_j² / Σ σ_j²."""
-    energy, total = taken.spectrum.energy, taken.total
-    tails = [float(value) / total if total else 0.0 for value in energy.flip(0).cumsum(0).flip(0)] + [0.0]
+    """Σ_{j>k} σ_j² / Σ σ_j², with what the spectrum misses of the dense layer on both sides."""
+    energy, total, missed = taken.spectrum.energy, taken.total, taken.missed
+    lost = [*energy.flip(0).cumsum(0).flip(0).tolist(), 0.0]
+    tails = [(tail + missed) / total if total else 0.0 for tail in lost]
     return ((one, tails[min(one.rank, len(energy))]) for one in list_factors(taken.layer, step))
 
 

@@ -155,7 +155,7 @@ def weigh(change: Tensor, metric: Metric) -> float:
     G = metric.gram.diag() if metric.gram.ndim == 1 else metric.gram
     H = torch.eye(len(change)).double()
     if metric.curvature is not None:
-        H = metric.curvature + CURVATURE_RIDGE * metric.curvature.diagonal().mean() * H
+        H = damp(metric.curvature)
     return float(torch.trace(H @ change @ G @ change.T))
 
 
@@ -190,7 +190,7 @@ def test_cholesky_is_taken_where_it_exists_and_left_where_it_does_not(monkeypatc
     W, X = draw(0, 5, 6, 40)
     WHITENINGS["cholesky"](W, X.T @ X)
     assert not fallen
-    for rows in (X[:3], X * torch.tensor([1, 1, 1, 1, 1, 0]), X * torch.tensor([1, 1, 1, 1, 1, 1e-9])):
+    for rows in (X[:3], X * torch.tensor([1, 1, 1, 1, 1, 0]), X[:, [0, 1, 2, 3, 4, 4]]):
         fallen.clear()
         spectrum = WHITENINGS["cholesky"](W, rows.T @ rows)
         assert fallen
@@ -244,11 +244,10 @@ def test_rank_goes_where_outputs_move_the_predictions() -> None:
         torch.testing.assert_close(A @ B, torch.diag(torch.tensor([0.0, 1]).double()), atol=1e-9, rtol=0)
 
 
-def test_damping_lifts_every_direction_and_nothing_at_all_is_the_identity() -> None:
-    curvature = torch.diag(torch.tensor([2.0, 0]).double())
-    torch.testing.assert_close(
-        damp(curvature), torch.diag(torch.tensor([2 + CURVATURE_RIDGE, CURVATURE_RIDGE])).double()
-    )
+def test_damping_lifts_every_direction_by_its_own_size_and_nothing_at_all_is_the_identity() -> None:
+    curvature = torch.diag(torch.tensor([2.0, 8, 0]).double())
+    lifted = torch.tensor([2 * (1 + CURVATURE_RIDGE), 8 * (1 + CURVATURE_RIDGE), 4 * CURVATURE_RIDGE])
+    torch.testing.assert_close(damp(curvature), torch.diag(lifted).double())
     torch.testing.assert_close(damp(torch.zeros(3, 3).double()), torch.eye(3).double())
 
 

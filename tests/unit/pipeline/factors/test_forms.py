@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from make.conv1ds import make_conv1d
 from rankship_pipeline.evaluate.calibrate import collect_grams
-from rankship_pipeline.factors.decompose import CURVATURE_RIDGE, Metric
+from rankship_pipeline.factors.decompose import Metric, damp
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import (
     FORMS,
@@ -78,12 +78,12 @@ def draw_metric(layer: Layer, *, samples: int | None = None, seed: int = 1) -> M
 
 
 def measure_energy(matrix: Tensor, metric: Metric) -> float:
-    """tr(H·Δ·G·Δᵀ), written out; the curvature damped as factorise says."""
+    """tr(H·Δ·G·Δᵀ), written out; the curvature damped."""
     G = torch.eye(matrix.shape[1]).double() if metric.gram is None else metric.gram
     G = G.diag() if G.ndim == 1 else G
     H = torch.eye(len(matrix)).double()
     if metric.curvature is not None:
-        H = metric.curvature + CURVATURE_RIDGE * metric.curvature.diagonal().mean() * H
+        H = damp(metric.curvature)
     return float(torch.trace(H @ matrix @ G @ matrix.T))
 
 
