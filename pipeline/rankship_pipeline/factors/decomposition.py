@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rankship_pipeline.factors.decompose import EIGEN_FLOOR, Metric, Spectrum, damp, decompose
-from rankship_pipeline.factors.eigen import find_root
+from rankship_pipeline.factors.eigen import find_damped_cholesky, find_root
 from rankship_pipeline.models.layers import Layer
 
-# Added to the Gram of a basis as a share of its mean diagonal, above rounding; that share of the energy is lost.
+# Added to the Gram of a basis as a share of its diagonal, above rounding; that share of the energy is lost.
 _DAMPING = 1e-10
 # A missing share of the energy below this is rounding.
 _ROUNDING = 1e-9
@@ -109,8 +109,7 @@ class Decomposition:
         """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds no energy."""
         seen = basis @ self.gram
         inner = seen @ basis.T
-        damping = _DAMPING * float(inner.diagonal().mean()) + 1e-300
-        return seen, torch.linalg.cholesky(inner + damping * torch.eye(len(inner), dtype=inner.dtype))
+        return seen, find_damped_cholesky(inner, _DAMPING)
 
 
 def find_directions(matrix: Tensor, gram: Tensor) -> Tensor:

@@ -65,6 +65,23 @@ def find_cholesky(gram: Tensor, floor: float) -> Tensor | None:
     return root
 
 
+def find_damped_cholesky(gram: Tensor, damping: float) -> Tensor:
+    """L, lower triangular, with L·Lᵀ = gram + damping · its diagonal, of any positive semi-definite matrix.
+
+    The damping is raised where rounding has made the matrix indefinite by more than that.
+    """
+    _refuse_infinite(gram)
+    diagonal = gram.diagonal().clamp_min(0)
+    scale = torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
+    scaled, eye = gram / scale[:, None] / scale, torch.eye(len(gram), dtype=gram.dtype)
+    L, failed = torch.linalg.cholesky_ex(scaled + damping * eye)
+    while int(failed):
+        damping *= 10
+        L, failed = torch.linalg.cholesky_ex(scaled + damping * eye)
+    root: Tensor = scale[:, None] * L
+    return root
+
+
 def _refuse_infinite(matrix: Tensor) -> None:
     if not bool(matrix.isfinite().all()):
         raise BuildError(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankship_pipeline.factors.decompose import WHITENINGS, truncate
-from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
+from rankship_pipeline.factors.eigen import find_cholesky, find_damped_cholesky, find_eigen, find_root, find_singular
 from rankship_pipeline.foundation.errors import BuildError
 
 FLOOR = 1e-10
@@ -114,6 +114,21 @@ def test_both_ways_agree_on_a_gram_with_a_thousand_zero_rows() -> None:
     torch.testing.assert_close(S @ S.T, gram, rtol=1e-8, atol=1e-8)
     assert S.shape[1] == 64
     torch.testing.assert_close(find_eigen(gram)[0], torch.tensor(scipy.linalg.eigvalsh(gram)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_a_damped_factor_exists_for_every_gram(kind: str) -> None:
+    gram = draw_gram(3, 9, kind)
+    L = find_damped_cholesky(gram, 1e-10)
+    scale = gram.diagonal().sqrt()
+    close = (L @ L.T - gram).abs() <= 1e-6 * scale[:, None] * scale + (0 if kind != "zero columns" else 1e-9)
+    assert bool(close.all())
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_damped_more() -> None:
+    gram = torch.ones(4, 4, dtype=torch.float64) - 1e-7 * torch.eye(4, dtype=torch.float64)  # an eigenvalue of -1e-7
+    L = find_damped_cholesky(gram, 1e-10)
+    torch.testing.assert_close(L @ L.T, gram, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
