@@ -47,12 +47,13 @@ def lift_attention(graph: ExportedProgram) -> ExportedProgram:
     nodes = [node for node in graph.graph.nodes if node.target is _ATTENTION]
     if all(node.args[0].meta["val"].ndim >= _DIMENSIONS for node in nodes):
         return graph
-    return graph.run_decompositions({_ATTENTION: _attend_lifted})
+    lifted: ExportedProgram = graph.run_decompositions({_ATTENTION: _attend_lifted})
+    return lifted
 
 
 def _attend_lifted(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tensor:  # noqa: ANN401 - ATen's own
     if q.ndim >= _DIMENSIONS:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]  # the node stays as it is
     lead = (None,) * (_DIMENSIONS - q.ndim)
     y: Tensor = _ATTENTION(q[lead], k[lead], v[lead], *rest, **named)
     return y.squeeze(tuple(range(len(lead))))

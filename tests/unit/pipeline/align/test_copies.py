@@ -11,7 +11,7 @@ from rankship_pipeline.foundation.errors import MergeMismatch
 from rankship_pipeline.models.opened import open_sources
 from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source, list_sources
 
-SOURCES = tuple(Source(name=name, huggingface=name, task="causal-lm", inputs=("input_ids",)) for name in "ab")
+SOURCES = tuple(Source(name=name, huggingface=name, task="text-generation", inputs=("input_ids",)) for name in "ab")
 RECIPE = Recipe(name="r", models=SOURCES, data=DataChoice(loader="x.py:x"))
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
