@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from rankship_pipeline.models.decoder import make_empty
 from rankship_pipeline.models.sharded import INDEX
+from rankship_pipeline.ranks.losses import list_doubts
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.stream import compress as stream
 
@@ -207,6 +208,7 @@ def main() -> None:
         "write": {"wall_seconds": written - allocated, "peak_bytes": write_peak},
         "allocate_seconds": allocated - analysed,
         "plan": {"budget": plan.budget_cost, "total": plan.total_parameters, "factored": len(plan.factors)},
+        "doubts": list(list_doubts(plan)),
         "take_apart": apart,
         "eigh": eigh,
         "lapack": lapack,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rankship_pipeline.align.advice import PREPARATION, SETTINGS, TENSORS
-from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_head
+from rankship_pipeline.align.facts import Facts, gather_facts, leave_out_copies, leave_out_head
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.align.padding import find_padding
 from rankship_pipeline.foundation.errors import MergeMismatch
@@ -48,6 +48,8 @@ def check_mergeable(recipe: Recipe, sources: Mapping[str, OpenedSource]) -> tupl
     """
     facts = [gather_facts(sources[source.name]) for source in _list_compared(recipe)]
     facts = [rename_tensors(one, facts[0]) for one in facts]
+    if any(one.tensors.keys() != facts[0].tensors.keys() for one in facts):
+        facts = [leave_out_copies(one, sources[one.name]) for one in facts]
     if recipe.merge.head is not None:
         facts = [leave_out_head(one, recipe.merge.head) for one in facts]
     reference = facts[0]

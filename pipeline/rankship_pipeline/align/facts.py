@@ -13,7 +13,9 @@ from rankship_pipeline.models.huggingface import PREFIX, resolve_config
 from rankship_pipeline.models.lora import Adapter, list_adapter_files
 from rankship_pipeline.models.model_config import read_json, read_normalisation
 from rankship_pipeline.models.opened import OpenedSource
-from rankship_pipeline.models.tensor_pieces import NAMES
+from rankship_pipeline.models.skeleton import Skeleton, read_folder_skeleton
+from rankship_pipeline.models.tensor_pieces import NAMES, open_pieces
+from rankship_pipeline.models.ties import list_copies
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.normalisation import Normalisation
 
@@ -71,6 +73,17 @@ def leave_out_head(facts: Facts, head: str) -> Facts:
         settings={key: value for key, value in facts.settings.items() if key not in {"factory", *_OF_HEADS}},
         labels=(),
     )
+
+
+def leave_out_copies(facts: Facts, opened: OpenedSource) -> Facts:
+    """The facts of a Hugging Face model without the copies of tied tensors that its files may hold."""
+    if opened.source.huggingface is None:
+        return facts
+    skeleton = read_folder_skeleton(opened.snapshot) or Skeleton()
+    stored = {name: one for path in opened.weights for name, one in open_pieces(path).items()}
+    prefix = f"{facts.settings.get('model_type')}."
+    copies = {_settle_name(name, prefix) for name in list_copies(stored, skeleton)}
+    return replace(facts, tensors={name: one for name, one in facts.tensors.items() if name not in copies})
 
 
 def gather_folder_facts(name: str, folder: Path, tensors: Mapping[str, TensorHeader]) -> Facts:

@@ -87,7 +87,7 @@ def trace_graph(module: nn.Module, example: tuple[Tensor, ...], outputs: Sequenc
     ordered = order_rows(module)
     try:
         with _returning(ordered, outputs):
-            return trace_frozen(ordered, tuple(tensor.contiguous() for tensor in example))
+            return trace_frozen(ordered, tuple(map(lay_out, example)))
     except Exception as failure:  # the model's code and the tracer raise errors of any type
         raise UnsupportedOp(
             f"torch.export cannot trace the model: {type(failure).__name__}: {failure}",
@@ -101,16 +101,27 @@ def order_rows(module: nn.Module) -> nn.Module:
     LiteRT's converter takes two transposed weights of one shape for each other, and ExecuTorch's portable operators
     refuse channels_last.
     """
-    if all(tensor.is_contiguous() for one in module.modules() for _, tensor in _list_tensors(one)):
+    if all(lay_out(tensor) is tensor for one in module.modules() for _, tensor in _list_tensors(one)):
         return module
     ordered = copy.deepcopy(module)
     for one in ordered.modules():
         for name, tensor in _list_tensors(one):
             if isinstance(tensor, nn.Parameter) or name in one._buffers:  # noqa: SLF001 - parameters() hides its owner
-                tensor.data = tensor.data.contiguous()
+                tensor.data = lay_out(tensor.data)
             else:
-                setattr(one, name, tensor.contiguous())
+                setattr(one, name, lay_out(tensor))
     return ordered
+
+
+def lay_out(tensor: Tensor) -> Tensor:
+    """The tensor with the strides of row-major order, itself if it has them.
+
+    torch calls a channels_last image of one channel contiguous, though its strides are not these: ExecuTorch writes a
+    program that does not run.
+    """
+    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _list_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -135,7 +146,7 @@ def trace_ranges(
         try:
             shapes = inspect.signature(module.forward).bind(*marked).arguments
             with _returning(ordered, outputs):
-                return trace_frozen(ordered, tuple(tensor.contiguous() for tensor in example), shapes)
+                return trace_frozen(ordered, tuple(map(lay_out, example)), shapes)
         except Exception as failure:  # as above
             raise _explain(failure, dimensions, guards) from failure
 

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.utils
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
@@ -17,13 +19,15 @@ from rankship_pipeline.foundation.errors import UnsupportedOp
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_DIMENSIONS = 4  # of queries, keys and values in torch's exporter: (samples, heads, positions, width)
 
 
 def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
     check_size(graph.state_dict.values(), "onnx")
     try:
-        program = torch.onnx.export(graph, dynamo=True, opset_version=OPSET, verbose=False)
+        program = torch.onnx.export(lift_attention(graph), dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ONNX cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
@@ -36,6 +40,23 @@ def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def lift_attention(graph: ExportedProgram) -> ExportedProgram:
+    """The graph with leading dimensions of one where attention has fewer than four: the exporter refuses fewer."""
+    nodes = [node for node in graph.graph.nodes if node.target is _ATTENTION]
+    if all(node.args[0].meta["val"].ndim >= _DIMENSIONS for node in nodes):
+        return graph
+    lifted: ExportedProgram = graph.run_decompositions({_ATTENTION: _attend_lifted})
+    return lifted
+
+
+def _attend_lifted(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tensor:  # noqa: ANN401 - ATen's own
+    if q.ndim >= _DIMENSIONS:
+        return NotImplemented  # type: ignore[no-any-return]  # the node stays as it is
+    lead = (None,) * (_DIMENSIONS - q.ndim)
+    y: Tensor = _ATTENTION(q[lead], k[lead], v[lead], *rest, **named)
+    return y.squeeze(tuple(range(len(lead))))
 
 
 def _name_symbols(program: torch.onnx.ONNXProgram, axes: Axes) -> Iterator[tuple[str, str]]:

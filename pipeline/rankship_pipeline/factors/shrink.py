@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.eigen import find_eigen
+from rankship_pipeline.factors.eigen import find_damped_cholesky, find_eigen
 
 # Of half the samples, among which the likeliest is taken.
 _INTENSITIES = torch.logspace(-6, 0, 61, dtype=torch.float64)
 _NEXT_TO_NOTHING = 0.01
+# Added to W·D̂·Wᵀ as a share of its diagonal: a layer's outputs may depend on each other.
+_DAMPING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,7 @@ def shrink(halves: Tensor, samples: int) -> Shrunk:
     only the logarithms move.
     """
     gram = pool(halves)
-    intensity = 0.0 if gram.ndim == 1 else _weigh_variance(halves)
-    if intensity > _NEXT_TO_NOTHING:
-        intensity = _find_likeliest(halves)
+    intensity = 0.0 if gram.ndim == 1 else _find_intensity(*(_scale(half, gram.diagonal()) for half in halves))
     evened = _find_evening(halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2), samples)
     return Shrunk(_blend(gram, intensity, evened, samples), intensity, evened, halves, samples)
 
@@ -74,19 +74,43 @@ def shrink_curvature(halves: Tensor, samples: int) -> Tensor:
     return _blend(curvature, intensity, evened, samples)
 
 
+def shrink_outputs(weight: Tensor, outputs: Tensor, energies: Tensor, samples: int) -> tuple[Tensor, float]:
+    """The Gram of a layer's outputs W·G·Wᵀ (rows, rows), shrunk in the space of its inputs, and the intensity λ.
+
+    `outputs` (2, rows, rows) and the inputs' `energies` D (2, columns) are those of two halves of the samples. With Ĝ =
+    (1 − λ)·G + λ·D̂ and D̂ evened as by `shrink` the result is W·Ĝ·Wᵀ, so that nothing of the size (columns, columns) is
+    needed. λ is found as there, where inputs without correlations, W·D̂·Wᵀ, take the place of the identity.
+    """
+    energy, seen = energies.mean(0), energies.mean(0) > 0
+    even = _blend(energy, 0.0, _find_evening(energies, samples), samples)
+    apart = (weight * even) @ weight.T
+    L = find_damped_cholesky(apart, _DAMPING)
+    intensity = _find_intensity(*(_whiten(half, L) for half in outputs))
+    matrix = (1 - intensity) * pool(outputs) + (weight * torch.where(seen, intensity * even, even)) @ weight.T
+    return matrix, intensity
+
+
+def _find_intensity(first: Tensor, second: Tensor) -> float:
+    """λ from two halves' matrices in the units in which λ = 1 is the identity."""
+    intensity = _compare(first, second)
+    return intensity if intensity <= _NEXT_TO_NOTHING else _find_likeliest(first, second)
+
+
 def _weigh_variance(halves: Tensor) -> float:
+    """The variance rule's λ, whatever the matrices' units."""
+    return _compare(*(_scale(half, pool(halves).diagonal()) for half in halves))
+
+
+def _compare(first: Tensor, second: Tensor) -> float:
     """Σ Var(c_ij) / Σ c_ij² over i ≠ j, 0 to 1: half the difference of two halves has the variance of their mean."""
-    energies = pool(halves).diagonal()
-    C, noise = (_scale(one, energies) for one in (pool(halves), (halves[0] - halves[1]) / 2))
-    energy = _add_off_diagonal(C)
-    return min(1.0, _add_off_diagonal(noise) / energy) if energy > 0 else 0.0
+    energy = _add_off_diagonal((first + second) / 2)
+    return min(1.0, _add_off_diagonal((first - second) / 2) / energy) if energy > 0 else 0.0
 
 
-def _find_likeliest(halves: Tensor) -> float:
+def _find_likeliest(first: Tensor, second: Tensor) -> float:
     """The intensity for all samples from that for half of them, the likeliest of _INTENSITIES on the other half."""
-    if not all(bool(half.any()) for half in halves):
+    if not (bool(first.any()) and bool(second.any())):
         return 1.0
-    first, second = (_scale(half, pool(halves).diagonal()) for half in halves)
     costs = torch.zeros_like(_INTENSITIES)
     for made, unseen in ((first, second), (second, first)):
         values, Q = find_eigen(made)
@@ -126,6 +150,13 @@ def _find_evening(halves: Tensor, samples: int) -> float:
     once = energies[seen] / samples  # a half may never have seen a column, in samples / 2 draws
     apart = ((halves[0, seen] + once) / (halves[1, seen] + once)).log() / 2
     return min(1.0, float(apart.square().mean()) / spread) if spread > 0 else 0.0
+
+
+def _whiten(matrix: Tensor, L: Tensor) -> Tensor:
+    """L⁻¹·M·L⁻ᵀ of a symmetric matrix, L lower triangular."""
+    half = torch.linalg.solve_triangular(L, matrix, upper=False)
+    whitened: Tensor = torch.linalg.solve_triangular(L, half.T, upper=False)
+    return whitened
 
 
 def _scale(matrix: Tensor, energies: Tensor) -> Tensor:

@@ -199,8 +199,7 @@ class FactoriseChoice:
     Keys:
         whitening: how inputs are weighed by the activations that a layer receives; "plain" does not weigh them
         grams: whose activations: those of the sources on their own data, or of the merged model
-        shrink: whether these weights count only as far as two halves of the calibration samples agree on them; without,
-            few samples are taken for all inputs, as in the papers
+        shrink: whether these weights count only as far as two halves of the calibration samples agree; in papers: false
         curvature: whether outputs are weighed by their effect on the predictions
         reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; slow
     """

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankship_pipeline.factors.shrink import pool, shrink, shrink_outputs
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_file
 from rankship_pipeline.models.watch import watch
@@ -62,10 +63,16 @@ def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object
 
 @dataclass
 class Grams:
-    """One uncentred Gram per group, summed over all calls: float64 sums of float32 inputs' or float64 outputs'."""
+    """Two uncentred Grams per group, of the even and of the odd samples, (2, n, n): float64 sums of all calls.
 
+    Products are of float32 inputs or float64 outputs. `energies` (2, columns) are the squares of the inputs of groups
+    by output; `half` is the half of which a sample is running, 0 or 1.
+    """
+
+    half: int = 0
     seconds: float = 0.0
     sums: dict[Group, Tensor] = field(default_factory=dict)
+    energies: dict[Group, Tensor] = field(default_factory=dict)
 
     def collect(self, block: nn.Module, groups: Sequence[Group]) -> AbstractContextManager[None]:
         """Add the Grams of every call of the block until the context ends."""
@@ -73,13 +80,33 @@ class Grams:
 
         def add(name: str, x: Tensor, y: Tensor) -> None:
             begun = time.monotonic()
-            group = by_name[name]
+            group, rows = by_name[name], x.flatten(0, -2)
             if group.by_output:
+                self._add(self.energies, group, rows.double().square().sum(0))
                 bias: Tensor | None = block.get_submodule(name).bias  # type: ignore[assignment]  # a linear layer's
-                x = (y if bias is None else y - bias).double()
-            rows = x.flatten(0, -2)
-            product = rows.T @ rows
-            self.sums[group] = self.sums[group].add_(product) if group in self.sums else product.double()
+                rows = (y if bias is None else y - bias).double().flatten(0, -2)
+            self._add(self.sums, group, rows.T @ rows)
             self.seconds += time.monotonic() - begun
 
         return watch(block, by_name, add)
+
+    def take(self, group: Group, block: nn.Module, samples: int, *, shrunk: bool) -> tuple[Tensor, float | None]:
+        """Remove a group; its Gram (n, n) per sample, and the intensity by which it was shrunk (see factors/shrink.py).
+
+        Of one sample the odd half is zero, and the even one counts twice: their mean is that of all.
+        """
+        counts = torch.tensor([(samples + 1) // 2, samples // 2] if samples > 1 else [0.5, 1.0], dtype=torch.float64)
+        halves = self.sums.pop(group).div_(counts[:, None, None])
+        energies = self.energies.pop(group, None)
+        if not shrunk:
+            return pool(halves), None
+        if energies is None:
+            found = shrink(halves, samples)
+            return found.matrix, found.intensity
+        weight = block.get_submodule(group.names[0]).get_parameter("weight").double()
+        return shrink_outputs(weight, halves, energies / counts[:, None], samples)
+
+    def _add(self, sums: dict[Group, Tensor], group: Group, product: Tensor) -> None:
+        if group not in sums:
+            sums[group] = torch.zeros(2, *product.shape, dtype=torch.float64)
+        sums[group][self.half] += product

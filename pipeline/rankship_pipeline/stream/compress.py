@@ -6,8 +6,9 @@ Two passes over the checkpoint, with the rank allocation between them:
     allocate_stream  ranks for every layer from the spectra only (see ranks/plan.py)
     write_stream     factors cut to the plan's ranks, and every other tensor unchanged, in shards with an index
 
-Memory is bounded by the largest block in float32 with its Grams and factors, or by the embedding if that is larger.
-Hidden states of the calibration set are on disk, float32. Only the blocks' linear layers are factored.
+Memory is bounded by the largest block in float32 with its Grams of two halves of the samples and its factors, or by
+the embedding if that is larger. Hidden states of the calibration set are on disk, float32, the even samples before the
+odd ones. Only the blocks' linear layers are factored.
 """
 
 import importlib
@@ -64,10 +65,11 @@ class StreamChoice:
     it (one massive activation is enough) is repeated in float64. Factors are stored as `dtype`, None for the weight's
     own. `workers` decompositions run at once, in threads that share this machine's cores; with a `scheduler` ("tcp://…")
     one per worker of a Dask cluster, with rankship installed on each. Dask runs any code that it receives: use it only
-    on a network you trust. Layers that match a pattern in `exclude` stay dense.
+    on a network you trust. Layers that match a pattern in `exclude` stay dense. `shrink` is that of a recipe.
     """
 
     whitening: str = "swift"
+    shrink: bool = True
     precision: Literal["float64", "float32"] = "float64"
     dtype: Literal["float32"] | None = None
     exclude: tuple[str, ...] = ()
@@ -90,11 +92,15 @@ class BlockTimes:
 
 @dataclass(frozen=True)
 class StreamAnalysis:
-    """A decomposed decoder on disk: `folder` holds one file per block with every layer's energies and factors."""
+    """A decomposed decoder on disk: `folder` holds one file per block with every layer's energies and factors.
+
+    `samples` are those that inputs were weighed by, None for a plain SVD.
+    """
 
     folder: Path
     decoder: Decoder
     layers: tuple[Layer, ...]
+    samples: int | None
 
     def locate(self, index: int) -> Path:
         """The file of one block."""
@@ -104,6 +110,12 @@ class StreamAnalysis:
         """A layer's σ², descending."""
         with self._open(layer) as file:
             return np.asarray(file.get_tensor(f"{layer}.energy"))
+
+    def read_shrinkage(self, layer: str) -> float | None:
+        """The share of the inputs' correlations that the samples do not bear out; None where they are not asked."""
+        with self._open(layer) as file:
+            name = f"{layer}.shrinkage"
+            return float(file.get_tensor(name)) if name in file.keys() else None  # noqa: SIM118 - safetensors has no in
 
     def read_factors(self, layer: str, rank: int) -> tuple[Tensor, Tensor]:
         """B (rank, columns) and A (rows, rank), balanced; reads only these parts of the file."""
@@ -135,7 +147,8 @@ def analyse_stream(
     layers = tuple(layer for layer in found if decoder.find_block(layer.name) is not None)
     place = folder / f"analysis-{_make_key(decoder, tokens, choice)}"
     place.mkdir(parents=True, exist_ok=True)
-    analysis = StreamAnalysis(folder=place, decoder=decoder, layers=layers)
+    samples = None if choice.whitening == "plain" else len(tokens)
+    analysis = StreamAnalysis(folder=place, decoder=decoder, layers=layers, samples=samples)
     _Work(analysis, tokens, choice, tick).run()
     return analysis
 
@@ -157,10 +170,16 @@ def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[L
 
 
 def allocate_stream(analysis: StreamAnalysis, budget_parameters: int, choice: RankChoice) -> RankPlan:
-    """Allocate ranks under a budget for the whole model, with embedding, head, norms and biases."""
+    """Allocate ranks under a budget for the whole model, with embedding, head, norms and biases.
+
+    Errors are those on the shrunk Grams: a loss on unseen samples would take two more decompositions of every layer.
+    losses.list_doubts says of the plan where samples were few.
+    """
     stats = gather_stream_stats(analysis, choice)
     factorable = sum(entry.layer.parameters for entry in stats)
-    return allocate(stats, count_parameters(analysis.decoder.model) - factorable, budget_parameters, choice)
+    plan = allocate(stats, count_parameters(analysis.decoder.model) - factorable, budget_parameters, choice)
+    ranks = tuple(replace(one, shrinkage=analysis.read_shrinkage(one.name)) for one in plan.layers)
+    return replace(plan, layers=ranks, calibration_samples=analysis.samples)
 
 
 def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None:
@@ -204,20 +223,23 @@ class _Work:
         if not missing:
             return
         front = decoder.load_front()
-        chunks = [ids for (ids,) in split((self.tokens,), max(1, self.choice.chunk_tokens // self.tokens.shape[1]))]
-        calls = {len(ids): front.embed(ids)[1] for ids in (self.tokens[:1], chunks[0], chunks[-1])}
+        size = max(1, self.choice.chunk_tokens // self.tokens.shape[1])
+        halves = [self.tokens[half::2] for half in range(min(2, len(self.tokens)))]
+        chunks = [_Chunk(ids, half) for half, some in enumerate(halves) for (ids,) in split((some,), size)]
+        sizes = {len(ids): ids for ids in (self.tokens[:1], *(one.ids for one in chunks))}
+        calls = {count: front.embed(ids)[1] for count, ids in sizes.items()}
         ready = [index for index in range(missing[0] + 1) if self._locate_inputs(index).exists()]
         if not ready:
-            write_hidden(self._locate_inputs(0), (front.embed(ids)[0] for ids in chunks))
+            write_hidden(self._locate_inputs(0), (front.embed(one.ids)[0] for one in chunks))
         del front
         with open_pool(self.choice) as pool:
             for index in range(ready[-1] if ready else 0, missing[-1] + 1):
                 runs = {size: found[index] for size, found in calls.items()}
-                self._do(index, [len(ids) for ids in chunks], runs, pool)
+                self._do(index, chunks, runs, pool)
         for path in [*self.analysis.folder.glob("inputs-*.f32"), *self.analysis.folder.glob(".*.tmp")]:
             path.unlink()
 
-    def _do(self, index: int, sizes: Sequence[int], runs: Mapping[int, Call], pool: "Pool") -> None:
+    def _do(self, index: int, chunks: Sequence["_Chunk"], runs: Mapping[int, Call], pool: "Pool") -> None:
         """Analyse one block: its Grams and the next block's inputs, then its file; only these inputs if it has a file.
 
         The next inputs are written before the block's file, and its own inputs deleted after it, so that nothing is
@@ -232,10 +254,15 @@ class _Work:
         names, is_swift = [name.removeprefix(prefix) for name in wanted], self.choice.whitening == "swift"
         read = partial(read_hidden, self._locate_inputs(index), self.tokens.shape)
         groups = find_groups(block, names, lambda: runs[1].run(block, read(0, 1)), outputs=is_swift)
-        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        starts = np.cumsum([0, *(len(one.ids) for one in chunks[:-1])]).tolist()
+
+        def run_all() -> Iterator[Tensor]:
+            for at, one in zip(starts, chunks, strict=True):
+                grams.half = one.half
+                yield runs[len(one.ids)].run(block, read(at, len(one.ids)))
+
         with grams.collect(block, groups):
-            outputs = (runs[n].run(block, read(at, n)) for at, n in zip(starts, sizes, strict=True))
-            write_hidden(self._locate_inputs(index + 1), outputs)
+            write_hidden(self._locate_inputs(index + 1), run_all())
         marks.append(time.monotonic())
         if not is_done:
             tensors = self._take_apart(block, prefix, grams, pool)
@@ -264,8 +291,14 @@ class _Work:
         """Every layer's energies and factors by their names in the block's file; empties `grams`."""
         pending: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
+        is_shrunk = self.choice.shrink and self.choice.whitening != "plain"
         for group in list(grams.sums):
-            gram = pool.hold(grams.sums.pop(group).div_(len(self.tokens)).numpy())
+            matrix, shrinkage = grams.take(group, block, len(self.tokens), shrunk=is_shrunk)
+            if shrinkage is not None:
+                share = torch.tensor(shrinkage, dtype=torch.float64)
+                tensors |= {f"{prefix}{name}.shrinkage": share.clone() for name in group.names}
+            gram = pool.hold(matrix.numpy())
+            del matrix
             for name in group.names:
                 weight = block.get_submodule(name).get_parameter("weight")
                 keep = max(1, (weight.numel() - 1) // sum(weight.shape))  # break-even: more is not smaller than dense
@@ -279,6 +312,14 @@ class _Work:
             tensors |= {f"{name}.energy": torch.tensor(energy), f"{name}.0.weight": torch.tensor(B, dtype=dtype)}
             tensors[f"{name}.1.weight"] = torch.tensor(A, dtype=dtype)
         return tensors
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Ids that run at once, (samples, positions), and the half of the samples that they are of."""
+
+    ids: Tensor
+    half: int
 
 
 def take_apart(weight: Array, gram: Array, choice: StreamChoice, keep: int, *, by_output: bool) -> Parts:

@@ -41,8 +41,9 @@ from rankship_pipeline.models.sharded import (
     name_shards,
     open_checkpoint,
 )
-from rankship_pipeline.models.skeleton import read_folder_skeleton
+from rankship_pipeline.models.skeleton import Skeleton, read_folder_skeleton
 from rankship_pipeline.models.tensor_pieces import TYPES, Readable, count_rows, open_pieces, write_header, write_piece
+from rankship_pipeline.models.ties import fit_ties
 from rankship_pipeline.models.weights import TensorHeader
 from rankship_pipeline.recipe.merge_file import MergeFile
 from rankship_pipeline.recipe.merge_methods import fill_settings
@@ -169,7 +170,7 @@ def _open_checkpoint(folder: Path) -> OpenedModel:
 
 def _make_alike(models: list[OpenedModel], steps: Steps) -> list[OpenedModel]:
     """The models with the first one's names and rows; refuse what cannot be merged, and print notes on the rest."""
-    models = [_rename(model, models[0], steps) for model in models]
+    models = [_fit_ties(_rename(model, models[0], steps), models[0]) for model in models]
     for model in models:
         for name, stored in model.tensors.items():
             if stored.type_name not in TYPES:
@@ -205,6 +206,17 @@ def _rename(model: OpenedModel, first: OpenedModel, steps: Steps) -> OpenedModel
         steps.note(remark)
     renamed = {mine: model.tensors[own] for mine, own in fit.names.items()}
     return replace(model, tensors=renamed)
+
+
+def _fit_ties(model: OpenedModel, first: OpenedModel) -> OpenedModel:
+    """The model with the first one's names of tied tensors, of which a checkpoint may store copies."""
+    if model.tensors.keys() == first.tensors.keys():
+        return model
+    skeletons = [read_folder_skeleton(one.checkpoint.folder) or Skeleton() for one in (model, first)]
+    tensors = fit_ties(
+        model.tensors, first.tensors, (skeletons[0], skeletons[1]), where=f"{model.name} and {first.name}"
+    )
+    return replace(model, tensors=tensors)
 
 
 def _read_headers(model: OpenedModel) -> dict[str, TensorHeader]:

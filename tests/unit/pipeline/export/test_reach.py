@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankship_pipeline.export.graph import expect_operators, order_rows, trace_graph
+from rankship_pipeline.export.graph import expect_operators, lay_out, order_rows, trace_graph
 from rankship_pipeline.export.reach import find_idle_weights
 
 CONSTANT, UNUSED = "its output is the same for every input", "no output depends on it"
@@ -78,3 +78,13 @@ def test_only_tensors_in_another_order_are_copied_to_row_major() -> None:
         assert after.is_contiguous()
         assert not before.is_contiguous()
         assert torch.equal(before, after)
+
+
+def test_strides_of_lengths_of_one_are_those_of_row_major_order_too() -> None:
+    images = torch.randn(1, 1, 7, 5).to(memory_format=torch.channels_last)
+    assert images.is_contiguous()  # torch does not mind, ExecuTorch does
+    assert images.stride() != (35, 35, 5, 1)
+    ordered = lay_out(images)
+    assert ordered.stride() == (35, 35, 5, 1)
+    assert torch.equal(ordered, images)
+    assert lay_out(ordered) is ordered

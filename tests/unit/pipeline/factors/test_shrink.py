@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankship_pipeline.factors.decompose import Metric, decompose, make_metric, truncate
+from rankship_pipeline.factors.decompose import Metric, decompose, decompose_outputs, make_metric, truncate
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.held_out import measure_held_out
-from rankship_pipeline.factors.shrink import pool, shrink, shrink_curvature
+from rankship_pipeline.factors.shrink import pool, shrink, shrink_curvature, shrink_outputs
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer
 
@@ -49,7 +49,7 @@ def test_no_number_of_samples_ends_worse_than_plain_or_than_the_raw_gram(samples
         random = np.random.default_rng(seed)
         mixing, W = draw_mixing(random), torch.tensor(random.normal(size=(ROWS, COLUMNS)))
         X = draw_inputs(random, samples, mixing)
-        halves = halve(X) if samples > 1 else torch.stack([2 * X.T @ X, 0 * X.T @ X])
+        halves = halve_any(X)
         metrics = {"plain": Metric(), "raw": Metric(gram=pool(halves)), "shrunk": make_metric(halves, None, samples)}
         for name, metric in metrics.items():
             losses[name].append(lose(W, metric, "plain" if name == "plain" else "eigen", 5, mixing @ mixing.T))
@@ -154,3 +154,60 @@ def test_without_halves_there_is_no_held_out_loss() -> None:
     one = make_metric(torch.stack([2 * x.T @ x, 0 * x.T @ x]), None, 1)
     for metric in (Metric(), Metric(gram=x.T @ x), one):
         assert measure_held_out(Decomposition(layer, W, metric, "eigen"), Factors(rank=2)) is None
+
+
+def halve_any(X: Tensor) -> Tensor:
+    return halve(X) if len(X) > 1 else torch.stack([2 * X.T @ X, 0 * X.T @ X])
+
+
+def halve_outputs(W: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """The Grams of the outputs (2, rows, rows) and the energies of the inputs (2, columns) of two halves."""
+    halves = halve_any(X)
+    return W @ halves @ W.T, halves.diagonal(dim1=1, dim2=2)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4, 8, 16, 64, 1000])
+def test_no_number_of_samples_ends_worse_by_outputs_than_plain_or_by_inputs(samples: int) -> None:
+    losses: dict[str, list[float]] = {"plain": [], "inputs": [], "outputs": []}
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        mixing, W = draw_mixing(random), torch.tensor(random.normal(size=(ROWS, COLUMNS)))
+        X, true = draw_inputs(random, samples, mixing), mixing @ mixing.T
+        losses["plain"].append(lose(W, Metric(), "plain", 5, true))
+        losses["inputs"].append(lose(W, make_metric(halve_any(X), None, samples), "eigen", 5, true))
+        A, B = truncate(decompose_outputs(W, shrink_outputs(W, *halve_outputs(W, X), samples)[0]), 5)
+        losses["outputs"].append(float((((W - A @ B) @ true) * (W - A @ B)).sum() / ((W @ true) * W).sum()))
+    plain, inputs, outputs = (float(np.mean(losses[name])) for name in losses)
+    assert outputs <= plain * 1.001
+    assert outputs == pytest.approx(inputs, rel=0.1)
+
+
+def test_outputs_are_shrunk_towards_those_of_inputs_without_correlations() -> None:
+    random = np.random.default_rng(3)
+    W = torch.tensor(random.normal(size=(ROWS, COLUMNS)))
+    one, none = shrink_outputs(W, *halve_outputs(W, draw_inputs(random, 1, draw_mixing(random))), 1)
+    assert none == 1
+    root = torch.linalg.cholesky(one)  # of full rank
+    assert float(root.diagonal().min()) > 0
+    X = draw_inputs(random, 4000, draw_mixing(random))
+    X[:, 3] = 0  # never seen: counts, a little
+    outputs, energies = halve_outputs(W, X)
+    many, share = shrink_outputs(W, outputs, energies, 4000)
+    assert share < 0.01
+    torch.testing.assert_close(many, pool(outputs), rtol=0, atol=0.01 * float(pool(outputs).diagonal().max()))
+    silent = torch.zeros(COLUMNS, dtype=torch.float64)
+    silent[3] = 1
+    only = (W * silent) @ W.T
+    assert float((many - pool(outputs) + share * pool(outputs)).mul(only).sum()) > 0
+
+
+def test_outputs_that_depend_on_each_other_or_are_silent_can_be_shrunk() -> None:
+    random = np.random.default_rng(4)
+    W = torch.tensor(random.normal(size=(ROWS, COLUMNS)))
+    W[1], W[2] = W[0], 0
+    for X in (draw_inputs(random, 6, draw_mixing(random)), torch.zeros(6, COLUMNS, dtype=torch.float64)):
+        matrix, share = shrink_outputs(W, *halve_outputs(W, X), 6)
+        assert 0 <= share <= 1
+        assert bool(matrix.isfinite().all())
+        assert bool(matrix[2].eq(0).all())
+        assert float(matrix.diagonal().sum()) > 0

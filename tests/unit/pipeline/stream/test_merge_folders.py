@@ -20,7 +20,7 @@ from rankship_pipeline.stream.merge import merge_checkpoints
 Change = Callable[[dict[str, Any]], object]
 
 
-def save(folder: Path, seed: int, vocabulary: int = 12, shard: str = "1GB") -> State:
+def save(folder: Path, seed: int, vocabulary: int = 12, shard: str = "1GB", *, tied: bool = False) -> State:
     """Save a tiny LLaMA as transformers does; returns what it loads."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -30,6 +30,7 @@ def save(folder: Path, seed: int, vocabulary: int = 12, shard: str = "1GB") -> S
         num_attention_heads=2,
         vocab_size=vocabulary,
         max_position_embeddings=16,
+        tie_word_embeddings=tied,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
     return load(folder)
@@ -89,6 +90,46 @@ def test_rotary_tables_of_an_older_file_do_not_matter(tmp_path: Path) -> None:
     table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
     save_file(load_file(path) | table, path, metadata={"format": "pt"})
     check_mean(merge(tmp_path), left, right)
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def store_tied(folder: Path, *names: str, change: float = 0.0) -> None:
+    """Store a tied model's table under these names, the last of them changed."""
+    state = load_file(folder / "model.safetensors")
+    table = state.pop(EMBEDDING)
+    tables = {name: table.clone() for name in names}
+    tables[names[-1]] += change
+    save_file(state | tables, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("first", [(EMBEDDING,), (HEAD,), (EMBEDDING, HEAD)], ids=str)
+@pytest.mark.parametrize("second", [(EMBEDDING,), (HEAD,), (EMBEDDING, HEAD)], ids=str)
+def test_copies_of_tied_tensors_are_no_difference(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    left, right = save(tmp_path / "a", 1, tied=True), save(tmp_path / "b", 2, tied=True)
+    store_tied(tmp_path / "a", *first)
+    store_tied(tmp_path / "b", *second)
+    check_mean(merge(tmp_path), left, right)
+    assert {EMBEDDING, HEAD} & load_file(tmp_path / "out/model.safetensors").keys() == set(first)
+
+
+@pytest.mark.parametrize("changed", ["a", "b"])
+def test_a_copy_that_differs_from_its_tie_is_refused_by_name(tmp_path: Path, changed: str) -> None:
+    for seed, name in enumerate("ab"):
+        save(tmp_path / name, seed, tied=True)
+    store_tied(tmp_path / changed, EMBEDDING, HEAD, change=1.0)
+    with pytest.raises(InputError, match=r"tie lm_head\.weight to model\.embed_tokens\.weight, but one of them"):
+        merge(tmp_path)
+
+
+def test_an_untied_head_that_one_model_lacks_stays_a_difference(tmp_path: Path) -> None:
+    save(tmp_path / "a", 1, tied=True)
+    save(tmp_path / "b", 2)
+    with pytest.raises(MergeMismatch, match=r"lm_head\.weight: unexpected"):
+        merge(tmp_path)
 
 
 def as_version_4(config: dict[str, Any]) -> None:
