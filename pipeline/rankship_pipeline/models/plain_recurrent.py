@@ -193,7 +193,7 @@ def _step_gru(x: Tensor, h: Tensor, state: State) -> State:
 
 
 def _cut(gates: Tensor, count: int) -> list[Tensor]:
-    """The gates of each kind; slices, not a split, which XNNPACK lacks: every step would fall into several delegates."""
+    """The gates of each kind: slices, because XNNPACK has no split, which would break every step into delegates."""
     width = gates.shape[-1] // count
     return [gates[..., start : start + width] for start in range(0, gates.shape[-1], width)]
 
