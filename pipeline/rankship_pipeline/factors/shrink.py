@@ -113,23 +113,25 @@ def _weigh_by_probes(made: Tensor, unseen: Tensor) -> Tensor:
     """
     size = len(made)
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(0, 2, (size, _PROBES), generator=generator).to(made.dtype) * 2 - 1
-    steps = [draws / size**0.5]  # each (n, probes), orthonormal one after another
+    draws = torch.randint(0, 2, (_PROBES, size), generator=generator).to(made.dtype) * 2 - 1
+    basis = torch.zeros(_PROBES, _STEPS, size, dtype=made.dtype)  # orthonormal for each probe
+    step = draws / size**0.5
     diagonal, beside = [], []
-    for _ in range(_STEPS):
-        moved = made @ steps[-1]
-        diagonal.append((moved * steps[-1]).sum(0))
-        basis = torch.stack(steps)
+    for taken in range(_STEPS):
+        basis[:, taken] = step
+        moved = step @ made
+        diagonal.append((moved * step).sum(1))
+        seen = basis[:, : taken + 1]
         for _ in range(2):  # rounding leaves a rest after one
-            moved -= (basis * (basis * moved).sum(1, keepdim=True)).sum(0)
-        beside.append(moved.norm(dim=0))
-        steps.append(moved / beside[-1].clamp_min(torch.finfo(made.dtype).tiny))
-    basis, off = torch.stack(steps[:-1]), torch.stack(beside[:-1], 1)
+            moved -= ((seen @ moved[:, :, None]).transpose(1, 2) @ seen)[:, 0]
+        beside.append(moved.norm(dim=1))
+        step = moved / beside[-1].clamp_min(torch.finfo(made.dtype).tiny)[:, None]
+    off = torch.stack(beside[:-1], 1)
     values, Q = torch.linalg.eigh(
         torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     )  # (probes, steps), (probes, steps, steps)
-    seen = (basis * (unseen @ steps[0])).sum(1)  # (steps, probes): of the unseen half along each step
-    along = torch.einsum("sp,psk->pk", seen, Q)
+    found = basis @ (basis[:, 0] @ unseen)[:, :, None]  # (probes, steps, 1): of the unseen half along each step
+    along = (found.transpose(1, 2) @ Q)[:, 0]
     shrunk = _shrink_values(values.flatten()).unflatten(1, values.shape)
     logs, energies = shrunk.log() * Q[:, 0] ** 2, Q[:, 0] * along / shrunk
     return (logs + energies).sum((1, 2)) * (size / _PROBES)
