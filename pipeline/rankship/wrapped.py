@@ -12,6 +12,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.huggingface import PREFIX, ByPosition
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.plain_modules import copy_module
+from rankship_pipeline.models.settle import settle
 from rankship_pipeline.recipe.choices import MergeChoice, RankChoice
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class Wrapping:
     def wrap(self) -> "nn.Module":
         """A copy, float32 on the CPU; a transformers model's takes `inputs` by position and gives its logits.
 
-        Its attention is `eager`, the form that every exporter lowers, as in models that are read from a folder.
+        It is settled as models are that are read from a folder.
         """
         own = copy_module(self.given).cpu().float().eval()
         if not self.inputs:
             return own
-        own.set_attn_implementation("eager")  # type: ignore[operator]  # transformers has no types
+        settle(own)
         return ByPosition(own, self.inputs).eval()
 
 

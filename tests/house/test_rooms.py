@@ -19,6 +19,7 @@ DOORS = {
         "models.layers",
         "models.model_config",
         "models.plain_modules",
+        "models.settle",
         "models.source",
         "models.weights",
     },

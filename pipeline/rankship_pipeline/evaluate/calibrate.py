@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits, draw_predictions, measure_scales
+from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Convolution, Factorable, Layer, Transposed, get_layer
@@ -16,6 +17,7 @@ from rankship_pipeline.models.watch import watch
 Grams = dict[str, Tensor]
 Collect = Callable[[nn.Module, Inputs, Sequence[Layer]], Grams]
 BATCH = 64
+_BLOCK = 1024  # columns of a Gram that are multiplied at once
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
 
@@ -25,28 +27,45 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
 
     The rows of X are a linear layer's tokens, a convolution's im2col patches or a transposed one's positions; padding
-    does not count. The Gram is
-    divided by the number of samples, so that models calibrated on different amounts of data weigh the same. An
-    embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies, (columns,). Only one batch of
-    activations is in memory.
+    does not count. The Gram is divided by the number of samples, so that models calibrated on different amounts of
+    data weigh the same. An embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies,
+    (columns,). Only one batch of activations is in memory.
     """
     grams = {layer.name: _start_gram(layer) for layer in layers}
     modules = {layer.name: get_layer(model, layer.name) for layer in layers}
     masks: Masks = ()  # of the batch that is running
 
     def add(name: str, x: Tensor, _y: Tensor) -> None:
-        gram, rows = grams[name], as_rows(modules[name], x, pick_mask(masks, x.shape))
+        gram, module = grams[name], modules[name]
+        if isinstance(module, Convolution) and is_long(module):
+            padded, padding = _pad(module, x)
+            add_patches(gram, module, padded, tuple(padding))
+            return
+        rows = as_rows(module, x, pick_mask(masks, x.shape))
         if gram.ndim == 1:
             gram += torch.bincount(rows, minlength=len(gram))
         else:
-            X = rows.to(torch.float64)  # (positions, columns)
-            gram.addmm_(X.T, X)  # summed in float32, a singular Gram would come out indefinite
+            _add_squares(gram, rows.to(torch.float64))  # in float32, a singular Gram would come out indefinite
 
     with watch(model, modules, add):
         for batch in split(inputs):
             masks = find_masks(model, batch)
             model(*batch)
-    return {name: gram / len(inputs[0]) for name, gram in grams.items()}
+    for gram in grams.values():
+        _mirror(gram)
+    return {name: gram.div_(len(inputs[0])) for name, gram in grams.items()}
+
+
+def _add_squares(gram: Tensor, rows: Tensor) -> None:
+    """Add XᵀX of the rows X (positions, columns) to a Gram's upper triangle of blocks; `_mirror` fills the other."""
+    for start in range(0, len(gram), _BLOCK):
+        gram[start : start + _BLOCK, start:].addmm_(rows[:, start : start + _BLOCK].T, rows[:, start:])
+
+
+def _mirror(gram: Tensor) -> None:
+    """Fill the blocks that `_add_squares` left out; a diagonal Gram (n,) has none."""
+    for start in range(_BLOCK, len(gram) if gram.ndim > 1 else 0, _BLOCK):
+        gram[start:, start - _BLOCK : start] = gram[start - _BLOCK : start, start:].T
 
 
 def collect_curvatures(

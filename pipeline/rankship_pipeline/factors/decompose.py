@@ -11,6 +11,8 @@ from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvat
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
+# Columns from which an eigen-decomposition takes too long where there is another way.
+_WIDE = 2048
 # Added to a curvature as a share of its own diagonal: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
 
@@ -100,10 +102,13 @@ def decompose_plain(weight: Tensor, _gram: Tensor | None) -> Spectrum:
 def decompose_eigen(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """SVD of W·G^½ by eigen-decomposition; the truncation loss ‖(W − W_k)Xᵀ‖² is then Σ_{j>k} σ_j² exactly.
 
-    Works on rank-deficient Gram matrices, where Cholesky fails: the null space is dropped and pseudo-inverted.
+    Works on rank-deficient Gram matrices, where Cholesky fails: the null space is dropped and pseudo-inverted. A wide
+    Gram that has a Cholesky factor goes by it, which gives the same in a fraction of the time.
     """
     if gram is None:
         return decompose_plain(weight, None)
+    if gram.ndim > 1 and len(gram) > _WIDE and (L := find_cholesky(gram, EIGEN_FLOOR)) is not None:
+        return _decompose_by(weight, L)
     S, inverse = find_root(gram, EIGEN_FLOOR)
     if gram.ndim == 1:
         U, sigma, Vh = find_singular(weight * S)
@@ -123,6 +128,11 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     L = find_cholesky(gram, EIGEN_FLOOR)
     if L is None:
         return decompose_eigen(weight, gram)
+    return _decompose_by(weight, L)
+
+
+def _decompose_by(weight: Tensor, L: Tensor) -> Spectrum:
+    """SVD of W·L, L lower triangular."""
     U, sigma, Vh = find_singular(weight @ L)
     return Spectrum(U=U, sigma=sigma, right=torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 

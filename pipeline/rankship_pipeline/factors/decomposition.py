@@ -87,29 +87,38 @@ class Decomposition:
         return self._found[find]
 
     def hold(self, basis: Tensor) -> Tensor:
-        """R·W·S projected on the rows of basis·S one after another: each column holds the energy that its row adds.
+        """R·W·S projected on the rows of T·S one after another: each column holds the energy that its row adds.
 
-        A Cholesky factor is nested, so one factorisation gives the best fit's error for every shorter basis.
+        T = basis ⊗ I, the basis (b, n) applied at each of the columns / n places, has b·columns / n rows. A Cholesky
+        factor is nested, so one factorisation gives the best fit's error for every shorter basis.
         """
-        seen, L = self._see(basis)
+        seen, _, L = self._see(basis)
         held: Tensor = torch.linalg.solve_triangular(L, (self._weighted @ seen.T).T, upper=False)
         return held.T
 
     def fit(self, basis: Tensor) -> Tensor:
-        """The best M (rows, b) for W ≈ M·basis on the inputs: W·G·Tᵀ(T·G·Tᵀ)⁻¹; the curvature does not change it."""
-        seen, L = self._see(basis)
-        return torch.cholesky_solve(seen @ self.weight.T, L).T
+        """The best M for W ≈ M·T on the inputs: W·G·Tᵀ(T·G·Tᵀ)⁻¹; the curvature does not change it."""
+        seen, _, L = self._see(basis)
+        return self._solve(seen, L)
 
     def project(self, basis: Tensor) -> Spectrum:
         """The spectrum of the best fit on a basis, under the metric of the basis's outputs."""
-        metric = replace(self.metric, gram=basis @ self.gram @ basis.T)
-        return decompose(self.fit(basis), metric, "eigen")
+        seen, inner, L = self._see(basis)
+        return decompose(self._solve(seen, L), replace(self.metric, gram=inner), "eigen")
 
-    def _see(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """T·G (b, columns) and the Cholesky factor of T·G·Tᵀ (b, b), damped so that a null space holds no energy."""
-        seen = basis @ self.gram
-        inner = seen @ basis.T
-        return seen, find_damped_cholesky(inner, _DAMPING)
+    def _solve(self, seen: Tensor, L: Tensor) -> Tensor:
+        return torch.cholesky_solve(seen @ self.weight.T, L).T
+
+    def _see(self, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T·G, T·G·Tᵀ, and the latter's Cholesky factor, damped so that a null space holds no energy."""
+        seen = _spread(basis, self.gram)
+        inner = _spread(basis, seen.T)
+        return seen, inner, find_damped_cholesky(inner, _DAMPING)
+
+
+def _spread(basis: Tensor, matrix: Tensor) -> Tensor:
+    """(basis ⊗ I)·matrix, without the zeros of the Kronecker product."""
+    return (basis @ matrix.reshape(basis.shape[1], -1)).reshape(-1, matrix.shape[1])
 
 
 def find_directions(matrix: Tensor, gram: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def merge_joint(given: MergeInput) -> Tensor:
     to that damping. Embeddings are weighted by each model's token frequencies; biases and norms are averaged.
     """
     average, layer = given.average(), given.layer
-    if layer is None or not given.grams:
+    if layer is None or not given.grams or len(given.values) == 1:
         return average
     mean = matricise(average, layer)
     shrunk = [shrink_off_diagonal(gram, given.settings["off_diagonal"]) for gram in given.grams]

@@ -14,6 +14,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.constants import is_constant
 from rankship_pipeline.models.fit_names import unwrap_names
 from rankship_pipeline.models.outputs import Outputs, flatten
+from rankship_pipeline.models.settle import settle
 from rankship_pipeline.models.sharded import INDEX, WHOLE, Checkpoint, list_weight_files, open_checkpoint
 from rankship_pipeline.models.weights import copy_state, describe_tensor, refuse_broken
 from rankship_pipeline.recipe.choices import Source
@@ -105,9 +106,10 @@ def resolve_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no t
 
 
 def make_wrapped(source: Source, snapshot: Path) -> nn.Module:
-    """The architecture alone, with random weights; attention is `eager`, the form every exporter lowers."""
+    """The architecture alone, with random weights, in the forms that every exporter lowers."""
     config = resolve_config(snapshot)
     model = _auto_class(source).from_config(config, attn_implementation="eager", trust_remote_code=False)
+    settle(model)
     return ByPosition(model.to(torch.float32), source.inputs).eval()
 
 

@@ -180,16 +180,22 @@ def _as_state(hx: Tensor | State) -> State:
 
 def _step_lstm(x: Tensor, h: Tensor, state: State) -> State:
     """Gates in torch's order: input, forget, cell, output."""
-    i, f, g, o = (x + h).chunk(4, -1)
+    i, f, g, o = _cut(x + h, 4)
     memory = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * memory.tanh(), memory
 
 
 def _step_gru(x: Tensor, h: Tensor, state: State) -> State:
     """Gates in torch's order: reset, update, new."""
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, -1), h.chunk(3, -1)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = _cut(x, 3), _cut(h, 3)
     new = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
     return (new + (x_z + h_z).sigmoid() * (state[0] - new),)
+
+
+def _cut(gates: Tensor, count: int) -> list[Tensor]:
+    """The gates of each kind: slices, because XNNPACK has no split, which would break every step into delegates."""
+    width = gates.shape[-1] // count
+    return [gates[..., start : start + width] for start in range(0, gates.shape[-1], width)]
 
 
 def _step_tanh(x: Tensor, h: Tensor, _state: State) -> State:

@@ -15,6 +15,7 @@ from torch import nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.recipe_imports import import_beside, list_imported
+from rankship_pipeline.models.settle import settle
 from rankship_pipeline.models.sharded import list_weight_files
 from rankship_pipeline.recipe.choices import Source
 
@@ -68,7 +69,7 @@ def make_module(source: Source, folder: Path) -> nn.Module:
         raise InputError(
             f"{source.factory} returned a {type(model).__name__}", hint="return a torch.nn.Module from the factory"
         )
-    _settle_attention(model)
+    settle(model)
     return widen(model).eval()
 
 
@@ -78,14 +79,6 @@ def widen(model: nn.Module) -> nn.Module:
         if tensor.dtype in {torch.float16, torch.bfloat16}:
             tensor.data = tensor.data.float()
     return model
-
-
-def _settle_attention(model: nn.Module) -> None:
-    """Give transformers models inside it `eager` attention, the form that every exporter lowers (T5's own is not)."""
-    library: Any = sys.modules.get("transformers")
-    for module in () if library is None else model.modules():
-        if isinstance(module, library.PreTrainedModel):
-            module.set_attn_implementation("eager")
 
 
 def list_factory_files(source: Source, folder: Path) -> list[Path]:

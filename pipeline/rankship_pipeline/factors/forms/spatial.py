@@ -31,7 +31,7 @@ def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, f
     offers = list(list_factors(taken.layer, step))
     if not offers:
         return
-    held = taken.hold(_spread(taken.layer, taken.remember(_find_basis)))  # energy held by each of the k·kw filters
+    held = taken.hold(taken.remember(_find_basis))  # energy held by each of the k·kw filters
     for one in offers:
         kept = float((held[:, : one.rank * taken.layer.kernel[1]] ** 2).sum())
         yield one, max(0.0, 1 - kept / taken.total) if taken.total else 0.0
@@ -42,7 +42,7 @@ def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, Tensor
     layer, k = taken.layer, factors.rank
     height, width = layer.kernel
     basis = pad_basis(taken.remember(_find_basis), k)  # (k, in·kh)
-    second = taken.fit(_spread(layer, basis))  # (rows, k·kw)
+    second = taken.fit(basis)  # (rows, k·kw)
     A, B = balance(second.reshape(-1, k, width).transpose(1, 2).reshape(-1, k), basis)
     return B.reshape(k, -1, height, 1), A.reshape(layer.rows, width, k).transpose(1, 2).unsqueeze(2)
 
@@ -69,11 +69,3 @@ def _find_basis(taken: Decomposition) -> Tensor:
     gram = taken.gram.reshape(channels, height, width, channels, height, width)
     marginal = torch.einsum("ihwjgw->ihjg", gram).reshape(channels * height, -1)
     return find_directions(taken.weighted.permute(0, 3, 1, 2).reshape(-1, channels * height), marginal)
-
-
-def _spread(layer: Layer, basis: Tensor) -> Tensor:
-    """The first operator (k, in·kh) as a map from patches: (k·kw, in·kh·kw)."""
-    height, width = layer.kernel
-    filters = basis.reshape(-1, layer.channels, height)
-    eye = torch.eye(width, dtype=torch.float64)
-    return torch.einsum("pih,xw->pxihw", filters, eye).reshape(-1, layer.columns)

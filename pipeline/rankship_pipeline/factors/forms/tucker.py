@@ -35,7 +35,7 @@ def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, f
     if not offers:
         return
     size = taken.layer.kernel[0] * taken.layer.kernel[1]
-    held = taken.hold(_spread(taken.layer, taken.remember(_find_basis)))  # (r, in·kh·kw)
+    held = taken.hold(taken.remember(_find_basis))  # (r, in·kh·kw)
     for inner, some in groupby(offers, _read_width):
         energy = torch.linalg.svdvals(held[:, : inner * size]) ** 2
         base = taken.total - float(energy.sum())
@@ -49,7 +49,7 @@ def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, Tensor
     inner, rank = _read_width(factors), factors.rank
     height, width = taken.layer.kernel
     basis = pad_basis(taken.remember(_find_basis), inner)  # (r1, in)
-    A, core = truncate(taken.project(_spread(taken.layer, basis)), rank)  # (rows, r2), (r2, r1·kh·kw)
+    A, core = truncate(taken.project(basis), rank)  # (rows, r2), (r2, r1·kh·kw)
     mixed, basis = balance(core.reshape(rank, inner, -1).transpose(1, 2).reshape(-1, inner), basis)
     core = mixed.reshape(rank, height * width, inner).transpose(1, 2)
     return basis[:, :, None, None], core.reshape(rank, inner, height, width), A[:, :, None, None]
@@ -77,11 +77,6 @@ def _find_basis(taken: Decomposition) -> Tensor:
     channels, size = taken.layer.channels, taken.layer.columns // taken.layer.channels
     marginal = torch.einsum("ixjx->ij", taken.gram.reshape(channels, size, channels, size))
     return find_directions(taken.weighted.flatten(2).transpose(1, 2).reshape(-1, channels), marginal)
-
-
-def _spread(layer: Layer, basis: Tensor) -> Tensor:
-    """The first operator (r1, in) as a map from patches: (r1·kh·kw, in·kh·kw)."""
-    return torch.kron(basis, torch.eye(layer.columns // layer.channels, dtype=torch.float64))
 
 
 def _read_width(factors: Factors) -> int:

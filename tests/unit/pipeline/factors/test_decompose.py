@@ -261,3 +261,17 @@ def test_balancing_keeps_the_product_and_evens_the_norms(seed: int, rows: int, r
     torch.testing.assert_close(left @ right, A @ B)
     torch.testing.assert_close(left.norm(dim=0)[1:], right.norm(dim=1)[1:])
     assert torch.equal(right[0], B[0])
+
+
+def test_a_wide_gram_goes_by_its_cholesky_factor_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(6, 20, dtype=torch.float64, generator=generator)
+    X = torch.randn(50, 20, dtype=torch.float64, generator=generator)
+    by_eigen = decompose(W, Metric(gram=X.T @ X), "eigen")
+    monkeypatch.setattr("rankship_pipeline.factors.decompose._WIDE", 10)
+    monkeypatch.setattr("rankship_pipeline.factors.decompose.find_root", None)  # not called
+    by_cholesky = decompose(W, Metric(gram=X.T @ X), "eigen")
+    torch.testing.assert_close(by_cholesky.sigma, by_eigen.sigma)
+    for rank in (2, 6):
+        found, wanted = (A @ B for A, B in (truncate(one, rank) for one in (by_cholesky, by_eigen)))
+        torch.testing.assert_close(found, wanted)

@@ -10,7 +10,15 @@ from torch import Tensor
 from rankship_pipeline.factors.decompose import Metric, decompose, decompose_outputs, make_metric, truncate
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.held_out import measure_held_out
-from rankship_pipeline.factors.shrink import pool, shrink, shrink_curvature, shrink_outputs
+from rankship_pipeline.factors.shrink import (
+    _scale,
+    _weigh_by_probes,
+    _weigh_exactly,
+    pool,
+    shrink,
+    shrink_curvature,
+    shrink_outputs,
+)
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer
 
@@ -211,3 +219,16 @@ def test_outputs_that_depend_on_each_other_or_are_silent_can_be_shrunk() -> None
         assert bool(matrix.isfinite().all())
         assert bool(matrix[2].eq(0).all())
         assert float(matrix.diagonal().sum()) > 0
+
+
+@pytest.mark.parametrize("samples", [60, 400, 4000])
+def test_likelihoods_of_many_columns_are_estimated_near_the_exact_ones(samples: int) -> None:
+    random = np.random.default_rng(5)
+    columns = 300
+    Q = torch.linalg.qr(torch.tensor(random.normal(size=(columns, columns))))[0]
+    mixing = Q * torch.tensor(0.98 ** np.arange(columns))
+    halves = halve(draw_inputs(random, samples, mixing).relu())
+    first, second = (_scale(half, pool(halves).diagonal()) for half in halves)
+    exact = _weigh_exactly(first, second)
+    estimated = _weigh_by_probes(first, second)
+    assert abs(int(exact.argmin()) - int(estimated.argmin())) <= 1  # of 61, a tenth of a decade each
