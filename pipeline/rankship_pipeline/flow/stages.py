@@ -16,7 +16,7 @@ from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves, predict
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
-from rankship_pipeline.factors.decompose import Metric, join_metrics, make_metric
+from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.factors.shrink import pool
@@ -367,13 +367,7 @@ class Stages:
             )
             for name, halves in grams.items()
         }
-        joined = {
-            layer.name: join_metrics(
-                metrics[layer.name], [metrics[one.name] for one in layer.tied if one.name in metrics]
-            )
-            for layer in self.prepared.layers
-        }
-        return joined, key
+        return metrics, key
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
