@@ -29,14 +29,17 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     The rows of X are a linear layer's tokens, a convolution's im2col patches or a transposed one's positions; padding
     does not count. The Gram is divided by the number of samples, so that models calibrated on different amounts of
     data weigh the same. An embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies,
-    (columns,). Only one batch of activations is in memory.
+    (columns,). Only one batch of activations is in memory. A head that is tied to an embedding has a Gram under its own
+    name; embeddings that are tied to each other count as one.
     """
-    grams = {layer.name: _start_gram(layer) for layer in layers}
-    modules = {layer.name: get_layer(model, layer.name) for layer in layers}
+    uses = {use.name: use for layer in layers for use in layer.uses}
+    kept_under = _join_embeddings(layers)
+    grams = {name: _start_gram(uses[name]) for name in kept_under.values()}
+    modules = {name: get_layer(model, name) for name in uses}
     masks: Masks = ()  # of the batch that is running
 
     def add(name: str, x: Tensor, _y: Tensor) -> None:
-        gram, module = grams[name], modules[name]
+        gram, module = grams[kept_under[name]], modules[name]
         if isinstance(module, Convolution) and is_long(module):
             padded, padding = _pad(module, x)
             add_patches(gram, module, padded, tuple(padding))
@@ -76,14 +79,15 @@ def collect_curvatures(
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
     predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
-    the weight causes (Martens and Grosse 2015).
+    the weight causes (Martens and Grosse 2015). Of layers tied to each other it is that of the embeddings.
     """
     curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
     outputs: dict[str, list[Tensor]] = {name: [] for name in curvatures}  # of every call
-    modules = {layer.name: get_layer(model, layer.name) for layer in layers}
+    kept_under = {use: name for use, name in _join_embeddings(layers).items() if name in curvatures}
+    modules = {name: get_layer(model, name) for name in kept_under}
 
     def keep(name: str, _x: Tensor, y: Tensor) -> Tensor:
-        outputs[name].append(y if y.requires_grad else y.requires_grad_())
+        outputs[kept_under[name]].append(y if y.requires_grad else y.requires_grad_())
         return y.clone()  # an in-place activation must not overwrite the kept output
 
     generator = torch.Generator().manual_seed(seed)
@@ -190,6 +194,11 @@ def _as_rows_of_patches(module: Convolution | Transposed, x: Tensor, padding: Se
 def _select(x: Tensor, mask: Tensor | None) -> Tensor:
     """The rows of (samples, positions, features) that are not padding; tensors of another shape stay whole."""
     return x if mask is None or x.ndim != 3 or x.shape[:2] != mask.shape else x[mask]  # noqa: PLR2004
+
+
+def _join_embeddings(layers: Sequence[Layer]) -> dict[str, str]:
+    """The name under which a module's matrix is kept, by the name of every module that computes with a weight."""
+    return {use.name: layer.name if use.kind == "embedding" else use.name for layer in layers for use in layer.uses}
 
 
 def _start_gram(layer: Layer) -> Tensor:

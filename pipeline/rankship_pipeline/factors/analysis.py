@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.factors.decompose import Metric, join_metrics
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
@@ -22,14 +22,20 @@ class Analysis:
 
 
 def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
-    """Decompose every layer; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain."""
+    """Decompose every layer; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain.
+
+    Heads that are tied to an embedding have metrics under their own names, which are joined with the embedding's.
+    """
     return Analysis(
         model=model,
         layers={
             layer.name: Decomposition(
                 layer=layer,
                 weight=as_matrix(get_layer(model, layer.name)),
-                metric=metrics.get(layer.name, Metric()),
+                metric=join_metrics(
+                    metrics.get(layer.name, Metric()),
+                    [metrics[head.name] for head in layer.tied if head.name in metrics],
+                ),
                 whitening=whitening,
             )
             for layer in layers

@@ -1,7 +1,7 @@
 """Factors one weight matrix into two by a truncated SVD, whitened by the layer's inputs and its output's effect."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,28 @@ def make_metric(
     scale = torch.ones(curvature.shape[1], dtype=curvature.dtype) if units is None else units
     weighed = shrink_curvature(curvature * scale[:, None] * scale, samples) / scale[:, None] / scale
     return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
+
+
+def join_metrics(embedding: Metric, heads: Sequence[Metric]) -> Metric:
+    """The one metric of an embedding and the heads that have its table as weight: both uses' errors added up.
+
+    Of an error Δ in the row of token v, with f_v its frequency in one sample and H the curvature at the embedding's
+    output, the embedding's part is f_v·Δ·H·Δᵀ. At a head the Kronecker-factored Fisher is that of softmax's logits,
+    diag(p) − p·pᵀ, times the inputs' Gram G (Martens and Grosse 2015); only its diagonal is kept, as a matrix of
+    V × V has no place in memory, and p_v is taken from the frequencies, f_v / Σf: its part is f_v·Δ·(G / Σf)·Δᵀ. So
+    the sum has Kronecker weights again, diag(f) ⊗ (H + G / Σf), under which the SVD is the optimum. Without a
+    curvature the two are in different units, and the identity and G of mean eigenvalue one count the same.
+    """
+    grams = [head.gram for head in heads if head.gram is not None and bool(head.gram.any())]
+    if not grams or embedding.gram is None:
+        return embedding
+    H = embedding.curvature
+    if H is None:
+        H = torch.eye(len(grams[0]), dtype=torch.float64)
+        shares = [gram / gram.diagonal().mean() for gram in grams]
+    else:
+        shares = [gram / embedding.gram.sum() for gram in grams]
+    return replace(embedding, curvature=torch.stack([H, *shares]).sum(0))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def check_sizes(prepared: Prepared) -> None:
 
 def check_excluded(prepared: Prepared) -> None:
     """Check that every pattern of ranks.exclude matches a layer."""
-    names = [layer.name for layer in find_layers(prepared.model)]
+    names = [use.name for layer in find_layers(prepared.model) for use in layer.uses]
     for pattern in prepared.recipe.ranks.exclude:
         if not fnmatch.filter(names, pattern):
             raise InputError(

@@ -39,8 +39,12 @@ def _find_idle(prepared: Prepared) -> dict[str, str]:
             raise
         return {}
     found = find_idle_weights(graph)
-    weights = {layer.name: f"{layer.name}.weight".removeprefix(prefix) for layer in prepared.layers}
-    return {name: found[weight] for name, weight in weights.items() if weight in found}
+    idle = {}
+    for layer in prepared.layers:
+        weights = [f"{use.name}.weight".removeprefix(prefix) for use in layer.uses]  # a graph reads one of those tied
+        if all(weight in found for weight in weights):
+            idle[layer.name] = found[weights[0]]
+    return idle
 
 
 def describe_dense(reasons: Mapping[str, str]) -> tuple[str, ...]:

@@ -81,7 +81,10 @@ def find_unreplaceable(model: nn.Module, layers: Sequence[Layer], inputs: Inputs
 
 
 def _find_uncalled(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, str]:
-    """The layers that are never called, or too often for a graph; a few samples are enough for most models."""
+    """The layers that are never called, or too often for a graph; a few samples are enough for most models.
+
+    Of layers tied to each other, one that is called is enough.
+    """
     calls = _count_calls(model, layers, tuple(tensor[:1] for tensor in inputs))
     quiet = [layer for layer in layers if not calls[layer.name]]
     if quiet:  # one expert of many may wait for another sample
@@ -94,14 +97,14 @@ def _find_uncalled(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) ->
 
 
 def _count_calls(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, int]:
-    calls = {layer.name: 0 for layer in layers}
+    calls = {use.name: 0 for layer in layers for use in layer.uses}
 
     def count(name: str, _x: Tensor, _y: Tensor) -> None:
         calls[name] += 1
 
     with torch.inference_mode(), watch(model, calls, count):
         model(*inputs)
-    return calls
+    return {layer.name: max(calls[use.name] for use in layer.uses) for layer in layers}
 
 
 def _list_shapes(output: object) -> list[tuple[int, ...]]:

@@ -360,7 +360,7 @@ class Stages:
         metrics = {
             name: make_metric(
                 halves,
-                None if curved is None else curved.value[name],
+                None if curved is None else curved.value.get(name),  # a tied head has none
                 samples,
                 units=units.get(name),
                 shrunk=way.shrink,

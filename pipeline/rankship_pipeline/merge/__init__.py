@@ -90,6 +90,8 @@ def merge_states(method: MergeMethod, sources: Sources, settings: Mapping[str, f
             generators=seed_generators(seed, name, len(sources.states)),
         )
         merged[name] = merge_tensor(choose_method(method, name), given).to(first.dtype)
+    for weight, layer in layers.items():
+        merged |= {f"{one.name}.weight": merged[weight] for one in layer.tied}
     return merged
 
 

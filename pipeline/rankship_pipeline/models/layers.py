@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeGuard
 
@@ -37,6 +38,9 @@ class Layer:
     convolution is one on every input position: its rows are out·kh·kw, which are then added up where they overlap, and
     its kernel here is (1, 1). A convolution over one axis has a kernel of height 1. `inputs_first` says that its weight
     is stored with the inputs as the first axis, as embeddings, transposed convolutions and GPT-2's Conv1D store it.
+
+    `tied` are the other modules that have an embedding's weight, each as a layer of its own: heads, whose matrix is
+    this one transposed, and further embeddings. They are factored with it, as one.
     """
 
     name: str
@@ -45,6 +49,12 @@ class Layer:
     kind: Kind = "linear"
     kernel: tuple[int, int] = (1, 1)
     inputs_first: bool = False
+    tied: tuple["Layer", ...] = ()
+
+    @property
+    def uses(self) -> tuple["Layer", ...]:
+        """Every module that computes with the weight, as a layer that is tied to no other; itself first."""
+        return (replace(self, tied=()), *self.tied)
 
     @property
     def parameters(self) -> int:
@@ -65,28 +75,59 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer,
     """List every layer that can become a chain of smaller operators, in the model's own order.
 
     Not listed, so dense: what `find_dense` names, weights computed from others (see plain_modules), and names matching
-    a pattern in `exclude`. A model that is itself one layer has no name, so it cannot be replaced.
+    a pattern in `exclude`. A model that is itself one layer has no name, so it cannot be replaced. An embedding and
+    what is tied to it are one layer, of the first embedding's name; a pattern that matches one of them leaves out all.
     """
-    shared = _find_shared(model)
-    return tuple(
-        describe(name, module)
+    shared, ties = _find_shared(model), find_ties(model)
+    followers = {name for others in ties.values() for name in others}
+    layers = (
+        replace(describe(name, module), tied=tuple(describe(one, get_layer(model, one)) for one in ties.get(name, ())))
         for name, module in model.named_modules()
         if name
         and is_factorable(module)
-        and id(module) not in shared
+        and name not in followers
+        and (name in ties or id(module) not in shared)
         and not _has_hooks(module)
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    )
+    return tuple(
+        layer
+        for layer in layers
+        if not any(fnmatchcase(one.name, pattern) for one in layer.uses for pattern in exclude)
     )
 
 
 def find_dense(model: nn.Module) -> dict[str, str]:
     """The reason why a layer with a matrix stays dense, by the names of all such layers."""
-    shared = _find_shared(model)
+    shared, ties = _find_shared(model), find_ties(model)
+    together = {name for first, others in ties.items() for name in (first, *others)}
     return {
         name: reason
         for name, module in model.named_modules()
-        if (reason := _explain(module, shared=id(module) in shared)) is not None
+        if (reason := _explain(module, shared=id(module) in shared and name not in together)) is not None
     }
+
+
+def find_ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The names of the modules that share the weight of an embedding, by the name of the first such embedding.
+
+    Only where embeddings and linear layers are all that has the weight, each under one name and without hooks.
+    """
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    owners: dict[int, list[tuple[str, str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():  # noqa: SLF001 - parameters() hides sharing
+            owners.setdefault(id(parameter), []).append((key, name, module))
+    ties = {}
+    for some in owners.values():
+        first = next((name for _, name, module in some if isinstance(module, nn.Embedding)), None)
+        if len(some) > 1 and first and all(key == "weight" and _may_tie(module, names) for key, _, module in some):
+            ties[first] = tuple(name for _, name, _ in some if name != first)
+    return ties
+
+
+def _may_tie(module: nn.Module, names: Mapping[int, int]) -> bool:
+    plain = isinstance(module, nn.Embedding | nn.Linear) and is_factorable(module)
+    return plain and names[id(module)] == 1 and not _has_hooks(module)
 
 
 def is_factorable(module: nn.Module) -> TypeGuard[Factorable]:

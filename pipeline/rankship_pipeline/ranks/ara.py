@@ -25,11 +25,11 @@ from rankship_pipeline.evaluate.calibrate import find_scales, predict
 from rankship_pipeline.evaluate.likelihood import Likelihood, sum_nats, take_answers
 from rankship_pipeline.evaluate.masks import find_mask, find_masks
 from rankship_pipeline.factors.decompose import Spectrum, truncate
-from rankship_pipeline.factors.rebuild import chain, fill_factors
+from rankship_pipeline.factors.rebuild import Chain, fill_factors, make_chains
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Factorable, get_layer
+from rankship_pipeline.models.layers import Factorable, find_ties, get_layer
 from rankship_pipeline.models.outputs import flatten
 from rankship_pipeline.ranks.allocators import spend_remainder, total_cost
 from rankship_pipeline.ranks.stats import Choices, LayerStats
@@ -99,13 +99,9 @@ class Masked(nn.Module):
     its mask from the factors, so that the task loss still trains the mask.
     """
 
-    def __init__(self, dense: Factorable, spectrum: Spectrum, mask: Mask, *, repaired: bool) -> None:
+    def __init__(self, dense: Factorable, factors: Chain, mask: Mask, *, repaired: bool) -> None:
         super().__init__()
         self.dense, self.mask, self.repaired = dense, mask, repaired
-        K = mask.M.shape[1]
-        factors = chain(dense, Factors(rank=K)).requires_grad_(requires_grad=False)
-        W_u, W_v = truncate(spectrum, K)  # (rows, K), (K, columns); zeros beyond the spectrum
-        fill_factors(factors, (W_v, W_u))
         self.inwards, self.outwards = factors
         # a convolution's channels are before its positions, other layers' features last
         self.shape = (-1, *(1 for _ in getattr(dense, "kernel_size", ())))
@@ -245,11 +241,17 @@ def measure_errors(spectrum: Spectrum, K: int) -> Tensor:
 def attach(
     model: nn.Module, spectra: Mapping[str, Spectrum], masks: Mapping[str, Mask], *, repaired: bool
 ) -> nn.Module:
-    """A frozen copy of the model with a Masked layer for each layer that has a mask."""
+    """A frozen copy of the model with a Masked layer for each that has a mask, and for each that is tied to it."""
     masked = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    chains = make_chains(masked, {name: Factors(rank=mask.M.shape[1]) for name, mask in masks.items()})
+    owners = {other: name for name, others in find_ties(masked).items() for other in others}
     for name, mask in masks.items():
+        W_u, W_v = truncate(spectra[name], mask.M.shape[1])  # (rows, K), (K, columns); zeros beyond the spectrum
+        fill_factors(chains[name], (W_v, W_u))
+    for name, factors in chains.items():
         parent, _, child = name.rpartition(".")
-        layer = Masked(get_layer(masked, name), spectra[name], mask, repaired=repaired)
+        factors.requires_grad_(requires_grad=False)
+        layer = Masked(get_layer(masked, name), factors, masks[owners.get(name, name)], repaired=repaired)
         setattr(masked.get_submodule(parent), child, layer)
     return masked
 

@@ -61,12 +61,13 @@ class Site:
 
 @torch.inference_mode()
 def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, tuple[Site, ...]]:
-    """The sites of every layer by its name, one for each call on one sample."""
+    """The sites of every layer by its name, one for each call on one sample of it or of what is tied to it."""
     found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
-    by_name = {layer.name: (layer, get_layer(model, layer.name)) for layer in layers}
+    by_name = {use.name: (layer.name, use, get_layer(model, use.name)) for layer in layers for use in layer.uses}
 
     def note(name: str, x: Tensor, _y: Tensor) -> None:
-        found[name].append(_describe(*by_name[name], tuple(x.shape)))
+        owner, use, module = by_name[name]
+        found[owner].append(_describe(use, module, tuple(x.shape)))
 
     with watch(model, by_name, note):
         model(*(tensor[:1] for tensor in inputs))

@@ -68,8 +68,8 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
     """The price in floating-point operations on one sample, two per multiply-add, as torch's own counter counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
-    kinds = {layer.name: layer.kind for layer in layers}
+    kinds = {use.name: use.kind for layer in layers for use in layer.uses}
+    calls: dict[str, list[_Call]] = {name: [] for name in kinds}
 
     def note(name: str, x: Tensor, y: Tensor) -> None:
         if kinds[name] == "convolution":
@@ -82,7 +82,7 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
         model(*(tensor[:1] for tensor in inputs))
 
     def price_layer(layer: Layer, factors: Factors | None) -> int:
-        return sum(_count_flops(layer, factors, call) for call in calls[layer.name])
+        return sum(_count_flops(use, factors, call) for use in layer.uses for call in calls[use.name])
 
     return Price("flops", price_layer, counter.get_total_flops() - sum(price_layer(layer, None) for layer in layers))
 

@@ -130,10 +130,11 @@ def _run_both(dense: nn.Module, student: nn.Module, layer: Layer, inputs: Inputs
 def _order(analysis: Analysis, inputs: Inputs) -> list[tuple[Layer, int]]:
     """The layers in the order in which one sample runs through them, each with its number of calls."""
     order: dict[str, int] = {}
+    owners = {use.name: name for name, taken in analysis.layers.items() for use in taken.layer.uses}
 
     def see(name: str, _x: Tensor, _y: Tensor) -> None:
-        order[name] = order.get(name, 0) + 1
+        order[owners[name]] = order.get(owners[name], 0) + 1
 
-    with watch(analysis.model, analysis.layers, see):
+    with watch(analysis.model, owners, see):
         analysis.model(*(tensor[:1] for tensor in inputs))
     return [(analysis.layers[name].layer, calls) for name, calls in order.items()]

@@ -73,7 +73,14 @@ def count_parameters(layer: Layer, factors: Factors | None) -> int:
 
 
 def list_operators(layer: Layer, factors: Factors | None) -> tuple[Operator, ...]:
-    """The operators of a layer stored as `factors`, dense for None; an embedding's lookup is not one."""
+    """The operators of a layer stored as `factors`, dense for None; an embedding's lookup is not one.
+
+    Those of the layers that are tied to it follow.
+    """
+    return tuple(operator for use in layer.uses for operator in _list_own(use, factors))
+
+
+def _list_own(layer: Layer, factors: Factors | None) -> tuple[Operator, ...]:
     dense = (Operator(layer.rows, layer.columns),)
     chained = dense if factors is None else FORMS[factors.form].list_operators(layer, factors)
     return chained[1 if layer.kind == "embedding" else 0 :]

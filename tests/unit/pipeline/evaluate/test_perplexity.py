@@ -254,8 +254,8 @@ def test_a_language_model_is_found_factored_and_still_speaks(kind: str, tied: bo
     found = {layer.name: layer for layer in linear}
     projections = {f"model.model.layers.{block}.{name}" for block in range(2) for name in PROJECTIONS}
     assert found.keys() == projections | (set() if tied else {"model.lm_head"})
-    embedded = any(layer.name == "model.model.embed_tokens" for layer in find_layers(model))
-    assert not (tied and embedded)
+    (words,) = (layer for layer in find_layers(model) if layer.kind == "embedding")
+    assert [layer.name for layer in words.tied] == (["model.lm_head"] if tied else [])
     assert found["model.model.layers.0.self_attn.k_proj"].rows == 8  # two of four heads: grouped queries
     assert all(len(grams) == found[name].columns for name, grams in collect_grams(model, (text[None],), linear).items())
     full = factor(model, linear, {name: min(layer.rows, layer.columns) for name, layer in found.items()})

@@ -54,9 +54,9 @@ class Sharing(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
         self.grouped = nn.Conv1d(4, 4, 3, groups=2)
-        self.words = nn.Embedding(4, 4)
+        self.first = nn.Linear(4, 4)
         self.head = nn.Linear(4, 4)
-        self.head.weight = self.words.weight
+        self.head.weight = self.first.weight
         self.cube = nn.Conv3d(4, 4, 3)
         self.curious = Curious(4, 4)
         self.hooked = nn.Linear(4, 4)
@@ -112,7 +112,7 @@ def test_what_stays_dense_is_named_with_its_reason() -> None:
     assert find_dense(net) == {
         "depthwise": "its convolution is depthwise",
         "grouped": "its convolution is grouped",
-        "words": "it is used twice or shares its weight",
+        "first": "it is used twice or shares its weight",
         "head": "it is used twice or shares its weight",
         "cube": "Conv3d has no form",
         "curious": "Curious computes in its own way",
@@ -148,6 +148,47 @@ def test_a_matrix_goes_back_into_the_weight_that_it_was(make: Any) -> None:  # n
 
 def test_tied_weights_and_layers_with_two_names_are_left_out() -> None:
     assert [layer.name for layer in find_layers(Aliased())] == ["head"]
+
+
+def make_pair(head: nn.Linear | None = None) -> nn.Sequential:
+    """An embedding, and a head that has its weight."""
+    pair = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False) if head is None else head)
+    pair[1].weight = pair[0].weight
+    return pair
+
+
+def test_an_embedding_and_the_head_that_has_its_weight_are_one_layer() -> None:
+    (layer,) = find_layers(make_pair())
+    assert (layer.name, layer.kind, layer.parameters) == ("0", "embedding", 20)
+    assert [(use.name, use.kind, use.rows, use.columns) for use in layer.uses] == [
+        ("0", "embedding", 4, 5), ("1", "linear", 5, 4),
+    ]  # fmt: skip
+    assert find_dense(make_pair()) == {}
+    assert find_layers(make_pair(), ("1",)) == ()
+
+
+def hook(pair: nn.Sequential) -> None:
+    pair[1].register_forward_hook(lambda *_: None)
+
+
+def name_twice(pair: nn.Sequential) -> None:
+    pair.append(pair[1])
+
+
+def share_otherwise(pair: nn.Sequential) -> None:
+    pair.register_parameter("weight_too", pair.get_parameter("0.weight"))
+
+
+@pytest.mark.parametrize("spoil", [hook, name_twice, share_otherwise])
+def test_a_pair_of_which_one_cannot_be_replaced_stays_dense(spoil: Any) -> None:  # noqa: ANN401
+    pair = make_pair()
+    spoil(pair)
+    assert find_layers(pair) == ()
+    assert find_dense(pair).keys() == {"0", "1"}
+
+
+def test_an_embedding_tied_to_a_layer_of_its_own_kind_stays_dense() -> None:
+    assert find_layers(make_pair(Curious(4, 5, bias=False))) == ()
 
 
 def test_a_layer_used_twice_in_a_sequence_is_left_out() -> None:

@@ -93,7 +93,8 @@ def test_the_published_mask_is_wider_than_a_heads_spectrum_and_the_repaired_one_
     for mask in (original, repaired):
         full = replace(mask, stretch=0.5)  # all components, and yet not dense
         full = with_logits(full, torch.tensor([50.0] + [0.0] * 100, dtype=torch.float64))
-        y = Masked(head, decompose_plain(as_matrix(head), None), full, repaired=False)(x)
+        spectra = {"0": decompose_plain(as_matrix(head), None)}
+        y = ara.attach(nn.Sequential(head), spectra, {"0": full}, repaired=False)(x)
         torch.testing.assert_close(y, head(x))
 
 
@@ -125,7 +126,9 @@ def make_masked(module: Any, ratio: float, *, repaired: bool) -> tuple[Masked, S
     module = copy.deepcopy(module).requires_grad_(requires_grad=False)
     spectrum = decompose_plain(as_matrix(module), None)
     mask = with_ratio(make_mask(spectrum, 0.5, AraChoice(repaired=repaired)), ratio)
-    return Masked(module, spectrum, mask, repaired=repaired), spectrum
+    masked = ara.attach(nn.Sequential(module), {"0": spectrum}, {"0": mask}, repaired=repaired).get_submodule("0")
+    assert isinstance(masked, Masked)
+    return masked, spectrum
 
 
 @pytest.mark.parametrize(("module", "x"), MODULES, ids=[str(module) for module, _ in MODULES])
