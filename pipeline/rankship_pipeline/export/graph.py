@@ -68,7 +68,8 @@ def _find_weight(node: Node, varying: frozenset[Node]) -> Iterator[tuple[Node, O
         weight = node.args[place]
         if isinstance(weight, Node) and weight not in varying:
             shape = tuple(int(side) for side in weight.meta["val"].shape)
-            rows = shape[0 if at == 0 else -1]
+            first = 0 if name == "aten.convolution.default" else -2  # a batched product's matrix is its last two
+            rows = shape[first if at == 0 else -1]
             yield weight, Operator(kind=name, rows=rows, columns=prod(shape) // rows)
 
 
