@@ -156,9 +156,10 @@ def _weigh_by_probes(made: Tensor, unseen: Tensor) -> Tensor:
     )  # (probes, steps), (probes, steps, steps)
     found = basis @ (basis[:, 0] @ unseen)[:, :, None]  # (probes, steps, 1): of the unseen half along each step
     along = (found.transpose(1, 2) @ Q)[:, 0]
-    shrunk = _shrink_values(values.flatten()).unflatten(1, values.shape)
+    shrunk = _shrink_values(values.flatten()).reshape(-1, *values.shape)
     logs, energies = shrunk.log() * Q[:, 0] ** 2, Q[:, 0] * along / shrunk
-    return (logs + energies).sum((1, 2)) * (size / _PROBES)
+    costs: Tensor = (logs + energies).sum((1, 2)) * (size / _PROBES)
+    return costs
 
 
 def _shrink_values(values: Tensor) -> Tensor:
