@@ -201,7 +201,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bert").mkdir()
     (folder / "bert/vocab.txt").write_text("\n".join(words) + "\n")
     transformers.BertTokenizer(str(folder / "bert/vocab.txt")).save_pretrained(folder / "bert")
-    reading = transformers.BertConfig(**small, vocab_size=len(words), max_position_embeddings=24, **names)
+    reading = transformers.BertConfig(**small, vocab_size=len(words), max_position_embeddings=16, **names)
     transformers.BertForSequenceClassification(reading).save_pretrained(folder / "bert")
     return folder
 

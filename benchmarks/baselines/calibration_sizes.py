@@ -28,6 +28,7 @@ from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
+from rankship_pipeline.foundation.records import Form
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.ranks.price import price_parameters
@@ -35,7 +36,7 @@ from rankship_pipeline.recipe.choices import Comparison
 from rankship_pipeline.recipe.rules import read_recipe
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
-FORMS = ("svd", "spatial", "tucker")
+FORMS: tuple[Form, ...] = ("svd", "spatial", "tucker")
 WAYS = (
     Comparison(name="plain, uniform", merge="average", ranks="uniform", whitening="plain"),
     Comparison(name="plain, knapsack", merge="average", ranks="knapsack", whitening="plain", forms=FORMS),
@@ -97,7 +98,8 @@ def train_moments(model: nn.Module, seed: int) -> None:
     for _ in range(1500):
         batch = torch.randint(0, 1000, (128,), generator=generator)
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(x[batch]), (y[batch] - mean) / spread).backward()
+        loss = nn.functional.mse_loss(model(x[batch]), (y[batch] - mean) / spread)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         optimizer.step()
     last: Any = list(model.children())[-1]
     with torch.no_grad():

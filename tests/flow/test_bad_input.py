@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
     "labels of another shape": (  # one column would compare every answer with every label
         _change_model("torch.arange(32) % 3}", "torch.arange(32)[:, None] % 3}"),
         2,
-        ("(batch, positions, classes)",),
+        ("test_labels are torch.int64 of shape [32, 1] and fit no output of the model",),
     ),
     "missing factory": (_change_recipe('"model.py:make"', '"model.py:build"'), 2, ("has no function 'build'",)),
     "pattern that matches nothing": (

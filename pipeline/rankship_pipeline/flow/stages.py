@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
@@ -16,7 +16,7 @@ from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves, predict
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
-from rankship_pipeline.factors.decompose import Metric, make_metric
+from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.factors.shrink import pool
@@ -30,6 +30,7 @@ from rankship_pipeline.flow.cached_stage import (
     cached_stage,
     stamp,
 )
+from rankship_pipeline.flow.metrics import make_metrics
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -40,7 +41,7 @@ from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
-from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
+from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.ranks.losses import measure_losses
@@ -354,20 +355,8 @@ class Stages:
             key = "+".join(one.content for one in each)
         curved = self.weigh_outputs(merged) if way.curvature else None
         key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")
-        samples = len(self.prepared.data.pool_calibration()[0])
-        choices = all(answer.is_choice for answer in self.prepared.likelihood.values())
-        units = {} if choices else _measure_units(merged.module, grams)
-        metrics = {
-            name: make_metric(
-                halves,
-                None if curved is None else curved.value.get(name),  # a tied head has none
-                samples,
-                units=units.get(name),
-                shrunk=way.shrink,
-            )
-            for name, halves in grams.items()
-        }
-        return metrics, key
+        curvatures = {} if curved is None else curved.value
+        return make_metrics(self.prepared, merged.module, grams, curvatures, shrunk=way.shrink), key
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
@@ -406,18 +395,3 @@ class Stages:
         where = str(kept.entry.folder)
         module = load_into(copy.deepcopy(structure), kept.value.state, where=where)
         return Model(module, kept.entry, digest(files), kept.value.batchnorm_reestimated)
-
-
-def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
-    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
-
-    `grams` are those of two halves of the samples.
-    """
-    units = {}
-    for name, halves in grams.items():
-        gram = pool(halves)
-        matrix = as_matrix(get_layer(model, name)).double()
-        energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
-        mean = energy.mean() if bool(energy.any()) else torch.ones(())
-        units[name] = torch.where(energy > 0, energy, mean).sqrt()
-    return units
