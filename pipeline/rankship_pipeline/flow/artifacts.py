@@ -73,6 +73,8 @@ def export_variant(
 
 def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, part: Part) -> list[Artifact]:
     formats = prepared.recipe.export.formats
+    if not part.dimensions:
+        return _export_shape(prepared, store, steps, content, part, formats)
     artifacts = _export_shape(
         prepared, store, steps, content, part, [one for one in formats if FACTS[one].takes_ranges]
     )

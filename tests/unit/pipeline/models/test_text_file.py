@@ -39,7 +39,7 @@ def load_recipe(recipe: Recipe, models: Path) -> Data:
 def test_labelled_texts_become_the_tokenizers_tensors(tiny_models: Path, tmp_path: Path, name: str, text: str) -> None:
     data = load(tiny_models, tmp_path / name, text)
     ids, kinds, mask = data.test_inputs
-    assert ids.shape == kinds.shape == mask.shape == (12, 24), "as long as the model takes"
+    assert ids.shape == kinds.shape == mask.shape == (12, 16), "as long as the model takes"
     assert torch.equal(ids[:, 2] - FIRST, data.labels)
     assert torch.equal(mask, (ids != 0).to(torch.int64))
     assert data.answers == "labels"
@@ -56,7 +56,7 @@ def test_tokens_are_as_many_as_stated(tiny_models: Path, tmp_path: Path) -> None
     data = load(tiny_models, tmp_path / "t.tsv", TSV, tokens=4)
     assert data.test_inputs[0].shape == (12, 4)
     assert (data.test_inputs[0][:, 3] == 3).all(), "cut, not without its end"
-    with pytest.raises(InputError, match=r"data\.tokens is 25, model 'm' takes at most 24"):
+    with pytest.raises(InputError, match=r"data\.tokens is 25, model 'm' takes at most 16"):
         load(tiny_models, tmp_path / "t.tsv", TSV, tokens=25)
 
 

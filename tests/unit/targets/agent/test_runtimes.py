@@ -24,7 +24,7 @@ def test_other_runtimes_take_two_inputs_and_give_two_outputs_in_order(tmp_path: 
     assert done.returncode == 0, events
     for position, expected in enumerate(("y", "z")):
         got = np.load(tmp_path / f"out.{position}.npy")
-        np.testing.assert_allclose(got, np.load(tmp_path / f"{expected}.npy"), rtol=1e-5)
+        np.testing.assert_allclose(got, np.load(tmp_path / f"{expected}.npy"), rtol=1e-5, atol=1e-6)
     events, done = call_agent(ask_measure(tmp_path / "model", format=kind, inputs=inputs))
     assert len(find_event(events, "samples")["ns"]) >= 20
     (tmp_path / "cut").write_bytes((tmp_path / "model").read_bytes()[:500])
