@@ -119,6 +119,18 @@ def measure_accuracy(
         correct += int((logs.argmax(-1)[counted] == wanted[counted]).sum())
         answers += int(counted.sum())
         nats += float(nll_loss(logs, wanted, ignore_index=IGNORED, reduction="sum"))
+    return _state_accuracy(stage, correct, answers, nats / answers, measure)
+
+
+def pool_accuracies(parts: Sequence[Score], *, stage: str) -> Score:
+    """One accuracy over the answers of all parts."""
+    samples, correct = sum(part.samples for part in parts), sum(part.correct or 0 for part in parts)
+    nats = sum(part.samples * (part.cross_entropy or 0.0) for part in parts) / samples
+    return _state_accuracy(stage, correct, samples, nats, ACCURACY)
+
+
+def _state_accuracy(stage: str, correct: int, answers: int, nats: float, measure: Measure) -> Score:
+    """The score of `correct` answers of all, with its interval; `nats` is the mean cross-entropy."""
     low, high = wilson_interval(correct, answers)
     return Score(
         stage=stage,
@@ -127,22 +139,6 @@ def measure_accuracy(
         low=low,
         high=high,
         measure=measure,
-        correct=correct,
-        cross_entropy=nats / answers,
-    )
-
-
-def pool_accuracies(parts: Sequence[Score], *, stage: str) -> Score:
-    """One accuracy over the answers of all parts."""
-    samples, correct = sum(part.samples for part in parts), sum(part.correct or 0 for part in parts)
-    low, high = wilson_interval(correct, samples)
-    nats = sum(part.samples * (part.cross_entropy or 0.0) for part in parts) / samples
-    return Score(
-        stage=stage,
-        samples=samples,
-        value=correct / samples,
-        low=low,
-        high=high,
         correct=correct,
         cross_entropy=nats,
     )
