@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ class Metric:
     gram: Tensor | None = None
     curvature: Tensor | None = None
     evidence: Shrunk | None = field(default=None, compare=False)
+
+    @cached_property
+    def root(self) -> tuple[Tensor, Tensor] | None:
+        """Rᵀ and R⁻¹ of the damped curvature, each (rows, r), found once; None without a curvature."""
+        return None if self.curvature is None else find_root(damp(self.curvature), EIGEN_FLOOR)
 
 
 def make_metric(
@@ -96,9 +102,9 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     model's own output distribution (Kronecker-factored Fisher, Martens and Grosse 2015; for convolutions Grosse and
     Martens 2016). Rank then goes to outputs that change predictions, not only to large outputs.
     """
-    if metric.curvature is None:
+    if metric.root is None:
         return WHITENINGS[whitening](weight, metric.gram)
-    left, inverse = find_root(damp(metric.curvature), EIGEN_FLOOR)
+    left, inverse = metric.root
     spectrum = WHITENINGS[whitening](left.T @ weight, metric.gram)
     return Spectrum(U=inverse @ spectrum.U, sigma=spectrum.sigma, right=spectrum.right)
 

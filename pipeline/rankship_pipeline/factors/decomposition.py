@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.decompose import EIGEN_FLOOR, Metric, Spectrum, damp, decompose
-from rankship_pipeline.factors.eigen import find_damped_cholesky, find_root
+from rankship_pipeline.factors.decompose import Metric, Spectrum, decompose
+from rankship_pipeline.factors.eigen import find_damped_cholesky
 from rankship_pipeline.models.layers import Layer
 
 # Added to the Gram of a basis as a share of its diagonal, above rounding; that share of the energy is lost.
@@ -75,10 +75,8 @@ class Decomposition:
     @cached_property
     def _root(self) -> Tensor:
         """Rᵀ (rows, r)."""
-        curvature = self.metric.curvature
-        if curvature is None:
-            return torch.eye(self.layer.rows, dtype=torch.float64)
-        return find_root(damp(curvature), EIGEN_FLOOR)[0]
+        root = self.metric.root
+        return torch.eye(self.layer.rows, dtype=torch.float64) if root is None else root[0]
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""
