@@ -20,7 +20,8 @@ $(complete -p rankship | sed 's/.*-F \\([^ ]*\\).*/\\1/') rankship "${COMP_WORDS
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 FISH = 'source $argv[1]; complete -C "$argv[2]" | string split -f 1 \\t'
-# A terminal of its own, as zsh's completion insists on: the words typed, then what the list under them shows.
+# A terminal of its own, as zsh's completion insists on: the words typed, then what the list under them shows. A busy
+# machine takes its time over the list: it is read until the words looked for are there, for a minute at most.
 ZSH = """
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -28,11 +29,14 @@ zpty -w shell "PS1=; fpath=($1 \\$fpath); autoload -U compinit; compinit -u -D; 
 zpty -w shell "LISTMAX=0; COLUMNS=200; LINES=200; bindkey '^D' list-choices; print ready"
 zpty -r shell line '*ready*ready*'
 zpty -w -n shell "$2"$'\\x04'
-sleep 0.2
-for turn in {1..40}; do
-    while zpty -r -t shell line; do print -r -- "$line"; done
+shift 2; shown=
+for turn in {1..1200}; do
+    while zpty -r -t shell line; do shown+=$line; done
+    missing=0; for word; do [[ $shown = *$word* ]] || missing=1; done
+    (( missing )) || break
     sleep 0.05
 done
+print -r -- "$shown"
 zpty -d shell
 """
 
@@ -61,10 +65,10 @@ def complete_in_fish(scripts: Path, typed: str) -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=scripts).stdout.split("\n"))
 
 
-def complete_in_zsh(scripts: Path, typed: str) -> str:
+def complete_in_zsh(scripts: Path, typed: str, *expected: str) -> str:
     if not shutil.which("zsh"):
         pytest.skip("no zsh: apt-get install zsh")
-    command = ["zsh", "-f", "-c", ZSH, "zsh", str(scripts), typed]
+    command = ["zsh", "-f", "-c", ZSH, "zsh", str(scripts), typed, *expected]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=scripts).stdout
 
 
@@ -84,9 +88,9 @@ def test_fish_completes_verbs_and_flags(scripts: Path) -> None:
 
 
 def test_zsh_completes_verbs_and_flags(scripts: Path) -> None:
-    shown = complete_in_zsh(scripts, "rankship ")
+    shown = complete_in_zsh(scripts, "rankship ", *VERBS)
     assert all(verb in shown for verb in VERBS), shown
-    assert "--results" in complete_in_zsh(scripts, "rankship run --")
+    assert "--results" in complete_in_zsh(scripts, "rankship run --", "--results")
 
 
 def test_every_verb_is_known_with_all_its_flags_and_no_others() -> None:
