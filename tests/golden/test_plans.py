@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.factors.decompose import WHITENINGS, Metric, truncate
 from rankship_pipeline.factors.forms import approximate
@@ -87,7 +88,7 @@ def found() -> dict[str, Any]:
     grams = collect_grams(net, inputs, layers)
     dense = count_parameters(net)
     fixed = dense - sum(layer.parameters for layer in layers)
-    curvatures = collect_curvatures(net, inputs, layers)
+    curvatures = collect_curvatures(net, inputs, layers, draws=8)  # exact for up to 8 classes
     analyses = {
         curved: analyse(
             net,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -21,8 +22,8 @@ _POSITIONS = 3  # dimensions of (samples, positions, classes or columns)
 IMAGE = 4  # dimensions of (samples, channels, height, width)
 _LEAST = 1e-30  # a probability whose logarithm float32 still holds
 _FLOOR = 1e-6  # of a column's mean square: the least variance that it counts with
-# Up to this many classes or columns the Fisher is summed over all; beyond, that many are drawn per output.
-_DRAWS = 10
+# The size of the Hadamard matrix: the most draws that make a difference, a power of two.
+_EXACT = 16
 
 
 @record
@@ -109,43 +110,53 @@ def sum_nats(own: Tensor, wanted: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def draw_predictions(
-    outputs: Outputs, likelihood: Likelihood, scales: Outputs, masks: Masks, generator: torch.Generator
+    outputs: Outputs,
+    likelihood: Likelihood,
+    scales: Outputs,
+    masks: Masks,
+    generator: torch.Generator,
+    draws: int = 1,
 ) -> Iterator[Tensor]:
-    """Yield scalars whose gradients' outer products sum to the Fisher information of all outputs.
+    """Yield `draws` scalars whose gradients' outer products sum, in expectation, to the Fisher information of outputs.
 
-    Of several outputs, each counts per answer, as in the divergence; a single one counts as often as it has answers.
+    A scalar is Σ_c s_c·√p_c·log p_c over classes, or over columns of other outputs in their own units, with signs s_c
+    of ±1 drawn for every answer: E[s_c·s_c'] is 1 for c = c' and 0 otherwise, so that E[g·gᵀ] = Σ_c p_c·g_c·g_cᵀ. Along
+    any direction the variance of one draw is below 2·F², F being the information along it, however rare the classes
+    are that matter; labels drawn by their chances have no such bound (Hutchinson's trace estimator; Martens,
+    Sutskever and Swersky 2012). The signs of several draws are rows of a Hadamard matrix, which makes the sum exact
+    from as many draws as there are classes, at most _EXACT. Of several outputs, each counts per answer, as in the
+    divergence; a single one counts as often as it has answers. Nothing is yielded where no layer affects an output.
     """
-    for name, answer in likelihood.items():
-        if not outputs[name].requires_grad:
-            continue  # no layer affects it
-        draw = _draw_classes if answer.is_choice else _draw_columns
-        taken = (take_logs if answer.is_choice else take_columns)(outputs[name], answer)
-        mask = find_shown(taken, masks)
-        shown = torch.ones(taken.shape[:-1]).bool() if mask is None else mask
-        answers = int(shown.sum()) / len(taken) if len(likelihood) > 1 else 1
-        for scalar in draw(taken, scales.get(name), shown, generator):
-            yield scalar if answers == 1 else scalar / max(answers, 1) ** 0.5
+    rows = torch.from_numpy(hadamard(_EXACT))[:draws]
+    taken = {name: _take_weighted(outputs[name], answer, scales.get(name)) for name, answer in likelihood.items()}
+    weighted = {name: one for name, one in taken.items() if one.requires_grad}
+    signs = {name: _draw_signs(one, generator) for name, one in weighted.items()}
+    for name, one in weighted.items():
+        mask = find_shown(one, masks)
+        shown = torch.ones(one.shape[:-1], dtype=one.dtype) if mask is None else mask.to(one.dtype)
+        answers = float(shown.sum()) / len(one) if len(likelihood) > 1 else 1.0
+        signs[name] *= shown[..., None] / (max(answers, 1.0) * draws) ** 0.5
+    for row in rows if weighted else ():
+        yield torch.stack(
+            [
+                (one * (signs[name] * row.to(one.dtype).repeat(-(-one.shape[-1] // _EXACT))[: one.shape[-1]])).sum()
+                for name, one in weighted.items()
+            ]
+        ).sum()
 
 
-def _draw_classes(logs: Tensor, _scale: Tensor | None, shown: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Over all classes, weighted by their probabilities, or over labels that are drawn."""
-    chances = logs.detach().exp()
-    if logs.ndim == 2 and logs.shape[-1] <= _DRAWS:  # noqa: PLR2004 - a classifier's
-        for index in range(logs.shape[-1]):
-            yield (chances[:, index].sqrt() * logs[:, index]).sum()
-        return
-    for _ in range(_DRAWS):
-        labels = torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(*logs.shape[:-1], 1)
-        yield logs.gather(-1, labels).squeeze(-1)[shown].sum() / _DRAWS**0.5
+def _take_weighted(output: Tensor, answer: Answer, scale: Tensor | None) -> Tensor:
+    """√p·log p of every class, with p held, or a column over its scale and the root of the number of columns."""
+    if answer.is_choice:
+        logs = take_logs(output, answer)
+        return logs * (logs.detach() / 2).exp()
+    y = take_columns(output, answer)
+    units = y.new_ones(1) if scale is None else scale.to(y.dtype)
+    weighted: Tensor = y / units / y.shape[-1] ** 0.5
+    return weighted
 
 
-def _draw_columns(y: Tensor, scale: Tensor | None, shown: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Over all columns of one row a sample, or along directions that are drawn."""
-    weights = 1 / (y.new_ones(y.shape[-1]) if scale is None else scale.to(y.dtype)) / y.shape[-1] ** 0.5
-    if y.ndim == 2 and y.shape[-1] <= _DRAWS:  # noqa: PLR2004 - (samples, columns)
-        for index in range(y.shape[-1]):
-            yield (y[:, index] * weights[index]).sum()
-        return
-    for _ in range(_DRAWS):
-        directions = torch.randn(y.shape, generator=generator, dtype=y.dtype)
-        yield (y * weights * directions)[shown].sum() / _DRAWS**0.5
+def _draw_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """±1 in the shape and type of a tensor."""
+    signs: Tensor = torch.empty_like(like, requires_grad=False).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+    return signs

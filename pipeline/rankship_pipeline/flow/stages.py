@@ -14,7 +14,9 @@ from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves, predict
+from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, predict
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition

@@ -11,6 +11,9 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.weights import State
 
+# Backward passes of each sample; with so many signs the sum over up to 16 classes is exact.
+_DRAWS = 16
+
 
 def merge_fisher(given: MergeInput) -> Tensor:
     """Σ_t F_t θ_t / Σ_t F_t, element by element (Matena and Raffel 2022, all models with the same weight).
@@ -48,7 +51,7 @@ def measure_fisher(
         with torch.enable_grad():
             for sample in split(tuple(tensor[chosen] for tensor in inputs), 1):
                 masks = find_masks(model, sample)
-                for target in draw_predictions(call(model, sample), likelihood, scales, masks, generator):
+                for target in draw_predictions(call(model, sample), likelihood, scales, masks, generator, _DRAWS):
                     found = torch.autograd.grad(target, parameters, retain_graph=True, allow_unused=True)
                     for name, gradient in zip(names, found, strict=True):
                         if gradient is not None:

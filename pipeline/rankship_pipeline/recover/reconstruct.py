@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import as_rows, split
+from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
+from rankship_pipeline.evaluate.rows import as_rows
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition

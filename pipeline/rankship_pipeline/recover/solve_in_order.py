@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, split
+from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
+from rankship_pipeline.evaluate.rows import as_outputs, as_rows
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild

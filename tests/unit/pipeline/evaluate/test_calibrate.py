@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate import calibrate
-from rankship_pipeline.evaluate.calibrate import collect_grams, split
+from rankship_pipeline.evaluate.calibrate import split
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.models.layers import find_layers
 
 CONVOLUTIONS: list[dict[str, Any]] = [

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from make.conv1ds import make_conv1d
-from rankship_pipeline.evaluate.calibrate import as_outputs, as_rows, collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
+from rankship_pipeline.evaluate.rows import as_outputs, as_rows
 from rankship_pipeline.models.layers import as_matrix, find_layers
 from rankship_pipeline.models.plain_modules import make_plain
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import measure_agreement, measure_divergence, measure_error
-from rankship_pipeline.evaluate.calibrate import collect_curvatures
+from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.likelihood import Answer, Family, measure_scales, take_logs
 from rankship_pipeline.models.layers import find_layers
 

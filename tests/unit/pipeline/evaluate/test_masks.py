@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.masks import find_mask, find_masks, pick_mask
 from rankship_pipeline.models.layers import find_layers
 

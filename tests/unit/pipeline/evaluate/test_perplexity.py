@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.perplexity import measure_labelled_perplexity, measure_perplexity
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition

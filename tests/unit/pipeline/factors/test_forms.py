@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from make.conv1ds import make_conv1d
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.decompose import Metric, damp
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import count_parameters as count_stored

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from make.tied import VOCABULARY, WIDTH, Speaker, make_speaker, speak
-from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.export.graph import expect_operators, trace_graph
 from rankship_pipeline.export.onnx import export_graph, list_operators
 from rankship_pipeline.factors.analysis import analyse, fill

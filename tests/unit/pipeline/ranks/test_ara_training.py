@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from make.masks import ORIGINAL, REPAIRED, make_layer_stats, with_ratio
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import collect_grams, predict
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.decompose import Spectrum, decompose_eigen, decompose_plain, truncate
 from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
 from rankship_pipeline.ranks import ara

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.models.layers import count_parameters, find_layers

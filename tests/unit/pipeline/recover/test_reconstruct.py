@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from make.nets import count_hooks
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import collect_curvatures, collect_grams, predict
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors

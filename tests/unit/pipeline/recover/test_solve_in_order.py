@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import collect_grams, predict
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors

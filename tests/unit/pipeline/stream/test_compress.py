@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from make.decoders import ARCHITECTURES, BLOCKS, VOCABULARY, make_decoder, save_sharded
-from rankship_pipeline.evaluate.calibrate import collect_grams
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.factors.decompose import Metric, decompose_eigen, decompose_swift
 from rankship_pipeline.factors.rebuild import rebuild

@@ -7,7 +7,8 @@ import transformers
 from safetensors.torch import load_file
 
 from make.decoders import VOCABULARY, make_decoder, save_sharded
-from rankship_pipeline.evaluate.calibrate import collect_grams, collect_halves
+from rankship_pipeline.evaluate.calibrate import collect_halves
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.decompose import decompose_eigen, make_metric
 from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer

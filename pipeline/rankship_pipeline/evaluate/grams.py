@@ -1,0 +1,126 @@
+"""Sums the Gram matrix of every layer's inputs over the calibration samples."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.evaluate.calibrate import Grams, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
+from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
+from rankship_pipeline.evaluate.rows import as_rows, count_rows, pad_input, sample_patches, sample_places, sample_rows
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Convolution, Factorable, Layer, get_layer
+from rankship_pipeline.models.watch import watch
+
+_BLOCK = 512  # columns that are multiplied at once
+_ROWS = 1024  # rows whose products are summed in float32
+_BYTES = 2**29  # of one layer's input, patches and output in a batch
+# Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
+TOKEN_SMOOTHING = 0.1
+
+
+def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
+    """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
+
+    The rows of X are a linear layer's tokens, a convolution's im2col patches or a transposed one's positions; padding
+    does not count. The Gram is divided by the number of samples, so that models calibrated on different amounts of
+    data weigh the same. An embedding's inputs are one-hot, so its Gram is the diagonal of token frequencies,
+    (columns,). Only one batch of activations is in memory. A head that is tied to an embedding has a Gram under its own
+    name; embeddings that are tied to each other count as one.
+
+    Products of many columns are of float32, sums of float64. Of a layer with many more rows than columns, every batch
+    shows some positions only, drawn in turn (see `share_rows`). Layers that read the same tensors are multiplied once.
+    """
+    uses = {use.name: use for layer in layers for use in layer.uses}
+    kept_under = join_embeddings(layers)
+    grams = {name: _start_gram(uses[name]) for name in kept_under.values()}
+    modules = {name: get_layer(model, name) for name in uses}
+    alike, needed = _look_at_one(model, inputs, modules, grams)
+    samples, turns = len(inputs[0]), Counter[str]()
+    batch, masks = inputs, Masks()  # those that are running
+
+    def add(name: str, x: Tensor, y: Tensor) -> None:
+        gram, module, mask = grams[kept_under[name]], modules[name], pick_mask(masks, x.shape)
+        if gram.ndim == 1:
+            gram += torch.bincount(as_rows(module, x, mask), minlength=len(gram))
+            return
+        turns[name] += 1
+        rows = count_rows(module, x, y, mask)
+        share = share_rows(len(gram), rows, len(batch[0]), samples)
+        if isinstance(module, Convolution) and share < 1:
+            places = sample_places(y[0, 0].numel(), share, turns[name])
+            _add_squares(gram, sample_patches(module, x, places), y[0, 0].numel() / len(places))
+        elif isinstance(module, Convolution) and is_long(module):
+            padded, padding = pad_input(module, x)
+            add_patches(gram, module, padded, tuple(padding))
+        else:
+            _add_squares(gram, *sample_rows(as_rows(module, x, mask), share, turns[name]))
+
+    with torch.inference_mode(), watch(model, set(alike.values()), add):
+        for batch in split(inputs, fit_batch(needed, _BYTES)):
+            masks = find_masks(model, batch)
+            model(*batch)
+    for gram in grams.values():
+        _mirror(gram)
+        gram.div_(samples)
+    return {name: gram if alike.get(name, name) == name else grams[alike[name]].clone() for name, gram in grams.items()}
+
+
+def _look_at_one(
+    model: nn.Module, inputs: Inputs, modules: Mapping[str, Factorable], grams: Grams
+) -> tuple[dict[str, str], int]:
+    """For every layer the first one that reads the same rows, and the bytes that the largest needs for one sample."""
+    seen: dict[str, list[object]] = {name: [_describe_rows(module)] for name, module in modules.items()}
+    held: list[Tensor] = []  # so that no other tensor takes an id
+    needed = 0
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        nonlocal needed
+        held.append(x)
+        # A tensor that is overwritten is another one.
+        seen[name].append((id(x), 0 if x.is_inference() else x._version))  # noqa: SLF001
+        columns = len(grams[name]) if name in grams and grams[name].ndim > 1 else 0
+        rows = count_rows(modules[name], x, y, None)
+        patches = math.ceil(min(1, share_rows(columns, rows, 1, len(inputs[0]))) * rows) * columns * y.element_size()
+        needed = max(needed, x.nbytes + y.nbytes + patches)
+
+    with torch.inference_mode(mode=False), torch.no_grad(), watch(model, modules, see):
+        model(*(tensor[:1] for tensor in inputs))
+    first: dict[tuple[object, ...], str] = {}
+    own = [name for name in modules if len(seen[name]) == 1 or name not in grams or grams[name].ndim == 1]
+    alike = {name: first.setdefault(tuple(seen[name]), name) for name in modules if name not in own}
+    return {**alike, **{name: name for name in own}}, needed
+
+
+def _describe_rows(module: Factorable) -> tuple[object, ...]:
+    """What decides, beside the tensor itself, which rows of it a layer reads."""
+    if not isinstance(module, Convolution):
+        return (type(module) in {nn.ConvTranspose1d, nn.ConvTranspose2d},)
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
+
+
+def _add_squares(gram: Tensor, rows: Tensor, weight: float) -> None:
+    """Add `weight`·XᵀX of rows X (positions, columns) to the upper triangle of a Gram's blocks; `_mirror` fills it up.
+
+    A Gram of few columns costs little, and is exact: float32 could make a singular one indefinite.
+    """
+    exact = rows.dtype == torch.float64 or len(gram) <= _BLOCK
+    for part in [rows.double()] if exact else torch.split(rows.float(), _ROWS):
+        for start in range(0, len(gram), _BLOCK):
+            product = part[:, start : start + _BLOCK].T @ part[:, start:]
+            gram[start : start + _BLOCK, start:].add_(product, alpha=weight)
+
+
+def _mirror(gram: Tensor) -> None:
+    """Fill the blocks that `_add_squares` left out; a diagonal Gram (n,) has none."""
+    for start in range(_BLOCK, len(gram) if gram.ndim > 1 else 0, _BLOCK):
+        gram[start:, start - _BLOCK : start] = gram[start - _BLOCK : start, start:].T
+
+
+def _start_gram(layer: Layer) -> Tensor:
+    if layer.kind == "embedding":
+        return torch.full((layer.columns,), TOKEN_SMOOTHING, dtype=torch.float64)
+    return torch.zeros(layer.columns, layer.columns, dtype=torch.float64)
