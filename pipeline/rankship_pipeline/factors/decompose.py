@@ -7,13 +7,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankship_pipeline.factors.eigen import find_cholesky, find_eigen, find_root, find_singular
+from rankship_pipeline.factors.eigen import (
+    find_cholesky,
+    find_damped_cholesky,
+    find_eigen,
+    find_eigenvalues,
+    find_root,
+    find_singular,
+)
 from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
-# Columns from which an eigen-decomposition takes too long where there is another way.
-_WIDE = 2048
+# Rows and columns up to which the exact way takes no time.
+_SMALL = 640
 # Added to a curvature as a share of its own diagonal: directions that no calibration sample affects still count.
 CURVATURE_RIDGE = 1e-2
 
@@ -32,9 +39,9 @@ class Metric:
     evidence: Shrunk | None = field(default=None, compare=False)
 
     @cached_property
-    def root(self) -> tuple[Tensor, Tensor] | None:
-        """Rᵀ and R⁻¹ of the damped curvature, each (rows, r), found once; None without a curvature."""
-        return None if self.curvature is None else find_root(damp(self.curvature), EIGEN_FLOOR)
+    def root(self) -> Tensor | None:
+        """Rᵀ of the damped curvature, (rows, rows), lower triangular, found once; None without a curvature."""
+        return None if self.curvature is None else find_damped_cholesky(damp(self.curvature), EIGEN_FLOOR)
 
 
 def make_metric(
@@ -104,9 +111,9 @@ def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     """
     if metric.root is None:
         return WHITENINGS[whitening](weight, metric.gram)
-    left, inverse = metric.root
-    spectrum = WHITENINGS[whitening](left.T @ weight, metric.gram)
-    return Spectrum(U=inverse @ spectrum.U, sigma=spectrum.sigma, right=spectrum.right)
+    spectrum = WHITENINGS[whitening](metric.root.T @ weight, metric.gram)
+    U = torch.linalg.solve_triangular(metric.root.T, spectrum.U, upper=True)
+    return Spectrum(U=U, sigma=spectrum.sigma, right=spectrum.right)
 
 
 def damp(curvature: Tensor) -> Tensor:
@@ -130,13 +137,10 @@ def decompose_plain(weight: Tensor, _gram: Tensor | None) -> Spectrum:
 def decompose_eigen(weight: Tensor, gram: Tensor | None) -> Spectrum:
     """SVD of W·G^½ by eigen-decomposition; the truncation loss ‖(W − W_k)Xᵀ‖² is then Σ_{j>k} σ_j² exactly.
 
-    Works on rank-deficient Gram matrices, where Cholesky fails: the null space is dropped and pseudo-inverted. A wide
-    Gram that has a Cholesky factor goes by it, which gives the same in a fraction of the time.
+    Works on rank-deficient Gram matrices, where Cholesky fails: the null space is dropped and pseudo-inverted.
     """
     if gram is None:
         return decompose_plain(weight, None)
-    if gram.ndim > 1 and len(gram) > _WIDE and (L := find_cholesky(gram, EIGEN_FLOOR)) is not None:
-        return _decompose_by(weight, L)
     S, inverse = find_root(gram, EIGEN_FLOOR)
     if gram.ndim == 1:
         U, sigma, Vh = find_singular(weight * S)
@@ -156,11 +160,6 @@ def decompose_cholesky(weight: Tensor, gram: Tensor | None) -> Spectrum:
     L = find_cholesky(gram, EIGEN_FLOOR)
     if L is None:
         return decompose_eigen(weight, gram)
-    return _decompose_by(weight, L)
-
-
-def _decompose_by(weight: Tensor, L: Tensor) -> Spectrum:
-    """SVD of W·L, L lower triangular."""
     U, sigma, Vh = find_singular(weight @ L)
     return Spectrum(U=U, sigma=sigma, right=torch.linalg.solve_triangular(L, Vh, upper=False, left=False))
 
@@ -170,8 +169,11 @@ def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None
 
     Wide: eigenvectors U of W·G·Wᵀ. Tall: eigenvectors V of SᵀWᵀWS, then U = W·S·V, normalised. Either way right =
     diag(1/σ)·Uᵀ·W. Both square the condition number: energies are right to about 1e-16 of the largest (float32: 1e-7),
-    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not.
+    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not. Small
+    weights go by `decompose_eigen`, which loses nothing.
     """
+    if max(weight.shape) <= _SMALL and weight.dtype == torch.float64:
+        return decompose_eigen(weight, gram)
     gram = torch.ones(weight.shape[1], dtype=weight.dtype) if gram is None or not bool(gram.any()) else gram
     if weight.shape[0] <= weight.shape[1]:
         return decompose_outputs(weight, (weight * gram if gram.ndim == 1 else weight @ gram) @ weight.T, keep)
@@ -210,6 +212,12 @@ WHITENINGS: dict[str, Callable[[Tensor, Tensor | None], Spectrum]] = {
     "eigen": decompose_eigen,
     "swift": decompose_swift,
 }
+
+
+def measure_plain(weight: Tensor) -> Tensor:
+    """σ² of a weight (rows, columns) itself, descending, from its smaller side."""
+    squares = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    return find_eigenvalues(squares).flip(0).clamp_min(0)
 
 
 def truncate(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ class Decomposition:
     def _root(self) -> Tensor:
         """Rᵀ (rows, r)."""
         root = self.metric.root
-        return torch.eye(self.layer.rows, dtype=torch.float64) if root is None else root[0]
+        return torch.eye(self.layer.rows, dtype=torch.float64) if root is None else root
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""
@@ -102,7 +102,7 @@ class Decomposition:
     def project(self, basis: Tensor) -> Spectrum:
         """The spectrum of the best fit on a basis, under the metric of the basis's outputs."""
         seen, inner, L = self._see(basis)
-        return decompose(self._solve(seen, L), replace(self.metric, gram=inner), "eigen")
+        return decompose(self._solve(seen, L), replace(self.metric, gram=inner), "swift")
 
     def _solve(self, seen: Tensor, L: Tensor) -> Tensor:
         return torch.cholesky_solve(seen @ self.weight.T, L).T
@@ -121,4 +121,4 @@ def _spread(basis: Tensor, matrix: Tensor) -> Tensor:
 
 def find_directions(matrix: Tensor, gram: Tensor) -> Tensor:
     """Right factors of the whitened SVD: the directions (r, n) of the inputs in order of the energy they carry."""
-    return decompose(matrix, Metric(gram=gram), "eigen").right
+    return decompose(matrix, Metric(gram=gram), "swift").right

@@ -21,6 +21,16 @@ def find_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, Q
 
 
+def find_eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues (n,), ascending, of a symmetric matrix (n, n)."""
+    _refuse_infinite(matrix)
+    try:
+        values: Tensor = torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it is
+        return find_eigen(matrix)[0]
+    return values
+
+
 def find_singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The thin SVD of a matrix (m, n): U (m, r), σ (r,) descending, Vᵀ (r, n), with r = min(m, n)."""
     _refuse_infinite(matrix)

@@ -17,8 +17,8 @@ _INTENSITIES = torch.logspace(-6, 0, 61, dtype=torch.float64)
 _NEXT_TO_NOTHING = 0.01
 # Added to W·D̂·Wᵀ as a share of its diagonal: a layer's outputs may depend on each other.
 _DAMPING = 1e-10
-# Columns up to which likelihoods are exact; beyond, two eigen-decompositions take minutes.
-_EXACT = 2048
+# Columns up to which likelihoods are exact; beyond, two eigen-decompositions take long.
+_EXACT = 1024
 # Random vectors, and steps from each, of which likelihoods of more columns are estimated.
 _PROBES = 16
 _STEPS = 64

@@ -200,15 +200,13 @@ class Stages:
         prepared, recipe, needs = self.prepared, self.prepared.recipe, METHODS[method]
         settings = fill_settings(method, recipe.merge.given)
         sources = self._load_sources()
-        grams = self._calibrate_sources(sources)
+        is_alone = len(sources) == 1 and not needs.base  # every such merge of one model is that model
+        grams = [] if is_alone else self._calibrate_sources(sources)
         base_source = find_base(recipe) if needs.base else None
         base = None if base_source is None else self.load_source(base_source.name)
-        fishers = [
-            self.weigh_parameters(source, one.name, int(settings["samples"]))
-            for source, one in zip(sources, recipe.models, strict=True)
-            if needs.data == "fisher"
-        ]
-        layers = [layer.name for layer in prepared.layers]
+        weighed = [] if is_alone or needs.data != "fisher" else zip(sources, recipe.models, strict=True)
+        fishers = [self.weigh_parameters(source, one.name, int(settings["samples"])) for source, one in weighed]
+        layers, reestimates = [layer.name for layer in prepared.layers], recipe.merge.batchnorm == "reestimate"
         made_from = {
             "method": method,
             "settings": settings,
@@ -224,6 +222,9 @@ class Stages:
 
         def merge() -> Trained[dict[str, float]]:
             states, heads = separate([source.module.state_dict() for source in sources])
+            if is_alone:
+                module = load_into(copy.deepcopy(prepared.model), {**states[0], **heads}, where=recipe.models[0].name)
+                return self._train(*(self.settle(module) if reestimates else (module, False)), {})
             matrices = [{name: pool(halves) for name, halves in one.value.items()} for one in grams]
             known = Sources(
                 states=states,
@@ -239,7 +240,7 @@ class Stages:
                 module = self._solve_in_order(module, {}, {})
             return self._train(*self.settle(module), costs)
 
-        kept = self._keep("merged", made_from, _MERGED, merge, f"merge by {method}")
+        kept = self._keep("merged", made_from, _MERGED, merge, "nothing to merge" if is_alone else f"merge by {method}")
         costs = kept.value.found if len(sources) > 1 else {}
         return self._make(prepared.model, kept), {name: costs[name] for name in layers if name in costs}
 

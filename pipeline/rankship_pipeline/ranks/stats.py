@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.decompose import Metric, decompose_plain
+from rankship_pipeline.factors.decompose import measure_plain
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient, list_candidates
 from rankship_pipeline.foundation.records import Factors
@@ -103,12 +103,10 @@ def gather_stats(
     """
     stats = []
     for name, layer in analysis.layers.items():
-        is_plain = layer.metric == Metric()
-        plain = layer.spectrum if is_plain else decompose_plain(layer.weight, None)
         stats.append(
             LayerStats(
                 layer=layer.layer,
-                plain=np.asarray(plain.energy),
+                plain=np.asarray(measure_plain(layer.weight)),
                 energy=np.asarray(layer.spectrum.energy),
                 candidates=keep_efficient(_price(layer, choice, price_layer)),
                 nats=_predict_nats(layer),

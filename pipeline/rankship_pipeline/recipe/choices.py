@@ -204,7 +204,7 @@ class FactoriseChoice:
         reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; slow
     """
 
-    whitening: Whitening = "eigen"
+    whitening: Whitening = "swift"
     grams: GramSource = "sources"
     shrink: bool = True
     curvature: bool = True

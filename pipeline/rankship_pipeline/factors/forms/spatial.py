@@ -13,10 +13,11 @@ from rankship_pipeline.models.layers import Factorable, Layer
 
 
 def list_factors(layer: Layer, step: int) -> Iterator[Factors]:
-    """Every width up to the full rank; none for a kernel of width or height 1, which is already separable."""
+    """Every width with fewer parameters than dense; none for a kernel of one, which is already separable."""
     height, width = layer.kernel
-    limit = min(layer.channels * height, layer.rows * width) if min(height, width) > 1 else 0
-    return (Factors(form="spatial", rank=k) for k in range(step, limit + 1, step))
+    each = layer.channels * height + layer.rows * width
+    limit = min(layer.channels * height, layer.rows * width, (layer.parameters - 1) // each)
+    return (Factors(form="spatial", rank=k) for k in range(step, limit + 1, step) if min(height, width) > 1)
 
 
 def list_operators(layer: Layer, factors: Factors) -> tuple[Operator, ...]:
@@ -31,7 +32,7 @@ def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, f
     offers = list(list_factors(taken.layer, step))
     if not offers:
         return
-    held = taken.hold(taken.remember(_find_basis))  # energy held by each of the k·kw filters
+    held = taken.hold(taken.remember(_find_basis)[: offers[-1].rank])  # energy held by each of the k·kw filters
     for one in offers:
         kept = float((held[:, : one.rank * taken.layer.kernel[1]] ** 2).sum())
         yield one, max(0.0, 1 - kept / taken.total) if taken.total else 0.0

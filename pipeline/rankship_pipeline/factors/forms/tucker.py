@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.factors.decompose import balance, truncate
 from rankship_pipeline.factors.decomposition import Decomposition, find_directions
+from rankship_pipeline.factors.eigen import find_eigenvalues
 from rankship_pipeline.factors.operators import Operator, cut_convolution, make_pointwise, pad_basis
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Convolution, Factorable, Layer
@@ -36,8 +37,11 @@ def measure_errors(taken: Decomposition, step: int) -> Iterator[tuple[Factors, f
         return
     size = taken.layer.kernel[0] * taken.layer.kernel[1]
     held = taken.hold(taken.remember(_find_basis))  # (r, in·kh·kw)
-    for inner, some in groupby(offers, _read_width):
-        energy = torch.linalg.svdvals(held[:, : inner * size]) ** 2
+    gram, seen = held.new_zeros(len(held), len(held)), 0
+    for inner, some in groupby(offers, _read_width):  # widths ascend: each adds its columns to the last one's Gram
+        gram += held[:, seen : inner * size] @ held[:, seen : inner * size].T
+        seen = inner * size
+        energy = find_eigenvalues(gram).clamp_min(0).flip(0)
         base = taken.total - float(energy.sum())
         for one in some:
             lost = (base + float(energy[one.rank :].sum())) / taken.total if taken.total else 0.0

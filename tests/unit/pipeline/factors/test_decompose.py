@@ -263,15 +263,22 @@ def test_balancing_keeps_the_product_and_evens_the_norms(seed: int, rows: int, r
     assert torch.equal(right[0], B[0])
 
 
-def test_a_wide_gram_goes_by_its_cholesky_factor_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_large_weight_goes_by_its_smaller_side_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    curved: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    W = torch.randn(6, 20, dtype=torch.float64, generator=generator)
-    X = torch.randn(50, 20, dtype=torch.float64, generator=generator)
-    by_eigen = decompose(W, Metric(gram=X.T @ X), "eigen")
-    monkeypatch.setattr("rankship_pipeline.factors.decompose._WIDE", 10)
-    monkeypatch.setattr("rankship_pipeline.factors.decompose.find_root", None)  # not called
-    by_cholesky = decompose(W, Metric(gram=X.T @ X), "eigen")
-    torch.testing.assert_close(by_cholesky.sigma, by_eigen.sigma)
+    sizes = (shape, (50, shape[1]), (50, shape[0]))
+    W, X, Y = (torch.randn(size, dtype=torch.float64, generator=generator) for size in sizes)
+    metric = Metric(gram=X.T @ X, curvature=Y.T @ Y if curved else None)
+    exact = decompose(W, metric, "eigen")
+    monkeypatch.setattr("rankship_pipeline.factors.decompose._SMALL", 3)
+    monkeypatch.setattr("rankship_pipeline.factors.decompose.find_singular", None)  # not called
+    found = decompose(W, metric, "swift")
+    torch.testing.assert_close(found.sigma, exact.sigma)
     for rank in (2, 6):
-        found, wanted = (A @ B for A, B in (truncate(one, rank) for one in (by_cholesky, by_eigen)))
-        torch.testing.assert_close(found, wanted)
+        products = [A @ B for A, B in (truncate(one, rank) for one in (found, exact))]
+        torch.testing.assert_close(products[0], products[1])
