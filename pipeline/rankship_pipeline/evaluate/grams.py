@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import Grams, fit_batch, join_embeddings, share_rows, split
 from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
-from rankship_pipeline.evaluate.rows import as_rows, count_rows, pad_input, sample_patches, sample_places, sample_rows
+from rankship_pipeline.evaluate.rows import (
+    as_outputs,
+    as_rows,
+    count_rows,
+    pad_input,
+    sample_patches,
+    sample_places,
+    sample_rows,
+)
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Convolution, Factorable, Layer, get_layer
 from rankship_pipeline.models.watch import watch
@@ -31,13 +39,15 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     (columns,). Only one batch of activations is in memory. A head that is tied to an embedding has a Gram under its own
     name; embeddings that are tied to each other count as one.
 
-    Products of many columns are of float32, sums of float64. Of a layer with many more rows than columns, every batch
-    shows some positions only, drawn in turn (see `share_rows`). Layers that read the same tensors are multiplied once.
+    Products of many columns are of float32, sums of float64. Of a layer with many more rows than columns, every sample
+    shows some positions only, others each (see `share_rows`). Layers that read the same tensors are multiplied once.
+    Of a layer that `is_wide` it is the Gram of its outputs without bias, W·G·Wᵀ (rows, rows).
     """
     uses = {use.name: use for layer in layers for use in layer.uses}
     kept_under = join_embeddings(layers)
     grams = {name: _start_gram(uses[name]) for name in kept_under.values()}
     modules = {name: get_layer(model, name) for name in uses}
+    wide = {name for name, use in uses.items() if use.is_wide}
     alike, needed = _look_at_one(model, inputs, modules, grams)
     samples, turns = len(inputs[0]), Counter[str]()
     batch, masks = inputs, Masks()  # those that are running
@@ -48,11 +58,16 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
             gram += torch.bincount(as_rows(module, x, mask), minlength=len(gram))
             return
         turns[name] += 1
+        if name in wide:
+            outputs = as_outputs(module, _drop_bias(module, y), pick_mask(masks, y.shape))
+            share = share_rows(len(gram), len(outputs), len(batch[0]), samples)
+            _add_squares(gram, *sample_rows(outputs, share, turns[name]))
+            return
         rows = count_rows(module, x, y, mask)
         share = share_rows(len(gram), rows, len(batch[0]), samples)
         if isinstance(module, Convolution) and share < 1:
-            places = sample_places(y[0, 0].numel(), share, turns[name])
-            _add_squares(gram, sample_patches(module, x, places), y[0, 0].numel() / len(places))
+            places = sample_places(y[0, 0].numel(), share, turns[name] * len(y), len(y))
+            _add_squares(gram, sample_patches(module, x, places), y[0, 0].numel() / places.shape[1])
         elif isinstance(module, Convolution) and is_long(module):
             padded, padding = pad_input(module, x)
             add_patches(gram, module, padded, tuple(padding))
@@ -102,6 +117,14 @@ def _describe_rows(module: Factorable) -> tuple[object, ...]:
     return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
 
 
+def _drop_bias(module: Factorable, y: Tensor) -> Tensor:
+    """A layer's output without its bias."""
+    bias: Tensor | None = getattr(module, "bias", None)
+    if bias is None:
+        return y
+    return y - (bias.reshape(-1, *[1] * (y.ndim - 2)) if isinstance(module, Convolution) else bias)
+
+
 def _add_squares(gram: Tensor, rows: Tensor, weight: float) -> None:
     """Add `weight`·XᵀX of rows X (positions, columns) to the upper triangle of a Gram's blocks; `_mirror` fills it up.
 
@@ -123,4 +146,5 @@ def _mirror(gram: Tensor) -> None:
 def _start_gram(layer: Layer) -> Tensor:
     if layer.kind == "embedding":
         return torch.full((layer.columns,), TOKEN_SMOOTHING, dtype=torch.float64)
-    return torch.zeros(layer.columns, layer.columns, dtype=torch.float64)
+    size = layer.rows if layer.is_wide else layer.columns
+    return torch.zeros(size, size, dtype=torch.float64)

@@ -46,7 +46,7 @@ def pad_input(module: Convolution, x: Tensor) -> tuple[Tensor, Sequence[int]]:
 
 
 def sample_patches(module: Convolution, x: Tensor, places: Tensor) -> Tensor:
-    """The patches (n·places, in·kh·kw) at some places of a convolution's output, numbered row by row."""
+    """The patches (n·places, in·kh·kw) at each sample's own places (n, places) of the output, numbered row by row."""
     x, padding = pad_input(module, x)
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
     if len(kernel) == 1:  # a height of one
@@ -54,24 +54,28 @@ def sample_patches(module: Convolution, x: Tensor, places: Tensor) -> Tensor:
         padding, stride = (0, *padding), (1, *stride)
     x = nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     width = _count_places(x.shape[3], kernel[1], dilation[1], stride[1])
-    down = (places // width * stride[0])[:, None] + torch.arange(kernel[0]) * dilation[0]  # (places, kh)
-    along = (places % width * stride[1])[:, None] + torch.arange(kernel[1]) * dilation[1]  # (places, kw)
-    patches = x[:, :, down[:, :, None], along[:, None, :]]  # (n, in, places, kh, kw)
-    return patches.transpose(1, 2).reshape(len(x) * len(places), -1)
+    down = (places // width * stride[0])[..., None] + torch.arange(kernel[0]) * dilation[0]  # (n, places, kh)
+    along = (places % width * stride[1])[..., None] + torch.arange(kernel[1]) * dilation[1]  # (n, places, kw)
+    samples = torch.arange(len(x))[:, None, None, None]
+    patches = x[samples, :, down[..., None], along[..., None, :]]  # (n, places, kh, kw, in)
+    return patches.movedim(-1, 2).reshape(places.numel(), -1)
 
 
-def sample_places(total: int, share: float, turn: int) -> Tensor:
-    """Some of `total` places, in an order fixed by their number; one turn goes on where the last one ended."""
+def sample_places(total: int, share: float, turn: int, samples: int = 1) -> Tensor:
+    """Some of `total` places for each sample, (samples, places), in an order fixed by their number.
+
+    Each sample, the first the `turn`-th, goes on where the last one ended.
+    """
     count = min(total, math.ceil(share * total))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
-    return order[(turn * count + torch.arange(count)) % total]
+    return order[(torch.arange(turn * count, (turn + samples) * count)) % total].view(samples, count)
 
 
 def sample_rows(rows: Tensor, share: float, turn: int) -> tuple[Tensor, float]:
     """A share of the rows, and how many of them all each stands for."""
     if share >= 1 or not len(rows):
         return rows, 1.0
-    places = sample_places(len(rows), share, turn)
+    places = sample_places(len(rows), share, turn)[0]
     return rows[places], len(rows) / len(places)
 
 

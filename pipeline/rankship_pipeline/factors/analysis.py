@@ -1,7 +1,7 @@
 """Turns a merged model into compressed ones: decomposes its layers once, then fills any number of plans."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -26,21 +26,15 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
 
     Heads that are tied to an embedding have metrics under their own names, which are joined with the embedding's.
     """
-    return Analysis(
-        model=model,
-        layers={
-            layer.name: Decomposition(
-                layer=layer,
-                weight=as_matrix(get_layer(model, layer.name)),
-                metric=join_metrics(
-                    metrics.get(layer.name, Metric()),
-                    [metrics[head.name] for head in layer.tied if head.name in metrics],
-                ),
-                whitening=whitening,
-            )
-            for layer in layers
-        },
-    )
+    layers_taken = {}
+    for layer in layers:
+        heads = [metrics[head.name] for head in layer.tied if head.name in metrics]
+        metric, weight = join_metrics(metrics.get(layer.name, Metric()), heads), as_matrix(get_layer(model, layer.name))
+        taken = Decomposition(layer=layer, weight=weight, metric=metric, whitening=whitening)
+        if metric.inner is not None:
+            taken = replace(taken, weight=metric.inner, outer=weight.float())
+        layers_taken[layer.name] = taken
+    return Analysis(model=model, layers=layers_taken)
 
 
 def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:

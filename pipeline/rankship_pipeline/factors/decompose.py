@@ -15,10 +15,12 @@ from rankship_pipeline.factors.eigen import (
     find_root,
     find_singular,
 )
-from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature
+from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature, whiten
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
+# Added to W·Wᵀ as a share of its diagonal: outputs may depend on each other.
+_REDUCING = 1e-6
 # Rows and columns up to which the exact way takes no time.
 _SMALL = 640
 # Added to a curvature as a share of its own diagonal: directions that no calibration sample affects still count.
@@ -31,12 +33,14 @@ class Metric:
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
     at the outputs, (rows, rows); None stands for the identity. `evidence` has the halves of samples that the Gram was
-    shrunk by, for errors on unseen samples.
+    shrunk by, for errors on unseen samples. With `inner`, L, the layer is seen as L·Q on inputs reduced to Q·x (see
+    `reduce_inputs`), and the Gram is theirs, (rows, rows).
     """
 
     gram: Tensor | None = None
     curvature: Tensor | None = None
     evidence: Shrunk | None = field(default=None, compare=False)
+    inner: Tensor | None = field(default=None, compare=False)
 
     @cached_property
     def root(self) -> Tensor | None:
@@ -60,6 +64,17 @@ def make_metric(
     scale = torch.ones(curvature.shape[1], dtype=curvature.dtype) if units is None else units
     weighed = shrink_curvature(curvature * scale[:, None] * scale, samples) / scale[:, None] / scale
     return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
+
+
+def reduce_inputs(weight: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """L (rows, rows) with W = L·Q, Q (rows, columns) of orthonormal rows, and the Gram of Q·x from that of W·x.
+
+    All that a layer sees of its inputs x is Q·x. `outputs` are the output Grams of both halves, (2, rows, rows). Q is
+    not made, nor anything of the size (columns, columns).
+    """
+    narrow = weight.float()
+    L = find_damped_cholesky((narrow @ narrow.T).double(), _REDUCING)
+    return L, torch.stack([whiten(one, L) for one in outputs])
 
 
 def join_metrics(embedding: Metric, heads: Sequence[Metric]) -> Metric:

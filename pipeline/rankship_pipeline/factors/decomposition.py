@@ -24,12 +24,16 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Decomposition:
-    """One layer's weight (rows, columns), float64, decomposed under one metric."""
+    """One layer's weight (rows, columns), float64, decomposed under one metric.
+
+    A layer whose metric is one of reduced inputs has L (rows, rows) as its `weight`, and its own as `outer`.
+    """
 
     layer: Layer
     weight: Tensor
     metric: Metric
     whitening: str
+    outer: Tensor | None = field(default=None, compare=False)
     _found: dict[object, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -77,6 +81,14 @@ class Decomposition:
         """Rᵀ (rows, r)."""
         root = self.metric.root
         return torch.eye(self.layer.rows, dtype=torch.float64) if root is None else root
+
+    def widen(self, matrix: Tensor) -> Tensor:
+        """A matrix (·, columns) on the layer's inputs, from one on reduced ones, M·Q with Q = L⁻¹·W."""
+        if self.outer is None:
+            return matrix
+        inner = torch.linalg.solve_triangular(self.weight, matrix, upper=False, left=False)
+        wide: Tensor = (inner.to(self.outer.dtype) @ self.outer).to(matrix.dtype)
+        return wide
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""

@@ -90,7 +90,7 @@ def shrink_outputs(weight: Tensor, outputs: Tensor, energies: Tensor, samples: i
     even = _blend(energy, 0.0, _find_evening(energies, samples), samples)
     apart = (weight * even) @ weight.T
     L = find_damped_cholesky(apart, _DAMPING)
-    intensity = _find_intensity(*(_whiten(half, L) for half in outputs))
+    intensity = _find_intensity(*(whiten(half, L) for half in outputs))
     matrix = (1 - intensity) * pool(outputs) + (weight * torch.where(seen, intensity * even, even)) @ weight.T
     return matrix, intensity
 
@@ -198,7 +198,7 @@ def _find_evening(halves: Tensor, samples: int) -> float:
     return min(1.0, float(apart.square().mean()) / spread) if spread > 0 else 0.0
 
 
-def _whiten(matrix: Tensor, L: Tensor) -> Tensor:
+def whiten(matrix: Tensor, L: Tensor) -> Tensor:
     """L⁻¹·M·L⁻ᵀ of a symmetric matrix, L lower triangular."""
     half = torch.linalg.solve_triangular(L, matrix, upper=False)
     whitened: Tensor = torch.linalg.solve_triangular(L, half.T, upper=False)

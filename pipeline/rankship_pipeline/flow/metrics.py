@@ -1,13 +1,16 @@
 """Makes the metric of every layer from what was measured on the calibration samples."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import Grams
-from rankship_pipeline.factors.decompose import Metric, make_metric
+from rankship_pipeline.factors.decompose import Metric, make_metric, reduce_inputs
 from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.prepared import Prepared
-from rankship_pipeline.models.layers import as_matrix, get_layer
+from rankship_pipeline.models.layers import Layer, as_matrix, describe, get_layer
 
 
 def make_metrics(
@@ -17,22 +20,41 @@ def make_metrics(
     samples = len(prepared.data.pool_calibration()[0])
     choices = all(answer.is_choice for answer in prepared.likelihood.values())
     units = {} if choices else _measure_units(model, grams)
-    return {
-        name: make_metric(halves, curvatures.get(name), samples, units=units.get(name), shrunk=shrunk)
-        for name, halves in grams.items()
-    }
+    wide = {layer.name for layer in prepared.layers if layer.is_wide}
+    metrics = {}
+    for name, halves in grams.items():
+        inner, known = reduce_inputs(as_matrix(get_layer(model, name)), halves) if name in wide else (None, halves)
+        metric = make_metric(known, curvatures.get(name), samples, units=units.get(name), shrunk=shrunk)
+        metrics[name] = replace(metric, inner=inner)
+    return metrics
+
+
+def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
+    """The Grams of the layers' inputs from those of two halves; a layer that is too wide for one has none."""
+    wide = {layer.name for layer in layers if layer.is_wide}
+    return {name: pool(halves) for name, halves in grams.items() if name not in wide}
+
+
+def add_up(each: Sequence[Grams]) -> Grams:
+    """The sums of several models' Grams."""
+    first, *others = each
+    return {name: sum((one[name] for one in others), gram) for name, gram in first.items()}
 
 
 def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
     """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
 
-    `grams` are those of two halves of the samples.
+    `grams` are those of two halves of the samples; of a layer that is too wide for one, they are of its outputs.
     """
     units = {}
     for name, halves in grams.items():
         gram = pool(halves)
-        matrix = as_matrix(get_layer(model, name)).double()
-        energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
+        module = get_layer(model, name)
+        matrix = as_matrix(module)
+        if describe(name, module).is_wide:
+            energy = gram.diagonal()
+        else:
+            energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
         mean = energy.mean() if bool(energy.any()) else torch.ones(())
         units[name] = torch.where(energy > 0, energy, mean).sqrt()
     return units

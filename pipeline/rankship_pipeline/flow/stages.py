@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
@@ -21,7 +20,6 @@ from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
-from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import (
     Form,
     Kept,
@@ -32,7 +30,7 @@ from rankship_pipeline.flow.cached_stage import (
     cached_stage,
     stamp,
 )
-from rankship_pipeline.flow.metrics import make_metrics
+from rankship_pipeline.flow.metrics import add_up, make_metrics, pool_inputs
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -215,8 +213,7 @@ class Stages:
             "likelihood": prepared.likelihood_sha256,
             "models": [source.content for source in sources],
             "base": None if base is None else base.content,
-            "grams": [one.content for one in grams],
-            "fishers": [one.content for one in fishers],
+            "grams": [one.content for one in (*grams, *fishers)],
             "layers": layers,
         }
 
@@ -225,7 +222,7 @@ class Stages:
             if is_alone:
                 module = load_into(copy.deepcopy(prepared.model), {**states[0], **heads}, where=recipe.models[0].name)
                 return self._train(*(self.settle(module) if reestimates else (module, False)), {})
-            matrices = [{name: pool(halves) for name, halves in one.value.items()} for one in grams]
+            matrices = [pool_inputs(one.value, prepared.layers) for one in grams]
             known = Sources(
                 states=states,
                 layers=prepared.layers,
@@ -234,7 +231,8 @@ class Stages:
                 fishers=[one.value for one in fishers],
             )
             state = merge_states(method, known, settings, recipe.seed)
-            costs = {layer.name: measure_interference(state, states, matrices, layer) for layer in prepared.layers}
+            seen = [layer for layer in prepared.layers if not layer.is_wide]
+            costs = {layer.name: measure_interference(state, states, matrices, layer) for layer in seen}
             module = load_into(copy.deepcopy(prepared.model), {**state, **heads}, where=f"{method} merge")
             if method == "sequential":
                 module = self._solve_in_order(module, {}, {})
@@ -354,7 +352,9 @@ class Stages:
             grams, key = kept.value, kept.content
         else:
             each = self._calibrate_sources(self._load_sources())
-            grams = {name: torch.stack([one.value[name] for one in each]).sum(0) for name in each[0].value}
+            wide = [layer.name for layer in self.prepared.layers if layer.is_wide and len(each) > 1]
+            outputs = self.calibrate(merged, None).value if wide else {}  # the merged model's own
+            grams = add_up([one.value for one in each]) | {name: outputs[name] for name in wide}
             key = "+".join(one.content for one in each)
         curved = self.weigh_outputs(merged) if way.curvature else None
         key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")

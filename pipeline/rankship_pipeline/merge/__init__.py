@@ -85,7 +85,7 @@ def merge_states(method: MergeMethod, sources: Sources, settings: Mapping[str, f
             settings=settings,
             base=None if sources.base is None else sources.base[name].to(torch.float64),
             layer=layer,
-            grams=() if layer is None else tuple(grams[layer.name] for grams in sources.grams),
+            grams=() if layer is None else tuple(grams[layer.name] for grams in sources.grams if layer.name in grams),
             fishers=tuple(fisher[name] for fisher in sources.fishers if name in fisher),
             generators=seed_generators(seed, name, len(sources.states)),
         )

@@ -29,6 +29,8 @@ _COMPUTATION = ("forward", "__call__", "_conv_forward", "_output_padding", "__ge
 # Layers of torch whose weights are matrices, and which have no form: named where they stay dense.
 _WITHOUT_FORM = (nn.Conv3d, nn.ConvTranspose3d, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
+_WIDEST = 12_288  # columns: a Gram of 1.2 GB
+
 
 @record
 class Layer:
@@ -60,6 +62,11 @@ class Layer:
     def parameters(self) -> int:
         """Elements of the weight."""
         return self.rows * self.columns
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a Gram of its inputs has no place in memory, and that of its outputs stands for it."""
+        return self.kind != "embedding" and self.columns > max(_WIDEST, self.rows)
 
     @property
     def channels(self) -> int:

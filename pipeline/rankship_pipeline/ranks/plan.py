@@ -1,6 +1,7 @@
 """Makes a rank plan for a decomposed model: sensitivities, allocation, and measuring around the plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -65,7 +66,8 @@ def _train_ara(
 ) -> Choices:
     """Train ARA: a language model on the calibration text's next tokens, others on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
-    spectra = {entry.layer.name: analysis.layers[entry.layer.name].spectrum for entry in stats}
+    taken = {entry.layer.name: analysis.layers[entry.layer.name] for entry in stats}
+    spectra = {name: replace(one.spectrum, right=one.widen(one.spectrum.right)) for name, one in taken.items()}
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
         ara.match_next(analysis.model, inputs)

@@ -140,7 +140,7 @@ def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices
 @torch.no_grad()
 def _write(model: nn.Module, analysis: Analysis, name: str, candidate: Candidate | None) -> None:
     taken = analysis.layers[name]
-    matrix = taken.weight if candidate is None else approximate(taken, candidate.factors)
+    matrix = taken.widen(taken.weight if candidate is None else approximate(taken, candidate.factors))
     weight = get_layer(model, name).weight
     weight.copy_(shape_weight(matrix, weight, taken.layer))
 

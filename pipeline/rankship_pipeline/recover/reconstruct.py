@@ -33,13 +33,15 @@ def reconstruct(
     M = argmin ‖W·Xᵀ − M·X̂ᵀ‖² = W·(XᵀX̂)·(X̂ᵀX̂)⁻¹, and M's best factors under X̂'s Gram are kept (reduced-rank
     regression; asymmetric reconstruction of Zhang et al. 2016, arXiv 1505.06798 §3.3). A bias takes up the remaining
     difference of the means. Layers that stay dense are not changed, and those that run several times, as a recurrent
-    network's do, are factored without a correction: what one call sees says little of the others.
+    network's do, are factored without a correction: what one call sees says little of the others. Nor are layers
+    corrected that are too wide for a Gram of their inputs.
     """
     student = copy.deepcopy(analysis.model)
     weights: dict[str, tuple[Tensor, ...]] = {}
     for layer, calls in _order(analysis, inputs):
         if layer.name in plan:
-            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if calls == 1 else None)
+            corrected = calls == 1 and not layer.is_wide
+            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if corrected else None)
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
         weights[name] = make_weights(analysis.layers[name], plan[name])

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from rankship_pipeline.factors.decompose import balance
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import spatial, svd, tucker
 from rankship_pipeline.factors.operators import Operator
@@ -88,7 +89,8 @@ def _list_own(layer: Layer, factors: Factors | None) -> tuple[Operator, ...]:
 
 def list_candidates(taken: Decomposition, step: int, forms: Sequence[records.Form]) -> list[Candidate]:
     """Every candidate with fewer parameters than dense whose ranks are multiples of `step`."""
-    offers = (offer for form in forms for offer in FORMS[form].measure_errors(taken, step))
+    known = forms if taken.outer is None else [form for form in forms if form == "svd"]
+    offers = (offer for form in known for offer in FORMS[form].measure_errors(taken, step))
     priced = (Candidate(factors, count_parameters(taken.layer, factors), error) for factors, error in offers)
     return [one for one in priced if one.cost < taken.layer.parameters]
 
@@ -119,12 +121,16 @@ def list_ladder(layer: Layer, step: int, form: records.Form) -> list[Factors]:
 
 def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, ...]:
     """The operators' weights in the order in which they run, float64, norms balanced between neighbours."""
-    return FORMS[factors.form].make_weights(taken, factors)
+    first, *others = FORMS[factors.form].make_weights(taken, factors)
+    if taken.outer is None:
+        return first, *others
+    A, B = balance(others[0], taken.widen(first))
+    return B, A
 
 
 def approximate(taken: Decomposition, factors: Factors) -> Tensor:
-    """The matrix (rows, columns) that a layer stored as `factors` computes."""
-    return compose(taken.layer, factors, make_weights(taken, factors))
+    """The matrix in the place of `taken.weight` that a layer stored as `factors` computes."""
+    return compose(taken.layer, factors, FORMS[factors.form].make_weights(taken, factors))
 
 
 def compose(layer: Layer, factors: Factors, weights: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,95 @@
+"""Grams of many rows, of layers that read one tensor, and of layers too wide for a Gram of their inputs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.evaluate import calibrate, grams
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
+from rankship_pipeline.evaluate.rows import as_rows, sample_patches, sample_places
+from rankship_pipeline.models.layers import find_layers
+
+MODULES = [
+    nn.Conv2d(2, 3, 3, stride=2, padding=1),
+    nn.Conv2d(2, 3, (3, 2), padding="same", dilation=(1, 2)),
+    nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
+    nn.Conv1d(2, 3, 5, stride=2, padding=2),
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_patches_at_all_places_are_those_that_unfolding_gives(module: nn.Conv1d | nn.Conv2d) -> None:
+    x = torch.randn(4, 2, 9, 8) if isinstance(module, nn.Conv2d) else torch.randn(4, 2, 9)
+    places = torch.arange(module(x)[0, 0].numel())
+    every = as_rows(module, x)
+    torch.testing.assert_close(sample_patches(module, x, places.expand(4, -1)), every)
+    some = torch.tensor([[3, 1], [0, 2], [1, 1], [2, 0]])
+    expected = every.view(4, len(places), -1)[torch.arange(4)[:, None], some].flatten(0, 1)
+    torch.testing.assert_close(sample_patches(module, x, some), expected)
+
+
+def test_in_turn_every_place_is_drawn_equally_often() -> None:
+    drawn = torch.cat([sample_places(12, 0.25, turn, 2) for turn in range(0, 8, 2)])
+    assert drawn.shape == (8, 3)
+    assert drawn.flatten().bincount().tolist() == [2] * 12
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 4, 3, padding=1), lambda: nn.Linear(16, 5)])
+def test_a_sample_of_positions_is_a_gram_and_a_curvature_of_the_same_size(
+    monkeypatch: pytest.MonkeyPatch, make: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(make()).eval()
+    x = torch.randn(300, 3, 16, 16) + torch.linspace(0, 2, 16)
+    layers = find_layers(net)
+    whole = collect_grams(net, (x,), layers)["0"], collect_curvatures(net, (x,), layers)["0"]
+    monkeypatch.setattr(calibrate, "_FEW", 4096)
+    found = collect_grams(net, (x,), layers)["0"], collect_curvatures(net, (x,), layers)["0"]
+    for some, every in zip(found, whole, strict=True):
+        assert not torch.equal(some, every)
+        assert float((some - every).norm() / every.norm()) < 0.1
+
+
+class Attention(nn.Module):
+    """Two layers that read one tensor, and one that reads what has been written into it since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.late = (nn.Linear(6, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        early = self.q(x) + self.k(x)
+        y: Tensor = early + self.late(x.clamp_(min=0))
+        return y
+
+
+def test_layers_that_read_one_tensor_are_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    add = grams._add_squares
+
+    def count(gram: Tensor, rows: Tensor, weight: float) -> None:
+        calls.append(1)
+        add(gram, rows, weight)
+
+    monkeypatch.setattr(grams, "_add_squares", count)
+    net, x = Attention().eval(), torch.randn(20, 6)
+    found = collect_grams(net, (x,), find_layers(net))
+    assert len(calls) == 2
+    rows = x.double()
+    for name in ("q", "k"):
+        torch.testing.assert_close(found[name], rows.T @ rows / 20)
+    torch.testing.assert_close(found["late"], rows.clamp(0).T @ rows.clamp(0) / 20)
+    assert found["q"].data_ptr() != found["k"].data_ptr()  # the store keeps no shared memory
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_layers_gram_is_that_of_its_outputs(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    monkeypatch.setattr("rankship_pipeline.models.layers._WIDEST", 10)
+    net = nn.Sequential(nn.Linear(12, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(30, 12)
+    W = net.get_parameter("0.weight").detach().double()
+    found = collect_grams(net, (x,), find_layers(net))
+    torch.testing.assert_close(found["0"], W @ x.double().T @ x.double() @ W.T / 30, rtol=1e-5, atol=1e-6)
+    assert found["2"].shape == (5, 5)
