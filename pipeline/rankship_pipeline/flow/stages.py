@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend, mend_model
@@ -22,6 +21,7 @@ from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import (
     Form,
+    Keep,
     Kept,
     Trained,
     as_model,
@@ -30,7 +30,7 @@ from rankship_pipeline.flow.cached_stage import (
     cached_stage,
     stamp,
 )
-from rankship_pipeline.flow.metrics import make_metrics
+from rankship_pipeline.flow.metrics import Measured, make_metrics
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -82,11 +82,12 @@ class Model:
 
 @dataclass
 class Stages:
-    """The stages of one prepared recipe; each method makes its result or reads it from the store."""
+    """The stages of one prepared recipe; each method makes its result or reads it from the store, as `keep` does."""
 
     prepared: Prepared
     store: Store
     steps: Steps
+    keep: Keep = cached_stage
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
     _answers: dict[str, Outputs] = field(default_factory=dict)
 
@@ -245,10 +246,10 @@ class Stages:
         """The merged model compressed to the budget by one way of merging, whitening and allocating."""
         recipe, prepared = self.prepared.recipe, budgeted.prepared
         merged, interference = self.merge(way.merge)
-        metrics, key = self.choose_metrics(merged, way)
+        measured = self._measure(merged, way)
         made_from = {
             "merged": merged.content,
-            "metrics": key,
+            "metrics": measured.key,
             "ranks": digest(rank_choice(recipe, way)),
             "whitening": way.whitening,
             "reconstruct": way.reconstruct,
@@ -259,8 +260,9 @@ class Stages:
         }
 
         def compress() -> Trained[RankPlan]:
-            place = (merged.content + key, way.whitening)
+            place = (merged.content + measured.key, way.whitening)
             if place not in self._analyses:
+                metrics = make_metrics(prepared, merged.module, measured)
                 self._analyses[place] = analyse(merged.module, prepared.layers, metrics, way.whitening)
             module, plan = self.make_compressed(budgeted, self._analyses[place], way, interference)
             return self._train(*self.settle(module), plan)
@@ -319,7 +321,7 @@ class Stages:
                 )
             return self._train(module, compressed.batchnorm_reestimated, taken)
 
-        kept = cached_stage(self.store, "refined", made_from, _REFINED, train)
+        kept = self.keep(self.store, "refined", made_from, _REFINED, train)
         shutil.rmtree(unfinished, ignore_errors=True)
         return self._make(rebuild(prepared.model, plan.factors), kept), kept.value.found
 
@@ -344,19 +346,17 @@ class Stages:
 
     def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
         """The metric of each layer, none for "plain", and its hash: the sources' summed Grams or the merged model's."""
+        measured = self._measure(merged, way)
+        return make_metrics(self.prepared, merged.module, measured), measured.key
+
+    def _measure(self, merged: Model, way: Comparison) -> Measured:
         if way.whitening == "plain":
-            return {}, "none"
+            return Measured((), None, shrunk=False)
         if self.prepared.recipe.factorise.grams == "merged":
-            kept = self.calibrate(merged, None)
-            grams, key = kept.value, kept.content
+            grams = [self.calibrate(merged, None)]
         else:
-            each = self._calibrate_sources(self._load_sources())
-            grams = {name: torch.stack([one.value[name] for one in each]).sum(0) for name in each[0].value}
-            key = "+".join(one.content for one in each)
-        curved = self.weigh_outputs(merged) if way.curvature else None
-        key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")
-        curvatures = {} if curved is None else curved.value
-        return make_metrics(self.prepared, merged.module, grams, curvatures, shrunk=way.shrink), key
+            grams = self._calibrate_sources(self._load_sources())
+        return Measured(tuple(grams), self.weigh_outputs(merged) if way.curvature else None, shrunk=way.shrink)
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
@@ -383,7 +383,7 @@ class Stages:
     def _keep(
         self, kind: str, made_from: Mapping[str, object], form: Form[T], compute: Callable[[], T], title: str
     ) -> Kept[T]:
-        return cached_stage(self.store, kind, made_from, form, compute, steps=self.steps, title=title)
+        return self.keep(self.store, kind, made_from, form, compute, steps=self.steps, title=title)
 
     @staticmethod
     def _train(module: nn.Module, reestimated: bool, found: T) -> Trained[T]:  # noqa: FBT001 - as settle gives it
