@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.codec import encode
@@ -62,17 +63,17 @@ def _summarise(recording: Recording, command: str, wall_seconds: float, cpu_seco
 
 
 def _print(found: Profile, path: Path, console: Console) -> None:
-    table = start_table("stage", "seconds", "estimated", "on processors", "peak memory", "most of it in layer")
+    table = start_table("stage", "took", "estimated", "processors", "peak memory", "mostly for")
     largest = sorted(found.stages, key=lambda one: -one.wall_seconds)[:_SHOWN]
     for one in largest:
         estimated = "" if one.estimated_seconds is None else show_seconds(one.estimated_seconds)
         table.add_row(
-            one.name,
+            escape(one.name),
             show_seconds(one.wall_seconds),
             estimated,
             show_seconds(one.cpu_seconds),
             show_bytes(one.peak_bytes),
-            next(iter(one.layer_seconds), ""),
+            escape(next(iter(one.layer_seconds), "")),
         )
     total = show_seconds(found.wall_seconds), "", show_seconds(found.cpu_seconds), show_bytes(found.peak_bytes), ""
     table.add_row("altogether", *total)

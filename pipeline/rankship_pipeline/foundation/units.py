@@ -3,6 +3,7 @@
 _MEGABYTE = 1_000_000
 _GIGABYTE = 1_000_000_000
 _TEN_MS = 10_000_000  # nanoseconds
+_FEW_SECONDS = 9.95
 _MINUTE = 60  # seconds; also minutes in an hour
 
 
@@ -34,8 +35,8 @@ def show_celsius(value_mc: int) -> str:
 
 
 def show_seconds(value: float) -> str:
-    """Seconds with one digit below a minute, else minutes or hours and minutes."""
-    if value < _MINUTE:
-        return f"{value:.1f} s"
+    """Seconds, with one digit below ten, else minutes, else hours and minutes."""
+    if round(value) < _MINUTE:
+        return f"{value:.1f} s" if value < _FEW_SECONDS else f"{value:.0f} s"
     minutes = round(value / _MINUTE)
     return f"{minutes} min" if minutes < _MINUTE else f"{minutes // _MINUTE} h {minutes % _MINUTE} min"
