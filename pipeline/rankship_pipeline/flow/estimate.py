@@ -35,8 +35,8 @@ COSTS = {
     "stage seconds": 0.1,  # reading, hashing and writing, whatever the size
     "byte seconds": 4e-9,  # the same for each byte of a model or a Gram
 }
-# Format: seconds until its toolchain is loaded, then for every file, for each node of its graph and for each byte of the
-# model; bytes that the toolchain holds from then on.
+# Format: seconds until its toolchain is loaded, then for every file, for each node of its graph and for each byte of
+# the model; bytes that the toolchain holds from then on.
 EXPORTS: dict[Format, tuple[float, float, float, float, int]] = {
     "onnx": (0.5, 0.5, 0.008, 1e-8, 60_000_000),
     "tflite": (2.0, 2.0, 0.015, 2e-8, 300_000_000),

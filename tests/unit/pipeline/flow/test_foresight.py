@@ -1,6 +1,5 @@
 """What is said before a build: of the stages that are not in the store, and an error where memory will not do."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,15 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.profile import record_stages
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import Budget, Recipe
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import Recipe
 from rankship_pipeline.recipe.rules import read_recipe
 
 MEGABYTE = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe whose stages take seconds, shared, as are the stages' results."""
     found = tmp_path_factory.mktemp("recipe")
     write_untrained_recipe(found, "a")
