@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 # A build is refused where even this part of its estimate is more than is free.
 _CERTAIN = 2 / 3
+_TOLD = 0.15  # a layer's share of a stage, from which it is named
 _FEWEST = 8  # calibration samples that a hint asks for at least
 _MOST = 4  # layers that a hint asks to keep dense at most
 _CGROUPS = (
@@ -69,21 +70,19 @@ def say_first(stages: Collection[StageEstimate], trained: Collection[str]) -> st
     slowest, largest = max(stages, key=lambda one: one.seconds), max(stages, key=lambda one: one.peak_bytes)
     told = [
         f"about {show_seconds(seconds)} and {show_bytes(largest.peak_bytes)} of memory to build",
-        f"most time: {slowest.name}, {show_seconds(slowest.seconds)}{_name_layer(slowest.layer_seconds)}",
-        f"most memory: {largest.name}{_name_layer(largest.layer_bytes)}",
+        f"most time: {slowest.name}, {show_seconds(slowest.seconds)}{_name_layer(slowest.layer_seconds, slowest.seconds)}",
+        f"most memory: {largest.name}{_name_layer(largest.layer_bytes, largest.peak_bytes)}",
     ]
     training = [one for one in stages if one.name in {f"train {name}" for name in trained}]
     told += [f"without the time to {' and '.join(one.name for one in training)}"] if training else []
     return "; ".join(told)
 
 
-def _name_layer(parts: Mapping[str, float]) -> str:
-    """The costliest layer of a stage, and its share of all layers'; empty for a stage without."""
-    whole = sum(parts.values())
-    if not whole:
-        return ""
-    name = max(parts, key=lambda one: parts[one])
-    return f" ({show_percent(parts[name] / whole, 0)} of its layers' in {name})"
+def _name_layer(parts: Mapping[str, float], whole: float) -> str:
+    """The costliest layer of a stage and its share of the `whole` stage; empty where no layer is much of it."""
+    name = max(parts, key=lambda one: parts[one], default="")
+    share = parts[name] / whole if name else 0.0
+    return f" ({show_percent(share, 0)} of it for {name})" if share >= _TOLD else ""
 
 
 def find_finished(budgeted: Budgeted, store: Store) -> frozenset[str]:
@@ -133,7 +132,7 @@ def refuse(work: Work, finished: Collection[str], needed: int, free: int) -> Non
     wanted = show_bytes(work.resident_bytes + needed)
     raise InputError(
         f"the build needs about {show_bytes(needed)} of memory and {show_bytes(free)} are free: most for"
-        f" {largest.name}{_name_layer(largest.layer_bytes)}",
+        f" {largest.name}{_name_layer(largest.layer_bytes, needed)}",
         hint=f"{'; or '.join(helps)}" if helps else f"build it on a machine with {wanted} of memory",
     )
 

@@ -1,7 +1,6 @@
 """Records where a command's time and memory went, by stage and by layer, while a profile is asked for."""
 
 import os
-import resource
 import sys
 import threading
 import time
@@ -183,7 +182,12 @@ def _read_memory(process: psutil.Process) -> int:
 
 
 def _read_high_water() -> int:
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_BYTES
+    """The highest resident memory of this process ever; 0 on Windows, where samples alone tell."""
+    with suppress(ImportError):
+        import resource
+
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_BYTES
+    return 0
 
 
 def read_cpu_seconds() -> float:

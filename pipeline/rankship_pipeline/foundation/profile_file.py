@@ -54,7 +54,7 @@ def _summarise(recording: Recording, command: str, wall_seconds: float, cpu_seco
     stages = recording.list_stages()
     return Profile(
         command=command,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=os.cpu_count() or 1,
         wall_seconds=wall_seconds,
         cpu_seconds=cpu_seconds,
         peak_bytes=max(one.peak_bytes for one in stages),
