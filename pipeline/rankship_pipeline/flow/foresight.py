@@ -70,8 +70,9 @@ def say_first(stages: Collection[StageEstimate], trained: Collection[str]) -> st
     slowest, largest = max(stages, key=lambda one: one.seconds), max(stages, key=lambda one: one.peak_bytes)
     told = [
         f"about {show_seconds(seconds)} and {show_bytes(largest.peak_bytes)} of memory to build",
-        f"most time: {slowest.name}, {show_seconds(slowest.seconds)}{_name_layer(slowest.layer_seconds, slowest.seconds)}",
-        f"most memory: {largest.name}{_name_layer(largest.layer_bytes, largest.peak_bytes)}",
+        f"most time: {slowest.name}, {show_seconds(slowest.seconds)}"
+        + _name_layer(slowest.layer_seconds, slowest.seconds),
+        f"most memory: {largest.name}" + _name_layer(largest.layer_bytes, largest.peak_bytes),
     ]
     training = [one for one in stages if one.name in {f"train {name}" for name in trained}]
     told += [f"without the time to {' and '.join(one.name for one in training)}"] if training else []

@@ -80,11 +80,18 @@ class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's own
         """Run the operator and count."""
         output = function(*args, **(kwargs or {}))
-        read = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        read = set(map(_find_storage, tree_leaves((args, kwargs))))
         for one in tree_leaves(output):
-            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in read:
-                self.bytes += one.nbytes
+            if isinstance(one, Tensor) and _find_storage(one) not in read:
+                self.bytes += one.numel() * one.element_size()
         return output
+
+
+def _find_storage(value: object) -> int | None:
+    """Where a tensor's numbers are; None for what is no tensor, or one without such a place, as a sparse one."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage().data_ptr()
 
 
 def _refuse_different(first: Sequence[object], second: Sequence[object]) -> None:

@@ -1,5 +1,5 @@
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankship_pipeline.flow.pace import measure_pace
 from rankship_pipeline.models.layers import find_layers
@@ -21,3 +21,21 @@ def test_tokens_are_positions_of_their_table() -> None:
     model[1].weight = model[0].weight
     pace = measure_pace(model, (torch.zeros(3, 7, dtype=torch.int64),), find_layers(model))
     assert pace.positions == {"0": 7, "1": 7}
+
+
+class Odd(nn.Module):
+    """Writes sparse and batched tensors on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.vmap(lambda row: row * 2)(self.layer(x))
+        scaled: Tensor = torch.sparse.mm(torch.eye(4).to_sparse(), y.T).T
+        return scaled
+
+
+def test_tensors_without_a_storage_are_no_obstacle() -> None:
+    model = Odd().eval()
+    assert measure_pace(model, (torch.randn(5, 4),), find_layers(model)).activation_bytes >= 2 * 16
