@@ -29,6 +29,8 @@ ALLOWED = {
     ("rankship_pipeline/foundation/profile.py", "resource"): "samples alone tell elsewhere",
     ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.max"): "no control groups elsewhere",
     ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.current"): "as above",
+    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.stat"): "as above",
+    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.stat"): "as above",
     ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.limit_in_bytes"): "as above",
     ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.usage_in_bytes"): "as above",
     ("rankship_targets/transport/lease.py", "/proc/self/ns/pid"): "no namespaces elsewhere",

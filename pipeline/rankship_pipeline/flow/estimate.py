@@ -18,13 +18,14 @@ from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 # What counting operations does not tell: set on x86-64 by `--profile` of small and middling models.
 COSTS = {
     "draws": 10.0,  # backward passes of one sample through the whole model, for its curvatures
-    "backward": 2.0,  # forward passes that one takes
+    "backward": 1.5,  # forward passes that one takes
     "curvature batch": 32.0,  # samples whose activations are held at once
     "gram batch": 64.0,
-    "patch seconds": 2.0e-9,  # an element of a layer's input as rows, in float64
+    "patch seconds": 1e-8,  # an element of a layer's input as rows, in float64
     "svd": 20.0,  # × L·r² operations at an eigen-decomposition's pace, r the smaller side and L the larger
     "singular values": 14.0,  # the same without vectors
     "solve": 7.0,  # how much slower than a product a Cholesky factor and a triangular solution are
+    "eigens": 2.5,  # eigen-decompositions of a Gram: its root, and those that shrinking and unseen samples need
     "exact columns": 2048.0,  # beyond, no eigen-decomposition of a Gram
     "probed columns": 2.0e4,  # operations for each of its n² elements instead
     "grid": 16.0,  # widths of a Tucker form that are tried
@@ -253,7 +254,8 @@ def _metric_seconds(work: Work, layer: Layer, way: Comparison) -> float:
         return seconds
     if columns > COSTS["exact columns"]:
         return seconds + (COSTS["probed columns"] * columns**2 + COSTS["solve"] * columns**3) / pace.product64_flops
-    return seconds + (5 if way.shrink else 3) * 9.0 * columns**3 / pace.eigen_flops
+    eigens = COSTS["eigens"] if way.shrink else 1.0
+    return seconds + eigens * 9.0 * columns**3 / pace.eigen_flops
 
 
 def _form_seconds(work: Work, layer: Layer, way: Comparison) -> float:

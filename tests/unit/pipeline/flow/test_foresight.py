@@ -84,10 +84,14 @@ def test_what_is_in_the_store_is_not_counted_and_every_stage_is_foreseen(
 
 
 def test_the_free_memory_is_what_is_left_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(foresight, "_CGROUPS", ((str(limit), str(used)), (str(tmp_path / "none"), str(used))))
+    limit, used, of_what = (tmp_path / f"memory.{name}" for name in ("max", "current", "stat"))
+    absent = str(tmp_path / "none")
+    monkeypatch.setattr(foresight, "_CGROUPS", ((str(limit), str(used), str(of_what)), (absent, absent, absent)))
     limit.write_text("max\n")
     used.write_text("1000\n")
+    of_what.write_text("anon 100\nactive_file 300\ninactive_file 200\n")
     assert find_free_bytes() > MEGABYTE
     limit.write_text("3000\n")
-    assert find_free_bytes() == 2000
+    assert find_free_bytes() == 2500, "cached files are given back"
+    of_what.write_text("active_file 1\ninactive_file 1\ntotal_active_file 30\ntotal_inactive_file 20\n")
+    assert find_free_bytes() == 2050
