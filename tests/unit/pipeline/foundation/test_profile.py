@@ -9,7 +9,7 @@ from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.profile_file import Profile, profile_to
 
-MEGABYTES = 64_000_000
+LARGE = 64_000_000
 
 
 def test_without_a_profile_nothing_is_recorded() -> None:
@@ -54,10 +54,10 @@ def test_a_stage_has_the_memory_at_its_highest() -> None:
         with profile.stage("small"):
             pass
         with profile.stage("large"):
-            held = b"x" * MEGABYTES
-            del held
+            held = b"x" * LARGE
+    del held
     small, large = recording.list_stages()
-    assert large.peak_bytes - small.peak_bytes > MEGABYTES / 2
+    assert large.peak_bytes - small.peak_bytes > LARGE / 2
 
 
 def test_a_profile_is_written_also_where_the_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
