@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 
 def build(argv: list[str]) -> int:
     """`rankship build RECIPE`: builds the recipe's artifacts and prints the build with its hash."""
-    parser = start_parser("build", "Build a recipe's artifacts; the same command resumes.", "--store")
+    parser = start_parser("build", "Build a recipe's artifacts; the same command resumes.", "--profile", "--store")
     parser.add_argument("recipe", type=Path, help="the recipe's TOML file")
     arguments = parse(parser, argv)
 
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
+    from rankship_pipeline.foundation.profile_file import profile_to
     from rankship_pipeline.foundation.store import Store
 
     steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(arguments.recipe, steps)
-    ensure_writable(arguments.store, "--store")
-    store.sweep()
+    with profile_to(arguments.profile, "build"):
+        prepared = prepare_recipe(arguments.recipe, steps)
+        ensure_writable(arguments.store, "--store")
+        store.sweep()
 
-    from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
-    from rankship_pipeline.flow.show import print_build
+        from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
+        from rankship_pipeline.flow.show import print_build
 
-    made, entry = build_recipe(prepared, store, steps)
-    print_build(made, entry)
+        made, entry = build_recipe(prepared, store, steps)
+        print_build(made, entry)
     return 0
 
 

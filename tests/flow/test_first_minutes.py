@@ -14,6 +14,7 @@ from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.artifact_key import VARIANTS
 from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.profile_file import Profile
 from rankship_pipeline.foundation.records import Build, RankPlan, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.rules import read_recipe
@@ -45,9 +46,14 @@ def test_compress_lays_proven_files_and_a_recipe_that_goes_on(
     here: Path, tiny_models: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["compress", str(tiny_models / "vit"), "--kept", "0.7", "--images", str(colours), "--to", "out"]
-    assert main([*command, "--formats", "onnx"]) == 0
-    shown = capsys.readouterr().out
-    assert "out/compressed.onnx" in shown
+    assert main([*command, "--formats", "onnx", "--profile", "profile.json"]) == 0
+    shown = capsys.readouterr()
+    assert "out/compressed.onnx" in shown.out
+    assert "of memory to build; most time: " in shown.err
+    profile = decode(Profile, (here / "profile.json").read_bytes(), where="profile")
+    compressing = next(one for one in profile.stages if one.name == "compress: knapsack")
+    assert compressing.estimated_seconds is not None
+    assert compressing.layer_seconds
     out = here / "out"
     models = {f"{variant}.onnx{suffix}" for variant in VARIANTS for suffix in ("", ".manifest.json")}
     records = {"recipe.toml", "build.json", "plan.json", "parity.json"}

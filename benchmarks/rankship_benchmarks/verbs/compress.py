@@ -33,6 +33,7 @@ def compress(argv: list[str]) -> int:
         " write files and records to a folder. Several models are merged first.",
         "--inventory",
         "--formats",
+        "--profile",
         "--store",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a model's folder, or its id on the hub")
@@ -44,6 +45,14 @@ def compress(argv: list[str]) -> int:
     add_budget_flags(parser)
     arguments = parse(parser, argv)
 
+    from rankship_pipeline.foundation.profile_file import profile_to
+
+    with profile_to(arguments.profile, "compress"):
+        _compress(arguments)
+    return 0
+
+
+def _compress(arguments: argparse.Namespace) -> None:
     from rankship_benchmarks.measure.copies import write_copies
     from rankship_benchmarks.measure.host_gate import verify_on_host
     from rankship_benchmarks.report.words import print_parity
@@ -77,7 +86,6 @@ def compress(argv: list[str]) -> int:
     print_parity(verified, console)
     for path in (recipe, *written):
         console.print(f"{path}", soft_wrap=True, markup=False)
-    return 0
 
 
 def draft_recipe(arguments: argparse.Namespace) -> str:

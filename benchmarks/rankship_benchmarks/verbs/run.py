@@ -17,15 +17,19 @@ _MEASURING = ("--on", "--inventory", "--results", "--store")
 
 def run(argv: list[str]) -> int:
     """`rankship run RECIPE [--suite SUITE] --on DEVICE[,DEVICE]`: from trained models to a measured report."""
-    parser = start_parser("run", "Build, verify, push, measure and report. An interrupted run resumes.", *_MEASURING)
+    parser = start_parser(
+        "run", "Build, verify, push, measure and report. An interrupted run resumes.", "--profile", *_MEASURING
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--suite", type=Path, default=None, help="the suite to measure with; it must name this recipe")
     arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import read_suite_of
+    from rankship_pipeline.foundation.profile_file import profile_to
 
     suite = None if arguments.suite is None else read_suite_of(arguments.recipe, arguments.suite)
-    _measure(arguments, arguments.recipe, suite, make_missing=True)
+    with profile_to(arguments.profile, "run"):
+        _measure(arguments, arguments.recipe, suite, make_missing=True)
     return 0
 
 

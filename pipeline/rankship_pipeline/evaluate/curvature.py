@@ -16,7 +16,8 @@ from rankship_pipeline.models.layers import Layer, get_layer
 from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.watch import watch
 
-_SAMPLES = 128  # of one half, that are drawn from, evenly, where there are more
+# Of one half. A ResNet-20 at 40 % lost as much with 128 as with 500, and a point more with 64.
+_SAMPLES = 128
 _BATCH = 32
 _BYTES = 3 * 2**29  # that a backward pass keeps of one batch
 
@@ -36,9 +37,10 @@ def collect_curvatures(
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
     the weight causes (Martens and Grosse 2015). Of layers tied to each other it is that of the embeddings.
 
-    Each of the `draws` is one backward pass with random signs over classes (see `draw_predictions`); more samples
-    tell more than more draws, up to _SAMPLES: ResNet-20 lost as much with 1,000. Gradients are used and dropped as they come; weights have none. Batches are as large as
-    _BYTES allow. Of a layer with many more positions than rows, some are drawn (see `share_rows`).
+    Each of the `draws` is one backward pass with random signs over classes (see `draw_predictions`); more samples tell
+    more than more draws, up to _SAMPLES, spread evenly. Gradients are used and dropped as they come; weights have none.
+    Batches are as large as _BYTES allow. Of a layer with many more positions than rows some are drawn (see
+    `share_rows`).
     """
     chosen = torch.linspace(0, len(inputs[0]) - 1, min(_SAMPLES, len(inputs[0]))).round().long()
     inputs = tuple(tensor[chosen] for tensor in inputs)

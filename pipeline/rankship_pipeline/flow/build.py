@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rankship_pipeline.evaluate.quality_gate import refuse_lost
 from rankship_pipeline.flow.artifacts import export_variant
+from rankship_pipeline.flow.foresight import foresee
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.scores import Scores
@@ -33,6 +34,7 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
         store.discard(found)
         found = None
     if found is None:
+        foresee(budgeted, store, steps)
         made = _make_build(budgeted, store, steps)
 
         def write(target: Path) -> None:

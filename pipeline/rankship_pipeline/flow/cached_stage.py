@@ -1,13 +1,14 @@
 """Computes a stage's result once and then reads it from the store, by the hash of everything it depends on."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from safetensors.torch import load_file, save_file
 
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.frozen import record
@@ -28,15 +29,43 @@ class Form(Generic[T]):
 
 @dataclass(frozen=True)
 class Kept(Generic[T]):
-    """A result and the entry that holds it."""
+    """A finished result: the entry that holds it, and how it is read from there."""
 
-    value: T
     entry: Entry
+    form: Form[T]
+
+    @cached_property
+    def value(self) -> T:
+        """The result, read when it is first needed, and then kept in memory."""
+        return self.read()
+
+    def read(self) -> T:
+        """Read the result without keeping it."""
+        return self.form.read(self.entry)
 
     @property
     def content(self) -> str:
         """The hash that later stages depend on."""
         return self.entry.content
+
+
+class Keep(Protocol):
+    """How a stage's result comes to be: `cached_stage`, or another with its parameters."""
+
+    def __call__(
+        self,
+        store: Store,
+        kind: str,
+        made_from: Mapping[str, object],
+        form: Form[T],
+        compute: Callable[[], T],
+        /,
+        *,
+        steps: Steps | None = None,
+        title: str = "",
+    ) -> Kept[T]:
+        """Return a stage's finished result."""
+        ...
 
 
 def stamp(made_from: Mapping[str, object]) -> dict[str, object]:
@@ -58,10 +87,31 @@ def cached_stage(
     ingredients = stamp(made_from)
     entry = store.find(kind, ingredients)
     if entry is None:
-        with nullcontext() if steps is None else steps.step(title):
+        with profile.stage(kind) if steps is None else steps.step(title):
             value = compute()  # before a folder is made: one that nothing is written into for a day is swept away
             entry = store.produce(kind, ingredients, lambda target: form.write(value, target))
-    return Kept(form.read(entry), entry)
+    return Kept(entry, form)
+
+
+class Unmade(Exception):
+    """Says that a stage has no result in the store."""
+
+
+def find_stage(
+    store: Store,
+    kind: str,
+    made_from: Mapping[str, object],
+    form: Form[T],
+    _compute: Callable[[], T],
+    *,
+    steps: Steps | None = None,  # noqa: ARG001 - as cached_stage takes it
+    title: str = "",
+) -> Kept[T]:
+    """Find the result of a stage as `cached_stage` does; Unmade where that would have to compute it."""
+    entry = store.find(kind, stamp(made_from))
+    if entry is None:
+        raise Unmade(title)
+    return Kept(entry, form)
 
 
 def as_record(kind: type[T], file: str) -> Form[T]:

@@ -3,9 +3,6 @@
 import fnmatch
 from collections.abc import Callable, Mapping
 
-import torch
-from torch.utils._pytree import tree_leaves
-
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import find_groups
 from rankship_pipeline.export import check_size
@@ -17,8 +14,6 @@ from rankship_pipeline.models.foreign_files import is_graph
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.choices import Recipe
-
-_REPEATED = 8  # samples in each of two runs that must agree
 
 
 def check_toolchains(recipe: Recipe) -> None:
@@ -52,24 +47,6 @@ def check_alignment(prepared: Prepared) -> None:
     if prepared.recipe.merge.align is not None:
         sample = tuple(tensor[:2] for tensor in prepared.data.strip(prepared.data.test_inputs))
         find_groups(prepared.model, sample, name=prepared.recipe.models[0].name)
-
-
-def check_repeats(prepared: Prepared) -> None:
-    """Check that the model gives the same answer twice; a file of it could not be compared with it otherwise."""
-    sample = tuple(tensor[:_REPEATED] for tensor in prepared.data.test_inputs)
-    with torch.inference_mode():
-        first, second = (tree_leaves(prepared.model(*sample)) for _ in range(2))
-    pairs = [(one, other) for one, other in zip(first, second, strict=False) if isinstance(one, torch.Tensor)]
-    if len(first) != len(second) or not all(_agree(one, other) for one, other in pairs):
-        raise InputError(
-            "the model's outputs differ from run to run on the same samples: it draws random numbers",
-            hint="let dropout follow the module's mode (training=self.training), and draw no noise in evaluation mode",
-        )
-
-
-def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two outputs are equal, but for what threads may sum in another order."""
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def check_sizes(prepared: Prepared) -> None:
@@ -116,7 +93,6 @@ WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_sizes,
     check_mends,
     check_alignment,
-    check_repeats,
     check_excluded,
     check_layers,
     check_compared,

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from torch.export import ExportedProgram
+
 from rankship_pipeline.export.graph import trace_graph
 from rankship_pipeline.export.reach import find_idle_weights
 from rankship_pipeline.flow.prepared import Prepared
@@ -18,26 +20,34 @@ def keep_idle_dense(prepared: Prepared) -> Prepared:
     A converter computes a constant layer once and leaves an unused one out, factored or not. UnsupportedOp for a model
     that cannot be traced, if it is to be exported.
     """
-    idle = _find_idle(prepared)
+    graph = _trace(prepared)
+    idle = {} if graph is None else _find_idle(prepared, graph)
     layers = tuple(layer for layer in prepared.layers if layer.name not in idle)
     if not layers:
         raise InputError(
             f"no layer is left to factor: {'; '.join(describe_dense(idle))}",
             hint="give a model whose output its layers make",
         )
-    return replace(prepared, layers=layers, notes=(*prepared.notes, *describe_dense(idle)))
+    operators = None if graph is None else len(graph.graph.nodes)
+    pace = replace(prepared.pace, operators=operators)
+    return replace(prepared, layers=layers, pace=pace, notes=(*prepared.notes, *describe_dense(idle)))
 
 
-def _find_idle(prepared: Prepared) -> dict[str, str]:
-    """Why each idle layer is idle, by its name."""
+def _trace(prepared: Prepared) -> ExportedProgram | None:
+    """The model's graph, that of its backbone if it has heads; None where it has none and needs none."""
     model, data = prepared.model, prepared.data
-    module, prefix = (model.backbone, "backbone.") if isinstance(model, Headed) else (model, "")
+    module = model.backbone if isinstance(model, Headed) else model
     try:
-        graph = trace_graph(module, tuple(tensor[:1] for tensor in data.strip(data.test_inputs)))
+        return trace_graph(module, tuple(tensor[:1] for tensor in data.strip(data.test_inputs)))
     except UnsupportedOp:
         if prepared.recipe.export.formats:
             raise
-        return {}
+        return None
+
+
+def _find_idle(prepared: Prepared, graph: ExportedProgram) -> dict[str, str]:
+    """Why each idle layer is idle, by its name."""
+    prefix = "backbone." if isinstance(prepared.model, Headed) else ""
     found = find_idle_weights(graph)
     idle = {}
     for layer in prepared.layers:

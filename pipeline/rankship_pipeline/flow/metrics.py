@@ -1,7 +1,7 @@
 """Makes the metric of every layer from what was measured on the calibration samples."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +9,53 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import Grams
 from rankship_pipeline.factors.decompose import Metric, make_metric, reduce_inputs
 from rankship_pipeline.factors.shrink import pool
+from rankship_pipeline.flow.cached_stage import Kept
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.models.layers import Layer, as_matrix, describe, get_layer
 
 
-def make_metrics(
-    prepared: Prepared, model: nn.Module, grams: Grams, curvatures: Grams, *, shrunk: bool
-) -> dict[str, Metric]:
+@dataclass(frozen=True)
+class Measured:
+    """What a way's metrics are made from: Grams to be summed, none for "plain", and perhaps curvatures.
+
+    Of layers that are too wide the Grams are of outputs, and `own` has the merged model's where several are merged.
+    """
+
+    grams: tuple[Kept[Grams], ...]
+    curvatures: Kept[Grams] | None
+    shrunk: bool
+    own: Kept[Grams] | None = None
+
+    @property
+    def key(self) -> str:
+        """The hash that the compressed model depends on."""
+        if not self.grams:
+            return "none"
+        curved = "" if self.curvatures is None else self.curvatures.content
+        return "+".join(one.content for one in self.grams) + curved + ("" if self.shrunk else " whole")
+
+
+def make_metrics(prepared: Prepared, model: nn.Module, measured: Measured) -> dict[str, Metric]:
     """The metrics from the halves of Grams and curvatures; a layer without a curvature, as a tied head, has none."""
+    if not measured.grams:
+        return {}
+    wide = {layer.name for layer in prepared.layers if layer.is_wide}
+    first, *others = [one.read() for one in measured.grams]
+    grams = {name: sum((one[name] for one in others), gram) for name, gram in first.items()}
+    if measured.own is not None:
+        own = measured.own.read()
+        grams.update({name: own[name] for name in wide})
+    curvatures = {} if measured.curvatures is None else measured.curvatures.read()
     samples = len(prepared.data.pool_calibration()[0])
     choices = all(answer.is_choice for answer in prepared.likelihood.values())
     units = {} if choices else _measure_units(model, grams)
-    wide = {layer.name for layer in prepared.layers if layer.is_wide}
     metrics = {}
     for name, halves in grams.items():
-        inner, known = reduce_inputs(as_matrix(get_layer(model, name)), halves) if name in wide else (None, halves)
-        metric = make_metric(known, curvatures.get(name), samples, units=units.get(name), shrunk=shrunk)
-        metrics[name] = replace(metric, inner=inner)
+        with profile.layer(name):
+            inner, known = reduce_inputs(as_matrix(get_layer(model, name)), halves) if name in wide else (None, halves)
+            metric = make_metric(known, curvatures.get(name), samples, units=units.get(name), shrunk=measured.shrunk)
+            metrics[name] = replace(metric, inner=inner)
     return metrics
 
 
@@ -33,12 +63,6 @@ def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
     """The Grams of the layers' inputs from those of two halves; a layer that is too wide for one has none."""
     wide = {layer.name for layer in layers if layer.is_wide}
     return {name: pool(halves) for name, halves in grams.items() if name not in wide}
-
-
-def add_up(each: Sequence[Grams]) -> Grams:
-    """The sums of several models' Grams."""
-    first, *others = each
-    return {name: sum((one[name] for one in others), gram) for name, gram in first.items()}
 
 
 def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:

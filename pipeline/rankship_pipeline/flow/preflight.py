@@ -14,6 +14,7 @@ from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
 from rankship_pipeline.flow.idle import keep_idle_dense
 from rankship_pipeline.flow.judging import Court, find_judging, load_own_score
+from rankship_pipeline.flow.pace import measure_pace
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.range_checks import check_ranges
 from rankship_pipeline.flow.replaceable import keep_dense
@@ -47,6 +48,7 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     own = load_own_score(recipe.quality, folder)
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
     judging = find_judging(recipe, model, data)
+    layers = find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else [])))
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -57,7 +59,8 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         mends=mends,
         notes=(*notes, *filter(None, (judging.note,))),
         model=model,
-        layers=find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else []))),
+        layers=layers,
+        pace=measure_pace(model, data.test_inputs, layers),
         source_sha256=source_sha256,
         court=Court(judging, own),
     )

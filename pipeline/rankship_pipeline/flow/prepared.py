@@ -10,6 +10,7 @@ from torch import nn
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.flow.judging import Court
+from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.data import Data
@@ -26,7 +27,7 @@ class Prepared:
 
     `sources` are the opened models and their base, by name. `mends` say how each model is made like the first before
     merging, `notes` describe harmless differences. `source_sha256` has the hash of every model or file that affects
-    the result. `court` scores models on the test data.
+    the result. `pace` is how fast the model runs here. `court` scores models on the test data.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Prepared:
     notes: tuple[str, ...]
     model: nn.Module
     layers: tuple[Layer, ...]
+    pace: Pace
     source_sha256: dict[str, str]
     court: Court
 

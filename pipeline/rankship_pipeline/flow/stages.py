@@ -22,6 +22,7 @@ from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.rebuild import rebuild
 from rankship_pipeline.flow.cached_stage import (
     Form,
+    Keep,
     Kept,
     Trained,
     as_model,
@@ -30,7 +31,7 @@ from rankship_pipeline.flow.cached_stage import (
     cached_stage,
     stamp,
 )
-from rankship_pipeline.flow.metrics import add_up, make_metrics, pool_inputs
+from rankship_pipeline.flow.metrics import Measured, make_metrics, pool_inputs
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -82,11 +83,12 @@ class Model:
 
 @dataclass
 class Stages:
-    """The stages of one prepared recipe; each method makes its result or reads it from the store."""
+    """The stages of one prepared recipe; each method makes its result or reads it from the store, as `keep` does."""
 
     prepared: Prepared
     store: Store
     steps: Steps
+    keep: Keep = cached_stage
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
     _answers: dict[str, Outputs] = field(default_factory=dict)
 
@@ -204,7 +206,7 @@ class Stages:
         base = None if base_source is None else self.load_source(base_source.name)
         weighed = [] if is_alone or needs.data != "fisher" else zip(sources, recipe.models, strict=True)
         fishers = [self.weigh_parameters(source, one.name, int(settings["samples"])) for source, one in weighed]
-        layers, reestimates = [layer.name for layer in prepared.layers], recipe.merge.batchnorm == "reestimate"
+        layers, reestimates = prepared.layers, recipe.merge.batchnorm == "reestimate"
         made_from = {
             "method": method,
             "settings": settings,
@@ -214,7 +216,7 @@ class Stages:
             "models": [source.content for source in sources],
             "base": None if base is None else base.content,
             "grams": [one.content for one in (*grams, *fishers)],
-            "layers": layers,
+            "layers": [layer.name for layer in layers],
         }
 
         def merge() -> Trained[dict[str, float]]:
@@ -222,17 +224,16 @@ class Stages:
             if is_alone:
                 module = load_into(copy.deepcopy(prepared.model), {**states[0], **heads}, where=recipe.models[0].name)
                 return self._train(*(self.settle(module) if reestimates else (module, False)), {})
-            matrices = [pool_inputs(one.value, prepared.layers) for one in grams]
+            matrices = [pool_inputs(one.value, layers) for one in grams]
             known = Sources(
                 states=states,
-                layers=prepared.layers,
+                layers=layers,
                 base=None if base is None else base.module.state_dict(),
                 grams=matrices,
                 fishers=[one.value for one in fishers],
             )
             state = merge_states(method, known, settings, recipe.seed)
-            seen = [layer for layer in prepared.layers if not layer.is_wide]
-            costs = {layer.name: measure_interference(state, states, matrices, layer) for layer in seen}
+            costs = {one.name: measure_interference(state, states, matrices, one) for one in layers if not one.is_wide}
             module = load_into(copy.deepcopy(prepared.model), {**state, **heads}, where=f"{method} merge")
             if method == "sequential":
                 module = self._solve_in_order(module, {}, {})
@@ -240,16 +241,16 @@ class Stages:
 
         kept = self._keep("merged", made_from, _MERGED, merge, "nothing to merge" if is_alone else f"merge by {method}")
         costs = kept.value.found if len(sources) > 1 else {}
-        return self._make(prepared.model, kept), {name: costs[name] for name in layers if name in costs}
+        return self._make(prepared.model, kept), {one.name: costs[one.name] for one in layers if one.name in costs}
 
     def compress(self, budgeted: Budgeted, way: Comparison) -> tuple[Model, RankPlan]:
         """The merged model compressed to the budget by one way of merging, whitening and allocating."""
         recipe, prepared = self.prepared.recipe, budgeted.prepared
         merged, interference = self.merge(way.merge)
-        metrics, key = self.choose_metrics(merged, way)
+        measured = self._measure(merged, way)
         made_from = {
             "merged": merged.content,
-            "metrics": key,
+            "metrics": measured.key,
             "ranks": digest(rank_choice(recipe, way)),
             "whitening": way.whitening,
             "reconstruct": way.reconstruct,
@@ -260,8 +261,9 @@ class Stages:
         }
 
         def compress() -> Trained[RankPlan]:
-            place = (merged.content + key, way.whitening)
+            place = (merged.content + measured.key, way.whitening)
             if place not in self._analyses:
+                metrics = make_metrics(prepared, merged.module, measured)
                 self._analyses[place] = analyse(merged.module, prepared.layers, metrics, way.whitening)
             module, plan = self.make_compressed(budgeted, self._analyses[place], way, interference)
             return self._train(*self.settle(module), plan)
@@ -320,7 +322,7 @@ class Stages:
                 )
             return self._train(module, compressed.batchnorm_reestimated, taken)
 
-        kept = cached_stage(self.store, "refined", made_from, _REFINED, train)
+        kept = self.keep(self.store, "refined", made_from, _REFINED, train)
         shutil.rmtree(unfinished, ignore_errors=True)
         return self._make(rebuild(prepared.model, plan.factors), kept), kept.value.found
 
@@ -345,21 +347,20 @@ class Stages:
 
     def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
         """The metric of each layer, none for "plain", and its hash: the sources' summed Grams or the merged model's."""
+        measured = self._measure(merged, way)
+        return make_metrics(self.prepared, merged.module, measured), measured.key
+
+    def _measure(self, merged: Model, way: Comparison) -> Measured:
         if way.whitening == "plain":
-            return {}, "none"
+            return Measured((), None, shrunk=False)
         if self.prepared.recipe.factorise.grams == "merged":
-            kept = self.calibrate(merged, None)
-            grams, key = kept.value, kept.content
+            grams = [self.calibrate(merged, None)]
         else:
-            each = self._calibrate_sources(self._load_sources())
-            wide = [layer.name for layer in self.prepared.layers if layer.is_wide and len(each) > 1]
-            outputs = self.calibrate(merged, None).value if wide else {}  # the merged model's own
-            grams = add_up([one.value for one in each]) | {name: outputs[name] for name in wide}
-            key = "+".join(one.content for one in each)
+            grams = self._calibrate_sources(self._load_sources())
+        wide = len(grams) > 1 and any(layer.is_wide for layer in self.prepared.layers)
+        own = self.calibrate(merged, None) if wide else None
         curved = self.weigh_outputs(merged) if way.curvature else None
-        key += ("" if curved is None else curved.content) + ("" if way.shrink else " whole")
-        curvatures = {} if curved is None else curved.value
-        return make_metrics(self.prepared, merged.module, grams, curvatures, shrunk=way.shrink), key
+        return Measured(tuple(grams), curved, way.shrink, own)
 
     def _solve_in_order(
         self, merged: nn.Module, plan: Mapping[str, Factors], taken: Mapping[str, Decomposition]
@@ -386,7 +387,7 @@ class Stages:
     def _keep(
         self, kind: str, made_from: Mapping[str, object], form: Form[T], compute: Callable[[], T], title: str
     ) -> Kept[T]:
-        return cached_stage(self.store, kind, made_from, form, compute, steps=self.steps, title=title)
+        return self.keep(self.store, kind, made_from, form, compute, steps=self.steps, title=title)
 
     @staticmethod
     def _train(module: nn.Module, reestimated: bool, found: T) -> Trained[T]:  # noqa: FBT001 - as settle gives it
@@ -395,6 +396,5 @@ class Stages:
     def _make(self, structure: nn.Module, kept: Kept[Trained[T]]) -> Model:
         """A merged or compressed model; its files are the code of the recipe's sources."""
         files = {one.name: self.prepared.source_sha256[one.name] for one in self.prepared.recipe.models}
-        where = str(kept.entry.folder)
-        module = load_into(copy.deepcopy(structure), kept.value.state, where=where)
+        module = load_into(copy.deepcopy(structure), kept.value.state, where=str(kept.entry.folder))
         return Model(module, kept.entry, digest(files), kept.value.batchnorm_reestimated)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from rankship_pipeline.foundation import profile
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
@@ -118,7 +120,8 @@ class Steps:
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
+        with profile.stage(self._prefix + name):
+            yield
         self.seconds[name] = time.monotonic() - start
         self.console.print(
             f"[green]✓[/] {escape(self._prefix + name)} [dim]{self.seconds[name]:.1f} s[/]", soft_wrap=True

@@ -41,6 +41,12 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "A,B",
         "help": f"of {', '.join(FORMATS)} (default: all for which everything is installed)",
     },
+    "--profile": {
+        "type": Path,
+        "default": None,
+        "metavar": "FILE",
+        "help": "write where time and memory went, by stage and by layer (JSON)",
+    },
     "--store": {"type": Path, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
 }
 Verb = Callable[[list[str]], int]

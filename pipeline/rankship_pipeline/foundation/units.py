@@ -3,6 +3,8 @@
 _MEGABYTE = 1_000_000
 _GIGABYTE = 1_000_000_000
 _TEN_MS = 10_000_000  # nanoseconds
+_FEW_SECONDS = 9.95
+_MINUTE = 60  # seconds; also minutes in an hour
 
 
 def show_bytes(value: int) -> str:
@@ -30,3 +32,11 @@ def show_percent(share: float, digits: int = 1) -> str:
 def show_celsius(value_mc: int) -> str:
     """Millidegrees as °C."""
     return f"{value_mc / 1000:.1f} °C"
+
+
+def show_seconds(value: float) -> str:
+    """Seconds, with one digit below ten, else minutes, else hours and minutes."""
+    if round(value) < _MINUTE:
+        return f"{value:.1f} s" if value < _FEW_SECONDS else f"{value:.0f} s"
+    minutes = round(value / _MINUTE)
+    return f"{minutes} min" if minutes < _MINUTE else f"{minutes // _MINUTE} h {minutes % _MINUTE} min"

@@ -1,12 +1,14 @@
 """Merges several trained models of one architecture into one, tensor by tensor."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rankship_pipeline.evaluate.calibrate import Grams
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.merge.arithmetic import merge_average, merge_model_stock, merge_slerp, merge_task_arithmetic
 from rankship_pipeline.merge.fisher import merge_fisher
 from rankship_pipeline.merge.grams import merge_joint, merge_regmean, merge_wudi
@@ -89,7 +91,8 @@ def merge_states(method: MergeMethod, sources: Sources, settings: Mapping[str, f
             fishers=tuple(fisher[name] for fisher in sources.fishers if name in fisher),
             generators=seed_generators(seed, name, len(sources.states)),
         )
-        merged[name] = merge_tensor(choose_method(method, name), given).to(first.dtype)
+        with nullcontext() if layer is None else profile.layer(layer.name):
+            merged[name] = merge_tensor(choose_method(method, name), given).to(first.dtype)
     for weight, layer in layers.items():
         merged |= {f"{one.name}.weight": merged[weight] for one in layer.tied}
     return merged

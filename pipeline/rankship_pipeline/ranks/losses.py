@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.held_out import measure_held_out
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.records import LayerRank, RankPlan
 from rankship_pipeline.foundation.units import show_percent
 
@@ -15,8 +16,11 @@ _DOUBTFUL = 0.1
 def measure_losses(plan: RankPlan, analysis: Analysis, samples: int) -> RankPlan:
     """The plan with every factored layer's loss on unseen samples, from two halves of the calibration samples."""
     weighed = any(taken.metric.gram is not None for taken in analysis.layers.values())
-    layers = tuple(_measure(layer, analysis) for layer in plan.layers)
-    return replace(plan, layers=layers, calibration_samples=samples if weighed else None)
+    layers = []
+    for layer in plan.layers:
+        with profile.layer(layer.name):
+            layers.append(_measure(layer, analysis))
+    return replace(plan, layers=tuple(layers), calibration_samples=samples if weighed else None)
 
 
 def _measure(layer: LayerRank, analysis: Analysis) -> LayerRank:

@@ -13,6 +13,7 @@ from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import Candidate, approximate
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer, shape_weight
 from rankship_pipeline.models.outputs import Outputs
@@ -40,7 +41,7 @@ def measure_curves(
     teacher = predict(model, inputs)
     measured = []
     for entry in stats:
-        with _restoring(model, entry.layer.name):
+        with profile.layer(entry.layer.name), _restoring(model, entry.layer.name):
             points = []
             for candidate in _pick_probes(entry.candidates, entry.dense_cost):
                 _write(model, analysis, entry.layer.name, candidate)
@@ -73,7 +74,7 @@ def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
         around = []
         for entry in stats:
             name = entry.layer.name
-            with _restoring(model, name):
+            with profile.layer(name), _restoring(model, name):
                 _write(model, analysis, name, None)
                 base = measure_divergence(model, inputs, teacher, likelihood)
                 points = []

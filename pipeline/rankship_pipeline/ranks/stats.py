@@ -10,6 +10,7 @@ from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import measure_plain
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient, list_candidates
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import PriceLayer
@@ -103,17 +104,18 @@ def gather_stats(
     """
     stats = []
     for name, layer in analysis.layers.items():
-        stats.append(
-            LayerStats(
-                layer=layer.layer,
-                plain=np.asarray(measure_plain(layer.weight)),
-                energy=np.asarray(layer.spectrum.energy),
-                candidates=keep_efficient(_price(layer, choice, price_layer)),
-                nats=_predict_nats(layer),
-                interference=interference.get(name),
-                price_layer=price_layer,
+        with profile.layer(name):
+            stats.append(
+                LayerStats(
+                    layer=layer.layer,
+                    plain=np.asarray(measure_plain(layer.weight)),
+                    energy=np.asarray(layer.spectrum.energy),
+                    candidates=keep_efficient(_price(layer, choice, price_layer)),
+                    nats=_predict_nats(layer),
+                    interference=interference.get(name),
+                    price_layer=price_layer,
+                )
             )
-        )
     return tuple(stats)
 
 

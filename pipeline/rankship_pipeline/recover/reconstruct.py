@@ -15,6 +15,7 @@ from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
+from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer, shape_weight
@@ -41,7 +42,8 @@ def reconstruct(
     for layer, calls in _order(analysis, inputs):
         if layer.name in plan:
             corrected = calls == 1 and not layer.is_wide
-            weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if corrected else None)
+            with profile.layer(layer.name):
+                weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if corrected else None)
             tick()
     for name in plan.keys() - weights.keys():  # a layer that never ran
         weights[name] = make_weights(analysis.layers[name], plan[name])

@@ -60,7 +60,7 @@ def test_a_wide_layer_of_full_rank_computes_what_it_did(both: tuple[Analysis, An
 
 def test_few_samples_make_a_wide_layer_better_than_its_plain_svd() -> None:
     net, x = make_net(), draw_inputs().double()
-    W, G = net[0].weight.detach().double(), x.T @ x / 200  # type: ignore[index,union-attr]
+    W, G = net.get_parameter("0.weight").detach().double(), x.T @ x / 200
     halves = torch.stack([x[:12].T @ x[:12] / 12, x[12:24].T @ x[12:24] / 12])
     inner, outputs = reduce_inputs(W, W @ halves @ W.T)
     metric = replace(make_metric(outputs, None, 24), inner=inner)

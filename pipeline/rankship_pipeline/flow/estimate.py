@@ -1,0 +1,311 @@
+"""Estimates what each stage of a build takes, from shapes, counts, the recipe's methods and this machine's pace alone.
+
+Every formula counts the operations that a stage is made of; COSTS has what no count tells. The estimates are meant to
+be right within a factor of two. `--profile` writes them beside what was measured, which is how COSTS is set.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from rankship_pipeline.flow.pace import Pace
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.recipe.choices import Comparison, Recipe, choose
+from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
+from rankship_pipeline.recipe.rank_methods import RANK_METHODS
+
+# What counting operations does not tell: set on x86-64 by `--profile` of small and middling models.
+COSTS = {
+    "backward": 2.0,  # forward passes that a backward pass takes
+    "curvature samples": 256.0,
+    "backward bytes": 1.6e9,  # that a backward pass keeps at most, of at most 32 samples
+    "gram batch": 64.0,
+    "rows per column": 128.0,  # of which a Gram is made, in both halves of the samples
+    "least rows": 65_536.0,
+    "patch seconds": 1e-8,  # an element of a layer's input as rows
+    "svd": 20.0,  # × L·r² operations at an eigen-decomposition's pace, r the smaller side and L the larger
+    "exact side": 640.0,  # up to it, weights are decomposed by it; beyond, by an eigen-decomposition of the smaller side
+    "products": 6.0,  # of the weight and the Gram, for the errors of one form
+    "solve": 7.0,  # how much slower than a product a Cholesky factor and a triangular solution are
+    "eigens": 2.0,  # eigen-decompositions of a Gram that shrinking needs
+    "exact columns": 1024.0,  # beyond, no eigen-decomposition of a Gram
+    "probed columns": 2.0e4,  # operations for each of its n² elements instead
+    "grid": 16.0,  # widths of a Tucker form that are tried
+    "candidates": 6.0,  # ways to store a layer whose divergence is measured
+    "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
+    "comparing": 3.0,  # passes over the calibration samples that compare a model with a source
+    "refined batch": 128.0,
+    "stage seconds": 0.1,  # reading, hashing and writing, whatever the size
+    "byte seconds": 4e-9,  # the same for each byte of a model or a Gram
+}
+# Format: seconds until its toolchain is loaded, then for every file, for each node of its graph and for each byte of
+# the model; bytes that the toolchain holds from then on.
+EXPORTS: dict[Format, tuple[float, float, float, float, int]] = {
+    "onnx": (0.5, 0.5, 0.008, 1e-8, 60_000_000),
+    "tflite": (2.0, 2.0, 0.015, 2e-8, 300_000_000),
+    "executorch": (5.0, 2.0, 0.025, 2e-8, 60_000_000),
+}
+_FLOAT64 = 512  # columns up to which a Gram's products are exact
+_CHAINED = 1.5  # nodes of a compressed graph over those of the dense
+_SPECTRAL = {"tsv-m", "iso-c", "knots", "ctm", "wudi"}  # merges that decompose every source's change
+
+
+@record
+class Work:
+    """What a build is made of; `layers` without what is tied to others, `calibration` samples by source.
+
+    `tests` are the test samples, `parameters` the model's, `has_norms` says that it has batch-norm statistics, and
+    `resident_bytes` is what the process holds before the build.
+    """
+
+    recipe: Recipe
+    pace: Pace
+    layers: tuple[Layer, ...]
+    calibration: Mapping[str, int]
+    tests: int
+    parameters: int
+    has_norms: bool
+    resident_bytes: int
+
+    @property
+    def samples(self) -> int:
+        """All sources' calibration samples."""
+        return sum(self.calibration.values())
+
+    @property
+    def uses(self) -> tuple[Layer, ...]:
+        """Every module that has a Gram of its own."""
+        return tuple(use for layer in self.layers for use in layer.uses)
+
+
+@record
+class StageEstimate:
+    """What one stage takes: seconds where nothing else runs, resident bytes at its highest, and its costliest layers.
+
+    `layer_seconds` are the parts of `seconds` that belong to a layer; `layer_bytes` are of what a layer adds to the
+    memory.
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    layer_seconds: Mapping[str, float]
+    layer_bytes: Mapping[str, int]
+
+
+def estimate(work: Work) -> tuple[StageEstimate, ...]:
+    """Every stage of a build from nothing, in order, by the titles that the stages show."""
+    return tuple(_list_stages(work))
+
+
+def _list_stages(work: Work) -> Iterator[StageEstimate]:
+    recipe, way = work.recipe, choose(work.recipe)
+    for source in recipe.models:
+        yield _stage(work, f"{'train' if source.train else 'load'} {source.name}", 0.0, 2 * _model_bytes(work))
+    for source in recipe.models:
+        yield _calibrate(work, source.name, work.calibration[source.name])
+    yield _merge(work, way)
+    if way.whitening != "plain" and recipe.factorise.grams == "merged":
+        yield _calibrate(work, "the merged model", work.samples)
+    if way.curvature or any(one.curvature for one in recipe.compare):
+        yield _weigh_outputs(work)
+    yield _compress(work, way)
+    if recipe.refine is not None:
+        choice = recipe.refine
+        one = COSTS["refined batch"] * work.pace.forward_seconds * (1 + COSTS["backward"] + len(recipe.models))
+        seconds = choice.cpu_seconds if choice.cpu_seconds is not None else (choice.steps or 0) * one
+        held = int(COSTS["refined batch"] * work.pace.activation_bytes)
+        yield _stage(work, "refine without labels", seconds, held + 6 * _model_bytes(work))
+    models = 2 + (recipe.refine is not None)
+    passes = (len(recipe.models) + models + len(recipe.compare)) * work.tests
+    yield _stage(work, "score", passes * work.pace.forward_seconds, 2 * _model_bytes(work))
+    compared = models * COSTS["comparing"] * work.samples
+    yield _stage(work, "fidelity", compared * work.pace.forward_seconds, 2 * _model_bytes(work))
+    yield from (_export(work, variant, name) for variant in ("dense", "compressed") for name in recipe.export.formats)
+    done = {way.merge}
+    for other in recipe.compare:
+        if other.merge not in done:
+            yield _merge(work, other)
+        done.add(other.merge)
+        yield _compress(work, other)
+
+
+def _stage(
+    work: Work,
+    name: str,
+    seconds: float,
+    held_bytes: int,
+    layer_seconds: Mapping[str, float] | None = None,
+    layer_bytes: Mapping[str, int] | None = None,
+) -> StageEstimate:
+    """A stage of so many seconds and bytes besides those of its layers."""
+    layer_seconds, layer_bytes = layer_seconds or {}, layer_bytes or {}
+    return StageEstimate(
+        name=name,
+        seconds=COSTS["stage seconds"] + seconds + sum(layer_seconds.values()),
+        peak_bytes=work.resident_bytes + held_bytes + sum(layer_bytes.values()),
+        layer_seconds=layer_seconds,
+        layer_bytes=layer_bytes,
+    )
+
+
+def _calibrate(work: Work, name: str, samples: int) -> StageEstimate:
+    """Every layer's Gram on two halves of the samples, of some positions of a layer with many."""
+    pace, batch = work.pace, min(samples, COSTS["gram batch"])
+    seconds, patches = {}, 0
+    for use in work.uses:
+        rows = _count_rows(work, use, _side(use), samples)
+        exact = _side(use) <= _FLOAT64
+        products = 0.0 if use.kind == "embedding" else rows * _side(use) ** 2 * (2.0 if exact else 1.2)
+        seconds[use.name] = rows * _width(use) * COSTS["patch seconds"]
+        seconds[use.name] += products / (pace.product64_flops if exact else pace.product32_flops)
+        patches = max(patches, int(batch / samples * rows * _width(use) * 12))
+    grams = {use.name: 2 * _gram_bytes(use) for use in work.uses}
+    written = sum(grams.values()) * COSTS["byte seconds"]
+    held = patches + _model_bytes(work)
+    return _stage(work, f"calibrate {name}", samples * pace.forward_seconds + written, held, seconds, grams)
+
+
+def _weigh_outputs(work: Work) -> StageEstimate:
+    pace, samples = work.pace, min(work.samples, COSTS["curvature samples"])
+    seconds = {
+        layer.name: 2.0 * _count_rows(work, layer, layer.rows, samples) * layer.rows**2 / pace.product32_flops
+        for layer in work.layers
+    }
+    matrices = {layer.name: 2 * 8 * layer.rows**2 for layer in work.layers}
+    held = int(min(min(samples, 32) * pace.activation_bytes, max(COSTS["backward bytes"], pace.activation_bytes)))
+    passes = (1 + COSTS["backward"]) * samples * pace.forward_seconds
+    name = "weigh outputs by their effect on predictions"
+    return _stage(work, name, passes, held + 2 * _model_bytes(work), seconds, matrices)
+
+
+def _count_rows(work: Work, use: Layer, side: int, samples: float) -> float:
+    """Rows of which a matrix of so many columns is made, of a layer's in all samples."""
+    return min(samples * work.pace.positions[use.name], max(COSTS["rows per column"] * side, COSTS["least rows"]))
+
+
+def _merge(work: Work, way: Comparison) -> StageEstimate:
+    pace, sources = work.pace, len(work.recipe.models)
+    needs, seconds = METHODS[way.merge], {}
+    if sources == 1 and not needs.base:
+        return _stage(work, "nothing to merge", 0.0, 3 * _model_bytes(work))
+    for layer in work.layers:
+        rows, columns = layer.rows, layer.columns
+        wide = 1 if layer.kind == "embedding" else columns
+        operations = sources * 4.0 * rows * columns * wide  # of what each source's inputs see
+        if needs.data == "grams":
+            operations += COSTS["solve"] * (2 / 3 * columns * wide**2 + 2 * rows * columns * wide)
+        seconds[layer.name] = operations / pace.product64_flops
+        if way.merge in _SPECTRAL:
+            seconds[layer.name] += sources * _svd_seconds(work, layer)
+        if way.merge == "sequential":
+            asked = min(work.samples, fill_settings(way.merge, work.recipe.merge.given)["samples"])
+            seconds[layer.name] += _refit_seconds(work, layer, int(asked))
+    held = 2 * (sources + 2) * _model_bytes(work)
+    grams = {use.name: 3 * sources * _gram_bytes(use) for use in work.uses}
+    return _stage(work, f"merge by {way.merge}", _settle_seconds(work), held, seconds, grams)
+
+
+def _compress(work: Work, way: Comparison) -> StageEstimate:
+    recipe, pace = work.recipe, work.pace
+    seconds, held = {}, Counter[str]()
+    probes = min(recipe.ranks.probes, work.samples)
+    rounds = (way.sensitivity == "kl") + way.passes
+    weighed = way.whitening != "plain"
+    for layer in work.layers:
+        one = _metric_seconds(work, layer, way) if weighed else 0.0
+        one += (3 if weighed else 1) * _svd_seconds(work, layer)  # of all samples and of each half
+        one += _form_seconds(work, layer, way)
+        one += rounds * COSTS["candidates"] * probes * pace.forward_seconds
+        if way.reconstruct:
+            one += _refit_seconds(work, layer, work.samples)
+        seconds[layer.name] = one
+        held[layer.name] += 8 * (
+            2 * layer.parameters + 2 * min(layer.rows, layer.columns) * (layer.rows + layer.columns)
+        )
+    if weighed:
+        for use in work.uses:  # the halves, their sum over the sources, and what was shrunk from it
+            held[use.name] += (2 * len(recipe.models) + 3) * _gram_bytes(use)
+        largest = max(work.layers, key=_gram_bytes)
+        held[largest.name] += 3 * _gram_bytes(largest)
+    trained = 0.0
+    if RANK_METHODS[way.ranks].reads == "model":
+        trained = recipe.ranks.steps * pace.forward_seconds * (1 + COSTS["backward"])
+    return _stage(
+        work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
+    )
+
+
+def _export(work: Work, variant: str, name: Format) -> StageEstimate:
+    loading, of_file, of_node, of_byte, _ = EXPORTS[name]
+    first, formats = variant == "dense", work.recipe.export.formats
+    nodes = (work.pace.operators or 0) * (1.0 if first else _CHAINED)
+    seconds = (loading if first else 0.0) + of_file + of_node * nodes + of_byte * _model_bytes(work)
+    loaded = formats[: formats.index(name) + 1] if first else formats
+    held = 4 * _model_bytes(work) + sum(EXPORTS[one][-1] for one in loaded)
+    return _stage(work, f"export {variant} to {name}", seconds, held)
+
+
+def _metric_seconds(work: Work, layer: Layer, way: Comparison) -> float:
+    """Shrinking the Gram and the curvature, and their roots."""
+    pace, side = work.pace, _side(layer)
+    seconds = COSTS["solve"] * layer.rows**3 / pace.product64_flops if way.curvature else 0.0
+    if layer.kind == "embedding" or not way.shrink:
+        return seconds
+    if side > COSTS["exact columns"]:
+        return seconds + COSTS["probed columns"] * side**2 / pace.product64_flops
+    return seconds + COSTS["eigens"] * 9.0 * side**3 / pace.eigen_flops
+
+
+def _form_seconds(work: Work, layer: Layer, way: Comparison) -> float:
+    """The errors of the forms that take a convolution's kernel apart."""
+    pace, size = work.pace, layer.kernel[0] * layer.kernel[1]
+    if size == 1 or not RANK_METHODS[way.ranks].any_form:
+        return 0.0
+    seconds = 0.0
+    for form, side in (("tucker", layer.channels), ("spatial", layer.channels * layer.kernel[0])):
+        if form in way.forms:
+            held = COSTS["solve"] * (layer.columns**3 / 3 + layer.rows * layer.columns**2) + 4.0 * layer.columns**3
+            seconds += (held if form == "tucker" else held / 4) / pace.product64_flops
+            seconds += 9.0 * side**3 / pace.eigen_flops
+    if "tucker" in way.forms:
+        seconds += COSTS["grid"] * 4.0 * layer.rows**3 / pace.eigen_flops
+    return seconds
+
+
+def _refit_seconds(work: Work, layer: Layer, samples: int) -> float:
+    """Fitting one layer to what the layers before it give: half a pass through both models, three Grams, a solution."""
+    pace, columns = work.pace, layer.columns
+    products = 6.0 * samples * pace.positions[layer.name] * columns**2 + COSTS["solve"] * 2 / 3 * columns**3
+    return samples * pace.forward_seconds + products / pace.product64_flops + _svd_seconds(work, layer)
+
+
+def _svd_seconds(work: Work, layer: Layer) -> float:
+    """One whitened decomposition."""
+    short, long = sorted((layer.rows, layer.columns))
+    if long <= COSTS["exact side"]:
+        return (9.0 * layer.columns**3 + COSTS["svd"] * long * short**2) / work.pace.eigen_flops
+    products = COSTS["products"] * layer.rows * layer.columns * min(_width(layer), _side(layer) + layer.rows)
+    return 9.0 * short**3 / work.pace.eigen_flops + products / work.pace.product64_flops
+
+
+def _settle_seconds(work: Work) -> float:
+    return COSTS["batch-norm"] * work.samples * work.pace.forward_seconds if work.has_norms else 0.0
+
+
+def _width(use: Layer) -> int:
+    return 1 if use.kind == "embedding" else use.columns
+
+
+def _side(use: Layer) -> int:
+    """Columns of its Gram."""
+    return use.rows if use.is_wide else use.columns
+
+
+def _gram_bytes(use: Layer) -> int:
+    return 8 * _side(use) * (1 if use.kind == "embedding" else _side(use))
+
+
+def _model_bytes(work: Work) -> int:
+    return 4 * work.parameters
