@@ -25,7 +25,7 @@ COSTS = {
     "least rows": 65_536.0,
     "patch seconds": 1e-8,  # an element of a layer's input as rows
     "svd": 20.0,  # × L·r² operations at an eigen-decomposition's pace, r the smaller side and L the larger
-    "exact side": 640.0,  # up to it, weights are decomposed by it; beyond, by an eigen-decomposition of the smaller side
+    "exact side": 640.0,  # beyond, an eigen-decomposition of the smaller side decomposes a weight
     "products": 6.0,  # of the weight and the Gram, for the errors of one form
     "solve": 7.0,  # how much slower than a product a Cholesky factor and a triangular solution are
     "eigens": 2.0,  # eigen-decompositions of a Gram that shrinking needs
