@@ -1,8 +1,8 @@
 """Exports one model to one file per format, from one graph, with the inputs and outputs of its proof."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import predict
-from rankship_pipeline.export import check_factors
+from rankship_pipeline.export import Expected, check_factors
 from rankship_pipeline.export.artifact import (
     Part,
     export_file,
@@ -60,6 +60,23 @@ def trace_part(part: Part) -> ExportedProgram:
     return trace_graph(part.module, tuple(tensor[: part.rows] for tensor in part.samples), part.returned)
 
 
+@dataclass(frozen=True)
+class _Traced:
+    """A part with what all its formats share, each made when it is first asked for."""
+
+    part: Part
+
+    @cached_property
+    def graph(self) -> ExportedProgram:
+        """Its graph."""
+        return trace_part(self.part)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The operators that a file of the graph must and may hold."""
+        return expect_operators(self.graph)
+
+
 def export_variant(
     prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
 ) -> list[Artifact]:
@@ -87,7 +104,7 @@ def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, p
 def _export_shape(
     prepared: Prepared, store: Store, steps: Steps, content: str, part: Part, formats: Sequence[Format]
 ) -> list[Artifact]:
-    graph: ExportedProgram | None = None
+    traced = _Traced(part)
     artifacts = []
     for name in formats:
         made_from: dict[str, object] = {
@@ -101,13 +118,12 @@ def _export_shape(
         entry = store.find("artifact", made_from)
         if entry is None:
             with steps.step(f"export {part.title} to {name}"):
-                graph = graph or trace_part(part)
                 make = partial(
                     write_artifact,
                     entry=store.name("artifact", made_from),
                     part=part,
                     format_=name,
-                    write_file=partial(_export, graph, part, name),
+                    write_file=partial(_export, traced, name),
                     recipe_sha256=prepared.recipe_sha256,
                     source_sha256=prepared.source_sha256,
                 )
@@ -116,9 +132,9 @@ def _export_shape(
     return artifacts
 
 
-def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> None:
+def _export(traced: _Traced, name: Format, path: Path) -> None:
     """Write one file, and check that every factored layer is still a chain of operators in it."""
-    export_file(graph, name, path, part.axes)
+    part = traced.part
+    export_file(traced.graph, name, path, part.axes)
     if part.plan is not None:
-        found = read_operators(name, path)
-        check_factors(part.plan, expect_operators(graph), found, where=f"{part.title} {name}")
+        check_factors(part.plan, traced.expected, read_operators(name, path), where=f"{part.title} {name}")
