@@ -1,6 +1,5 @@
 """What this machine has to spare: cores that may be used, and memory that is free."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +13,8 @@ _CGROUPS = (
 
 def count_cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1  # macOS
 
 
 def find_free_bytes() -> int:
