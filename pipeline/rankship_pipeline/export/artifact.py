@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.export.shapes import (
     Axes,
     Point,
@@ -121,7 +122,7 @@ def _fix(part: Part, point: Point) -> Part:
 
 def export_file(graph: ExportedProgram, format_: Format, path: Path, axes: Axes = ()) -> None:
     """Write a graph's file in one format, with the exporter's output hidden."""
-    with keep_stdout_clean():
+    with keep_stdout_clean(), pause_collector():
         load_exporter(format_).export_graph(graph, path, axes)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from rankship_pipeline.export.collector import pause_collector
+
 
 def trace_frozen(
     module: nn.Module, example: tuple[Tensor, ...], shapes: dict[str, Any] | None = None
@@ -22,7 +24,8 @@ def trace_frozen(
     for parameter in trained:
         parameter.requires_grad = False
     try:
-        graph = torch.export.export(module, example, dynamic_shapes=shapes)
+        with pause_collector():
+            graph = torch.export.export(module, example, dynamic_shapes=shapes)
     finally:
         for parameter in trained:
             parameter.requires_grad = True

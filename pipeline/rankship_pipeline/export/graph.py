@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from rankship_pipeline.export import Expected, Operator
+from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.guards import Guards, watch_guards
 from rankship_pipeline.export.reach import find_reach
@@ -47,7 +48,8 @@ def expect_operators(graph: ExportedProgram) -> Expected:
     the file too, and a recurrent network may be one operator: neither has to be there.
     """
     recurrent = {node.name for node in graph.graph.nodes if str(node.target) in _RECURRENT}
-    lowered = graph.run_decompositions()
+    with pause_collector():
+        lowered = graph.run_decompositions()
     reach = find_reach(lowered)
     needed, allowed = list[Operator](), list[Operator]()
     for node in lowered.graph.nodes:

@@ -1,16 +1,19 @@
-"""Exports one model to one file per format, from one graph, with the inputs and outputs of its proof."""
+"""Exports models to one file per format, each model from one graph, with the inputs and outputs of their proofs."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import predict
-from rankship_pipeline.export import check_factors
+from rankship_pipeline.export import Expected, check_factors
+from rankship_pipeline.export.apart import Job, choose_workers, export_apart, save_graph
 from rankship_pipeline.export.artifact import (
     Part,
     export_file,
@@ -28,7 +31,8 @@ from rankship_pipeline.foundation.artifact_key import Variant, head_of
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.records import Artifact, RankPlan
-from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.foundation.spare import count_cores, find_free_bytes
+from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.outputs import ONLY
@@ -60,65 +64,151 @@ def trace_part(part: Part) -> ExportedProgram:
     return trace_graph(part.module, tuple(tensor[: part.rows] for tensor in part.samples), part.returned)
 
 
-def export_variant(
-    prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """A part with what all its formats share, each made when it is first asked for."""
+
+    part: Part
+
+    @cached_property
+    def graph(self) -> ExportedProgram:
+        """Its graph."""
+        return trace_part(self.part)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The operators that a file of the graph must and may hold."""
+        return expect_operators(self.graph)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to make: a part in one format, and what it is made from, which names its entry of the store."""
+
+    traced: _Traced
+    format_: Format
+    made_from: dict[str, object]
+
+    @property
+    def title(self) -> str:
+        """Its name in progress."""
+        return f"export {self.traced.part.title} to {self.format_}"
+
+    @property
+    def cost_s(self) -> float:
+        """About how many CPU seconds its export takes."""
+        parts = sum(1 for one in self.traced.part.module.modules() if not any(one.children()))
+        return parts * FACTS[self.format_].seconds_a_module
+
+
+def export_variants(
+    prepared: Prepared, store: Store, steps: Steps, models: Sequence[tuple[Variant, Model, RankPlan | None]]
 ) -> list[Artifact]:
-    """Export one model to every format of the recipe; files that are already in the store are not made again.
+    """Export models to every format of the recipe; files that are already in the store are not made again.
 
-    With heads, the backbone's files come first, then the heads'.
+    Of a model with heads, the backbone's files come first, then the heads'. Large models are exported by several
+    processes at once.
     """
-    parts = list_parts(prepared, variant, model.module, plan)
-    return [one for part in parts for one in _export_part(prepared, store, steps, model.content, part)]
+    files = [
+        one
+        for variant, model, plan in models
+        for part in list_parts(prepared, variant, model.module, plan)
+        for one in _list_files(prepared, model.content, part)
+    ]
+    _export_apart(prepared, store, steps, files)
+    return [_find_or_make(prepared, store, steps, one) for one in files]
 
 
-def _export_part(prepared: Prepared, store: Store, steps: Steps, content: str, part: Part) -> list[Artifact]:
+def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) -> Artifact:
+    entry = store.find("artifact", one.made_from)
+    if entry is None:
+
+        def write(path: Path) -> None:
+            export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
+
+        with steps.step(one.title):
+            entry = _keep(prepared, store, one, write)
+    return read_artifact(entry)
+
+
+def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
+    """The files of a part: one a format, or of a format of fixed shapes one for each shape that it may take."""
     formats = prepared.recipe.export.formats
     if not part.dimensions:
-        return _export_shape(prepared, store, steps, content, part, formats)
-    artifacts = _export_shape(
-        prepared, store, steps, content, part, [one for one in formats if FACTS[one].takes_ranges]
-    )
-    for fixed in fix_shapes(part):
-        fewer = [one for one in formats if not FACTS[one].takes_ranges]
-        artifacts += _export_shape(prepared, store, steps, content, fixed, fewer)
-    return artifacts
+        taken = [(_Traced(part), formats)]
+    else:
+        ranged = tuple(one for one in formats if FACTS[one].takes_ranges)
+        fixed = tuple(one for one in formats if not FACTS[one].takes_ranges)
+        taken = [(_Traced(part), ranged), *((_Traced(one), fixed) for one in (fix_shapes(part) if fixed else ()))]
+    return [
+        _File(
+            traced,
+            name,
+            {
+                "model": content,
+                "artifact": asdict(traced.part.name_artifact(name)),
+                "recipe": prepared.recipe_sha256,
+                "test": prepared.test_sha256,
+                "code": hash_code(),
+                "versions": list_versions(name),
+            },
+        )
+        for traced, names in taken
+        for name in names
+    ]
 
 
-def _export_shape(
-    prepared: Prepared, store: Store, steps: Steps, content: str, part: Part, formats: Sequence[Format]
-) -> list[Artifact]:
-    graph: ExportedProgram | None = None
-    artifacts = []
-    for name in formats:
-        made_from: dict[str, object] = {
-            "model": content,
-            "artifact": asdict(part.name_artifact(name)),
-            "recipe": prepared.recipe_sha256,
-            "test": prepared.test_sha256,
-            "code": hash_code(),
-            "versions": list_versions(name),
+def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequence[_File]) -> None:
+    """Make those files in processes of their own that can be, if that ends sooner; nothing if not."""
+    missing = [one for one in files if not one.traced.part.dimensions and store.find("artifact", one.made_from) is None]
+    costs_s = {one.title: one.cost_s for one in missing}
+    cores = count_cores()
+    largest = max((sum(map(_count_bytes, one.traced.part.module.parameters())) for one in missing), default=0)
+    workers = choose_workers(list(costs_s.values()), largest, cores, find_free_bytes())
+    if workers == 1:
+        return
+    store.root.mkdir(parents=True, exist_ok=True)
+    # what a killed build leaves is swept from the store
+    with tempfile.TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=store.root) as name:
+        with steps.step(f"trace {', '.join(dict.fromkeys(one.traced.part.title for one in missing))}"):
+            parts = dict.fromkeys(one.traced for one in missing)
+            graphs = {traced: Path(name) / f"graph.{place}.pt2" for place, traced in enumerate(parts)}
+            saved = {traced for traced, graph in graphs.items() if save_graph(traced.graph, graph)}
+        jobs = {
+            Job(
+                title=one.traced.part.title,
+                graph=graphs[one.traced],
+                format_=one.format_,
+                file=Path(name) / f"{place}.{FACTS[one.format_].suffix}",
+            ): one
+            for place, one in sorted(enumerate(missing), key=lambda each: -each[1].cost_s)  # the longest begin first
+            if one.traced in saved
         }
-        entry = store.find("artifact", made_from)
-        if entry is None:
-            with steps.step(f"export {part.title} to {name}"):
-                graph = graph or trace_part(part)
-                make = partial(
-                    write_artifact,
-                    entry=store.name("artifact", made_from),
-                    part=part,
-                    format_=name,
-                    write_file=partial(_export, graph, part, name),
-                    recipe_sha256=prepared.recipe_sha256,
-                    source_sha256=prepared.source_sha256,
-                )
-                entry = store.produce("artifact", made_from, make)
-        artifacts.append(read_artifact(entry))
-    return artifacts
+        for job in export_apart(list(jobs), workers, max(1, cores // workers), steps):
+            _keep(prepared, store, jobs[job], partial(shutil.move, job.file))
 
 
-def _export(graph: ExportedProgram, part: Part, name: Format, path: Path) -> None:
-    """Write one file, and check that every factored layer is still a chain of operators in it."""
-    export_file(graph, name, path, part.axes)
-    if part.plan is not None:
-        found = read_operators(name, path)
-        check_factors(part.plan, expect_operators(graph), found, where=f"{part.title} {name}")
+def _count_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _keep(prepared: Prepared, store: Store, one: _File, write: Callable[[Path], object]) -> Entry:
+    """Put a file into the store with its proof, once it holds every factored layer as a chain of operators."""
+    part = one.traced.part
+
+    def write_file(path: Path) -> None:
+        write(path)
+        if part.plan is not None:
+            found = read_operators(one.format_, path)
+            check_factors(part.plan, one.traced.expected, found, where=f"{part.title} {one.format_}")
+
+    make = partial(
+        write_artifact,
+        entry=store.name("artifact", one.made_from),
+        part=part,
+        format_=one.format_,
+        write_file=write_file,
+        recipe_sha256=prepared.recipe_sha256,
+        source_sha256=prepared.source_sha256,
+    )
+    return store.produce("artifact", one.made_from, make)

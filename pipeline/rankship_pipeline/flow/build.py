@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rankship_pipeline.evaluate.quality_gate import refuse_lost
-from rankship_pipeline.flow.artifacts import export_variant
+from rankship_pipeline.flow.artifacts import export_variants
 from rankship_pipeline.flow.foresight import foresee
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
@@ -95,10 +95,7 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
         accuracies += scores.evaluate(final, "refined")
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
-    files = [
-        *export_variant(prepared, store, steps, "dense", merged, None),
-        *export_variant(prepared, store, steps, "compressed", final, plan),
-    ]
+    files = export_variants(prepared, store, steps, [("dense", merged, None), ("compressed", final, plan)])
     return Build(
         recipe=recipe.name,
         recipe_sha256=prepared.recipe_sha256,
