@@ -15,7 +15,7 @@ from rankship_pipeline.ranks import ara
 from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
 from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
 from rankship_pipeline.ranks.price import Price, price_parameters
-from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves
 from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
@@ -46,7 +46,10 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
         return describe_plan(stats, chosen, fixed, budget, choice, price)
     probes = tuple(tensor[: choice.probes] for tensor in inputs)
     if choice.sensitivity == "kl":
-        stats = measure_curves(analysis, stats, probes, likelihood=likelihood)
+        if choice.threshold is None:
+            check_feasible([entry.layer for entry in stats], price, budget, choice)
+        is_sure = compare_plans(ALLOCATORS[choice.method], budget - price.fixed, choice)
+        stats = measure_curves(analysis, stats, probes, likelihood, is_sure)
     plan = allocate(stats, fixed, budget, choice, price)
     if choice.passes == 0:
         return plan

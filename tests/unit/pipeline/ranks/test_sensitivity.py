@@ -97,14 +97,11 @@ def test_the_curve_knows_which_layer_hardly_matters(measured: tuple[LayerStats, 
     assert get_curve(stem).read(0.3) > 20 * get_curve(side).read(0.3)
 
 
-def test_the_model_is_as_it_was_and_every_layer_ticks(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+def test_the_model_is_as_it_was(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
     before = copy.deepcopy(analysis.model.state_dict())
-    ticks: list[int] = []
-    measure_curves(analysis, stats, X, lambda: ticks.append(1))
-    assert len(ticks) == len(stats)
+    measure_curves(analysis, stats, X)
     chosen: Choices = {entry.layer.name: entry.candidates[0].factors for entry in stats}
-    improve(analysis, stats, chosen, 10**6, CHOICE, X, lambda: ticks.append(1))
-    assert len(ticks) == len(stats) * (1 + CHOICE.passes)
+    improve(analysis, stats, chosen, 10**6, CHOICE, X)
     assert all(torch.equal(value, before[name]) for name, value in analysis.model.state_dict().items())
 
 
