@@ -34,7 +34,7 @@ _SLOPES = (0.8, 1.25)  # of damage over error in logarithms; the second-order es
 _FIRST = 8  # samples of the first round
 _HALVES = (slice(0, None, 2), slice(1, None, 2))
 # The plan that either half of the samples asks for may lose this much more than that of all, by the curves of all.
-_REGRET = 0.05
+_REGRET = 0.01
 _LEAST = 1e-9  # nats: damages below are noise of float32
 
 IsSure = Callable[[Sequence[LayerStats], Sequence[Sequence[LayerStats]]], bool]
