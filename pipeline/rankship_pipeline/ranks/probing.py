@@ -72,13 +72,13 @@ class Prober:
         for both in split(tensors, _BATCH):
             batch, expected = both[: len(self.inputs)], dict(zip(names, both[len(self.inputs) :], strict=True))
             masks = find_masks(self.model, batch)
-            for name, rows in self._rate_batch(changes, batch, expected, masks):
-                nats[name].append(rows)
             answers.append(_count_answers(expected, self.likelihood, masks))
+            for name, rows in self._rate_batch(changes, batch, expected, masks, answers[-1]):
+                nats[name].append(rows)
         return Ratings({name: torch.cat(parts, -1) for name, parts in nats.items()}, torch.cat(answers, -1))
 
     def _rate_batch(
-        self, changes: Changes, batch: Inputs, expected: Outputs, masks: Masks
+        self, changes: Changes, batch: Inputs, expected: Outputs, masks: Masks, answers: Tensor
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield every layer's nats, (changes, outputs, samples); layers that restart come first, in order of calls."""
         full, restart = Restart(self.model, batch), Restart(self.model, batch)
@@ -96,7 +96,8 @@ class Prober:
             with restoring(self.model, name):
                 for change in changes[name]:
                     write(self.model, self.analysis, name, change)
-                    rows.append(_rate_samples(passes.run(), expected, self.likelihood, self.scales, masks))
+                    found = passes.run()
+                    rows.append(_rate_samples(found, expected, self.likelihood, self.scales, masks, answers))
             yield name, torch.stack(rows)
 
 
@@ -147,29 +148,27 @@ def _is_close(one: Outputs, other: Outputs) -> bool:
 
 
 @torch.inference_mode()
-def _rate_samples(found: Outputs, expected: Outputs, likelihood: Likelihood, scales: Outputs, masks: Masks) -> Tensor:
-    """The nats of every output on every sample, (outputs, samples), summed over the sample's answers."""
-    return torch.stack(
-        [
-            torch.stack([sum_nats(own, wanted, scales.get(name)).double() for name, own, wanted in answers])
-            for answers in _take_by_sample(found, expected, likelihood, masks)
-        ],
-        -1,
-    )
+def _rate_samples(
+    found: Outputs, expected: Outputs, likelihood: Likelihood, scales: Outputs, masks: Masks, answers: Tensor
+) -> Tensor:
+    """The nats of every output on every sample, (outputs, samples), summed over the sample's `answers`."""
+    rows = []
+    taken = take_answers(found, expected, likelihood, masks)
+    for (name, own, wanted), counts in zip(taken, answers.int().tolist(), strict=True):
+        pairs = zip(own.split(counts), wanted.split(counts), strict=True)
+        rows.append(torch.stack([sum_nats(mine, theirs, scales.get(name)).double() for mine, theirs in pairs]))
+    return torch.stack(rows)
 
 
+@torch.inference_mode()
 def _count_answers(expected: Outputs, likelihood: Likelihood, masks: Masks) -> Tensor:
     """The number of answers of every output on every sample, (outputs, samples)."""
-    by_sample = _take_by_sample(expected, expected, likelihood, masks)
-    return torch.tensor([[len(own) for _, own, _ in answers] for answers in by_sample], dtype=torch.float64).T
-
-
-def _take_by_sample(
-    found: Outputs, expected: Outputs, likelihood: Likelihood, masks: Masks
-) -> Iterator[Iterator[tuple[str, Tensor, Tensor]]]:
+    counts = []
     for at in range(len(next(iter(expected.values())))):
-        own, wanted = ({name: given[name][at : at + 1] for name in likelihood} for given in (found, expected))
-        yield take_answers(own, wanted, likelihood, tuple(mask[at : at + 1] for mask in masks))
+        one = {name: expected[name][at : at + 1] for name in likelihood}
+        shown = tuple(mask[at : at + 1] for mask in masks)
+        counts.append([len(own) for _, own, _ in take_answers(one, one, likelihood, shown)])
+    return torch.tensor(counts, dtype=torch.float64).T
 
 
 @torch.no_grad()
