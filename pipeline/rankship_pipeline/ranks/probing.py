@@ -155,7 +155,7 @@ def _rate_samples(
     rows = []
     taken = take_answers(found, expected, likelihood, masks)
     for (name, own, wanted), counts in zip(taken, answers.int().tolist(), strict=True):
-        pairs = zip(own.split(counts), wanted.split(counts), strict=True)
+        pairs = zip(torch.split(own, counts), torch.split(wanted, counts), strict=True)
         rows.append(torch.stack([sum_nats(mine, theirs, scales.get(name)).double() for mine, theirs in pairs]))
     return torch.stack(rows)
 
