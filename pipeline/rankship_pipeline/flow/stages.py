@@ -287,6 +287,7 @@ class Stages:
             interference,
             budgeted.price,
             prepared.likelihood,
+            self.steps.note,
         )
         plan = measure_losses(plan, analysis, len(inputs[0]))
         if way.reconstruct and way.merge == "sequential":

@@ -15,8 +15,9 @@ from rankship_pipeline.models.outputs import call
 from rankship_pipeline.ranks import ara
 from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
 from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
+from rankship_pipeline.ranks.effort import Say, choose_sensitivity
 from rankship_pipeline.ranks.price import Price, price_parameters
-from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves
 from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
@@ -31,10 +32,11 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     interference: Mapping[str, float],
     price: Price | None = None,
     likelihood: Likelihood | None = None,
+    say: Say = lambda _line: None,
 ) -> RankPlan:
     """Choose how every layer is stored; `inputs` are unlabelled calibration samples, the rest as in `allocate`.
 
-    The `likelihood` says how the model's outputs are distributed (None: all hold logits).
+    The `likelihood` says how the model's outputs are distributed (None: all hold logits); `say` tells the user a line.
 
     Methods that measure take the first `choice.probes` of the inputs; ARA trains on all of them.
     """
@@ -46,8 +48,12 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs, likelihood)
         return describe_plan(stats, chosen, fixed, budget, choice, price)
     probes = tuple(tensor[: choice.probes] for tensor in inputs)
+    if choice.threshold is None:
+        check_feasible([entry.layer for entry in stats], price, budget, choice)
+    choice = choose_sensitivity(analysis.model, stats, choice, probes, say)
     if choice.sensitivity == "kl":
-        stats = measure_curves(analysis, stats, probes, likelihood=likelihood)
+        is_sure = compare_plans(ALLOCATORS[choice.method], budget - price.fixed, choice)
+        stats = measure_curves(analysis, stats, probes, likelihood, is_sure)
     plan = allocate(stats, fixed, budget, choice, price)
     if choice.passes == 0:
         return plan

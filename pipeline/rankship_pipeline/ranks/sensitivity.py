@@ -1,9 +1,14 @@
-"""Measures each layer's sensitivity: the divergence of the model's predictions when that layer is changed."""
+"""Measures each layer's sensitivity: the divergence of the model's predictions when that layer is changed.
+
+Passes begin at the changed layer (see probing.py). Three sizes are measured of every layer, more of it where its curve
+leaves the second-order estimate's shape; samples are doubled until either half of them asks for an equally good plan.
+"""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from math import log
 
 import torch
 from torch import nn
@@ -12,53 +17,67 @@ from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.forms import Candidate, approximate
-from rankship_pipeline.foundation import profile
+from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import get_layer, shape_weight
 from rankship_pipeline.models.outputs import Outputs
-from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
+from rankship_pipeline.ranks.allocators import Allocator, allocate_knapsack, total_cost
+from rankship_pipeline.ranks.probing import Ratings, prepare_prober, write
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
 
 # Sizes (share of the dense parameters) at which every layer is measured; between them damage is log-linear. The
 # smallest candidate is always measured: beyond the last measured point the curve is flat, and error would look free.
-PROBED_SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
+PROBED_SHARES = (0.0, 0.35, 0.75)
+# Sizes that are measured where damage is not about proportional to the error between the neighbours above.
+FURTHER_SHARES = (0.15, 0.5)
+_SLOPES = (0.8, 1.25)  # of damage over error in logarithms; the second-order estimate's is 1
+_FIRST = 8  # samples of the first round
+_HALVES = (slice(0, None, 2), slice(1, None, 2))
+# The plan that either half of the samples asks for may lose this much more than that of all, by the curves of all.
+_REGRET = 0.01
 _LEAST = 1e-9  # nats: damages below are noise of float32
 
-Tick = Callable[[], None]
+IsSure = Callable[[Sequence[LayerStats], Sequence[Sequence[LayerStats]]], bool]
 
 
 def measure_curves(
     analysis: Analysis,
     stats: Sequence[LayerStats],
     inputs: Inputs,
-    tick: Tick = lambda: None,
     likelihood: Likelihood | None = None,
+    is_sure: IsSure | None = None,
 ) -> tuple[LayerStats, ...]:
-    """Every layer's damage curve, each layer changed alone, on unlabelled inputs."""
-    model = copy.deepcopy(analysis.model)
-    teacher = predict(model, inputs)
-    measured = []
-    for entry in stats:
-        with profile.layer(entry.layer.name), _restoring(model, entry.layer.name):
-            points = []
-            for candidate in _pick_probes(entry.candidates, entry.dense_cost):
-                _write(model, analysis, entry.layer.name, candidate)
-                points.append((candidate.error, measure_divergence(model, inputs, teacher, likelihood)))
-        measured.append(replace(entry, curve=_draw_curve(points)))
-        tick()
-    return tuple(measured)
+    """Every layer's damage curve, each layer changed alone, on unlabelled inputs.
+
+    With `is_sure`, on as few of them as it takes; it is given the stats by all samples so far and those by each half.
+    """
+    return _measure(copy.deepcopy(analysis.model), analysis, stats, inputs, likelihood, is_sure, around=False)
 
 
-def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
+def compare_plans(allocate: Allocator, available: int, choice: RankChoice) -> IsSure:
+    """Whether the samples suffice: plans from either half of them are as good as that from all, by the curves of all.
+
+    Samples are the same for all layers, so that what only makes samples hard cancels out.
+    """
+
+    def is_sure(whole: Sequence[LayerStats], halves: Sequence[Sequence[LayerStats]]) -> bool:
+        plans = [allocate(some, available, choice) for some in (whole, *halves)]
+        own, *others = (
+            sum(entry.predict_damage(entry.predict_error(plan[entry.layer.name]), "kl") for entry in whole)
+            for plan in plans
+        )
+        return max(others) <= (1 + _REGRET) * own
+
+    return is_sure
+
+
+def improve(
     analysis: Analysis,
     stats: Sequence[LayerStats],
     chosen: Choices,
     available: int,
     choice: RankChoice,
     inputs: Inputs,
-    tick: Tick = lambda: None,
     likelihood: Likelihood | None = None,
 ) -> Choices:
     """Measure around a plan and solve again, `choice.passes` times; keeps the plan with the smallest divergence.
@@ -69,21 +88,10 @@ def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
     teacher = predict(analysis.model, inputs)
     best, least = chosen, _measure_plan(analysis, stats, chosen, inputs, teacher, likelihood)
     current = chosen
+    is_sure = compare_plans(allocate_knapsack, available, choice)
     for _ in range(choice.passes):
         model = _apply_plan(analysis, stats, current)
-        around = []
-        for entry in stats:
-            name = entry.layer.name
-            with profile.layer(name), _restoring(model, name):
-                _write(model, analysis, name, None)
-                base = measure_divergence(model, inputs, teacher, likelihood)
-                points = []
-                for candidate in _pick_probes(entry.candidates, entry.dense_cost):
-                    _write(model, analysis, name, candidate)
-                    damage = measure_divergence(model, inputs, teacher, likelihood) - base
-                    points.append((candidate.error, damage))
-            around.append(replace(entry, curve=_draw_curve(points)))
-            tick()
+        around = _measure(model, analysis, stats, inputs, likelihood, is_sure, around=True)
         current = allocate_knapsack(around, available, choice)
         found = _measure_plan(analysis, stats, current, inputs, teacher, likelihood)
         if found < least and total_cost(stats, current) <= available:
@@ -91,16 +99,80 @@ def improve(  # noqa: PLR0913, PLR0917 - a plan, and what it is measured by
     return best
 
 
-def _pick_probes(candidates: Sequence[Candidate], dense: int) -> list[Candidate]:
-    """The candidates nearest to PROBED_SHARES, by rising error."""
-    if not candidates:
-        return []
+def _measure(
+    model: nn.Module,
+    analysis: Analysis,
+    stats: Sequence[LayerStats],
+    inputs: Inputs,
+    likelihood: Likelihood | None,
+    is_sure: IsSure | None,
+    *,
+    around: bool,
+) -> tuple[LayerStats, ...]:
+    """The stats with the curves of the layers of `model`, which is changed meanwhile.
 
-    def find_nearest(size: float) -> Candidate:
-        return min(candidates, key=lambda one: abs(one.cost - size))
+    `around` a plan, damage counts from the layer's being dense.
+    """
+    total = len(inputs[0])
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))  # samples may come sorted
+    names = [entry.layer.name for entry in stats]
+    prober = prepare_prober(model, analysis, names, tuple(tensor[order] for tensor in inputs), likelihood)
+    taken = min(_FIRST, total) if is_sure else total
+    base: list[Candidate | None] = [None] if around else []
+    changes: dict[str, list[Candidate | None]] = {
+        entry.layer.name: [*base, *_pick_probes(entry, PROBED_SHARES)] for entry in stats if entry.candidates
+    }
+    ratings = prober.rate(changes, slice(taken))
+    further = {entry.layer.name: _pick_further(entry) for entry in _draw(stats, changes, ratings, around=around)}
+    ratings = ratings.add_changes(prober.rate(further, slice(taken)))
+    changes = {name: [*probed, *further[name]] for name, probed in changes.items()}
+    while True:
+        whole, *halves = (_draw(stats, changes, ratings, some, around=around) for some in (slice(None), *_HALVES))
+        if taken == total or is_sure is None or is_sure(whole, halves):
+            return whole
+        ratings = ratings.add_samples(prober.rate(changes, slice(taken, 2 * taken)))
+        taken = min(2 * taken, total)
 
-    picked = {find_nearest(share * dense) for share in PROBED_SHARES}
+
+def _pick_probes(entry: LayerStats, shares: Sequence[float]) -> list[Candidate]:
+    """The candidates whose sizes are nearest to these shares of dense, by rising error."""
+    sizes = [share * entry.dense_cost for share in shares]
+    picked = {min(entry.candidates, key=lambda one: abs(one.cost - size)) for size in sizes}
     return sorted(picked, key=lambda one: one.error)
+
+
+def _pick_further(entry: LayerStats) -> list[Candidate]:
+    """The candidates between measured points whose damage is not about proportional to their error."""
+    curve = entry.curve or Curve(errors=(), damages=())
+    points = list(zip(curve.errors, curve.damages, strict=True))
+    bent = [
+        (low, high)
+        for (low, less), (high, more) in pairwise(points)
+        if not _SLOPES[0] <= log(more / less) / log(high / low) <= _SLOPES[1]
+    ]
+    further = _pick_probes(entry, FURTHER_SHARES) if bent else []
+    return [one for one in further if any(low < one.error < high for low, high in bent)]
+
+
+def _draw(
+    stats: Sequence[LayerStats],
+    changes: Mapping[str, Sequence[Candidate | None]],
+    ratings: Ratings,
+    samples: slice = slice(None),
+    *,
+    around: bool,
+) -> tuple[LayerStats, ...]:
+    """The stats with the curves that these samples give."""
+    drawn = []
+    for entry in stats:
+        name, points = entry.layer.name, list[tuple[float, float]]()
+        if name in changes:
+            damages = ratings.average(name, samples).tolist()
+            base = damages[0] if around else 0.0
+            found = zip(changes[name], damages, strict=True)
+            points = sorted((one.error, damage - base) for one, damage in found if one is not None)
+        drawn.append(replace(entry, curve=_draw_curve(points)))
+    return tuple(drawn)
 
 
 def _draw_curve(points: Sequence[tuple[float, float]]) -> Curve:
@@ -134,24 +206,5 @@ def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices
     for entry in stats:
         factors = chosen[entry.layer.name]
         if factors is not None:
-            _write(model, analysis, entry.layer.name, Candidate(factors, 0, 0.0))
+            write(model, analysis, entry.layer.name, Candidate(factors, 0, 0.0))
     return model
-
-
-@torch.no_grad()
-def _write(model: nn.Module, analysis: Analysis, name: str, candidate: Candidate | None) -> None:
-    taken = analysis.layers[name]
-    matrix = taken.widen(taken.weight if candidate is None else approximate(taken, candidate.factors))
-    weight = get_layer(model, name).weight
-    weight.copy_(shape_weight(matrix, weight, taken.layer))
-
-
-@contextmanager
-def _restoring(model: nn.Module, name: str) -> Iterator[None]:
-    weight = get_layer(model, name).weight
-    saved = weight.detach().clone()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            weight.copy_(saved)

@@ -173,8 +173,8 @@ class RankChoice:
         threshold: ARP's fixed τ; it replaces the budget
         sensitivity: how an error in a layer is counted. "relative": its share of the layer's output energy; "gradient":
             its second-order effect on the model's predictions (needs `factorise.curvature`); "kl": its measured
-            effect on the predictions
-        probes: the number of calibration samples that "kl" measures on
+            effect on the predictions, or "gradient" where measuring takes more than 2e14 operations
+        probes: the most calibration samples that "kl" measures on; it takes 8, and twice as many until they suffice
         passes: how many more times "kl" measures around the plan and solves again (knapsack only)
         steps: the number of ARA's training steps
         forms: the forms that a layer may take; ARP and ARA always use "svd"

@@ -19,9 +19,10 @@ from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks import sensitivity
-from rankship_pipeline.ranks.allocators import total_cost
+from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
 from rankship_pipeline.ranks.plan import allocate
-from rankship_pipeline.ranks.sensitivity import improve, measure_curves
+from rankship_pipeline.ranks.probing import Changes, Prober, Ratings
+from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 
@@ -98,14 +99,11 @@ def test_the_curve_knows_which_layer_hardly_matters(measured: tuple[LayerStats, 
     assert get_curve(stem).read(0.3) > 20 * get_curve(side).read(0.3)
 
 
-def test_the_model_is_as_it_was_and_every_layer_ticks(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+def test_the_model_is_as_it_was(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
     before = copy.deepcopy(analysis.model.state_dict())
-    ticks: list[int] = []
-    measure_curves(analysis, stats, X, lambda: ticks.append(1))
-    assert len(ticks) == len(stats)
+    measure_curves(analysis, stats, X)
     chosen: Choices = {entry.layer.name: entry.candidates[0].factors for entry in stats}
-    improve(analysis, stats, chosen, 10**6, CHOICE, X, lambda: ticks.append(1))
-    assert len(ticks) == len(stats) * (1 + CHOICE.passes)
+    improve(analysis, stats, chosen, 10**6, CHOICE, X)
     assert all(torch.equal(value, before[name]) for name, value in analysis.model.state_dict().items())
 
 
@@ -219,3 +217,77 @@ def test_between_two_points_damage_is_a_power_of_the_error() -> None:
     curve = Curve(errors=(0.01, 0.1, 0.4), damages=(1e-3, 1e-1, 2e-1))
     assert curve.read(10**-1.5) == pytest.approx(1e-2)  # half-way in logarithms: slope 2
     assert curve.read(0.2) == pytest.approx(0.1 * 2**0.5)  # slope ½
+
+
+# --- as few samples and sizes as it takes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, int], int]]:
+    """The number of changes by layer, and that of samples, of every call of `Prober.rate`."""
+    calls: list[tuple[dict[str, int], int]] = []
+    rate = Prober.rate
+
+    def note(prober: Prober, changes: Changes, samples: slice) -> Ratings:
+        found = rate(prober, changes, samples)
+        calls.append(({name: len(some) for name, some in changes.items()}, found.answers.shape[-1]))
+        return found
+
+    monkeypatch.setattr(Prober, "rate", note)
+    return calls
+
+
+def test_samples_are_doubled_until_they_suffice_and_no_further(
+    analysis: Analysis, stats: tuple[LayerStats, ...], counted: list[tuple[dict[str, int], int]]
+) -> None:
+    measure_curves(analysis, stats, X, is_sure=lambda *_: len(counted) >= 4)
+    assert [samples for _, samples in counted] == [8, 8, 8, 16]
+    counted.clear()
+    measure_curves(analysis, stats, X, is_sure=lambda *_: False)
+    assert [samples for _, samples in counted] == [8, 8, 8, 16, 32, 56]
+
+
+def test_on_all_samples_the_rounds_give_what_one_round_gives(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
+    in_rounds = measure_curves(analysis, stats, X, is_sure=lambda *_: False)
+    at_once = measure_curves(analysis, stats, X)
+    for one, other in zip(in_rounds, at_once, strict=True):
+        shared = set(get_curve(one).errors) & set(get_curve(other).errors)
+        assert len(shared) >= 3
+        for error in shared:
+            assert get_curve(one).read(error) == pytest.approx(get_curve(other).read(error), rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize(("power", "sizes"), [(0.9, {3}), (1.0, {3}), (0.5, {4, 5}), (2.0, {4, 5})])
+def test_more_sizes_are_measured_where_damage_is_not_about_proportional_to_the_error(
+    analysis: Analysis, stats: tuple[LayerStats, ...], monkeypatch: pytest.MonkeyPatch, power: float, sizes: set[int]
+) -> None:
+    def pretend(_prober: Prober, changes: Changes, _samples: slice) -> Ratings:
+        nats = {name: [one.error**power for one in some if one is not None] for name, some in changes.items()}
+        return Ratings({name: torch.tensor(some)[:, None, None] for name, some in nats.items()}, torch.ones(1, 1))
+
+    monkeypatch.setattr(Prober, "rate", pretend)
+    stem, *_ = measure_curves(analysis, stats, X)
+    assert len(get_curve(stem).errors) in sizes
+    for error in get_curve(stem).errors:
+        assert get_curve(stem).read(error) == pytest.approx(error**power)
+
+
+def test_samples_suffice_when_halves_ask_for_equally_good_plans(
+    stats: tuple[LayerStats, ...], measured: tuple[LayerStats, ...]
+) -> None:
+    available = int(0.45 * sum(entry.layer.parameters for entry in stats))
+    is_sure = compare_plans(allocate_knapsack, available, CHOICE)
+    assert is_sure(measured, [measured, measured])
+    misled = [replace(one, curve=other.curve) for one, other in zip(measured, reversed(measured), strict=True)]
+    assert not is_sure(measured, [measured, misled])
+
+
+def test_a_plan_from_few_samples_is_as_good_as_from_all(
+    analysis: Analysis, stats: tuple[LayerStats, ...], measured: tuple[LayerStats, ...]
+) -> None:
+    for share in (0.35, 0.45, 0.6):
+        available = int(share * sum(entry.layer.parameters for entry in stats))
+        few = measure_curves(analysis, stats, X, is_sure=compare_plans(allocate_knapsack, available, CHOICE))
+        plans = (allocate_knapsack(some, available, CHOICE) for some in (few, measured))
+        by_few, by_all = (measure(analysis, chosen) for chosen in plans)
+        assert by_few <= 1.1 * by_all
