@@ -1,0 +1,77 @@
+"""The whole way from a model to files that are proven, on the shapes of nets.py, and a language model's by its parts."""
+
+import tempfile
+from pathlib import Path
+
+import rankship
+from rankship_pipeline.models.layers import count_parameters, find_layers
+from rankship_pipeline.recipe.choices import FactoriseChoice, RankChoice
+from speed.nets import SHAPES, make_inputs, make_net
+from speed.records import Figure, Measured, make_figure
+from speed.scenes import open_smollm2
+from speed.timing import CPU_EFFECT, MEMORY_EFFECT, Spent, measure_peak, spend
+
+KEPT = 0.5
+
+
+def measure_whole(rounds: int, *, shape: str, samples: int) -> Measured:
+    """Compress and export to ONNX with the proof, without anything in the store."""
+    model, inputs = make_net(SHAPES[shape]), make_inputs(SHAPES[shape], samples)
+    spent: list[Spent] = []
+    peaks = []
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder, "store")
+            small = rankship.compress(model, inputs[0], kept_parameters=KEPT, store=store, progress=False)
+            rankship.export(small, Path(folder, "out"), formats="onnx", progress=False)
+
+    for _ in range(rounds):
+        peaks.append(measure_peak(lambda: spent.append(spend(build))))
+    return Measured(
+        figures=(*_list_spent(spent), make_figure("peak_above_model_bytes", "bytes", peaks, MEMORY_EFFECT)),
+        parameters={"shape": shape, "samples": str(samples), "kept_parameters": str(KEPT), "format": "onnx"},
+    )
+
+
+def measure_language_model(rounds: int, *, samples: int, kept: float) -> Measured:
+    """Compress SmolLM2-135M to a share of its linear layers, by second-order damage, and measure its perplexity."""
+    scene = open_smollm2(samples)
+    layers = find_layers(scene.model, scene.exclude)
+    inside, dense = sum(layer.parameters for layer in layers), count_parameters(scene.model)
+    share = 1 - (1 - kept) * inside / dense
+    choice = RankChoice(sensitivity="gradient", exclude=scene.exclude)
+    made: list[rankship.Compressed] = []
+    spent: list[Spent] = []
+
+    def compress() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            made[:] = [
+                rankship.compress(
+                    scene.model,
+                    scene.inputs[0],
+                    kept_parameters=share,
+                    ranks=choice,
+                    factorise=FactoriseChoice(),
+                    store=folder,
+                    progress=False,
+                )
+            ]
+
+    peaks = [measure_peak(lambda: spent.append(spend(compress))) for _ in range(rounds)]
+    return Measured(
+        figures=(
+            *_list_spent(spent),
+            make_figure("peak_above_model_bytes", "bytes", peaks, MEMORY_EFFECT),
+            make_figure("dense_quality", scene.unit, [scene.rate(scene.model)]),
+            make_figure("ours_quality", scene.unit, [scene.rate(made[0].module)], 0.02),
+        ),
+        parameters={"model": "SmolLM2-135M", "tokens": str(scene.inputs[0].numel()), "kept_of_layers": str(kept)},
+    )
+
+
+def _list_spent(spent: list[Spent]) -> list[Figure]:
+    return [
+        make_figure("ours_cpu_s", "s", [one.cpu_s for one in spent], CPU_EFFECT),
+        make_figure("ours_wall_s", "s", [one.wall_s for one in spent]),
+    ]
