@@ -1,9 +1,7 @@
 """Measures speed, and compares it with an earlier commit's: `python -m speed --help`.
 
-    python -m speed run --size small --out now.json              # every subject, seconds each
-    python -m speed run calibrate-resnet50 --size full --out full.json
-    python -m speed compare then.json now.json                   # exit status 1 if anything is worse
-    python -m speed count --baseline instructions.json           # by instructions, without a clock
+`run` measures subjects one after the other and keeps their rows, `compare` judges two files of rows (exit status 1 if
+anything is worse), `count` counts the instructions of the smallest cases and compares them.
 """
 
 import argparse

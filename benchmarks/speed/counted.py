@@ -59,9 +59,9 @@ def count(name: str, times: int) -> None:
     job()
     for _ in range(times):
         _control("--instr=on")
-        torch._C._valgrind_toggle()  # type: ignore[attr-defined]  # noqa: SLF001 - torch's own benchmarks do so
+        torch._C._valgrind_toggle()  # noqa: SLF001 - torch's own benchmarks do so
         job()
-        torch._C._valgrind_toggle()  # type: ignore[attr-defined]  # noqa: SLF001
+        torch._C._valgrind_toggle()  # noqa: SLF001
         _control("--dump", name)
         _control("--instr=off")
 

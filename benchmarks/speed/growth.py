@@ -24,7 +24,7 @@ _MILLION = 1e6
 
 
 def measure_growth(rounds: int, *, steps: int, samples: int, tokens: int) -> Measured:
-    """Time the first so many sizes on the same number of samples; `slope` is that of log seconds over log parameters."""
+    """Time the first so many sizes on as many samples each; `slope` is that of log seconds over log parameters."""
     figures, sizes = [], []
     rows: list[list[float]] = []
     for width, depth in STEPS[:steps]:

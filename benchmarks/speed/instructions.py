@@ -78,14 +78,17 @@ def read_dumps(folder: Path) -> dict[str, list[int]]:
     counts: dict[str, list[int]] = {}
     for path in sorted(folder.glob("callgrind.out.*"), key=lambda path: int(path.suffix[1:])):
         text = path.read_text(encoding="utf-8", errors="replace")
-        name, total = re.search(r"^desc: Trigger: dump (\S+)", text, re.M), re.search(r"^totals: (\d+)", text, re.M)
+        name, total = (
+            re.search(r"^desc: Trigger: dump (\S+)", text, re.MULTILINE),
+            re.search(r"^totals: (\d+)", text, re.MULTILINE),
+        )
         if name and total:
             counts.setdefault(name[1], []).append(int(total[1]))
     return counts
 
 
 def compare_counts(baseline: Path, counted: Results, say: Callable[[str], None]) -> tuple[Verdict, ...]:
-    """Judge the counts against a file of earlier ones; none are compared where that is missing or of another machine."""
+    """Judge the counts against earlier ones; nothing is compared where their file is missing or of another machine."""
     if not baseline.exists():
         say(f"not compared: there are no counts at {baseline}")
         return ()

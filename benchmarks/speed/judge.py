@@ -52,9 +52,7 @@ def judge(before: Results, after: Results, where: str = "the baseline") -> tuple
         is_certain = p_value <= SIGNIFICANCE if is_testable else _are_apart(old, new)
         how = f"p = {p_value:.2g}" if is_testable else "too few samples for a test; compared by their ranges"
         verdict = _pick_verdict(ratio, old.effect or 0, is_certain=is_certain)
-        verdicts.append(
-            Verdict(subject=subject, size=size, figure=old.name, verdict=verdict, ratio=ratio, reason=how)
-        )
+        verdicts.append(Verdict(subject=subject, size=size, figure=old.name, verdict=verdict, ratio=ratio, reason=how))
     return tuple(verdicts)
 
 
@@ -70,9 +68,7 @@ def _pair(before: Results, after: Results) -> Iterator[tuple[str, str, Figure, F
                 yield row.subject, row.size, earlier, figure
 
 
-def _pick_verdict(
-    ratio: float, effect: float, *, is_certain: bool
-) -> Literal["better", "worse", "same", "unknown"]:
+def _pick_verdict(ratio: float, effect: float, *, is_certain: bool) -> Literal["better", "worse", "same", "unknown"]:
     if 1 / (1 + effect) <= ratio <= 1 + effect:
         return "same"
     if not is_certain:

@@ -70,7 +70,7 @@ def compress_svd_llm(scene: Scene, kept: float) -> nn.Module:
 
     hooks = [one.register_forward_pre_hook(watch(name)) for name, one in layers.items()]
     with torch.inference_mode():
-        for sample in scene.inputs[0].split(8):
+        for sample in torch.split(scene.inputs[0], 8):
             model(sample)
     for hook in hooks:
         hook.remove()
@@ -148,7 +148,7 @@ def compress_pruning(scene: Scene, kept: float) -> nn.Module:
             model, example, importance=importance, pruning_ratio=ratio, ignored_layers=ignored, round_to=1
         )
         pruner.step()
-        return model  # type: ignore[no-any-return]  # deepcopy of a pair
+        return model
 
     low, high = 0.0, 1 - kept / 4
     while high - low > _SPLIT:
@@ -207,10 +207,10 @@ def measure_peers(rounds: int, *, scene: str, kept: float, peers: str) -> Measur
                 continue
             try:
                 outcomes.setdefault(name, []).append(_run_apart(name, scene, kept))
-            except Exception as failure:  # noqa: BLE001 - a peer's failure is its row's, not ours
+            except Exception as failure:  # a peer's failure is its row's, not ours
                 if name == "ours":
                     raise
-                left_out[name] = f"{type(failure).__name__}: {str(failure).splitlines()[0][:120] if str(failure) else ''}"
+                left_out[name] = f"{type(failure).__name__}: {str(failure)[:120]}"
                 outcomes.pop(name, None)
     unit = SCENES[scene]().unit
     figures = [figure for name, found in outcomes.items() for figure in _list_figures(name, found, unit)]
@@ -234,7 +234,8 @@ def _list_figures(name: str, found: list[Outcome], unit: str) -> list[Figure]:
 
 
 def _pair(A: Tensor, B: Tensor, bias: Tensor | None) -> nn.Sequential:
-    first, second = nn.Linear(B.shape[1], B.shape[0], bias=False), nn.Linear(*reversed(A.shape), bias=bias is not None)
+    first = nn.Linear(B.shape[1], B.shape[0], bias=False)
+    second = nn.Linear(A.shape[1], A.shape[0], bias=bias is not None)
     scale = math.sqrt(float(A.norm() / B.norm()))
     with torch.no_grad():
         first.weight.copy_(B * scale)

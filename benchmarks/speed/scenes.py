@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def open_digits() -> Scene:
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for batch in torch.randint(0, 1000, (_DIGITS_STEPS, 64)):
         optimizer.zero_grad()
-        functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+        loss = functional.cross_entropy(model(images[batch]), labels[batch])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         optimizer.step()
     rate = partial(_count_right, images[1000:], labels[1000:])
     return Scene(model.eval(), (images[:256],), rate, "% right answers")
@@ -135,7 +137,7 @@ def open_smollm2(samples: int = 64) -> Scene:
     return Scene(
         _Logits(model).eval(),
         (tokens[: samples * _WINDOW].reshape(samples, _WINDOW),),
-        lambda other: measure_perplexity(other, test, length=_WINDOW, stride=_WINDOW).value,
+        lambda other: measure_perplexity(other, test, length=_WINDOW, stride=_WINDOW).perplexity,
         "perplexity",
         ("*embed_tokens*", "*lm_head*"),
     )
@@ -171,7 +173,7 @@ class _Logits(nn.Module):
         return self.model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def _find_package(name: str):  # noqa: ANN202 - importlib's ModuleSpec
+def _find_package(name: str) -> ModuleSpec:
     spec = find_spec(name)
     if spec is None:
         raise InputError(f"the package {name} is not installed", hint=f"pip install {name.replace('_', '-')}")
@@ -180,5 +182,5 @@ def _find_package(name: str):  # noqa: ANN202 - importlib's ModuleSpec
 
 @torch.inference_mode()
 def _count_right(images: Tensor, labels: Tensor, model: nn.Module) -> float:
-    answers = torch.cat([model(batch).argmax(-1) for batch in images.split(256)])
+    answers = torch.cat([model(batch).argmax(-1) for batch in torch.split(images, 256)])
     return 100 * float((answers == labels).float().mean())

@@ -35,7 +35,7 @@ def _shaped(function: str, small: str, full: str, bars: Mapping[str, float], *, 
     return Subject(
         function,
         {
-            "small": Case({"shape": small, "samples": 16}),
+            "small": Case({"shape": small, "samples": 64}),
             "full": Case({"shape": full, "samples": 256}, rounds=rounds, limit_s=limit_s),
         },
         bars,

@@ -1,4 +1,4 @@
-"""The whole way from a model to files that are proven, on the shapes of nets.py, and a language model's by its parts."""
+"""The whole way from a model to proven files, on the shapes of nets.py; and a language model's to its perplexity."""
 
 import tempfile
 from pathlib import Path
@@ -18,7 +18,6 @@ def measure_whole(rounds: int, *, shape: str, samples: int) -> Measured:
     """Compress and export to ONNX with the proof, without anything in the store."""
     model, inputs = make_net(SHAPES[shape]), make_inputs(SHAPES[shape], samples)
     spent: list[Spent] = []
-    peaks = []
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -26,8 +25,7 @@ def measure_whole(rounds: int, *, shape: str, samples: int) -> Measured:
             small = rankship.compress(model, inputs[0], kept_parameters=KEPT, store=store, progress=False)
             rankship.export(small, Path(folder, "out"), formats="onnx", progress=False)
 
-    for _ in range(rounds):
-        peaks.append(measure_peak(lambda: spent.append(spend(build))))
+    peaks = [measure_peak(lambda: spent.append(spend(build))) for _ in range(rounds)]
     return Measured(
         figures=(*_list_spent(spent), make_figure("peak_above_model_bytes", "bytes", peaks, MEMORY_EFFECT)),
         parameters={"shape": shape, "samples": str(samples), "kept_parameters": str(KEPT), "format": "onnx"},
