@@ -31,21 +31,21 @@ class Subject:
     at_least: Mapping[str, float] = field(default_factory=dict)
 
 
-def _shaped(function: str, small: str, full: str, bars: Mapping[str, float], *, rounds: int, limit_s: int) -> Subject:
-    return Subject(
-        function,
-        {
-            "small": Case({"shape": small, "samples": 64}),
-            "full": Case({"shape": full, "samples": 256}, rounds=rounds, limit_s=limit_s),
-        },
-        bars,
-    )
-
-
 _CALIBRATION = {"over_forward_wall": 4.0, "peak_above_model_bytes": 3 * GB}
 _CALIBRATE, _COMPRESS = "stages:measure_calibration", "stages:measure_compression"
 _WHOLE, _PEERS, _WAYS = "whole:measure_whole", "peers:measure_peers", "ways:measure_ways"
 _ARA = "uniform, whitened;ARA, mended;Rankship"
+
+
+def _shaped(function: str, small: str, full: str, bars: Mapping[str, float], *, rounds: int, limit_s: int) -> Subject:
+    return Subject(
+        function,
+        {
+            "small": Case({"shape": small, "samples": 64}, rounds=1 if function == _WHOLE else 4),
+            "full": Case({"shape": full, "samples": 256}, rounds=rounds, limit_s=limit_s),
+        },
+        bars,
+    )
 
 
 def _language_model(kept: float, perplexity: float) -> Subject:

@@ -49,5 +49,5 @@ def test_what_has_no_effect_or_other_parameters_is_not_compared() -> None:
 
 def test_two_machines_are_refused_by_what_differs() -> None:
     other = replace(make_results([1.0]), machine=replace(MACHINE, processor="z"))
-    with pytest.raises(UnlikeConditions, match="then.json is of another machine: processor x there, z here"):
+    with pytest.raises(UnlikeConditions, match=r"then\.json is of another machine: processor x there, z here"):
         judge(make_results([1.0]), other, "then.json")
