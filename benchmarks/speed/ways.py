@@ -60,15 +60,15 @@ class _Run:
         budget = int(kept * dense) if subject.of == "model" else fixed + int(kept * (dense - fixed))
         self.prepared, self.stages = prepared, stages
         self.budgeted = Budgeted(prepared, price_parameters(fixed), budget)
-        self.merged, self.interference = stages.merge("average")
 
     def compress(self, way: Comparison) -> float:
-        """Compress and return the CPU seconds, those of calibrating included."""
+        """Compress and return the CPU seconds: of merging, which calibrates, of calibrating and all that follows."""
 
         def work() -> None:
+            self.merged, interference = self.stages.merge(way.merge)
             metrics, _ = self.stages.choose_metrics(self.merged, way)
             analysis = analyse(self.merged.module, self.prepared.layers, metrics, way.whitening)
-            module, _ = self.stages.make_compressed(self.budgeted, analysis, way, self.interference)
+            module, _ = self.stages.make_compressed(self.budgeted, analysis, way, interference)
             self.module, _ = self.stages.settle(module)
 
         return spend(work).cpu_s

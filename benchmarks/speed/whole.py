@@ -12,6 +12,7 @@ from speed.scenes import open_smollm2
 from speed.timing import CPU_EFFECT, Spent, list_peak, measure_peak, spend
 
 KEPT = 0.5
+QUALITY_EFFECT = 0.02
 
 
 def measure_whole(rounds: int, *, shape: str, samples: int) -> Measured:
@@ -37,8 +38,7 @@ def measure_language_model(rounds: int, *, samples: int, kept: float) -> Measure
     """Compress SmolLM2-135M to a share of its linear layers, by second-order damage, and measure its perplexity."""
     scene = open_smollm2(samples)
     layers = find_layers(scene.model, scene.exclude)
-    inside, dense = sum(layer.parameters for layer in layers), count_parameters(scene.model)
-    share = 1 - (1 - kept) * inside / dense
+    share = 1 - (1 - kept) * sum(layer.parameters for layer in layers) / count_parameters(scene.model)
     choice = RankChoice(sensitivity="gradient", exclude=scene.exclude)
     made: list[rankship.Compressed] = []
     spent: list[Spent] = []
@@ -59,12 +59,14 @@ def measure_language_model(rounds: int, *, samples: int, kept: float) -> Measure
 
     peak = measure_peak(lambda: spent.append(spend(compress)))
     spent += [spend(compress) for _ in range(rounds - 1)]
+    dense, ours = scene.rate(scene.model), scene.rate(made[0].module)
     return Measured(
         figures=(
             *_list_spent(spent),
             list_peak("peak_above_model", peak),
-            make_figure("dense_quality", scene.unit, [scene.rate(scene.model)]),
-            make_figure("ours_quality", scene.unit, [scene.rate(made[0].module)], 0.02),
+            make_figure("dense_quality", scene.unit, [dense]),
+            make_figure("ours_quality", scene.unit, [ours]),
+            make_figure("quality_over_dense", "×", [ours / dense], QUALITY_EFFECT),
         ),
         parameters={"model": "SmolLM2-135M", "tokens": str(scene.inputs[0].numel()), "kept_of_layers": str(kept)},
     )

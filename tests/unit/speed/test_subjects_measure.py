@@ -1,6 +1,7 @@
 """What the subjects measure, on sizes of a moment; no test looks at a time."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from rankship_pipeline.models.layers import count_parameters
 from rankship_pipeline.ranks.knapsack import solve
-from speed import peers
+from speed import peers, whole
 from speed.allocation import make_menus
 from speed.growth import draw_growth, fit_slope
 from speed.nets import SHAPES, Shape, make_inputs, make_net
@@ -117,3 +118,14 @@ def test_peers_that_are_missing_or_fail_are_left_out_by_name(monkeypatch: pytest
     assert measured.left_out == {"aimet": "aimet_torch is not installed", "tensorly": "ValueError: no such rank"}
     assert {one.name.split("_")[0] for one in measured.figures} == {"ours"}
     assert {len(one.samples) for one in measured.figures} == {2}
+
+
+def test_a_language_model_is_compressed_to_its_share_and_its_quality_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = SCENES["llama-shape"]()
+    monkeypatch.setattr(whole, "open_smollm2", lambda _samples: replace(scene, rate=count_parameters))
+    figures = {one.name: one for one in whole.measure_language_model(1, samples=16, kept=0.7).figures}
+    outside = 2 * 256 * 64 + 5 * 64  # embedding, head and norms
+    inside = count_parameters(scene.model) - outside
+    assert 0.68 < (figures["ours_quality"].value - outside) / inside <= 0.7
+    assert figures["quality_over_dense"].value == figures["ours_quality"].value / count_parameters(scene.model)
+    assert len(figures["ours_cpu_s"].samples) == 1
