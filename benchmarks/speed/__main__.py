@@ -12,7 +12,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.errors import InputError, RankshipError
 from rankship_pipeline.foundation.files import write_atomic
-from speed.judge import Verdict, judge
+from speed.judge import Verdict, judge, list_lost
 from speed.records import ROOT, SIZES, find_row, read_results
 from speed.run import describe_row, run_cases
 from speed.subjects import SUBJECTS
@@ -43,9 +43,13 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print how every figure changed; 1 if any became worse."""
+    """Print how every figure changed; 1 if any became worse or a subject no longer runs."""
     before, after = read_results(arguments.before), read_results(arguments.after)
-    return print_verdicts(judge(before, after, str(arguments.before)))
+    status = print_verdicts(judge(before, after, str(arguments.before)))
+    lost = list_lost(before, after)
+    for one in lost:
+        say(f"no longer measured: {one}")
+    return int(status or bool(lost))
 
 
 def count(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from speed.run import make_environment
 VALGRIND = "valgrind"
 TIMES = 1  # each job is counted so often in one process: counts of one commit differ by a thousandth
 EFFECT = 0.03  # of a count
-LIMIT_S = 600
+LIMIT_S = 900
 
 
 def find_lack() -> str:

@@ -56,6 +56,15 @@ def judge(before: Results, after: Results, where: str = "the baseline") -> tuple
     return tuple(verdicts)
 
 
+def list_lost(before: Results, after: Results) -> list[str]:
+    """Return, in words, the subjects that had figures before and have none now."""
+    return [
+        f"{row.subject}, {row.size}: {row.stopped}"
+        for row in after.rows
+        if row.stopped is not None and (old := find_row(before.rows, row.subject, row.size)) and old.stopped is None
+    ]
+
+
 def _pair(before: Results, after: Results) -> Iterator[tuple[str, str, Figure, Figure]]:
     for row in after.rows:
         old = find_row(before.rows, row.subject, row.size)

@@ -120,10 +120,14 @@ def make_row(subject: str, size: Size, measured: Measured, stopped: str | None =
 
 
 def find_commit() -> str:
-    """Return the checkout's commit, with a plus if files were changed since; empty outside of git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """Return the checkout's commit, with a plus if its code was changed since; empty outside of git."""
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = ask("status", "--porcelain", "--", "pipeline", "targets", "benchmarks", ":!benchmarks/baselines")
+    return ask("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
 def read_results(path: Path) -> Results:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rankship_pipeline.foundation.errors import UnlikeConditions
-from speed.judge import judge
+from speed.judge import judge, list_lost
 from speed.records import Machine, Measured, Results, Row, make_figure
 
 MACHINE = Machine(processor="x", cores=2, memory_gib=15, threads=1, python="3.11.7", packages={"torch": "2.13.0"})
@@ -51,3 +51,10 @@ def test_two_machines_are_refused_by_what_differs() -> None:
     other = replace(make_results([1.0]), machine=replace(MACHINE, processor="z"))
     with pytest.raises(UnlikeConditions, match=r"then\.json is of another machine: processor x there, z here"):
         judge(make_results([1.0]), other, "then.json")
+
+
+def test_a_subject_that_no_longer_runs_is_named() -> None:
+    before = make_results([1.0])
+    after = Results(machine=MACHINE, rows=(replace(before.rows[0], measured=Measured(), stopped="stopped after 9 s"),))
+    assert list_lost(before, before) == list_lost(after, after) == []
+    assert list_lost(before, after) == ["a, small: stopped after 9 s"]
