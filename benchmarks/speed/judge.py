@@ -1,6 +1,6 @@
 """Compares two files of figures of one machine: which subjects became slower or larger by more than their noise."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 from rankship_benchmarks.stats.shift import correct_holm, find_least_p, find_shift
@@ -28,10 +28,11 @@ class Verdict:
     reason: str
 
 
-def refuse_unlike(before: Machine, after: Machine, where: str) -> None:
-    """Raise UnlikeConditions, naming what differs, if figures of two machines would be mixed."""
+def refuse_unlike(before: Machine, after: Machine, where: str, but: Collection[str] = ()) -> None:
+    """Raise UnlikeConditions, naming what differs `but` for some fields, if figures of two machines would be mixed."""
     first, second = (to_plain(one, without_defaults=False) for one in (before, after))
-    differing = [f"{key} {first[key]} there, {second[key]} here" for key in first if first[key] != second[key]]
+    keys = [key for key in first if key not in but and first[key] != second[key]]
+    differing = [f"{key} {first[key]} there, {second[key]} here" for key in keys]
     if differing:
         raise UnlikeConditions(
             f"{where} is of another machine: " + "; ".join(differing),
@@ -39,9 +40,11 @@ def refuse_unlike(before: Machine, after: Machine, where: str) -> None:
         )
 
 
-def judge(before: Results, after: Results, where: str = "the baseline") -> tuple[Verdict, ...]:
-    """Judge every figure that both have and that is to be compared."""
-    refuse_unlike(before.machine, after.machine, where)
+def judge(
+    before: Results, after: Results, where: str = "the baseline", but: Collection[str] = ()
+) -> tuple[Verdict, ...]:
+    """Judge every figure that both have and that is to be compared; the machines may differ in the fields `but`."""
+    refuse_unlike(before.machine, after.machine, where, but)
     pairs = list(_pair(before, after))
     shifts = [find_shift(old.samples, new.samples) for _, _, old, new in pairs]
     adjusted = correct_holm([one.p_value for one in shifts])

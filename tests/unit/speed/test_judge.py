@@ -51,6 +51,7 @@ def test_two_machines_are_refused_by_what_differs() -> None:
     other = replace(make_results([1.0]), machine=replace(MACHINE, processor="z"))
     with pytest.raises(UnlikeConditions, match=r"then\.json is of another machine: processor x there, z here"):
         judge(make_results([1.0]), other, "then.json")
+    assert len(judge(make_results([1.0]), other, but=("processor",))) == 1
 
 
 def test_a_subject_that_no_longer_runs_is_named() -> None:
