@@ -53,7 +53,7 @@ def judge(
         ratio = shift.ratio.value
         is_testable = find_least_p(len(old.samples), len(new.samples)) * len(pairs) <= SIGNIFICANCE
         is_certain = p_value <= SIGNIFICANCE if is_testable else _are_apart(old, new)
-        how = f"p = {p_value:.2g}" if is_testable else "too few samples for a test; compared by their ranges"
+        how = f"p = {p_value:.2g}" if is_testable else "by ranges, few samples"
         verdict = _pick_verdict(ratio, old.effect or 0, is_certain=is_certain)
         verdicts.append(Verdict(subject=subject, size=size, figure=old.name, verdict=verdict, ratio=ratio, reason=how))
     return tuple(verdicts)
