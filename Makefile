@@ -4,6 +4,8 @@
 # For every day, and for what takes gigabytes:
 #   make test-quick     without emulated devices
 #   make test-images    the container images, really built and run
+#   make bench          how fast it is, beside the baseline: minutes on a quiet machine
+#   make bench-counts   the same of the smallest cases by instructions, without a clock
 #   make docs           the site, build/docs/index.html; every warning is an error
 #   make test-phone-faults   every fault of a phone, into an emulated one: ten minutes
 #   make test-debian13  both commands on a fresh Debian 13, in a root of its own: half an hour
@@ -68,7 +70,7 @@ define install
 		echo "could not install$$missing: the tests that need them are skipped by name"
 endef
 
-.PHONY: demo test test-quick test-images test-phone-faults test-debian13 lint docs clean
+.PHONY: demo test test-quick test-images test-phone-faults test-debian13 bench bench-counts lint docs clean
 
 demo: $(USERS)
 	@start=$$SECONDS; \
@@ -93,6 +95,14 @@ test-phone-faults: $(INSTALLED)
 test-debian13: $(INSTALLED)
 	$(call install,DEBIAN_NEEDS)
 	$(BIN)/python -m pytest -s -m debian13
+
+# A slower subject ends with status 1, a baseline of another machine with 5: `cp build/speed/small.json` there to start one.
+bench: $(INSTALLED)
+	$(BIN)/python -m speed run --size small --again --out build/speed/small.json
+	$(BIN)/python -m speed compare benchmarks/baselines/speed/small.json build/speed/small.json
+
+bench-counts: $(INSTALLED)
+	$(BIN)/python -m speed count --baseline benchmarks/baselines/speed/instructions.json
 
 lint: docs
 	$(BIN)/ruff check

@@ -1,0 +1,50 @@
+"""Rankship's own stages on a model at hand, as the default recipe runs them, without a store."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves
+from rankship_pipeline.factors.analysis import Analysis, analyse, fill
+from rankship_pipeline.factors.decompose import Metric, make_metric
+from rankship_pipeline.foundation.records import RankPlan
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
+from rankship_pipeline.ranks.plan import make_plan
+from rankship_pipeline.recipe.choices import FactoriseChoice, RankChoice
+
+
+def calibrate(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> tuple[Grams, Grams]:
+    """Return the halves of every layer's Gram and curvature."""
+    return (
+        collect_halves(collect_grams, model, inputs, layers),
+        collect_halves(collect_curvatures, model, inputs, layers),
+    )
+
+
+def decompose_and_plan(
+    model: nn.Module,
+    inputs: Inputs,
+    statistics: tuple[Grams, Grams],
+    kept: float,
+    choice: RankChoice | None = None,
+) -> tuple[Analysis, RankPlan]:
+    """Factor every layer and choose the ranks for the share of parameters `kept`, by the default method."""
+    choice = choice or RankChoice()
+    grams, curvatures = statistics
+    layers = find_layers(model, choice.exclude)
+    metrics: dict[str, Metric] = {
+        name: make_metric(halves, curvatures.get(name), len(inputs[0])) for name, halves in grams.items()
+    }
+    analysis = analyse(model, layers, metrics, FactoriseChoice().whitening)
+    dense = count_parameters(model)
+    fixed = dense - sum(layer.parameters for layer in layers)
+    return analysis, make_plan(analysis, choice, fixed, int(kept * dense), inputs, {})
+
+
+def compress(model: nn.Module, inputs: Inputs, kept: float, choice: RankChoice | None = None) -> nn.Module:
+    """Return the model compressed to a share of its parameters: calibration, factors, ranks."""
+    choice = choice or RankChoice()
+    statistics = calibrate(model, inputs, find_layers(model, choice.exclude))
+    analysis, plan = decompose_and_plan(model, inputs, statistics, kept, choice)
+    return fill(analysis, {layer.name: layer.factors for layer in plan.layers if layer.factors is not None})
