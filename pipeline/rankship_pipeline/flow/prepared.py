@@ -24,6 +24,7 @@ from rankship_pipeline.recipe.choices import Recipe
 class Prepared:
     """A recipe that passed its checks: its models and data, its untrained module and layers, and hashes of all inputs.
 
+    Not `checked` are those that nothing but their making needs: they run and trace the model, and take layers out.
     `sources` are the opened models and their base, by name. `mends` say how each model is made like the first before
     merging, `notes` describe harmless differences. `source_sha256` has the hash of every model or file that affects
     the result. `court` scores models on the test data.
@@ -44,6 +45,7 @@ class Prepared:
     layers: tuple[Layer, ...]
     source_sha256: dict[str, str]
     court: Court
+    checked: bool
 
     @property
     def likelihood(self) -> Likelihood:
