@@ -156,10 +156,7 @@ class StallingProxy:
     def _pass_on(self) -> None:
         client, _ = self.server.accept()
         with client:
-            while not self.ended.is_set():
-                if self.stalled.is_set():
-                    self.ended.wait()
-                    return
+            while not self.stalled.is_set() and not self.ended.is_set():
                 for ready in select.select([client, self.upstream], [], [], 0.05)[0]:
                     other = self.upstream if ready is client else client
                     data = ready.recv(1 << 16)
@@ -168,6 +165,7 @@ class StallingProxy:
                         self.stall_after_bytes -= len(data)
                         if self.stall_after_bytes < 0:
                             self.stalled.set()
+            self.ended.wait()
 
 
 @pytest.mark.parametrize(
