@@ -30,6 +30,7 @@ TRY_A_ROOM = "from rankship_targets.twin.binfmt import enter_room; enter_room()"
 # The least that can be asked of what stand-ins are made of: an empty root, and one small wheel.
 TRY_DEBIAN = "mmdebstrap --quiet --mode=root --architectures=arm64 --variant=custom --skip=check/qemu bookworm"
 TRY_PIP = "-m pip download --quiet --no-deps --no-cache-dir --only-binary=:all: --platform manylinux2014_aarch64 psutil"
+BUILDING = ("flow/test_first_minutes.py", "flow/test_huggingface.py", "flow/test_bad_input.py")  # they measure nothing
 StartSshd = Callable[..., SshServer]
 T = TypeVar("T")
 MakeOrSkip = Callable[[Callable[[], T]], T]
@@ -48,9 +49,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileSch
             file: str = super()._split_scope(nodeid)
             if "twin" in file or "test_transport" in file:
                 return "emulated devices"
+            if file.endswith(BUILDING):
+                return file
             return "this machine" if "/flow/" in file or "test_runner" in file else file
 
     return Together(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests where processes share the work, so that none of them ends alone."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if "slow" in item.keywords}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from rankship_pipeline.evaluate.calibrate import Grams, collect_curvatures, collect_grams, collect_halves
+from rankship_pipeline.evaluate.calibrate import Grams, collect_halves
+from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric, make_metric
 from rankship_pipeline.foundation.records import RankPlan

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.records import Build
     from rankship_pipeline.foundation.store import Entry, Store
+    from rankship_pipeline.recipe.choices import Recipe
 
 
 def build(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def build(argv: list[str]) -> int:
 
     steps, store = Steps(), Store(arguments.store)
     with profile_to(arguments.profile, "build"):
-        prepared = prepare_recipe(arguments.recipe, steps)
+        prepared = prepare_recipe(arguments.recipe, steps, store)
         ensure_writable(arguments.store, "--store")
         store.sweep()
 
@@ -52,15 +53,18 @@ def show(argv: list[str]) -> int:
     return 0
 
 
-def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
-    """Read a recipe and run all checks that come before long work."""
+def prepare_recipe(path: Path, steps: "Steps", built: "Store | None" = None) -> "Prepared":
+    """Read a recipe and run all checks that come before long work, but those that its build in `built` has passed."""
     from rankship_pipeline.recipe.rules import read_recipe
 
     recipe = read_recipe(path)  # before torch is imported, so that typing mistakes are reported at once
     with steps.step("check the recipe, its models and its data"):
-        from rankship_pipeline.flow.preflight import prepare
+        from rankship_pipeline.flow.build import is_built
+        from rankship_pipeline.flow.preflight import finish_checks, identify
 
-        prepared = prepare(recipe, path.resolve().parent)
+        prepared = identify(recipe, path.resolve().parent)
+        if built is None or not is_built(prepared, built):
+            prepared = finish_checks(prepared)
     for note in prepared.notes:
         steps.note(note)
     return prepared
@@ -68,13 +72,26 @@ def prepare_recipe(path: Path, steps: "Steps") -> "Prepared":
 
 def find_by_name(name: str, store: "Store") -> "tuple[Build, Entry]":
     """A finished build by the path of its recipe or by a prefix of its hash."""
-    from rankship_pipeline.flow.build import find_build, read_build
+    from rankship_pipeline.flow.build import read_build
     from rankship_pipeline.foundation.console import Steps
 
     if name.endswith(".toml"):
-        return find_build(prepare_recipe(Path(name), Steps()), store)
+        return find_built_recipe(Path(name), store, Steps())[1:]
     entry = store.match("build", name)
     return read_build(entry), entry
+
+
+def find_built_recipe(path: Path, store: "Store", steps: "Steps") -> "tuple[Recipe, Build, Entry]":
+    """A recipe with all that follows from its models, and its finished build; InputError if there is none."""
+    from rankship_pipeline.recipe.rules import read_recipe
+
+    recipe = read_recipe(path)  # before torch is imported, so that typing mistakes are reported at once
+    with steps.step("find the recipe's build"):
+        from rankship_pipeline.flow.build import find_build
+        from rankship_pipeline.flow.preflight import identify
+
+        prepared = identify(recipe, path.resolve().parent)
+        return prepared.recipe, *find_build(prepared, store)
 
 
 def merge(argv: list[str]) -> int:

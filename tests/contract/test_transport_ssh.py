@@ -138,6 +138,7 @@ class StallingProxy:
         self.stalled = Event()
         self.stall_after_bytes: int | None = None
         self.server = socket.create_server(("127.0.0.1", 0))
+        self.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # that the kernel takes no more than this
         self.upstream = socket.create_connection(("127.0.0.1", port))
         self.thread = Thread(target=self._pass_on)
         self.ended = Event()
@@ -155,9 +156,7 @@ class StallingProxy:
     def _pass_on(self) -> None:
         client, _ = self.server.accept()
         with client:
-            while not self.ended.is_set():
-                if self.stalled.wait(0.05):
-                    continue
+            while not self.stalled.is_set() and not self.ended.is_set():
                 for ready in select.select([client, self.upstream], [], [], 0.05)[0]:
                     other = self.upstream if ready is client else client
                     data = ready.recv(1 << 16)
@@ -166,6 +165,7 @@ class StallingProxy:
                         self.stall_after_bytes -= len(data)
                         if self.stall_after_bytes < 0:
                             self.stalled.set()
+            self.ended.wait()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class StallingProxy:
     [
         lambda transport, _: transport.run(["true"], timeout_s=0.5),
         lambda transport, _: next(transport.stream(["true"], timeout_s=0.5)),
-        lambda transport, path: transport.feed(["sha256sum"], path, timeout_s=60),
+        lambda transport, path: transport.feed(["sha256sum"], path, timeout_s=0.5),
         lambda transport, path: transport.fetch(f"{path}", path.with_name("back")),
     ],
 )
@@ -196,6 +196,7 @@ def test_link_that_swallows_everything_while_copying_does_not_hang(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh, "STEP_TIMEOUT_S", 3.0)  # where all of the window was sent, the kernel waits for nothing
     (tmp_path / "file").write_bytes(b"x" * 100_000_000)
     with StallingProxy(device.port) as proxy:
         port = int(proxy.server.getsockname()[1])
@@ -209,6 +210,7 @@ def test_a_copy_that_stalled_goes_on_where_it_stopped(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_route, "SILENCE_LIMIT_MS", 1000)
+    monkeypatch.setattr(ssh, "STEP_TIMEOUT_S", 3.0)  # where all of the window was sent, the kernel waits for nothing
     file, place = tmp_path / "file", str(tmp_path / "there")
     file.write_bytes(os.urandom(40_000_000))
     with StallingProxy(device.port) as proxy:

@@ -122,12 +122,15 @@ def test_without_formats_those_that_are_installed_are_exported(
     assert built.recipe.export.formats == ("onnx",)
 
 
-def test_a_recipe_is_run_as_the_commands_run_it(recipe: Path, tmp_path: Path) -> None:
-    assert main(["build", str(recipe)]) == 0
-    written = rs.Recipe.read(recipe)
-    built = rs.run(recipe, to=tmp_path / "out", progress=False)
-    assert main(["verify", str(recipe)]) == 0
-    again = rs.run(written, folder=recipe.parent, progress=False)
+def test_a_recipe_is_run_as_the_commands_run_it(
+    shared_recipe: Path, shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSHIP_STORE", str(shared_store))
+    assert main(["build", str(shared_recipe)]) == 0
+    written = rs.Recipe.read(shared_recipe)
+    built = rs.run(shared_recipe, to=tmp_path / "out", progress=False)
+    assert main(["verify", str(shared_recipe)]) == 0
+    again = rs.run(written, folder=shared_recipe.parent, progress=False)
     assert again.build == built.build, "the command's build is found in the store"
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir() if path.stem == "compressed") == [
         ".onnx",

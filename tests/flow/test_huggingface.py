@@ -51,7 +51,13 @@ def test_two_bert_classifiers_are_merged_compressed_exported_and_verified(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a recipe with spaces – and ünicode"
-    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 16}
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 16,
+        "num_hidden_layers": 1,
+    }
     for seed, name in enumerate("ab"):
         save_bert(folder / name, seed, **sizes)
     (folder / "data.py").write_text(DATA)

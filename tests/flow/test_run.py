@@ -1,8 +1,9 @@
-"""The whole main job as a user starts it: in a process of its own, with its own store, cache and results."""
+"""The whole main job: in a process of its own, killed and begun again; and what its store holds and finds."""
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from rankship_benchmarks.bundle.bundle import open_bundle
+from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import VARIANTS
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.store import MANIFEST, Store
+from rankship_pipeline.verbs import find_by_name
 
 pytestmark = pytest.mark.slow
 ROUNDS, CASES = 6, 4  # what `run` measures by default; two formats, dense and compressed
@@ -24,10 +29,6 @@ def _command(*arguments: str | Path) -> list[str]:
 
 def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config")}
-
-
-def _shrink(recipe: Path) -> None:
-    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx", "tflite"]\n')
 
 
 def _run_command(recipe: Path, folder: Path) -> list[str]:
@@ -56,7 +57,7 @@ def _start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: Path, tmp_path: Path) -> None:
-    _shrink(recipe)
+    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx", "tflite"]\n')
     moments = random.Random(20261123)  # noqa: S311 - not for secrets
     entries = trials = kills = 0
     while kills < 5:
@@ -92,42 +93,32 @@ def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: P
     assert "No energy figure" in shown.stdout
 
 
-def test_verify_finds_a_file_changed_after_the_build_and_names_it(recipe: Path, tmp_path: Path) -> None:
-    _shrink(recipe)
-    store, environment = tmp_path / "store", _environment(tmp_path)
-    built = subprocess.run(
-        _command("build", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    shown = subprocess.run(
-        _command("show", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "tiny" in shown.stdout
+def test_verify_finds_a_file_changed_after_the_build_and_names_it(
+    shared_recipe: Path,
+    shared_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["build", str(shared_recipe), "--store", str(shared_store)]) == 0
+    store = shutil.copytree(shared_store, tmp_path / "store")
+    flags = [str(shared_recipe), "--store", str(store)]
+    assert main(["show", *flags]) == 0
+    assert "tiny" in capsys.readouterr().out
     victim = next(path for path in store.glob("artifact-*/model.tflite"))
     victim.write_bytes(victim.read_bytes()[:-100])
-    checked = subprocess.run(
-        _command("verify", recipe, "--store", store), env=environment, capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 3
-    assert "tflite (model.tflite) is not the file that was built" in checked.stderr
-    ran = subprocess.run(_run_command(recipe, tmp_path), env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 3
+    assert main(["verify", *flags]) == 3
+    assert "tflite (model.tflite) is not the file that was built" in capsys.readouterr().err
+    assert main(["run", *flags, "--on", "this-machine", "--results", str(tmp_path / "results")]) == 3
     assert not list((tmp_path / "cache").rglob("artifacts/*")), "nothing unverified may be pushed"
 
 
-def test_build_records_say_what_made_them(recipe: Path, tmp_path: Path) -> None:
-    _shrink(recipe)
-    done = subprocess.run(
-        _command("build", recipe, "--store", tmp_path / "store"),
-        env=_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("artifact-*/artifact.json")]
-    assert len(records) == CASES
+def test_build_records_say_what_made_them(shared_recipe: Path, shared_store: Path) -> None:
+    assert main(["build", str(shared_recipe), "--store", str(shared_store)]) == 0
+    build, _ = find_by_name(str(shared_recipe), Store(shared_store))
+    records = [json.loads((shared_store / one.file).with_name("artifact.json").read_text()) for one in build.artifacts]
+    assert len(records) == len(VARIANTS) * len(FORMATS)
     for record in records:
         assert set(record["source_sha256"]) == {"a", "b"}
         assert record["toolchain"]["torch"].startswith("2.")
@@ -139,19 +130,12 @@ def test_build_records_say_what_made_them(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_change_of_the_model_s_code_alone_is_built_anew(recipe: Path, tmp_path: Path) -> None:
     """Another operator without weights leaves every tensor as it was, and still makes another model."""
-    _shrink(recipe)
+    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx"]\n')
     store, code = tmp_path / "store", recipe.with_name("model.py")
     texts = [code.read_text(), code.read_text().replace("nn.ReLU(), nn.Flatten()", "nn.Tanh(), nn.Flatten()")]
     counts = []
     for text in texts:
         code.write_text(text)
-        done = subprocess.run(
-            _command("build", recipe, "--store", store),
-            env=_environment(tmp_path),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        assert main(["build", str(recipe), "--store", str(store)]) == 0
         counts.append(sorted(b"Tanh" in path.read_bytes() for path in store.glob("artifact-*/model.onnx")))
     assert counts == [[False, False], [False, False, True, True]]

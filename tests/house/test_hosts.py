@@ -27,18 +27,14 @@ ALLOWED = {
     ("rankship_benchmarks/study/study.py", "/proc/self/clear_refs"): "says so where it is missing",
     ("rankship_benchmarks/study/study.py", "/proc/self/status"): "after the above",
     ("rankship_pipeline/foundation/profile.py", "resource"): "samples alone tell elsewhere",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.max"): "no control groups elsewhere",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.current"): "as above",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory.stat"): "as above",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.stat"): "as above",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.limit_in_bytes"): "as above",
-    ("rankship_pipeline/flow/foresight.py", "/sys/fs/cgroup/memory/memory.usage_in_bytes"): "as above",
-    ("rankship_targets/transport/lease.py", "/proc/self/ns/pid"): "no namespaces elsewhere",
-    ("rankship_targets/kit/debian.py", "geteuid"): "Debian's packages are fetched by apt",
     ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory.max"): "no control groups elsewhere",
     ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory.current"): "as above",
+    ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory.stat"): "as above",
+    ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory/memory.stat"): "as above",
     ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory/memory.limit_in_bytes"): "as above",
     ("rankship_pipeline/foundation/spare.py", "/sys/fs/cgroup/memory/memory.usage_in_bytes"): "as above",
+    ("rankship_targets/transport/lease.py", "/proc/self/ns/pid"): "no namespaces elsewhere",
+    ("rankship_targets/kit/debian.py", "geteuid"): "Debian's packages are fetched by apt",
 }
 
 

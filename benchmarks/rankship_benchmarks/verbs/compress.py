@@ -64,7 +64,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     ensure_writable(arguments.store, "--store")
     recipe = _keep_recipe(arguments.to / RECIPE, draft_recipe(arguments))
     steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(recipe, steps)
+    prepared = prepare_recipe(recipe, steps, store)
     store.sweep()
 
     from rich.console import Console

@@ -125,7 +125,7 @@ def _prepare_night(
     from rankship_pipeline.verbs import prepare_recipe
 
     store = Store(arguments.store)
-    prepared = prepare_recipe(recipe, steps)
+    prepared = prepare_recipe(recipe, steps, store)
 
     from rankship_pipeline.flow.build import build_recipe  # after the recipe was read: this imports torch
 

@@ -45,15 +45,13 @@ def verify(argv: list[str]) -> int:
 
     from rankship_benchmarks.measure.host_gate import verify_on_host
     from rankship_benchmarks.report.words import print_parity
-    from rankship_pipeline.flow.build import find_build
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
-    from rankship_pipeline.verbs import prepare_recipe
+    from rankship_pipeline.verbs import find_built_recipe
 
     steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(arguments.recipe, steps)
-    build, _ = find_build(prepared, store)
-    verified = verify_on_host(build, store, prepared.recipe.parity, steps, fresh=True)
+    recipe, build, _ = find_built_recipe(arguments.recipe, store, steps)
+    verified = verify_on_host(build, store, recipe.parity, steps, fresh=True)
     print_parity(verified, Console(highlight=False))
     return 0
 
@@ -105,7 +103,7 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None",
 
     devices = find_devices(arguments)
     steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(recipe, steps)
+    prepared = prepare_recipe(recipe, steps, store)
     suite = suite or default_suite(prepared.recipe.name)
 
     from rankship_pipeline.flow.build import build_recipe, find_build  # after the recipe was read: this imports torch

@@ -5,14 +5,15 @@ from pathlib import Path
 from rankship_pipeline.evaluate.quality_gate import refuse_lost
 from rankship_pipeline.flow.artifacts import export_variants
 from rankship_pipeline.flow.foresight import foresee
-from rankship_pipeline.flow.landed_budget import settle_budget
+from rankship_pipeline.flow.landed_budget import find_landing, is_landed, settle_budget
+from rankship_pipeline.flow.preflight import finish_checks
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Alternative, Build
+from rankship_pipeline.foundation.records import Alternative, Build, Landing
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.ranks.losses import list_doubts
@@ -26,14 +27,15 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
 
     A finished build with deleted artifacts is made again.
     """
-    budgeted = settle_budget(prepared, store)
-    made_from = _ingredients(budgeted)
+    made_from = _ingredients(*find_landing(prepared, store))
     found = store.find("build", made_from)
     if found is not None and not _is_whole(read_build(found), store):
         steps.note("artifacts of the finished build are missing; making them again")
         store.discard(found)
         found = None
     if found is None:
+        checked = prepared if prepared.checked else finish_checks(prepared)
+        budgeted = settle_budget(checked, store)
         foresee(budgeted, store, steps)
         made = _make_build(budgeted, store, steps)
 
@@ -44,9 +46,17 @@ def build_recipe(prepared: Prepared, store: Store, steps: Steps) -> tuple[Build,
     return read_build(found), found
 
 
+def is_built(prepared: Prepared, store: Store) -> bool:
+    """Whether the recipe's build is finished, with all its files."""
+    if not is_landed(prepared, store):
+        return False
+    found = store.find("build", _ingredients(*find_landing(prepared, store)))
+    return found is not None and _is_whole(read_build(found), store)
+
+
 def find_build(prepared: Prepared, store: Store) -> tuple[Build, Entry]:
     """The finished build of a recipe; InputError if there is none."""
-    found = store.find("build", _ingredients(settle_budget(prepared, store)))
+    found = store.find("build", _ingredients(*find_landing(prepared, store)))
     if found is None:
         raise InputError(f"{prepared.recipe.name} is not built yet", hint="run `rankship build` with the same recipe")
     return read_build(found), found
@@ -61,15 +71,14 @@ def _is_whole(build: Build, store: Store) -> bool:
     return all((store.root / artifact.file).is_file() for artifact in build.files)
 
 
-def _ingredients(budgeted: Budgeted) -> dict[str, object]:
-    prepared = budgeted.prepared
+def _ingredients(prepared: Prepared, landing: Landing | None) -> dict[str, object]:
     formats = prepared.recipe.export.formats
     return {
         "recipe": prepared.recipe_sha256,
         "sources": prepared.source_sha256,
         "data": [prepared.calibration_sha256, prepared.test_sha256, prepared.unlabelled_sha256, prepared.tests_sha256],
         "answers": prepared.data.answers,
-        "landing": None if budgeted.landing is None else digest(budgeted.landing),
+        "landing": None if landing is None else digest(landing),
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},
     }

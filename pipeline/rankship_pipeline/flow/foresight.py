@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -15,6 +14,7 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.spare import find_free_bytes
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.units import show_bytes, show_percent, show_seconds
 from rankship_pipeline.models.layers import count_parameters
@@ -28,16 +28,6 @@ _CERTAIN = 2 / 3
 _TOLD = 0.15  # a layer's share of a stage, from which it is named
 _FEWEST = 8  # calibration samples that a hint asks for at least
 _MOST = 4  # layers that a hint asks to keep dense at most
-# The limit of a control group, what it uses, and of what: version 2, and version 1.
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
-_CACHED = ("active_file", "inactive_file")  # of files; the kernel gives it back
 
 
 def foresee(budgeted: Budgeted, store: Store, steps: Steps) -> None:
@@ -58,6 +48,7 @@ def foresee(budgeted: Budgeted, store: Store, steps: Steps) -> None:
 def describe_work(prepared: Prepared) -> Work:
     """What a prepared recipe's build is made of."""
     data = prepared.data
+    assert prepared.pace is not None  # noqa: S101 - a recipe that passed its checks has one
     return Work(
         recipe=prepared.recipe,
         pace=prepared.pace,
@@ -121,21 +112,6 @@ def find_finished(budgeted: Budgeted, store: Store) -> frozenset[str]:
         with suppress(Unmade):
             stages.compress(budgeted, way)
     return frozenset(found)
-
-
-def find_free_bytes() -> int:
-    """The memory that this process can still take: the machine's, or what its control group has left."""
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
-    for limit, used, of_what in _CGROUPS:
-        with suppress(OSError, ValueError):  # "max", or no such control group
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()) + _read_cached(Path(of_what)))
-    return free
-
-
-def _read_cached(path: Path) -> int:
-    """Bytes of files in a control group's memory; version 1 counts those of the groups inside apart, as "total"."""
-    known = {name: int(value) for name, value in map(str.split, path.read_text().splitlines())}
-    return sum(known.get(f"total_{name}", known.get(name, 0)) for name in _CACHED)
 
 
 def refuse(work: Work, finished: Collection[str], needed: int, free: int) -> None:

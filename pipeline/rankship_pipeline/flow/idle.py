@@ -29,7 +29,7 @@ def keep_idle_dense(prepared: Prepared) -> Prepared:
             hint="give a model whose output its layers make",
         )
     operators = None if graph is None else len(graph.graph.nodes)
-    pace = replace(prepared.pace, operators=operators)
+    pace = prepared.pace and replace(prepared.pace, operators=operators)
     return replace(prepared, layers=layers, pace=pace, notes=(*prepared.notes, *describe_dense(idle)))
 
 

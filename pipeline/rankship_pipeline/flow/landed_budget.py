@@ -25,8 +25,13 @@ def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
     where = f"the cost table of {table.device}, {table.measured_utc}"
     price = price_table(table, prepared.layers, prepared.model_sha256, where)
     check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
+    return Budgeted(_name_costs(prepared, table), price, asked)
+
+
+def _name_costs(prepared: Prepared, table: CostTable) -> Prepared:
+    """The recipe with a landing's cost table among its sources."""
     sources = {**prepared.source_sha256, f"costs on {table.device}": digest(table)}
-    return Budgeted(replace(prepared, source_sha256=sources), price, asked)
+    return replace(prepared, source_sha256=sources)
 
 
 def keep_landing(prepared: Prepared, store: Store, table: CostTable, landing: Landing) -> None:
@@ -48,6 +53,22 @@ def settle_budget(prepared: Prepared, store: Store) -> Budgeted:
     """The recipe with its own budget, or with the one landed on a device; InputError if it is not landed yet."""
     if prepared.recipe.budget.on is None:
         return price_recipe(prepared)
+    table, landing = _read_landing(prepared, store)
+    return replace(allow(prepared, table, landing.shipped.asked_ns), landing=landing)
+
+
+def find_landing(prepared: Prepared, store: Store) -> tuple[Prepared, Landing | None]:
+    """The recipe with all its sources, and how its budget was met on a device; InputError if it is not landed yet.
+
+    None for a budget that needs no device.
+    """
+    if prepared.recipe.budget.on is None:
+        return prepared, None
+    table, landing = _read_landing(prepared, store)
+    return _name_costs(prepared, table), landing
+
+
+def _read_landing(prepared: Prepared, store: Store) -> tuple[CostTable, Landing]:
     entry = store.find(_KIND, _list_ingredients(prepared))
     if entry is None:
         name, device = prepared.recipe.name, prepared.recipe.budget.on
@@ -55,7 +76,7 @@ def settle_budget(prepared: Prepared, store: Store) -> Budgeted:
         raise InputError(message, hint="`rankship run` measures there first, then builds")
     table = decode(CostTable, entry.read(_TABLE).read_bytes(), where=str(entry.folder))
     landing = decode(Landing, entry.read(_LANDING).read_bytes(), where=str(entry.folder))
-    return replace(allow(prepared, table, landing.shipped.asked_ns), landing=landing)
+    return table, landing
 
 
 def _list_ingredients(prepared: Prepared) -> dict[str, object]:

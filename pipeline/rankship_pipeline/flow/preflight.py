@@ -27,6 +27,7 @@ from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.model_config import complete_recipe
 from rankship_pipeline.models.opened import OpenedSource, open_sources
 from rankship_pipeline.models.weights import hash_tensors
+from rankship_pipeline.ranks.price import read_table
 from rankship_pipeline.recipe.choices import Recipe, list_sources
 
 
@@ -36,6 +37,11 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
     Paths in the recipe are relative to `folder`. `held` are the models and data of a Python session, for a recipe with
     `held`.
     """
+    return finish_checks(identify(recipe, folder, held))
+
+
+def identify(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
+    """Open a recipe's models and data and hash them: enough to find its build, whose making passed all other checks."""
     check_toolchains(recipe)  # before the models' files, which may have to be fetched
     recipe = complete_recipe(recipe, folder)
     sources = open_sources(list_sources(recipe), folder, recipe.seed, None if held is None else held.models)
@@ -60,19 +66,26 @@ def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
         notes=(*notes, *filter(None, (judging.note,))),
         model=model,
         layers=layers,
-        pace=measure_pace(model, data.test_inputs, layers),
         source_sha256=source_sha256,
         court=Court(judging, own),
+        checked=False,
     )
     if own is not None:
         source_sha256[f"quality {recipe.quality.function}"] = own.sha256
-    for check_prepared in WITH_DATA:
-        check_prepared(prepared)
-    prepared = keep_dense(keep_idle_dense(prepared))
+    if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
+        read_table(folder / recipe.budget.costs, recipe.budget.unit)
+        source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
+    return prepared
+
+
+def finish_checks(prepared: Prepared) -> Prepared:
+    """Run the model, trace it and price it; gives the recipe with the layers that can be factored."""
+    for check in WITH_DATA:
+        check(prepared)
+    prepared = replace(prepared, pace=measure_pace(prepared.model, prepared.data.test_inputs, prepared.layers))
+    prepared = replace(keep_dense(keep_idle_dense(prepared)), checked=True)
     check_budget(prepared)
     check_ranges(prepared)
-    if recipe.budget.costs is not None:  # an artifact records the hashes of its sources
-        source_sha256[f"costs {recipe.budget.costs}"] = hash_file(folder / recipe.budget.costs)
     return prepared
 
 

@@ -25,9 +25,10 @@ from rankship_pipeline.recipe.choices import Recipe
 class Prepared:
     """A recipe that passed its checks: its models and data, its untrained module and layers, and hashes of all inputs.
 
+    Not `checked` are those that nothing but their making needs: they run and trace the model, and take layers out.
     `sources` are the opened models and their base, by name. `mends` say how each model is made like the first before
     merging, `notes` describe harmless differences. `source_sha256` has the hash of every model or file that affects
-    the result. `pace` is how fast the model runs here. `court` scores models on the test data.
+    the result. `court` scores models on the test data. `pace`, of a checked one, is how fast the model runs here.
     """
 
     recipe: Recipe
@@ -43,9 +44,10 @@ class Prepared:
     notes: tuple[str, ...]
     model: nn.Module
     layers: tuple[Layer, ...]
-    pace: Pace
     source_sha256: dict[str, str]
     court: Court
+    checked: bool
+    pace: Pace | None = None
 
     @property
     def likelihood(self) -> Likelihood:

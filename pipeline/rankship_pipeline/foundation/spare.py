@@ -5,10 +5,16 @@ from pathlib import Path
 
 import psutil
 
+# The limit of a control group, what it uses, and of what: version 2, and version 1.
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
+_CACHED = ("active_file", "inactive_file")  # of files; the kernel gives it back
 
 
 def count_cores() -> int:
@@ -18,9 +24,15 @@ def count_cores() -> int:
 
 
 def find_free_bytes() -> int:
-    """The memory that can still be taken: the machine's, or what this process's control group has left."""
-    free = psutil.virtual_memory().available
-    for limit, used in _CGROUPS:
+    """The memory that this process can still take: the machine's, or what its control group has left."""
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    for limit, used, of_what in _CGROUPS:
         with suppress(OSError, ValueError):  # "max", or no such control group
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()) + _read_cached(Path(of_what)))
     return free
+
+
+def _read_cached(path: Path) -> int:
+    """Bytes of files in a control group's memory; version 1 counts those of the groups inside apart, as "total"."""
+    known = {name: int(value) for name, value in map(str.split, path.read_text().splitlines())}
+    return sum(known.get(f"total_{name}", known.get(name, 0)) for name in _CACHED)

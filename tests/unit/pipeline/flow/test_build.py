@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from make.recipes import TRAIN, state_model, state_rest
+from rankship_pipeline.flow import build as build_module
 from rankship_pipeline.flow.budget import price_recipe
-from rankship_pipeline.flow.build import build_recipe
-from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.build import build_recipe, find_build, is_built
+from rankship_pipeline.flow.preflight import identify, prepare
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.show import print_build
@@ -74,7 +75,7 @@ def count_kinds(store: Store) -> dict[str, int]:
 
 
 def test_what_is_exported_is_the_refined_model_and_the_record_says_so(
-    store: Store, capsys: pytest.CaptureFixture[str]
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare_recipe(store, RECIPE + REFINE)
     build, entry = build_recipe(prepared, store, Steps(quiet=True))
@@ -101,6 +102,15 @@ def test_what_is_exported_is_the_refined_model_and_the_record_says_so(
     assert "the compressed files hold the refined model: 30 steps" in shown
     assert "specialist" in shown
     assert shown.count("refined") >= 4
+
+    known = identify(prepared.recipe, prepared.folder)
+    assert find_build(known, store) == (build, entry), "its models need not be run or traced for that"
+    assert is_built(known, store)
+    (store.root / artifact.file).unlink()
+    assert not is_built(known, store)
+    monkeypatch.setattr(build_module, "settle_budget", lambda one, _: pytest.fail(f"checked: {one.checked}"))
+    with pytest.raises(pytest.fail.Exception, match="checked: True"):
+        build_recipe(known, store, Steps(quiet=True))
 
 
 @pytest.mark.parametrize(

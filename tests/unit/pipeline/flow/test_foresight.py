@@ -10,7 +10,7 @@ from rankship_pipeline.flow import foresight
 from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.estimate import estimate
-from rankship_pipeline.flow.foresight import describe_work, find_finished, find_free_bytes, foresee
+from rankship_pipeline.flow.foresight import describe_work, find_finished, foresee
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Budgeted
 from rankship_pipeline.foundation.console import Steps
@@ -81,17 +81,3 @@ def test_what_is_in_the_store_is_not_counted_and_every_stage_is_foreseen(
     assert find_finished(other, store) == before
     foresee(other, store, Steps())
     assert "train a" not in capsys.readouterr().err
-
-
-def test_the_free_memory_is_what_is_left_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used, of_what = (tmp_path / f"memory.{name}" for name in ("max", "current", "stat"))
-    absent = str(tmp_path / "none")
-    monkeypatch.setattr(foresight, "_CGROUPS", ((str(limit), str(used), str(of_what)), (absent, absent, absent)))
-    limit.write_text("max\n")
-    used.write_text("1000\n")
-    of_what.write_text("anon 100\nactive_file 300\ninactive_file 200\n")
-    assert find_free_bytes() > MEGABYTE
-    limit.write_text("3000\n")
-    assert find_free_bytes() == 2500, "cached files are given back"
-    of_what.write_text("active_file 1\ninactive_file 1\ntotal_active_file 30\ntotal_inactive_file 20\n")
-    assert find_free_bytes() == 2050

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import collect_grams, predict
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.forms import Candidate
