@@ -1,7 +1,6 @@
 """Measures how often a model is right on test inputs, and its distance from another model."""
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -43,42 +42,6 @@ def measure_divergence(
         totals[name] += float(sum_nats(own, wanted, scales.get(name)))
         counts[name] += len(own)
     return sum(total / max(1, counts[name]) for name, total in totals.items())
-
-
-@torch.inference_mode()
-def measure_agreement(
-    model: nn.Module, inputs: Inputs, teacher: Teacher, likelihood: Likelihood | None = None
-) -> tuple[int, int]:
-    """The number of answers (see measure_divergence) with the teacher's class, and the number of all answers.
-
-    Both are 0 where no output holds classes' scores.
-    """
-    teacher = flatten(teacher)
-    likelihood = assume_logits(teacher) if likelihood is None else likelihood
-    choices = {name: answer for name, answer in likelihood.items() if answer.is_choice}
-    agreed, answers = 0, 0
-    for _, own, wanted in _pair_answers(model, inputs, teacher, choices):
-        agreed += int((own.argmax(-1) == wanted.argmax(-1)).sum())
-        answers += len(own)
-    return agreed, answers
-
-
-@torch.inference_mode()
-def measure_error(model: nn.Module, inputs: Inputs, teacher: Outputs, likelihood: Likelihood) -> float:
-    """The root of the mean squared error of every column over that column's variance; of the output where it is worst.
-
-    Classes' scores are taken as numbers here too: it is the distance of the outputs, not of what follows from them.
-    """
-    plain = {
-        name: answer if not answer.is_choice else Answer(family="values", axis=answer.axis)
-        for name, answer in likelihood.items()
-    }
-    scales = measure_scales(teacher, plain)
-    totals, counts = dict.fromkeys(plain, 0.0), dict.fromkeys(plain, 0)
-    for name, own, wanted in _pair_answers(model, inputs, teacher, plain):
-        totals[name] += float(2 * sum_nats(own, wanted, scales[name]))
-        counts[name] += len(own)
-    return max(sqrt(total / max(1, counts[name])) for name, total in totals.items())
 
 
 def _pair_answers(

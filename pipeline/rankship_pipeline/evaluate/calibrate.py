@@ -44,6 +44,13 @@ def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: S
     return {name: torch.stack([even.pop(name), odd.pop(name)]) for name in list(even)}  # never all of them twice
 
 
+def thin(inputs: Inputs, most: int) -> Inputs:
+    """At most so many of the samples, evenly spread."""
+    samples = len(inputs[0])
+    chosen = torch.linspace(0, samples - 1, min(most, samples)).round().long()
+    return inputs if samples <= most else tuple(tensor[chosen] for tensor in inputs)
+
+
 def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
     """Split samples into the fewest batches of at most `size`, as even as possible for averages over batches."""
     count = -(-len(inputs[0]) // size)

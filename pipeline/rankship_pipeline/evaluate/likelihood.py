@@ -21,7 +21,7 @@ Family = Literal["logits", "probabilities", "binary logits", "binary probabiliti
 _POSITIONS = 3  # dimensions of (samples, positions, classes or columns)
 IMAGE = 4  # dimensions of (samples, channels, height, width)
 _LEAST = 1e-30  # a probability whose logarithm float32 still holds
-_FLOOR = 1e-6  # of a column's mean square: the least variance that it counts with
+LEAST_VARIANCE = 1e-6  # of a column's mean square: the least variance that it counts with
 # The size of the Hadamard matrix: the most draws that make a difference, a power of two.
 _EXACT = 16
 
@@ -77,7 +77,7 @@ def measure_scales(outputs: Outputs, likelihood: Likelihood) -> Outputs:
         if answer.is_choice:
             continue
         columns = take_columns(outputs[name].double(), answer).flatten(0, -2)
-        variance = columns.var(0, correction=0) + _FLOOR * columns.square().mean(0)
+        variance = columns.var(0, correction=0) + LEAST_VARIANCE * columns.square().mean(0)
         scales[name] = torch.where(variance > 0, variance, 1).sqrt()
     return scales
 

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.accuracy import (
     IGNORED,
     measure_accuracy,
-    measure_agreement,
-    measure_error,
     wilson_interval,
 )
 from rankship_pipeline.evaluate.calibrate import predict, split
 from rankship_pipeline.evaluate.judging import Judging
 from rankship_pipeline.evaluate.likelihood import Answer, find_shown, take_columns, take_logs
+from rankship_pipeline.evaluate.likeness import measure_likeness
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.quality import ACCURACY, Measure, QualityKind, Score
@@ -197,13 +196,13 @@ def _score_distance(model: nn.Module, inputs: Inputs, target: Target, judging: J
     """The error of the outputs as a share of their own spread; of the output where it is worst."""
     reference = target if isinstance(target, dict) else {judging.judged[0]: target}
     counted = {name: answer for name, answer in judging.likelihood.items() if name in reference}
-    agreed, answers = measure_agreement(model, inputs, reference, counted)
+    alike = measure_likeness(model, inputs, reference, counted)
     return Score(
         stage=stage,
         samples=len(inputs[0]),
-        value=measure_error(model, inputs, reference, counted),
+        value=alike.error,
         measure=MEASURES["fidelity"],
-        also={"top-1 agreement": agreed / answers} if answers else {},
+        also={"top-1 agreement": alike.agreed / alike.answers} if alike.answers else {},
     )
 
 

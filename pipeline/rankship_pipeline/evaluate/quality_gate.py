@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import measure_agreement, measure_error
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits
+from rankship_pipeline.evaluate.likeness import measure_likeness
 from rankship_pipeline.foundation.errors import QualityLost
 from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
@@ -46,9 +46,9 @@ def compare_with_source(
     The `likelihood` says how the outputs are distributed (None: all hold logits).
     """
     inputs = data.calibration[name]
-    teacher = predict(source, inputs)
-    likelihood = assume_logits(teacher) if likelihood is None else likelihood
-    agreed, answers = measure_agreement(model, inputs, teacher, likelihood)
+    if likelihood is None:
+        likelihood = assume_logits(predict(source, tuple(tensor[:1] for tensor in inputs)))
+    alike = measure_likeness(model, inputs, source, likelihood)
     tests = data.tests.get(name)
     before, after = (
         (rate(one, *tests, stage) for one, stage in ((source, f"source:{name}"), (model, stage)))
@@ -58,11 +58,11 @@ def compare_with_source(
     return Fidelity(
         stage=stage,
         source=name,
-        answers=answers or len(inputs[0]),
-        agreement=agreed / answers if answers else None,
+        answers=alike.answers or len(inputs[0]),
+        agreement=alike.agreed / alike.answers if alike.answers else None,
         before=before,
         after=after,
-        relative_error=measure_error(model, inputs, teacher, likelihood),
+        relative_error=alike.error,
     )
 
 

@@ -13,8 +13,8 @@ from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, predict
-from rankship_pipeline.evaluate.curvature import collect_curvatures
+from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, predict, thin
+from rankship_pipeline.evaluate.curvature import SAMPLES, collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
@@ -171,7 +171,7 @@ class Stages:
         }
 
         def collect() -> Grams:
-            inputs = prepared.data.pool_calibration()
+            inputs = thin(prepared.data.pool_calibration(), SAMPLES)
             draw = partial(collect_curvatures, seed=prepared.recipe.seed, likelihood=prepared.likelihood)
             return collect_halves(draw, model.module, inputs, prepared.layers)
 
@@ -334,14 +334,12 @@ class Stages:
 
     def settle(self, module: nn.Module) -> tuple[nn.Module, bool]:
         """Keep or re-estimate batch-norm, whichever is closer to each source's outputs on its calibration data."""
-        data, recipe = self.prepared.data, self.prepared.recipe
+        data, recipe, kinds = self.prepared.data, self.prepared.recipe, self.prepared.likelihood
 
         def distance(candidate: nn.Module) -> float:
             return sum(
-                measure_divergence(
-                    candidate, data.calibration[source.name], self._answer(source.name), self.prepared.likelihood
-                )
-                for source in recipe.models
+                measure_divergence(candidate, data.calibration[one.name], self._answer(one.name), kinds)
+                for one in recipe.models
             )
 
         return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, distance)

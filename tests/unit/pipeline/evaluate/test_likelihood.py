@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import measure_agreement, measure_divergence, measure_error
+from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.likelihood import Answer, Family, measure_scales, take_logs
+from rankship_pipeline.evaluate.likeness import measure_likeness
 from rankship_pipeline.models.layers import find_layers
 
 UNITS = torch.tensor([1.0, 1e3, 1e-3])
@@ -31,13 +32,14 @@ def test_the_divergence_of_numbers_does_not_depend_on_their_units() -> None:
 def test_the_error_of_numbers_is_a_share_of_their_spread() -> None:
     teacher = make_numbers(0, 500, 3) * UNITS
     off = teacher + 0.1 * UNITS * make_numbers(1, 500, 3)
-    assert measure_error(nn.Identity(), (off,), {"output": teacher}, VALUES) == pytest.approx(0.1, rel=0.1)
-    assert measure_error(nn.Identity(), (teacher,), {"output": teacher}, VALUES) == 0
+    assert measure_likeness(nn.Identity(), (off,), {"output": teacher}, VALUES).error == pytest.approx(0.1, rel=0.1)
+    assert measure_likeness(nn.Identity(), (teacher,), nn.Identity(), VALUES).error == 0
 
 
 def test_numbers_have_no_class_to_agree_on() -> None:
     x = make_numbers(0, 9, 1)
-    assert measure_agreement(nn.Identity(), (x,), {"output": x}, VALUES) == (0, 0)
+    alike = measure_likeness(nn.Identity(), (x,), {"output": x}, VALUES)
+    assert (alike.agreed, alike.answers) == (0, 0)
 
 
 def test_a_column_that_never_changes_counts_with_its_size() -> None:
