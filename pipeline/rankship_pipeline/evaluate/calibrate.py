@@ -13,6 +13,7 @@ from rankship_pipeline.models.outputs import Outputs, call, join_batches
 Grams = dict[str, Tensor]
 Collect = Callable[[nn.Module, Inputs, Sequence[Layer]], Grams]
 BATCH = 64
+EXACT = 512  # columns of a Gram up to which its products are of float64
 # Rows that a layer's matrix is made of: per column, and at least.
 _ENOUGH, _FEW = 64, 2**15
 
@@ -36,12 +37,20 @@ def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: S
     """What `collect` gives on the even and on the odd samples, stacked: (2, columns, columns) or (2, columns).
 
     How far the two differ says how much of either is chance (see factors/shrink.py). One sample has no halves: nothing
-    is known of others, and its own matrix stands beside zeros.
+    is known of others, and its own matrix stands beside zeros. Matrices of more than EXACT columns, which are sums of
+    float32 products, are kept in float32.
     """
     if len(inputs[0]) == 1:
         return {name: torch.stack([one * 2, 0 * one]) for name, one in collect(model, inputs, layers).items()}
-    even, odd = (collect(model, tuple(tensor[start::2] for tensor in inputs), layers) for start in (0, 1))
+    even, odd = (
+        {name: _narrow(one) for name, one in collect(model, tuple(tensor[at::2] for tensor in inputs), layers).items()}
+        for at in (0, 1)
+    )
     return {name: torch.stack([even.pop(name), odd.pop(name)]) for name in list(even)}  # never all of them twice
+
+
+def _narrow(matrix: Tensor) -> Tensor:
+    return matrix.float() if matrix.ndim > 1 and len(matrix) > EXACT else matrix
 
 
 def thin(inputs: Inputs, most: int) -> Inputs:

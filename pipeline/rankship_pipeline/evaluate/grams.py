@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import Grams, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.calibrate import EXACT, Grams, fit_batch, join_embeddings, share_rows, split
 from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import (
@@ -130,7 +130,7 @@ def _add_squares(gram: Tensor, rows: Tensor, weight: float) -> None:
 
     A Gram of few columns costs little, and is exact: float32 could make a singular one indefinite.
     """
-    exact = rows.dtype == torch.float64 or len(gram) <= _BLOCK
+    exact = rows.dtype == torch.float64 or len(gram) <= EXACT
     for part in [rows.double()] if exact else torch.split(rows.float(), _ROWS):
         for start in range(0, len(gram), _BLOCK):
             product = part[:, start : start + _BLOCK].T @ part[:, start:]

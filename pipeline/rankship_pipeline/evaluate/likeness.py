@@ -39,8 +39,9 @@ def measure_likeness(model: nn.Module, inputs: Inputs, other: nn.Module | Output
     plain = {name: Answer(family="values", axis=answer.axis) for name, answer in likelihood.items()}
     sums = {name: _Sums() for name in likelihood}
     agreed = answers = 0
+    same = isinstance(other, nn.Module) and _are_same(model, other)  # as where one model alone is "merged"
     for batch, wanted in _answer(other, inputs):
-        own, masks = call(model, batch), find_masks(model, batch)
+        own, masks = wanted if same else call(model, batch), find_masks(model, batch)
         for _, mine, theirs in take_answers(own, wanted, choices, masks):
             agreed += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
             answers += len(mine)
@@ -58,6 +59,16 @@ def _answer(other: nn.Module | Outputs, inputs: Inputs) -> Iterator[tuple[Inputs
         return
     for both in split((*inputs, *other.values())):
         yield both[: len(inputs)], dict(zip(other, both[len(inputs) :], strict=True))
+
+
+def _are_same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are of one kind with the same tensors."""
+    states = model.state_dict(), other.state_dict()
+    return (
+        type(model) is type(other)
+        and states[0].keys() == states[1].keys()
+        and all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+    )
 
 
 @dataclass

@@ -74,7 +74,7 @@ def reduce_inputs(weight: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """
     narrow = weight.float()
     L = find_damped_cholesky((narrow @ narrow.T).double(), _REDUCING)
-    return L, torch.stack([whiten(one, L) for one in outputs])
+    return L, torch.stack([whiten(one.double(), L) for one in outputs])
 
 
 def join_metrics(embedding: Metric, heads: Sequence[Metric]) -> Metric:
@@ -120,10 +120,14 @@ class Spectrum:
 def decompose(weight: Tensor, metric: Metric, whitening: str) -> Spectrum:
     """The best factors of every rank under the metric; `whitening` is a key of WHITENINGS.
 
+    Small weights go by "eigen" instead of "swift": it loses nothing, and takes no time there.
+
     With a curvature the truncation loss tr(Δ·G·Δᵀ·H), again Σ_{j>k} σ_j² exactly, is the second-order change of the
     model's own output distribution (Kronecker-factored Fisher, Martens and Grosse 2015; for convolutions Grosse and
     Martens 2016). Rank then goes to outputs that change predictions, not only to large outputs.
     """
+    if whitening == "swift" and max(weight.shape) <= _SMALL:
+        whitening = "eigen"
     if metric.root is None:
         return WHITENINGS[whitening](weight, metric.gram)
     spectrum = WHITENINGS[whitening](metric.root.T @ weight, metric.gram)
@@ -184,11 +188,8 @@ def decompose_swift(weight: Tensor, gram: Tensor | None, keep: int | None = None
 
     Wide: eigenvectors U of W·G·Wᵀ. Tall: eigenvectors V of SᵀWᵀWS, then U = W·S·V, normalised. Either way right =
     diag(1/σ)·Uᵀ·W. Both square the condition number: energies are right to about 1e-16 of the largest (float32: 1e-7),
-    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not. Small
-    weights go by `decompose_eigen`, which loses nothing.
+    and components below that, times the size, are dropped. With `keep`, U and right stop there; sigma does not.
     """
-    if max(weight.shape) <= _SMALL and weight.dtype == torch.float64:
-        return decompose_eigen(weight, gram)
     gram = torch.ones(weight.shape[1], dtype=weight.dtype) if gram is None or not bool(gram.any()) else gram
     if weight.shape[0] <= weight.shape[1]:
         return decompose_outputs(weight, (weight * gram if gram.ndim == 1 else weight @ gram) @ weight.T, keep)

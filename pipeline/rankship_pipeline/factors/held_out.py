@@ -21,6 +21,7 @@ def measure_held_out(taken: Decomposition, factors: Factors) -> float | None:
     for made, unseen in ((0, 1), (1, 0)):
         metric = Metric(gram=evidence.shrink_half(made), curvature=taken.metric.curvature)
         change = taken.weight - approximate(replace(taken, metric=metric), factors)
-        lost += taken.measure(change, evidence.halves[unseen])
-        whole += taken.measure(taken.weight, evidence.halves[unseen])
+        gram = evidence.halves[unseen].double()
+        lost += taken.measure(change, gram)
+        whole += taken.measure(taken.weight, gram)
     return lost / whole if whole else 0.0

@@ -42,12 +42,12 @@ class Shrunk:
     def shrink_half(self, index: int) -> Tensor:
         """The matrix as one half of the samples alone would give it: its variance is twice that of the whole."""
         intensity, evened = (2 * share / (1 + share) for share in (self.intensity, self.evened))
-        return _blend(self.halves[index], intensity, evened, self.samples // 2)
+        return _blend(self.halves[index].double(), intensity, evened, self.samples // 2)
 
 
 def pool(halves: Tensor) -> Tensor:
     """The matrix of all samples (n, n) or (n,), from those of two halves of them (2, n, n) or (2, n)."""
-    return halves.mean(0)
+    return halves.double().mean(0)
 
 
 def shrink(halves: Tensor, samples: int) -> Shrunk:
@@ -62,7 +62,7 @@ def shrink(halves: Tensor, samples: int) -> Shrunk:
     only the logarithms move.
     """
     gram = pool(halves)
-    intensity = 0.0 if gram.ndim == 1 else _find_intensity(*(_scale(half, gram.diagonal()) for half in halves))
+    intensity = 0.0 if gram.ndim == 1 else _find_intensity(*(_scale(half.double(), gram.diagonal()) for half in halves))
     evened = _find_evening(halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2), samples)
     return Shrunk(_blend(gram, intensity, evened, samples), intensity, evened, halves, samples)
 
@@ -103,7 +103,8 @@ def _find_intensity(first: Tensor, second: Tensor) -> float:
 
 def _weigh_variance(halves: Tensor) -> float:
     """The variance rule's λ, whatever the matrices' units."""
-    return _compare(*(_scale(half, pool(halves).diagonal()) for half in halves))
+    energies = halves.diagonal(dim1=1, dim2=2).double().mean(0)
+    return _compare(*(_scale(half.double(), energies) for half in halves))
 
 
 def _compare(first: Tensor, second: Tensor) -> float:
@@ -190,6 +191,7 @@ def _blend(gram: Tensor, intensity: float, evened: float, samples: int) -> Tenso
 
 def _find_evening(halves: Tensor, samples: int) -> float:
     """The sampling variance of the columns' log energies (2, n) as a share, 0 to 1, of all their variance."""
+    halves = halves.double()
     energies = halves.mean(0)
     seen = energies > 0
     spread = float(energies[seen].log().var(correction=0)) if bool(seen.any()) else 0.0

@@ -19,7 +19,7 @@ from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 COSTS = {
     "backward": 2.0,  # forward passes that a backward pass takes
     "curvature samples": 256.0,
-    "backward bytes": 1.6e9,  # that a backward pass keeps at most, of at most 32 samples
+    "backward bytes": 1.1e9,  # that a backward pass keeps at most, of at most 32 samples
     "gram batch": 64.0,
     "rows per column": 128.0,  # of which a Gram is made, in both halves of the samples
     "least rows": 65_536.0,
@@ -34,7 +34,7 @@ COSTS = {
     "grid": 16.0,  # widths of a Tucker form that are tried
     "candidates": 6.0,  # ways to store a layer whose divergence is measured
     "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
-    "comparing": 3.0,  # passes over the calibration samples that compare a model with a source
+    "comparing": 2.0,  # passes over the calibration samples that compare a model with a source
     "refined batch": 128.0,
     "stage seconds": 0.1,  # reading, hashing and writing, whatever the size
     "byte seconds": 4e-9,  # the same for each byte of a model or a Gram
@@ -120,14 +120,16 @@ def _list_stages(work: Work) -> Iterator[StageEstimate]:
     models = 2 + (recipe.refine is not None)
     passes = (len(recipe.models) + models + len(recipe.compare)) * work.tests
     yield _stage(work, "score", passes * work.pace.forward_seconds, 2 * _model_bytes(work))
-    compared = models * COSTS["comparing"] * work.samples
+    alone = len(recipe.models) == 1  # the merged model is the source itself, which runs once
+    compared = (models - alone / 2) * COSTS["comparing"] * work.samples
     yield _stage(work, "fidelity", compared * work.pace.forward_seconds, 2 * _model_bytes(work))
     yield from (_export(work, variant, name) for variant in ("dense", "compressed") for name in recipe.export.formats)
-    done = {way.merge}
+    done = {_merge(work, way).name}
     for other in recipe.compare:
-        if other.merge not in done:
-            yield _merge(work, other)
-        done.add(other.merge)
+        merged = _merge(work, other)
+        if merged.name not in done:
+            yield merged
+        done.add(merged.name)
         yield _compress(work, other)
 
 
@@ -161,7 +163,7 @@ def _calibrate(work: Work, name: str, samples: int) -> StageEstimate:
         seconds[use.name] = rows * _width(use) * COSTS["patch seconds"]
         seconds[use.name] += products / (pace.product64_flops if exact else pace.product32_flops)
         patches = max(patches, int(batch / samples * rows * _width(use) * 12))
-    grams = {use.name: 2 * _gram_bytes(use) for use in work.uses}
+    grams = {use.name: int(1.5 * _gram_bytes(use)) for use in work.uses}  # one half in float64, one in float32
     written = sum(grams.values()) * COSTS["byte seconds"]
     held = patches + _model_bytes(work)
     return _stage(work, f"calibrate {name}", samples * pace.forward_seconds + written, held, seconds, grams)
@@ -173,7 +175,7 @@ def _weigh_outputs(work: Work) -> StageEstimate:
         layer.name: 2.0 * _count_rows(work, layer, layer.rows, samples) * layer.rows**2 / pace.product32_flops
         for layer in work.layers
     }
-    matrices = {layer.name: 2 * 8 * layer.rows**2 for layer in work.layers}
+    matrices = {layer.name: 12 * layer.rows**2 for layer in work.layers}
     held = int(min(min(samples, 32) * pace.activation_bytes, max(COSTS["backward bytes"], pace.activation_bytes)))
     passes = (1 + COSTS["backward"]) * samples * pace.forward_seconds
     name = "weigh outputs by their effect on predictions"
@@ -226,7 +228,7 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
         )
     if weighed:
         for use in work.uses:  # the halves, their sum over the sources, and what was shrunk from it
-            held[use.name] += (2 * len(recipe.models) + 3) * _gram_bytes(use)
+            held[use.name] += (len(recipe.models) + 1) * _gram_bytes(use)  # halves in float32, and what was shrunk
         largest = max(work.layers, key=_gram_bytes)
         held[largest.name] += 3 * _gram_bytes(largest)
     trained = 0.0
@@ -304,7 +306,7 @@ def _side(use: Layer) -> int:
 
 
 def _gram_bytes(use: Layer) -> int:
-    return 8 * _side(use) * (1 if use.kind == "embedding" else _side(use))
+    return 8 * _side(use) * (1 if use.kind == "embedding" else _side(use))  # in float64
 
 
 def _model_bytes(work: Work) -> int:

@@ -66,8 +66,8 @@ def find_slowest(work: Work) -> str:
 @pytest.mark.parametrize(
     ("more", "stages"),
     [
-        (make_work(samples=128), ["calibrate a", WEIGH, "merge by joint", "fidelity"]),
-        (make_work(STEM, replace(WIDE, columns=9216), HEAD), ["calibrate a", "merge by joint", "compress: knapsack"]),
+        (make_work(samples=128), ["calibrate a", WEIGH, "fidelity"]),
+        (make_work(STEM, replace(WIDE, columns=9216), HEAD), ["calibrate a", "compress: knapsack"]),
         (make_work(STEM, replace(WIDE, rows=1024), HEAD), [WEIGH, "compress: knapsack", "export dense to onnx"]),
         (make_work(forward_seconds=0.1), ["calibrate a", WEIGH, "score"]),
         (make_work(ranks=RankChoice(sensitivity="kl")), ["compress: knapsack"]),
@@ -88,30 +88,32 @@ def test_the_widest_layer_is_the_costliest() -> None:
     for name in ("calibrate a", "compress: knapsack"):
         assert max(stages[name].layer_seconds.items(), key=lambda one: one[1])[0] == "wide"
         assert max(stages[name].layer_bytes.items(), key=lambda one: one[1])[0] == "wide"
-    assert stages["calibrate a"].peak_bytes >= 2 * 8 * WIDE.columns**2, "two halves of the samples in float64"
+    assert stages["calibrate a"].peak_bytes >= 12 * WIDE.columns**2, (
+        "one half of the samples in float64, one in float32"
+    )
 
 
 def test_what_dominates_follows_from_the_recipe() -> None:
     assert find_slowest(make_work(STEM, HEAD)) == "export dense to onnx"
-    assert find_slowest(make_work(STEM, HEAD, forward_seconds=0.1, samples=512)) == WEIGH
+    assert find_slowest(replace(make_work(STEM, HEAD, forward_seconds=0.1, samples=128), has_norms=False)) == WEIGH
     assert find_slowest(make_work(refine=RefineChoice(cpu_seconds=900))) == "refine without labels"
     assert find_slowest(make_work(forward_seconds=0.1, ranks=RankChoice(sensitivity="kl"))) == "compress: knapsack"
 
 
 def test_only_the_stages_that_a_recipe_has_are_listed() -> None:
     plain = by_name(make_work(factorise=FactoriseChoice(whitening="plain"), export=ExportChoice(formats=())))
-    assert list(plain) == ["load a", "calibrate a", "merge by joint", "compress: knapsack", "score", "fidelity"]
+    assert list(plain) == ["load a", "calibrate a", "nothing to merge", "compress: knapsack", "score", "fidelity"]
     ways = (
         Comparison(name="b", merge="average", ranks="arp", whitening="plain"),
         Comparison(name="c", merge="average", ranks="uniform", whitening="plain"),
     )
     more = list(by_name(make_work(compare=ways, refine=RefineChoice(steps=10))))
-    assert more[-3:] == ["merge by average", "compress: b", "compress: c"]
+    assert more[-2:] == ["compress: b", "compress: c"]
     assert "refine without labels" in more
 
 
 def test_a_table_of_tokens_has_no_square_of_its_vocabulary() -> None:
     table = Layer(name="table", rows=128, columns=50_000, kind="embedding")
     stages = by_name(make_work(table, HEAD))
-    assert stages["calibrate a"].layer_bytes["table"] == 4 * 8 * table.columns
+    assert stages["calibrate a"].layer_bytes["table"] == 12 * table.columns
     assert stages["compress: knapsack"].layer_seconds["table"] < 60

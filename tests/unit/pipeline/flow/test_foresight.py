@@ -54,7 +54,7 @@ def test_the_layer_that_needs_most_memory_is_the_one_to_keep_dense(
 ) -> None:
     budgeted = settle(folder)
     first, *others = budgeted.prepared.layers
-    wide = replace(budgeted.prepared, layers=(replace(first, columns=20_000), *others))
+    wide = replace(budgeted.prepared, layers=(replace(first, columns=12_000), *others))
     monkeypatch.setattr(foresight, "find_free_bytes", lambda: 500 * MEGABYTE)
     with pytest.raises(InputError, match=first.name) as caught:
         foresee(replace(budgeted, prepared=wide), Store(folder / "refused"), Steps(quiet=True))
@@ -77,7 +77,7 @@ def test_what_is_in_the_store_is_not_counted_and_every_stage_is_foreseen(
     assert "without the time to train a" in said
 
     other = settle(folder, budget=Budget(kept_parameters=0.6))
-    before = {"train a", "calibrate a", "merge by joint", "weigh outputs by their effect on predictions"}
+    before = {"train a", "calibrate a", "nothing to merge", "weigh outputs by their effect on predictions"}
     assert find_finished(other, store) == before
     foresee(other, store, Steps())
     assert "train a" not in capsys.readouterr().err
