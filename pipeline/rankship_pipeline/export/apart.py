@@ -24,7 +24,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BuildError, InputError, RankshipError, UnsupportedOp
 from rankship_pipeline.foundation.formats import Format
 
-_START_S = 6.0  # CPU seconds of a process that it would not take in this one: imports, and caches that begin empty
+_START_S = 12.0  # CPU seconds of a process that it would not take in this one: imports, and caches that begin empty
 _GAIN = 0.75  # processes of their own must be done in this part of the time
 _START_BYTES, _COPIES = 2**30, 8  # a process's memory: torch and a toolchain, and copies of the weights
 _OWN_OPERATORS = {"aten", "prims"}
