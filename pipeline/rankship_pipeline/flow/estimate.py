@@ -234,6 +234,8 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
     trained = 0.0
     if RANK_METHODS[way.ranks].reads == "model":
         trained = recipe.ranks.steps * pace.forward_seconds * (1 + COSTS["backward"])
+    elif way.sensitivity == "auto":
+        trained = 3 * probes * pace.forward_seconds  # two plans and the dense model
     return _stage(
         work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
     )

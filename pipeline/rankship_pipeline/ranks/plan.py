@@ -17,7 +17,7 @@ from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
 from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
 from rankship_pipeline.ranks.effort import Say, choose_sensitivity
 from rankship_pipeline.ranks.price import Price, price_parameters
-from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves
+from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves, try_sensitivities
 from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
@@ -51,6 +51,8 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     if choice.threshold is None:
         check_feasible([entry.layer for entry in stats], price, budget, choice)
     choice = choose_sensitivity(analysis.model, stats, choice, probes, say)
+    if choice.sensitivity == "auto":
+        choice = try_sensitivities(analysis, stats, choice, budget - price.fixed, probes, likelihood)
     if choice.sensitivity == "kl":
         is_sure = compare_plans(ALLOCATORS[choice.method], budget - price.fixed, choice)
         stats = measure_curves(analysis, stats, probes, likelihood, is_sure)

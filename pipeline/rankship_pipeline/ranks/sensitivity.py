@@ -12,6 +12,7 @@ from math import log
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
@@ -20,7 +21,7 @@ from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs
-from rankship_pipeline.ranks.allocators import Allocator, allocate_knapsack, total_cost
+from rankship_pipeline.ranks.allocators import ALLOCATORS, Allocator, allocate_knapsack, total_cost
 from rankship_pipeline.ranks.probing import Ratings, prepare_prober, write
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
@@ -187,6 +188,31 @@ def _draw_curve(points: Sequence[tuple[float, float]]) -> Curve:
         errors.append(error)
         damages.append(worst)
     return Curve(errors=tuple(errors), damages=tuple(damages))
+
+
+def try_sensitivities(
+    analysis: Analysis,
+    stats: Sequence[LayerStats],
+    choice: RankChoice,
+    available: int,
+    inputs: Inputs,
+    likelihood: Likelihood | None,
+) -> RankChoice:
+    """The choice with the sensitivity, relative or second-order, whose plan diverges less from the dense model.
+
+    Relative errors suit convolutions, and the second order suits transformers. It is relative where there is no
+    curvature, and with batch-norm: its statistics are settled after, so that what is measured before misleads.
+    """
+    choices = [replace(choice, sensitivity=one) for one in ("relative", "gradient")]
+    settled = any(isinstance(one, _BatchNorm) for one in analysis.model.modules())
+    if settled or any(entry.nats is None for entry in stats):
+        return choices[0]
+    plans = [ALLOCATORS[choice.method](stats, available, one) for one in choices]
+    if plans[0] == plans[1]:
+        return choices[0]
+    teacher = predict(analysis.model, inputs)
+    damages = [_measure_plan(analysis, stats, plan, inputs, teacher, likelihood) for plan in plans]
+    return choices[0 if damages[0] <= damages[1] else 1]
 
 
 def _measure_plan(

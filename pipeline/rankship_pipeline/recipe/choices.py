@@ -13,7 +13,7 @@ from rankship_pipeline.recipe.normalisation import Normalisation
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
-Sensitivity = Literal["relative", "gradient", "kl"]
+Sensitivity = Literal["auto", "relative", "gradient", "kl"]
 GramSource = Literal["sources", "merged"]
 BatchNormMode = Literal["auto", "reestimate", "keep"]
 Alignment = Literal["weights"]
@@ -172,9 +172,9 @@ class RankChoice:
         step: ranks are multiples of this, which hardware runs fast
         threshold: ARP's fixed τ; it replaces the budget
         sensitivity: how an error in a layer is counted. "relative": its share of the layer's output energy; "gradient":
-            its second-order effect on the model's predictions (needs `factorise.curvature`); "kl": its measured
-            effect on the predictions, or "gradient" where measuring takes more than 2e14 operations
-        probes: the most calibration samples that "kl" measures on; it takes 8, and twice as many until they suffice
+            its second-order effect on the model's predictions (needs `factorise.curvature`); "auto": by the better of
+            both plans; "kl": its measured effect, or "gradient" where measuring takes more than 2e14 operations
+        probes: the most samples that "auto" and "kl" measure on; "kl" takes 8, and twice as many until they suffice
         passes: how many more times "kl" measures around the plan and solves again (knapsack only)
         steps: the number of ARA's training steps
         forms: the forms that a layer may take; ARP and ARA always use "svd"
@@ -184,7 +184,7 @@ class RankChoice:
     method: RankMethod = "knapsack"
     step: int = 8
     threshold: float | None = None
-    sensitivity: Sensitivity = "relative"
+    sensitivity: Sensitivity = "auto"
     probes: int = 128
     passes: int = 0
     steps: int = 2560

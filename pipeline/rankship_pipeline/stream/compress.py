@@ -155,7 +155,7 @@ def analyse_stream(
 
 def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[LayerStats, ...]:
     """The stats that allocation needs; InputError for methods that need more than whitened spectra."""
-    if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity != "relative":
+    if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity not in {"auto", "relative"}:
         raise InputError(
             f"ranks by {choice.method!r} with sensitivity {choice.sensitivity!r} need the whole model in memory",
             hint='a streamed model has only whitened spectra: choose "knapsack", "uniform" or "strs" and "relative"',

@@ -21,7 +21,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 FISH = 'source $argv[1]; complete -C "$argv[2]" | string split -f 1 \\t'
 # A terminal of its own, as zsh's completion insists on: the words typed, then what the list under them shows. A busy
-# machine takes its time over the list: it is read until the words looked for are there, for a minute at most.
+# machine takes its time over the list: it is read until the words looked for are there, for a minute at most, and asked
+# for again every second, as the terminal swallows the key while the shell is not reading it.
 ZSH = """
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -34,6 +35,7 @@ for turn in {1..1200}; do
     while zpty -r -t shell line; do shown+=$line; done
     missing=0; for word; do [[ $shown = *$word* ]] || missing=1; done
     (( missing )) || break
+    (( turn % 20 )) || zpty -w -n shell $'\\x04'
     sleep 0.05
 done
 print -r -- "$shown"

@@ -46,7 +46,7 @@ def test_a_recipe_has_defaults_for_all_but_models_data_and_budget(tmp_path: Path
     recipe = read(tmp_path, MODEL, DATA, BUDGET)
     assert recipe.ranks.method == "knapsack"
     assert recipe.merge.method == "joint"
-    assert recipe.factorise.whitening == "eigen"
+    assert recipe.factorise.whitening == "swift"
 
 
 def test_a_whole_number_serves_as_a_share(tmp_path: Path) -> None:
