@@ -93,3 +93,21 @@ def test_a_wide_layers_gram_is_that_of_its_outputs(monkeypatch: pytest.MonkeyPat
     found = collect_grams(net, (x,), find_layers(net))
     torch.testing.assert_close(found["0"], W @ x.double().T @ x.double() @ W.T / 30, rtol=1e-5, atol=1e-6)
     assert found["2"].shape == (5, 5)
+
+
+def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibrate, "EXACT", 8)
+    net = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    halves = calibrate.collect_halves(collect_grams, net, (torch.randn(11, 9),), find_layers(net))
+    assert {name: (one.dtype, one.shape) for name, one in halves.items()} == {
+        "0": (torch.float32, (2, 9, 9)),
+        "2": (torch.float64, (2, 8, 8)),
+    }
+
+
+def test_thinned_samples_are_spread_evenly() -> None:
+    (few,), (all_of_them,) = calibrate.thin((torch.arange(11),), 3), calibrate.thin((torch.arange(11),), 11)
+    assert few.tolist() == [0, 5, 10]
+    assert all_of_them.tolist() == list(range(11))
