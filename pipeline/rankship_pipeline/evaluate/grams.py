@@ -48,7 +48,7 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     grams = {name: _start_gram(uses[name]) for name in kept_under.values()}
     modules = {name: get_layer(model, name) for name in uses}
     wide = {name for name, use in uses.items() if use.is_wide}
-    alike, needed = _look_at_one(model, inputs, modules, grams)
+    alike, needed = _look_at_one(model, inputs, modules, grams, wide)
     samples, turns = len(inputs[0]), Counter[str]()
     batch, masks = inputs, Masks()  # those that are running
 
@@ -85,9 +85,12 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 
 
 def _look_at_one(
-    model: nn.Module, inputs: Inputs, modules: Mapping[str, Factorable], grams: Grams
+    model: nn.Module, inputs: Inputs, modules: Mapping[str, Factorable], grams: Grams, wide: set[str]
 ) -> tuple[dict[str, str], int]:
-    """For every layer the first one that reads the same rows, and the bytes that the largest needs for one sample."""
+    """For every layer the first one that has the same Gram, and the bytes that the largest needs for one sample.
+
+    Those are layers that read the same rows; a `wide` one has the Gram of its own outputs.
+    """
     seen: dict[str, list[object]] = {name: [_describe_rows(module)] for name, module in modules.items()}
     held: list[Tensor] = []  # so that no other tensor takes an id
     needed = 0
@@ -105,7 +108,7 @@ def _look_at_one(
     with torch.inference_mode(mode=False), torch.no_grad(), watch(model, modules, see):
         model(*(tensor[:1] for tensor in inputs))
     first: dict[tuple[object, ...], str] = {}
-    own = [name for name in modules if len(seen[name]) == 1 or name not in grams or grams[name].ndim == 1]
+    own = {name for name in modules if len(seen[name]) == 1 or name not in grams or grams[name].ndim == 1} | wide
     alike = {name: first.setdefault(tuple(seen[name]), name) for name in modules if name not in own}
     return {**alike, **{name: name for name in own}}, needed
 

@@ -95,6 +95,15 @@ def test_a_wide_layers_gram_is_that_of_its_outputs(monkeypatch: pytest.MonkeyPat
     assert found["2"].shape == (5, 5)
 
 
+def test_wide_layers_that_read_one_tensor_have_each_its_own_outputs_gram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankship_pipeline.models.layers._WIDEST", 5)
+    net, x = Attention().eval(), torch.randn(20, 6)
+    found = collect_grams(net, (x,), find_layers(net))
+    for name in ("q", "k"):
+        outputs = x.double() @ net.get_parameter(f"{name}.weight").detach().double().T
+        torch.testing.assert_close(found[name], outputs.T @ outputs / 20, rtol=1e-5, atol=1e-6)
+
+
 def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
