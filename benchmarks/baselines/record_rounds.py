@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.records import Build, RankPlan
 from rankship_pipeline.foundation.store import Store, default_root
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import THIS_MACHINE, find_device
 from rankship_targets.session.session import open_session
 from rankship_targets.trials.request import MeasureRequest

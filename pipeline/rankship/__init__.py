@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.errors import RankshipError
     from rankship_pipeline.recipe.budget import Budget
     from rankship_pipeline.recipe.choices import (
-        AxisChoice,
         Comparison,
         DataChoice,
-        ExportChoice,
         FactoriseChoice,
         MergeChoice,
-        ParityChoice,
         QualityChoice,
         RankChoice,
         RefineChoice,
         Source,
     )
+from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice, ParityChoice
 
 __all__ = [
     "AxisChoice",

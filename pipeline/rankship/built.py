@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.files import ensure_writable
 from rankship_pipeline.foundation.flags import RESULTS
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Verified
-from rankship_pipeline.recipe.choices import AxisChoice, ParityChoice
+from rankship_pipeline.recipe.export_choices import AxisChoice, ParityChoice
 
 
 @dataclass(frozen=True)

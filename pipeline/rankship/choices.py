@@ -10,16 +10,9 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.quality import QualityKind
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import (
-    AxisChoice,
-    ExportChoice,
-    FactoriseChoice,
-    MergeChoice,
-    QualityChoice,
-    RankChoice,
-    Whitening,
-)
+from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, QualityChoice, RankChoice, Whitening
 from rankship_pipeline.recipe.draft import choose_formats
+from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
 from rankship_pipeline.recipe.rank_methods import RankMethod
 

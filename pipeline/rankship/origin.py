@@ -20,7 +20,8 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable
 from rankship_pipeline.foundation.store import Store, default_root
 from rankship_pipeline.models.data import Data, Held, make_data
-from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, MergeChoice, Source
+from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Source
+from rankship_pipeline.recipe.export_choices import ExportChoice
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from rankship_pipeline.export.graph import trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.session.runner import HostRunner
 
 WIDTH = 64  # LiteRT takes weights of some size for each other, not the smallest

@@ -22,7 +22,8 @@ from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice, choose
+from rankship_pipeline.recipe.choices import choose
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.devices.device import describe_this_machine
 from rankship_targets.session.runner import HostRunner

@@ -29,7 +29,7 @@ from rankship_pipeline.foundation.records import Artifact, Factors, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.session.manifest import read_manifest, sign_artifact
 
 # A probe's output is no class scores: two of its many values may tie, so top 1 may differ without an error.

@@ -13,7 +13,7 @@ from rankship_pipeline.foundation.errors import Lacks
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ExportChoice, ParityChoice
+from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
 from rankship_targets.devices.installing import show_kit_install
 from rankship_targets.session.runner import HostRunner
 from rankship_targets.session.session import Session

@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.files import hash_file, write_atomic
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import THIS_MACHINE, Device, user_folder
 from rankship_targets.session.runner import DeviceRunner
 from rankship_targets.session.session import Session

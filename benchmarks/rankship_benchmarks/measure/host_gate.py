@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import find_version, hash_code
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.session.manifest import read_manifest, sign_artifact
 from rankship_targets.session.runner import HostRunner

@@ -30,7 +30,7 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.units import show_bytes
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.client.detached import make_ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching

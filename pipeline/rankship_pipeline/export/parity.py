@@ -13,7 +13,7 @@ from rankship_pipeline.export.runner import Array, Runner
 from rankship_pipeline.foundation.errors import AgentDied, CommandFailed, Lacks, ParityFailed
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Artifact, TensorSpec, Verified
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 
 _TIE = 1e-5  # of the largest score: a smaller lead of one class over another is rounding
 

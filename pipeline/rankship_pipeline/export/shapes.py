@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Dimension, TensorSpec
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.recipe.choices import BATCH_AXIS, AxisChoice, ExportChoice
+from rankship_pipeline.recipe.export_choices import BATCH_AXIS, AxisChoice, ExportChoice
 
 Axes = tuple[Mapping[int, Dimension], ...]  # of each input, by axis
 Point = Mapping[str, int]  # a length for each dimension, by its name

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Literal
 
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
@@ -208,6 +208,7 @@ class LayerRank:
     merging loses, whatever the rank (None for one model or a merge without Grams). `held_out_error` is the share that
     factors made from one half of the calibration samples lose on the other (None when dense, or without two halves),
     and `shrinkage` the share of the inputs' correlations that the samples do not bear out (None for a plain SVD).
+    `weights` is the type of its operators' weights.
     """
 
     name: str
@@ -221,6 +222,7 @@ class LayerRank:
     interference: float | None
     held_out_error: float | None = None
     shrinkage: float | None = None
+    weights: Precision = "float32"
 
     @property
     def lost(self) -> float:
@@ -270,6 +272,11 @@ class RankPlan:
     def factors(self) -> dict[str, Factors]:
         """The factors of every layer that is stored factored, by layer name."""
         return {layer.name: layer.factors for layer in self.layers if layer.factors is not None}
+
+    @property
+    def weights(self) -> dict[str, Precision]:
+        """The type of every layer's weights, by layer name."""
+        return {layer.name: layer.weights for layer in self.layers}
 
     def _repr_html_(self) -> str:
         """The layers as an HTML table, which notebooks display."""

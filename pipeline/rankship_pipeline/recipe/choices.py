@@ -3,13 +3,14 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.quality import QualityKind
 from rankship_pipeline.foundation.records import Form
 from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
 Whitening = Literal["plain", "cholesky", "eigen", "swift"]
@@ -31,7 +32,6 @@ Task = Literal[
 DataKind = Literal["loader", "images", "text", "csv"]
 
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
-BATCH_AXIS = "batch"  # the name of the inputs' axis 0
 _BASE = "base"  # the name of the model that adapters are added to
 
 
@@ -231,60 +231,6 @@ class Comparison:
     reconstruct: bool = False
 
 
-@record
-class AxisChoice:
-    """A further axis of the inputs whose length may vary in exported files, such as a text's tokens.
-
-    Several entries with one name are one length, at several places.
-
-    Keys:
-        name: its name in ONNX files and reports
-        axis: its place in an input, from 0, which is the batch
-        range: its smallest and its largest length
-        inputs: the names of the inputs that have it; left out, every input with so many axes
-    """
-
-    name: str
-    axis: int
-    range: tuple[int, int]
-    inputs: tuple[str, ...] = ()
-
-
-@record
-class ExportChoice:
-    """What to export. Without `batch` and `axes` a file takes one sample of the data's own shape.
-
-    ONNX and ExecuTorch files take every length of the ranges; TFLite files cannot, and there is one for each end.
-    Every file is proven at both ends and between them; it is timed with one sample of the data's own shape.
-
-    Keys:
-        formats: the formats to write; left out, all three
-        batch: the smallest and the largest number of samples at once, such as `[1, 8]`; the smallest is 1
-        axes: further axes that may vary
-    """
-
-    formats: tuple[Format, ...] = FORMATS
-    batch: tuple[int, int] | None = None
-    axes: tuple[AxisChoice, ...] = ()
-
-
-@record
-class ParityChoice:
-    """How closely an artifact must agree with torch to count as verified.
-
-    Keys:
-        samples: the number of test inputs to compare
-        max_relative_error: the largest difference of an output, over the largest output
-        min_cosine: the cosine between both outputs
-        min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores
-    """
-
-    samples: int = 64
-    max_relative_error: float = 1e-4
-    min_cosine: float = 0.9999
-    min_top1_agreement: float = 1.0
-
-
 Augmentation = Literal["none", "flip-and-shift"]
 
 
@@ -342,6 +288,7 @@ class Recipe:
         ranks: how ranks are allocated
         factorise: how a layer's factors are found
         compare: other ways to the same budget, for the report
+        precision: the types of the compressed weights and activations
         export: the files to write
         parity: how closely they must agree with torch
         quality: how answers are judged, and how much a specialist may lose
@@ -357,6 +304,7 @@ class Recipe:
     ranks: RankChoice = RankChoice()
     factorise: FactoriseChoice = FactoriseChoice()
     compare: tuple[Comparison, ...] = ()
+    precision: PrecisionChoice = PrecisionChoice()
     export: ExportChoice = ExportChoice()
     parity: ParityChoice = ParityChoice()
     quality: QualityChoice = QualityChoice()

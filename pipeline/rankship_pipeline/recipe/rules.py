@@ -9,10 +9,8 @@ from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import (
-    BATCH_AXIS,
     DATA_KINDS,
     Comparison,
-    ExportChoice,
     QualityChoice,
     Recipe,
     RefineChoice,
@@ -21,6 +19,7 @@ from rankship_pipeline.recipe.choices import (
     find_base,
     list_sources,
 )
+from rankship_pipeline.recipe.export_choices import BATCH_AXIS, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import Normalisation
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS

@@ -17,7 +17,7 @@ from rankship_pipeline.export.canary import make_canary, make_network, make_samp
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import describe_this_machine
 
 QUIET = Steps(quiet=True)

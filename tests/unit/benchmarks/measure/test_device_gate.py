@@ -26,7 +26,7 @@ from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Build, RunOutput, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import Device, describe_this_machine
 from rankship_targets.session.manifest import sign_artifact
 from rankship_targets.session.runner import DeviceRunner, HostRunner

@@ -24,7 +24,7 @@ from rankship_benchmarks.measure import one_device as measure
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, Lacks
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.meters.file_meter import FileMeter, write_trace

@@ -28,7 +28,7 @@ from make.devices import make_local
 from rankship_benchmarks.measure import one_device as measure
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_pipeline.foundation.store import Store
 
 folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]

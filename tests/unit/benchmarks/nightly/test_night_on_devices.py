@@ -18,7 +18,7 @@ from rankship_benchmarks.measure import one_device as measuring
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import Device
 
 

@@ -23,7 +23,7 @@ from rankship_pipeline.export.runner import FakeRunner
 from rankship_pipeline.foundation.errors import BuildError, ParityFailed
 from rankship_pipeline.foundation.records import Artifact, Dimension, TensorSpec
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import ParityChoice
+from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.session.runner import HostRunner
 
 SAMPLES, SIDE = 5, 4

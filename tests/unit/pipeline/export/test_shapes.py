@@ -26,7 +26,7 @@ from rankship_pipeline.export.shapes import find_axes, list_fixed_points, list_p
 from rankship_pipeline.foundation.errors import InputError, ParityFailed, UnsupportedOp
 from rankship_pipeline.foundation.records import Artifact, Dimension
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import AxisChoice, ExportChoice, ParityChoice
+from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice, ParityChoice
 from rankship_targets.session.runner import HostRunner
 
 WORDS, TOKENS, WIDTH = 11, 6, 8

@@ -18,15 +18,8 @@ from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.data import Held, make_data
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import (
-    DataChoice,
-    ExportChoice,
-    QualityChoice,
-    Recipe,
-    RefineChoice,
-    Source,
-    choose,
-)
+from rankship_pipeline.recipe.choices import DataChoice, QualityChoice, Recipe, RefineChoice, Source, choose
+from rankship_pipeline.recipe.export_choices import ExportChoice
 
 UNITS = torch.tensor([1.0, 1e3, 1e-3] * 8)
 

@@ -11,13 +11,13 @@ from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.recipe.choices import (
     Comparison,
     DataChoice,
-    ExportChoice,
     FactoriseChoice,
     RankChoice,
     Recipe,
     RefineChoice,
     Source,
 )
+from rankship_pipeline.recipe.export_choices import ExportChoice
 
 STEM = Layer(name="stem", rows=64, columns=27, kind="convolution", kernel=(3, 3))
 WIDE = Layer(name="wide", rows=512, columns=4608, kind="convolution", kernel=(3, 3))

@@ -14,7 +14,8 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
 from rankship_pipeline.foundation.formats import FACTS
 from rankship_pipeline.foundation.store import Store
-from rankship_pipeline.recipe.choices import DataChoice, ExportChoice, Recipe, Source
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+from rankship_pipeline.recipe.export_choices import ExportChoice
 from rankship_pipeline.recipe.rules import read_recipe
 
 NET = """

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.recipe.choices import AxisChoice, ExportChoice, Recipe
+from rankship_pipeline.recipe.choices import Recipe
+from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recipe.write import write_recipe
 
