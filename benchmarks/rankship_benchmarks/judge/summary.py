@@ -13,7 +13,7 @@ from rankship_benchmarks.stats.estimates import (
     median_by_round,
     percentile_bound,
 )
-from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision, Variant
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
@@ -186,7 +186,7 @@ def _judge(
         key=artifact.key,
         size_bytes=artifact.size_bytes,
         parameters=artifact.parameters,
-        accuracy=find_accuracy(bundle.header.build, artifact.key.variant),
+        accuracy=find_accuracy(bundle.header.build, artifact.key.variant, artifact.key.precision),
         latency_ns=estimate_median(list(medians.values())),
         ratio=estimate_ratio(medians, dense) if artifact.key.variant == "compressed" else None,
         p90_ns=_bound(trials, 0.90),
@@ -209,9 +209,11 @@ def _find_proof(proofs: Iterable[Verified], artifact: Artifact) -> Verified | No
     return next((one for one in proofs if one.artifact_sha256 == artifact.sha256), None)
 
 
-def find_accuracy(build: Build, variant: Variant) -> Score | None:
+def find_accuracy(build: Build, variant: Variant, precision: Precision = "float32") -> Score | None:
     """Find the accuracy of the torch model behind a variant; dense is the merged model, or the only source."""
     stages = {one.stage: one for one in build.accuracies}
+    if precision != "float32":
+        return stages.get(precision)
     if variant == "compressed":
         return stages.get("refined") or stages.get("compressed")
     sources = [one for stage, one in stages.items() if stage.startswith("source:")]

@@ -33,7 +33,7 @@ from rankship_pipeline.export.shapes import (
     list_fixed_points,
     list_points,
 )
-from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Variant
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Precision, Variant
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file
@@ -55,7 +55,8 @@ class Part:
     `outputs` names the module's outputs, in order; a module that returns a dictionary names them itself. `classes` has
     the axis of classes, by name, of outputs that hold classes' scores. `bare` says that a single output is no part of
     a container. `axes` are the axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's
-    lengths where they are not the data's, and `rows` is the number of samples that it takes at once.
+    lengths where they are not the data's, and `rows` is the number of samples that it takes at once. `precision` is the
+    type of its weights.
     """
 
     variant: Variant
@@ -69,6 +70,7 @@ class Part:
     axes: Axes = ()
     shape: str = ""
     rows: int = 1
+    precision: Precision = "float32"
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -84,11 +86,14 @@ class Part:
     def title(self) -> str:
         """Its name in progress and errors."""
         named = self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
+        named = named if self.precision == "float32" else f"{named}, {self.precision}"
         return f"{named}, {self.shape}" if self.shape else named
 
     def name_artifact(self, format_: Format) -> ArtifactKey:
         """The artifact key of the part in one format."""
-        return ArtifactKey(variant=self.variant, format=format_, part=self.part, shape=self.shape)
+        return ArtifactKey(
+            variant=self.variant, format=format_, precision=self.precision, part=self.part, shape=self.shape
+        )
 
 
 @dataclass(frozen=True)

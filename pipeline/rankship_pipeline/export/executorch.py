@@ -18,6 +18,7 @@ from executorch.exir.schema import KernelCall
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
+from rankship_pipeline.export.eight_bits import fold_weights
 from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
@@ -32,7 +33,7 @@ _FACTORS = {"aten::convolution": (1,), "aten::mm": (0, 1), "aten::bmm": (0, 1), 
 def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Lower to XNNPACK where possible and write the .pte."""
     try:
-        program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()
+        program = to_edge_transform_and_lower(fold_weights(graph), partitioner=[XnnpackPartitioner()]).to_executorch()
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
@@ -72,7 +73,7 @@ def _list_portable(program: Any) -> Iterator[Operator]:  # noqa: ANN401 - ExecuT
 def _name_tensors(graph: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
     for value in graph["xvalues"]:
         body = value["xvalue_union"]
-        tensor = body.get("tensor", body)
+        tensor = body.get("tensor_value", body)  # a quantised tensor has its parameters beside it
         yield tensor["id_out"], tensor["dims"]
 
 

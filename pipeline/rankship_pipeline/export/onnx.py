@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
+from rankship_pipeline.export.eight_bits import fold_weights
 from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
@@ -25,6 +26,7 @@ _DIMENSIONS = 4  # of queries, keys and values in torch's exporter: (samples, he
 
 def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
+    graph = fold_weights(graph)
     check_size(graph.state_dict.values(), "onnx")
     try:
         program = torch.onnx.export(lift_attention(graph), dynamo=True, opset_version=OPSET, verbose=False)

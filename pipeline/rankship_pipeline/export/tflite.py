@@ -6,10 +6,14 @@ from pathlib import Path
 import litert_torch
 import torch
 from ai_edge_litert.interpreter import Interpreter
+from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+from litert_torch.quantize.quant_config import QuantConfig
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
+from rankship_pipeline.export.eight_bits import has_bits
 from rankship_pipeline.export.shapes import Axes
+from rankship_pipeline.export.tflite_borders import restore_borders
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # Operators with a weight, and the axis of the weight that holds its outputs: OHWI, 1HWO, (out, in), (in, out).
@@ -19,12 +23,21 @@ _OUTPUTS_AT = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": -1, "FULLY_CONNECTED": 0, "BAT
 def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Write one flatbuffer; inputs are named args_0, args_1, …, keep torch's layout, and int64 becomes int32."""
     check_size(graph.state_dict.values(), "tflite")
+    rounded = has_bits(graph)
+    settings = {"quant_config": _keep_ranges()} if rounded else {}
     try:
-        litert_torch.convert(graph.module(), _example_inputs(graph)).export(str(path))
+        litert_torch.convert(graph.module(check_guards=False), _example_inputs(graph), **settings).export(str(path))
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"TFLite cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator named above"
         ) from failure
+    if rounded:
+        restore_borders(path)
+
+
+def _keep_ranges() -> QuantConfig:
+    """The setting by which the converter takes the graph's own ranges and integers for its 8-bit operators."""
+    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config()))
 
 
 def _example_inputs(graph: ExportedProgram) -> tuple[torch.Tensor, ...]:

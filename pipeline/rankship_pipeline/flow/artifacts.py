@@ -27,7 +27,7 @@ from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_
 from rankship_pipeline.export.shapes import find_axes
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
-from rankship_pipeline.foundation.artifact_key import Variant, head_of
+from rankship_pipeline.foundation.artifact_key import Precision, Variant, head_of
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.records import Artifact, RankPlan
@@ -38,14 +38,17 @@ from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.outputs import ONLY
 
 
-def list_parts(prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None) -> list[Part]:
+def list_parts(
+    prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None, precision: Precision = "float32"
+) -> list[Part]:
     """The model; or the backbone that tasks share, then every task's head, proven on the backbone's features."""
     data, choice = prepared.data, prepared.recipe.export
     samples = tuple(tensor[: prepared.recipe.parity.samples] for tensor in data.strip(data.test_inputs))
     if not isinstance(module, Headed):
         judging = prepared.court.judging
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
-        return [Part(variant, module, samples, plan, axes=find_axes(choice, module, samples), **named)]
+        axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
+        return [Part(variant, module, samples, plan, axes=axes, precision=precision, **named)]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
@@ -102,7 +105,7 @@ class _File:
 
 
 def export_variants(
-    prepared: Prepared, store: Store, steps: Steps, models: Sequence[tuple[Variant, Model, RankPlan | None]]
+    prepared: Prepared, store: Store, steps: Steps, models: Sequence[tuple[Variant, Precision, Model, RankPlan | None]]
 ) -> list[Artifact]:
     """Export models to every format of the recipe; files that are already in the store are not made again.
 
@@ -111,8 +114,8 @@ def export_variants(
     """
     files = [
         one
-        for variant, model, plan in models
-        for part in list_parts(prepared, variant, model.module, plan)
+        for variant, precision, model, plan in models
+        for part in list_parts(prepared, variant, model.module, plan, precision)
         for one in _list_files(prepared, model.content, part)
     ]
     _export_apart(prepared, store, steps, files)

@@ -8,12 +8,14 @@ from rankship_pipeline.flow.foresight import foresee
 from rankship_pipeline.flow.landed_budget import find_landing, is_landed, settle_budget
 from rankship_pipeline.flow.preflight import finish_checks
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.flow.rounded import list_precisions, round_model
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.foundation.artifact_key import Precision, Variant
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Alternative, Build, Landing
+from rankship_pipeline.foundation.records import Alternative, Build, Landing, RankPlan
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.ranks.losses import list_doubts
@@ -104,7 +106,14 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
         accuracies += scores.evaluate(final, "refined")
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
-    files = export_variants(prepared, store, steps, [("dense", merged, None), ("compressed", final, plan)])
+    shipped: list[tuple[Variant, Precision, Model, RankPlan | None]] = [("dense", "float32", merged, None)]
+    for precision in list_precisions(stages):
+        rounded = round_model(stages, final, plan, precision)
+        shipped.append(("compressed", precision, rounded, plan))
+        if precision != "float32":
+            fidelities += scores.judge(rounded, precision)
+            accuracies += scores.evaluate(rounded, precision)
+    files = export_variants(prepared, store, steps, shipped)
     return Build(
         recipe=recipe.name,
         recipe_sha256=prepared.recipe_sha256,

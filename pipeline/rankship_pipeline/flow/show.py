@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 from rankship_pipeline.ranks.losses import list_doubts
 
-COMPRESSED_STAGES = ("compressed", "refined")  # their models have the plan's parameters
+COMPRESSED_STAGES = ("compressed", "refined", "int8", "int4")  # their models have the plan's parameters
 
 
 def print_build(build: Build, entry: Entry) -> None:
