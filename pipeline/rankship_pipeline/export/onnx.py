@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator, check_size
-from rankship_pipeline.export.eight_bits import fold_weights
+from rankship_pipeline.export.eight_bits import fold_weights, has_bits
+from rankship_pipeline.export.onnx_unsigned import use_unsigned
 from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import UnsupportedOp
 
@@ -26,7 +27,7 @@ _DIMENSIONS = 4  # of queries, keys and values in torch's exporter: (samples, he
 
 def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
     """Write one checked file with its weights inside, without the stack traces that the exporter adds."""
-    graph = fold_weights(graph)
+    rounded, graph = has_bits(graph), fold_weights(graph)
     check_size(graph.state_dict.values(), "onnx")
     try:
         program = torch.onnx.export(lift_attention(graph), dynamo=True, opset_version=OPSET, verbose=False)
@@ -40,6 +41,8 @@ def export_graph(graph: ExportedProgram, path: Path, axes: Axes = ()) -> None:
         program.rename_axes(dict(_name_symbols(program, axes)))
     model = program.model_proto
     strip_metadata(model)
+    if rounded:
+        use_unsigned(model)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
 
