@@ -149,7 +149,7 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
 
 def count_flops(plan: RankPlan, by_flops: Budgeted) -> int:
     """Return the floating-point operations of one sample under a plan."""
-    chosen, price = {layer.name: layer.factors for layer in plan.layers}, by_flops.price
+    chosen, price = {layer.name: layer.stored for layer in plan.layers}, by_flops.price
     return price.fixed + sum(price.price_layer(layer, chosen[layer.name]) or 0 for layer in by_flops.prepared.layers)
 
 

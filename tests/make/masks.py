@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankship_pipeline.factors.decompose import Spectrum, decompose_plain
-from rankship_pipeline.factors.forms import Candidate
-from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks import ara
 from rankship_pipeline.ranks.ara import AraChoice, Mask
-from rankship_pipeline.ranks.stats import LayerStats
+from rankship_pipeline.ranks.stats import LayerStats, Offer
 
 ORIGINAL, REPAIRED = AraChoice(repaired=False), AraChoice(repaired=True)
 
@@ -21,7 +20,7 @@ def make_layer_stats(layer: Layer, energy: Tensor, step: int = 1) -> LayerStats:
     """A layer as allocation knows it, whose components carry these energies."""
     total = float(energy.sum())
     candidates = tuple(
-        Candidate(Factors(rank=k), layer.count_factored(k), float(energy[k:].sum()) / total)
+        Offer(Stored(factors=Factors(rank=k)), layer.count_factored(k), float(energy[k:].sum()) / total)
         for k in range(step, min(layer.rows, layer.columns) + 1, step)
         if layer.count_factored(k) < layer.parameters
     )

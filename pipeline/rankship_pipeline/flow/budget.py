@@ -2,8 +2,15 @@
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
-from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
-from rankship_pipeline.recipe.choices import choose, rank_choice
+from rankship_pipeline.ranks.price import (
+    Price,
+    price_bytes,
+    price_flops,
+    price_parameters,
+    price_table,
+    read_table,
+)
+from rankship_pipeline.recipe.choices import choose, find_unit, rank_choice
 
 
 def price_recipe(prepared: Prepared) -> Budgeted:
@@ -11,7 +18,8 @@ def price_recipe(prepared: Prepared) -> Budgeted:
     price = _find_price(prepared)
     dense = price.price_dense(prepared.layers)
     recipe = prepared.recipe
-    return Budgeted(prepared, price, dense if recipe.ranks.threshold else resolve_budget(recipe.budget, dense))
+    budget = dense if recipe.ranks.threshold else resolve_budget(recipe.budget, dense, price.unit)
+    return Budgeted(prepared, price, budget)
 
 
 def check_budget(prepared: Prepared) -> None:
@@ -34,10 +42,12 @@ def _find_price(prepared: Prepared) -> Price:
         return price_flops(prepared.model, prepared.layers, prepared.data.test_inputs)
     if prepared.recipe.budget.costs is not None:
         return _read_price(prepared)
+    if find_unit(prepared.recipe) == "bytes":
+        return price_bytes(prepared.fixed_parameters, prepared.recipe.precision.weights)
     return price_parameters(prepared.fixed_parameters)
 
 
 def _read_price(prepared: Prepared) -> Price:
     path = prepared.folder / str(prepared.recipe.budget.costs)
     table = read_table(path, prepared.recipe.budget.unit)
-    return price_table(table, prepared.layers, prepared.model_sha256, str(path))
+    return price_table(table, prepared.layers, prepared.model_sha256, str(path), prepared.recipe.precision.weights)

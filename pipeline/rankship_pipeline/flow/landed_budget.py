@@ -23,7 +23,7 @@ _KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
 def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
     """The recipe with `asked` as its budget, in the cost table's unit."""
     where = f"the cost table of {table.device}, {table.measured_utc}"
-    price = price_table(table, prepared.layers, prepared.model_sha256, where)
+    price = price_table(table, prepared.layers, prepared.model_sha256, where, prepared.recipe.precision.weights)
     check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
     return Budgeted(_name_costs(prepared, table), price, asked)
 

@@ -10,7 +10,7 @@ from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Sc
 from rankship_pipeline.foundation.units import show_count, show_percent
 
 Form = Literal["svd", "spatial", "tucker"]
-CostUnit = Literal["parameters", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
+CostUnit = Literal["parameters", "bytes", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 Answers = Literal["labels", "predictions"]  # what counts as right: true labels, or the dense model's predictions
 LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
@@ -112,8 +112,21 @@ class Factors:
 
 
 @record
+class Stored:
+    """How a layer is stored: as `factors` (None: dense), its operators' weights in one type."""
+
+    factors: Factors | None = None
+    weights: Precision = "float32"
+
+    def __str__(self) -> str:
+        """The factors, and the type unless it is float32, as tables show them: "svd 24", "dense, int8"."""
+        shape = str(self.factors or "dense")
+        return shape if self.weights == "float32" else f"{shape}, {self.weights}"
+
+
+@record
 class LayerCost:
-    """The cost of one layer stored as `factors` (None: dense), in the unit of its table.
+    """The cost of one layer stored as `factors` (None: dense) with such `weights`, in the unit of its table.
 
     `low` and `high` are the 95 % interval over the table's rounds, None for a table that was not measured in rounds.
     """
@@ -122,6 +135,12 @@ class LayerCost:
     cost: int
     low: int | None = None
     high: int | None = None
+    weights: Precision = "float32"
+
+    @property
+    def stored(self) -> Stored:
+        """How the layer is stored at this cost."""
+        return Stored(factors=self.factors, weights=self.weights)
 
 
 @record
@@ -204,11 +223,11 @@ class LayerRank:
 
     `factors` is None where the layer stays dense. `operators` are the (rows, columns) of the linear or convolutional
     operators it runs as, in order; an embedding's table is not one of them. `relative_error` is the predicted share of
-    the layer's output energy that the factors lose (0 when dense). `interference` is the share of output energy that
-    merging loses, whatever the rank (None for one model or a merge without Grams). `held_out_error` is the share that
-    factors made from one half of the calibration samples lose on the other (None when dense, or without two halves),
-    and `shrinkage` the share of the inputs' correlations that the samples do not bear out (None for a plain SVD).
-    `weights` is the type of its operators' weights.
+    the layer's output energy that the factors and their rounding lose (0 when dense in float32). `interference` is the
+    share of output energy that merging loses, whatever the rank (None for one model or a merge without Grams).
+    `held_out_error` is the share that float32 factors made from one half of the calibration samples lose on the other
+    (None when dense, or without two halves), and `shrinkage` the share of the inputs' correlations that the samples do
+    not bear out (None for a plain SVD). `weights` is the type of its operators' weights.
     """
 
     name: str
@@ -225,6 +244,11 @@ class LayerRank:
     weights: Precision = "float32"
 
     @property
+    def stored(self) -> Stored:
+        """The choice itself."""
+        return Stored(factors=self.factors, weights=self.weights)
+
+    @property
     def lost(self) -> float:
         """The share of the output energy lost by the rank, on unseen samples where that was measured."""
         return self.relative_error if self.held_out_error is None else self.held_out_error
@@ -235,7 +259,7 @@ class LayerRank:
         return (
             self.name,
             f"{self.rows}×{self.columns}",
-            str(self.factors or "dense"),
+            str(self.stored),
             show_count(self.chosen_parameters),
             "–" if self.factors is None else show_percent(self.lost),
             "–" if self.interference is None else show_percent(self.interference),

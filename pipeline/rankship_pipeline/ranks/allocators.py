@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.ranks.stats import Choices, LayerStats
 from rankship_pipeline.recipe.choices import RankChoice
 
@@ -17,14 +17,14 @@ def total_cost(stats: Sequence[LayerStats], chosen: Choices) -> int:
 
 
 def allocate_uniform(stats: Sequence[LayerStats], available: int, _choice: RankChoice) -> Choices:
-    """Give every layer the same share of its dense cost, the largest that fits; then spend the rest.
+    """Give every layer the same share of its full cost, the largest that fits; then spend the rest.
 
     Each layer takes its best candidate within the share, and stays dense at a share of one. The remainder goes, one
     candidate at a time, to the layers with the smallest share, so that the budget is met within one step.
     """
 
     def choose(share: float) -> Choices:
-        return {entry.layer.name: _choose_within(entry, share * entry.dense_cost) for entry in stats}
+        return {entry.layer.name: _choose_within(entry, share * entry.full_cost) for entry in stats}
 
     return spend_remainder(stats, _bisect(stats, choose, available), available)
 
@@ -57,11 +57,11 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
         return {
             entry.layer.name: next(
                 (
-                    one.factors
+                    one.stored
                     for one, damage in zip(entry.candidates, damages[entry.layer.name], strict=True)
                     if damage <= bound
                 ),
-                None,
+                entry.full,
             )
             for entry in stats
         }
@@ -77,8 +77,8 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
 def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
     """Minimise the summed damage: a multiple-choice knapsack.
 
-    Per layer: any efficient candidate, or dense at its full cost with no error. Candidates of equal damage may leave
-    a part of the budget; it is spent at the end, so that the budget is met within one step.
+    Per layer: any efficient candidate, of any form, rank and type, or its most exact way at full cost. Candidates of
+    equal damage may leave a part of the budget; it is spent at the end, so that the budget is met within one step.
     """
     from rankship_pipeline.ranks.knapsack import Option, solve_knapsack
 
@@ -88,13 +88,13 @@ def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankC
                 Option(cost=one.cost, error=entry.predict_damage(one.error, choice.sensitivity))
                 for one in entry.candidates
             ),
-            Option(cost=entry.dense_cost, error=0.0),
+            Option(cost=entry.full_cost, error=entry.predict_damage(entry.full_error, choice.sensitivity)),
         ]
         for entry in stats
     ]
     picked = solve_knapsack(menus, available)
     chosen = {
-        entry.layer.name: [*(one.factors for one in entry.candidates), None][index]
+        entry.layer.name: [*(one.stored for one in entry.candidates), entry.full][index]
         for entry, index in zip(stats, picked, strict=True)
     }
     return spend_remainder(stats, chosen, available)
@@ -108,19 +108,19 @@ ALLOCATORS: dict[str, Allocator] = {
 }
 
 
-def _choose_within(stats: LayerStats, cost: float) -> Factors | None:
-    """The best candidate that costs at most `cost`, at least the cheapest; None once dense is affordable."""
-    if not stats.candidates or cost >= stats.dense_cost:
-        return None
+def _choose_within(stats: LayerStats, cost: float) -> Stored:
+    """The best candidate that costs at most `cost`, at least the cheapest; the most exact way if that is affordable."""
+    if not stats.candidates or cost >= stats.full_cost:
+        return stats.full
     affordable = [one for one in stats.candidates if one.cost <= cost]
-    return (affordable[-1] if affordable else stats.candidates[0]).factors
+    return (affordable[-1] if affordable else stats.candidates[0]).stored
 
 
-def _threshold_rank(stats: LayerStats, threshold: float) -> Factors | None:
+def _threshold_rank(stats: LayerStats, threshold: float) -> Stored:
     total = float(stats.plain.sum())
     shares = np.cumsum(stats.plain) / total if total > 0 else np.ones(1)  # all zero: rank 1 suffices
     rank = min(int(np.searchsorted(shares, threshold - 1e-12)) + 1, len(shares))
-    return Factors(rank=rank) if stats.layer.count_factored(rank) < stats.layer.parameters else None
+    return Stored(factors=Factors(rank=rank) if stats.layer.count_factored(rank) < stats.layer.parameters else None)
 
 
 def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], available: int) -> Choices:
@@ -138,22 +138,22 @@ def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], ava
 
 
 def spend_remainder(stats: Sequence[LayerStats], chosen: Choices, available: int) -> Choices:
-    """Raise layers by one affordable candidate at a time (dense after the last), smallest share of dense cost first."""
+    """Raise layers by one affordable candidate at a time (full cost after the last), smallest share of it first."""
     chosen = dict(chosen)
     left = available - total_cost(stats, chosen)
     while True:
         raises = []
         for entry in stats:
             current = chosen[entry.layer.name]
-            if current is None:
+            if current == entry.full:
                 continue
             cost = entry.find_cost(current)
-            larger = next((one for one in entry.candidates if one.cost > cost), None)
-            extra = (larger.cost if larger else entry.dense_cost) - cost
+            larger = next((one.stored for one in entry.candidates if one.cost > cost), entry.full)
+            extra = entry.find_cost(larger) - cost
             if extra <= left:
-                raises.append((cost / entry.dense_cost, entry.layer.name, larger, extra))
+                raises.append((cost / entry.full_cost, entry.layer.name, larger, extra))
         if not raises:
             return chosen
         _, name, larger, extra = min(raises, key=lambda candidate: candidate[:2])
-        chosen[name] = larger.factors if larger else None
+        chosen[name] = larger
         left -= extra

@@ -351,7 +351,7 @@ def _scale(ratios: Mapping[str, float], stats: Sequence[LayerStats], dense: set[
     for entry in stats:
         fitting = bisect_right(entry.candidates, scale * _find_wanted(ratios, entry), key=lambda one: one.cost)
         name = entry.layer.name
-        chosen[name] = None if name in dense else entry.candidates[max(0, fitting - 1)].factors
+        chosen[name] = entry.full if name in dense else entry.candidates[max(0, fitting - 1)].stored
     return chosen
 
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 from math import ceil
 
 from rankship_pipeline.foundation.errors import BudgetInfeasible
+from rankship_pipeline.foundation.records import CostUnit
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import Price
 from rankship_pipeline.recipe.budget import Budget
@@ -13,13 +14,13 @@ from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 
-def resolve_budget(budget: Budget, dense: int) -> int:
-    """The budget of the whole model in its unit; `dense` is the dense model's cost, for budgets that are shares."""
+def resolve_budget(budget: Budget, dense: int, unit: CostUnit = "parameters") -> int:
+    """The budget of the whole model in this unit; `dense` is the dense model's cost, for budgets that are shares."""
     ((key, value),) = budget.amounts.items()
     if key.startswith("kept_"):
         return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
-    # float32 parameters; nanoseconds
-    scales = {"size_bytes": Fraction(1, 4), "latency_us": Fraction(1000), "latency_ms": Fraction(1_000_000)}
+    of_bytes = Fraction(1) if unit == "bytes" else Fraction(1, 4)  # else float32 parameters; nanoseconds
+    scales = {"size_bytes": of_bytes, "latency_us": Fraction(1000), "latency_ms": Fraction(1_000_000)}
     return int(Fraction(str(value)) * scales.get(key, 1))
 
 

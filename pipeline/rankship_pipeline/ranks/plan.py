@@ -9,7 +9,7 @@ from torch import nn
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import count_parameters, list_operators
-from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
+from rankship_pipeline.foundation.records import LayerRank, RankPlan, Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import call
 from rankship_pipeline.ranks import ara
@@ -42,7 +42,7 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     """
     choice = keep_to_method(choice)
     price = price or price_parameters(fixed)
-    stats = gather_stats(analysis, choice, interference, price.price_layer)
+    stats = gather_stats(analysis, choice, interference, price)
     if RANK_METHODS[choice.method].reads == "model":
         check_feasible([entry.layer for entry in stats], price, budget, choice)
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs, likelihood)
@@ -59,7 +59,7 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
     plan = allocate(stats, fixed, budget, choice, price)
     if choice.passes == 0:
         return plan
-    chosen = {layer.name: layer.factors for layer in plan.layers}
+    chosen = {layer.name: layer.stored for layer in plan.layers}
     better = improve(analysis, stats, chosen, budget - price.fixed, choice, probes, likelihood=likelihood)
     return describe_plan(stats, better, fixed, budget, choice, price)
 
@@ -106,7 +106,7 @@ def is_language_model(model: nn.Module, inputs: Inputs) -> bool:
 def allocate(
     stats: Sequence[LayerStats], fixed_parameters: int, budget: int, choice: RankChoice, price: Price | None = None
 ) -> RankPlan:
-    """Choose factors or dense for every layer by `choice.method`; the plan's cost never exceeds the budget.
+    """Choose how every layer is stored by `choice.method`; the plan's cost never exceeds the budget.
 
     `fixed_parameters` are those outside the factorable layers. The budget is in the unit of the `price` that the
     `stats` were made with; None: parameters. With ARP's fixed threshold the given budget is ignored.
@@ -141,8 +141,8 @@ def describe_plan(
     )
 
 
-def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
-    layer = stats.layer
+def _describe(stats: LayerStats, stored: Stored) -> LayerRank:
+    layer, factors = stats.layer, stored.factors
     return LayerRank(
         name=layer.name,
         rows=layer.rows,
@@ -151,6 +151,7 @@ def _describe(stats: LayerStats, factors: Factors | None) -> LayerRank:
         operators=tuple(one.shape for one in list_operators(layer, factors)),
         dense_parameters=layer.parameters,
         chosen_parameters=count_parameters(layer, factors),
-        relative_error=stats.predict_error(factors),
+        relative_error=stats.predict_error(stored),
         interference=stats.interference,
+        weights=stored.weights,
     )

@@ -1,7 +1,7 @@
-"""Prices a layer's factors in parameters, floating-point operations, or measured time or energy.
+"""Prices how a layer is stored, in parameters, bytes, floating-point operations, or measured time or energy.
 
 Allocation reads costs only through a `Price`. A measured price comes from a cost table, measured on a device for these
-layers; only the factors in the table are candidates.
+layers; only what is in the table is on offer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,47 +12,74 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.factors.forms import count_parameters, list_operators, list_smallest
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
+from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form, Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.watch import watch
+from rankship_pipeline.quantise.grid import BITS
+from rankship_pipeline.quantise.sizes import OFFERED, Offered, count_bytes, is_offered
 
-PriceLayer = Callable[[Layer, Factors | None], int | None]
+PriceLayer = Callable[[Layer, Stored], int | None]
+FLOAT32: tuple[Precision, ...] = ("float32",)
 
 
 @dataclass(frozen=True)
 class Price:
     """Costs in one unit.
 
-    `price_layer` gives a layer's cost for some factors (None: dense), or None if these factors are not available.
-    `fixed` is the cost of the rest of the model. `listed` holds a table's factors by layer name; None if all factors
-    can be priced.
+    `price_layer` gives a layer's cost stored in some way, or None if it cannot be stored so. `fixed` is the cost of the
+    rest of the model. `listed` holds a table's ways by layer name; None if all can be priced. `weights` are the types
+    on offer.
     """
 
     unit: CostUnit
     price_layer: PriceLayer
     fixed: int
-    listed: Mapping[str, Sequence[Factors | None]] | None = None
+    listed: Mapping[str, Sequence[Stored]] | None = None
+    weights: tuple[Precision, ...] = FLOAT32
 
     def price_dense(self, layers: Sequence[Layer]) -> int:
-        """The cost of the whole dense model; `layers` are all that may be factored."""
-        return self.fixed + sum(self.price_layer(layer, None) or 0 for layer in layers)
+        """The cost of the whole dense model in float32; `layers` are all that may be factored."""
+        return self.fixed + sum(self.price_layer(layer, Stored()) or 0 for layer in layers)
+
+    def list_types(self, layer: Layer) -> list[Precision]:
+        """The types that a layer's weights may have, float32 where it can have no other; the most exact first."""
+        found = [one for one in self.weights if self._is_priced(layer, one)]
+        return sorted(found or FLOAT32, key=lambda one: -BITS[one])
+
+    def _is_priced(self, layer: Layer, weights: Precision) -> bool:
+        return self.price_layer(layer, Stored(weights=weights)) is not None
 
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
         """The layer's lowest possible cost, dense or at ranks that are multiples of `step`."""
-        offers = list_smallest(layer, step, forms) if self.listed is None else self._list_offers(layer, step, forms)
+        types = self.list_types(layer)
+        if self.listed is None:
+            offers = [Stored(factors=one, weights=way) for one in list_smallest(layer, step, forms) for way in types]
+        else:
+            offers = [one for one in self.listed[layer.name] if one.weights in types and _fits(one, step, forms)]
         return min(cost for one in offers if (cost := self.price_layer(layer, one)) is not None)
 
-    def _list_offers(self, layer: Layer, step: int, forms: Sequence[Form]) -> list[Factors | None]:
-        listed = self.listed[layer.name] if self.listed else ()
-        return [one for one in listed if one is None or (one.form in forms and one.rank % step == 0)]
+
+def _fits(stored: Stored, step: int, forms: Sequence[Form]) -> bool:
+    factors = stored.factors
+    return factors is None or (factors.form in forms and factors.rank % step == 0)
 
 
 def price_parameters(fixed: int) -> Price:
     """The price in stored parameters; `fixed` are those outside the factorable layers."""
-    return Price("parameters", count_parameters, fixed)
+    return Price("parameters", lambda layer, stored: count_parameters(layer, stored.factors), fixed)
+
+
+def price_bytes(fixed: int, weights: tuple[Precision, ...], offered: Offered = OFFERED) -> Price:
+    """The price in bytes of all weights; the `fixed` parameters outside the factorable layers take four each."""
+
+    def price_layer(layer: Layer, stored: Stored) -> int | None:
+        return count_bytes(layer, stored) if is_offered(layer, stored, offered) else None
+
+    return Price("bytes", price_layer, 4 * fixed, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -81,16 +108,21 @@ def price_flops(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> Pr
     with watch(model, kinds, note), FlopCounterMode(display=False) as counter:
         model(*(tensor[:1] for tensor in inputs))
 
-    def price_layer(layer: Layer, factors: Factors | None) -> int:
-        return sum(_count_flops(use, factors, call) for use in layer.uses for call in calls[use.name])
+    def price_layer(layer: Layer, stored: Stored) -> int:
+        return sum(_count_flops(use, stored.factors, call) for use in layer.uses for call in calls[use.name])
 
-    return Price("flops", price_layer, counter.get_total_flops() - sum(price_layer(layer, None) for layer in layers))
+    return Price("flops", price_layer, counter.get_total_flops() - sum(price_layer(one, Stored()) for one in layers))
 
 
-def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str) -> Price:
-    """The price from a cost table; InputError naming `where` if it is another model's (see call_sites.hash_model)."""
-    costs = {name: {one.factors: one.cost for one in options} for name, options in table.layers.items()}
-    missing = [layer.name for layer in layers if None not in costs.get(layer.name, {})]
+def price_table(
+    table: CostTable, layers: Sequence[Layer], model_sha256: str, where: str, weights: tuple[Precision, ...] = FLOAT32
+) -> Price:
+    """The price from a cost table; InputError naming `where` if it is another model's (see call_sites.hash_model).
+
+    Of the `weights` those are on offer that the table has costs of, and float32 where it has costs of none.
+    """
+    costs = {name: {one.stored: one.cost for one in options} for name, options in table.layers.items()}
+    missing = [layer.name for layer in layers if Stored() not in costs.get(layer.name, {})]
     if missing:
         raise InputError(
             f"{where} has no dense cost of {', '.join(missing)}",
@@ -103,8 +135,8 @@ def price_table(table: CostTable, layers: Sequence[Layer], model_sha256: str, wh
         )
     listed = {name: list(options) for name, options in costs.items()}
     kept_dense = costs.keys() - {layer.name for layer in layers}  # the recipe keeps these dense
-    fixed = table.fixed + sum(costs[name].get(None) or 0 for name in kept_dense)
-    return Price(table.unit, lambda layer, factors: costs[layer.name].get(factors), fixed, listed)
+    fixed = table.fixed + sum(costs[name].get(Stored()) or 0 for name in kept_dense)
+    return Price(table.unit, lambda layer, stored: costs[layer.name].get(stored), fixed, listed, weights)
 
 
 def read_table(path: Path, unit: CostUnit) -> CostTable:

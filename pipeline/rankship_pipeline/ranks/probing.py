@@ -11,12 +11,14 @@ from rankship_pipeline.evaluate.calibrate import predict, split
 from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits, measure_scales, sum_nats, take_answers
 from rankship_pipeline.evaluate.masks import Masks, find_masks
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.forms import Candidate, approximate
+from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.foundation import profile
+from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer, shape_weight
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.restart import DivergedError, Restart, order_calls
+from rankship_pipeline.quantise.chains import approximate
 
 Changes = Mapping[str, Sequence[Candidate | None]]  # what is measured of every layer; None is dense
 _BATCH = 32  # samples whose record is in memory
@@ -96,7 +98,7 @@ class Prober:
             rows = []
             with profile.layer(name), restoring(self.model, name):
                 for change in changes[name]:
-                    write(self.model, self.analysis, name, change)
+                    write(self.model, self.analysis, name, Stored(factors=change.factors if change else None))
                     found = passes.run()
                     rows.append(_rate_samples(found, expected, self.likelihood, self.scales, masks, answers))
             yield name, torch.stack(rows)
@@ -173,10 +175,10 @@ def _count_answers(expected: Outputs, likelihood: Likelihood, masks: Masks) -> T
 
 
 @torch.no_grad()
-def write(model: nn.Module, analysis: Analysis, name: str, change: Candidate | None) -> None:
-    """Give a layer the product of a candidate's factors as its weight; None: its dense one."""
+def write(model: nn.Module, analysis: Analysis, name: str, stored: Stored) -> None:
+    """Give a layer as its weight what it computes stored so."""
     taken = analysis.layers[name]
-    matrix = taken.widen(taken.weight if change is None else approximate(taken, change.factors))
+    matrix = taken.widen(approximate(taken, stored))
     weight = get_layer(model, name).weight
     weight.copy_(shape_weight(matrix, weight, taken.layer))
 

@@ -19,6 +19,7 @@ from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import Candidate
+from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.ranks.allocators import ALLOCATORS, Allocator, allocate_knapsack, total_cost
@@ -121,7 +122,7 @@ def _measure(
     taken = min(_FIRST, total) if is_sure else total
     base: list[Candidate | None] = [None] if around else []
     changes: dict[str, list[Candidate | None]] = {
-        entry.layer.name: [*base, *_pick_probes(entry, PROBED_SHARES)] for entry in stats if entry.candidates
+        entry.layer.name: [*base, *_pick_probes(entry, PROBED_SHARES)] for entry in stats if entry.ranked
     }
     ratings = prober.rate(changes, slice(taken))
     further = {entry.layer.name: _pick_further(entry) for entry in _draw(stats, changes, ratings, around=around)}
@@ -136,9 +137,9 @@ def _measure(
 
 
 def _pick_probes(entry: LayerStats, shares: Sequence[float]) -> list[Candidate]:
-    """The candidates whose sizes are nearest to these shares of dense, by rising error."""
-    sizes = [share * entry.dense_cost for share in shares]
-    picked = {min(entry.candidates, key=lambda one: abs(one.cost - size)) for size in sizes}
+    """The float32 candidates whose sizes are nearest to these shares of dense, by rising error."""
+    sizes = [share * entry.find_cost(Stored()) for share in shares]
+    picked = {min(entry.ranked, key=lambda one: abs(one.cost - size)) for size in sizes}
     return sorted(picked, key=lambda one: one.error)
 
 
@@ -227,10 +228,10 @@ def _measure_plan(
 
 
 def _apply_plan(analysis: Analysis, stats: Sequence[LayerStats], chosen: Choices) -> nn.Module:
-    """The model in its dense structure, every planned layer's weight replaced by the product of its factors."""
+    """The model in its dense structure, every planned layer's weight replaced by what its operators compute."""
     model = copy.deepcopy(analysis.model)
     for entry in stats:
-        factors = chosen[entry.layer.name]
-        if factors is not None:
-            write(model, analysis, entry.layer.name, Candidate(factors, 0, 0.0))
+        stored = chosen[entry.layer.name]
+        if stored != Stored():
+            write(model, analysis, entry.layer.name, stored)
     return model

@@ -1,7 +1,7 @@
 """The data that allocation needs of every layer: spectra, candidates, sensitivities."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,14 @@ from rankship_pipeline.factors.decompose import measure_plain
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient, list_candidates
 from rankship_pipeline.foundation import profile
-from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.ranks.price import PriceLayer
+from rankship_pipeline.quantise.chains import estimate_errors, measure_error
+from rankship_pipeline.ranks.price import Price, PriceLayer, price_parameters
 from rankship_pipeline.recipe.choices import RankChoice
 
-Choices = dict[str, Factors | None]
+Choices = dict[str, Stored]
 
 
 @dataclass(frozen=True)
@@ -37,46 +39,59 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """One way to store a layer, its cost, and the share of the layer's output energy that it loses."""
+
+    stored: Stored
+    cost: int
+    error: float
+
+
+@dataclass(frozen=True)
 class LayerStats:
     """The data that allocation needs of one layer.
 
-    `plain` are the σ² of its weight and `energy` those of the whitened weight, descending. `candidates` are all
-    efficient ways to store it for less than dense, by rising cost; `price_layer` gives their costs. `curve` is its
-    measured damage, for the sensitivity "kl". `nats`, for a metric with curvature, is the predicted divergence from
-    losing the whole layer (see calibrate.collect_curvatures).
+    `plain` are the σ² of its weight and `energy` those of the whitened weight, descending. `full` is its most exact
+    way, dense in the most exact type on offer, which loses `full_error`. `candidates` are all efficient ways to store
+    it for less, by rising cost, and `ranked` those of float32, which need not be on offer, for measuring; `price_layer`
+    gives costs. `curve` is its measured damage, for the sensitivity "kl". `nats`, for a metric with curvature, is the
+    predicted divergence from losing the whole layer (see calibrate.collect_curvatures).
     """
 
     layer: Layer
     plain: NDArray[np.float64]
     energy: NDArray[np.float64]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Offer, ...]
     curve: Curve | None = None
     nats: float | None = None
     interference: float | None = None
-    price_layer: PriceLayer = count_parameters
+    price_layer: PriceLayer = lambda layer, stored: count_parameters(layer, stored.factors)
+    full: Stored = field(default_factory=Stored)
+    full_error: float = 0.0
+    ranked: tuple[Candidate, ...] = ()
 
     @property
-    def dense_cost(self) -> int:
-        """The layer's cost when dense."""
-        return self.find_cost(None)
+    def full_cost(self) -> int:
+        """The layer's cost in its most exact way."""
+        return self.find_cost(self.full)
 
-    def find_cost(self, factors: Factors | None) -> int:
+    def find_cost(self, stored: Stored) -> int:
         """What the layer costs stored so."""
-        cost = self.price_layer(self.layer, factors)
+        cost = self.price_layer(self.layer, stored)
         if cost is None:
-            message = f"{self.layer.name} is not on offer as {factors}"
+            message = f"{self.layer.name} is not on offer as {stored}"
             raise KeyError(message)
         return cost
 
-    def predict_error(self, factors: Factors | None) -> float:
-        """Share of the output energy lost: Σ_{j>k} σ_j² / Σ σ_j² for an SVD; 0 when dense."""
-        if factors is None:
-            return 0.0
-        known = [candidate.error for candidate in self.candidates if candidate.factors == factors]
-        if known:
-            return known[0]
+    def predict_error(self, stored: Stored) -> float:
+        """Share of the output energy lost: Σ_{j>k} σ_j² / Σ σ_j² for an SVD of float32; 0 when dense in float32."""
+        if stored == self.full:
+            return self.full_error
+        known = [candidate.error for candidate in self.candidates if candidate.stored == stored]
+        if known or stored.factors is None:
+            return known[0] if known else 0.0
         total = float(self.energy.sum())
-        return float(self.energy[factors.rank :].sum()) / total if total else 0.0
+        return float(self.energy[stored.factors.rank :].sum()) / total if total else 0.0
 
     def predict_damage(self, error: float, sensitivity: str) -> float:
         """The damage of an error share, in the sensitivity's own unit (see RankChoice in recipe/choices.py)."""
@@ -93,39 +108,60 @@ class LayerStats:
 
 
 def gather_stats(
-    analysis: Analysis,
-    choice: RankChoice,
-    interference: Mapping[str, float],
-    price_layer: PriceLayer = count_parameters,
+    analysis: Analysis, choice: RankChoice, interference: Mapping[str, float], price: Price | None = None
 ) -> tuple[LayerStats, ...]:
-    """Every layer's stats for the choice's ranks and forms; `interference` may be empty.
+    """Every layer's stats for the choice's ranks and forms, and the price's types; `interference` may be empty.
 
-    Only candidates that cost less than dense by `price_layer` are included.
+    Only candidates that cost less than the layer's most exact way are included. Without a price they are counted in
+    parameters.
     """
+    price = price or price_parameters(0)
     stats = []
     for name, layer in analysis.layers.items():
         with profile.layer(name):
-            stats.append(
-                LayerStats(
-                    layer=layer.layer,
-                    plain=np.asarray(measure_plain(layer.weight)),
-                    energy=np.asarray(layer.spectrum.energy),
-                    candidates=keep_efficient(_price(layer, choice, price_layer)),
-                    nats=_predict_nats(layer),
-                    interference=interference.get(name),
-                    price_layer=price_layer,
-                )
-            )
+            stats.append(_gather(layer, choice, interference.get(name), price))
     return tuple(stats)
 
 
-def _price(layer: Decomposition, choice: RankChoice, price_layer: PriceLayer) -> list[Candidate]:
-    dense = price_layer(layer.layer, None) or 0
-    return [
-        replace(one, cost=cost)
-        for one in list_candidates(layer, choice.step, choice.forms)
-        if (cost := price_layer(layer.layer, one.factors)) is not None and cost < dense
-    ]
+def _gather(layer: Decomposition, choice: RankChoice, interference: float | None, price: Price) -> LayerStats:
+    found = list_candidates(layer, choice.step, choice.forms)
+    exact, *others = price.list_types(layer.layer)
+    full = Stored(weights=exact)
+    ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights)}
+    ways |= {one: measure_error(layer, one) for one in (Stored(weights=weights) for weights in others)}
+    most = price.price_layer(layer.layer, full) or 0
+    priced = ((one, price.price_layer(layer.layer, one)) for one in ways)
+    offers = [Offer(one, cost, ways[one]) for one, cost in priced if cost is not None and cost < most]
+    return LayerStats(
+        layer=layer.layer,
+        plain=np.asarray(measure_plain(layer.weight)),
+        energy=np.asarray(layer.spectrum.energy),
+        candidates=keep_efficient(offers),
+        ranked=keep_efficient(_price(layer.layer, found, price)),
+        nats=_predict_nats(layer),
+        interference=interference,
+        price_layer=price.price_layer,
+        full=full,
+        full_error=measure_error(layer, full),
+    )
+
+
+def _price(layer: Layer, found: Sequence[Candidate], price: Price) -> list[Candidate]:
+    """The float32 candidates that can be priced and cost less than the dense layer."""
+    dense = price.price_layer(layer, Stored()) or 0
+    priced = ((one, price.price_layer(layer, Stored(factors=one.factors))) for one in found)
+    return [replace(one, cost=cost) for one, cost in priced if cost is not None and cost < dense]
+
+
+def _round(layer: Decomposition, found: Sequence[Candidate], weights: Precision) -> Iterator[tuple[Stored, float]]:
+    """Float32 candidates in some type, with the errors that they then have."""
+    if weights == "float32":
+        yield from ((Stored(factors=one.factors), one.error) for one in found)
+        return
+    for form in dict.fromkeys(one.factors.form for one in found):
+        some = keep_efficient(one for one in found if one.factors.form == form)
+        for one, error in zip(some, estimate_errors(layer, some, weights), strict=True):
+            yield Stored(factors=one.factors, weights=weights), error
 
 
 def _predict_nats(layer: Decomposition) -> float | None:

@@ -20,7 +20,8 @@ class Budget:
     Keys:
         kept_parameters: share of the merged model's parameters to keep
         parameters: number of parameters
-        size_bytes: 4 bytes per parameter; a file's graph and buffers add some kilobytes, which are reported
+        size_bytes: bytes of all parameters in their types (precision.weights), with the scales of rounded weights; a
+            file's graph and buffers add some kilobytes, which are reported
         kept_flops: share of the merged model's operations to keep
         flops: number of operations
         latency_ms: milliseconds

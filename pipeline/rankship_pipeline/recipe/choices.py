@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.quality import QualityKind
-from rankship_pipeline.foundation.records import Form
+from rankship_pipeline.foundation.records import CostUnit, Form
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
 from rankship_pipeline.recipe.merge_methods import KEYS, MergeMethod
@@ -341,6 +341,12 @@ def choose(recipe: Recipe) -> Comparison:
         curvature=factorise.curvature and factorise.whitening != "plain",
         reconstruct=factorise.reconstruct,
     )
+
+
+def find_unit(recipe: Recipe) -> CostUnit:
+    """The unit of the recipe's budget: bytes where weights of other types than float32 are chosen by their bytes."""
+    is_rounded = recipe.budget.size_bytes is not None and recipe.precision.weights != ("float32",)
+    return "bytes" if is_rounded else recipe.budget.unit
 
 
 def rank_choice(recipe: Recipe, way: Comparison) -> RankChoice:

@@ -17,11 +17,13 @@ from rankship_pipeline.recipe.choices import (
     Source,
     choose,
     find_base,
+    find_unit,
     list_sources,
 )
 from rankship_pipeline.recipe.export_choices import BATCH_AXIS, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
@@ -144,14 +146,33 @@ def _check_ways(recipe: Recipe) -> list[str]:
         complaints.append("no merge of this recipe uses merge.base: leave it out")
     complaints += check_count(merges, len(recipe.models))
     complaints += _check_alignment(recipe, [method for _, method in merges])
-    if recipe.budget.unit != "parameters":
+    unit, weights = find_unit(recipe), recipe.precision.weights
+    if unit != "parameters":
         complaints += [
-            f"{where}: the method {way.ranks!r} counts parameters, the budget is in {recipe.budget.unit}: take one of"
+            f"{where}: the method {way.ranks!r} counts parameters, the budget is in {unit}: take one of"
             f" {', '.join(name for name, traits in RANK_METHODS.items() if traits.any_unit)}"
             for where, way in ways
             if not RANK_METHODS[way.ranks].any_unit
         ]
+    if len(weights) > 1 and unit in {"bytes", "ns", "uj"}:
+        complaints += [
+            f"{where}: the method {way.ranks!r} takes one type of weights, precision.weights are {', '.join(weights)}:"
+            ' take "knapsack", which chooses ranks and types together'
+            for where, way in ways
+            if way.ranks != "knapsack"
+        ]
     return complaints
+
+
+def check_precision(choice: PrecisionChoice) -> list[str]:
+    """Complaints about [precision]."""
+    known = ("float32", "int8", "int4")
+    rules = [
+        (bool(choice.weights), "precision.weights is empty"),
+        (len(set(choice.weights)) == len(choice.weights), "precision.weights names a type twice"),
+        (set(choice.weights) <= set(known), f"precision.weights must be of {', '.join(known)}"),
+    ]
+    return [complaint for kept, complaint in rules if not kept]
 
 
 def _check_alignment(recipe: Recipe, methods: list[MergeMethod]) -> list[str]:
@@ -247,6 +268,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         *check_export(recipe.export),
         *check_quality(recipe.quality),
         *check_refinement(recipe.refine),
+        *check_precision(recipe.precision),
     ]
 
 

@@ -31,20 +31,20 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.factors.decompose import WHITENINGS, decompose_outputs, decompose_swift, truncate
-from rankship_pipeline.factors.forms import Candidate, keep_efficient
+from rankship_pipeline.factors.forms import keep_efficient
 from rankship_pipeline.factors.saved_model import describe_saved, write_saved
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file, publish_file, publish_folder
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Factors, RankPlan
+from rankship_pipeline.foundation.records import Factors, RankPlan, Stored
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Call, Decoder, open_decoder
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.sharded import copy_settings, write_shards
 from rankship_pipeline.models.weights import open_tensors
 from rankship_pipeline.ranks.plan import allocate
-from rankship_pipeline.ranks.stats import LayerStats
+from rankship_pipeline.ranks.stats import LayerStats, Offer
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 from rankship_pipeline.stream.block_grams import Grams, find_groups, read_hidden, write_hidden
@@ -163,8 +163,8 @@ def gather_stream_stats(analysis: StreamAnalysis, choice: RankChoice) -> tuple[L
     stats = []
     for layer in (one for one in analysis.layers if not any(fnmatchcase(one.name, name) for name in choice.exclude)):
         bare = LayerStats(layer=layer, plain=np.zeros(0), energy=analysis.read_energy(layer.name), candidates=())
-        offers = [Factors(rank=rank) for rank in bare.list_ranks(choice.step)]
-        candidates = [Candidate(one, layer.count_factored(one.rank), bare.predict_error(one)) for one in offers]
+        offers = [Stored(factors=Factors(rank=rank)) for rank in bare.list_ranks(choice.step)]
+        candidates = [Offer(one, bare.find_cost(one), bare.predict_error(one)) for one in offers]
         stats.append(replace(bare, candidates=keep_efficient(candidates)))
     return tuple(stats)
 

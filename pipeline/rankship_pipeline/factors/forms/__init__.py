@@ -6,7 +6,7 @@ the functions that it must define. The code that is common to all forms is here.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -95,9 +95,26 @@ def list_candidates(taken: Decomposition, step: int, forms: Sequence[records.For
     return [one for one in priced if one.cost < taken.layer.parameters]
 
 
-def keep_efficient(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+class Rated(Protocol):
+    """Anything with a cost and an error."""
+
+    @property
+    def cost(self) -> int:
+        """Its cost, in any unit."""
+        ...
+
+    @property
+    def error(self) -> float:
+        """What it loses."""
+        ...
+
+
+R = TypeVar("R", bound=Rated)
+
+
+def keep_efficient(candidates: Iterable[R]) -> tuple[R, ...]:
     """The candidates for which no other of the same or lower cost has a smaller error, in order of cost."""
-    kept: list[Candidate] = []
+    kept: list[R] = []
     for candidate in sorted(candidates, key=lambda one: (one.cost, one.error)):
         if not kept or candidate.error < kept[-1].error:
             kept.append(candidate)

@@ -15,6 +15,7 @@ from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.idle import keep_idle_dense
 from rankship_pipeline.flow.replaceable import find_unreplaceable, keep_dense
 from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import find_sites
@@ -84,6 +85,6 @@ def test_a_pair_costs_the_lookup_and_the_heads_products() -> None:
     (pair,) = (layer for layer in find_layers(model) if layer.tied)
     tokens = (speak(1, length=5),)
     price = price_flops(model, (pair,), tokens)
-    assert price.price_layer(pair, None) == 2 * 5 * VOCABULARY * WIDTH
+    assert price.price_layer(pair, Stored()) == 2 * 5 * VOCABULARY * WIDTH
     assert [site.kind for site in find_sites(model, (pair,), tokens)["words"]] == ["embedding", "linear"]
     assert torch.equal(model.head.weight, model.words.weight)

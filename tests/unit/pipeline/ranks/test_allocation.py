@@ -12,15 +12,15 @@ from torch import nn
 
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Candidate, count_parameters, keep_efficient
+from rankship_pipeline.factors.forms import count_parameters, keep_efficient
 from rankship_pipeline.foundation.errors import BudgetInfeasible
-from rankship_pipeline.foundation.records import Factors, Form, RankPlan
+from rankship_pipeline.foundation.records import Factors, Form, RankPlan, Stored
 from rankship_pipeline.models.layers import Layer, find_layers
 from rankship_pipeline.models.layers import count_parameters as count_all
 from rankship_pipeline.ranks.budget import keep_to_method
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
-from rankship_pipeline.ranks.stats import Curve, LayerStats, gather_stats
+from rankship_pipeline.ranks.stats import Curve, LayerStats, Offer, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice, Sensitivity
 
 METHODS = ("uniform", "strs", "knapsack")
@@ -101,7 +101,7 @@ def test_the_budget_is_met_within_one_candidate_whatever_is_on_offer(
     assert all(plan.gap < extra for extra in find_raises(stats, plan))
     for entry, layer in zip(stats, plan.layers, strict=True):
         assert layer.chosen_parameters == count_parameters(entry.layer, layer.factors)
-        assert layer.factors is None or layer.factors in {one.factors for one in entry.candidates}
+        assert layer.stored in {entry.full, *(one.stored for one in entry.candidates)}
         assert layer.factors is None or layer.factors.form in choice.forms
     with pytest.raises(BudgetInfeasible):
         allocate(stats, fixed, fixed + smallest - 1, choice)
@@ -140,7 +140,9 @@ def draw_menu(draw: st.DrawFn, name: str) -> LayerStats:
     layer = Layer(name=name, rows=draw(st.integers(2, 9)), columns=draw(st.integers(2, 9)))
     ranks = [k for k in range(1, 9) if layer.count_factored(k) < layer.parameters]
     errors = draw(st.lists(st.floats(0, 1), min_size=len(ranks), max_size=len(ranks)))
-    offers = [Candidate(Factors(rank=k), layer.count_factored(k), e) for k, e in zip(ranks, errors, strict=True)]
+    offers = [
+        Offer(Stored(factors=Factors(rank=k)), layer.count_factored(k), e) for k, e in zip(ranks, errors, strict=True)
+    ]
     curve = Curve(errors=(0.01, 1.0), damages=(1e-3 * draw(st.integers(1, 5)), float(draw(st.integers(1, 5)))))
     return LayerStats(layer, np.ones(1), np.ones(1), keep_efficient(offers), curve, draw(st.floats(0.1, 5)))
 
@@ -181,7 +183,7 @@ def test_strs_holds_every_layer_to_the_smallest_common_bound_that_fits(
 def make_twins(nats: tuple[float | None, float | None]) -> tuple[LayerStats, ...]:
     layers = [Layer(name=name, rows=20, columns=20) for name in "ab"]
     errors = [0.8**k for k in range(1, 10)]
-    candidates = tuple(Candidate(Factors(rank=k), 40 * k, error) for k, error in enumerate(errors, 1))
+    candidates = tuple(Offer(Stored(factors=Factors(rank=k)), 40 * k, error) for k, error in enumerate(errors, 1))
     return tuple(
         LayerStats(layer, np.ones(20), np.ones(20), candidates, nats=one)
         for layer, one in zip(layers, nats, strict=True)

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rankship_pipeline.factors.forms import Candidate, keep_efficient
+from rankship_pipeline.factors.forms import keep_efficient
 from rankship_pipeline.foundation.errors import BudgetInfeasible
-from rankship_pipeline.foundation.records import Factors, RankPlan
+from rankship_pipeline.foundation.records import Factors, RankPlan, Stored
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.allocators import ALLOCATORS
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_parameters
-from rankship_pipeline.ranks.stats import LayerStats
+from rankship_pipeline.ranks.stats import LayerStats, Offer
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS, RankMethod
@@ -49,12 +49,16 @@ def make_stats(name: str, rows: int, columns: int, plain: list[float], energy: l
     )
 
 
+def store(rank: int) -> Stored:
+    return Stored(factors=Factors(rank=rank))
+
+
 def offer(stats: tuple[LayerStats, ...], step: int) -> tuple[LayerStats, ...]:
     """The layers with all their efficient ranks on offer."""
     offered = []
     for entry in stats:
-        ranks = [Factors(rank=k) for k in entry.list_ranks(step)]
-        candidates = [Candidate(f, entry.layer.count_factored(f.rank), entry.predict_error(f)) for f in ranks]
+        ranks = [store(k) for k in entry.list_ranks(step)]
+        candidates = [Offer(one, entry.find_cost(one), entry.predict_error(one)) for one in ranks]
         offered.append(replace(entry, candidates=keep_efficient(candidates)))
     return tuple(offered)
 
@@ -243,10 +247,10 @@ def test_a_model_without_layers_is_feasible_as_it_is() -> None:
 @given(stats=nets)
 def test_predicted_errors_fall_from_one_to_zero(stats: tuple[LayerStats, ...]) -> None:
     for entry in stats:
-        errors = [entry.predict_error(Factors(rank=k)) for k in range(len(entry.energy) + 3)]
+        errors = [entry.predict_error(store(k)) for k in range(len(entry.energy) + 3)]
         assert errors == sorted(errors, reverse=True)
         assert errors[0] == (1 if entry.energy.any() else 0)
-        assert errors[-1] == entry.predict_error(None) == 0
+        assert errors[-1] == entry.predict_error(Stored()) == 0
 
 
 @given(stats=nets, step=steps, first=shares, second=shares)
@@ -267,10 +271,7 @@ def test_the_knapsack_is_never_worse_than_any_other_choice(
     uniform = plan_for("uniform", stats, budget, step)
     assert plan.predicted_error <= uniform.predicted_error + SOLVER
     best = min(
-        sum(
-            0.0 if rank is None else entry.predict_error(Factors(rank=rank))
-            for entry, rank in zip(stats, ranks, strict=True)
-        )
+        sum(0.0 if rank is None else entry.predict_error(store(rank)) for entry, rank in zip(stats, ranks, strict=True))
         for ranks in itertools.product(*([*entry.list_ranks(step), None] for entry in stats))
         if FIXED
         + sum(

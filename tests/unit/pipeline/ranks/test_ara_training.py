@@ -60,9 +60,9 @@ class Trained:
 
     def measure(self, plan: Choices) -> float:
         cut = copy.deepcopy(self.model)
-        for name, factors in plan.items():
-            if factors is not None:
-                A, B = truncate(self.spectra[name], factors.rank)
+        for name, stored in plan.items():
+            if stored.factors is not None:
+                A, B = truncate(self.spectra[name], stored.factors.rank)
                 weight = get_layer(cut, name).weight
                 weight.data.copy_((A @ B).reshape(weight.shape))
         return measure_divergence(cut, (self.test,), predict(self.model, (self.test,)))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
-from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost
+from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters, find_layers
 from rankship_pipeline.ranks.budget import resolve_budget
@@ -90,7 +90,7 @@ def test_a_plan_costs_what_the_compressed_model_really_computes(name: str, share
     price = price_flops(model, layers, inputs)
     analysis = analyse(model, layers, {}, "plain")
     dense = count(model, inputs)
-    assert price.fixed + sum(price.price_layer(layer, None) or 0 for layer in layers) == dense
+    assert price.fixed + sum(price.price_layer(layer, Stored()) or 0 for layer in layers) == dense
     for forms in (("svd",), ("spatial", "svd"), ("tucker", "svd")):
         choice = replace(CHOICE, forms=forms)
         fixed = count_parameters(model) - sum(layer.parameters for layer in layers)
@@ -105,8 +105,8 @@ def test_nothing_is_offered_that_costs_more_than_dense() -> None:
     model, inputs = SUBJECTS["net"]
     price = price_flops(model, find_layers(model), inputs)
     analysis = analyse(model, find_layers(model), {}, "plain")
-    for entry in gather_stats(analysis, CHOICE, {}, price.price_layer):
-        assert all(one.cost < entry.dense_cost for one in entry.candidates)
+    for entry in gather_stats(analysis, CHOICE, {}, price):
+        assert all(one.cost < entry.full_cost for one in entry.candidates)
         assert [one.cost for one in entry.candidates] == sorted({one.cost for one in entry.candidates})
 
 
@@ -143,7 +143,7 @@ def make_net() -> nn.Sequential:
 def plan_by(price: Price, budget: int, method: str = "knapsack") -> dict[str, Factors]:
     model = make_net()
     analysis = analyse(model, find_layers(model), {}, "plain")
-    stats = gather_stats(analysis, CHOICE, {}, price.price_layer)
+    stats = gather_stats(analysis, CHOICE, {}, price)
     choice = replace(CHOICE, method=method)  # type: ignore[arg-type]  # as above
     plan = allocate(stats, 0, budget, choice, price)
     assert plan.total_cost <= budget
@@ -188,7 +188,7 @@ def test_a_table_of_other_shapes_is_refused() -> None:
 def test_what_the_recipe_keeps_dense_is_part_of_what_is_fixed() -> None:
     price = price_table(make_table(), find_layers(make_net(), ("0",)), "m", "table")
     assert price.fixed == 100 + 50
-    assert price.price_layer(find_layers(make_net())[1], Factors(rank=4)) == 300
+    assert price.price_layer(find_layers(make_net())[1], Stored(factors=Factors(rank=4))) == 300
 
 
 def test_a_table_is_read_back_and_its_unit_held(tmp_path: Path) -> None:
@@ -224,5 +224,5 @@ def test_a_budget_resolves_in_its_own_unit(budget: Budget, amount: int, unit: st
 def test_parameters_are_the_price_that_forms_name() -> None:
     model = make_net()
     stats = gather_stats(analyse(model, find_layers(model), {}, "plain"), CHOICE, {})
-    assert [entry.dense_cost for entry in stats] == [144, 480]
+    assert [entry.full_cost for entry in stats] == [144, 480]
     assert price_parameters(52).find_least(stats[1].layer, 1, ("svd",)) == 52

@@ -16,7 +16,7 @@ from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.foundation.records import Factors
+from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks import sensitivity
 from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
@@ -87,7 +87,7 @@ def test_a_curve_holds_what_the_factored_layer_really_does(
     analysis: Analysis, measured: tuple[LayerStats, ...]
 ) -> None:
     for entry in measured:
-        damages = {one.error: one for one in entry.candidates}
+        damages = {one.error: one for one in entry.ranked}
         worst = 0.0
         for error, damage in zip(get_curve(entry).errors, get_curve(entry).damages, strict=True):
             worst = max(worst, measure_alone(analysis, entry.layer.name, damages[error].factors))
@@ -102,13 +102,13 @@ def test_the_curve_knows_which_layer_hardly_matters(measured: tuple[LayerStats, 
 def test_the_model_is_as_it_was(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
     before = copy.deepcopy(analysis.model.state_dict())
     measure_curves(analysis, stats, X)
-    chosen: Choices = {entry.layer.name: entry.candidates[0].factors for entry in stats}
+    chosen: Choices = {entry.layer.name: entry.candidates[0].stored for entry in stats}
     improve(analysis, stats, chosen, 10**6, CHOICE, X)
     assert all(torch.equal(value, before[name]) for name, value in analysis.model.state_dict().items())
 
 
 def measure(analysis: Analysis, chosen: Choices) -> float:
-    plan = {name: factors for name, factors in chosen.items() if factors is not None}
+    plan = {name: stored.factors for name, stored in chosen.items() if stored.factors is not None}
     return measure_divergence(fill(analysis, plan), X, predict(analysis.model, X))
 
 
@@ -118,7 +118,7 @@ def choose_badly(stats: tuple[LayerStats, ...], available: int, seed: int) -> Ch
     while True:
         chosen: Choices = {}
         for entry in stats:
-            menu = [None, *(one.factors for one in entry.candidates)]
+            menu = [entry.full, *(one.stored for one in entry.candidates)]
             chosen[entry.layer.name] = menu[random.integers(len(menu))]
         if total_cost(stats, chosen) <= available:
             return chosen
@@ -142,7 +142,7 @@ def test_a_measured_plan_is_better_than_an_unmeasured_one_and_passes_better_stil
 ) -> None:
     available = int(0.45 * sum(entry.layer.parameters for entry in stats))
     relative, alone = (
-        {layer.name: layer.factors for layer in allocate(known, 0, available, choice).layers}
+        {layer.name: layer.stored for layer in allocate(known, 0, available, choice).layers}
         for known, choice in ((stats, replace(CHOICE, sensitivity="relative")), (measured, CHOICE))
     )
     around = improve(analysis, stats, alone, available, CHOICE, X)
@@ -156,7 +156,7 @@ def test_from_a_bad_plan_measuring_around_it_finds_as_good_a_one_as_any(
     analysis: Analysis, stats: tuple[LayerStats, ...], measured: tuple[LayerStats, ...], share: float
 ) -> None:
     available = int(share * sum(entry.layer.parameters for entry in stats))
-    alone = {layer.name: layer.factors for layer in allocate(measured, 0, available, CHOICE).layers}
+    alone = {layer.name: layer.stored for layer in allocate(measured, 0, available, CHOICE).layers}
     found = improve(analysis, stats, choose_badly(stats, available, 1), available, CHOICE, X)
     assert measure(analysis, found) <= 1.1 * measure(analysis, alone)
 
@@ -170,14 +170,14 @@ def test_a_worse_find_and_one_over_the_budget_are_refused(
     analysis: Analysis, stats: tuple[LayerStats, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available = 900
-    good = {layer.name: layer.factors for layer in allocate(stats, 0, available, RankChoice(step=1)).layers}
-    for offered in ({entry.layer.name: entry.candidates[0].factors for entry in stats}, dict.fromkeys(good, None)):
+    good = {layer.name: layer.stored for layer in allocate(stats, 0, available, RankChoice(step=1)).layers}
+    for offered in ({entry.layer.name: entry.candidates[0].stored for entry in stats}, dict.fromkeys(good, Stored())):
         monkeypatch.setattr(sensitivity, "allocate_knapsack", lambda *_, offered=offered: offered)
         assert improve(analysis, stats, good, available, CHOICE, X) == good
 
 
 def test_a_layer_with_nothing_on_offer_has_an_empty_curve(analysis: Analysis, stats: tuple[LayerStats, ...]) -> None:
-    (entry,) = measure_curves(analysis, (replace(stats[0], candidates=()),), X)
+    (entry,) = measure_curves(analysis, (replace(stats[0], candidates=(), ranked=()),), X)
     assert get_curve(entry) == Curve(errors=(), damages=())
     assert get_curve(entry).read(0.5) == 0
 
