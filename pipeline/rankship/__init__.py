@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         RefineChoice,
         Source,
     )
-from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice, ParityChoice
+    from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice, ParityChoice
+    from rankship_pipeline.recipe.precision import PrecisionChoice
 
 __all__ = [
     "AxisChoice",
@@ -54,6 +55,7 @@ __all__ = [
     "MergeChoice",
     "Merged",
     "ParityChoice",
+    "PrecisionChoice",
     "QualityChoice",
     "RankChoice",
     "RankshipError",
@@ -80,6 +82,8 @@ _HOMES = {
     "rankship.saved": ("load",),
     "rankship_benchmarks.bundle.suite": ("EnergyChoice", "Suite"),
     "rankship_pipeline.foundation.errors": ("RankshipError",),
+    "rankship_pipeline.recipe.export_choices": ("AxisChoice", "ExportChoice", "ParityChoice"),
+    "rankship_pipeline.recipe.precision": ("PrecisionChoice",),
 }
 _CHOICES = "rankship_pipeline.recipe.choices"
 

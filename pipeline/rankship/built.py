@@ -16,7 +16,7 @@ from rankship_benchmarks.measure.copies import name_copies, write_copies
 from rankship_benchmarks.measure.host_gate import verify_on_host
 from rankship_pipeline.factors.saved_model import refuse_shards, save_model
 from rankship_pipeline.flow.build import build_recipe
-from rankship_pipeline.foundation.artifact_key import Variant
+from rankship_pipeline.foundation.artifact_key import Precision, Variant
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable
@@ -53,13 +53,23 @@ class Built:
         """The recipe with these formats, or one whose files are written to `folder`; see `Compressed.to_recipe`."""
         return self.origin.write_recipe(folder, factory)
 
-    def find(self, format: Format, variant: Variant = "compressed") -> Path:  # noqa: A002 - the field's word
-        """The file of one variant in one format; of models with heads, the backbone's."""
+    def find(
+        self,
+        format: Format,  # noqa: A002 - the field's word
+        variant: Variant = "compressed",
+        precision: Precision | None = None,
+    ) -> Path:
+        """The file of one variant in one format; of models with heads, the backbone's.
+
+        Of several precisions the first that the recipe lists is taken, unless one is named.
+        """
         for artifact in self.build.artifacts:
-            if (artifact.key.format, artifact.key.variant) == (format, variant):
+            key = artifact.key
+            if (key.format, key.variant) == (format, variant) and precision in {None, key.precision}:
                 return self.locate(artifact)
         made = ", ".join(artifact.key.title for artifact in self.build.artifacts)
-        raise InputError(f"no {variant} {format} was exported", hint=f"there are {made}")
+        named = variant if precision is None else f"{variant} {precision}"
+        raise InputError(f"no {named} {format} was exported", hint=f"there are {made}")
 
     def locate(self, artifact: Artifact) -> Path:
         """Where a file lies: its copy, else the store's own."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.quality import QualityKind
@@ -14,6 +15,7 @@ from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, Quali
 from rankship_pipeline.recipe.draft import choose_formats
 from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
+from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
 
@@ -78,19 +80,30 @@ def _name_function(given: Callable[..., float]) -> str:
     return f"{Path(file).resolve()}:{name}"
 
 
-def choose_budget(kept_parameters: float | None, budget: Budget | None) -> Budget:
+def choose_precision(given: Precision | Sequence[Precision] | PrecisionChoice) -> PrecisionChoice:
+    """The types that weights may have."""
+    if isinstance(given, PrecisionChoice):
+        return given
+    types = (given,) if isinstance(given, str) else tuple(given)
+    for name in types:
+        check_name(name, get_args(Precision), "type of weights")
+    return PrecisionChoice(weights=types)
+
+
+def choose_budget(kept_parameters: float | None, size_bytes: int | None, budget: Budget | None) -> Budget:
     """The one budget of a call."""
-    if (kept_parameters is None) == (budget is None):
+    given = sum(one is not None for one in (kept_parameters, size_bytes, budget))
+    if given != 1:
         raise InputError(
-            "the budget is given twice" if budget else "no budget",
-            hint="give either kept_parameters=0.4 or budget=Budget(...)",
+            "the budget is given twice" if given else "no budget",
+            hint="give one of kept_parameters=0.4, size_bytes=100_000 and budget=Budget(...)",
         )
     if budget is not None and budget.on is not None:
         raise InputError(
             f"a budget that is met by measuring on {budget.on} needs a recipe",
             hint="write it to a recipe file, then run(FILE); here, name a table of costs: Budget(latency_ms=, costs=)",
         )
-    return budget or Budget(kept_parameters=kept_parameters)
+    return budget or Budget(kept_parameters=kept_parameters, size_bytes=size_bytes)
 
 
 def choose_export(

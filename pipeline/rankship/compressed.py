@@ -1,12 +1,12 @@
 """A trained model, or several merged, compressed to a budget."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankship.choices import choose_budget, choose_factors, choose_quality, choose_ranks
+from rankship.choices import choose_budget, choose_factors, choose_precision, choose_quality, choose_ranks
 from rankship.merged import Merged
 from rankship.origin import Origin, open_origin
 from rankship.recipe import Recipe
@@ -14,6 +14,7 @@ from rankship.report import describe_result
 from rankship.wrapped import hash_state, refuse_changed, unwrap, unwrap_plan
 from rankship_pipeline.factors.saved_model import load_model, save_model
 from rankship_pipeline.flow.landed_budget import settle_budget
+from rankship_pipeline.flow.rounded import list_rounded, round_model
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.quality import Fidelity, Score
@@ -28,12 +29,14 @@ from rankship_pipeline.recipe.choices import (
     Whitening,
     choose,
 )
+from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rankship.calibration import Calibration, Tests
+    from rankship_pipeline.foundation.artifact_key import Precision
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
     calibration: "Calibration | None" = None,
     *,
     kept_parameters: float | None = None,
+    size_bytes: int | None = None,
     budget: Budget | None = None,
+    weights: "Precision | Sequence[Precision] | PrecisionChoice" = "float32",
     ranks: RankMethod | RankChoice = "knapsack",
     factorise: Whitening | FactoriseChoice = "eigen",
     refine: RefineChoice | None = None,
@@ -168,8 +173,11 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
             which the first 1,024 samples are taken and labels left out; batches for a transformers model name their
             tensors. Left out for a `Merged`, which has its own.
         kept_parameters: The share of all parameters to keep, 0 to 1; never exceeded.
-        budget: Any other budget: `Budget(parameters=)`, `size_bytes=`, `flops=`, `kept_flops=` (of one sample), or
-            `latency_ms=` or `energy_uj=` with `costs=`, a table that `rankship costs` measured.
+        size_bytes: The bytes of all weights as they are stored; never exceeded.
+        budget: Any other budget: `Budget(parameters=)`, `flops=`, `kept_flops=` (of one sample), or `latency_ms=` or
+            `energy_uj=` with `costs=`, a table that `rankship costs` measured.
+        weights: The types that weights may have: "float32", "int8", "int4", or several, or a `PrecisionChoice`. With
+            `size_bytes` ranks and types are chosen together; else `export` writes files of each type.
         ranks: How ranks are allocated: a method's name or a `RankChoice`. "knapsack" minimises the predicted loss
             exactly under the budget.
         factorise: How factors are found: a whitening's name or a `FactoriseChoice`. "eigen" weighs errors by what
@@ -202,7 +210,8 @@ def compress(  # noqa: PLR0913 - its keywords are a recipe's keys
 
     """
     tables: dict[str, Any] = {
-        "budget": choose_budget(kept_parameters, budget),
+        "budget": choose_budget(kept_parameters, size_bytes, budget),
+        "precision": choose_precision(weights),
         "ranks": choose_ranks(ranks),
         "factorise": choose_factors(factorise),
         "refine": refine,
@@ -247,13 +256,18 @@ def make_compressed(origin: Origin) -> Compressed:
     if recipe.refine is not None:
         final, refinement = stages.refine(final, plan, recipe.refine)
         stage = "refined"
+    rounded = [(one, round_model(stages, final, plan, one)) for one in list_rounded(recipe, plan)]
     module = unwrap(final.module)
     return Compressed(
         module=module,
         plan=unwrap_plan(plan, final.module),
         dense_parameters=origin.prepared.dense_parameters,
-        fidelities=scores.judge(final, stage),
-        accuracies=(*sources, *scores.evaluate(final, stage)),
+        fidelities=(*scores.judge(final, stage), *(some for name, one in rounded for some in scores.judge(one, name))),
+        accuracies=(
+            *sources,
+            *scores.evaluate(final, stage),
+            *(some for name, one in rounded for some in scores.evaluate(one, name)),
+        ),
         refinement=refinement,
         origin=origin,
         made_sha256=hash_state(module),

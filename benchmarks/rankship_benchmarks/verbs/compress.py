@@ -15,6 +15,7 @@ from rankship_pipeline.recipe.draft import (
     place,
     take_budget,
     take_data,
+    take_precision,
     write_recipe,
 )
 
@@ -108,6 +109,7 @@ def draft_recipe(arguments: argparse.Namespace) -> str:
         "data": data,
         **({"merge": {"method": arguments.merge or "joint"}} if len(names) > 1 else {}),
         "budget": take_budget(arguments, folder),
+        **take_precision(arguments),
         "export": {"formats": list(choose_formats(arguments.formats))},
     }
     return write_recipe(_HEADING, names[0], tables)

@@ -5,6 +5,8 @@ in torch it computes what the runtimes compute, and files are proven against it.
 (quantise/grid.py), and found on their grid here.
 """
 
+import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,6 +64,11 @@ def make_eight_bits(
     Ranges are chosen from histograms by the error of rounding and clipping together. Batch normalisation is folded into
     the convolution before it. Modules named in `kept` compute in float32. InputError says what is not installed.
     """
+    with warnings.catch_warnings(action="ignore"):
+        return _make(module, samples, outputs, kept)
+
+
+def _make(module: nn.Module, samples: Inputs, outputs: Sequence[str], kept: Collection[str]) -> EightBits:
     prepare, convert, quantizer = _load_toolchain()
     quantizer.set_global(_configure()).set_filter_function(_leave_out(kept))
     graph, rows = _trace(module, samples, outputs)
@@ -82,6 +89,7 @@ def _trace(module: nn.Module, samples: Inputs, outputs: Sequence[str]) -> tuple[
 
 
 def _load_toolchain() -> tuple[Callable[..., Any], Callable[..., Any], "XNNPACKQuantizer"]:
+    os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")  # it complains of kernels for other processors
     try:
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

@@ -107,12 +107,13 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
     shipped: list[tuple[Variant, Precision, Model, RankPlan | None]] = [("dense", "float32", merged, None)]
-    for precision in list_precisions(stages):
-        rounded = round_model(stages, final, plan, precision)
-        shipped.append(("compressed", precision, rounded, plan))
+    for precision in list_precisions(recipe, plan):
+        shipped_model = final
         if precision != "float32":
-            fidelities += scores.judge(rounded, precision)
-            accuracies += scores.evaluate(rounded, precision)
+            shipped_model = round_model(stages, final, plan, precision)
+            fidelities += scores.judge(shipped_model, precision)
+            accuracies += scores.evaluate(shipped_model, precision)
+        shipped.append(("compressed", precision, shipped_model, plan))
     files = export_variants(prepared, store, steps, shipped)
     return Build(
         recipe=recipe.name,

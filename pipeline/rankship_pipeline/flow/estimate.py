@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from rankship_pipeline.flow.pace import Pace
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Layer
@@ -123,7 +124,8 @@ def _list_stages(work: Work) -> Iterator[StageEstimate]:
     alone = len(recipe.models) == 1  # the merged model is the source itself, which runs once
     compared = (models - alone / 2) * COSTS["comparing"] * work.samples
     yield _stage(work, "fidelity", compared * work.pace.forward_seconds, 2 * _model_bytes(work))
-    yield from (_export(work, variant, name) for variant in ("dense", "compressed") for name in recipe.export.formats)
+    variants = ["dense", *(_name_compressed(one) for one in recipe.precision.weights)]
+    yield from (_export(work, variant, name) for variant in variants for name in recipe.export.formats)
     done = {_merge(work, way).name}
     for other in recipe.compare:
         merged = _merge(work, other)
@@ -239,6 +241,11 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
     return _stage(
         work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
     )
+
+
+def _name_compressed(precision: Precision) -> str:
+    """The compressed model of a precision, as exports name it."""
+    return "compressed" if precision == "float32" else f"compressed, {precision}"
 
 
 def _export(work: Work, variant: str, name: Format) -> StageEstimate:

@@ -1,4 +1,4 @@
-"""Makes the 8-bit models of a build: what a compressed model becomes once its weights and activations are rounded."""
+"""Makes the rounded models of a build: what a compressed one becomes once weights and activations are of fewer bits."""
 
 from dataclasses import replace
 
@@ -9,19 +9,29 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
+from rankship_pipeline.recipe.choices import Recipe, find_unit
 
 _SAMPLES = 128  # of calibration data, for the ranges of activations
 
 
-def list_precisions(stages: Stages) -> list[Precision]:
-    """The precisions of the compressed files, as the recipe lists them."""
-    return list(dict.fromkeys(stages.prepared.recipe.precision.weights))
+def list_precisions(recipe: Recipe, plan: RankPlan) -> list[Precision]:
+    """The precisions of the compressed files: those of the recipe, or the one of a plan that chose every layer's type.
+
+    A plan of several types goes by the one of fewest bits.
+    """
+    if find_unit(recipe) in {"parameters", "flops"}:
+        return list(recipe.precision.weights)
+    chosen = set(plan.weights.values())
+    return [next((one for one in ("int4", "int8") if one in chosen), "float32")]
+
+
+def list_rounded(recipe: Recipe, plan: RankPlan) -> list[Precision]:
+    """Those precisions of the compressed files that are not float32."""
+    return [one for one in list_precisions(recipe, plan) if one != "float32"]
 
 
 def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precision) -> Model:
-    """The model in a precision: itself in float32; else one whose module computes as the runtimes do, in 8 bits."""
-    if precision == "float32":
-        return model
+    """A model whose module computes as the runtimes do, in 8 bits."""
     prepared = stages.prepared
     judging = prepared.court.judging
     names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs

@@ -8,7 +8,15 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe import templates
 from rankship_pipeline.recipe.choices import Source
-from rankship_pipeline.recipe.draft import choose_formats, place, take_budget, take_data, write_new, write_recipe
+from rankship_pipeline.recipe.draft import (
+    choose_formats,
+    place,
+    take_budget,
+    take_data,
+    take_precision,
+    write_new,
+    write_recipe,
+)
 
 _NOISES = 32
 _NOISE_PIXELS = 64
@@ -33,6 +41,7 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
             "data": data,
             "budget": take_budget(arguments, folder),
             "ranks": {"method": "knapsack", "step": 8},
+            **take_precision(arguments),
             "export": {"formats": list(choose_formats(arguments.formats))},
         },
     )

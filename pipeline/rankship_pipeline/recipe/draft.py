@@ -20,7 +20,7 @@ _WHOLE = {"parameters", "size_bytes", "flops", "latency_us", "energy_uj"}
 _COMMENTS = {
     "huggingface": "a folder, or an id of the Hugging Face hub; task and inputs are read from the model's own files",
     "factory": '"file.py:function", relative to this file; returns the untrained torch.nn.Module',
-    "weights": "its state dict: safetensors.torch.save_file(model.state_dict(), …)",
+    "models.weights": "its state dict: safetensors.torch.save_file(model.state_dict(), …)",
     "train": "trains it in place, once; the result is kept",
     "images": "a subfolder for each class; half calibrates (at most 256), the rest tests (at most 1,000)",
     "text": "one text a line; or label, tab, text; or .csv, .jsonl",
@@ -30,6 +30,7 @@ _COMMENTS = {
     "merge.method": "how several models become one; docs/merging.md lists the ways",
     "ranks.method": "who gets how much of the budget",
     "ranks.step": "ranks are multiples of this",
+    "precision.weights": "of float32, int8 and int4; with size_bytes chosen for each layer, else one file for each",
     "export.formats": "of onnx, tflite and executorch",
 }
 _OPTIONS: dict[DataKind, str] = {
@@ -48,6 +49,14 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*names[::-1], type=int if key in _WHOLE else float, metavar="N", dest=key)
     group.add_argument("--costs", type=Path, metavar="FILE", help="with time and energy: a table by `rankship costs`")
     group.add_argument("--on", metavar="DEVICE", help="with --latency-ms: measured and met there, no table needed")
+    group.add_argument(
+        "--precision",
+        type=_parse_names,
+        default=(),
+        metavar="A,B",
+        help="types of the weights, of float32, int8 and int4: with --size-bytes chosen for each layer, else one file"
+        " for each (default: float32)",
+    )
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +98,11 @@ def take_budget(arguments: argparse.Namespace, folder: Path) -> dict[str, object
     costs = {} if arguments.costs is None else {"costs": place(str(arguments.costs), folder)}
     on = {} if arguments.on is None else {"on": arguments.on}
     return {**(given or {"kept_parameters": KEPT}), **costs, **on}
+
+
+def take_precision(arguments: argparse.Namespace) -> Tables:
+    """The table [precision], where types of weights were given."""
+    return {"precision": {"weights": list(arguments.precision)}} if arguments.precision else {}
 
 
 def place(written: str, folder: Path) -> str:

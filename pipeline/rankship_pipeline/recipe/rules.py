@@ -260,6 +260,10 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         ),
         (bool(recipe.export.formats) or recipe.data.held, "export.formats is empty"),
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
+        (
+            recipe.merge.head is None or recipe.precision.weights == ("float32",),
+            "precision.weights: models with heads of their own (merge.head) are exported in float32 only",
+        ),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have the same name"),
     ]
     return [

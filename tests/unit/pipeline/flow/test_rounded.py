@@ -1,0 +1,97 @@
+"""Builds whose compressed models have weights of fewer bits."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.flow.build import build_recipe
+from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
+from rankship_pipeline.foundation.records import Build
+from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.models.data import Held, make_data
+from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Recipe, Source
+from rankship_pipeline.recipe.export_choices import ExportChoice
+from rankship_pipeline.recipe.precision import PrecisionChoice
+from rankship_pipeline.recipe.rules import check_recipe
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("executorch")
+
+
+class Net(nn.Module):
+    """A convolution, and two linear layers of which one is wide enough to be factored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.wide, self.head = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(128, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.wide(torch.relu(self.first(x)).flatten(1)))
+        return torch.as_tensor(self.head(y))
+
+
+def build(folder: Path, budget: Budget, *weights: Precision) -> tuple[Build, Store]:
+    """Build an ONNX file of each kind from a net of 9,234 parameters."""
+    recipe = Recipe(
+        name="net",
+        models=(Source(name="a", held=True),),
+        data=DataChoice(held=True),
+        budget=budget,
+        precision=PrecisionChoice(weights=weights),
+        export=ExportChoice(formats=("onnx",)),
+    )
+    check_recipe(recipe, "here")
+    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    data = make_data({"calibration": {"a": x}, "test_inputs": x, "test_labels": None}, recipe, "here")
+    steps, store = Steps(quiet=True), Store(folder)
+    prepared = prepare(recipe, Path(), Held({"a": Net().eval()}, data))
+    return build_recipe(prepared, store, steps)[0], store
+
+
+def test_each_type_has_files_of_its_own_where_the_budget_counts_parameters(tmp_path: Path) -> None:
+    made, store = build(tmp_path, Budget(kept_parameters=0.6), "float32", "int8")
+    titles = [one.key.title for one in made.artifacts]
+    assert titles == ["dense onnx", "compressed onnx", "compressed onnx, int8"]
+    _, whole, rounded = made.artifacts
+    assert whole.factored_layers == rounded.factored_layers
+    assert "wide" in rounded.factored_layers
+    assert rounded.size_bytes < whole.size_bytes / 2
+    types = {one.name: one.data_type for one in onnx.load(store.root / rounded.file).graph.initializer}
+    assert list(types.values()).count(onnx.TensorProto.INT8) == 4 + 1  # weights and their common zero point
+    assert [one.stage for one in made.fidelities] == ["merged", "compressed", "int8"]
+    assert made.fidelities[-1].relative_error is not None
+    assert 0 < made.fidelities[-1].relative_error < 0.2
+
+
+def test_a_budget_of_bytes_buys_more_parameters_of_fewer_bits(tmp_path: Path) -> None:
+    whole, _ = build(tmp_path, Budget(size_bytes=12_000), "float32")
+    made, _ = build(tmp_path, Budget(size_bytes=12_000), "int8", "float32")
+    assert made.plan.unit == "bytes"
+    assert made.plan.total_cost <= 12_000
+    assert made.plan.total_parameters > 2 * whole.plan.total_parameters
+    assert [one.key.title for one in made.artifacts] == ["dense onnx", "compressed onnx, int8"]
+    assert "int8" in made.plan.weights.values()
+
+
+def test_a_second_build_reads_the_first(tmp_path: Path) -> None:
+    first, _ = build(tmp_path, Budget(kept_parameters=0.6), "int8")
+    again, _ = build(tmp_path, Budget(kept_parameters=0.6), "int8")
+    assert again == first
+
+
+def test_what_cannot_be_rounded_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BudgetInfeasible, match="bytes"):
+        build(tmp_path, Budget(size_bytes=100), "int8")
+    two = (Source(name="a", held=True), Source(name="b", held=True))
+    data, merge = DataChoice(held=True), MergeChoice(head="head")
+    recipe = Recipe(name="heads", models=two, data=data, merge=merge, precision=PrecisionChoice(weights=("int8",)))
+    with pytest.raises(InputError, match="exported in float32 only"):
+        check_recipe(recipe, "here")
