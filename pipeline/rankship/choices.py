@@ -96,7 +96,7 @@ def choose_budget(kept_parameters: float | None, size_bytes: int | None, budget:
     if given != 1:
         raise InputError(
             "the budget is given twice" if given else "no budget",
-            hint="give one of kept_parameters=0.4, size_bytes=100_000 and budget=Budget(...)",
+            hint="give either kept_parameters=0.4, size_bytes=100_000 or budget=Budget(...)",
         )
     if budget is not None and budget.on is not None:
         raise InputError(
