@@ -31,17 +31,21 @@ from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import make_metric
 from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.records import Form, RankPlan
 from rankship_pipeline.models.layers import count_parameters, find_layers
 from rankship_pipeline.quantise.in_order import round_layers
 from rankship_pipeline.quantise.sizes import SIMULATED
-from rankship_pipeline.ranks.plan import make_plan
+from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.price import price_bytes
+from rankship_pipeline.ranks.sensitivity import measure_curves
+from rankship_pipeline.ranks.stats import LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recover.batchnorm import settle_batchnorm
 from rankship_pipeline.recover.reconstruct import reconstruct
 
 FORMS: tuple[Form, ...] = ("svd", "spatial", "tucker")
+PROBES = 64  # calibration images on which layers' damages are measured
 # name → the types on offer, the forms
 WAYS: dict[str, tuple[tuple[Precision, ...], tuple[Form, ...]]] = {
     "dense, mixed": (("int8", "int4"), ()),
@@ -87,6 +91,7 @@ class Subject:
         self.analysis: Analysis = analyse(self.model, self.layers, metrics, "swift")
         self.teacher = predict(self.model, self.inputs)
         self.dense = self._score(self.model)
+        self._stats: dict[str, tuple[LayerStats, ...]] = {}
 
     def measure(self, name: str, smaller: float, sensitivity: str, *, reconstructed: bool) -> dict[str, Any]:
         """The accuracy of the rounded model, and what it is made of; None where no plan is that small."""
@@ -97,9 +102,14 @@ class Subject:
         budget = int(4 * count_parameters(self.model) / smaller)
         choice = RankChoice(step=1, forms=forms, sensitivity=sensitivity)  # type: ignore[arg-type]  # an argument
         row: dict[str, Any] = {"way": name, "seed": self.seed, "smaller": smaller}
+        if name not in self._stats:
+            stats = gather_stats(self.analysis, choice, {}, price)
+            if sensitivity == "kl":
+                stats = measure_curves(self.analysis, stats, thin(self.inputs, PROBES))
+            self._stats[name] = stats
         try:
-            plan: RankPlan = make_plan(self.analysis, choice, fixed, budget, self.inputs, {}, price)
-        except Exception as error:  # noqa: BLE001 - said in the table
+            plan: RankPlan = allocate(self._stats[name], fixed, budget, choice, price)
+        except BudgetInfeasible as error:
             return {**row, "accuracy": None, "why": str(error)}
         make = partial(reconstruct, inputs=self.inputs) if reconstructed else fill
         floats, _ = self._settle(make(self.analysis, plan.factors))
