@@ -54,7 +54,7 @@ def test_both_together_lose_no_more_than_either_alone_at_the_same_bytes(share: f
     assert joint.total_cost == 4 * joint.fixed_parameters + sum(sizes)
     for weights, choice in ((("int8",), CHOICE), (("int4",), CHOICE), (BOTH, replace(CHOICE, forms=()))):
         try:
-            alone = plan_bytes(analysis, weights, budget, choice)  # type: ignore[arg-type]  # a tuple of literals
+            alone = plan_bytes(analysis, weights, budget, choice)
         except BudgetInfeasible:
             continue
         assert joint.predicted_error <= alone.predicted_error + 1e-9
@@ -92,7 +92,7 @@ def test_float32_on_the_menu_is_taken_where_the_budget_allows_it() -> None:
 def test_at_one_type_the_other_methods_take_it_too() -> None:
     analysis = make_analysis()
     for method in ("uniform", "strs"):
-        choice = replace(CHOICE, method=method)  # type: ignore[arg-type]  # two of the literals
+        choice = replace(CHOICE, method=method)
         plan = plan_bytes(analysis, ("int8",), int(0.7 * count_parameters(analysis.model)), choice)
         assert {layer.weights for layer in plan.layers} == {"int8"}
         assert plan.total_cost <= plan.budget_cost
