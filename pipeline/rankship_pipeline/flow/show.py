@@ -60,12 +60,14 @@ def state_landing(landing: Landing) -> str:
 
 
 def describe_size(plan: RankPlan, dense_parameters: int | None) -> str:
-    """One sentence: parameters before (if known) and after, and the budget."""
+    """One sentence: parameters before (if known) and after, the budget, and how much smaller rounded weights are."""
     kept, budget = plan.total_parameters, f"budget {show_count(plan.budget_cost)} {plan.unit}"
     unspent = f"{budget}, {show_count(plan.gap)} unspent"
     if dense_parameters is None:
         return f"{show_count(kept)} parameters ({unspent})"
     fewer = f"{dense_parameters / kept:.2f}× fewer"
+    if plan.unit == "bytes":
+        fewer += f", {4 * dense_parameters / plan.total_cost:.2f}× smaller than in float32"
     return f"{show_count(dense_parameters)} → {show_count(kept)} parameters ({fewer}; {unspent})"
 
 

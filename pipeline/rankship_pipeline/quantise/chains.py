@@ -1,8 +1,6 @@
-"""Rounds the operators that a layer is stored as, and measures what the layer then loses.
+"""Rounds the operators that a layer would be stored as, and measures what the layer would then lose.
 
-Between two operators any invertible matrix may stand with its inverse. An orthogonal one spreads the energy of the
-components over all of them, so that no single component sets the scale of a row (Hadamard rotations: QuaRot, arXiv
-2404.00456). For components whose energies differ it loses less than balanced ones by Cauchy and Schwarz.
+The links of a chain are rotated (see basis.py): where components' energies differ that loses less than balanced ones.
 """
 
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import Kind, Layer
+from rankship_pipeline.quantise.basis import rotate, turn_link
 from rankship_pipeline.quantise.grid import find_block
 from rankship_pipeline.quantise.rounding import DAMPING, round_matrix
 
@@ -40,26 +39,12 @@ def measure_error(taken: Decomposition, stored: Stored) -> float:
     return max(0.0, taken.measure(taken.weight - approximate(taken, stored), taken.gram) / taken.total)
 
 
-def rotate(size: int, like: Tensor) -> Tensor:
-    """A fixed random orthogonal matrix (size, size) of this tensor's type."""
-    draws = torch.randn(size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
-    Q, R = torch.linalg.qr(draws)
-    turn: Tensor = (Q * R.diagonal().sign()).to(like)
-    return turn
-
-
-def turn_link(first: Tensor, second: Tensor, turn: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Two neighbours' weights (k, …) and (rows, k, …): `turn` (k, k) after the first, its inverse before the second."""
-    turned = (turn @ first.flatten(1)).reshape(first.shape)
-    return turned, torch.einsum("ok...,kj->oj...", second, inverse)
-
-
 def _round_chain(taken: Decomposition, factors: Factors, precision: Precision) -> list[Tensor]:
     """A form's weights, rotated and rounded one after another, the last refitted to those before it."""
     weights = list(forms.FORMS[factors.form].make_weights(taken, factors))
     for at in range(len(weights) - 1):
         turn = rotate(len(weights[at]), weights[at])
-        weights[at : at + 2] = turn_link(weights[at], weights[at + 1], turn, turn.T)
+        weights[at : at + 2] = turn_link(weights[at], weights[at + 1], turn)
     gram = taken.gram
     for at, weight in enumerate(weights):
         matrix, own = weight.flatten(1), gram

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Factorable, Kind, stores_inputs_first
 
 LARGEST: dict[Precision, int] = {"int8": 127, "int4": 7}  # the largest integer of a symmetric grid
 BITS: dict[Precision, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 assert set(BITS) == set(get_args(Precision))  # noqa: S101
 BLOCK = 32  # columns that share a scale where runtimes run 4 bits
+
+
+@record
+class Grid:
+    """An operator's grid: its type, and the columns that share a scale (None: the whole row)."""
+
+    precision: Precision
+    block: int | None = None
 
 
 def find_block(kind: Kind, columns: int, precision: Precision) -> int | None:

@@ -84,7 +84,8 @@ def _round_by_inputs(matrix: Tensor, damped: Tensor, scales: Tensor, precision: 
     left, scales = torch.arange(len(matrix)), scales.clone()
     for _ in range(_TRIES):
         wide = _widen(scales[left], matrix, block)
-        integers = _pass_errors_on(matrix[left][:, order], wide[:, order], U, LARGEST[precision])[:, back]
+        limits = (_widen(_largest(matrix[left], block), matrix, block) > 0) * LARGEST[precision]  # zeros stay zeros
+        integers = _pass_errors_on(matrix[left][:, order], wide[:, order], U, limits[:, order])[:, back]
         reached = integers.reshape(len(left), -1, block or matrix.shape[1]).abs().amax(2)
         short = (reached < LARGEST[precision]) & (_largest(matrix[left], block) > 0)
         done = ~short.any(1)
@@ -100,7 +101,7 @@ def _largest(matrix: Tensor, block: int | None) -> Tensor:
     return matrix.reshape(len(matrix), -1, block or matrix.shape[1]).abs().amax(2)
 
 
-def _pass_errors_on(matrix: Tensor, wide: Tensor, U: Tensor, limit: int) -> Tensor:
+def _pass_errors_on(matrix: Tensor, wide: Tensor, U: Tensor, limits: Tensor) -> Tensor:
     """The integers, column by column; U is the upper Cholesky factor of the inverse Gram."""
     left, integers = matrix.clone(), torch.zeros_like(matrix)
     for start in range(0, matrix.shape[1], _LAZY):
@@ -108,7 +109,7 @@ def _pass_errors_on(matrix: Tensor, wide: Tensor, U: Tensor, limit: int) -> Tens
         errors = matrix.new_zeros(len(matrix), stop - start)
         for column in range(start, stop):
             scale = wide[:, column]
-            integers[:, column] = (left[:, column] / scale).round_().clamp_(-limit, limit)
+            integers[:, column] = (left[:, column] / scale).round_().clamp_(-limits[:, column], limits[:, column])
             error = (left[:, column] - integers[:, column] * scale) / U[column, column]
             left[:, column:stop].addr_(error, U[column, column:stop], alpha=-1)
             errors[:, column - start] = error

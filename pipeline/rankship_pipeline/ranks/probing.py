@@ -11,7 +11,6 @@ from rankship_pipeline.evaluate.calibrate import predict, split
 from rankship_pipeline.evaluate.likelihood import Likelihood, assume_logits, measure_scales, sum_nats, take_answers
 from rankship_pipeline.evaluate.masks import Masks, find_masks
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.data import Inputs
@@ -20,7 +19,7 @@ from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.restart import DivergedError, Restart, order_calls
 from rankship_pipeline.quantise.chains import approximate
 
-Changes = Mapping[str, Sequence[Candidate | None]]  # what is measured of every layer; None is dense
+Changes = Mapping[str, Sequence[Stored]]  # what is measured of every layer
 _BATCH = 32  # samples whose record is in memory
 _TRIAL = 2  # samples on which restarted passes are compared with full ones
 _CLOSE = 1e-4
@@ -98,7 +97,7 @@ class Prober:
             rows = []
             with profile.layer(name), restoring(self.model, name):
                 for change in changes[name]:
-                    write(self.model, self.analysis, name, Stored(factors=change.factors if change else None))
+                    write(self.model, self.analysis, name, change)
                     found = passes.run()
                     rows.append(_rate_samples(found, expected, self.likelihood, self.scales, masks, answers))
             yield name, torch.stack(rows)

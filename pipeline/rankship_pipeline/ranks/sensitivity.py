@@ -18,13 +18,12 @@ from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
-from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.ranks.allocators import ALLOCATORS, Allocator, allocate_knapsack, total_cost
-from rankship_pipeline.ranks.probing import Ratings, prepare_prober, write
-from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats
+from rankship_pipeline.ranks.probing import Changes, Ratings, prepare_prober, write
+from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats, Offer
 from rankship_pipeline.recipe.choices import RankChoice
 
 # Sizes (share of the dense parameters) at which every layer is measured; between them damage is log-linear. The
@@ -120,30 +119,35 @@ def _measure(
     names = [entry.layer.name for entry in stats]
     prober = prepare_prober(model, analysis, names, tuple(tensor[order] for tensor in inputs), likelihood)
     taken = min(_FIRST, total) if is_sure else total
-    base: list[Candidate | None] = [None] if around else []
-    changes: dict[str, list[Candidate | None]] = {
+    base: list[Offer | None] = [None] if around else []
+    changes: dict[str, list[Offer | None]] = {
         entry.layer.name: [*base, *_pick_probes(entry, PROBED_SHARES)] for entry in stats if entry.ranked
     }
-    ratings = prober.rate(changes, slice(taken))
+    ratings = prober.rate(_list_ways(changes), slice(taken))
     further = {entry.layer.name: _pick_further(entry) for entry in _draw(stats, changes, ratings, around=around)}
-    ratings = ratings.add_changes(prober.rate(further, slice(taken)))
+    ratings = ratings.add_changes(prober.rate(_list_ways(further), slice(taken)))
     changes = {name: [*probed, *further[name]] for name, probed in changes.items()}
     while True:
         whole, *halves = (_draw(stats, changes, ratings, some, around=around) for some in (slice(None), *_HALVES))
         if taken == total or is_sure is None or is_sure(whole, halves):
             return whole
-        ratings = ratings.add_samples(prober.rate(changes, slice(taken, 2 * taken)))
+        ratings = ratings.add_samples(prober.rate(_list_ways(changes), slice(taken, 2 * taken)))
         taken = min(2 * taken, total)
 
 
-def _pick_probes(entry: LayerStats, shares: Sequence[float]) -> list[Candidate]:
-    """The float32 candidates whose sizes are nearest to these shares of dense, by rising error."""
+def _list_ways(changes: Mapping[str, Sequence[Offer | None]]) -> Changes:
+    """The ways to measure; None is dense in float32."""
+    return {name: [one.stored if one else Stored() for one in some] for name, some in changes.items()}
+
+
+def _pick_probes(entry: LayerStats, shares: Sequence[float]) -> list[Offer]:
+    """What `ranked` has nearest to these shares of the dense size, by rising error."""
     sizes = [share * entry.find_cost(Stored()) for share in shares]
     picked = {min(entry.ranked, key=lambda one: abs(one.cost - size)) for size in sizes}
     return sorted(picked, key=lambda one: one.error)
 
 
-def _pick_further(entry: LayerStats) -> list[Candidate]:
+def _pick_further(entry: LayerStats) -> list[Offer]:
     """The candidates between measured points whose damage is not about proportional to their error."""
     curve = entry.curve or Curve(errors=(), damages=())
     points = list(zip(curve.errors, curve.damages, strict=True))
@@ -158,7 +162,7 @@ def _pick_further(entry: LayerStats) -> list[Candidate]:
 
 def _draw(
     stats: Sequence[LayerStats],
-    changes: Mapping[str, Sequence[Candidate | None]],
+    changes: Mapping[str, Sequence[Offer | None]],
     ratings: Ratings,
     samples: slice = slice(None),
     *,

@@ -1,7 +1,7 @@
 """The data that allocation needs of every layer: spectra, candidates, sensitivities."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +53,9 @@ class LayerStats:
 
     `plain` are the σ² of its weight and `energy` those of the whitened weight, descending. `full` is its most exact
     way, dense in the most exact type on offer, which loses `full_error`. `candidates` are all efficient ways to store
-    it for less, by rising cost, and `ranked` those of float32, which need not be on offer, for measuring; `price_layer`
-    gives costs. `curve` is its measured damage, for the sensitivity "kl". `nats`, for a metric with curvature, is the
-    predicted divergence from losing the whole layer (see calibrate.collect_curvatures).
+    it for less, by rising cost; `price_layer` gives costs. Damage is measured on `ranked`: those of float32, which need
+    not be on offer, or without any the candidates. `curve` is that damage, for the sensitivity "kl". `nats`, for a
+    metric with curvature, is the predicted divergence from losing the whole layer (see calibrate.collect_curvatures).
     """
 
     layer: Layer
@@ -68,7 +68,7 @@ class LayerStats:
     price_layer: PriceLayer = lambda layer, stored: count_parameters(layer, stored.factors)
     full: Stored = field(default_factory=Stored)
     full_error: float = 0.0
-    ranked: tuple[Candidate, ...] = ()
+    ranked: tuple[Offer, ...] = ()
 
     @property
     def full_cost(self) -> int:
@@ -129,15 +129,14 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
     full = Stored(weights=exact)
     ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights)}
     ways |= {one: measure_error(layer, one) for one in (Stored(weights=weights) for weights in others)}
-    most = price.price_layer(layer.layer, full) or 0
-    priced = ((one, price.price_layer(layer.layer, one)) for one in ways)
-    offers = [Offer(one, cost, ways[one]) for one, cost in priced if cost is not None and cost < most]
+    candidates = _price(layer.layer, ways, full, price)
+    floats = {Stored(factors=one.factors): one.error for one in found}
     return LayerStats(
         layer=layer.layer,
         plain=np.asarray(measure_plain(layer.weight)),
         energy=np.asarray(layer.spectrum.energy),
-        candidates=keep_efficient(offers),
-        ranked=keep_efficient(_price(layer.layer, found, price)),
+        candidates=candidates,
+        ranked=_price(layer.layer, floats, Stored(), price) or candidates,
         nats=_predict_nats(layer),
         interference=interference,
         price_layer=price.price_layer,
@@ -146,11 +145,11 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
     )
 
 
-def _price(layer: Layer, found: Sequence[Candidate], price: Price) -> list[Candidate]:
-    """The float32 candidates that can be priced and cost less than the dense layer."""
-    dense = price.price_layer(layer, Stored()) or 0
-    priced = ((one, price.price_layer(layer, Stored(factors=one.factors))) for one in found)
-    return [replace(one, cost=cost) for one, cost in priced if cost is not None and cost < dense]
+def _price(layer: Layer, ways: Mapping[Stored, float], full: Stored, price: Price) -> tuple[Offer, ...]:
+    """The efficient ones of these ways, with their errors, that can be priced and cost less than the `full` one."""
+    most = price.price_layer(layer, full) or 0
+    priced = ((one, price.price_layer(layer, one)) for one in ways)
+    return keep_efficient(Offer(one, cost, ways[one]) for one, cost in priced if cost is not None and cost < most)
 
 
 def _round(layer: Decomposition, found: Sequence[Candidate], weights: Precision) -> Iterator[tuple[Stored, float]]:

@@ -12,12 +12,11 @@ from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.factors.forms import Candidate
 from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.probing import prepare_prober, restoring, write
 
-CHANGES = [None, *(Candidate(Factors(rank=rank), 0, 0.0) for rank in (1, 3))]
+CHANGES = [Stored(), *(Stored(factors=Factors(rank=rank)) for rank in (1, 3))]
 SAMPLES = 40  # more than one batch
 TOKENS = torch.randint(13, (SAMPLES, 7), generator=torch.Generator().manual_seed(2))
 SHOWN = torch.arange(7) < torch.randint(2, 8, (SAMPLES, 1), generator=torch.Generator().manual_seed(3))
@@ -91,7 +90,7 @@ def test_every_change_measures_as_in_full_passes(make: Callable[[], nn.Module], 
     for name in names:
         for change, found in zip(CHANGES, ratings.average(name).tolist(), strict=True):
             with restoring(model, name):
-                write(model, analysis, name, Stored(factors=change.factors if change else None))
+                write(model, analysis, name, change)
                 assert found == pytest.approx(measure_divergence(model, inputs, teacher), rel=1e-4, abs=1e-7)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in analysis.model.state_dict().items())
 

@@ -16,11 +16,13 @@ from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.foundation.records import Factors, Stored
+from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.quantise.sizes import SIMULATED
 from rankship_pipeline.ranks import sensitivity
 from rankship_pipeline.ranks.allocators import allocate_knapsack, total_cost
 from rankship_pipeline.ranks.plan import allocate
+from rankship_pipeline.ranks.price import price_bytes
 from rankship_pipeline.ranks.probing import Changes, Prober, Ratings
 from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_curves
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats, gather_stats
@@ -69,8 +71,10 @@ def get_curve(entry: LayerStats) -> Curve:
     return entry.curve
 
 
-def measure_alone(analysis: Analysis, name: str, factors: Factors) -> float:
+def measure_alone(analysis: Analysis, name: str, stored: Stored) -> float:
     """Through the operators themselves, not through their product in the dense structure."""
+    factors = stored.factors
+    assert factors is not None
     return measure_divergence(fill(analysis, {name: factors}), X, predict(analysis.model, X))
 
 
@@ -90,7 +94,7 @@ def test_a_curve_holds_what_the_factored_layer_really_does(
         damages = {one.error: one for one in entry.ranked}
         worst = 0.0
         for error, damage in zip(get_curve(entry).errors, get_curve(entry).damages, strict=True):
-            worst = max(worst, measure_alone(analysis, entry.layer.name, damages[error].factors))
+            worst = max(worst, measure_alone(analysis, entry.layer.name, damages[error].stored))
             assert damage == pytest.approx(worst, rel=1e-2, abs=1e-6)
 
 
@@ -262,7 +266,8 @@ def test_more_sizes_are_measured_where_damage_is_not_about_proportional_to_the_e
     analysis: Analysis, stats: tuple[LayerStats, ...], monkeypatch: pytest.MonkeyPatch, power: float, sizes: set[int]
 ) -> None:
     def pretend(_prober: Prober, changes: Changes, _samples: slice) -> Ratings:
-        nats = {name: [one.error**power for one in some if one is not None] for name, some in changes.items()}
+        known = {entry.layer.name: entry for entry in stats}
+        nats = {name: [known[name].predict_error(one) ** power for one in some] for name, some in changes.items()}
         return Ratings({name: torch.tensor(some)[:, None, None] for name, some in nats.items()}, torch.ones(1, 1))
 
     monkeypatch.setattr(Prober, "rate", pretend)
@@ -291,3 +296,14 @@ def test_a_plan_from_few_samples_is_as_good_as_from_all(
         plans = (allocate_knapsack(some, available, CHOICE) for some in (few, measured))
         by_few, by_all = (measure(analysis, chosen) for chosen in plans)
         assert by_few <= 1.1 * by_all
+
+
+def test_a_layer_without_ranks_is_measured_at_its_types(analysis: Analysis) -> None:
+    price = price_bytes(0, ("int8", "int4"), SIMULATED)
+    dense = gather_stats(analysis, replace(CHOICE, forms=()), {}, price)
+    measured = measure_curves(analysis, dense, X)
+    for entry in measured:
+        (rounded,) = entry.candidates
+        assert rounded.stored == Stored(weights="int4")
+        assert get_curve(entry).errors == (rounded.error,)
+        assert entry.predict_damage(rounded.error, "kl") > 10 * entry.predict_damage(entry.full_error, "kl") > 0

@@ -4,7 +4,7 @@ import pytest
 
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.recipe.choices import Recipe
+from rankship_pipeline.recipe.choices import Recipe, find_unit
 from rankship_pipeline.recipe.rules import read_recipe
 
 RECIPES = Path(__file__).parents[4] / "pipeline/recipes"
@@ -22,6 +22,9 @@ BUDGET = """
 [budget]
 kept_parameters = 0.5
 """
+
+BYTES = "[budget]\nsize_bytes = 99"
+ROUNDED = "[precision]\nweights = ['int8', 'int4']"
 
 
 def read(folder: Path, *parts: str) -> Recipe:
@@ -125,6 +128,11 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'", "[ranks]\nmethod = 'ara'"), "'ara' counts parameters"),
         ((MODEL, DATA, "[budget]\nflops = 9\ncosts = 'c.json'"), "budget.costs, a table measured on the device"),
         ((MODEL, DATA, "[budget]\nflops = 9", "[ranks]\nmethod = 'arp'"), "'arp' counts parameters, .* in flops"),
+        ((MODEL, DATA, BYTES, "[ranks]\nmethod = 'arp'", ROUNDED), "'arp' counts parameters, .* in bytes"),
+        ((MODEL, DATA, BYTES, "[ranks]\nmethod = 'strs'", ROUNDED), "'strs' takes one type .* int8, int4: take"),
+        ((MODEL, DATA, BYTES, "[precision]\nweights = []"), "precision.weights is empty"),
+        ((MODEL, DATA, BYTES, "[precision]\nweights = ['int8', 'int8']"), "names a type twice"),
+        ((MODEL, DATA, BYTES, "[precision]\nweights = ['float16']"), "must be of float32, int8, int4"),
         ((MODEL, DATA, BUDGET, "[ranks]\nstep = 0"), "ranks.step must be at least 1, got 0"),
         ((MODEL, DATA, BUDGET, "[ranks]\nprobes = 0"), "ranks.probes must be at least 1, got 0"),
         ((MODEL, DATA, BUDGET, "[ranks]\npasses = -1"), "ranks: passes must not be negative, got -1"),
@@ -256,3 +264,10 @@ def test_quality_may_be_a_word(tmp_path: Path, given: str, meant: dict[str, str]
     path.write_text(f'name = "test"\nquality = "regresion"\n{MODEL}\n{DATA}\n{BUDGET}')
     with pytest.raises(InputError, match=r"quality\.kind"):
         read_recipe(path)
+
+
+def test_a_budget_of_bytes_counts_rounded_weights_as_such(tmp_path: Path) -> None:
+    assert find_unit(read(tmp_path, MODEL, DATA, BYTES, ROUNDED)) == "bytes"
+    assert find_unit(read(tmp_path, MODEL, DATA, BYTES, "[precision]\nweights = ['int8']")) == "bytes"
+    assert find_unit(read(tmp_path, MODEL, DATA, BYTES)) == "parameters"
+    assert find_unit(read(tmp_path, MODEL, DATA, BUDGET, ROUNDED)) == "parameters"
