@@ -12,7 +12,7 @@ from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_outputs, count_rows, sample_rows
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import Layer, get_layer
+from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.watch import watch
 
@@ -30,21 +30,23 @@ def collect_curvatures(
     likelihood: Likelihood | None = None,
     draws: int = 1,
 ) -> Grams:
-    """The Fisher information of the model's own predictions at every layer's output, (rows, rows), float64.
+    """The Fisher information H of the model's own predictions at every layer's output, (rows, rows), float64.
 
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
     predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
-    the weight causes (Martens and Grosse 2015). Of layers tied to each other it is that of the embeddings.
+    the weight causes (Martens and Grosse 2015). Of layers tied to each other it is that of the embeddings, of a layer
+    that `is_tall` that at its inputs, Wᵀ·H·W (columns, columns).
 
     Each of the `draws` is one backward pass with random signs over classes (see `draw_predictions`); more samples tell
     more than more draws. Gradients are used and dropped as they come; weights have none.
     Batches are as large as _BYTES allow. Of a layer with many more positions than rows some are drawn (see
     `share_rows`).
     """
-    curvatures = {layer.name: torch.zeros(layer.rows, layer.rows, dtype=torch.float64) for layer in layers}
+    curvatures = {layer.name: _start_curvature(layer) for layer in layers}
     kept_under = {use: name for use, name in join_embeddings(layers).items() if name in curvatures}
     modules = {name: get_layer(model, name) for name in kept_under}
+    tall = {layer.name: as_matrix(modules[layer.name]).float() for layer in layers if layer.is_tall}
     generator = torch.Generator().manual_seed(seed)
     positions, turns, samples = Counter[str](), Counter[str](), len(inputs[0])
     likelihood, scales = find_scales(model, inputs, likelihood)
@@ -53,8 +55,10 @@ def collect_curvatures(
     def add(name: str, gradient: Tensor) -> None:
         g = as_outputs(modules[name], gradient, pick_mask(masks, gradient.shape))  # (positions, rows)
         turns[name] += 1
-        g, weight = sample_rows(g, share_rows(g.shape[1], len(g), len(batch[0]), samples), turns[name])
-        curvatures[kept_under[name]].add_(g.T @ g, alpha=weight)
+        curvature = curvatures[kept_under[name]]
+        g, weight = sample_rows(g, share_rows(len(curvature), len(g), len(batch[0]), samples), turns[name])
+        g = g @ tall[name] if name in tall else g
+        curvature.add_(g.T @ g, alpha=weight)
 
     def keep(name: str, x: Tensor, y: Tensor) -> Tensor:
         y = y if y.requires_grad else y.requires_grad_()
@@ -75,6 +79,11 @@ def collect_curvatures(
             for drawn, scalar in enumerate(draw(batch, generator, draws), start=1):
                 scalar.backward(retain_graph=drawn < draws)  # type: ignore[no-untyped-call]  # torch types no backward
     return {name: curvature / max(1, positions[name]) for name, curvature in curvatures.items()}
+
+
+def _start_curvature(layer: Layer) -> Tensor:
+    size = layer.columns if layer.is_tall else layer.rows
+    return torch.zeros(size, size, dtype=torch.float64)
 
 
 @contextmanager

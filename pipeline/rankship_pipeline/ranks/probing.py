@@ -176,7 +176,7 @@ def _count_answers(expected: Outputs, likelihood: Likelihood, masks: Masks) -> T
 def write(model: nn.Module, analysis: Analysis, name: str, change: Candidate | None) -> None:
     """Give a layer the product of a candidate's factors as its weight; None: its dense one."""
     taken = analysis.layers[name]
-    matrix = taken.widen(taken.weight if change is None else approximate(taken, change.factors))
+    matrix = taken.restore(taken.weight if change is None else approximate(taken, change.factors))
     weight = get_layer(model, name).weight
     weight.copy_(shape_weight(matrix, weight, taken.layer))
 
