@@ -1,5 +1,7 @@
 """Grams of many rows, of layers that read one tensor, and of layers too wide for a Gram of their inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,19 @@ def test_wide_layers_that_read_one_tensor_have_each_its_own_outputs_gram(monkeyp
     for name in ("q", "k"):
         outputs = x.double() @ net.get_parameter(f"{name}.weight").detach().double().T
         torch.testing.assert_close(found[name], outputs.T @ outputs / 20, rtol=1e-5, atol=1e-6)
+
+
+def test_what_only_its_own_factors_need_is_kept_of_the_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankship_pipeline.models.layers._LONG", 10)
+    net, x = nn.Sequential(nn.Conv2d(12, 5, 1), nn.ReLU(), nn.Conv2d(5, 11, 1)).eval(), torch.randn(9, 12, 4, 3)
+    merged = find_layers(net)
+    alone = [replace(layer, only_factored=True) for layer in merged]
+    grams, narrow = collect_grams(net, (x,), merged), collect_grams(net, (x,), alone)
+    curvatures, short = collect_curvatures(net, (x,), merged), collect_curvatures(net, (x,), alone)
+    W, M = (net.get_parameter(f"{name}.weight").detach().double().flatten(1) for name in ("0", "2"))
+    torch.testing.assert_close(narrow["0"], W @ grams["0"] @ W.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(short["2"], M.T @ curvatures["2"] @ M, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close((narrow["2"], short["0"]), (grams["2"], curvatures["0"]))
 
 
 def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
