@@ -174,8 +174,7 @@ def _weigh_outputs(work: Work) -> StageEstimate:
     seconds = {}
     for layer in work.layers:
         side = _curved_side(layer)
-        products = side**2 + (layer.parameters if layer.is_tall else 0)
-        seconds[layer.name] = 2.0 * _count_rows(work, layer, side, samples) * products / pace.product32_flops
+        seconds[layer.name] = 2.0 * _count_rows(work, layer, side, samples) * side**2 / pace.product32_flops
     matrices = {layer.name: 12 * _curved_side(layer) ** 2 for layer in work.layers}
     held = int(min(min(samples, 32) * pace.activation_bytes, max(COSTS["backward bytes"], pace.activation_bytes)))
     passes = (1 + COSTS["backward"]) * samples * pace.forward_seconds
