@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import Grams, find_scales, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.calibrate import EXACT, Grams, find_scales, fit_batch, join_embeddings, share_rows, split
 from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_outputs, as_rows, count_rows, sample_rows
@@ -30,7 +30,9 @@ def collect_curvatures(
     likelihood: Likelihood | None = None,
     draws: int = 1,
 ) -> Grams:
-    """The Fisher information H of the model's own predictions at every layer's output, (rows, rows), float64.
+    """The Fisher information H of the model's own predictions at every layer's output, (rows, rows).
+
+    Up to EXACT rows it is of float64, beyond of float32, as halves are kept (see `collect_halves`).
 
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
     predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
@@ -58,7 +60,11 @@ def collect_curvatures(
         turns[name] += 1
         curvature = curvatures[kept_under[name]]
         g, weight = sample_rows(g, share_rows(len(curvature), len(g), len(batch[0]), samples), turns[name])
-        curvature.add_(g.T @ g, alpha=weight)
+        if curvature.dtype == torch.float32:
+            g = g.float()
+            curvature.addmm_(g.T, g, alpha=weight)
+        else:
+            curvature.add_(g.T @ g, alpha=weight)
 
     def keep(name: str, x: Tensor, y: Tensor) -> Tensor:
         positions[kept_under[name]] += count_rows(modules[name], x, y, pick_mask(masks, y.shape))
@@ -83,7 +89,7 @@ def collect_curvatures(
 
 def _start_curvature(layer: Layer) -> Tensor:
     size = layer.columns if layer.is_tall else layer.rows
-    return torch.zeros(size, size, dtype=torch.float64)
+    return torch.zeros(size, size, dtype=torch.float64 if size <= EXACT else torch.float32)
 
 
 @contextmanager

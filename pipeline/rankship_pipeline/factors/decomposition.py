@@ -92,14 +92,16 @@ class Decomposition:
         L, W = self.metric.inner, self.outer
         if L is None or W is None or len(W) > W.shape[1]:
             return matrix
-        return (torch.linalg.solve_triangular(L, matrix, upper=False, left=False).to(W.dtype) @ W).to(matrix.dtype)
+        inner: Tensor = torch.linalg.solve_triangular(L, matrix, upper=False, left=False)
+        return (inner.to(W.dtype) @ W).to(matrix.dtype)
 
     def restore_outputs(self, matrix: Tensor) -> Tensor:
         """A matrix (rows, ·) with the layer's outputs, from one with `weight`'s: of a tall layer Q·M with Q = W·L⁻¹."""
         L, W = self.metric.inner, self.outer
         if L is None or W is None or len(W) < W.shape[1]:
             return matrix
-        return (W @ torch.linalg.solve_triangular(L, matrix, upper=True).to(W.dtype)).to(matrix.dtype)
+        inner: Tensor = torch.linalg.solve_triangular(L, matrix, upper=True)
+        return (W @ inner.to(W.dtype)).to(matrix.dtype)
 
     def open_inputs(self) -> "Decomposition":
         """The same, but for a Gram of the layer's own inputs (columns, columns), which is to be set."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate import calibrate, grams
+from rankship_pipeline.evaluate import calibrate, curvature, grams
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.rows import as_rows, sample_patches, sample_places
@@ -129,6 +129,15 @@ def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns
         "0": (torch.float32, (2, 9, 9)),
         "2": (torch.float64, (2, 8, 8)),
     }
+
+
+def test_a_curvature_of_many_rows_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, inputs = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7)).eval(), (torch.randn(90, 9),)
+    exact = collect_curvatures(net, inputs, find_layers(net))
+    monkeypatch.setattr(curvature, "EXACT", 7)
+    found = collect_curvatures(net, inputs, find_layers(net))
+    assert {name: one.dtype for name, one in found.items()} == {"0": torch.float32, "2": torch.float64}
+    torch.testing.assert_close(found["0"].double(), exact["0"], rtol=1e-5, atol=1e-8)
 
 
 def test_thinned_samples_are_spread_evenly() -> None:
