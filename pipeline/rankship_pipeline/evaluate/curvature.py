@@ -7,7 +7,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import EXACT, Grams, find_scales, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.calibrate import (
+    EXACT,
+    Grams,
+    find_scales,
+    fit_batch,
+    join_embeddings,
+    share_rows,
+    split,
+)
 from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_outputs, as_rows, count_rows, sample_rows
