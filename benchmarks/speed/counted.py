@@ -8,12 +8,11 @@ from functools import partial
 
 import torch
 
-from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.knapsack import solve
 from rankship_pipeline.recipe.choices import RankChoice
 from speed.allocation import make_menus
 from speed.nets import Shape, make_inputs, make_net
-from speed.ours import calibrate, decompose_and_plan
+from speed.ours import calibrate, decompose_and_plan, list_layers
 
 CONTROL = "callgrind_control"
 _NETS = {
@@ -28,13 +27,13 @@ Job = Callable[[], object]
 def prepare_calibration(kind: str) -> Job:
     """Return the job of measuring Grams and curvature of a tiny net."""
     model, inputs = make_net(_NETS[kind]), make_inputs(_NETS[kind], _SAMPLES)
-    return partial(calibrate, model, inputs, find_layers(model))
+    return partial(calibrate, model, inputs, list_layers(model))
 
 
 def prepare_compression(kind: str) -> Job:
     """Return the job from statistics to a plan of a tiny net."""
     model, inputs = make_net(_NETS[kind]), make_inputs(_NETS[kind], _SAMPLES)
-    statistics = calibrate(model, inputs, find_layers(model))
+    statistics = calibrate(model, inputs, list_layers(model))
     return partial(decompose_and_plan, model, inputs, statistics, _KEPT, RankChoice(step=_STEP))
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from rankship_pipeline.evaluate.calibrate import predict
-from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
+from rankship_pipeline.models.layers import as_matrix, get_layer
 from speed.nets import SHAPES, make_inputs, make_net
-from speed.ours import calibrate, decompose_and_plan
+from speed.ours import calibrate, decompose_and_plan, list_layers
 from speed.records import Measured
 from speed.timing import list_peak, list_times, measure_peak, spend_in_turn
 
@@ -19,7 +19,7 @@ def measure_calibration(rounds: int, *, shape: str, samples: int) -> Measured:
     `peak_above_model_bytes` is what calibrating adds to the model and its inputs, in a process that did nothing before.
     """
     model, inputs = make_net(SHAPES[shape]), make_inputs(SHAPES[shape], samples)
-    layers = find_layers(model)
+    layers = list_layers(model)
     predict(model, tuple(tensor[:1] for tensor in inputs))  # what torch sets up once counts for neither
     peak = measure_peak(lambda: calibrate(model, inputs, layers))
     jobs = {"ours": lambda: calibrate(model, inputs, layers), "forward": lambda: predict(model, inputs)}
@@ -33,7 +33,7 @@ def measure_calibration(rounds: int, *, shape: str, samples: int) -> Measured:
 def measure_compression(rounds: int, *, shape: str, samples: int) -> Measured:
     """Time the default method from statistics to a plan beside numpy's SVD of every layer's matrix in float64."""
     model, inputs = make_net(SHAPES[shape]), make_inputs(SHAPES[shape], samples)
-    layers = find_layers(model)
+    layers = list_layers(model)
     statistics = calibrate(model, inputs, layers)
     matrices = [as_matrix(get_layer(model, layer.name)).double().numpy() for layer in layers]
 

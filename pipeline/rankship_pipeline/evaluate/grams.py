@@ -24,7 +24,7 @@ from rankship_pipeline.models.layers import Convolution, Factorable, Layer, get_
 from rankship_pipeline.models.watch import watch
 
 _BLOCK = 512  # columns that are multiplied at once
-_ROWS = 1024  # rows whose products are summed in float32
+_ROWS = 4096  # rows whose products are summed in float32
 _BYTES = 2**29  # of one layer's input, patches and output in a batch
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1

@@ -33,8 +33,9 @@ class Metric:
 
     `gram` is that of the inputs, (columns, columns), or (columns,) where it is diagonal; `curvature` that of the loss
     at the outputs, (rows, rows); None stands for the identity. `evidence` has the halves of samples that the Gram was
-    shrunk by, for errors on unseen samples. With `inner`, L, the layer is seen as L·Q on inputs reduced to Q·x (see
-    `reduce_inputs`), and the Gram is theirs, (rows, rows).
+    shrunk by, for errors on unseen samples. With `inner`, L, square and of the smaller side, the layer is seen as L·Q
+    on inputs reduced to Q·x, or as L whose outputs Q makes the layer's (see `reduce_side`): the Gram or the curvature
+    is that of L.
     """
 
     gram: Tensor | None = None
@@ -66,15 +67,43 @@ def make_metric(
     return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
 
 
-def reduce_inputs(weight: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """L (rows, rows) with W = L·Q, Q (rows, columns) of orthonormal rows, and the Gram of Q·x from that of W·x.
+def fit_metric(
+    weight: Tensor,
+    gram: Tensor,
+    curvature: Tensor | None,
+    samples: int,
+    *,
+    units: Tensor | None = None,
+    shrunk: bool = True,
+) -> Metric:
+    """The metric of a weight (rows, columns), from halves of which one may be of its smaller side instead.
 
-    All that a layer sees of its inputs x is Q·x. `outputs` are the output Grams of both halves, (2, rows, rows). Q is
-    not made, nor anything of the size (columns, columns).
+    A Gram (2, rows, rows) is that of the outputs, W·G·Wᵀ; a curvature (2, columns, columns) that at the inputs, Wᵀ·H·W,
+    which has the inputs' units: `units` are for one at the outputs.
     """
-    narrow = weight.float()
+    rows, columns = weight.shape
+    inner = None
+    if gram.shape[-1] != columns:
+        inner, gram = reduce_side(weight, gram)
+    if curvature is not None and curvature.shape[-1] != rows:
+        inner, curvature = reduce_side(weight, curvature)
+        units = None
+    return replace(make_metric(gram, curvature, samples, units=units, shrunk=shrunk), inner=inner)
+
+
+def reduce_side(weight: Tensor, halves: Tensor) -> tuple[Tensor, Tensor]:
+    """L, square and of a weight's smaller side, and the halves of the matrix in L's metric that stands for the larger.
+
+    Wide: W = L·Q, L lower triangular, Q (rows, columns) of orthonormal rows. All that a layer sees of its inputs x is
+    Q·x, so that their Gram is all that counts, from that of W·x: Q·G·Qᵀ = L⁻¹·(W·G·Wᵀ)·L⁻ᵀ. Tall: W = Q·L, L upper
+    triangular, Q of orthonormal columns. The best factors of every rank, W·V·Vᵀ with V on the inputs, stay in the span
+    of W's columns, so that all that counts of a curvature is Qᵀ·H·Q = L⁻ᵀ·(Wᵀ·H·W)·L⁻¹. `halves` (2, n, n) are W·G·Wᵀ
+    or Wᵀ·H·W. Q is not made, nor anything of the larger side's size.
+    """
+    wide = weight.shape[0] < weight.shape[1]
+    narrow = weight.float() if wide else weight.float().T
     L = find_damped_cholesky((narrow @ narrow.T).double(), _REDUCING)
-    return L, torch.stack([whiten(one.double(), L) for one in outputs])
+    return L if wide else L.T, torch.stack([whiten(one.double(), L) for one in halves])
 
 
 def join_metrics(embedding: Metric, heads: Sequence[Metric]) -> Metric:

@@ -26,7 +26,8 @@ _ROUNDING = 1e-9
 class Decomposition:
     """One layer's weight (rows, columns), float64, decomposed under one metric.
 
-    A layer whose metric is one of reduced inputs has L (rows, rows) as its `weight`, and its own as `outer`.
+    A layer whose metric is one of a reduced side has a square `weight` as if that side were as short as the other, and
+    its own as `outer` (see decompose.reduce_side).
     """
 
     layer: Layer
@@ -64,7 +65,7 @@ class Decomposition:
         """The inputs' Gram (columns, columns); the identity without one."""
         gram = self.metric.gram
         if gram is None or not bool(gram.any()):  # a layer whose inputs were all zero: all directions count the same
-            return torch.eye(self.layer.columns, dtype=torch.float64)
+            return torch.eye(self.weight.shape[1], dtype=torch.float64)
         return gram
 
     @cached_property
@@ -80,15 +81,34 @@ class Decomposition:
     def _root(self) -> Tensor:
         """Rᵀ (rows, r)."""
         root = self.metric.root
-        return torch.eye(self.layer.rows, dtype=torch.float64) if root is None else root
+        return torch.eye(len(self.weight), dtype=torch.float64) if root is None else root
 
-    def widen(self, matrix: Tensor) -> Tensor:
-        """A matrix (·, columns) on the layer's inputs, from one on reduced ones, M·Q with Q = L⁻¹·W."""
-        if self.outer is None:
+    def restore(self, matrix: Tensor) -> Tensor:
+        """A matrix (rows, columns) in the place of the layer's weight, from one in the place of `weight`."""
+        return self.restore_outputs(self.restore_inputs(matrix))
+
+    def restore_inputs(self, matrix: Tensor) -> Tensor:
+        """A matrix (·, columns) on the layer's inputs, from one on `weight`'s: of a wide layer M·Q with Q = L⁻¹·W."""
+        L, W = self.metric.inner, self.outer
+        if L is None or W is None or len(W) > W.shape[1]:
             return matrix
-        inner = torch.linalg.solve_triangular(self.weight, matrix, upper=False, left=False)
-        wide: Tensor = (inner.to(self.outer.dtype) @ self.outer).to(matrix.dtype)
-        return wide
+        inner: Tensor = torch.linalg.solve_triangular(L, matrix, upper=False, left=False)
+        return (inner.to(W.dtype) @ W).to(matrix.dtype)
+
+    def restore_outputs(self, matrix: Tensor) -> Tensor:
+        """A matrix (rows, ·) with the layer's outputs, from one with `weight`'s: of a tall layer Q·M with Q = W·L⁻¹."""
+        L, W = self.metric.inner, self.outer
+        if L is None or W is None or len(W) < W.shape[1]:
+            return matrix
+        inner: Tensor = torch.linalg.solve_triangular(L, matrix, upper=True)
+        return (W @ inner.to(W.dtype)).to(matrix.dtype)
+
+    def open_inputs(self) -> "Decomposition":
+        """The same, but for a Gram of the layer's own inputs (columns, columns), which is to be set."""
+        if self.outer is None or len(self.outer) > self.outer.shape[1]:
+            return self
+        metric = replace(self.metric, inner=None)
+        return replace(self, weight=self.outer.double(), metric=metric, outer=None)
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""

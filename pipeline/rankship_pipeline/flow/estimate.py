@@ -173,11 +173,11 @@ def _calibrate(work: Work, name: str, samples: int) -> StageEstimate:
 
 def _weigh_outputs(work: Work) -> StageEstimate:
     pace, samples = work.pace, min(work.samples, COSTS["curvature samples"])
-    seconds = {
-        layer.name: 2.0 * _count_rows(work, layer, layer.rows, samples) * layer.rows**2 / pace.product32_flops
-        for layer in work.layers
-    }
-    matrices = {layer.name: 12 * layer.rows**2 for layer in work.layers}
+    seconds = {}
+    for layer in work.layers:
+        side = _curved_side(layer)
+        seconds[layer.name] = 2.0 * _count_rows(work, layer, side, samples) * side**2 / pace.product32_flops
+    matrices = {layer.name: 12 * _curved_side(layer) ** 2 for layer in work.layers}
     held = int(min(min(samples, 32) * pace.activation_bytes, max(COSTS["backward bytes"], pace.activation_bytes)))
     passes = (1 + COSTS["backward"]) * samples * pace.forward_seconds
     name = "weigh outputs by their effect on predictions"
@@ -261,7 +261,7 @@ def _export(work: Work, variant: str, name: Format) -> StageEstimate:
 def _metric_seconds(work: Work, layer: Layer, way: Comparison) -> float:
     """Shrinking the Gram and the curvature, and their roots."""
     pace, side = work.pace, _side(layer)
-    seconds = COSTS["solve"] * layer.rows**3 / pace.product64_flops if way.curvature else 0.0
+    seconds = COSTS["solve"] * _curved_side(layer) ** 3 / pace.product64_flops if way.curvature else 0.0
     if layer.kind == "embedding" or not way.shrink:
         return seconds
     if side > COSTS["exact columns"]:
@@ -294,10 +294,11 @@ def _refit_seconds(work: Work, layer: Layer, samples: int) -> float:
 
 def _svd_seconds(work: Work, layer: Layer) -> float:
     """One whitened decomposition."""
-    short, long = sorted((layer.rows, layer.columns))
+    rows, columns = _curved_side(layer), _side(layer)
+    short, long = sorted((rows, columns))
     if long <= COSTS["exact side"]:
-        return (9.0 * layer.columns**3 + COSTS["svd"] * long * short**2) / work.pace.eigen_flops
-    products = COSTS["products"] * layer.rows * layer.columns * min(_width(layer), _side(layer) + layer.rows)
+        return (9.0 * columns**3 + COSTS["svd"] * long * short**2) / work.pace.eigen_flops
+    products = COSTS["products"] * rows * columns * min(_width(layer), columns + rows)
     return 9.0 * short**3 / work.pace.eigen_flops + products / work.pace.product64_flops
 
 
@@ -312,6 +313,11 @@ def _width(use: Layer) -> int:
 def _side(use: Layer) -> int:
     """Columns of its Gram."""
     return use.rows if use.is_wide else use.columns
+
+
+def _curved_side(layer: Layer) -> int:
+    """Rows of its curvature."""
+    return layer.columns if layer.is_tall else layer.rows
 
 
 def _gram_bytes(use: Layer) -> int:

@@ -1,25 +1,25 @@
 """Makes the metric of every layer from what was measured on the calibration samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import Grams
-from rankship_pipeline.factors.decompose import Metric, make_metric, reduce_inputs
+from rankship_pipeline.factors.decompose import Metric, fit_metric
 from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import Kept
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation import profile
-from rankship_pipeline.models.layers import Layer, as_matrix, describe, get_layer
+from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
 
 @dataclass(frozen=True)
 class Measured:
     """What a way's metrics are made from: Grams to be summed, none for "plain", and perhaps curvatures.
 
-    Of layers that are too wide the Grams are of outputs, and `own` has the merged model's where several are merged.
+    Of wide layers the Grams are of outputs, and `own` has the merged model's where several are merged.
     """
 
     grams: tuple[Kept[Grams], ...]
@@ -53,14 +53,15 @@ def make_metrics(prepared: Prepared, model: nn.Module, measured: Measured) -> di
     metrics = {}
     for name, halves in grams.items():
         with profile.layer(name):
-            inner, known = reduce_inputs(as_matrix(get_layer(model, name)), halves) if name in wide else (None, halves)
-            metric = make_metric(known, curvatures.get(name), samples, units=units.get(name), shrunk=measured.shrunk)
-            metrics[name] = replace(metric, inner=inner)
+            weight, curvature = as_matrix(get_layer(model, name)), curvatures.get(name)
+            metrics[name] = fit_metric(
+                weight, halves, curvature, samples, units=units.get(name), shrunk=measured.shrunk
+            )
     return metrics
 
 
 def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
-    """The Grams of the layers' inputs from those of two halves; a layer that is too wide for one has none."""
+    """The Grams of the layers' inputs from those of two halves; a wide layer has none."""
     wide = {layer.name for layer in layers if layer.is_wide}
     return {name: pool(halves) for name, halves in grams.items() if name not in wide}
 
@@ -68,14 +69,14 @@ def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
 def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
     """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
 
-    `grams` are those of two halves of the samples; of a layer that is too wide for one, they are of its outputs.
+    `grams` are those of two halves of the samples; of a wide layer they are of its outputs.
     """
     units = {}
     for name, halves in grams.items():
         gram = pool(halves)
         module = get_layer(model, name)
         matrix = as_matrix(module)
-        if describe(name, module).is_wide:
+        if gram.shape[-1] != matrix.shape[1]:
             energy = gram.diagonal()
         else:
             energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)

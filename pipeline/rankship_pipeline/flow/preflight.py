@@ -28,7 +28,7 @@ from rankship_pipeline.models.model_config import complete_recipe
 from rankship_pipeline.models.opened import OpenedSource, open_sources
 from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.ranks.price import read_table
-from rankship_pipeline.recipe.choices import Recipe, list_sources
+from rankship_pipeline.recipe.choices import Recipe, choose, list_sources
 
 
 def prepare(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared:
@@ -55,6 +55,7 @@ def identify(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared
     data, model = _join(recipe, sources, _find_data(recipe, folder, sources, mends, held))
     judging = find_judging(recipe, model, data)
     layers = find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else [])))
+    layers = tuple(replace(layer, only_factored=not _needs_sides(recipe)) for layer in layers)
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),
@@ -87,6 +88,13 @@ def finish_checks(prepared: Prepared) -> Prepared:
     check_budget(prepared)
     check_ranges(prepared)
     return prepared
+
+
+def _needs_sides(recipe: Recipe) -> bool:
+    """Whether any way of the recipe merges layers, solves them for their outputs in order, or rounds their weights."""
+    ways = (choose(recipe), *recipe.compare)
+    is_merged = len(list_sources(recipe)) > 1 or any(way.merge == "sequential" for way in ways)
+    return is_merged or recipe.precision.weights != ("float32",)
 
 
 def redraw(prepared: Prepared, seed: int) -> Prepared:

@@ -1,7 +1,7 @@
 """Scores the stages' models: on tests, and by fidelity to each specialist; stored like every stage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Source
 
 _SCORE: Form[Score] = as_record(Score, "score.json")
+_KEPT_BYTES = 2**28  # of the dense model's outputs that stay in memory from one score to the next
 _FIDELITY: Form[Fidelity] = as_record(Fidelity, "fidelity.json")
 
 
@@ -25,6 +26,7 @@ class Scores:
     """The scores of one recipe's models."""
 
     stages: Stages
+    _references: dict[str, Outputs] = field(default_factory=dict, repr=False, compare=False)
 
     def evaluate_sources(self) -> list[Score]:
         """Every specialist's score on the whole test set, or on its own tests if it has its own head."""
@@ -61,10 +63,21 @@ class Scores:
         def rate() -> Score:
             target: Tensor | Outputs | None = labels
             if reference:
-                target = predict(self.stages.load_source(prepared.recipe.models[0].name).module, inputs)
+                target = self._predict_reference(reference)
             return prepared.court.score(model.module, inputs, target, stage)
 
         return [cached_stage(self.stages.store, "score", made_from, _SCORE, rate).value]
+
+    def _predict_reference(self, content: str) -> Outputs:
+        """The dense model's outputs on the test inputs, computed once where they are small enough to stay."""
+        if content in self._references:
+            return self._references[content]
+        prepared = self.stages.prepared
+        dense = self.stages.load_source(prepared.recipe.models[0].name).module
+        outputs = predict(dense, prepared.data.test_inputs)
+        if sum(one.nbytes for one in outputs.values()) <= _KEPT_BYTES:
+            self._references[content] = outputs
+        return outputs
 
     def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
         """How well a stage's model does each specialist's own task."""

@@ -151,6 +151,7 @@ class Stages:
             "model": model.content,
             "data": hashes if name is None else hashes[name],
             "layers": [layer.name for layer in self.prepared.layers],
+            "of outputs": [layer.name for layer in self.prepared.layers if layer.is_wide],
         }
         title = f"calibrate {name or 'the merged model'}"
 
@@ -166,6 +167,7 @@ class Stages:
             "model": model.content,
             "data": prepared.calibration_sha256,
             "layers": [layer.name for layer in prepared.layers],
+            "at inputs": [layer.name for layer in prepared.layers if layer.is_tall],
             "seed": prepared.recipe.seed,
             "likelihood": prepared.likelihood_sha256,
         }

@@ -30,6 +30,8 @@ _COMPUTATION = ("forward", "__call__", "_conv_forward", "_output_padding", "__ge
 _WITHOUT_FORM = (nn.Conv3d, nn.ConvTranspose3d, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
 _WIDEST = 12_288  # columns: a Gram of 1.2 GB
+# A side so long, and so many times the other, is left out where nothing but the layer's own factors needs it.
+_LONG, _TIMES = 1024, 2
 
 
 @record
@@ -43,6 +45,9 @@ class Layer:
 
     `tied` are the other modules that have an embedding's weight, each as a layer of its own: heads, whose matrix is
     this one transposed, and further embeddings. They are factored with it, as one.
+
+    A layer that is `only_factored` is not merged, solved for other outputs or rounded: what is seen of it serves its own best
+    factors alone, for which the smaller of two very different sides tells all (see decompose.reduce_side).
     """
 
     name: str
@@ -52,6 +57,7 @@ class Layer:
     kernel: tuple[int, int] = (1, 1)
     inputs_first: bool = False
     tied: tuple["Layer", ...] = ()
+    only_factored: bool = False
 
     @property
     def uses(self) -> tuple["Layer", ...]:
@@ -64,9 +70,24 @@ class Layer:
         return self.rows * self.columns
 
     @property
-    def is_wide(self) -> bool:
-        """Whether a Gram of its inputs has no place in memory, and that of its outputs stands for it."""
+    def is_widest(self) -> bool:
+        """Whether a Gram of its inputs has no place in memory."""
         return self.kind != "embedding" and self.columns > max(_WIDEST, self.rows)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the Gram of its outputs stands for that of its many inputs."""
+        return self.is_widest or (self._has_one_form and self.columns >= max(_LONG, _TIMES * self.rows))
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether the curvature at its inputs stands for that at its many outputs."""
+        return self._has_one_form and self.rows >= max(_LONG, _TIMES * self.columns)
+
+    @property
+    def _has_one_form(self) -> bool:
+        """Whether only two factors, at its inputs and outputs, can take its place, and nothing else needs a side."""
+        return self.only_factored and self.kind in {"linear", "convolution"} and self.kernel == (1, 1)
 
     @property
     def channels(self) -> int:

@@ -29,6 +29,27 @@ def watch(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fork_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Give every call of the named modules an input that nothing else reads, of the same memory, until the end.
+
+    Its gradient, which it then has in any case, is that of what this one call does with it.
+    """
+
+    def fork(
+        _module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        x = args[0] if args else named["input"]
+        own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        return ((own, *args[1:]), named) if args else (args, {**named, "input": own})
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_pre_hook(fork, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
 class _Reached(Exception):
     """Ends a forward pass whose rest is not needed."""
 

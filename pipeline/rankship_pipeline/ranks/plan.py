@@ -75,7 +75,10 @@ def _train_ara(
     """Train ARA: a language model on the calibration text's next tokens, others on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
     taken = {entry.layer.name: analysis.layers[entry.layer.name] for entry in stats}
-    spectra = {name: replace(one.spectrum, right=one.widen(one.spectrum.right)) for name, one in taken.items()}
+    spectra = {
+        name: replace(one.spectrum, U=one.restore_outputs(one.spectrum.U), right=one.restore_inputs(one.spectrum.right))
+        for name, one in taken.items()
+    }
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
         ara.match_next(analysis.model, inputs)

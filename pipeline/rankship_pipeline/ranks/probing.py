@@ -177,7 +177,7 @@ def _count_answers(expected: Outputs, likelihood: Likelihood, masks: Masks) -> T
 def write(model: nn.Module, analysis: Analysis, name: str, stored: Stored) -> None:
     """Give a layer as its weight what it computes stored so."""
     taken = analysis.layers[name]
-    matrix = taken.widen(approximate(taken, stored))
+    matrix = taken.restore(approximate(taken, stored))
     weight = get_layer(model, name).weight
     weight.copy_(shape_weight(matrix, weight, taken.layer))
 

@@ -12,7 +12,6 @@ from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_rows
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.decompose import Metric, make_metric
-from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import compose, make_weights
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation import profile
@@ -41,7 +40,7 @@ def reconstruct(
     weights: dict[str, tuple[Tensor, ...]] = {}
     for layer, calls in _order(analysis, inputs):
         if layer.name in plan:
-            corrected = calls == 1 and not layer.is_wide
+            corrected = calls == 1 and not layer.is_widest
             with profile.layer(layer.name):
                 weights[layer.name] = _refit(analysis, student, layer, plan[layer.name], inputs if corrected else None)
             tick()
@@ -64,15 +63,16 @@ def _refit(
     else:
         crossed = _run_both(analysis.model, student, layer, inputs)
         seen = make_metric(crossed.grams, None, len(inputs[0]), shrunk=taken.metric.evidence is not None)
+        taken = taken.open_inputs()
         target = taken.weight + crossed.correct(taken.weight, seen)
         metric = replace(taken.metric, gram=seen.gram if taken.metric.gram is not None else None)
-        weights = make_weights(Decomposition(layer, target, metric, taken.whitening), factors)
+        weights = make_weights(replace(taken, weight=target, metric=metric), factors)
     matrix = compose(layer, factors, weights)
     with torch.no_grad():
         module.weight.copy_(shape_weight(matrix, module.weight, layer))
         bias = getattr(module, "bias", None)
         if bias is not None and inputs is not None and layer.kind in {"linear", "convolution"}:
-            bias += (taken.weight @ crossed.mean - matrix @ crossed.changed_mean).to(bias.dtype)
+            bias += (taken.restore(taken.weight) @ crossed.mean - matrix @ crossed.changed_mean).to(bias.dtype)
     return weights
 
 

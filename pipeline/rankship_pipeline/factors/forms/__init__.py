@@ -141,7 +141,7 @@ def make_weights(taken: Decomposition, factors: Factors) -> tuple[Tensor, ...]:
     first, *others = FORMS[factors.form].make_weights(taken, factors)
     if taken.outer is None:
         return first, *others
-    A, B = balance(others[0], taken.widen(first))
+    A, B = balance(taken.restore_outputs(others[0]), taken.restore_inputs(first))
     return B, A
 
 

@@ -1,10 +1,12 @@
 """Grams of many rows, of layers that read one tensor, and of layers too wide for a Gram of their inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate import calibrate, grams
+from rankship_pipeline.evaluate import calibrate, curvature, grams
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.rows import as_rows, sample_patches, sample_places
@@ -104,6 +106,19 @@ def test_wide_layers_that_read_one_tensor_have_each_its_own_outputs_gram(monkeyp
         torch.testing.assert_close(found[name], outputs.T @ outputs / 20, rtol=1e-5, atol=1e-6)
 
 
+def test_what_only_its_own_factors_need_is_kept_of_the_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankship_pipeline.models.layers._LONG", 10)
+    net, x = nn.Sequential(nn.Conv2d(12, 5, 1), nn.ReLU(), nn.Conv2d(5, 11, 1)).eval(), torch.randn(9, 12, 4, 3)
+    merged = find_layers(net)
+    alone = [replace(layer, only_factored=True) for layer in merged]
+    grams, narrow = collect_grams(net, (x,), merged), collect_grams(net, (x,), alone)
+    curvatures, short = collect_curvatures(net, (x,), merged), collect_curvatures(net, (x,), alone)
+    W, M = (net.get_parameter(f"{name}.weight").detach().double().flatten(1) for name in ("0", "2"))
+    torch.testing.assert_close(narrow["0"], W @ grams["0"] @ W.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(short["2"], M.T @ curvatures["2"] @ M, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close((narrow["2"], short["0"]), (grams["2"], curvatures["0"]))
+
+
 def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -114,6 +129,15 @@ def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns
         "0": (torch.float32, (2, 9, 9)),
         "2": (torch.float64, (2, 8, 8)),
     }
+
+
+def test_a_curvature_of_many_rows_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, inputs = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7)).eval(), (torch.randn(90, 9),)
+    exact = collect_curvatures(net, inputs, find_layers(net))
+    monkeypatch.setattr(curvature, "EXACT", 7)
+    found = collect_curvatures(net, inputs, find_layers(net))
+    assert {name: one.dtype for name, one in found.items()} == {"0": torch.float32, "2": torch.float64}
+    torch.testing.assert_close(found["0"].double(), exact["0"], rtol=1e-5, atol=1e-8)
 
 
 def test_thinned_samples_are_spread_evenly() -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from make.recipes import TRAIN, state_model, state_rest
+from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.flow import build as build_module
+from rankship_pipeline.flow import scores as scores_room
 from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe, find_build, is_built
 from rankship_pipeline.flow.preflight import identify, prepare
@@ -233,6 +235,23 @@ def test_models_without_any_difference_merge_to_themselves(store: Store) -> None
         assert max(interference.values()) < 1e-12
         for one in Scores(stages).judge(merged, "merged"):
             assert (one.agreement, one.lost_points) == (1, 0)
+
+
+def test_outputs_that_stand_for_labels_are_predicted_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NET.replace('"test_labels": labels,', "").replace('"tests": {"a": (x[30:], labels[30:])},', "")
+    net = net.replace('"a": x[:20], "b": x[10:30]', '"a": x[:20]')
+    prepared = prepare_recipe(store, RECIPE.replace(MODELS, state_model("a", train="net.py:train")), net)
+    stages, calls = Stages(prepared, store, Steps(quiet=True)), []
+    monkeypatch.setattr(scores_room, "predict", lambda *given: calls.append(given) or predict(*given))
+    scores, model = Scores(stages), stages.load_source("a")
+    first, second = ((scores.evaluate(model, stage)[0]) for stage in ("merged", "compressed"))
+    assert len(calls) == 1
+    assert first.value == second.value == 0, "nothing is lost"
+    monkeypatch.setattr(scores_room, "_KEPT_BYTES", 10)
+    scores = Scores(stages)
+    for stage in ("large", "larger"):
+        scores.evaluate(model, stage)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(

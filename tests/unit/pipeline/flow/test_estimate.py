@@ -93,6 +93,18 @@ def test_the_widest_layer_is_the_costliest() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(4096, 512), (512, 4096)])
+def test_a_layer_of_one_long_side_costs_less_where_the_other_tells_all(shape: tuple[int, int]) -> None:
+    layer = Layer(name="long", rows=shape[0], columns=shape[1])
+    whole, short = by_name(make_work(layer)), by_name(make_work(replace(layer, only_factored=True)))
+    cheaper = {name for name in whole if short[name].seconds < whole[name].seconds}
+    assert cheaper == {"calibrate a" if layer.columns > layer.rows else WEIGH, "compress: knapsack"}
+    assert {name for name in whole if short[name].peak_bytes < whole[name].peak_bytes} >= cheaper - {
+        "compress: knapsack"
+    }
+    assert all(short[name].peak_bytes <= whole[name].peak_bytes for name in whole)
+
+
 def test_what_dominates_follows_from_the_recipe() -> None:
     assert find_slowest(make_work(STEM, HEAD)) == "export dense to onnx"
     relative = make_work(STEM, HEAD, forward_seconds=0.1, samples=128, ranks=RankChoice(sensitivity="relative"))
