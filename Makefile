@@ -19,7 +19,8 @@ USERS := .venv/.installed-demo
 INSTALLED := .venv/.installed
 MLFLOW := .venv-mlflow
 MLFLOW_NEEDS := mlflow-skinny==3.17.2 alembic==1.20.1 filelock numpy psutil pydantic rich safetensors scipy sqlalchemy
-TESTS := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than processors: a sixth of the tests' time is waiting, for boards that boot or hang.
+TESTS := $(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Python compiles what it imports as it goes: compiling all 24,000 files here would take most of the set-up's time.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
