@@ -2,7 +2,7 @@
 #   make demo    the main job, end to end, with this machine as the device
 #   make test    every test that needs no hardware: emulated boards, phones and virtual machines too
 # For every day, and for what takes gigabytes:
-#   make test-quick     without emulated devices
+#   make test-quick     without emulated devices and slow tests: after every change
 #   make test-images    the container images, really built and run
 #   make bench          how fast it is, beside the baseline: minutes on a quiet machine
 #   make bench-counts   the same of the smallest cases by instructions, without a clock
@@ -19,7 +19,8 @@ USERS := .venv/.installed-demo
 INSTALLED := .venv/.installed
 MLFLOW := .venv-mlflow
 MLFLOW_NEEDS := mlflow-skinny==3.17.2 alembic==1.20.1 filelock numpy psutil pydantic rich safetensors scipy sqlalchemy
-TESTS := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than processors: a third of the tests' time is waiting, for boards that boot or hang.
+TESTS := $(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Python compiles what it imports as it goes: compiling all 24,000 files here would take most of the set-up's time.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export TORCHAO_FORCE_SKIP_LOADING_SO_FILES := 1
@@ -82,7 +83,7 @@ test: $(INSTALLED) $(MLFLOW)/.installed
 	$(TESTS) -m "not images and not phone_faults and not debian13"
 
 test-quick: $(INSTALLED)
-	$(TESTS) -m "not twin and not system and not images and not debian13"
+	$(TESTS) -m "not slow and not twin and not system and not images and not debian13"
 
 test-images: $(INSTALLED)
 	$(call install,IMAGE_NEEDS)

@@ -3,16 +3,19 @@
 Its sessions have an empty home, so that nobody's dot files slow or colour the tests.
 """
 
+import gc
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
+from make.groups import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 - hooks
 from make.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 from make.ssh_servers import CONFIGURATION, SSHD, SshServer, start_server
 from rankship_pipeline.foundation.errors import RankshipError
@@ -21,54 +24,29 @@ from rankship_targets.twin.adbd import Screen
 from rankship_targets.twin.android import find_root
 from rankship_targets.twin.pixel import Phone, launch_phone, reach
 
-if TYPE_CHECKING:
-    from xdist.scheduler import LoadFileScheduling
-
+# Tracing and converting make millions of objects among which the collector finds nothing: a tenth of an export's time.
+gc.set_threshold(50_000, 20, 50)
 os.environ["RANKSHIP_VERBOSE"] = "1"  # a verb hides the warnings of libraries; here each of them is an error
 TWIN_NEEDS = {"qemu-aarch64-static": "qemu-user-static", "mmdebstrap": "mmdebstrap", "arch-test": "arch-test"}
 TRY_A_ROOM = "from rankship_targets.twin.binfmt import enter_room; enter_room()"
 # The least that can be asked of what stand-ins are made of: an empty root, and one small wheel.
 TRY_DEBIAN = "mmdebstrap --quiet --mode=root --architectures=arm64 --variant=custom --skip=check/qemu bookworm"
 TRY_PIP = "-m pip download --quiet --no-deps --no-cache-dir --only-binary=:all: --platform manylinux2014_aarch64 psutil"
-BUILDING = ("flow/test_first_minutes.py", "flow/test_huggingface.py", "flow/test_bad_input.py")  # they measure nothing
+STATES = itertools.count()
 StartSshd = Callable[..., SshServer]
 T = TypeVar("T")
 MakeOrSkip = Callable[[Callable[[], T]], T]
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling":  # noqa: ANN401 - xdist's
-    """Keep a file's tests in one process, for what they share; emulated devices, which share storage; and this machine.
-
-    As a device this machine is leased: whoever measured on it beside others would find it busy.
-    """
-    from xdist.scheduler import LoadFileScheduling
-
-    class Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no type information
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            if "twin" in file or "test_transport" in file:
-                return "emulated devices"
-            if file.endswith(BUILDING):
-                return file
-            return "this machine" if "/flow/" in file or "test_runner" in file else file
-
-    return Together(config, log)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests where processes share the work, so that none of them ends alone."""
-    if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if "slow" in item.keywords}
-        items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's own configuration, signing key and quarantine away from every test."""
+    """Keep the user's own configuration, signing key and quarantine away from every test.
+
+    A state's folder is made by who writes there: `mktemp` would read all those before it, in every test.
+    """
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(base / "configuration"))  # shared: what one test signs, all trust
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("XDG_STATE_HOME", str(base / "states" / str(next(STATES))))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import importlib
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,10 @@ class Odd(Net):
         return torch.as_tensor(self.head(z + constant + self.normalised(y) + self.rank_one(y)))
 
 
+CHAINS = {
+    "like_the_pair": nn.Sequential(nn.Conv2d(8, 2, 3, 1, 1, bias=False), nn.Conv2d(2, 8, 1)),
+    "head": nn.Sequential(nn.Linear(16, 3, bias=False), nn.Linear(3, 5)),
+}
 # How often each shape is in a file: what is constant, unused or normalised not at all, the twofold computation once.
 NEEDED = {
     (8, 27): 1, (2, 72): 1, (8, 2): 1, (8, 72): 1, (3, 8): 2, (16, 3): 2, (2, 3): 1, (8, 6): 1, (1, 8): 1, (16, 1): 1,
@@ -105,34 +110,40 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return exporter, path
 
 
+@cache
+def expect_of_odd() -> Expected:
+    return expect_operators(trace_graph(Odd().eval(), EXAMPLE))
+
+
+@cache
+def expect_of_odd_with_chain(name: str) -> Expected:
+    net = Odd().eval()
+    setattr(net, name, CHAINS[name])
+    return expect_operators(trace_graph(net, EXAMPLE))
+
+
 def count(operators: tuple[Operator, ...]) -> Counter[tuple[int, int]]:
     return Counter((one.rows, one.columns) for one in operators)
 
 
 def test_what_converters_fold_or_drop_is_no_factor_multiplied_out(exported: tuple[Exporter, Path]) -> None:
     exporter, path = exported
-    expected, found = expect_operators(trace_graph(Odd().eval(), EXAMPLE)), exporter.list_operators(path)
+    expected, found = expect_of_odd(), exporter.list_operators(path)
     assert count(expected.needed) == Counter(NEEDED)
     assert not Counter(NEEDED) - count(found)
     assert not count(found) - count(expected.allowed)
     check_factors(PLAN, expected, found, where="test")
 
 
-@pytest.mark.parametrize("name", ["like_the_pair", "head"])
+@pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_that_an_exporter_multiplies_out_is_found(exported: tuple[Exporter, Path], name: str) -> None:
     """The file holds the layer dense that the graph has as a chain."""
     exporter, path = exported
-    net, (rows, columns) = Odd().eval(), {"like_the_pair": (8, 72), "head": (5, 16)}[name]
-    chains = {
-        "like_the_pair": nn.Sequential(nn.Conv2d(8, 2, 3, 1, 1, bias=False), nn.Conv2d(2, 8, 1)),
-        "head": nn.Sequential(nn.Linear(16, 3, bias=False), nn.Linear(3, 5)),
-    }
-    rank = {"like_the_pair": 2, "head": 3}[name]
-    setattr(net, name, chains[name])
+    rows, columns, rank = {"like_the_pair": (8, 72, 2), "head": (5, 16, 3)}[name]
     plan = replace(PLAN, layers=(*PLAN.layers, describe(name, rows, columns, rank)))
     message = rf"  {name}: \d operators of shape {rank}x{columns}, \d expected[\s\S]*  {name}: one dense operator"
     with pytest.raises(BuildError, match=message):
-        check_factors(plan, expect_operators(trace_graph(net, EXAMPLE)), exporter.list_operators(path), where="test")
+        check_factors(plan, expect_of_odd_with_chain(name), exporter.list_operators(path), where="test")
 
 
 SHAPES = ((8, 27), (2, 72), (8, 2), (3, 8), (16, 3), (5, 16))

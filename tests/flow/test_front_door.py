@@ -2,10 +2,7 @@
 
 import doctest
 import importlib
-import os
 import pkgutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +137,10 @@ def test_a_recipe_is_run_as_the_commands_run_it(
     assert again.find("onnx").parent.name.startswith("artifact-")
 
 
-def test_the_command_and_python_go_on_with_one_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_and_python_go_on_with_one_run(
+    shared_recipe: Path, shared_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSHIP_STORE", str(shared_store))
     suites = []
 
     def see(_build: Build, _prepared: object, suite: rs.Suite, *_: object, **__: object) -> None:
@@ -149,9 +149,9 @@ def test_the_command_and_python_go_on_with_one_run(recipe: Path, monkeypatch: py
 
     monkeypatch.setattr("rankship.measured.prepare_measuring", see)
     monkeypatch.setattr("rankship_benchmarks.fleet.measure.prepare_measuring", see)
-    assert main(["run", str(recipe), "--on", "this-machine"]) == 2
+    assert main(["run", str(shared_recipe), "--on", "this-machine"]) == 2
     with pytest.raises(InputError, match="seen"):
-        rs.measure(rs.run(recipe, progress=False), on="this-machine", progress=False)
+        rs.measure(rs.run(shared_recipe, progress=False), on="this-machine", progress=False)
     assert suites[0] == suites[1], "a run goes on only with the suite that it was begun with"
 
 
@@ -168,14 +168,7 @@ def test_every_module_with_a_public_function_shows_an_example() -> None:
     assert {"compress", "merge", "export", "measure", "load", "run", "Recipe"} <= named
 
 
-def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
-    script = ROOT / "examples/quickstart.py"
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "× fewer" in done.stdout
-    assert "device this-machine" in done.stdout
-    assert (tmp_path / "quickstart-out/compressed.onnx").is_file()
-    five = [line for line in script.read_text().split("__main__")[1].splitlines()[1:] if line]
-    assert len(five) == 5
+def test_the_quickstart_has_five_lines() -> None:
+    """A stranger runs it, in tests/system/test_wheel.py."""
+    script = (ROOT / "examples/quickstart.py").read_text()
+    assert len([line for line in script.split("__main__")[1].splitlines()[1:] if line]) == 5

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
+from rankship_benchmarks.measure import one_device
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.artifact_key import VARIANTS, ArtifactKey
 from rankship_pipeline.foundation.formats import FORMATS
@@ -23,10 +24,14 @@ MakeOrSkip = Callable[[Callable[[], Path]], Path]
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep kits and what the devices store in a folder of these tests; what stand-ins are made of is the user's."""
+    """Keep kits and what the devices store in a folder of these tests; what stand-ins are made of is the user's.
+
+    Nothing is profiled, which no test here looks at: on a translated processor it takes as long as to measure.
+    """
     folder = tmp_path_factory.mktemp("twins")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lock, "user_folder", lambda *_: folder / "cache")
+        patch.setattr(one_device, "profile_run", lambda *_: None)
         for room in (pi, pixel):
             patch.setattr(room, "find_storage", lambda name: folder / "storage" / name)
         yield folder

@@ -20,7 +20,7 @@ from rankship_pipeline.foundation.store import MANIFEST, Store
 from rankship_pipeline.verbs import find_by_name
 
 pytestmark = pytest.mark.slow
-ROUNDS, CASES = 6, 4  # what `run` measures by default; two formats, dense and compressed
+ROUNDS, CASES = 6, 2  # what `run` measures by default; dense and compressed
 
 
 def _command(*arguments: str | Path) -> list[str]:
@@ -57,7 +57,7 @@ def _start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_run_killed_at_five_random_moments_goes_on_and_loses_nothing(recipe: Path, tmp_path: Path) -> None:
-    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx", "tflite"]\n')
+    recipe.write_text(recipe.read_text() + '\n[export]\nformats = ["onnx"]\n')
     moments = random.Random(20261123)  # noqa: S311 - not for secrets
     entries = trials = kills = 0
     while kills < 5:

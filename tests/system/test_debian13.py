@@ -1,4 +1,4 @@
-"""`make demo` and `make test-quick` on a fresh Debian 13, in a root made of its packages, with Python 3.13."""
+"""`make demo` and every test without a device on a fresh Debian 13, in a root of its packages, with Python 3.13."""
 
 import os
 import shutil
@@ -64,5 +64,6 @@ def test_the_demo_runs_there(machine: Machine) -> None:
     assert list((machine.root / "rankship/rankship-results").glob("*/report.html"))
 
 
-def test_the_quick_tests_pass_there(machine: Machine) -> None:
+def test_what_needs_no_device_passes_there(machine: Machine) -> None:
     machine.run("make test-quick")
+    machine.run(".venv/bin/python -m pytest -m 'slow and not twin and not system and not images and not debian13'")

@@ -26,7 +26,7 @@ from rankship_targets.client.connect import open_transport
 from rankship_targets.transport.protocol import run_checked
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-KILLS = int(os.environ.get("RANKSHIP_HOST_KILLS", "5"))
+KILLS = int(os.environ.get("RANKSHIP_HOST_KILLS", "3"))
 SEED = int(os.environ.get("RANKSHIP_HOST_SEED", "20261125"))
 ROUNDS, CASES = 4, 3  # dense, compressed and the canary
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from make.waiting import wait_until
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, TargetTimeout
 from rankship_targets.session.instructions import count_instructions
 from rankship_targets.session.session import open_session
@@ -99,9 +100,9 @@ def test_a_machine_that_tells_time_counts_nothing(system_pi: Machine, models: di
 
 HOST = """
 import json, time
-from rankship_targets.twin.machine import boot
-machine = boot(name="brief")
-print(json.dumps(machine.process.pid), flush=True)
+from rankship_targets.twin.machine import Machine, boot
+Machine.await_answer = lambda _: None  # to be killed it need not have booted
+print(json.dumps(boot(name="brief").process.pid), flush=True)
 time.sleep(600)
 """
 
@@ -114,7 +115,7 @@ def test_nothing_runs_on_after_kill_9_of_its_host(
     with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True, env=own) as host:
         assert host.stdout is not None
         warden = psutil.Process(json.loads(host.stdout.readline()))
+        wait_until(lambda: any("qemu" in process.name() for process in warden.children()))
         family = [warden, *warden.children(recursive=True)]
-        assert any("qemu" in process.name() for process in family)
         host.kill()
         await_gone(family)

@@ -206,10 +206,7 @@ import torch
 from torch import nn
 
 def make():
-    return nn.Sequential(
-        nn.Conv2d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(16 * 64, 3),
-    )
+    return nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 16))
 
 def load():
     x = torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -217,24 +214,34 @@ def load():
 """
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
-    write_priced_recipe(tmp_path, NET, "kept_parameters = 0.9\n", step=8)
-    return prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Journals and a store: the second table finds the first one's times and probes, as a user's would."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def prepared(results: Path) -> Prepared:
+    write_priced_recipe(results, NET, "kept_parameters = 0.9\n", step=8)
+    return prepare(read_recipe(results / "net.toml"), results)
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Device:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Give this machine, on which little is measured: as few ranks and sweeps as have an interval."""
+    for name, value in {"SWEEPS": 6, "GRID": 2}.items():
+        monkeypatch.setattr(costs, name, value)
+    for measure in (costs.time_layers, costs.measure_costs):
+        assert measure.__kwdefaults__
+        monkeypatch.setitem(measure.__kwdefaults__, "passes", 1)
     return make_local(tmp_path / "work")
 
 
 @pytest.mark.slow
 def test_a_table_is_measured_here_and_an_interrupted_one_goes_on(
-    prepared: Prepared, here: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, here: Device, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"SWEEPS": 6, "PASSES": 1, "GRID": 2}.items():
-        monkeypatch.setattr(costs, name, value)
-    store, steps, timed = Store(tmp_path / "store"), Steps(quiet=True), []
+    store, steps, timed = Store(results / "store"), Steps(quiet=True), []
     real = Place.time
 
     def time(place: Place, subjects: list[object], number: int, _effort: object) -> list[Trial]:
@@ -247,10 +254,10 @@ def test_a_table_is_measured_here_and_an_interrupted_one_goes_on(
     with open_session(here) as session:
         place = choose_place(session, "onnx", 1)
         with pytest.raises(KeyboardInterrupt):
-            measure_costs(prepared, store, place, tmp_path, steps)
-        table = measure_costs(prepared, store, place, tmp_path, steps)
+            measure_costs(prepared, store, place, results, steps)
+        table = measure_costs(prepared, store, place, results, steps)
         assert len(set(timed)) == len(timed) - 1  # the one that was interrupted
-        again = measure_costs(prepared, store, place, tmp_path, steps)
+        again = measure_costs(prepared, store, place, results, steps)
         check_table(table, prepared)
         assert again == table
         assert len(set(timed)) == len(timed) - 1
@@ -321,14 +328,12 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
 
 @pytest.mark.slow
 def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
-    prepared: Prepared, here: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, here: Device, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One trial is really watched, by the agent's own meter on a pretended sensor; the rest takes 4 W by its times."""
     write_power_meter(tmp_path / "root", 4_000_000)
     python = write_rooted_python(tmp_path)
-    for name, value in {"SWEEPS": 6, "GRID": 2}.items():
-        monkeypatch.setattr(costs, name, value)
-    store, steps, taken, really = Store(tmp_path / "store"), Steps(quiet=True), [], energy_costs._take
+    store, steps, taken, really = Store(results / "store"), Steps(quiet=True), [], energy_costs._take
     real = Place.time
     monkeypatch.setattr(Place, "time", lambda place, some, number, _: real(place, some, number, (5, 1, 1)))
 
@@ -343,21 +348,21 @@ def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
 
     monkeypatch.setattr(energy_costs, "_take", take)
     with open_session(here) as session, pytest.raises(InputError, match="here has no meter"):
-        measure_energies(prepared, store, choose_place(session, "onnx", 1), tmp_path, steps, PLAN.choice)
+        measure_energies(prepared, store, choose_place(session, "onnx", 1), results, steps, PLAN.choice)
     metered = replace(here, python=str(python), meter=MeterChoice(name="hwmon"))
     with open_session(metered) as session:
         place = choose_place(session, "onnx", 1)
         with pytest.raises(KeyboardInterrupt):
-            measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice)
-        table = measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice)
-        times = measure_costs(prepared, store, place, tmp_path, steps)
-        assert measure_energies(prepared, store, place, tmp_path, steps, PLAN.choice) == table
+            measure_energies(prepared, store, place, results, steps, PLAN.choice)
+        table = measure_energies(prepared, store, place, results, steps, PLAN.choice)
+        times = measure_costs(prepared, store, place, results, steps)
+        assert measure_energies(prepared, store, place, results, steps, PLAN.choice) == table
     assert len(set(taken)) == len(taken) - 1
     assert (table.unit, table.rounds, list(table.layers)) == ("uj", 5, list(times.layers))
     for name, options in table.layers.items():
         assert {one.factors for one in options} <= {one.factors for one in times.layers[name]}
     assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
-    first = Lines(Watched, next(tmp_path.glob("energies-*.jsonl"))).lines[0]
+    first = Lines(Watched, next(results.glob("energies-*.jsonl"))).lines[0]
     assert first.metered.trace.rails[0].power_uw is not None
     assert set(first.metered.trace.rails[0].power_uw) == {4_000_000}
     drawn = io.StringIO()
