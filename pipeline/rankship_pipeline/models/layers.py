@@ -46,8 +46,8 @@ class Layer:
     `tied` are the other modules that have an embedding's weight, each as a layer of its own: heads, whose matrix is
     this one transposed, and further embeddings. They are factored with it, as one.
 
-    A layer that is `only_factored` is not merged, solved for other outputs or rounded: what is seen of it serves its own best
-    factors alone, for which the smaller of two very different sides tells all (see decompose.reduce_side).
+    A layer that is `only_factored` is not merged, rounded or solved for other outputs: what is seen of it serves its
+    own best factors alone, for which the smaller of two very different sides tells all (see decompose.reduce_side).
     """
 
     name: str
