@@ -13,7 +13,7 @@ from rankship_pipeline.export.stored import Stored
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 
-LEAST = 1e-12  # the largest number of a row counts as no less
+LEAST = 1e-12  # the step of a row is no less
 _NO_BLOCK = 0
 
 
@@ -41,13 +41,15 @@ Rounding = Callable[[Tensor, int], Tensor]
 
 
 def round_rows(x: Tensor, _block: int = _NO_BLOCK) -> Tensor:
-    """Each row in whole numbers from −127 to 127 of its largest number: what our ONNX files compute."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_min(LEAST) * torch.tensor(1 / 127, dtype=x.dtype)
-    return torch.round(x / scale) * scale
+    """Each row in 256 steps from its least to its largest number, with 0 among them: what our ONNX files compute."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    step = ((high - low) * torch.tensor(1 / 255, dtype=x.dtype)).clamp_min(LEAST)
+    zero = -torch.round(low / step)
+    return ((torch.round(x / step) + zero).clamp(0, 255) - zero) * step
 
 
 def round_rows_around_zero_point(x: Tensor, _block: int = _NO_BLOCK) -> Tensor:
-    """Each row in 256 steps from its least to its largest number, with 0 among them: XNNPACK's qd8."""
+    """The same as XNNPACK computes it, with the steps' inverse and numbers around 0: qd8."""
     low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
     steps = torch.where(high > low, 255 / (high - low), torch.ones_like(high))
     zero = torch.round((-128 - low * steps).clamp(-128, 127))

@@ -2,8 +2,9 @@
 
 Only operators that onnxruntime runs well are written (benchmarks/baselines/capabilities.json holds the figures):
 
-- a matrix product of int8 with dynamic activations: each row of activations is rounded with a scale of its own, by
-  standard operators around MatMulInteger. One scale for all, as onnxruntime's quantiser has it, loses a transformer.
+- a matrix product of int8 with dynamic activations: each row of activations is rounded with a step and a zero of its
+  own, by standard operators around MatMulInteger. One step for all, as onnxruntime's quantiser has it, loses a
+  transformer.
 - a matrix product of int4 with dynamic activations: MatMulNBits, whose blocks of 32 are rounded as it computes
 - weights alone: Cast and Mul, which onnxruntime computes once, when it loads the file
 - rows of an embedding: they are looked up as integers, then multiplied by their scales
@@ -23,7 +24,7 @@ from rankship_pipeline.recipe.precision import Activations
 _CONTRIB = "com.microsoft"
 _INT4_OPSET = 21  # the first with a type of 4 bits
 _BLOCKS = (16, 32, 64, 128, 256)  # that MatMulNBits takes
-LEAST = 1e-12  # the largest number of a row of activations counts as no less
+LEAST, STEPS = 1e-12, 255  # the least step of a row of activations, and how many it has
 
 
 def quantise_file(
@@ -159,31 +160,40 @@ def _list_sides(node: onnx.NodeProto) -> list[int]:
 
 
 def _multiply_integers(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
-    """Rows of activations are divided by their largest number over 127, rounded, and kept as uint8 around 128.
+    """Rows of activations become 256 steps from their least to their largest number, with 0 among them, as uint8.
 
-    onnxruntime has fast products of uint8 with int8, and slow ones of int8 with int8. It turns the integers as it
-    loads them, so that a tied embedding and head can share theirs.
+    Steps from 0 are (q − z)·s, so that z times the sum of each column of integers is taken from the product.
+    onnxruntime turns the integers as it loads them, so that a tied embedding and head can share theirs.
     """
     name, x, key = one.name, node.input[0], node.output[0]
-    last, least = added.add("rounded_last", np.array([-1], np.int64)), added.add("rounded_least", np.float32(LEAST))
-    step, middle = added.add("rounded_step", np.float32(1 / 127)), added.add("rounded_middle", np.float32(128))
-    zero = added.add("rounded_zero", np.uint8(128))
+    axis, zero = added.add("rounded_axis", np.array([-1], np.int64)), added.add("rounded_zero", np.float32(0))
+    step, least = added.add("rounded_step", np.float32(1 / STEPS)), added.add("rounded_least", np.float32(LEAST))
+    top = added.add("rounded_top", np.float32(STEPS))
     turned = f"{name}_turned"
     nodes = []
     if added.is_first(turned):
         nodes = [helper.make_node("Transpose", [added.add_integers(one)], [turned], perm=[1, 0])]
+    sums = added.add(f"{name}_sums", one.integers.sum(1, dtype=np.int32).astype(np.float32))
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Abs", [x], "abs", {}),
-        ("ReduceMax", [f"{key}_abs", last], "largest", {"keepdims": 1}),
-        ("Max", [f"{key}_largest", least], "above", {}),
-        ("Mul", [f"{key}_above", step], "scale", {}),
+        ("ReduceMin", [x, axis], "min", {"keepdims": 1}),
+        ("ReduceMax", [x, axis], "max", {"keepdims": 1}),
+        ("Min", [f"{key}_min", zero], "low", {}),
+        ("Max", [f"{key}_max", zero], "high", {}),
+        ("Sub", [f"{key}_high", f"{key}_low"], "range", {}),
+        ("Mul", [f"{key}_range", step], "even", {}),
+        ("Max", [f"{key}_even", least], "scale", {}),
+        ("Div", [f"{key}_low", f"{key}_scale"], "lowest", {}),
+        ("Round", [f"{key}_lowest"], "zero", {}),  # −z
         ("Div", [x, f"{key}_scale"], "divided", {}),
         ("Round", [f"{key}_divided"], "rounded", {}),
-        ("Add", [f"{key}_rounded", middle], "shifted", {}),
-        ("Cast", [f"{key}_shifted"], "bytes", {"to": TensorProto.UINT8}),
-        ("MatMulInteger", [f"{key}_bytes", turned, zero], "sums", {}),
-        ("Cast", [f"{key}_sums"], "floats", {"to": TensorProto.FLOAT}),
-        ("Mul", [f"{key}_floats", f"{key}_scale"], "scaled", {}),
+        ("Sub", [f"{key}_rounded", f"{key}_zero"], "shifted", {}),
+        ("Clip", [f"{key}_shifted", zero, top], "clipped", {}),
+        ("Cast", [f"{key}_clipped"], "bytes", {"to": TensorProto.UINT8}),
+        ("MatMulInteger", [f"{key}_bytes", turned], "whole", {}),
+        ("Cast", [f"{key}_whole"], "floats", {"to": TensorProto.FLOAT}),
+        ("Mul", [f"{key}_zero", sums], "offset", {}),
+        ("Add", [f"{key}_floats", f"{key}_offset"], "centred", {}),
+        ("Mul", [f"{key}_centred", f"{key}_scale"], "scaled", {}),
         ("Mul", [f"{key}_scaled", added.add(f"{name}_scales", one.scales[:, 0])], "product", {}),
     ]
     nodes += [helper.make_node(kind, read, [f"{key}_{made}"], **more) for kind, read, made, more in steps]

@@ -12,7 +12,7 @@ from rankship_pipeline.export.stored import Array, Floats, Stored, unpack_nibble
 from rankship_pipeline.foundation.artifact_key import Precision
 
 _PRECISIONS: dict[int, Precision] = {TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
-_FORWARD = {"Cast", "Mul", "Reshape", "Transpose"}  # what may stand between integers and their scales
+_FORWARD = {"Add", "Cast", "Mul", "Reshape", "Transpose"}  # what may stand between integers and their scales
 _CONTRIB_PACKED = {"MatMulNBits", "GatherBlockQuantized"}
 
 
