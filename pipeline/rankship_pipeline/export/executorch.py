@@ -48,7 +48,7 @@ def list_operators(path: Path) -> tuple[Operator, ...]:
 
 
 def _list_delegated(program: Any, file: str) -> Iterator[Operator]:  # noqa: ANN401 - ExecuTorch's record
-    for graph in _read_delegates(program, file):
+    for graph in read_delegates(program, file):
         tensors = dict(_name_tensors(graph))
         for node in graph["xnodes"]:
             kind, body = node["xnode_union_type"], node["xnode_union"]
@@ -77,7 +77,7 @@ def _name_tensors(graph: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
         yield tensor["id_out"], tensor["dims"]
 
 
-def _read_delegates(program: Any, file: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - ExecuTorch's record
+def read_delegates(program: Any, file: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - ExecuTorch's record
     """Each delegate's XNNPACK graph, read with the schema and the flatc compiler in ExecuTorch's package."""
     home = Path(next(iter(executorch.__path__)))
     for delegate in program.backend_delegate_data:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.shape_inference
 import onnx.utils
 import torch
 from onnx import numpy_helper
@@ -20,7 +21,8 @@ from rankship_pipeline.foundation.errors import UnsupportedOp
 
 # The newest opset that every onnxruntime since 1.17 loads; torch's exporter writes IR 10 with it.
 OPSET = 20
-_WEIGHTED = {"Conv", "Gemm", "MatMul"}
+_WEIGHTED = {"Conv", "Gemm", "MatMul", "MatMulInteger"}
+_ROUNDED = "MatMulNBits"  # the sides of its packed weight are attributes
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _DIMENSIONS = 4  # of queries, keys and values in torch's exporter: (samples, heads, positions, width)
 
@@ -96,11 +98,14 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:
-    """Conv, Gemm and MatMul nodes with a constant weight, also one that the file computes from constants."""
-    graph = onnx.load(path).graph
+    """Convolutions and matrix products with a constant weight, also one that the file computes from constants."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     shapes = _find_constants(graph)
     found = []
     for node in graph.node:
+        if node.op_type == _ROUNDED:
+            sides = {one.name: one.i for one in node.attribute}
+            found.append(Operator(kind=node.op_type, rows=sides["N"], columns=sides["K"]))
         if node.op_type not in _WEIGHTED:
             continue
         # x·W has its outputs last in W; a convolution, W·x and a transposed W have them first

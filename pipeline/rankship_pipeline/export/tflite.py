@@ -53,8 +53,10 @@ def list_operators(path: Path) -> tuple[Operator, ...]:
         detail["index"]: tuple(int(side) for side in detail["shape"]) for detail in interpreter.get_tensor_details()
     }
     operators = interpreter._get_ops_details()  # noqa: SLF001 - the interpreter offers no public list
-    computed = {int(one) for operator in operators for one in operator["outputs"]}
-    computed |= {int(one["index"]) for one in interpreter.get_input_details()}
+    computed = {int(one["index"]) for one in interpreter.get_input_details()}
+    for operator in operators:  # in the order of their running
+        if operator["op_name"] != "DEQUANTIZE" or int(operator["inputs"][0]) in computed:
+            computed |= {int(one) for one in operator["outputs"]}
     found = []
     for operator in operators:
         kind, read = operator["op_name"], [int(one) for one in operator["inputs"]]

@@ -1,0 +1,76 @@
+"""Simulates in torch how runtimes round activations as they run: the reference of a file with dynamic activations.
+
+Weights on their grid need no simulation: they are floats that the file's integers and scales give exactly.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.export.stored import Stored
+from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.formats import Format
+
+LEAST = 1e-12  # the step of a row is no less
+_NO_BLOCK = 0
+
+
+def simulate_activations(module: nn.Module, weights: Sequence[Stored], format_name: Format) -> nn.Module:
+    """A copy of a module whose layers of these names round what they read, as the format's runtime does.
+
+    Layers that are neither linear nor named keep float32 activations, and so do embeddings.
+    """
+    changed = copy.deepcopy(module)
+    for one in weights:
+        layer = changed.get_submodule(one.name)
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_make_hook(ROUNDINGS[format_name, one.precision], one.block))
+    return changed
+
+
+def _make_hook(rounding: "Rounding", block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def hook(_layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (rounding(given[0], block), *given[1:])
+
+    return hook
+
+
+Rounding = Callable[[Tensor, int], Tensor]
+
+
+def round_rows(x: Tensor, _block: int = _NO_BLOCK) -> Tensor:
+    """Each row in 256 steps from its least to its largest number, with 0 among them: what our ONNX files compute."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    step = ((high - low) * torch.tensor(1 / 255, dtype=x.dtype)).clamp_min(LEAST)
+    zero = -torch.round(low / step)
+    return ((torch.round(x / step) + zero).clamp(0, 255) - zero) * step
+
+
+def round_rows_around_zero_point(x: Tensor, _block: int = _NO_BLOCK) -> Tensor:
+    """The same as XNNPACK computes it, with the steps' inverse and numbers around 0: qd8."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    steps = torch.where(high > low, 255 / (high - low), torch.ones_like(high))
+    zero = torch.round((-128 - low * steps).clamp(-128, 127))
+    numbers = (torch.round(x * steps) + zero).clamp(-128, 127)
+    return (numbers - zero) / steps
+
+
+def round_blocks(x: Tensor, block: int) -> Tensor:
+    """Each block of a row in whole numbers from −127 to 127 of its largest: onnxruntime's MatMulNBits, level 4."""
+    parts = x.reshape(*x.shape[:-1], -1, block)
+    largest = parts.abs().amax(-1, keepdim=True)
+    scale = largest / 127
+    back = torch.where(largest > 0, 127 / largest, torch.zeros_like(largest))
+    return (torch.round(parts * back) * scale).flatten(-2)
+
+
+ROUNDINGS: dict[tuple[Format, Precision], Rounding] = {
+    ("onnx", "int8"): round_rows,
+    ("onnx", "int4"): round_blocks,
+    ("tflite", "int8"): round_rows_around_zero_point,
+    ("tflite", "int4"): round_rows_around_zero_point,
+    ("executorch", "int8"): round_rows_around_zero_point,
+    ("executorch", "int4"): round_rows_around_zero_point,
+}
