@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import share_rows, split, thin
+from rankship_pipeline.evaluate.calibrate import fit_batch, share_rows, split, thin
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_rows, sample_rows
 from rankship_pipeline.factors.rebuild import Chain
@@ -30,6 +30,7 @@ from rankship_pipeline.quantise.rounding import round_matrix
 from rankship_pipeline.quantise.sizes import OFFERED, Offered
 
 _SAMPLES = 512  # at most; positions of images and texts are many more
+_BYTES = 2**31  # of both models' records of all samples
 _RIDGE = 1e-3  # added to the Gram as a share of its diagonal, and as much again as there are columns to a position
 _LOWER: dict[Precision, Precision] = {"int4": "int8", "int8": "float32"}  # what a weight has that cannot have a type
 
@@ -76,11 +77,11 @@ def round_layers(
     An embedding, and what runs several times as a recurrent network's layers do, is rounded to the nearest.
     """
     student, grids = copy.deepcopy(model).eval(), find_grids(model, weights, offered)
-    samples = thin(inputs, _SAMPLES)
-    choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, samples)
+    choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, inputs)
     teacher = copy.deepcopy(student)
-    calls = _count_calls(student, grids, samples)
-    run = _Run(teacher, student, samples)
+    calls = _count_calls(student, grids, inputs)
+    held = _measure_held(student, [name for name, count in calls.items() if count == 1], inputs)
+    run = _Run(teacher, student, thin(inputs, fit_batch(2 * held, _BYTES, _SAMPLES)))
     for name in [*calls, *(one for one in grids if one not in calls)]:
         with profile.layer(name):
             once = calls.get(name) == 1 and not isinstance(student.get_submodule(name), nn.Embedding)
@@ -183,6 +184,16 @@ def _read(model: nn.Module, restart: Restart, name: str) -> Tensor:
     with watch(model, [name], see), suppress(_ReachedError):
         restart.run()
     return found[0]
+
+
+def _measure_held(model: nn.Module, names: Sequence[str], inputs: Inputs) -> int:
+    """The most bytes of one sample's record on the way through these operators."""
+    restart, most = Restart(model, tuple(tensor[:1] for tensor in inputs)), 0
+    for name in names:
+        with suppress(DivergedError):
+            restart.advance([model.get_submodule(name)])
+        most = max(most, restart.held_bytes)
+    return most
 
 
 @torch.inference_mode()
