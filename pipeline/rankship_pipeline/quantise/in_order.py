@@ -25,7 +25,7 @@ from rankship_pipeline.models.layers import find_kind, get_layer, is_factorable
 from rankship_pipeline.models.restart import DivergedError, Restart
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.quantise.basis import choose_bases
-from rankship_pipeline.quantise.grid import BLOCK, Grid, find_block, read_rows, write_rows
+from rankship_pipeline.quantise.grid import Grid, find_block, read_rows, write_rows
 from rankship_pipeline.quantise.rounding import round_matrix
 from rankship_pipeline.quantise.sizes import OFFERED, Offered
 
@@ -54,10 +54,9 @@ def find_grids(model: nn.Module, weights: Mapping[str, Precision], offered: Offe
 
 def _find_grid(module: nn.Module, wanted: Precision, offered: Offered) -> Grid | None:
     kind = find_kind(module)
+    columns = read_rows(module).shape[1] if is_factorable(module) else 0
     while kind is not None and wanted != "float32":
-        columns = read_rows(module).shape[1] if is_factorable(module) else 0
-        fits = offered is not OFFERED or wanted != "int4" or columns % BLOCK == 0
-        if kind in offered.get(wanted, ()) and fits:
+        if offered.allows(kind, columns, wanted):
             return Grid(precision=wanted, block=find_block(kind, columns, wanted))
         wanted = _LOWER[wanted]
     return None
