@@ -21,7 +21,7 @@ from rankship_pipeline.factors.rebuild import Chain
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import find_kind, get_layer, is_factorable
+from rankship_pipeline.models.layers import describe, find_kind, get_layer, is_factorable
 from rankship_pipeline.models.restart import DivergedError, Restart
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.quantise.basis import choose_bases
@@ -73,7 +73,8 @@ def round_layers(
 
     Weights stay float tensors. The basis between two factors is the one that loses less (see basis.py), and a bias
     takes up what is left of the difference of the means. Batch-norm statistics are not changed: settle them after.
-    An embedding, and what runs several times as a recurrent network's layers do, is rounded to the nearest.
+    An embedding, what runs several times as a recurrent network's layers do, and what is too wide for a Gram is rounded
+    to the nearest.
     """
     student, grids = copy.deepcopy(model).eval(), find_grids(model, weights, offered)
     choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, inputs)
@@ -83,11 +84,16 @@ def round_layers(
     run = _Run(teacher, student, thin(inputs, fit_batch(2 * held, _BYTES, _SAMPLES)))
     for name in [*calls, *(one for one in grids if one not in calls)]:
         with profile.layer(name):
-            once = calls.get(name) == 1 and not isinstance(student.get_submodule(name), nn.Embedding)
-            seen = run.look(name) if once else None
+            seen = run.look(name) if calls.get(name) == 1 and _has_gram(student, name) else None
             _round(student, name, grids[name], seen)
         tick()
     return student
+
+
+def _has_gram(model: nn.Module, name: str) -> bool:
+    """Whether a Gram of the operator's inputs says anything, and has a place in memory."""
+    layer = describe(name, get_layer(model, name))
+    return layer.kind != "embedding" and not layer.is_wide
 
 
 @dataclass
