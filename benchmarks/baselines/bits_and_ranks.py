@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--smaller", type=float, nargs="+", default=[6.0, 8.0, 10.0, 12.0])
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
-    parser.add_argument("--sensitivity", default="kl")
+    parser.add_argument("--sensitivity", default="relative")
     parser.add_argument("--reconstruct", action="store_true")
     parser.add_argument("--to", type=Path, required=True)
     given = parser.parse_args()
@@ -112,12 +112,11 @@ class Subject:
         except BudgetInfeasible as error:
             return {**row, "accuracy": None, "why": str(error)}
         make = partial(reconstruct, inputs=self.inputs) if reconstructed else fill
-        floats, _ = self._settle(make(self.analysis, plan.factors))
+        floats = make(self.analysis, plan.factors)
         rounded, reestimated = self._settle(round_layers(floats, plan.weights, self.inputs, SIMULATED))
         return {
             **row,
             "accuracy": self._score(rounded),
-            "accuracy_before_rounding": self._score(floats),
             "bytes": plan.total_cost,
             "reestimated": reestimated,
             "cpu_seconds": round(time.process_time() - began, 1),

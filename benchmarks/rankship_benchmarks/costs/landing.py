@@ -94,7 +94,8 @@ class _Bench:
     @property
     def price(self) -> Price:
         """The table's costs of this recipe's layers."""
-        return price_table(self.table, self.prepared.layers, self.prepared.model_sha256, "the table")
+        prepared, weights = self.prepared, self.prepared.recipe.precision.weights
+        return price_table(self.table, prepared.layers, prepared.model_sha256, "the table", weights)
 
     @property
     def range(self) -> Range:

@@ -73,6 +73,11 @@ class Restart:
             self._stops, self._is_recording = (), False
         raise DivergedError
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of its record."""
+        return _count_bytes(self._root)
+
     @torch.inference_mode()
     def run(self) -> Outputs:
         """The model's outputs, computed from the last stop on with the weights of now."""
@@ -126,6 +131,14 @@ class Restart:
             return forward(*args, **named)
         finally:
             self._frame, self._place = outer
+
+
+def _count_bytes(frame: _Frame) -> int:
+    outputs = tree_leaves([one.output for one in frame.returned])
+    inner = [one.frame for one in frame.returned] + [frame.inner]
+    return sum(one.nbytes for one in outputs if isinstance(one, Tensor)) + sum(
+        _count_bytes(one) for one in inner if one
+    )
 
 
 def _copy(output: Any) -> Any:  # noqa: ANN401 - a module's own

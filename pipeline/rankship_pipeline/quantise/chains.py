@@ -19,7 +19,7 @@ from rankship_pipeline.quantise.basis import rotate, turn_link
 from rankship_pipeline.quantise.grid import find_block
 from rankship_pipeline.quantise.rounding import DAMPING, round_matrix
 
-_WIDEST = 1024  # columns up to which rounding for an estimate reads the whole Gram
+_WIDEST = 2048  # columns up to which rounding for an estimate reads the whole Gram
 _POINTS = 5  # candidates of one form and type that are rounded
 
 

@@ -14,22 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import share_rows, split, thin
+from rankship_pipeline.evaluate.calibrate import fit_batch, share_rows, split, thin
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_rows, sample_rows
 from rankship_pipeline.factors.rebuild import Chain
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import find_kind, get_layer, is_factorable
+from rankship_pipeline.models.layers import describe, find_kind, get_layer, is_factorable
 from rankship_pipeline.models.restart import DivergedError, Restart
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.quantise.basis import choose_bases
-from rankship_pipeline.quantise.grid import BLOCK, Grid, find_block, read_rows, write_rows
+from rankship_pipeline.quantise.grid import Grid, find_block, read_rows, write_rows
 from rankship_pipeline.quantise.rounding import round_matrix
 from rankship_pipeline.quantise.sizes import OFFERED, Offered
 
 _SAMPLES = 512  # at most; positions of images and texts are many more
+_BYTES = 2**31  # of both models' records of all samples
 _RIDGE = 1e-3  # added to the Gram as a share of its diagonal, and as much again as there are columns to a position
 _LOWER: dict[Precision, Precision] = {"int4": "int8", "int8": "float32"}  # what a weight has that cannot have a type
 
@@ -53,10 +54,9 @@ def find_grids(model: nn.Module, weights: Mapping[str, Precision], offered: Offe
 
 def _find_grid(module: nn.Module, wanted: Precision, offered: Offered) -> Grid | None:
     kind = find_kind(module)
+    columns = read_rows(module).shape[1] if is_factorable(module) else 0
     while kind is not None and wanted != "float32":
-        columns = read_rows(module).shape[1] if is_factorable(module) else 0
-        fits = offered is not OFFERED or wanted != "int4" or columns % BLOCK == 0
-        if kind in offered.get(wanted, ()) and fits:
+        if offered.allows(kind, columns, wanted):
             return Grid(precision=wanted, block=find_block(kind, columns, wanted))
         wanted = _LOWER[wanted]
     return None
@@ -73,21 +73,27 @@ def round_layers(
 
     Weights stay float tensors. The basis between two factors is the one that loses less (see basis.py), and a bias
     takes up what is left of the difference of the means. Batch-norm statistics are not changed: settle them after.
-    An embedding, and what runs several times as a recurrent network's layers do, is rounded to the nearest.
+    An embedding, what runs several times as a recurrent network's layers do, and what is too wide for a Gram is rounded
+    to the nearest.
     """
     student, grids = copy.deepcopy(model).eval(), find_grids(model, weights, offered)
-    samples = thin(inputs, _SAMPLES)
-    choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, samples)
+    choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, inputs)
     teacher = copy.deepcopy(student)
-    calls = _count_calls(student, grids, samples)
-    run = _Run(teacher, student, samples)
+    calls = _count_calls(student, grids, inputs)
+    held = _measure_held(student, [name for name, count in calls.items() if count == 1], inputs)
+    run = _Run(teacher, student, thin(inputs, fit_batch(2 * held, _BYTES, _SAMPLES)))
     for name in [*calls, *(one for one in grids if one not in calls)]:
         with profile.layer(name):
-            once = calls.get(name) == 1 and not isinstance(student.get_submodule(name), nn.Embedding)
-            seen = run.look(name) if once else None
+            seen = run.look(name) if calls.get(name) == 1 and _has_gram(student, name) else None
             _round(student, name, grids[name], seen)
         tick()
     return student
+
+
+def _has_gram(model: nn.Module, name: str) -> bool:
+    """Whether a Gram of the operator's inputs says anything, and has a place in memory."""
+    layer = describe(name, get_layer(model, name))
+    return layer.kind != "embedding" and not layer.is_wide
 
 
 @dataclass
@@ -183,6 +189,16 @@ def _read(model: nn.Module, restart: Restart, name: str) -> Tensor:
     with watch(model, [name], see), suppress(_ReachedError):
         restart.run()
     return found[0]
+
+
+def _measure_held(model: nn.Module, names: Sequence[str], inputs: Inputs) -> int:
+    """The most bytes of one sample's record on the way through these operators."""
+    restart, most = Restart(model, tuple(tensor[:1] for tensor in inputs)), 0
+    for name in names:
+        with suppress(DivergedError):
+            restart.advance([model.get_submodule(name)])
+        most = max(most, restart.held_bytes)
+    return most
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Which types a layer's weights may have, and the bytes that they take with their scales."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rankship_pipeline.factors.forms import FORMS
 from rankship_pipeline.factors.operators import Operator
@@ -9,25 +10,46 @@ from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import Kind, Layer
 from rankship_pipeline.quantise.grid import BITS, BLOCK, find_block
 
-Offered = Mapping[Precision, frozenset[Kind]]
-
 _SCALE_BYTES = 4  # float32
-# The layers whose weights runtimes run in a type; int4 needs operators whose columns are multiples of BLOCK.
-OFFERED: Offered = {
-    "float32": frozenset({"linear", "convolution", "transposed convolution", "embedding"}),
-    "int8": frozenset({"linear", "convolution", "embedding"}),
-    "int4": frozenset({"linear"}),
-}
-# What can be simulated in torch, where 4 bits may have one scale for a whole row.
-SIMULATED: Offered = {**OFFERED, "int4": frozenset({"linear", "convolution", "embedding"})}
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The kinds of operators whose weights may have a type.
+
+    With `blocked`, int4 has blocks of BLOCK columns, so that an operator's columns are a multiple of that.
+    """
+
+    kinds: Mapping[Precision, frozenset[Kind]]
+    blocked: bool
+
+    def allows(self, kind: Kind, columns: int, precision: Precision) -> bool:
+        """Whether an operator of so many columns may have its weights in this type."""
+        fits = not self.blocked or precision != "int4" or columns % BLOCK == 0
+        return fits and kind in self.kinds.get(precision, ())
+
+
+_ALL: frozenset[Kind] = frozenset({"linear", "convolution", "transposed convolution", "embedding"})
+# What runtimes run.
+OFFERED = Offered(
+    {
+        "float32": _ALL,
+        "int8": frozenset({"linear", "convolution", "embedding"}),
+        "int4": frozenset({"linear"}),
+    },
+    blocked=True,
+)
+# What torch can simulate: 4 bits may have one scale for a whole row.
+SIMULATED = Offered({"float32": _ALL, "int8": OFFERED.kinds["int8"], "int4": OFFERED.kinds["int8"]}, blocked=False)
 
 
 def is_offered(layer: Layer, stored: Stored, offered: Offered = OFFERED) -> bool:
-    """Whether every module that computes with the layer's weight can be stored so."""
-    if any(use.kind not in offered.get(stored.weights, ()) for use in layer.uses):
-        return False
-    blocked = offered is OFFERED and stored.weights == "int4"
-    return not blocked or all(one.columns % BLOCK == 0 for one in list_matrices(layer, stored.factors))
+    """Whether every operator of a layer stored so, and of what is tied to it, may have its type."""
+    return all(
+        offered.allows(_find_kind(use, at), one.columns, stored.weights)
+        for use in layer.uses
+        for at, one in enumerate(list_matrices(use, stored.factors))
+    )
 
 
 def count_bytes(layer: Layer, stored: Stored) -> int:
@@ -36,10 +58,14 @@ def count_bytes(layer: Layer, stored: Stored) -> int:
     for at, one in enumerate(list_matrices(layer, stored.factors)):
         total += -(-one.elements * BITS[stored.weights] // 8)
         if stored.weights in {"int8", "int4"}:
-            kind: Kind = "linear" if layer.kind == "embedding" and at else layer.kind
-            block = find_block(kind, one.columns, stored.weights)
+            block = find_block(_find_kind(layer, at), one.columns, stored.weights)
             total += _SCALE_BYTES * one.rows * (1 if block is None else one.columns // block)
     return total
+
+
+def _find_kind(layer: Layer, at: int) -> Kind:
+    """The kind of the operator at this place of a layer's chain."""
+    return "linear" if layer.kind == "embedding" and at else layer.kind
 
 
 def list_matrices(layer: Layer, factors: Factors | None) -> list[Operator]:

@@ -57,10 +57,17 @@ class Price:
         """The layer's lowest possible cost, dense or at ranks that are multiples of `step`."""
         types = self.list_types(layer)
         if self.listed is None:
-            offers = [Stored(factors=one, weights=way) for one in list_smallest(layer, step, forms) for way in types]
+            offers = [one for way in types for one in self._list_smallest(layer, step, forms, way)]
         else:
             offers = [one for one in self.listed[layer.name] if one.weights in types and _fits(one, step, forms)]
         return min(cost for one in offers if (cost := self.price_layer(layer, one)) is not None)
+
+    def _list_smallest(self, layer: Layer, step: int, forms: Sequence[Form], weights: Precision) -> list[Stored]:
+        def is_priced(factors: Factors) -> bool:
+            return self.price_layer(layer, Stored(factors=factors, weights=weights)) is not None
+
+        smallest = list_smallest(layer, step, forms, is_priced)
+        return [Stored(factors=one, weights=weights) for one in smallest]
 
 
 def _fits(stored: Stored, step: int, forms: Sequence[Form]) -> bool:

@@ -127,7 +127,7 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
     found = list_candidates(layer, choice.step, choice.forms)
     exact, *others = price.list_types(layer.layer)
     full = Stored(weights=exact)
-    ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights)}
+    ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights, price)}
     ways |= {one: measure_error(layer, one) for one in (Stored(weights=weights) for weights in others)}
     candidates = _price(layer.layer, ways, full, price)
     floats = {Stored(factors=one.factors): one.error for one in found}
@@ -152,8 +152,13 @@ def _price(layer: Layer, ways: Mapping[Stored, float], full: Stored, price: Pric
     return keep_efficient(Offer(one, cost, ways[one]) for one, cost in priced if cost is not None and cost < most)
 
 
-def _round(layer: Decomposition, found: Sequence[Candidate], weights: Precision) -> Iterator[tuple[Stored, float]]:
-    """Float32 candidates in some type, with the errors that they then have."""
+def _round(
+    layer: Decomposition, found: Sequence[Candidate], weights: Precision, price: Price
+) -> Iterator[tuple[Stored, float]]:
+    """Float32 candidates in some type that can be priced, with the errors that they then have."""
+    found = [
+        one for one in found if price.price_layer(layer.layer, Stored(factors=one.factors, weights=weights)) is not None
+    ]
     if weights == "float32":
         yield from ((Stored(factors=one.factors), one.error) for one in found)
         return

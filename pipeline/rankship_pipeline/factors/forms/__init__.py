@@ -4,7 +4,7 @@ A form's module gives its cost and its error at every rank, and makes its weight
 the functions that it must define. The code that is common to all forms is here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -121,9 +121,12 @@ def keep_efficient(candidates: Iterable[R]) -> tuple[R, ...]:
     return tuple(kept)
 
 
-def list_smallest(layer: Layer, step: int, forms: Sequence[records.Form]) -> list[Factors | None]:
-    """Dense (None), and the lowest rank in every form that the layer can have."""
-    return [None, *(one for form in forms for one in list(FORMS[form].list_factors(layer, step))[:1])]
+def list_smallest(
+    layer: Layer, step: int, forms: Sequence[records.Form], fits: Callable[[Factors], bool] = lambda _factors: True
+) -> list[Factors | None]:
+    """Dense (None), and the lowest rank that fits in every form that the layer can have."""
+    found = (next((one for one in FORMS[form].list_factors(layer, step) if fits(one)), None) for form in forms)
+    return [None, *(one for one in found if one is not None)]
 
 
 def list_ladder(layer: Layer, step: int, form: records.Form) -> list[Factors]:

@@ -8,15 +8,19 @@ import pytest
 from make.nets import is_same
 from make.recipes import TRAIN, state_model, state_rest
 from make.recipes import make_stages as open_stages
-from rankship_pipeline.flow.budget import price_recipe
+from rankship_pipeline.flow.budget import check_budget, price_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.scores import Scores
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, LayerRank, RankPlan
 from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.models.layers import get_layer
+from rankship_pipeline.quantise.grid import is_on_grid, read_rows
+from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.recipe.choices import Comparison
 from rankship_pipeline.recipe.merge_methods import MergeMethod
 from rankship_pipeline.recipe.rules import read_recipe
@@ -186,6 +190,24 @@ def test_a_budget_of_operations_is_met_in_operations(store: Store) -> None:
     assert (plan.unit, plan.budget_cost) == ("flops", int(0.9 * dense))
     assert plan.total_cost == dense - sum(2 * (one.dense_parameters - one.chosen_parameters) for one in plan.layers)
     assert plan.total_cost <= plan.budget_cost
+
+
+def test_a_budget_of_bytes_is_met_by_rounded_weights_that_stay_the_models_function(store: Store) -> None:
+    dense = make_stages(store).prepared.dense_parameters
+    extra = '[precision]\nweights = ["int8", "int4"]\n'
+    stages = make_stages(store, extra, f"size_bytes = {3 * dense}")
+    model, plan = compress(stages, make_comparison())
+    assert (plan.unit, plan.budget_cost) == ("bytes", 3 * dense)
+    assert plan.total_cost <= plan.budget_cost
+    assert set(plan.weights.values()) == {"int8"}  # widths of 6 and 12 are no multiples of 32
+    inputs = stages.prepared.data.pool_calibration()
+    rounded, _ = stages.settle(round_layers(model.module, plan.weights, inputs))
+    for name, grid in find_grids(rounded, plan.weights).items():
+        assert is_on_grid(read_rows(get_layer(rounded, name)), grid.precision, grid.block)
+    wanted, found = model.module(*inputs).detach(), rounded(*inputs).detach()
+    assert float((found - wanted).abs().max()) < 0.02 * float(wanted.abs().max())
+    with pytest.raises(BudgetInfeasible, match="bytes"):
+        check_budget(make_stages(store, extra, "size_bytes = 99").prepared)
 
 
 def test_a_budget_of_time_takes_a_table_and_another_table_makes_another_model(store: Store) -> None:

@@ -175,3 +175,14 @@ def test_a_pass_on_another_way_than_the_recorded_one_is_refused() -> None:
     model.turned = True
     with pytest.raises(DivergedError):
         restart.run()
+
+
+def test_the_record_holds_the_outputs_of_what_returned_alone() -> None:
+    inner = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model, x = nn.Sequential(inner, nn.Linear(2, 16), nn.Linear(16, 1)).eval(), torch.randn(3, 4)
+    restart = Restart(model, (x,))
+    sizes = []
+    for stop in (inner[0], inner[2], model[1], model[2]):
+        restart.advance([stop])
+        sizes.append(restart.held_bytes)
+    assert sizes == [0, 3 * 16 * 4, 3 * 2 * 4, 3 * 18 * 4]

@@ -12,6 +12,7 @@ from rankship_pipeline.factors.analysis import analyse, fill
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import find_layers, get_layer
+from rankship_pipeline.quantise import in_order
 from rankship_pipeline.quantise.grid import Grid, is_on_grid, read_rows, write_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.quantise.rounding import round_matrix
@@ -135,3 +136,22 @@ def test_a_bias_takes_up_what_rounding_moves_the_mean_by() -> None:
     model, x = nn.Sequential(nn.Linear(16, 8)).eval(), torch.rand(400, 16) + 3
     rounded = round_layers(model, {"0": "int4"}, (x,), SIMULATED)
     torch.testing.assert_close(rounded(x).mean(0), model(x).mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_samples_are_looked_at_where_their_records_would_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = make_images()
+    looked = []
+
+    class Noted(in_order._Run):
+        def __init__(self, teacher: nn.Module, student: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            looked.append(len(inputs[0]))
+            super().__init__(teacher, student, inputs)
+
+    monkeypatch.setattr(in_order, "_Run", Noted)
+    for allowed in (2**31, 200_000):
+        monkeypatch.setattr(in_order, "_BYTES", allowed)
+        round_layers(model, {"stem": "int8", "body": "int8", "head": "int8"}, (x,))
+    assert looked[0] == len(x)
+    assert 1 < looked[1] < 20

@@ -127,6 +127,8 @@ def test_runtimes_have_no_int4_of_odd_widths_or_convolutions() -> None:
     assert is_offered(image, Stored(weights="int4"), SIMULATED)
     price = price_bytes(0, ("int4",))
     assert price.list_types(linear) == ["int4"]
+    least = count_bytes(linear, Stored(factors=Factors(rank=32), weights="int4"))  # ranks 8, 16 and 24 are not offered
+    assert price.find_least(linear, 8, ("svd",)) == least < count_bytes(linear, Stored(weights="int4"))
     assert price.list_types(image) == ["float32"]
 
 
