@@ -256,7 +256,7 @@ def make_compressed(origin: Origin) -> Compressed:
     if recipe.refine is not None:
         final, refinement = stages.refine(final, plan, recipe.refine)
         stage = "refined"
-    rounded = [(one, round_model(stages, final, plan, one)) for one in list_rounded(recipe, plan)]
+    rounded = [(one, round_model(stages, final, plan, one).scored) for one in list_rounded(recipe, plan)]
     module = unwrap(final.module)
     return Compressed(
         module=module,

@@ -17,11 +17,11 @@ from rankship_pipeline.export import executorch_bits, keep_stdout_clean, onnx_bi
 from rankship_pipeline.export.artifact import export_file, read_operators
 from rankship_pipeline.export.dynamic import simulate_activations
 from rankship_pipeline.export.graph import expect_operators, trace_graph
-from rankship_pipeline.export.stored import Stored, check_weights
+from rankship_pipeline.export.rounded_weight import RoundedWeight, check_weights
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.recipe.precision import Activations
 
-Read = Callable[[Path], tuple[Stored, ...]]
+Read = Callable[[Path], tuple[RoundedWeight, ...]]
 READERS: dict[Format, Read] = {
     "onnx": onnx_read.read_weights,
     "tflite": tflite_bits.read_weights,
@@ -37,7 +37,7 @@ class Built:
     format_name: Format
     net: nn.Module
     path: Path
-    chosen: tuple[Stored, ...]
+    chosen: tuple[RoundedWeight, ...]
     given: Tensor
 
 

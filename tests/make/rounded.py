@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.export.stored import Stored, store
+from rankship_pipeline.export.rounded_weight import RoundedWeight, store
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.quantise.grid import LARGEST
 
@@ -40,7 +40,7 @@ class Image(nn.Module):
         return torch.as_tensor(self.head(y.mean((2, 3))))
 
 
-def round_net(net: nn.Module, four: tuple[str, ...] = ()) -> tuple[Stored, ...]:
+def round_net(net: nn.Module, four: tuple[str, ...] = ()) -> tuple[RoundedWeight, ...]:
     """Put every weight of a net on its grid: 4 bits in blocks of 32 for those named, 8 bits a row for others."""
     found = []
     for name, layer in net.named_modules():
@@ -53,7 +53,7 @@ def round_net(net: nn.Module, four: tuple[str, ...] = ()) -> tuple[Stored, ...]:
     return tuple(found)
 
 
-def round_weight(name: str, weight: Tensor, precision: Precision) -> tuple[Tensor, Stored]:
+def round_weight(name: str, weight: Tensor, precision: Precision) -> tuple[Tensor, RoundedWeight]:
     """A weight on its grid, with scales that fit bfloat16, and as a file stores it."""
     rows, limit = len(weight), LARGEST[precision]
     blocks = weight.reshape(rows, -1, BLOCK if precision == "int4" else weight[0].numel())

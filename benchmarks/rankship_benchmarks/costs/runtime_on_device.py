@@ -84,7 +84,7 @@ class Place:
     ) -> Subject:
         """Export a whole model to this format alone and push it; other formats follow once the ranks are known."""
         one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
-        artifact, *_heads = export_variants(one, store, steps, [(variant, "float32", model, plan)])
+        artifact, *_heads = export_variants(one, store, steps, [(variant, model, plan, None)])
         return self.push("", variant, artifact, store, prepared.recipe.parity)
 
 

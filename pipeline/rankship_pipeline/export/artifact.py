@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
 from rankship_pipeline.export.collector import pause_collector
+from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import (
     Axes,
     Point,
@@ -44,6 +45,7 @@ from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import count_parameters
 from rankship_pipeline.models.outputs import ONLY, Outputs, flatten
+from rankship_pipeline.recipe.precision import Computed
 
 _RECORD = "artifact.json"
 
@@ -56,7 +58,8 @@ class Part:
     the axis of classes, by name, of outputs that hold classes' scores. `bare` says that a single output is no part of
     a container. `axes` are the axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's
     lengths where they are not the data's, and `rows` is the number of samples that it takes at once. `precision` is the
-    type of its weights.
+    type of its weights: `weights` are those that its file stores so, with these `activations`, where the module's own
+    graph says nothing of them. `reference` computes what the file must, where the module does not.
     """
 
     variant: Variant
@@ -71,6 +74,14 @@ class Part:
     shape: str = ""
     rows: int = 1
     precision: Precision = "float32"
+    weights: tuple[RoundedWeight, ...] = ()
+    activations: Computed = "float32"
+    reference: nn.Module | None = None
+
+    @property
+    def proven(self) -> nn.Module:
+        """The module whose outputs the file's must be."""
+        return self.module if self.reference is None else self.reference
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -180,7 +191,7 @@ def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
     """Write a part's samples and torch's outputs on them; both by name."""
     folder.mkdir(exist_ok=True)
     inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
-    outputs = compute_outputs(part.module, part.samples, part.outputs, part.rows)
+    outputs = compute_outputs(part.proven, part.samples, part.outputs, part.rows)
     for name, tensors in (("input", inputs), ("expected", outputs)):
         for index, tensor in enumerate(tensors.values()):
             np.save(folder / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.export.stored import Stored
+from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 
@@ -17,7 +17,7 @@ LEAST = 1e-12  # the step of a row is no less
 _NO_BLOCK = 0
 
 
-def simulate_activations(module: nn.Module, weights: Sequence[Stored], format_name: Format) -> nn.Module:
+def simulate_activations(module: nn.Module, weights: Sequence[RoundedWeight], format_name: Format) -> nn.Module:
     """A copy of a module whose layers of these names round what they read, as the format's runtime does.
 
     Layers that are neither linear nor named keep float32 activations, and so do embeddings.

@@ -24,7 +24,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from rankship_pipeline.export.executorch import read_delegates
-from rankship_pipeline.export.stored import Stored, unpack_nibbles
+from rankship_pipeline.export.rounded_weight import RoundedWeight, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
 
@@ -34,7 +34,7 @@ _BY_ROW = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 class RoundedEmbedding(nn.Module):
     """An embedding whose rows are stored as integers; of 4 bits, the halves of a row share bytes."""
 
-    def __init__(self, one: Stored) -> None:
+    def __init__(self, one: RoundedWeight) -> None:
         super().__init__()
         integers = torch.from_numpy(one.integers)
         self.blocks = one.scales.shape[1]
@@ -58,7 +58,7 @@ class RoundedEmbedding(nn.Module):
         return (blocks * scales[..., None]).flatten(-2)
 
 
-def quantise_module(module: nn.Module, weights: Sequence[Stored]) -> nn.Module:
+def quantise_module(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.Module:
     """A copy of a module whose linear layers and embeddings of these names hold rounded weights.
 
     What it computes is what the exported file computes, so that it is the reference of the file's proof. Others stay
@@ -84,7 +84,7 @@ def _replace(module: nn.Module, name: str, child: nn.Module) -> None:
     setattr(module.get_submodule(parent), last, child)
 
 
-def _round_weight(one: Stored) -> Tensor:
+def _round_weight(one: RoundedWeight) -> Tensor:
     scales = torch.from_numpy(one.scales.copy())
     tensor: Tensor = IntxUnpackedToInt8Tensor(
         torch.from_numpy(one.integers.copy()),
@@ -108,10 +108,10 @@ _WEIGHTS = {"XNNConv2d": 0, "XNNDepthwiseConv2d": -1, "XNNFullyConnected": 0}
 _HEADER = "<HIIIQ"  # after the magic: its length, then where the graph and the constants are, and their sizes
 
 
-def read_weights(path: Path) -> tuple[Stored, ...]:
+def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
     """Every weight of 8 or 4 bits in XNNPACK's delegates, also of static files, and every rounded embedding's."""
     file = deserialize_pte_binary(path.read_bytes())
-    found: dict[str, Stored] = {}
+    found: dict[str, RoundedWeight] = {}
     graphs = read_delegates(file.program, path.name)
     for delegate, graph in zip(file.program.backend_delegate_data, graphs, strict=True):
         for one in _read_graph(graph, bytes(delegate.data), file.named_data):
@@ -119,7 +119,7 @@ def read_weights(path: Path) -> tuple[Stored, ...]:
     return (*found.values(), *_read_embeddings(file.program))
 
 
-def _read_graph(graph: dict[str, Any], payload: bytes, named: Any) -> Iterator[Stored]:  # noqa: ANN401 - ExecuTorch's
+def _read_graph(graph: dict[str, Any], payload: bytes, named: Any) -> Iterator[RoundedWeight]:  # noqa: ANN401 - ExecuTorch's
     tensors = {_inner(value)["id_out"]: value["xvalue_union"] for value in graph["xvalues"]}
     for node in graph["xnodes"]:
         kind, body = node["xnode_union_type"], node["xnode_union"]
@@ -134,7 +134,9 @@ def _read_graph(graph: dict[str, Any], payload: bytes, named: Any) -> Iterator[S
         integers = _order(_read_integers(raw, tensor["dims"], precision), kind)
         key = graph["constant_data"][tensor["constant_buffer_idx"]]["named_key"]
         scales = _read_scales(graph, value, payload, named, len(integers))
-        yield Stored(name=key or f"{kind} {body['filter_id']}", precision=precision, integers=integers, scales=scales)
+        yield RoundedWeight(
+            name=key or f"{kind} {body['filter_id']}", precision=precision, integers=integers, scales=scales
+        )
 
 
 def _inner(value: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _read_scales(
 _KINDS: Mapping[int, type[np.generic]] = {0: np.uint8, 1: np.int8, 6: np.float32}  # ExecuTorch's scalar types
 
 
-def _read_embeddings(program: Any) -> Iterator[Stored]:  # noqa: ANN401 - ExecuTorch's record
+def _read_embeddings(program: Any) -> Iterator[RoundedWeight]:  # noqa: ANN401 - ExecuTorch's record
     """Pairs of look-ups in a constant of integers and one of scales, at the same places."""
     for plan in program.execution_plan:
         tables: dict[int, dict[type[np.generic], NDArray[Any]]] = {}
@@ -202,12 +204,12 @@ def _read_embeddings(program: Any) -> Iterator[Stored]:  # noqa: ANN401 - ExecuT
             yield from _pair(f"embedding at {at}", found)
 
 
-def _pair(name: str, tables: Mapping[type[np.generic], NDArray[Any]]) -> Iterator[Stored]:
+def _pair(name: str, tables: Mapping[type[np.generic], NDArray[Any]]) -> Iterator[RoundedWeight]:
     scales = tables.get(np.float32)
     if scales is None:
         return
     if (integers := tables.get(np.int8)) is not None:
-        yield Stored(name=name, precision="int8", integers=integers, scales=scales)
+        yield RoundedWeight(name=name, precision="int8", integers=integers, scales=scales)
     if (packed := tables.get(np.uint8)) is not None:
         halves = np.concatenate([packed & 15, packed >> 4], 1).astype(np.int16) - 8
-        yield Stored(name=name, precision="int4", integers=halves.astype(np.int8), scales=scales)
+        yield RoundedWeight(name=name, precision="int4", integers=halves.astype(np.int8), scales=scales)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rankship_pipeline.export.stored import Array, Floats, Stored, find_same, list_stored, pack_nibbles
+from rankship_pipeline.export.rounded_weight import Array, Floats, RoundedWeight, find_same, list_stored, pack_nibbles
 from rankship_pipeline.recipe.precision import Activations
 
 _CONTRIB = "com.microsoft"
@@ -28,8 +28,8 @@ LEAST, STEPS = 1e-12, 255  # the least step of a row of activations, and how man
 
 
 def quantise_file(
-    source: Path, target: Path, weights: Sequence[Stored], activations: Activations
-) -> tuple[Stored, ...]:
+    source: Path, target: Path, weights: Sequence[RoundedWeight], activations: Activations
+) -> tuple[RoundedWeight, ...]:
     """Write a float32 file with these weights in fewer bits, and list those that the file holds.
 
     A weight is found by its numbers. Others stay float32: an exporter may have made something else of them, as it does
@@ -41,7 +41,7 @@ def quantise_file(
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     added = _Added()
-    stored: list[Stored] = []
+    stored: list[RoundedWeight] = []
     for node in graph.node:
         place = _find_place(node, constants)
         matrix = None if place is None else _read_matrix(node, place, constants)
@@ -83,7 +83,7 @@ class _Added:
     def add_shape(self, sides: list[int]) -> str:
         return self.add("shape_" + "_".join(str(side) for side in sides), np.array(sides, np.int64))
 
-    def add_integers(self, one: Stored) -> str:
+    def add_integers(self, one: RoundedWeight) -> str:
         """The integers as a tensor of their own type, (rows, columns)."""
         name = f"{one.name}_integers"
         if one.precision == "int8":
@@ -118,10 +118,10 @@ def _get(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(one.i) for one in node.attribute if one.name == name), default)
 
 
-_Writer = Callable[[onnx.NodeProto, Stored, _Added], list[onnx.NodeProto]]
+_Writer = Callable[[onnx.NodeProto, RoundedWeight, _Added], list[onnx.NodeProto]]
 
 
-def _choose(node: onnx.NodeProto, one: Stored, activations: Activations) -> _Writer:
+def _choose(node: onnx.NodeProto, one: RoundedWeight, activations: Activations) -> _Writer:
     if node.op_type == "Gather":
         return _look_up if one.precision == "int8" else _look_up_blocks
     if activations == "float32" or node.op_type == "Conv" or _get(node, "transA", 0):
@@ -131,7 +131,7 @@ def _choose(node: onnx.NodeProto, one: Stored, activations: Activations) -> _Wri
     return _multiply_blocks if one.block in _BLOCKS else _multiply_floats
 
 
-def _multiply_floats(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
+def _multiply_floats(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
     """The weight is made float32 by nodes that read constants only: onnxruntime folds them as it loads."""
     name, (rows, columns) = one.name, one.integers.shape
     inner = [rows, one.scales.shape[1], one.block]
@@ -159,7 +159,7 @@ def _list_sides(node: onnx.NodeProto) -> list[int]:
     return next(list(one.ints) for one in node.attribute if one.name == "kernel_shape")
 
 
-def _multiply_integers(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
+def _multiply_integers(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
     """Rows of activations become 256 steps from their least to their largest number, with 0 among them, as uint8.
 
     Steps from 0 are (q − z)·s, so that z times the sum of each column of integers is taken from the product.
@@ -200,7 +200,7 @@ def _multiply_integers(node: onnx.NodeProto, one: Stored, added: _Added) -> list
     return _finish(nodes, node)
 
 
-def _multiply_blocks(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
+def _multiply_blocks(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
     rows, columns = one.integers.shape
     packed = pack_nibbles((one.integers.astype(np.int16) + 8).reshape(rows, -1, one.block))
     scales = added.add(f"{one.name}_flat_scales", one.scales.reshape(-1))
@@ -222,7 +222,7 @@ def _finish(nodes: list[onnx.NodeProto], node: onnx.NodeProto) -> list[onnx.Node
     return nodes
 
 
-def _look_up(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
+def _look_up(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
     key, places = node.output[0], node.input[1]
     return [
         helper.make_node("Gather", [added.add_integers(one), places], [f"{key}_bytes"]),
@@ -232,7 +232,7 @@ def _look_up(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.Node
     ]
 
 
-def _look_up_blocks(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
+def _look_up_blocks(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
     packed = pack_nibbles(one.integers.astype(np.int16) + 8)
     made = helper.make_node(
         "GatherBlockQuantized",

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from rankship_pipeline.export.stored import Array, Floats, Stored, unpack_nibbles
+from rankship_pipeline.export.rounded_weight import Array, Floats, RoundedWeight, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 
 _PRECISIONS: dict[int, Precision] = {TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
@@ -32,17 +32,17 @@ class _Graph:
         return numpy_helper.to_array(self.constants[name])
 
 
-def read_weights(path: Path) -> tuple[Stored, ...]:
+def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
     """Every weight of 8 or 4 bits in a file: of DequantizeLinear, MatMulInteger, Gather, Cast and MatMulNBits."""
     graph = _Graph(path)
-    found: dict[str, Stored] = {}
+    found: dict[str, RoundedWeight] = {}
     for node in graph.graph.node:
         for one in _read_node(graph, node):
             found.setdefault(one.name, one)
     return tuple(found.values())
 
 
-def _read_node(graph: _Graph, node: onnx.NodeProto) -> Iterator[Stored]:
+def _read_node(graph: _Graph, node: onnx.NodeProto) -> Iterator[RoundedWeight]:
     if node.op_type in _CONTRIB_PACKED:
         yield _read_packed(graph, node)
         return
@@ -68,9 +68,9 @@ def _read_node(graph: _Graph, node: onnx.NodeProto) -> Iterator[Stored]:
     yield _arrange(tensor.name, precision, integers, scales)
 
 
-def _arrange(name: str, precision: Precision, integers: Array, scales: Floats) -> Stored:
+def _arrange(name: str, precision: Precision, integers: Array, scales: Floats) -> RoundedWeight:
     rows = len(integers)
-    return Stored(
+    return RoundedWeight(
         name=name,
         precision=precision,
         integers=integers.reshape(rows, -1),
@@ -104,7 +104,7 @@ def _read_scales(graph: _Graph, name: str) -> Floats | None:
     return None
 
 
-def _read_dequantized(graph: _Graph, node: onnx.NodeProto, precision: Precision) -> Stored:
+def _read_dequantized(graph: _Graph, node: onnx.NodeProto, precision: Precision) -> RoundedWeight:
     attributes = {one.name: one.i for one in node.attribute}
     integers = graph.read(node.input[0]).astype(np.int8)
     scales: Floats = graph.read(node.input[1])
@@ -120,7 +120,7 @@ def _read_dequantized(graph: _Graph, node: onnx.NodeProto, precision: Precision)
     return _arrange(node.input[0], precision, np.moveaxis(integers, axis, 0), scales)
 
 
-def _read_packed(graph: _Graph, node: onnx.NodeProto) -> Stored:
+def _read_packed(graph: _Graph, node: onnx.NodeProto) -> RoundedWeight:
     """Blocks of unsigned integers, whose zero is their middle."""
     attributes = {one.name: one.i for one in node.attribute}
     bits = attributes.get("bits", 4)

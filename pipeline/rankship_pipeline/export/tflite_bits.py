@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from numpy.typing import NDArray
 
-from rankship_pipeline.export.stored import Floats, Stored, find_same, list_stored, unpack_nibbles
+from rankship_pipeline.export.rounded_weight import Floats, RoundedWeight, find_same, list_stored, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.recipe.precision import Activations
@@ -51,8 +51,8 @@ class _Weighted:
 
 
 def quantise_file(
-    source: Path, target: Path, weights: Sequence[Stored], activations: Activations
-) -> tuple[Stored, ...]:
+    source: Path, target: Path, weights: Sequence[RoundedWeight], activations: Activations
+) -> tuple[RoundedWeight, ...]:
     """Write a float32 file with these weights in fewer bits, and list those that the file holds.
 
     A weight is found by its numbers; others stay float32. With "dynamic" activations each operator rounds its own as
@@ -60,7 +60,7 @@ def quantise_file(
     """
     model = _load(source)
     recipe = recipe_manager.RecipeManager()
-    stored: list[Stored] = []
+    stored: list[RoundedWeight] = []
     for one in _list_weighted(model):
         matrix = _read_floats(model, one)
         weight = None if matrix is None else find_same(matrix, weights)
@@ -86,10 +86,10 @@ def quantise_file(
     return list_stored(weights, stored)
 
 
-def read_weights(path: Path) -> tuple[Stored, ...]:
+def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
     """Every weight of 8 or 4 bits of a convolution, matrix product or embedding in a file, also of static ones."""
     model = _load(path)
-    found: dict[str, Stored] = {}
+    found: dict[str, RoundedWeight] = {}
     for one in _list_weighted(model):
         if (precision := _TYPES.get(one.weight.type)) is not None and one.weight.quantization is not None:
             stored = _read_rounded(model, one, precision)
@@ -143,7 +143,7 @@ def _order(array: NDArray[Any], one: _Weighted) -> NDArray[Any]:
     return np.ascontiguousarray(array).reshape(len(array), -1)
 
 
-def _read_rounded(model: Any, one: _Weighted, precision: Precision) -> Stored:  # noqa: ANN401 - the schema's own
+def _read_rounded(model: Any, one: _Weighted, precision: Precision) -> RoundedWeight:  # noqa: ANN401 - the schema's own
     shape = tuple(int(side) for side in one.weight.shape)
     raw = np.frombuffer(bytes(model.buffers[one.weight.buffer].data), np.uint8)
     integers = raw.view(np.int8)
@@ -155,7 +155,7 @@ def _read_rounded(model: Any, one: _Weighted, precision: Precision) -> Stored:  
     scales = _read_scales(model, one)
     if scales.size == 1:
         scales = np.broadcast_to(scales.reshape(-1), (rows,))
-    return Stored(
+    return RoundedWeight(
         name=one.weight.name.decode(),
         precision=precision,
         integers=ordered,

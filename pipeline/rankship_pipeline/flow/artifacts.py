@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
+from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
+from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
@@ -36,10 +38,20 @@ from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
 from rankship_pipeline.models.outputs import ONLY
+from rankship_pipeline.recipe.precision import Computed
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The type of a model's weights; those that its files store so, unless its graph itself computes in 8 bits."""
+
+    precision: Precision
+    activations: Computed
+    weights: tuple[RoundedWeight, ...] = ()
 
 
 def list_parts(
-    prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None, precision: Precision = "float32"
+    prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None, bits: Bits | None = None
 ) -> list[Part]:
     """The model; or the backbone that tasks share, then every task's head, proven on the backbone's features."""
     data, choice = prepared.data, prepared.recipe.export
@@ -48,7 +60,10 @@ def list_parts(
         judging = prepared.court.judging
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
         axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
-        return [Part(variant, module, samples, plan, axes=axes, precision=precision, **named)]
+        part = Part(variant, module, samples, plan, axes=axes, **named)
+        if bits is None:
+            return [part]
+        return [replace(part, precision=bits.precision, weights=bits.weights, activations=bits.activations)]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
@@ -104,9 +119,10 @@ class _File:
         return parts * FACTS[self.format_].seconds_a_module
 
 
-def export_variants(
-    prepared: Prepared, store: Store, steps: Steps, models: Sequence[tuple[Variant, Precision, Model, RankPlan | None]]
-) -> list[Artifact]:
+Shipped = tuple[Variant, Model, RankPlan | None, Bits | None]  # a model to export
+
+
+def export_variants(prepared: Prepared, store: Store, steps: Steps, models: Sequence[Shipped]) -> list[Artifact]:
     """Export models to every format of the recipe; files that are already in the store are not made again.
 
     Of a model with heads, the backbone's files come first, then the heads'. Large models are exported by several
@@ -114,8 +130,8 @@ def export_variants(
     """
     files = [
         one
-        for variant, precision, model, plan in models
-        for part in list_parts(prepared, variant, model.module, plan, precision)
+        for variant, model, plan, bits in models
+        for part in list_parts(prepared, variant, model.module, plan, bits)
         for one in _list_files(prepared, model.content, part)
     ]
     _export_apart(prepared, store, steps, files)
@@ -143,6 +159,8 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
         ranged = tuple(one for one in formats if FACTS[one].takes_ranges)
         fixed = tuple(one for one in formats if not FACTS[one].takes_ranges)
         taken = [(_Traced(part), ranged), *((_Traced(one), fixed) for one in (fix_shapes(part) if fixed else ()))]
+    if part.weights:  # each format rounds activations in its own way
+        taken = [(_Traced(fit_format(one.part, name)), (name,)) for one, names in taken for name in names]
     return [
         _File(
             traced,
@@ -201,6 +219,7 @@ def _keep(prepared: Prepared, store: Store, one: _File, write: Callable[[Path], 
 
     def write_file(path: Path) -> None:
         write(path)
+        store_bits(part, one.format_, path)
         if part.plan is not None:
             found = read_operators(one.format_, path)
             check_factors(part.plan, one.traced.expected, found, where=f"{part.title} {one.format_}")

@@ -1,6 +1,9 @@
 """Computes a recipe's price and budget, and checks that the budget can be met."""
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.records import Stored
+from rankship_pipeline.quantise.sizes import RUN, is_offered
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.price import (
     Price,
@@ -27,6 +30,7 @@ def check_budget(prepared: Prepared) -> None:
 
     A budget to land on a device is checked there; here only its cost table is checked, if the recipe names one.
     """
+    _check_types(prepared)
     if prepared.recipe.budget.on is not None:
         if prepared.recipe.budget.costs is not None:
             _read_price(prepared)
@@ -37,13 +41,26 @@ def check_budget(prepared: Prepared) -> None:
             check_feasible(prepared.layers, budgeted.price, budgeted.budget, rank_choice(prepared.recipe, way))
 
 
+def _check_types(prepared: Prepared) -> None:
+    """Check that every type of weights can be had by a layer at least; InputError names one that cannot."""
+    computed = prepared.activations
+    for one in prepared.recipe.precision.weights:
+        stored = Stored(weights=one)
+        if prepared.layers and not any(is_offered(layer, stored, RUN[computed]) for layer in prepared.layers):
+            raise InputError(
+                f"precision.weights: no layer of this model can have weights of {one} with {computed} activations",
+                hint="with static activations convolutions and linear layers take int8; with dynamic ones linear layers"
+                " take int8, or int4 if they have a multiple of 32 inputs",
+            )
+
+
 def _find_price(prepared: Prepared) -> Price:
     if prepared.recipe.budget.unit == "flops":
         return price_flops(prepared.model, prepared.layers, prepared.data.test_inputs)
     if prepared.recipe.budget.costs is not None:
         return _read_price(prepared)
     if find_unit(prepared.recipe) == "bytes":
-        return price_bytes(prepared.fixed_parameters, prepared.recipe.precision.weights)
+        return price_bytes(prepared.fixed_parameters, prepared.recipe.precision.weights, RUN[prepared.activations])
     return price_parameters(prepared.fixed_parameters)
 
 

@@ -3,19 +3,18 @@
 from pathlib import Path
 
 from rankship_pipeline.evaluate.quality_gate import refuse_lost
-from rankship_pipeline.flow.artifacts import export_variants
+from rankship_pipeline.flow.artifacts import Shipped, export_variants
 from rankship_pipeline.flow.foresight import foresee
 from rankship_pipeline.flow.landed_budget import find_landing, is_landed, settle_budget
 from rankship_pipeline.flow.preflight import finish_checks
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.rounded import list_precisions, round_model
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.flow.stages import Model, Stages
-from rankship_pipeline.foundation.artifact_key import Precision, Variant
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Alternative, Build, Landing, RankPlan
+from rankship_pipeline.foundation.records import Alternative, Build, Landing
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.ranks.losses import list_doubts
@@ -106,14 +105,15 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
         accuracies += scores.evaluate(final, "refined")
     costs = {layer.name: layer.relative_error + (layer.interference or 0) for layer in plan.layers}
     refuse_lost(fidelities[-len(recipe.models) :], recipe.quality, "max_loss_points", costs)
-    shipped: list[tuple[Variant, Precision, Model, RankPlan | None]] = [("dense", "float32", merged, None)]
+    shipped: list[Shipped] = [("dense", merged, None, None)]
     for precision in list_precisions(recipe, plan):
-        shipped_model = final
-        if precision != "float32":
-            shipped_model = round_model(stages, final, plan, precision)
-            fidelities += scores.judge(shipped_model, precision)
-            accuracies += scores.evaluate(shipped_model, precision)
-        shipped.append(("compressed", precision, shipped_model, plan))
+        if precision == "float32":
+            shipped.append(("compressed", final, plan, None))
+            continue
+        rounded = round_model(stages, final, plan, precision)
+        fidelities += scores.judge(rounded.scored, precision)
+        accuracies += scores.evaluate(rounded.scored, precision)
+        shipped.append(("compressed", rounded.exported, plan, rounded.bits))
     files = export_variants(prepared, store, steps, shipped)
     return Build(
         recipe=recipe.name,

@@ -16,9 +16,11 @@ from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.quantise.sizes import choose_activations
 from rankship_pipeline.ranks.call_sites import Site, find_sites, hash_model
 from rankship_pipeline.ranks.price import Price
 from rankship_pipeline.recipe.choices import Recipe
+from rankship_pipeline.recipe.precision import Computed
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Prepared:
     def dense_parameters(self) -> int:
         """Parameters of the whole model before compressing."""
         return count_parameters(self.model)
+
+    @property
+    def activations(self) -> Computed:
+        """How layers with weights of fewer bits compute."""
+        return choose_activations(self.recipe.precision.activations, self.layers)
 
     @property
     def fixed_parameters(self) -> int:

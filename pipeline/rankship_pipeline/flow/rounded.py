@@ -1,18 +1,27 @@
 """Makes the rounded models of a build: what a compressed one becomes once weights and activations are of fewer bits."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from torch import nn
 
 from rankship_pipeline.evaluate.calibrate import thin
+from rankship_pipeline.export.dynamic import simulate_activations
 from rankship_pipeline.export.eight_bits import make_eight_bits
+from rankship_pipeline.export.rounded_weight import RoundedWeight, store
+from rankship_pipeline.flow.artifacts import Bits
 from rankship_pipeline.flow.cached_stage import as_tensors
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
+from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
-from rankship_pipeline.quantise.in_order import round_layers
+from rankship_pipeline.quantise.grid import Grid, find_scales, read_integers, read_rows
+from rankship_pipeline.quantise.in_order import find_grids, round_layers
+from rankship_pipeline.quantise.sizes import RUN
 from rankship_pipeline.recipe.choices import Recipe, find_unit
 
 _TENSORS = as_tensors("state.safetensors")
@@ -35,27 +44,50 @@ def list_rounded(recipe: Recipe, plan: RankPlan) -> list[Precision]:
     return [one for one in list_precisions(recipe, plan) if one != "float32"]
 
 
-def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precision) -> Model:
-    """A model whose module computes as the runtimes do, in 8 bits.
+@dataclass(frozen=True)
+class Rounded:
+    """A model of fewer bits: as it is exported, and as it is scored, computing what its files compute."""
 
-    Layers have the types of the plan, or this precision where the plan is one of ranks alone.
+    exported: Model
+    scored: Model
+    bits: Bits
+
+
+def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precision) -> Rounded:
+    """A model with weights of fewer bits, whose layers have the types of the plan, or all this precision.
+
+    With static activations its graph computes in 8 bits; else it holds float weights on their grids.
     """
-    prepared = stages.prepared
+    prepared, computed = stages.prepared, stages.prepared.activations
     chosen = plan.weights if any(one != "float32" for one in plan.weights.values()) else None
     types = chosen or dict.fromkeys(plan.weights, precision)
     inputs = prepared.data.pool_calibration()
-    made_from = {"model": model.content, "types": types, "data": prepared.calibration_sha256}
+    made_from = {"model": model.content, "types": types, "data": prepared.calibration_sha256, "computed": computed}
 
     def round_weights() -> State:
-        return copy_state(stages.settle(round_layers(model.module, types, inputs))[0])
+        return copy_state(stages.settle(round_layers(model.module, types, inputs, RUN[computed]))[0])
 
     title = f"round weights to {precision}"
     kept = stages.keep(stages.store, "rounded", made_from, _TENSORS, round_weights, steps=stages.steps, title=title)
     module = load_into(copy.deepcopy(model.module), kept.value, where=str(kept.entry.folder))
-    judging = prepared.court.judging
-    names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs
-    samples = thin(inputs, _SAMPLES)
-    with stages.steps.step("find the ranges of activations"):
-        module = make_eight_bits(module, samples, outputs=names, kept=[one for one in types if types[one] == "float32"])
-    files = [model.files_sha256, prepared.calibration_sha256, list_versions("executorch")]
-    return replace(model, module=module, entry=kept.entry, files_sha256=digest(files))
+    files = digest([model.files_sha256, prepared.calibration_sha256, list_versions("executorch"), computed])
+    rounded = replace(model, module=module, entry=kept.entry, files_sha256=files)
+    if computed == "static":
+        judging = prepared.court.judging
+        names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs
+        samples, floats = thin(inputs, _SAMPLES), [one for one in types if types[one] == "float32"]
+        with stages.steps.step("find the ranges of activations"):
+            rounded = replace(rounded, module=make_eight_bits(module, samples, outputs=names, kept=floats))
+        return Rounded(rounded, rounded, Bits(precision, computed))
+    grids = find_grids(module, types, RUN[computed])
+    weights = tuple(_read_weight(module, name, grid) for name, grid in grids.items())
+    scored = rounded
+    if computed == "dynamic":
+        format_ = next(iter(prepared.recipe.export.formats), FORMATS[0])  # they differ in the last bits
+        scored = replace(rounded, module=simulate_activations(module, weights, format_))
+    return Rounded(rounded, scored, Bits(precision, computed, weights))
+
+
+def _read_weight(model: nn.Module, name: str, grid: Grid) -> RoundedWeight:
+    rows, own = read_rows(get_layer(model, name)), (grid.precision, grid.block)
+    return store(name, grid.precision, read_integers(rows, *own), find_scales(rows, *own))

@@ -55,10 +55,16 @@ def _choose_scales(matrix: Tensor, precision: Precision, weights: Tensor, block:
     full = torch.where(largest > 0, largest / LARGEST[precision], torch.ones_like(largest))
     best, least = full, torch.full_like(full, torch.inf)
     for clip in _CLIPS[precision]:
-        change = matrix - _to_nearest(matrix, full * clip, precision, block)
+        scales = _shorten(full * clip, block)
+        change = matrix - _to_nearest(matrix, scales, precision, block)
         error = (change.square() * weights).reshape(rows, -1, block or columns).sum(2)
-        best, least = torch.where(error < least, full * clip, best), torch.minimum(error, least)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
     return best
+
+
+def _shorten(scales: Tensor, block: int | None) -> Tensor:
+    """Scales as files store them: TFLite and ExecuTorch keep those of blocks in bfloat16."""
+    return scales if block is None else scales.bfloat16().to(scales.dtype)
 
 
 def _to_nearest(matrix: Tensor, scales: Tensor, precision: Precision, block: int | None) -> Tensor:
@@ -90,7 +96,7 @@ def _round_by_inputs(matrix: Tensor, damped: Tensor, scales: Tensor, precision: 
         short = (reached < LARGEST[precision]) & (_largest(matrix[left], block) > 0)
         done = ~short.any(1)
         result[left[done]] = integers[done] * wide[done]
-        scales[left] = torch.where(short, scales[left] * _SHRINKING, scales[left])
+        scales[left] = torch.where(short, _shorten(scales[left] * _SHRINKING, block), scales[left])
         left = left[~done]
         if not len(left):
             break

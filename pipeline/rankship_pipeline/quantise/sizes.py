@@ -1,6 +1,6 @@
 """Which types a layer's weights may have, and the bytes that they take with their scales."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankship_pipeline.factors.forms import FORMS
@@ -9,6 +9,7 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import Kind, Layer
 from rankship_pipeline.quantise.grid import BITS, BLOCK, find_block
+from rankship_pipeline.recipe.precision import Activations, Computed
 
 _SCALE_BYTES = 4  # float32
 
@@ -30,17 +31,28 @@ class Offered:
 
 
 _ALL: frozenset[Kind] = frozenset({"linear", "convolution", "transposed convolution", "embedding"})
-# What runtimes run.
-OFFERED = Offered(
-    {
-        "float32": _ALL,
-        "int8": frozenset({"linear", "convolution", "embedding"}),
-        "int4": frozenset({"linear"}),
-    },
-    blocked=True,
-)
+# What all formats run, by how activations are computed (benchmarks/baselines/capabilities.json).
+RUN: Mapping[Computed, Offered] = {
+    "static": Offered({"float32": _ALL, "int8": frozenset({"linear", "convolution"})}, blocked=True),
+    "dynamic": Offered(
+        {"float32": _ALL, "int8": frozenset({"linear", "embedding"}), "int4": frozenset({"linear"})}, blocked=True
+    ),
+    "float32": Offered(
+        {"float32": _ALL, "int8": frozenset({"linear", "convolution", "embedding"}), "int4": frozenset({"linear"})},
+        blocked=True,
+    ),
+}
+# What any of them runs.
+OFFERED = RUN["float32"]
 # What torch can simulate: 4 bits may have one scale for a whole row.
 SIMULATED = Offered({"float32": _ALL, "int8": OFFERED.kinds["int8"], "int4": OFFERED.kinds["int8"]}, blocked=False)
+
+
+def choose_activations(asked: Activations, layers: Sequence[Layer]) -> Computed:
+    """How activations are computed: "auto" is static for a model of convolutions, dynamic for others."""
+    if asked != "auto":
+        return asked
+    return "static" if any(layer.kind == "convolution" for layer in layers) else "dynamic"
 
 
 def is_offered(layer: Layer, stored: Stored, offered: Offered = OFFERED) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.frozen import record
 
+Computed = Literal["float32", "static", "dynamic"]
 Activations = Literal["auto", "float32", "static", "dynamic"]
 
 

@@ -23,7 +23,6 @@ from rankship_pipeline.recipe.choices import (
 from rankship_pipeline.recipe.export_choices import BATCH_AXIS, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import Normalisation
-from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
@@ -164,13 +163,23 @@ def _check_ways(recipe: Recipe) -> list[str]:
     return complaints
 
 
-def check_precision(choice: PrecisionChoice) -> list[str]:
-    """Complaints about [precision]."""
-    known = ("float32", "int8", "int4")
+def check_precision(recipe: Recipe) -> list[str]:
+    """Complaints about [precision], also beside the heads and formats of the recipe."""
+    known, weights, activations = ("float32", "int8", "int4"), recipe.precision.weights, recipe.precision.activations
+    floats, is_whole = activations == "float32", weights == ("float32",)
     rules = [
-        (bool(choice.weights), "precision.weights is empty"),
-        (len(set(choice.weights)) == len(choice.weights), "precision.weights names a type twice"),
-        (set(choice.weights) <= set(known), f"precision.weights must be of {', '.join(known)}"),
+        (bool(weights), "precision.weights is empty"),
+        (len(set(weights)) == len(weights), "precision.weights names a type twice"),
+        (set(weights) <= set(known), f"precision.weights must be of {', '.join(known)}"),
+        (activations != "static" or "int4" not in weights, "precision: int4 has no static activations in any format"),
+        (
+            is_whole or not floats or "executorch" not in recipe.export.formats,
+            "precision: ExecuTorch runs no rounded weights with float32 activations: leave it out of export.formats",
+        ),
+        (
+            is_whole or recipe.merge.head is None,
+            "precision: models with heads of their own (merge.head) are exported in float32 only",
+        ),
     ]
     return [complaint for kept, complaint in rules if not kept]
 
@@ -260,10 +269,6 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         ),
         (bool(recipe.export.formats) or recipe.data.held, "export.formats is empty"),
         (recipe.merge.head is None or len(recipe.models) > 1, "merge.head is for several models: leave it out for one"),
-        (
-            recipe.merge.head is None or recipe.precision.weights == ("float32",),
-            "precision.weights: models with heads of their own (merge.head) are exported in float32 only",
-        ),
         (len({one.name for one in recipe.compare}) == len(recipe.compare), "two [[compare]] have the same name"),
     ]
     return [
@@ -272,7 +277,7 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         *check_export(recipe.export),
         *check_quality(recipe.quality),
         *check_refinement(recipe.refine),
-        *check_precision(recipe.precision),
+        *check_precision(recipe),
     ]
 
 

@@ -19,7 +19,7 @@ _CLOSE = 2e-6  # of a row's largest number: what dividing by a scale and multipl
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class RoundedWeight:
     """One weight of fewer bits: integers (rows, columns), in torch's order, outputs first, and scales (rows, blocks).
 
     Each block of columns has one scale; with one block a row has one. `name` is the layer's, or what a file calls it.
@@ -43,10 +43,10 @@ class Stored:
         return int(self.integers.shape[1] // self.scales.shape[1])
 
 
-def store(name: str, precision: Precision, integers: Tensor, scales: Tensor) -> Stored:
+def store(name: str, precision: Precision, integers: Tensor, scales: Tensor) -> RoundedWeight:
     """A weight of the grid: integers of any shape with the outputs first, scales (rows, blocks)."""
     rows = len(scales)
-    return Stored(
+    return RoundedWeight(
         name=name,
         precision=precision,
         integers=integers.detach().reshape(rows, -1).numpy().astype(np.int8),
@@ -69,14 +69,14 @@ def unpack_nibbles(packed: NDArray[np.uint8], count: int) -> NDArray[np.int16]:
     return both.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
-def merge_blocks(one: Stored) -> Stored:
+def merge_blocks(one: RoundedWeight) -> RoundedWeight:
     """The weight with one scale a row, if all blocks of each row have the same: some operators know blocks only."""
     if (one.scales == one.scales[:, :1]).all():
         return replace(one, scales=one.scales[:, :1])
     return one
 
 
-def find_same(matrix: Floats, weights: Sequence[Stored]) -> Stored | None:
+def find_same(matrix: Floats, weights: Sequence[RoundedWeight]) -> RoundedWeight | None:
     """The weight whose numbers a float matrix (rows, columns) holds; None if there is none."""
     for one in weights:
         if one.integers.shape == matrix.shape and is_same(matrix[:1], one.matrix[:1]) and is_same(matrix, one.matrix):
@@ -84,7 +84,7 @@ def find_same(matrix: Floats, weights: Sequence[Stored]) -> Stored | None:
     return None
 
 
-def list_stored(weights: Sequence[Stored], stored: Sequence[Stored]) -> tuple[Stored, ...]:
+def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight]) -> tuple[RoundedWeight, ...]:
     """Those of the weights whose numbers are among the stored ones; tied layers have one table."""
     return tuple(one for one in weights if find_same(one.matrix, stored) is not None)
 
@@ -95,9 +95,9 @@ def is_same(left: Floats, right: Floats) -> bool:
     return bool((np.abs(left - right) <= limit).all())
 
 
-def check_weights(expected: Sequence[Stored], found: Sequence[Stored], *, where: str) -> None:
+def check_weights(expected: Sequence[RoundedWeight], found: Sequence[RoundedWeight], *, where: str) -> None:
     """Check bit by bit that a file stores every expected weight; BuildError says of each what is wrong with it."""
-    by_shape: dict[tuple[int, ...], list[Stored]] = {}
+    by_shape: dict[tuple[int, ...], list[RoundedWeight]] = {}
     for one in found:
         by_shape.setdefault(one.integers.shape, []).append(one)
     complaints = [f"{one.name}: {text}" for one in expected for text in _complain(one, by_shape)]
@@ -108,7 +108,7 @@ def check_weights(expected: Sequence[Stored], found: Sequence[Stored], *, where:
         )
 
 
-def _complain(one: Stored, by_shape: Mapping[tuple[int, ...], Sequence[Stored]]) -> Iterator[str]:
+def _complain(one: RoundedWeight, by_shape: Mapping[tuple[int, ...], Sequence[RoundedWeight]]) -> Iterator[str]:
     candidates = by_shape.get(one.integers.shape, ())
     rows, columns = one.integers.shape
     if not candidates:
@@ -125,7 +125,7 @@ def _complain(one: Stored, by_shape: Mapping[tuple[int, ...], Sequence[Stored]])
         yield f"{closest.name} is stored as {closest.precision}, not as {one.precision}"
 
 
-def _has_scales(other: Stored, one: Stored) -> bool:
+def _has_scales(other: RoundedWeight, one: RoundedWeight) -> bool:
     other, one = merge_blocks(other), merge_blocks(one)
     if other.scales.shape != one.scales.shape:
         return False
@@ -135,6 +135,6 @@ def _has_scales(other: Stored, one: Stored) -> bool:
     return bool((np.abs(other.scales - one.scales) <= 3e-7 * one.scales)[matters].all())
 
 
-def _show(one: Stored) -> str:
+def _show(one: RoundedWeight) -> str:
     rows, blocks = one.scales.shape
     return f"{rows}x{blocks} of mean {float(one.scales.mean()):.4g}"

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from make.rounded import round_weight
-from rankship_pipeline.export.stored import Stored, check_weights, find_same, store
+from rankship_pipeline.export.rounded_weight import RoundedWeight, check_weights, find_same, store
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.quantise.grid import find_scales, read_integers
 
 
-def make(precision: Precision = "int8", seed: int = 0) -> Stored:
+def make(precision: Precision = "int8", seed: int = 0) -> RoundedWeight:
     torch.manual_seed(seed)
     return round_weight("layer", torch.randn(6, 64), precision)[1]
 

@@ -1,0 +1,69 @@
+"""Gives a part's file weights of fewer bits, in each format's own way, and reads back that it has them."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, cast
+
+from rankship_pipeline.export import keep_stdout_clean
+from rankship_pipeline.export.artifact import Part
+from rankship_pipeline.export.dynamic import simulate_activations
+from rankship_pipeline.export.rounded_weight import RoundedWeight, check_weights
+from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.recipe.precision import Activations
+
+_ROOM = "rankship_pipeline.export"
+_WRITERS: dict[Format, str] = {"onnx": f"{_ROOM}.onnx_bits", "tflite": f"{_ROOM}.tflite_bits"}
+_READERS: dict[Format, str] = {
+    "onnx": f"{_ROOM}.onnx_read",
+    "tflite": f"{_ROOM}.tflite_bits",
+    "executorch": f"{_ROOM}.executorch_bits",
+}
+
+
+class Writer(Protocol):
+    """A format that stores weights of fewer bits in a file of float32."""
+
+    def quantise_file(
+        self, source: Path, target: Path, weights: Sequence[RoundedWeight], activations: Activations
+    ) -> tuple[RoundedWeight, ...]:
+        """Write the file with these weights in fewer bits; those that it then holds."""
+
+
+class Reader(Protocol):
+    """A format whose weights of fewer bits are read back."""
+
+    def read_weights(self, path: Path) -> tuple[RoundedWeight, ...]:
+        """Every weight of fewer bits in a file."""
+
+
+def fit_format(part: Part, format_: Format) -> Part:
+    """The part as one format exports and proves it: activations are rounded as that format's runtime does."""
+    if not part.weights:
+        return part
+    reference, module = part.module, part.module
+    if part.activations == "dynamic":
+        reference = simulate_activations(part.module, part.weights, format_)
+    if format_ not in _WRITERS:
+        from rankship_pipeline.export.executorch_bits import quantise_module
+
+        module = quantise_module(part.module, part.weights)
+    return replace(part, module=module, reference=reference)
+
+
+def store_bits(part: Part, format_: Format, path: Path) -> None:
+    """Store the part's weights of fewer bits in its file, where the graph did not, and check that they are there.
+
+    BuildError names each that is not stored as it was rounded.
+    """
+    if not part.weights:
+        return
+    weights = part.weights
+    with keep_stdout_clean():
+        if format_ in _WRITERS:
+            writer = cast("Writer", importlib.import_module(_WRITERS[format_]))
+            weights = writer.quantise_file(path, path, part.weights, part.activations)
+        reader = cast("Reader", importlib.import_module(_READERS[format_]))
+        found = reader.read_weights(path)
+    check_weights(weights, found, where=f"{part.title} {format_}")
