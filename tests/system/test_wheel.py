@@ -72,7 +72,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     (wheel,) = folder.glob("*.whl")
     made = Stranger(folder)
     made.run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", made.programs / "python", "install"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--quiet", "--python", made.programs / "python", "install"]
     made.run(*pip, "--no-index", "--no-deps", "--no-compile", wheel)
     (packages,) = folder.glob("venv/lib/python*/site-packages")
     (installed,) = packages.glob("rankship-*.dist-info")
