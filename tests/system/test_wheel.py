@@ -44,7 +44,7 @@ class Stranger:
         self.work.mkdir()
         home = folder / "home"
         home.mkdir()
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG", "LC_"))}
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "LANG", "LC_"))}
         self._environment = {**kept, "PATH": f"{self.programs}:/usr/bin:/bin", "HOME": str(home)}
 
     def run(self, *argv: str | Path) -> str:
