@@ -44,7 +44,7 @@ class Stranger:
         self.work.mkdir()
         home = folder / "home"
         home.mkdir()
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "LANG", "LC_"))}
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "LANG", "LC_"))}
         self._environment = {**kept, "PATH": f"{self.programs}:/usr/bin:/bin", "HOME": str(home)}
 
     def run(self, *argv: str | Path) -> str:
@@ -72,7 +72,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     (wheel,) = folder.glob("*.whl")
     made = Stranger(folder)
     made.run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(made.programs / "python"), "install"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--quiet", "--python", made.programs / "python", "install"]
     made.run(*pip, "--no-index", "--no-deps", "--no-compile", wheel)
     (packages,) = folder.glob("venv/lib/python*/site-packages")
     (installed,) = packages.glob("rankship-*.dist-info")
