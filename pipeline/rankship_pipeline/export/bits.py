@@ -52,13 +52,14 @@ def fit_format(part: Part, format_: Format) -> Part:
     return replace(part, module=module, reference=reference)
 
 
-def store_bits(part: Part, format_: Format, path: Path) -> None:
+def store_bits(part: Part, format_: Format, path: Path) -> list[str]:
     """Store the part's weights of fewer bits in its file, where the graph did not, and check that they are there.
 
+    Returns the names of those that the file holds in float32, as the format's converter made other numbers of them.
     BuildError names each that is not stored as it was rounded.
     """
     if not part.weights:
-        return
+        return []
     weights = part.weights
     with keep_stdout_clean():
         if format_ in _WRITERS:
@@ -67,3 +68,5 @@ def store_bits(part: Part, format_: Format, path: Path) -> None:
         reader = cast("Reader", importlib.import_module(_READERS[format_]))
         found = reader.read_weights(path)
     check_weights(weights, found, where=f"{part.title} {format_}")
+    held = {one.name for one in weights}
+    return [one.name for one in part.weights if one.name not in held]

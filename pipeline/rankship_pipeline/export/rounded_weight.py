@@ -77,16 +77,34 @@ def merge_blocks(one: RoundedWeight) -> RoundedWeight:
 
 
 def find_same(matrix: Floats, weights: Sequence[RoundedWeight]) -> RoundedWeight | None:
-    """The weight whose numbers a float matrix (rows, columns) holds; None if there is none."""
-    for one in weights:
-        if one.integers.shape == matrix.shape and is_same(matrix[:1], one.matrix[:1]) and is_same(matrix, one.matrix):
+    """The weight whose numbers a float matrix (rows, columns) holds, perhaps each row by a factor; None without one.
+
+    Converters multiply a query's weights by the scale of its attention. Integers stay, the scales are the matrix's own.
+    """
+    fitting = [one for one in weights if one.integers.shape == matrix.shape]
+    for one in fitting:
+        if is_same(matrix[:1], one.matrix[:1]) and is_same(matrix, one.matrix):
             return one
-    return None
+    scaled = (_rescale(matrix, one) for one in fitting)
+    return next((one for one in scaled if one is not None and is_same(matrix, one.matrix)), None)
+
+
+def _rescale(matrix: Floats, one: RoundedWeight) -> RoundedWeight | None:
+    """The weight with the scales by which a matrix is its integers; None where files could not store these scales."""
+    rows, blocks = one.scales.shape
+    largest = np.abs(one.integers.reshape(rows, blocks, -1).astype(np.int16)).max(-1)
+    scales = np.abs(matrix.reshape(rows, blocks, -1)).max(-1) / np.maximum(largest, 1)
+    scales = np.where(largest > 0, scales, one.scales).astype(np.float32)
+    if blocks > 1 and (scales.view(np.uint32) & 0xFFFF).any():  # those of blocks are stored as bfloat16
+        return None
+    return replace(one, scales=scales)
 
 
 def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight]) -> tuple[RoundedWeight, ...]:
-    """Those of the weights whose numbers are among the stored ones; tied layers have one table."""
-    return tuple(one for one in weights if find_same(one.matrix, stored) is not None)
+    """Those of the weights whose integers are among the stored ones, with their scales; tied layers have one table."""
+    by_name = {one.name: one for one in stored}
+    found = ((one, by_name.get(one.name) or find_same(one.matrix, stored)) for one in weights)
+    return tuple(replace(other, name=one.name) for one, other in found if other is not None)
 
 
 def is_same(left: Floats, right: Floats) -> bool:

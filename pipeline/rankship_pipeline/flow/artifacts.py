@@ -146,7 +146,7 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
             export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
 
         with steps.step(one.title):
-            entry = _keep(prepared, store, one, write)
+            entry = _keep(prepared, store, steps, one, write)
     return read_artifact(entry)
 
 
@@ -206,20 +206,22 @@ def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequenc
             if one.traced in saved
         }
         for job in export_apart(list(jobs), workers, max(1, cores // workers), steps):
-            _keep(prepared, store, jobs[job], partial(shutil.move, job.file))
+            _keep(prepared, store, steps, jobs[job], partial(shutil.move, job.file))
 
 
 def _count_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _keep(prepared: Prepared, store: Store, one: _File, write: Callable[[Path], object]) -> Entry:
+def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Callable[[Path], object]) -> Entry:
     """Put a file into the store with its proof, once it holds every factored layer as a chain of operators."""
     part = one.traced.part
 
     def write_file(path: Path) -> None:
         write(path)
-        store_bits(part, one.format_, path)
+        if floats := store_bits(part, one.format_, path):
+            changed = ", ".join(floats)
+            steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:
             found = read_operators(one.format_, path)
             check_factors(part.plan, one.traced.expected, found, where=f"{part.title} {one.format_}")
