@@ -40,6 +40,8 @@ def print_build(build: Build, entry: Entry) -> None:
         console.print(describe_refinement(build.refinement), soft_wrap=True, markup=False)
     console.print(tabulate_plan(plan))
     console.print(tabulate_files(build))
+    if smaller := describe_smaller(build):
+        console.print(smaller, soft_wrap=True, markup=False)
     for line in describe_lengths(build):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"in {entry.folder.parent}", soft_wrap=True, markup=False)
@@ -107,6 +109,18 @@ def describe_refinement(taken: Refinement) -> str:
         f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
         f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
     )
+
+
+def describe_smaller(build: Build) -> str:
+    """One sentence: how many times smaller than the dense ones the compressed files are, for each type of weights."""
+    dense = {one.key.format: one.size_bytes for one in build.artifacts if one.key.variant == "dense"}
+    ratios: dict[str, list[float]] = {}
+    for one in build.artifacts:
+        if one.key.variant == "compressed" and one.key.format in dense:
+            ratios.setdefault(one.key.precision, []).append(dense[one.key.format] / one.size_bytes)
+    spans = {name: (f"{min(found):.1f}", f"{max(found):.1f}") for name, found in ratios.items()}
+    told = [f"{low if low == high else f'{low} to {high}'} times in {name}" for name, (low, high) in spans.items()]
+    return f"files are smaller than dense: {', '.join(told)}" if told else ""
 
 
 def describe_lengths(build: Build) -> list[str]:

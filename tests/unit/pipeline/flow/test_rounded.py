@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
+from rankship_pipeline.flow.show import describe_smaller
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
@@ -65,6 +66,8 @@ def test_each_type_has_files_of_its_own_where_the_budget_counts_parameters(tmp_p
     matrices = [one.data_type for one in stored if len(one.dims) > 1]
     assert matrices == [onnx.TensorProto.INT8] * 5  # a convolution, two chains of two
     assert [one.stage for one in made.fidelities] == ["merged", "compressed", "int8"]
+    ratio = made.artifacts[0].size_bytes / rounded.size_bytes
+    assert f"{ratio:.1f} times in int8" in describe_smaller(made)
     before, after = (one.relative_error for one in made.fidelities[1:])
     assert before is not None
     assert after is not None
