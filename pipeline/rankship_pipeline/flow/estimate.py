@@ -35,6 +35,8 @@ COSTS = {
     "grid": 16.0,  # widths of a Tucker form that are tried
     "candidates": 6.0,  # ways to store a layer whose divergence is measured
     "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
+    "rounding": 10.0,  # rounding a layer over a product of its weight and its Gram
+    "rounded samples": 512.0,
     "comparing": 2.0,  # passes over the calibration samples that compare a model with a source
     "refined batch": 128.0,
     "stage seconds": 0.1,  # reading, hashing and writing, whatever the size
@@ -124,6 +126,7 @@ def _list_stages(work: Work) -> Iterator[StageEstimate]:
     alone = len(recipe.models) == 1  # the merged model is the source itself, which runs once
     compared = (models - alone / 2) * COSTS["comparing"] * work.samples
     yield _stage(work, "fidelity", compared * work.pace.forward_seconds, 2 * _model_bytes(work))
+    yield from (_round(work, one) for one in recipe.precision.weights if one != "float32")
     variants = ["dense", *(_name_compressed(one) for one in recipe.precision.weights)]
     yield from (_export(work, variant, name) for variant in variants for name in recipe.export.formats)
     done = {_merge(work, way).name}
@@ -241,6 +244,19 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
     return _stage(
         work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
     )
+
+
+def _round(work: Work, precision: Precision) -> StageEstimate:
+    """Every layer rounded by the Gram of its inputs, between two models that run on side by side."""
+    pace = work.pace
+    seconds = {
+        layer.name: COSTS["rounding"] * (layer.rows + layer.columns) * layer.columns**2 / pace.product64_flops
+        for layer in work.layers
+        if layer.kind != "embedding"
+    }
+    samples = min(work.samples, COSTS["rounded samples"])
+    held = int(3 * _model_bytes(work) + 2 * min(samples, 64) * pace.activation_bytes)
+    return _stage(work, f"round weights to {precision}", 4 * samples * pace.forward_seconds, held, seconds)
 
 
 def _name_compressed(precision: Precision) -> str:
