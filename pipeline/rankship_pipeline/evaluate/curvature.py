@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from rankship_pipeline.evaluate.calibrate import (
 )
 from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
-from rankship_pipeline.evaluate.rows import as_outputs, as_rows, count_rows, sample_rows
+from rankship_pipeline.evaluate.rows import as_rows, count_rows, sample_outputs, sample_rows
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer
 from rankship_pipeline.models.outputs import call
@@ -63,11 +64,14 @@ def collect_curvatures(
     batch, masks = inputs, Masks()  # those that are running
 
     def add(name: str, gradient: Tensor) -> None:
-        read = as_rows if name in tall else as_outputs
-        g = read(modules[name], gradient, pick_mask(masks, gradient.shape))  # (positions, rows)
+        module, mask, curvature = modules[name], pick_mask(masks, gradient.shape), curvatures[kept_under[name]]
         turns[name] += 1
-        curvature = curvatures[kept_under[name]]
-        g, weight = sample_rows(g, share_rows(len(curvature), len(g), len(batch[0]), samples), turns[name])
+        find_share = partial(share_rows, len(curvature), batch=len(batch[0]), samples=samples)
+        if name in tall:
+            g = as_rows(module, gradient, mask)
+            g, weight = sample_rows(g, find_share(len(g)), turns[name])
+        else:
+            g, weight = sample_outputs(module, gradient, mask, find_share, turns[name])  # (positions, rows)
         if curvature.dtype == torch.float32:
             g = g.float()
             curvature.addmm_(g.T, g, alpha=weight)
@@ -78,7 +82,7 @@ def collect_curvatures(
         positions[kept_under[name]] += count_rows(modules[name], x, y, pick_mask(masks, y.shape))
         hooked = x if name in tall else y if y.requires_grad else y.requires_grad_()
         hooked.register_hook(lambda gradient: add(name, gradient))  # type: ignore[no-untyped-call]  # torch types no hook
-        return y if name in tall else y.clone()  # an in-place activation must not overwrite what the hook is on
+        return y.clone() if y.is_leaf else y  # torch refuses an activation in place of a leaf
 
     def draw(some: Inputs, generator: torch.Generator, draws: int) -> Iterator[Tensor]:
         return draw_predictions(call(model, some), likelihood, scales, masks, generator, draws)

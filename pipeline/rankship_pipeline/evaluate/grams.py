@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from rankship_pipeline.evaluate.calibrate import EXACT, Grams, fit_batch, join_e
 from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import (
-    as_outputs,
     as_rows,
     count_rows,
     pad_input,
+    sample_outputs,
     sample_patches,
     sample_places,
     sample_rows,
@@ -58,13 +59,12 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
             gram += torch.bincount(as_rows(module, x, mask), minlength=len(gram))
             return
         turns[name] += 1
+        find_share = partial(share_rows, len(gram), batch=len(batch[0]), samples=samples)
         if name in wide:
-            outputs = as_outputs(module, _drop_bias(module, y), pick_mask(masks, y.shape))
-            share = share_rows(len(gram), len(outputs), len(batch[0]), samples)
-            _add_squares(gram, *sample_rows(outputs, share, turns[name]))
+            plain = _drop_bias(module, y)
+            _add_squares(gram, *sample_outputs(module, plain, pick_mask(masks, y.shape), find_share, turns[name]))
             return
-        rows = count_rows(module, x, y, mask)
-        share = share_rows(len(gram), rows, len(batch[0]), samples)
+        share = find_share(count_rows(module, x, y, mask))
         if isinstance(module, Convolution) and share < 1:
             places = sample_places(y[0, 0].numel(), share, turns[name] * len(y), len(y))
             _add_squares(gram, sample_patches(module, x, places), y[0, 0].numel() / places.shape[1])

@@ -1,7 +1,7 @@
 """Turns a layer's input and output into the rows of matrices: tokens, or the patches under a convolution's kernel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,25 @@ def sample_rows(rows: Tensor, share: float, turn: int) -> tuple[Tensor, float]:
         return rows, 1.0
     places = sample_places(len(rows), share, turn)[0]
     return rows[places], len(rows) / len(places)
+
+
+def sample_outputs(
+    module: Factorable, y: Tensor, mask: Tensor | None, find_share: Callable[[int], float], turn: int
+) -> tuple[Tensor, float]:
+    """A share, by their number, of the rows of `as_outputs`, and how many of them all each stands for.
+
+    Of a convolution's output, which is stored channel by channel, the other rows are not made.
+    """
+    if not isinstance(module, Convolution):
+        rows = as_outputs(module, y, mask)
+        return sample_rows(rows, find_share(len(rows)), turn)
+    maps = y.flatten(2)
+    total = len(maps) * maps.shape[2]
+    share = find_share(total)
+    if share >= 1:
+        return as_outputs(module, y), 1.0
+    places = sample_places(total, share, turn)[0]
+    return maps[places // maps.shape[2], :, places % maps.shape[2]], total / len(places)
 
 
 def count_rows(module: Factorable, x: Tensor, y: Tensor, mask: Tensor | None) -> int:

@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate import calibrate, curvature, grams
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
-from rankship_pipeline.evaluate.rows import as_rows, sample_patches, sample_places
-from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.evaluate.rows import (
+    as_outputs,
+    as_rows,
+    sample_outputs,
+    sample_patches,
+    sample_places,
+    sample_rows,
+)
+from rankship_pipeline.models.layers import find_layers, is_factorable
 
 MODULES = [
     nn.Conv2d(2, 3, 3, stride=2, padding=1),
@@ -138,6 +145,23 @@ def test_a_curvature_of_many_rows_is_summed_in_float32(monkeypatch: pytest.Monke
     found = collect_curvatures(net, inputs, find_layers(net))
     assert {name: one.dtype for name, one in found.items()} == {"0": torch.float32, "2": torch.float64}
     torch.testing.assert_close(found["0"].double(), exact["0"], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("module", MODULES[:1] + MODULES[3:] + [nn.Linear(2, 5)], ids=str)
+def test_some_rows_of_an_output_are_those_of_all_its_rows(module: nn.Module) -> None:
+    assert is_factorable(module)
+    y = (
+        torch.randn(4, 7, 5)
+        if isinstance(module, nn.Linear)
+        else module(torch.randn(4, 2, *[9] * (module.weight.ndim - 2)))
+    )
+    every = as_outputs(module, y)
+    for turn in (0, 3):
+        expected, each = sample_rows(every, 0.3, turn)
+        found, weight = sample_outputs(module, y, None, lambda total: 0.3 * total / len(every), turn)
+        assert weight == each > 1
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sample_outputs(module, y, None, lambda _: 1.0, 0)[0], every)
 
 
 def test_thinned_samples_are_spread_evenly() -> None:
