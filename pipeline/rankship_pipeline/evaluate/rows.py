@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
 
 from rankship_pipeline.models.layers import Convolution, Factorable, Transposed
 
@@ -113,13 +112,20 @@ def _count_places(size: int, kernel: int, dilation: int, stride: int) -> int:
 
 
 def _unfold(module: Convolution | Transposed, x: Tensor, padding: Sequence[int]) -> Tensor:
-    """The patches (n·positions, in·kh·kw) of the positions on which a kernel runs over x."""
-    settings = module.kernel_size, module.dilation, padding, module.stride
-    if len(module.kernel_size) == 1:  # a height of one
-        x = x.unsqueeze(-2)
-        settings = tuple((neutral, *values) for neutral, values in zip((1, 1, 0, 1), settings, strict=True))  # type: ignore[assignment]  # pairs
-    patches = unfold(x, *settings)  # type: ignore[arg-type]  # (n, in·kh·kw, positions)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    """The patches (n·positions, in·kh·kw) of the positions on which a kernel runs over x, copied once from a view."""
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    if len(kernel) == 1:  # a height of one
+        x, kernel, dilation = x.unsqueeze(-2), (1, *kernel), (1, *dilation)
+        padding, stride = (0, *padding), (1, *stride)
+    if any(padding):
+        x = nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    height, width = (_count_places(x.shape[2 + at], kernel[at], dilation[at], stride[at]) for at in (0, 1))
+    sample, channel, down, along = x.stride()
+    patches = x.as_strided(
+        (len(x), height, width, x.shape[1], *kernel),
+        (sample, down * stride[0], along * stride[1], channel, down * dilation[0], along * dilation[1]),
+    )
+    return patches.reshape(len(x) * height * width, -1)
 
 
 def _select(x: Tensor, mask: Tensor | None) -> Tensor:

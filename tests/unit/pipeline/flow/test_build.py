@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from make.recipes import TRAIN, state_model, state_rest
 from rankship_pipeline.evaluate.calibrate import predict
@@ -20,6 +21,8 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MergeMismatch, QualityLost
 from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.recipe.choices import RefineChoice, choose
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_pipeline.recover import refine as refine_room
@@ -241,8 +244,13 @@ def test_outputs_that_stand_for_labels_are_predicted_once(store: Store, monkeypa
     net = NET.replace('"test_labels": labels,', "").replace('"tests": {"a": (x[30:], labels[30:])},', "")
     net = net.replace('"a": x[:20], "b": x[10:30]', '"a": x[:20]')
     prepared = prepare_recipe(store, RECIPE.replace(MODELS, state_model("a", train="net.py:train")), net)
-    stages, calls = Stages(prepared, store, Steps(quiet=True)), []
-    monkeypatch.setattr(scores_room, "predict", lambda *given: calls.append(given) or predict(*given))
+    stages, calls = Stages(prepared, store, Steps(quiet=True)), list[int]()
+
+    def count(model: nn.Module, inputs: Inputs) -> Outputs:
+        calls.append(1)
+        return predict(model, inputs)
+
+    monkeypatch.setattr(scores_room, "predict", count)
     scores, model = Scores(stages), stages.load_source("a")
     first, second = ((scores.evaluate(model, stage)[0]) for stage in ("merged", "compressed"))
     assert len(calls) == 1
