@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import (
-    EXACT,
     Grams,
+    find_dtype,
     find_scales,
     fit_batch,
     join_embeddings,
@@ -41,8 +41,6 @@ def collect_curvatures(
 ) -> Grams:
     """The Fisher information H of the model's own predictions at every layer's output, (rows, rows).
 
-    Up to EXACT rows it is of float64, beyond of float32, as halves are kept (see `collect_halves`).
-
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
     predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
@@ -50,7 +48,8 @@ def collect_curvatures(
     that `is_tall` that at its inputs, Wᵀ·H·W (columns, columns).
 
     Each of the `draws` is one backward pass with random signs over classes (see `draw_predictions`); more samples tell
-    more than more draws. Gradients are used and dropped as they come; weights have none.
+    more than more draws. Gradients are used and dropped as they come; weights have none. Many rows are summed in
+    float32 (see `find_dtype`).
     Batches are as large as _BYTES allow. Of a layer with many more positions than rows some are drawn (see
     `share_rows`).
     """
@@ -101,7 +100,7 @@ def collect_curvatures(
 
 def _start_curvature(layer: Layer) -> Tensor:
     size = layer.columns if layer.is_tall else layer.rows
-    return torch.zeros(size, size, dtype=torch.float64 if size <= EXACT else torch.float32)
+    return torch.zeros(size, size, dtype=find_dtype(size))
 
 
 @contextmanager

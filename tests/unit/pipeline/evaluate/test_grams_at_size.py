@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate import calibrate, curvature, grams
+from rankship_pipeline.evaluate import calibrate, grams
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.rows import (
@@ -141,7 +141,7 @@ def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns
 def test_a_curvature_of_many_rows_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7)).eval(), (torch.randn(90, 9),)
     exact = collect_curvatures(net, inputs, find_layers(net))
-    monkeypatch.setattr(curvature, "EXACT", 7)
+    monkeypatch.setattr(calibrate, "EXACT", 7)
     found = collect_curvatures(net, inputs, find_layers(net))
     assert {name: one.dtype for name, one in found.items()} == {"0": torch.float32, "2": torch.float64}
     torch.testing.assert_close(found["0"].double(), exact["0"], rtol=1e-5, atol=1e-8)
