@@ -63,9 +63,9 @@ def test_a_sample_of_positions_is_a_gram_and_a_curvature_of_the_same_size(
 class Attention(nn.Module):
     """Two layers that read one tensor, and one that reads what has been written into it since."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 6, rows: int = 4) -> None:
         super().__init__()
-        self.q, self.k, self.late = (nn.Linear(6, 4) for _ in range(3))
+        self.q, self.k, self.late = (nn.Linear(columns, rows) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * 1
@@ -124,6 +124,19 @@ def test_what_only_its_own_factors_need_is_kept_of_the_shorter_side(monkeypatch:
     torch.testing.assert_close(narrow["0"], W @ grams["0"] @ W.T, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(short["2"], M.T @ curvatures["2"] @ M, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close((narrow["2"], short["0"]), (grams["2"], curvatures["0"]))
+
+
+def test_tall_layers_that_read_one_tensor_have_each_the_curvature_of_its_own_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rankship_pipeline.models.layers._LONG", 6)
+    net, x = nn.Sequential(nn.Linear(5, 3), Attention(3, 6)).eval(), torch.randn(20, 5)
+    layers = find_layers(net)
+    whole = collect_curvatures(net, (x,), layers)
+    short = collect_curvatures(net, (x,), [replace(layer, only_factored=True) for layer in layers])
+    for name in ("1.q", "1.k", "1.late"):
+        W = net.get_parameter(f"{name}.weight").detach().double()
+        torch.testing.assert_close(short[name], W.T @ whole[name] @ W, rtol=1e-5, atol=1e-8)
 
 
 def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
