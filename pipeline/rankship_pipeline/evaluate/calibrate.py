@@ -37,20 +37,20 @@ def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: S
     """What `collect` gives on the even and on the odd samples, stacked: (2, columns, columns) or (2, columns).
 
     How far the two differ says how much of either is chance (see factors/shrink.py). One sample has no halves: nothing
-    is known of others, and its own matrix stands beside zeros. Matrices of more than EXACT columns, which are sums of
-    float32 products, are kept in float32.
+    is known of others, and its own matrix stands beside zeros.
     """
     if len(inputs[0]) == 1:
         return {name: torch.stack([one * 2, 0 * one]) for name, one in collect(model, inputs, layers).items()}
-    even, odd = (
-        {name: _narrow(one) for name, one in collect(model, tuple(tensor[at::2] for tensor in inputs), layers).items()}
-        for at in (0, 1)
-    )
+    even, odd = (collect(model, tuple(tensor[at::2] for tensor in inputs), layers) for at in (0, 1))
     return {name: torch.stack([even.pop(name), odd.pop(name)]) for name in list(even)}  # never all of them twice
 
 
-def _narrow(matrix: Tensor) -> Tensor:
-    return matrix.float() if matrix.ndim > 1 and len(matrix) > EXACT else matrix
+def find_dtype(columns: int) -> torch.dtype:
+    """What a matrix of so many columns is summed and kept in.
+
+    One of few columns costs little, and is exact: float32 could make a singular one indefinite.
+    """
+    return torch.float64 if columns <= EXACT else torch.float32
 
 
 def thin(inputs: Inputs, most: int) -> Inputs:

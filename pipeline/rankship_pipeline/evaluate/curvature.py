@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import (
-    EXACT,
     Grams,
+    find_dtype,
     find_scales,
     fit_batch,
     join_embeddings,
@@ -18,7 +19,7 @@ from rankship_pipeline.evaluate.calibrate import (
 )
 from rankship_pipeline.evaluate.likelihood import Likelihood, draw_predictions
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
-from rankship_pipeline.evaluate.rows import as_outputs, as_rows, count_rows, sample_rows
+from rankship_pipeline.evaluate.rows import as_rows, count_rows, sample_outputs, sample_rows
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer
 from rankship_pipeline.models.outputs import call
@@ -40,8 +41,6 @@ def collect_curvatures(
 ) -> Grams:
     """The Fisher information H of the model's own predictions at every layer's output, (rows, rows).
 
-    Up to EXACT rows it is of float64, beyond of float32, as halves are kept (see `collect_halves`).
-
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
     predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
@@ -49,7 +48,8 @@ def collect_curvatures(
     that `is_tall` that at its inputs, Wᵀ·H·W (columns, columns).
 
     Each of the `draws` is one backward pass with random signs over classes (see `draw_predictions`); more samples tell
-    more than more draws. Gradients are used and dropped as they come; weights have none.
+    more than more draws. Gradients are used and dropped as they come; weights have none. Many rows are summed in
+    float32 (see `find_dtype`).
     Batches are as large as _BYTES allow. Of a layer with many more positions than rows some are drawn (see
     `share_rows`).
     """
@@ -63,11 +63,14 @@ def collect_curvatures(
     batch, masks = inputs, Masks()  # those that are running
 
     def add(name: str, gradient: Tensor) -> None:
-        read = as_rows if name in tall else as_outputs
-        g = read(modules[name], gradient, pick_mask(masks, gradient.shape))  # (positions, rows)
+        module, mask, curvature = modules[name], pick_mask(masks, gradient.shape), curvatures[kept_under[name]]
         turns[name] += 1
-        curvature = curvatures[kept_under[name]]
-        g, weight = sample_rows(g, share_rows(len(curvature), len(g), len(batch[0]), samples), turns[name])
+        find_share = partial(share_rows, len(curvature), batch=len(batch[0]), samples=samples)
+        if name in tall:
+            g = as_rows(module, gradient, mask)
+            g, weight = sample_rows(g, find_share(len(g)), turns[name])
+        else:
+            g, weight = sample_outputs(module, gradient, mask, find_share, turns[name])  # (positions, rows)
         if curvature.dtype == torch.float32:
             g = g.float()
             curvature.addmm_(g.T, g, alpha=weight)
@@ -78,7 +81,7 @@ def collect_curvatures(
         positions[kept_under[name]] += count_rows(modules[name], x, y, pick_mask(masks, y.shape))
         hooked = x if name in tall else y if y.requires_grad else y.requires_grad_()
         hooked.register_hook(lambda gradient: add(name, gradient))  # type: ignore[no-untyped-call]  # torch types no hook
-        return y if name in tall else y.clone()  # an in-place activation must not overwrite what the hook is on
+        return y.clone() if y.is_leaf else y  # torch refuses an activation in place of a leaf
 
     def draw(some: Inputs, generator: torch.Generator, draws: int) -> Iterator[Tensor]:
         return draw_predictions(call(model, some), likelihood, scales, masks, generator, draws)
@@ -97,7 +100,7 @@ def collect_curvatures(
 
 def _start_curvature(layer: Layer) -> Tensor:
     size = layer.columns if layer.is_tall else layer.rows
-    return torch.zeros(size, size, dtype=torch.float64 if size <= EXACT else torch.float32)
+    return torch.zeros(size, size, dtype=find_dtype(size))
 
 
 @contextmanager

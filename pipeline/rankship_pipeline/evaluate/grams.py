@@ -3,18 +3,19 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import EXACT, Grams, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.calibrate import Grams, find_dtype, fit_batch, join_embeddings, share_rows, split
 from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import (
-    as_outputs,
     as_rows,
     count_rows,
     pad_input,
+    sample_outputs,
     sample_patches,
     sample_places,
     sample_rows,
@@ -24,14 +25,13 @@ from rankship_pipeline.models.layers import Convolution, Factorable, Layer, get_
 from rankship_pipeline.models.watch import watch
 
 _BLOCK = 512  # columns that are multiplied at once
-_ROWS = 4096  # rows whose products are summed in float32
 _BYTES = 2**29  # of one layer's input, patches and output in a batch
 # Occurrences added to every token of an embedding, so that tokens absent from the calibration data count too.
 TOKEN_SMOOTHING = 0.1
 
 
 def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
-    """Run all samples through the model and sum each layer's uncentred Gram, float64 (columns, columns).
+    """Run all samples through the model and sum each layer's uncentred Gram, (columns, columns).
 
     The rows of X are a linear layer's tokens, a convolution's im2col patches or a transposed one's positions; padding
     does not count. The Gram is divided by the number of samples, so that models calibrated on different amounts of
@@ -39,7 +39,7 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
     (columns,). Only one batch of activations is in memory. A head that is tied to an embedding has a Gram under its own
     name; embeddings that are tied to each other count as one.
 
-    Products of many columns are of float32, sums of float64. Of a layer with many more rows than columns, every sample
+    Those of many columns are of float32 (see `find_dtype`). Of a layer with many more rows than columns, every sample
     shows some positions only, others each (see `share_rows`). Layers that read the same tensors are multiplied once.
     Of a layer that `is_wide` it is the Gram of its outputs without bias, W·G·Wᵀ (rows, rows).
     """
@@ -58,13 +58,12 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
             gram += torch.bincount(as_rows(module, x, mask), minlength=len(gram))
             return
         turns[name] += 1
+        find_share = partial(share_rows, len(gram), batch=len(batch[0]), samples=samples)
         if name in wide:
-            outputs = as_outputs(module, _drop_bias(module, y), pick_mask(masks, y.shape))
-            share = share_rows(len(gram), len(outputs), len(batch[0]), samples)
-            _add_squares(gram, *sample_rows(outputs, share, turns[name]))
+            plain = _drop_bias(module, y)
+            _add_squares(gram, *sample_outputs(module, plain, pick_mask(masks, y.shape), find_share, turns[name]))
             return
-        rows = count_rows(module, x, y, mask)
-        share = share_rows(len(gram), rows, len(batch[0]), samples)
+        share = find_share(count_rows(module, x, y, mask))
         if isinstance(module, Convolution) and share < 1:
             places = sample_places(y[0, 0].numel(), share, turns[name] * len(y), len(y))
             _add_squares(gram, sample_patches(module, x, places), y[0, 0].numel() / places.shape[1])
@@ -129,15 +128,10 @@ def _drop_bias(module: Factorable, y: Tensor) -> Tensor:
 
 
 def _add_squares(gram: Tensor, rows: Tensor, weight: float) -> None:
-    """Add `weight`·XᵀX of rows X (positions, columns) to the upper triangle of a Gram's blocks; `_mirror` fills it up.
-
-    A Gram of few columns costs little, and is exact: float32 could make a singular one indefinite.
-    """
-    exact = rows.dtype == torch.float64 or len(gram) <= EXACT
-    for part in [rows.double()] if exact else torch.split(rows.float(), _ROWS):
-        for start in range(0, len(gram), _BLOCK):
-            product = part[:, start : start + _BLOCK].T @ part[:, start:]
-            gram[start : start + _BLOCK, start:].add_(product, alpha=weight)
+    """Add `weight`·XᵀX of rows X (positions, columns) to the upper blocks of a Gram; `_mirror` fills it up."""
+    rows = rows.to(gram.dtype)
+    for start in range(0, len(gram), _BLOCK):
+        gram[start : start + _BLOCK, start:].addmm_(rows[:, start : start + _BLOCK].T, rows[:, start:], alpha=weight)
 
 
 def _mirror(gram: Tensor) -> None:
@@ -150,4 +144,4 @@ def _start_gram(layer: Layer) -> Tensor:
     if layer.kind == "embedding":
         return torch.full((layer.columns,), TOKEN_SMOOTHING, dtype=torch.float64)
     size = layer.rows if layer.is_wide else layer.columns
-    return torch.zeros(size, size, dtype=torch.float64)
+    return torch.zeros(size, size, dtype=find_dtype(size))

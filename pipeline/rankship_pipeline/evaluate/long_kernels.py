@@ -24,7 +24,7 @@ def is_long(module: Convolution) -> bool:
 
 def add_patches(gram: Tensor, module: Convolution, x: Tensor, padding: tuple[int, ...]) -> None:
     """Add the Gram of the patches of x (n, in, length) or (n, in, height, width) to one of (in·K, in·K)."""
-    x = pad(x, [size for one in reversed(padding) for size in (one, one)]).to(gram.dtype)
+    x = pad(x, [size for one in reversed(padding) for size in (one, one)]).double()  # sums are subtracted
     axis = 2 + max(range(len(module.kernel_size)), key=lambda one: module.kernel_size[one])
     signals = x.movedim(axis, 0).movedim(2, 1).flatten(2)  # (positions, in, signals)
     steps, (positions, channels, _) = max(module.kernel_size), signals.shape

@@ -1,11 +1,10 @@
 """Turns a layer's input and output into the rows of matrices: tokens, or the patches under a convolution's kernel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
 
 from rankship_pipeline.models.layers import Convolution, Factorable, Transposed
 
@@ -79,6 +78,25 @@ def sample_rows(rows: Tensor, share: float, turn: int) -> tuple[Tensor, float]:
     return rows[places], len(rows) / len(places)
 
 
+def sample_outputs(
+    module: Factorable, y: Tensor, mask: Tensor | None, find_share: Callable[[int], float], turn: int
+) -> tuple[Tensor, float]:
+    """A share, by their number, of the rows of `as_outputs`, and how many of them all each stands for.
+
+    Of a convolution's output, which is stored channel by channel, the other rows are not made.
+    """
+    if not isinstance(module, Convolution):
+        rows = as_outputs(module, y, mask)
+        return sample_rows(rows, find_share(len(rows)), turn)
+    maps = y.flatten(2)
+    total = len(maps) * maps.shape[2]
+    share = find_share(total)
+    if share >= 1:
+        return as_outputs(module, y), 1.0
+    places = sample_places(total, share, turn)[0]
+    return maps[places // maps.shape[2], :, places % maps.shape[2]], total / len(places)
+
+
 def count_rows(module: Factorable, x: Tensor, y: Tensor, mask: Tensor | None) -> int:
     """How many rows `as_rows` makes of an input x, with the module's output y."""
     if isinstance(module, Convolution | Transposed):
@@ -94,13 +112,20 @@ def _count_places(size: int, kernel: int, dilation: int, stride: int) -> int:
 
 
 def _unfold(module: Convolution | Transposed, x: Tensor, padding: Sequence[int]) -> Tensor:
-    """The patches (n·positions, in·kh·kw) of the positions on which a kernel runs over x."""
-    settings = module.kernel_size, module.dilation, padding, module.stride
-    if len(module.kernel_size) == 1:  # a height of one
-        x = x.unsqueeze(-2)
-        settings = tuple((neutral, *values) for neutral, values in zip((1, 1, 0, 1), settings, strict=True))  # type: ignore[assignment]  # pairs
-    patches = unfold(x, *settings)  # type: ignore[arg-type]  # (n, in·kh·kw, positions)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    """The patches (n·positions, in·kh·kw) of the positions on which a kernel runs over x, copied once from a view."""
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    if len(kernel) == 1:  # a height of one
+        x, kernel, dilation = x.unsqueeze(-2), (1, *kernel), (1, *dilation)
+        padding, stride = (0, *padding), (1, *stride)
+    if any(padding):
+        x = nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    height, width = (_count_places(x.shape[2 + at], kernel[at], dilation[at], stride[at]) for at in (0, 1))
+    sample, channel, down, along = x.stride()
+    patches = x.as_strided(
+        (len(x), height, width, x.shape[1], *kernel),
+        (sample, down * stride[0], along * stride[1], channel, down * dilation[0], along * dilation[1]),
+    )
+    return patches.reshape(len(x) * height * width, -1)
 
 
 def _select(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ COSTS = {
     "gram batch": 64.0,
     "rows per column": 128.0,  # of which a Gram is made, in both halves of the samples
     "least rows": 65_536.0,
-    "patch seconds": 1e-8,  # an element of a layer's input as rows
+    "patch seconds": 5e-9,  # an element of a layer's input as rows
     "svd": 20.0,  # × L·r² operations at an eigen-decomposition's pace, r the smaller side and L the larger
     "exact side": 640.0,  # beyond, an eigen-decomposition of the smaller side decomposes a weight
     "products": 6.0,  # of the weight and the Gram, for the errors of one form

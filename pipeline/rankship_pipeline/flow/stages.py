@@ -150,8 +150,7 @@ class Stages:
         made_from = {
             "model": model.content,
             "data": hashes if name is None else hashes[name],
-            "layers": [layer.name for layer in self.prepared.layers],
-            "of outputs": [layer.name for layer in self.prepared.layers if layer.is_wide],
+            "layers": [[layer.name, layer.is_wide] for layer in self.prepared.layers],
         }
         title = f"calibrate {name or 'the merged model'}"
 
@@ -166,8 +165,7 @@ class Stages:
         made_from = {
             "model": model.content,
             "data": prepared.calibration_sha256,
-            "layers": [layer.name for layer in prepared.layers],
-            "at inputs": [layer.name for layer in prepared.layers if layer.is_tall],
+            "layers": [[layer.name, layer.is_tall] for layer in prepared.layers],
             "seed": prepared.recipe.seed,
             "likelihood": prepared.likelihood_sha256,
         }

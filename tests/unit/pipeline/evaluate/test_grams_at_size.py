@@ -6,11 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate import calibrate, curvature, grams
+from rankship_pipeline.evaluate import calibrate, grams
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
-from rankship_pipeline.evaluate.rows import as_rows, sample_patches, sample_places
-from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.evaluate.rows import (
+    as_outputs,
+    as_rows,
+    sample_outputs,
+    sample_patches,
+    sample_places,
+    sample_rows,
+)
+from rankship_pipeline.models.layers import find_layers, is_factorable
 
 MODULES = [
     nn.Conv2d(2, 3, 3, stride=2, padding=1),
@@ -56,9 +63,9 @@ def test_a_sample_of_positions_is_a_gram_and_a_curvature_of_the_same_size(
 class Attention(nn.Module):
     """Two layers that read one tensor, and one that reads what has been written into it since."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 6, rows: int = 4) -> None:
         super().__init__()
-        self.q, self.k, self.late = (nn.Linear(6, 4) for _ in range(3))
+        self.q, self.k, self.late = (nn.Linear(columns, rows) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * 1
@@ -119,6 +126,19 @@ def test_what_only_its_own_factors_need_is_kept_of_the_shorter_side(monkeypatch:
     torch.testing.assert_close((narrow["2"], short["0"]), (grams["2"], curvatures["0"]))
 
 
+def test_tall_layers_that_read_one_tensor_have_each_the_curvature_of_its_own_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rankship_pipeline.models.layers._LONG", 6)
+    net, x = nn.Sequential(nn.Linear(5, 3), Attention(3, 6)).eval(), torch.randn(20, 5)
+    layers = find_layers(net)
+    whole = collect_curvatures(net, (x,), layers)
+    short = collect_curvatures(net, (x,), [replace(layer, only_factored=True) for layer in layers])
+    for name in ("1.q", "1.k", "1.late"):
+        W = net.get_parameter(f"{name}.weight").detach().double()
+        torch.testing.assert_close(short[name], W.T @ whole[name] @ W, rtol=1e-5, atol=1e-8)
+
+
 def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns_in_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,10 +154,27 @@ def test_halves_of_many_columns_are_kept_in_float32_and_of_at_most_exact_columns
 def test_a_curvature_of_many_rows_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 7)).eval(), (torch.randn(90, 9),)
     exact = collect_curvatures(net, inputs, find_layers(net))
-    monkeypatch.setattr(curvature, "EXACT", 7)
+    monkeypatch.setattr(calibrate, "EXACT", 7)
     found = collect_curvatures(net, inputs, find_layers(net))
     assert {name: one.dtype for name, one in found.items()} == {"0": torch.float32, "2": torch.float64}
     torch.testing.assert_close(found["0"].double(), exact["0"], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("module", MODULES[:1] + MODULES[3:] + [nn.Linear(2, 5)], ids=str)
+def test_some_rows_of_an_output_are_those_of_all_its_rows(module: nn.Module) -> None:
+    assert is_factorable(module)
+    y = (
+        torch.randn(4, 7, 5)
+        if isinstance(module, nn.Linear)
+        else module(torch.randn(4, 2, *[9] * (module.weight.ndim - 2)))
+    )
+    every = as_outputs(module, y)
+    for turn in (0, 3):
+        expected, each = sample_rows(every, 0.3, turn)
+        found, weight = sample_outputs(module, y, None, lambda total: 0.3 * total / len(every), turn)
+        assert weight == each > 1
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sample_outputs(module, y, None, lambda _: 1.0, 0)[0], every)
 
 
 def test_thinned_samples_are_spread_evenly() -> None:

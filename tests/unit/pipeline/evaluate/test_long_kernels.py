@@ -37,6 +37,6 @@ def test_other_kernels_are_not_long(module: nn.Conv1d | nn.Conv2d) -> None:
 def test_a_gram_of_many_columns_is_symmetric_and_that_of_its_rows() -> None:
     net, x = nn.Sequential(nn.Linear(2100, 2, bias=False)), torch.randn(6, 2100)
     found = collect_grams(net, (x,), find_layers(net))["0"]
-    torch.testing.assert_close(found, x.double().T @ x.double() / 6, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.double(), x.double().T @ x.double() / 6, rtol=0, atol=1e-6)
     assert torch.equal(found, found.T)
     assert torch.equal(found, found.T)

@@ -240,14 +240,28 @@ def test_models_without_any_difference_merge_to_themselves(store: Store) -> None
             assert (one.agreement, one.lost_points) == (1, 0)
 
 
+SEQUENTIAL = '[[compare]]\nname = "s"\nmerge = "sequential"\nranks = "knapsack"\nwhitening = "eigen"\n'
+
+
+@pytest.mark.parametrize(("alone", "more", "only"), [(True, "", True), (True, SEQUENTIAL, False), (False, "", False)])
+def test_layers_of_one_model_that_no_way_solves_are_only_factored(
+    store: Store, *, alone: bool, more: str, only: bool
+) -> None:
+    text, net = RECIPE + more, NET
+    if alone:
+        text = text.replace(MODELS, state_model("a", train="net.py:train"))
+        net = net.replace('"a": x[:20], "b": x[10:30]', '"a": x[:20]')
+    assert {layer.only_factored for layer in prepare_recipe(store, text, net).layers} == {only}
+
+
 def test_outputs_that_stand_for_labels_are_predicted_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     net = NET.replace('"test_labels": labels,', "").replace('"tests": {"a": (x[30:], labels[30:])},', "")
     net = net.replace('"a": x[:20], "b": x[10:30]', '"a": x[:20]')
     prepared = prepare_recipe(store, RECIPE.replace(MODELS, state_model("a", train="net.py:train")), net)
-    stages, calls = Stages(prepared, store, Steps(quiet=True)), list[object]()
+    stages, calls = Stages(prepared, store, Steps(quiet=True)), list[int]()
 
     def count(model: nn.Module, inputs: Inputs) -> Outputs:
-        calls.append(model)
+        calls.append(1)
         return predict(model, inputs)
 
     monkeypatch.setattr(scores_room, "predict", count)

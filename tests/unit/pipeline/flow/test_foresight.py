@@ -54,7 +54,7 @@ def test_the_layer_that_needs_most_memory_is_the_one_to_keep_dense(
 ) -> None:
     budgeted = settle(folder)
     first, *others = budgeted.prepared.layers
-    wide = replace(budgeted.prepared, layers=(replace(first, columns=12_000), *others))
+    wide = replace(budgeted.prepared, layers=(replace(first, columns=12_000, only_factored=False), *others))
     monkeypatch.setattr(foresight, "find_free_bytes", lambda: 500 * MEGABYTE)
     with pytest.raises(InputError, match=first.name) as caught:
         foresee(replace(budgeted, prepared=wide), Store(folder / "refused"), Steps(quiet=True))
