@@ -15,14 +15,16 @@ class Text(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.first = nn.Embedding(40, 64), nn.LayerNorm(64)
-        self.odd = nn.Sequential(nn.Linear(64, 7, bias=False), nn.Linear(7, 96))
-        self.even = nn.Sequential(nn.Linear(96, 32, bias=False), nn.Linear(32, 64))
-        self.last, self.head = nn.LayerNorm(64), nn.Linear(64, 5)
+        self.words, self.first = nn.Embedding(40, 160), nn.LayerNorm(160)
+        self.odd = nn.Sequential(nn.Linear(160, 7, bias=False), nn.Linear(7, 160))
+        self.even = nn.Sequential(nn.Linear(160, 32, bias=False), nn.Linear(32, 160))
+        self.wide, self.last, self.head = nn.Linear(160, 160), nn.LayerNorm(160), nn.Linear(160, 5)
+        nn.init.normal_(self.first.weight)  # a converter may multiply it into the layers that follow
+        nn.init.normal_(self.last.weight)
 
     def forward(self, places: Tensor) -> Tensor:
         x = self.first(self.words(places))
-        x = self.last(x + self.even(torch.tanh(self.odd(x))))
+        x = self.wide(self.last(x + self.even(torch.tanh(self.odd(x)))))
         return torch.as_tensor(self.head(x))
 
 

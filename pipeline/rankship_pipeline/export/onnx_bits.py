@@ -4,7 +4,7 @@ Only operators that onnxruntime runs well are written (benchmarks/baselines/capa
 
 - a matrix product of int8 with dynamic activations: each row of activations is rounded with a step and a zero of its
   own, by standard operators around MatMulInteger. One step for all, as onnxruntime's quantiser has it, loses a
-  transformer.
+  transformer. A layer so narrow that rounding takes longer than it saves has its weights rounded alone
 - a matrix product of int4 with dynamic activations: MatMulNBits, whose blocks of 32 are rounded as it computes
 - weights alone: Cast and Mul, which onnxruntime computes once, when it loads the file
 - rows of an embedding: they are looked up as integers, then multiplied by their scales
@@ -18,13 +18,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from rankship_pipeline.export.dynamic import LEAST, rounds_activations
 from rankship_pipeline.export.stored import Array, Floats, Stored, find_same, list_stored, pack_nibbles
 from rankship_pipeline.recipe.precision import Activations
 
 _CONTRIB = "com.microsoft"
 _INT4_OPSET = 21  # the first with a type of 4 bits
-_BLOCKS = (16, 32, 64, 128, 256)  # that MatMulNBits takes
-LEAST, STEPS = 1e-12, 255  # the least step of a row of activations, and how many it has
+_STEPS = 255  # of a row of activations
 
 
 def quantise_file(
@@ -124,11 +124,10 @@ _Writer = Callable[[onnx.NodeProto, Stored, _Added], list[onnx.NodeProto]]
 def _choose(node: onnx.NodeProto, one: Stored, activations: Activations) -> _Writer:
     if node.op_type == "Gather":
         return _look_up if one.precision == "int8" else _look_up_blocks
-    if activations == "float32" or node.op_type == "Conv" or _get(node, "transA", 0):
+    plain = activations == "float32" or node.op_type == "Conv" or _get(node, "transA", 0)
+    if plain or not rounds_activations(one, "onnx"):
         return _multiply_floats
-    if one.precision == "int8":
-        return _multiply_integers
-    return _multiply_blocks if one.block in _BLOCKS else _multiply_floats
+    return _multiply_integers if one.precision == "int8" else _multiply_blocks
 
 
 def _multiply_floats(node: onnx.NodeProto, one: Stored, added: _Added) -> list[onnx.NodeProto]:
@@ -167,8 +166,8 @@ def _multiply_integers(node: onnx.NodeProto, one: Stored, added: _Added) -> list
     """
     name, x, key = one.name, node.input[0], node.output[0]
     axis, zero = added.add("rounded_axis", np.array([-1], np.int64)), added.add("rounded_zero", np.float32(0))
-    step, least = added.add("rounded_step", np.float32(1 / STEPS)), added.add("rounded_least", np.float32(LEAST))
-    top = added.add("rounded_top", np.float32(STEPS))
+    step, least = added.add("rounded_step", np.float32(1 / _STEPS)), added.add("rounded_least", np.float32(LEAST))
+    top = added.add("rounded_top", np.float32(_STEPS))
     turned = f"{name}_turned"
     nodes = []
     if added.is_first(turned):
