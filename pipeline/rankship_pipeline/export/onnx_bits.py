@@ -10,7 +10,7 @@ Only operators that onnxruntime runs well are written (benchmarks/baselines/capa
 - rows of an embedding: they are looked up as integers, then multiplied by their scales
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def quantise_file(
     model = onnx.load(source)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= dict(_turn_constants(graph, constants))
     nodes: list[onnx.NodeProto] = []
     added = _Added()
     stored: list[Stored] = []
@@ -51,6 +52,8 @@ def quantise_file(
             continue
         stored.append(one)
         nodes += _choose(node, one, activations)(node, one, added)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    nodes = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -92,6 +95,16 @@ class _Added:
         tensor.raw_data = pack_nibbles(one.integers.reshape(-1)).tobytes()
         self.tensors.setdefault(name, tensor)
         return name
+
+
+def _turn_constants(
+    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]
+) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The matrices that a file turns before it multiplies by them: a head's that is tied to an embedding."""
+    for node in graph.node:
+        tensor = constants.get(node.input[0]) if node.op_type == "Transpose" else None
+        if tensor is not None and len(tensor.dims) == 2:  # noqa: PLR2004 - of two axes there is one other order
+            yield node.output[0], numpy_helper.from_array(numpy_helper.to_array(tensor).T)
 
 
 def _find_place(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int | None:
