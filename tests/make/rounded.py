@@ -11,19 +11,23 @@ BLOCK = 32
 
 
 class Text(nn.Module):
-    """A transformer's layers of all kinds that are rounded: look-ups, factored pairs of odd and even width, a head."""
+    """A transformer's layers of all kinds that are rounded: look-ups, pairs of odd and even width, a tied head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.first = nn.Embedding(40, 64), nn.LayerNorm(64)
-        self.odd = nn.Sequential(nn.Linear(64, 7, bias=False), nn.Linear(7, 96))
-        self.even = nn.Sequential(nn.Linear(96, 32, bias=False), nn.Linear(32, 64))
-        self.last, self.head = nn.LayerNorm(64), nn.Linear(64, 5)
+        self.words, self.marks, self.first = nn.Embedding(40, 160), nn.Embedding(40, 160), nn.LayerNorm(160)
+        self.odd = nn.Sequential(nn.Linear(160, 7, bias=False), nn.Linear(7, 160))
+        self.even = nn.Sequential(nn.Linear(160, 32, bias=False), nn.Linear(32, 160))
+        self.wide, self.last, self.head = nn.Linear(160, 160), nn.LayerNorm(160), nn.Linear(160, 5)
+        self.tied = nn.Linear(160, 40, bias=False)
+        self.tied.weight = self.words.weight
+        nn.init.normal_(self.first.weight)  # a converter may multiply it into the layers that follow
+        nn.init.normal_(self.last.weight)
 
     def forward(self, places: Tensor) -> Tensor:
-        x = self.first(self.words(places))
-        x = self.last(x + self.even(torch.tanh(self.odd(x))))
-        return torch.as_tensor(self.head(x))
+        x = self.first(self.words(places) + self.marks(places))
+        x = self.wide(self.last(x + self.even(torch.tanh(self.odd(x)))))
+        return torch.cat([self.head(x), self.tied(x)], -1)
 
 
 class Image(nn.Module):

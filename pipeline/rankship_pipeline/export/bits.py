@@ -42,10 +42,15 @@ def fit_format(part: Part, format_: Format) -> Part:
     """The part as one format exports and proves it: activations are rounded as that format's runtime does."""
     if not part.weights:
         return part
-    reference, module = part.module, part.module
+    reference = part.module
     if part.activations == "dynamic":
         reference = simulate_activations(part.module, part.weights, format_)
-    if format_ not in _WRITERS:
+    module = part.module
+    if format_ == "tflite":
+        from rankship_pipeline.export.tflite_bits import mark_inputs
+
+        module = mark_inputs(part.module, part.weights)
+    elif format_ == "executorch":
         from rankship_pipeline.export.executorch_bits import quantise_module
 
         module = quantise_module(part.module, part.weights)

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.models.layers import find_kind
 
 LEAST = 1e-12  # the step of a row is no less
 _NO_BLOCK = 0
+BLOCKS = (16, 32, 64, 128, 256)  # that MatMulNBits takes
+_PAYS = 70  # rows·columns over their sum
 
 
 def simulate_activations(module: nn.Module, weights: Sequence[RoundedWeight], format_name: Format) -> nn.Module:
@@ -25,9 +28,21 @@ def simulate_activations(module: nn.Module, weights: Sequence[RoundedWeight], fo
     changed = copy.deepcopy(module)
     for one in weights:
         layer = changed.get_submodule(one.name)
-        if isinstance(layer, nn.Linear):
+        if find_kind(layer) == "linear" and rounds_activations(one, format_name):
             layer.register_forward_pre_hook(_make_hook(ROUNDINGS[format_name, one.precision], one.block))
     return changed
+
+
+def rounds_activations(one: RoundedWeight, format_name: Format) -> bool:
+    """Whether the activations of a linear layer are rounded in files of a format; if not, its weights alone are.
+
+    In ONNX, rounding takes the time of about 45·(1/rows + 1/columns) of the product in float32, and saves two thirds of
+    it: narrow layers would be slower than in float32 (benchmarks/baselines/capabilities.json).
+    """
+    if format_name != "onnx":
+        return True
+    rows, columns = one.integers.shape
+    return one.block in BLOCKS if one.precision == "int4" else rows * columns >= _PAYS * (rows + columns)
 
 
 def _make_hook(rounding: "Rounding", block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

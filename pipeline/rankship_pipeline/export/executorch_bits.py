@@ -27,6 +27,7 @@ from rankship_pipeline.export.executorch import read_delegates
 from rankship_pipeline.export.rounded_weight import RoundedWeight, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.models.layers import find_kind, is_conv1d_of_transformers
 
 _BY_ROW = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 
@@ -69,8 +70,11 @@ def quantise_module(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.M
         layer = changed.get_submodule(one.name)
         if isinstance(layer, nn.Embedding):
             _replace(changed, one.name, RoundedEmbedding(one))
-        elif isinstance(layer, nn.Linear):
-            layer.weight = nn.Parameter(_round_weight(one), requires_grad=False)
+        elif find_kind(layer) == "linear":
+            if is_conv1d_of_transformers(layer):  # its weight is the other way round
+                _replace(changed, one.name, nn.Linear(one.integers.shape[1], len(one.integers)))
+                changed.get_submodule(one.name).bias = layer.bias
+            changed.get_submodule(one.name).weight = nn.Parameter(_round_weight(one), requires_grad=False)
         else:
             raise BuildError(
                 f"{one.name}: ExecuTorch has no {type(layer).__name__} with dynamic activations",

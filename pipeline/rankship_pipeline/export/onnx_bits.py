@@ -4,13 +4,13 @@ Only operators that onnxruntime runs well are written (benchmarks/baselines/capa
 
 - a matrix product of int8 with dynamic activations: each row of activations is rounded with a step and a zero of its
   own, by standard operators around MatMulInteger. One step for all, as onnxruntime's quantiser has it, loses a
-  transformer.
+  transformer. A layer so narrow that rounding takes longer than it saves has its weights rounded alone
 - a matrix product of int4 with dynamic activations: MatMulNBits, whose blocks of 32 are rounded as it computes
 - weights alone: Cast and Mul, which onnxruntime computes once, when it loads the file
 - rows of an embedding: they are looked up as integers, then multiplied by their scales
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from rankship_pipeline.export.dynamic import LEAST, rounds_activations
 from rankship_pipeline.export.rounded_weight import Array, Floats, RoundedWeight, find_same, list_stored, pack_nibbles
 from rankship_pipeline.recipe.precision import Activations
 
 _CONTRIB = "com.microsoft"
 _INT4_OPSET = 21  # the first with a type of 4 bits
-_BLOCKS = (16, 32, 64, 128, 256)  # that MatMulNBits takes
-LEAST, STEPS = 1e-12, 255  # the least step of a row of activations, and how many it has
+_STEPS = 255  # of a row of activations
 
 
 def quantise_file(
@@ -39,6 +39,7 @@ def quantise_file(
     model = onnx.load(source)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= dict(_turn_constants(graph, constants))
     nodes: list[onnx.NodeProto] = []
     added = _Added()
     stored: list[RoundedWeight] = []
@@ -51,6 +52,8 @@ def quantise_file(
             continue
         stored.append(one)
         nodes += _choose(node, one, activations)(node, one, added)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    nodes = [node for node in nodes if node.op_type != "Transpose" or node.output[0] in used]
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -94,6 +97,16 @@ class _Added:
         return name
 
 
+def _turn_constants(
+    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto]
+) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The matrices that a file turns before it multiplies by them: a head's that is tied to an embedding."""
+    for node in graph.node:
+        tensor = constants.get(node.input[0]) if node.op_type == "Transpose" else None
+        if tensor is not None and len(tensor.dims) == 2:  # noqa: PLR2004 - of two axes there is one other order
+            yield node.output[0], numpy_helper.from_array(numpy_helper.to_array(tensor).T)
+
+
 def _find_place(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int | None:
     """Which input of a node is its constant weight."""
     if node.op_type == "Gather":
@@ -124,11 +137,10 @@ _Writer = Callable[[onnx.NodeProto, RoundedWeight, _Added], list[onnx.NodeProto]
 def _choose(node: onnx.NodeProto, one: RoundedWeight, activations: Activations) -> _Writer:
     if node.op_type == "Gather":
         return _look_up if one.precision == "int8" else _look_up_blocks
-    if activations == "float32" or node.op_type == "Conv" or _get(node, "transA", 0):
+    plain = activations == "float32" or node.op_type == "Conv" or _get(node, "transA", 0)
+    if plain or not rounds_activations(one, "onnx"):
         return _multiply_floats
-    if one.precision == "int8":
-        return _multiply_integers
-    return _multiply_blocks if one.block in _BLOCKS else _multiply_floats
+    return _multiply_integers if one.precision == "int8" else _multiply_blocks
 
 
 def _multiply_floats(node: onnx.NodeProto, one: RoundedWeight, added: _Added) -> list[onnx.NodeProto]:
@@ -167,8 +179,8 @@ def _multiply_integers(node: onnx.NodeProto, one: RoundedWeight, added: _Added) 
     """
     name, x, key = one.name, node.input[0], node.output[0]
     axis, zero = added.add("rounded_axis", np.array([-1], np.int64)), added.add("rounded_zero", np.float32(0))
-    step, least = added.add("rounded_step", np.float32(1 / STEPS)), added.add("rounded_least", np.float32(LEAST))
-    top = added.add("rounded_top", np.float32(STEPS))
+    step, least = added.add("rounded_step", np.float32(1 / _STEPS)), added.add("rounded_least", np.float32(LEAST))
+    top = added.add("rounded_top", np.float32(_STEPS))
     turned = f"{name}_turned"
     nodes = []
     if added.is_first(turned):

@@ -4,6 +4,7 @@ The quantiser rounds each row, or block of 32 in a row, by its largest number: w
 It keeps the scales of blocks in bfloat16, so those of a grid must fit it.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from rankship_pipeline.export.rounded_weight import Floats, RoundedWeight, find_same, list_stored, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
+from rankship_pipeline.models.layers import find_kind
 from rankship_pipeline.recipe.precision import Activations
 
 # Operators with a weight: its place among the inputs, and the axis that holds its outputs, as in tflite.py.
@@ -31,6 +36,8 @@ _WEIGHTS = {
 }
 _NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 _TYPES: dict[int, Precision] = {schema.TensorType.INT8: "int8", schema.TensorType.INT4: "int4"}
+_CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D"}  # dynamic ones are up to three times slower than float32
+_MARK = -3e38  # no activation is less
 _BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 _BLOCKS = {
     32: qtyping.QuantGranularity.BLOCKWISE_32,
@@ -50,13 +57,63 @@ class _Weighted:
     axis: int
 
 
+def mark_inputs(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.Module:
+    """A copy of a module to trace and convert instead, in which rounded linear layers keep their weights.
+
+    LiteRT's converter multiplies the scale of a layer norm into the linear layers that read it, off their grid. Here an
+    operator that changes nothing stands between; `quantise_file` takes it out again.
+    """
+    marked = copy.deepcopy(module)
+    for one in weights:
+        layer = marked.get_submodule(one.name)
+        if find_kind(layer) == "linear":
+            layer.register_forward_pre_hook(_mark)
+    return marked
+
+
+def _mark(_layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (torch.maximum(given[0], torch.full((), _MARK)), *given[1:])
+
+
+def _unmark(model: Any) -> None:  # noqa: ANN401 - the schema's own
+    for graph in model.subgraphs:
+        instead: dict[int, int] = {}
+        kept = []
+        for operator in graph.operators:
+            operator.inputs = [instead.get(one, one) for one in operator.inputs]
+            if (source := _find_marked(model, graph, operator)) is None:
+                kept.append(operator)
+            else:
+                instead[operator.outputs[0]] = source
+        graph.operators = kept
+        graph.outputs = [instead.get(one, one) for one in graph.outputs]
+
+
+def _find_marked(model: Any, graph: Any, operator: Any) -> int | None:  # noqa: ANN401 - the schema's own
+    """What a mark reads; None for any other operator."""
+    if _name_kind(model, operator) != "MAXIMUM":
+        return None
+    for place, other in ((0, 1), (1, 0)):
+        tensor = graph.tensors[operator.inputs[place]]
+        data = model.buffers[tensor.buffer].data
+        constant = data is not None and len(data) > 0 and tensor.type == schema.TensorType.FLOAT32
+        if constant and (np.frombuffer(bytes(data), np.float32) == np.float32(_MARK)).all():
+            return int(operator.inputs[other])
+    return None
+
+
+def _name_kind(model: Any, operator: Any) -> str:  # noqa: ANN401 - the schema's own
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
+
+
 def quantise_file(
     source: Path, target: Path, weights: Sequence[RoundedWeight], activations: Activations
 ) -> tuple[RoundedWeight, ...]:
     """Write a float32 file with these weights in fewer bits, and list those that the file holds.
 
-    A weight is found by its numbers; others stay float32. With "dynamic" activations each operator rounds its own as
-    it runs; with "float32" it makes its weights float32 each time it runs.
+    A weight is found by its numbers; others stay float32. With "dynamic" activations matrix products round their own
+    as they run; convolutions, and all with "float32", have their weights made float32.
     """
     model = _load(source)
     recipe = recipe_manager.RecipeManager()
@@ -67,7 +124,8 @@ def quantise_file(
         if weight is None:
             continue
         stored.append(weight)
-        add = recipe.add_weight_only_config if activations == "float32" else recipe.add_dynamic_config
+        alone = activations == "float32" or one.kind in _CONVOLUTIONS
+        add = recipe.add_weight_only_config if alone else recipe.add_dynamic_config
         try:
             add(
                 f"^{re.escape(one.scope)}$",
@@ -82,7 +140,9 @@ def quantise_file(
                 f"{weight.name}: TFLite cannot store it in {weight.precision}: {failure}", hint="leave it float32"
             ) from failure
     rounder = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
-    target.write_bytes(bytes(rounder.quantize().quantized_model))
+    rounded = _parse(bytes(rounder.quantize().quantized_model))
+    _unmark(rounded)
+    flatbuffer_utils.write_model(rounded, str(target))
     return list_stored(weights, stored)
 
 
@@ -98,14 +158,18 @@ def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 - the schema's own
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    return _parse(path.read_bytes())
+
+
+def _parse(data: bytes) -> Any:  # noqa: ANN401 - the schema's own
+    """A file's content; of large files the weights lie behind the flatbuffer and are fetched from there."""
+    return flatbuffer_utils.read_model_from_bytearray(bytearray(data))
 
 
 def _list_weighted(model: Any) -> Iterator[_Weighted]:  # noqa: ANN401 - the schema's own
     for graph in model.subgraphs:
         for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            kind = _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            kind = _name_kind(model, operator)
             if kind not in _WEIGHTS:
                 continue
             place, axis = _WEIGHTS[kind]
@@ -118,8 +182,7 @@ def _list_weighted(model: Any) -> Iterator[_Weighted]:  # noqa: ANN401 - the sch
 def _find_source(model: Any, graph: Any, place: int) -> Any:  # noqa: ANN401 - the schema's own
     """What a DEQUANTIZE operator reads that makes this tensor: a weight that is stored alone in fewer bits."""
     for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        if place in operator.outputs and _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)] == "DEQUANTIZE":
+        if place in operator.outputs and _name_kind(model, operator) == "DEQUANTIZE":
             return graph.tensors[operator.inputs[0]]
     return None
 

@@ -3,7 +3,7 @@
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import Stored
-from rankship_pipeline.quantise.sizes import RUN, is_offered
+from rankship_pipeline.quantise.sizes import is_offered
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.price import (
     Price,
@@ -46,7 +46,7 @@ def _check_types(prepared: Prepared) -> None:
     computed = prepared.activations
     for one in prepared.recipe.precision.weights:
         stored = Stored(weights=one)
-        if prepared.layers and not any(is_offered(layer, stored, RUN[computed]) for layer in prepared.layers):
+        if prepared.layers and not any(is_offered(layer, stored, prepared.offered) for layer in prepared.layers):
             raise InputError(
                 f"precision.weights: no layer of this model can have weights of {one} with {computed} activations",
                 hint="with static activations convolutions and linear layers take int8; with dynamic ones linear layers"
@@ -60,7 +60,7 @@ def _find_price(prepared: Prepared) -> Price:
     if prepared.recipe.budget.costs is not None:
         return _read_price(prepared)
     if find_unit(prepared.recipe) == "bytes":
-        return price_bytes(prepared.fixed_parameters, prepared.recipe.precision.weights, RUN[prepared.activations])
+        return price_bytes(prepared.fixed_parameters, prepared.recipe.precision.weights, prepared.offered)
     return price_parameters(prepared.fixed_parameters)
 
 

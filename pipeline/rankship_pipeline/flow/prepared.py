@@ -9,14 +9,16 @@ from torch import nn
 
 from rankship_pipeline.align.make_alike import Mend
 from rankship_pipeline.evaluate.likelihood import Likelihood
+from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.flow.judging import Court
 from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.opened import OpenedSource
-from rankship_pipeline.quantise.sizes import choose_activations
+from rankship_pipeline.quantise.sizes import Offered, choose_activations
 from rankship_pipeline.ranks.call_sites import Site, find_sites, hash_model
 from rankship_pipeline.ranks.price import Price
 from rankship_pipeline.recipe.choices import Recipe
@@ -78,6 +80,11 @@ class Prepared:
     def activations(self) -> Computed:
         """How layers with weights of fewer bits compute."""
         return choose_activations(self.recipe.precision.activations, self.layers)
+
+    @property
+    def offered(self) -> Offered:
+        """The types of weights that all formats of the recipe run; without formats, that all do."""
+        return list_offered(self.recipe.export.formats or FORMATS, self.activations)
 
     @property
     def fixed_parameters(self) -> int:

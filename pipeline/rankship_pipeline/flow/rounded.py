@@ -21,7 +21,6 @@ from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.grid import Grid, find_scales, read_integers, read_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
-from rankship_pipeline.quantise.sizes import RUN
 from rankship_pipeline.recipe.choices import Recipe, find_unit
 
 _TENSORS = as_tensors("state.safetensors")
@@ -65,7 +64,7 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     made_from = {"model": model.content, "types": types, "data": prepared.calibration_sha256, "computed": computed}
 
     def round_weights() -> State:
-        return copy_state(stages.settle(round_layers(model.module, types, inputs, RUN[computed]))[0])
+        return copy_state(stages.settle(round_layers(model.module, types, inputs, prepared.offered))[0])
 
     title = f"round weights to {precision}"
     kept = stages.keep(stages.store, "rounded", made_from, _TENSORS, round_weights, steps=stages.steps, title=title)
@@ -79,7 +78,7 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
         with stages.steps.step("find the ranges of activations"):
             rounded = replace(rounded, module=make_eight_bits(module, samples, outputs=names, kept=floats))
         return Rounded(rounded, rounded, Bits(precision, computed))
-    grids = find_grids(module, types, RUN[computed])
+    grids = find_grids(module, types, prepared.offered)
     weights = tuple(_read_weight(module, name, grid) for name, grid in grids.items())
     scored = rounded
     if computed == "dynamic":

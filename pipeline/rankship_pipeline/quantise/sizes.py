@@ -31,19 +31,11 @@ class Offered:
 
 
 _ALL: frozenset[Kind] = frozenset({"linear", "convolution", "transposed convolution", "embedding"})
-# What all formats run, by how activations are computed (benchmarks/baselines/capabilities.json).
-RUN: Mapping[Computed, Offered] = {
-    "static": Offered({"float32": _ALL, "int8": frozenset({"linear", "convolution"})}, blocked=True),
-    "dynamic": Offered(
-        {"float32": _ALL, "int8": frozenset({"linear", "embedding"}), "int4": frozenset({"linear"})}, blocked=True
-    ),
-    "float32": Offered(
-        {"float32": _ALL, "int8": frozenset({"linear", "convolution", "embedding"}), "int4": frozenset({"linear"})},
-        blocked=True,
-    ),
-}
-# What any of them runs.
-OFFERED = RUN["float32"]
+# What one format or another runs; export/capabilities.py has what each does.
+OFFERED = Offered(
+    {"float32": _ALL, "int8": frozenset({"linear", "convolution", "embedding"}), "int4": frozenset({"linear"})},
+    blocked=True,
+)
 # What torch can simulate: 4 bits may have one scale for a whole row.
 SIMULATED = Offered({"float32": _ALL, "int8": OFFERED.kinds["int8"], "int4": OFFERED.kinds["int8"]}, blocked=False)
 
