@@ -139,12 +139,11 @@ def quantise_file(
             raise BuildError(
                 f"{weight.name}: TFLite cannot store it in {weight.precision}: {failure}", hint="leave it float32"
             ) from failure
-    rounder = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
-    rounded = _parse(bytes(rounder.quantize().quantized_model))
-    _unmark(rounded)
+    _unmark(model)
     builder = Builder(1 << 20)
-    builder.Finish(rounded.Pack(builder), b"TFL3")
-    target.write_bytes(bytes(builder.Output()))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    rounder = quantizer.Quantizer(bytearray(builder.Output()), recipe.get_quantization_recipe())
+    target.write_bytes(bytes(rounder.quantize().quantized_model))
     return list_stored(weights, stored)
 
 
@@ -160,11 +159,13 @@ def read_weights(path: Path) -> tuple[Stored, ...]:
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 - the schema's own
-    return _parse(path.read_bytes())
-
-
-def _parse(data: bytes) -> Any:  # noqa: ANN401 - the schema's own
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+    data = path.read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # the quantiser writes the buffers of large models behind the model
+            buffer.data = np.frombuffer(data, np.uint8, count=buffer.size, offset=buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def _list_weighted(model: Any) -> Iterator[_Weighted]:  # noqa: ANN401 - the schema's own
