@@ -104,7 +104,11 @@ def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight
     """Those of the weights whose integers are among the stored ones, with their scales; tied layers have one table."""
     by_name = {one.name: one for one in stored}
     found = ((one, by_name.get(one.name) or find_same(one.matrix, stored)) for one in weights)
-    return tuple(replace(other, name=one.name) for one, other in found if other is not None)
+    return tuple(
+        one if np.array_equal(one.scales, other.scales) else replace(other, name=one.name)
+        for one, other in found
+        if other is not None
+    )
 
 
 def is_same(left: Floats, right: Floats) -> bool:

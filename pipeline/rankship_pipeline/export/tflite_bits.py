@@ -139,10 +139,10 @@ def quantise_file(
             raise BuildError(
                 f"{weight.name}: TFLite cannot store it in {weight.precision}: {failure}", hint="leave it float32"
             ) from failure
-    rounder = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
-    rounded = _parse(bytes(rounder.quantize().quantized_model))
-    _unmark(rounded)
-    flatbuffer_utils.write_model(rounded, str(target))
+    _unmark(model)
+    plain = flatbuffer_utils.convert_object_to_bytearray(model)
+    rounder = quantizer.Quantizer(bytearray(plain), recipe.get_quantization_recipe())
+    target.write_bytes(bytes(rounder.quantize().quantized_model))
     return list_stored(weights, stored)
 
 
@@ -158,12 +158,8 @@ def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 - the schema's own
-    return _parse(path.read_bytes())
-
-
-def _parse(data: bytes) -> Any:  # noqa: ANN401 - the schema's own
     """A file's content; of large files the weights lie behind the flatbuffer and are fetched from there."""
-    return flatbuffer_utils.read_model_from_bytearray(bytearray(data))
+    return flatbuffer_utils.read_model(str(path))
 
 
 def _list_weighted(model: Any) -> Iterator[_Weighted]:  # noqa: ANN401 - the schema's own
