@@ -234,6 +234,12 @@ WRONG: dict[str, tuple[Call, type[Exception], str, str]] = {
         "given twice",
         "either",
     ),
+    "an unknown type": (
+        lambda net, x: rs.compress(net, x, kept_parameters=0.5, weights="int5"),  # type: ignore[arg-type]
+        InputError,
+        "unknown type of weights 'int5'",
+        "did you mean 'int4'",
+    ),
     "a device's budget": (
         lambda net, x: rs.compress(net, x, budget=rs.Budget(latency_ms=1, on="pi4")),
         InputError,

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from rankship_pipeline.export.capabilities import RUNS, Kind, list_precisions
+from rankship_pipeline.export.capabilities import RUNS, Kind, list_offered, list_precisions
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.recipe.precision import Activations
 
@@ -60,3 +60,13 @@ def test_four_bits_want_whole_blocks() -> None:
     assert list_precisions("executorch", "linear", "dynamic", 64) == ("int8", "int4")
     assert list_precisions("executorch", "linear", "dynamic", 45) == ("int8",)
     assert list_precisions("executorch", "linear", "float32", 64) == ()
+
+
+def test_what_several_formats_offer_is_what_each_of_them_runs() -> None:
+    every = list_offered(("onnx", "tflite", "executorch"), "dynamic")
+    assert every.kinds["int8"] == {"linear", "embedding"}, "ExecuTorch has no convolutions with dynamic activations"
+    assert list_offered(("onnx", "tflite"), "dynamic").kinds["int8"] == {"linear", "convolution", "embedding"}
+    assert "transposed convolution" in every.kinds["float32"]
+    assert list_offered(("tflite",), "static").kinds["int4"] == frozenset()
+    assert every.allows("linear", 64, "int4")
+    assert not every.allows("linear", 48, "int4"), "no whole blocks"

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankship_benchmarks.measure.host_gate import verify_on_host
+from rankship_pipeline.export.onnx_read import read_weights
 from rankship_pipeline.flow.build import build_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.show import describe_smaller
@@ -18,7 +20,7 @@ from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.data import Held, make_data
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Recipe, Source
-from rankship_pipeline.recipe.export_choices import ExportChoice
+from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
 from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rules import check_recipe
 
@@ -36,8 +38,10 @@ class Net(nn.Module):
         return torch.as_tensor(self.head(y))
 
 
-def build(folder: Path, budget: Budget, *weights: Precision) -> tuple[Build, Store]:
-    """Build an ONNX file of each kind from a net of 9,234 parameters."""
+def build(
+    folder: Path, budget: Budget, *weights: Precision, net: nn.Module | None = None, x: Tensor | None = None
+) -> tuple[Build, Store]:
+    """Build an ONNX file of each kind, from a net of 9,234 parameters unless another is given."""
     recipe = Recipe(
         name="net",
         models=(Source(name="a", held=True),),
@@ -47,10 +51,10 @@ def build(folder: Path, budget: Budget, *weights: Precision) -> tuple[Build, Sto
         export=ExportChoice(formats=("onnx",)),
     )
     check_recipe(recipe, "here")
-    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1)) if x is None else x
     data = make_data({"calibration": {"a": x}, "test_inputs": x, "test_labels": None}, recipe, "here")
     steps, store = Steps(quiet=True), Store(folder)
-    prepared = prepare(recipe, Path(), Held({"a": Net().eval()}, data))
+    prepared = prepare(recipe, Path(), Held({"a": net or Net().eval()}, data))
     return build_recipe(prepared, store, steps)[0], store
 
 
@@ -82,6 +86,34 @@ def test_a_budget_of_bytes_buys_more_parameters_of_fewer_bits(tmp_path: Path) ->
     assert made.plan.total_parameters > 2 * whole.plan.total_parameters
     assert [one.key.title for one in made.artifacts] == ["dense onnx", "compressed onnx, int8"]
     assert "int8" in made.plan.weights.values()
+
+
+class Text(nn.Module):
+    """A table of words, a layer norm and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm, self.wide, self.head = (
+            nn.Embedding(50, 64),
+            nn.LayerNorm(64),
+            nn.Linear(64, 160),
+            nn.Linear(160, 5),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y = torch.relu(self.wide(self.norm(self.words(tokens))))
+        return torch.as_tensor(self.head(y.mean(1)))
+
+
+def test_a_text_model_has_dynamic_activations_and_its_integers_are_in_the_file(tmp_path: Path) -> None:
+    tokens = torch.randint(50, (96, 12), generator=torch.Generator().manual_seed(1))
+    made, store = build(tmp_path, Budget(size_bytes=9_000), "int8", "int4", net=Text().eval(), x=tokens)
+    _, rounded = made.artifacts
+    assert rounded.key.precision == "int4"
+    found = read_weights(store.root / rounded.file)
+    assert {one.precision for one in found} == set(made.plan.weights.values())
+    assert verify_on_host(made, store, ParityChoice(), Steps(quiet=True))[1].max_relative_error < 1e-5
 
 
 def test_a_second_build_reads_the_first(tmp_path: Path) -> None:

@@ -133,6 +133,14 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, BYTES, "[precision]\nweights = []"), "precision.weights is empty"),
         ((MODEL, DATA, BYTES, "[precision]\nweights = ['int8', 'int8']"), "names a type twice"),
         ((MODEL, DATA, BYTES, "[precision]\nweights = ['float16']"), "must be of float32, int8, int4"),
+        (
+            (MODEL, DATA, BYTES, "[precision]\nweights = ['int4']\nactivations = 'static'"),
+            "int4 has no static activations",
+        ),
+        (
+            (MODEL, DATA, BYTES, "[precision]\nweights = ['int8']\nactivations = 'float32'"),
+            "leave it out of export.formats",
+        ),
         ((MODEL, DATA, BUDGET, "[ranks]\nstep = 0"), "ranks.step must be at least 1, got 0"),
         ((MODEL, DATA, BUDGET, "[ranks]\nprobes = 0"), "ranks.probes must be at least 1, got 0"),
         ((MODEL, DATA, BUDGET, "[ranks]\npasses = -1"), "ranks: passes must not be negative, got -1"),
