@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 
 from make.artifacts import describe_file
 from make.eight_bits import FAULTS, ZERO_POINT, drop_zero_point, make_rounded, spoil, spoil_tflite
-from rankship_pipeline.export.artifact import export_file, read_operators
-from rankship_pipeline.export.eight_bits import EightBits
+from rankship_pipeline.export.artifact import Part, export_file, read_operators
+from rankship_pipeline.export.bits import check_stored
+from rankship_pipeline.export.eight_bits import EightBits, list_weights
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import FakeRunner
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.errors import ParityFailed
+from rankship_pipeline.foundation.errors import BuildError, ParityFailed
 from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.records import TensorSpec
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -84,12 +85,16 @@ def prove(made: Made, path: Path, format_: Format) -> None:
 
 
 def test_files_compute_what_torch_computes_with_the_same_integers(
-    format_: Format, rounded: Made, tmp_path: Path
+    format_: Format, rounded: Made, other: ExportedProgram, tmp_path: Path
 ) -> None:
     module, graph, x = rounded
     path = tmp_path / f"model.{FACTS[format_].suffix}"
     export_file(graph, format_, path)
     prove(rounded, path, format_)
+    part = Part("compressed", module, (x,), precision="int8")
+    check_stored(list_weights(graph), part, format_, path)
+    with pytest.raises(BuildError, match="not stored as they were rounded"):
+        check_stored(list_weights(other), part, format_, path)
     expected = compute(module, x)
     got = np.concatenate([run(path, format_, x[at : at + 1].numpy()) for at in range(len(x))])
     step = np.diff(np.unique(expected)).min()

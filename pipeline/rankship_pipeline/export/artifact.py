@@ -59,7 +59,8 @@ class Part:
     a container. `axes` are the axes of each input that may vary. Of a format of fixed shapes, `shape` names a file's
     lengths where they are not the data's, and `rows` is the number of samples that it takes at once. `precision` is the
     type of its weights: `weights` are those that its file stores so, with these `activations`, where the module's own
-    graph says nothing of them. `reference` computes what the file must, where the module does not.
+    graph says nothing of them. `reference` computes what the file must, where the module does not; `plain` is the
+    module whose activations are not rounded.
     """
 
     variant: Variant
@@ -77,6 +78,7 @@ class Part:
     weights: tuple[RoundedWeight, ...] = ()
     activations: Computed = "float32"
     reference: nn.Module | None = None
+    plain: nn.Module | None = None
 
     @property
     def proven(self) -> nn.Module:
@@ -168,6 +170,7 @@ def write_artifact(
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
     proofs = [_keep_proof(target, part)]
     proofs += [_keep_proof(target / _name_folder(point), _at_point(part, point)) for point in points[1:]]
+    error, cosine = (None, None) if part.plain is None else _measure_rounding(part, part.plain, proofs[0][1])
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",
@@ -180,6 +183,8 @@ def write_artifact(
         recipe_sha256=recipe_sha256,
         source_sha256=source_sha256,
         toolchain=list_versions(format_),
+        rounding_error=error,
+        rounding_cosine=cosine,
     )
     (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
 
@@ -196,6 +201,16 @@ def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
         for index, tensor in enumerate(tensors.values()):
             np.save(folder / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read
     return inputs, outputs
+
+
+def _measure_rounding(part: Part, plain: nn.Module, outputs: Tensors) -> tuple[float, float]:
+    """The largest error and the least cosine of a sample between a part's outputs and those of `plain`."""
+    errors, cosines = [0.0], [1.0]
+    for name, exact in compute_outputs(plain, part.samples, part.outputs, part.rows).items():
+        a, b = (one.double().flatten(1) for one in (outputs[name], exact))
+        errors.append(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
+        cosines.append(float(nn.functional.cosine_similarity(a, b).min()))
+    return max(errors), min(cosines)
 
 
 def _at_point(part: Part, point: Point) -> Part:

@@ -54,7 +54,7 @@ def fit_format(part: Part, format_: Format) -> Part:
         from rankship_pipeline.export.executorch_bits import quantise_module
 
         module = quantise_module(part.module, part.weights)
-    return replace(part, module=module, reference=reference)
+    return replace(part, module=module, reference=reference, plain=part.module)
 
 
 def store_bits(part: Part, format_: Format, path: Path) -> list[str]:
@@ -66,12 +66,18 @@ def store_bits(part: Part, format_: Format, path: Path) -> list[str]:
     if not part.weights:
         return []
     weights = part.weights
-    with keep_stdout_clean():
-        if format_ in _WRITERS:
-            writer = cast("Writer", importlib.import_module(_WRITERS[format_]))
+    if format_ in _WRITERS:
+        writer = cast("Writer", importlib.import_module(_WRITERS[format_]))
+        with keep_stdout_clean():
             weights = writer.quantise_file(path, path, part.weights, part.activations)
-        reader = cast("Reader", importlib.import_module(_READERS[format_]))
-        found = reader.read_weights(path)
-    check_weights(weights, found, where=f"{part.title} {format_}")
+    check_stored(weights, part, format_, path)
     held = {one.name for one in weights}
     return [one.name for one in part.weights if one.name not in held]
+
+
+def check_stored(weights: Sequence[RoundedWeight], part: Part, format_: Format, path: Path) -> None:
+    """Check bit by bit that a file holds these weights; BuildError names each that it does not."""
+    reader = cast("Reader", importlib.import_module(_READERS[format_]))
+    with keep_stdout_clean():
+        found = reader.read_weights(path)
+    check_weights(weights, found, where=f"{part.title} {format_}")

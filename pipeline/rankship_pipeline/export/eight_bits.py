@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from rankship_pipeline.evaluate.calibrate import BATCH, split
 from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.graph import trace_graph, trace_ranges
+from rankship_pipeline.export.rounded_weight import RoundedWeight, store
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
 from rankship_pipeline.foundation.records import Dimension
 from rankship_pipeline.models.data import Inputs
@@ -141,7 +142,30 @@ def has_bits(graph: ExportedProgram) -> bool:
 
 
 def _is_quantising(node: Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "").split(".")[0] in _QUANTISE
+    return node.op == "call_function" and _name_operator(node).split(".")[0] in _QUANTISE
+
+
+def _name_operator(node: Node) -> str:
+    """The name of the operator that a node calls."""
+    return str(getattr(node.target, "__name__", ""))
+
+
+def list_weights(graph: ExportedProgram) -> tuple[RoundedWeight, ...]:
+    """The integers and scales of every weight that a graph of 8 bits quantises."""
+    signature = graph.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    tensors = {**graph.constants, **graph.state_dict}
+    found = []
+    for node in graph.graph.nodes:
+        if _is_quantising(node) and _name_operator(node).startswith(_QUANTISE[1]):
+            given = [tensors[names[one.name]] if isinstance(one, Node) else one for one in node.args]
+            integers, (_, scales, _, axis, *_) = node.target(*given), given
+            found.append(store(names[node.args[0].name], "int8", integers.movedim(axis, 0), scales))
+    return tuple(found)
 
 
 def fold_weights(graph: ExportedProgram) -> ExportedProgram:

@@ -17,6 +17,7 @@ from rankship_pipeline.foundation.records import Artifact, TensorSpec, Verified
 from rankship_pipeline.recipe.export_choices import ParityChoice
 
 _TIE = 1e-5  # of the largest score: a smaller lead of one class over another is rounding
+_FLIPS = 1.5  # of the difference that rounding activations makes
 _ROUNDED_TIE = 1 / 64  # in 8 bits: four steps of the outputs' grid
 
 
@@ -54,7 +55,7 @@ def verify_artifact(
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
     want = [np.load(name, allow_pickle=False) for name in expected]
     agreements = compare_outputs(artifact, got, want)
-    if complaints := list(_list_complaints(agreements, limits.fit(artifact.key.precision))):
+    if complaints := list(_list_complaints(agreements, _fit(limits, artifact))):
         raise ParityFailed(
             f"{where} does not compute what torch computes: " + "; ".join(complaints),
             hint="nothing was pushed; build again, and if it fails again report the operator to the exporter's project",
@@ -68,6 +69,21 @@ def verify_artifact(
         max_relative_error=max(one.max_relative_error for one in agreements),
         min_cosine=min(one.min_cosine for one in agreements),
         top1_agreement=min((one.top1_agreement for one in agreements if one.top1_agreement is not None), default=None),
+    )
+
+
+def _fit(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
+    """The limits for an artifact, as `max_relative_error` and `min_cosine`.
+
+    A sum that falls on the other side of a half is one step of an activation, and layer by layer such steps grow to
+    what rounding activations does at all: half as much again is allowed. Wrong weights are found in the file itself.
+    """
+    if artifact.key.precision == "float32":
+        return limits
+    noise, cosine = artifact.rounding_error or 0.0, artifact.rounding_cosine or 1.0
+    error = max(limits.max_rounded_error, _FLIPS * noise)
+    return replace(
+        limits, max_relative_error=error, min_cosine=min(limits.min_rounded_cosine, 1 - _FLIPS * (1 - cosine))
     )
 
 

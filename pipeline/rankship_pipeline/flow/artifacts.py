@@ -23,7 +23,8 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
-from rankship_pipeline.export.bits import fit_format, store_bits
+from rankship_pipeline.export.bits import check_stored, fit_format, store_bits
+from rankship_pipeline.export.eight_bits import list_weights
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
@@ -43,11 +44,15 @@ from rankship_pipeline.recipe.precision import Computed
 
 @dataclass(frozen=True)
 class Bits:
-    """The type of a model's weights; those that its files store so, unless its graph itself computes in 8 bits."""
+    """The type of a model's weights; those that its files store so, unless its graph itself computes in 8 bits.
+
+    Where it does, `plain` is the model before, with the same weights.
+    """
 
     precision: Precision
     activations: Computed
     weights: tuple[RoundedWeight, ...] = ()
+    plain: nn.Module | None = None
 
 
 def list_parts(
@@ -63,7 +68,15 @@ def list_parts(
         part = Part(variant, module, samples, plan, axes=axes, **named)
         if bits is None:
             return [part]
-        return [replace(part, precision=bits.precision, weights=bits.weights, activations=bits.activations)]
+        return [
+            replace(
+                part,
+                precision=bits.precision,
+                weights=bits.weights,
+                activations=bits.activations,
+                plain=bits.plain,
+            )
+        ]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
@@ -219,6 +232,8 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
 
     def write_file(path: Path) -> None:
         write(path)
+        if part.precision != "float32" and not part.weights:
+            check_stored(list_weights(one.traced.graph), part, one.format_, path)
         if floats := store_bits(part, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")

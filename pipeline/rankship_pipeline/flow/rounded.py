@@ -77,7 +77,7 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
         samples, floats = thin(inputs, _SAMPLES), [one for one in types if types[one] == "float32"]
         with stages.steps.step("find the ranges of activations"):
             rounded = replace(rounded, module=make_eight_bits(module, samples, outputs=names, kept=floats))
-        return Rounded(rounded, rounded, Bits(precision, computed))
+        return Rounded(rounded, rounded, Bits(precision, computed, plain=module))
     grids = find_grids(module, types, prepared.offered)
     weights = tuple(_read_weight(module, name, grid) for name, grid in grids.items())
     scored = rounded

@@ -1,8 +1,5 @@
 """What a recipe exports, and how closely the files must agree with torch."""
 
-from dataclasses import replace
-
-from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 
@@ -55,7 +52,8 @@ class ParityChoice:
         max_relative_error: the largest difference of an output, over the largest output
         min_cosine: the cosine between both outputs
         max_rounded_error: the largest difference, over the largest output, for files of rounded weights: they are
-            compared with torch computing with the same integers, and differ in how a sum is rounded to the next integer
+            compared with torch computing with the same integers, and differ in how sums are rounded to the next
+            integer; 1.5 times what rounding activations changes at all is allowed too
         min_rounded_cosine: the cosine for these files
         min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores
     """
@@ -66,9 +64,3 @@ class ParityChoice:
     max_rounded_error: float = 0.05
     min_rounded_cosine: float = 0.999
     min_top1_agreement: float = 1.0
-
-    def fit(self, precision: Precision) -> "ParityChoice":
-        """The limits for files of this precision, as `max_relative_error` and `min_cosine`."""
-        if precision == "float32":
-            return self
-        return replace(self, max_relative_error=self.max_rounded_error, min_cosine=self.min_rounded_cosine)
