@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--smaller", type=float, nargs="+", default=[6.0, 8.0, 10.0, 12.0])
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--sensitivity", default="relative")
-    parser.add_argument("--reconstruct", action="store_true")
+    parser.add_argument("--reconstruct", action="store_true", help="refit layers before rounding; slow")
     parser.add_argument("--to", type=Path, required=True)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
