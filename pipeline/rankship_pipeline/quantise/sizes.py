@@ -18,7 +18,8 @@ _SCALE_BYTES = 4  # float32
 class Offered:
     """The kinds of operators whose weights may have a type.
 
-    With `blocked`, int4 has blocks of BLOCK columns, so that an operator's columns are a multiple of that.
+    With `blocked`, int4 has blocks of BLOCK columns, so that an operator's columns are a multiple of that; a
+    convolution has one scale a row.
     """
 
     kinds: Mapping[Precision, frozenset[Kind]]
@@ -26,7 +27,7 @@ class Offered:
 
     def allows(self, kind: Kind, columns: int, precision: Precision) -> bool:
         """Whether an operator of so many columns may have its weights in this type."""
-        fits = not self.blocked or precision != "int4" or columns % BLOCK == 0
+        fits = not self.blocked or precision != "int4" or kind == "convolution" or columns % BLOCK == 0
         return fits and kind in self.kinds.get(precision, ())
 
 
