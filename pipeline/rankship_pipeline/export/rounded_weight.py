@@ -79,7 +79,8 @@ def merge_blocks(one: RoundedWeight) -> RoundedWeight:
 def find_same(matrix: Floats, weights: Sequence[RoundedWeight]) -> RoundedWeight | None:
     """The weight whose numbers a float matrix (rows, columns) holds, perhaps each row by a factor; None without one.
 
-    Converters multiply a query's weights by the scale of its attention. Integers stay, the scales are the matrix's own.
+    Converters multiply a query's weights by the scale of its attention, and a convolution's by the normalisation after
+    it. The integers stay, or change sign; the scales are the matrix's own.
     """
     fitting = [one for one in weights if one.integers.shape == matrix.shape]
     for one in fitting:
@@ -92,12 +93,15 @@ def find_same(matrix: Floats, weights: Sequence[RoundedWeight]) -> RoundedWeight
 def _rescale(matrix: Floats, one: RoundedWeight) -> RoundedWeight | None:
     """The weight with the scales by which a matrix is its integers; None where files could not store these scales."""
     rows, blocks = one.scales.shape
-    largest = np.abs(one.integers.reshape(rows, blocks, -1).astype(np.int16)).max(-1)
-    scales = np.abs(matrix.reshape(rows, blocks, -1)).max(-1) / np.maximum(largest, 1)
-    scales = np.where(largest > 0, scales, one.scales).astype(np.float32)
+    integers, numbers = one.integers.reshape(rows, blocks, -1), matrix.reshape(rows, blocks, -1)
+    largest = np.abs(integers.astype(np.int16)).argmax(-1)[:, :, None]
+    least, most = (np.take_along_axis(side, largest, -1)[:, :, 0] for side in (integers, numbers))
+    scales = np.where(least != 0, most / np.where(least == 0, 1, least), one.scales).astype(np.float32)
+    signs = np.where(scales < 0, -1, 1).astype(np.int8)
+    scales = np.abs(scales)
     if blocks > 1 and (scales.view(np.uint32) & 0xFFFF).any():  # those of blocks are stored as bfloat16
         return None
-    return replace(one, scales=scales)
+    return replace(one, integers=(integers * signs[:, :, None]).reshape(matrix.shape), scales=scales)
 
 
 def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight]) -> tuple[RoundedWeight, ...]:
@@ -105,10 +109,12 @@ def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight
     by_name = {one.name: one for one in stored}
     found = ((one, by_name.get(one.name) or find_same(one.matrix, stored)) for one in weights)
     return tuple(
-        one if np.array_equal(one.scales, other.scales) else replace(other, name=one.name)
-        for one, other in found
-        if other is not None
+        one if _is_equal(one, other) else replace(other, name=one.name) for one, other in found if other is not None
     )
+
+
+def _is_equal(one: RoundedWeight, other: RoundedWeight) -> bool:
+    return np.array_equal(one.scales, other.scales) and np.array_equal(one.integers, other.integers)
 
 
 def is_same(left: Floats, right: Floats) -> bool:

@@ -72,3 +72,15 @@ def test_a_weight_is_found_by_its_numbers() -> None:
     assert find_same(ones[1].matrix * (1 + 1e-7), ones) is ones[1]
     assert find_same(make(seed=4).matrix, ones) is None
     assert find_same(ones[1].matrix[:5], ones) is None
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_weight_is_found_after_its_rows_were_multiplied(precision: Precision) -> None:
+    one, other = make(precision), make(precision, 1)
+    factors = np.array([[2.0], [-0.5], [1.0], [4.0], [-1.0], [0.25]], np.float32)
+    found = find_same(one.matrix * factors, [other, one])
+    assert found is not None
+    assert np.allclose(found.matrix, one.matrix * factors)
+    assert (found.integers == one.integers * np.sign(factors)).all()
+    assert (found.scales > 0).all()
+    assert find_same(one.matrix * np.linspace(1, 2, 64, dtype=np.float32), [one]) is None, "its columns are others"
