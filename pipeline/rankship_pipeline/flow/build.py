@@ -138,5 +138,8 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
 
 def _evaluate_alternative(scores: Scores, budgeted: Budgeted, comparison: Comparison) -> Alternative:
     model, plan = scores.stages.compress(budgeted, comparison)
+    if set(plan.weights.values()) - {"float32"}:
+        (precision,) = list_precisions(budgeted.prepared.recipe, plan)
+        model = round_model(scores.stages, model, plan, precision).scored
     (accuracy,) = scores.evaluate(model, f"alternative:{comparison.name}")
     return Alternative(method=comparison.name, plan=plan, accuracy=accuracy)
