@@ -18,6 +18,8 @@ from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
 from rankship_pipeline.recipe.precision import PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
 
+_TYPES = ("float32", "int8", "int4")
+
 
 def check_name(given: object, known: Iterable[str], what: str) -> None:
     """InputError where a name is not known, with the nearest one."""
@@ -86,8 +88,8 @@ def choose_precision(given: Precision | Sequence[Precision] | PrecisionChoice) -
         return given
     types = (given,) if isinstance(given, str) else tuple(given)
     for name in types:
-        check_name(name, get_args(Precision), "type of weights")
-    return PrecisionChoice(weights=types)
+        check_name(name, _TYPES, "type of weights")
+    return PrecisionChoice(weights=types, formats=FORMATS)  # whatever is exported, the plan stays
 
 
 def choose_budget(kept_parameters: float | None, size_bytes: int | None, budget: Budget | None) -> Budget:

@@ -14,7 +14,6 @@ from rankship_pipeline.quantise.sizes import Offered
 from rankship_pipeline.recipe.precision import Activations, Computed
 
 Kind = Literal["linear", "convolution", "embedding"]
-BLOCK = 32  # weights of 4 bits share a scale in blocks of so many, and rows are whole blocks
 
 # With "dynamic" and "float32" activations the weights of convolutions and embeddings are rounded alone.
 RUNS: dict[tuple[Format, Kind, Activations], tuple[Precision, ...]] = {
@@ -52,9 +51,3 @@ def list_offered(formats: Sequence[Format], activations: Computed) -> Offered:
             if all(precision in RUNS.get((one, kind, activations), ()) for one in formats)
         )
     return Offered(kinds, blocked=True)
-
-
-def list_precisions(format_name: Format, kind: Kind, activations: Activations, columns: int) -> tuple[Precision, ...]:
-    """The types besides float32 that a format runs a layer of this kind and width in, most bits first."""
-    found = RUNS.get((format_name, kind, activations), ())
-    return tuple(one for one in found if one != "int4" or columns % BLOCK == 0)

@@ -5,6 +5,7 @@ Weights on their grid need no simulation: they are floats that the file's intege
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def simulate_activations(module: nn.Module, weights: Sequence[RoundedWeight], fo
     for one in weights:
         layer = changed.get_submodule(one.name)
         if find_kind(layer) == "linear" and rounds_activations(one, format_name):
-            layer.register_forward_pre_hook(_make_hook(ROUNDINGS[format_name, one.precision], one.block))
+            change_input(layer, _round_as(one, format_name))
     return changed
 
 
@@ -45,11 +46,18 @@ def rounds_activations(one: RoundedWeight, format_name: Format) -> bool:
     return one.block in BLOCKS if one.precision == "int4" else rows * columns >= _PAYS * (rows + columns)
 
 
-def _make_hook(rounding: "Rounding", block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    def hook(_layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (rounding(given[0], block), *given[1:])
+def _round_as(one: RoundedWeight, format_name: Format) -> Callable[[Tensor], Tensor]:
+    rounding = ROUNDINGS[format_name, one.precision]
+    return lambda x: rounding(x, one.block)
 
-    return hook
+
+def change_input(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Let a layer of one input read what `change` makes of it, from now on."""
+
+    def hook(_layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> tuple[Any, Any]:
+        return tuple(map(change, given)), {name: change(one) for name, one in named.items()}
+
+    layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 Rounding = Callable[[Tensor, int], Tensor]

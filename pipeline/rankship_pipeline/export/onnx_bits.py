@@ -11,6 +11,7 @@ Only operators that onnxruntime runs well are written (benchmarks/baselines/capa
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rankship_pipeline.export.dynamic import LEAST, rounds_activations
-from rankship_pipeline.export.rounded_weight import Array, Floats, RoundedWeight, find_same, list_stored, pack_nibbles
+from rankship_pipeline.export.rounded_weight import (
+    Array,
+    Floats,
+    RoundedWeight,
+    find_same,
+    is_equal,
+    list_stored,
+    pack_nibbles,
+)
 from rankship_pipeline.recipe.precision import Activations
 
 _CONTRIB = "com.microsoft"
@@ -50,6 +59,7 @@ def quantise_file(
         if one is None or place is None:
             nodes.append(node)
             continue
+        one = added.rename(one)
         stored.append(one)
         nodes += _choose(node, one, activations)(node, one, added)
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
@@ -72,12 +82,20 @@ class _Added:
     def __init__(self) -> None:
         self.tensors: dict[str, onnx.TensorProto] = {}
         self._made: set[str] = set()
+        self._weights: dict[str, RoundedWeight] = {}
 
     def is_first(self, name: str) -> bool:
         """Whether nobody asked for this name before."""
         first = name not in self._made
         self._made.add(name)
         return first
+
+    def rename(self, one: RoundedWeight) -> RoundedWeight:
+        """The weight, under a name of its own if another with other scales has its name."""
+        name, number = one.name, 2
+        while (other := self._weights.setdefault(name, one)) is not one and not is_equal(other, one):
+            name, number = f"{one.name}_{number}", number + 1
+        return one if name == one.name else replace(one, name=name)
 
     def add(self, name: str, array: Array | np.generic) -> str:
         self.tensors.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))

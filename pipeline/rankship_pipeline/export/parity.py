@@ -17,7 +17,8 @@ from rankship_pipeline.foundation.records import Artifact, TensorSpec, Verified
 from rankship_pipeline.recipe.export_choices import ParityChoice
 
 _TIE = 1e-5  # of the largest score: a smaller lead of one class over another is rounding
-_FLIPS = 1.5  # of the difference that rounding activations makes
+_FLIPS = 1.5  # of the difference that rounding activations makes, up to:
+_MOST_ERROR, _LEAST_COSINE = 0.5, 0.9
 _ROUNDED_TIE = 1 / 64  # in 8 bits: four steps of the outputs' grid
 
 
@@ -80,11 +81,11 @@ def _fit(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
     """
     if artifact.key.precision == "float32":
         return limits
-    noise, cosine = artifact.rounding_error or 0.0, artifact.rounding_cosine or 1.0
-    error = max(limits.max_rounded_error, _FLIPS * noise)
-    return replace(
-        limits, max_relative_error=error, min_cosine=min(limits.min_rounded_cosine, 1 - _FLIPS * (1 - cosine))
-    )
+    noise = 0.0 if artifact.rounding_error is None else artifact.rounding_error
+    cosine = 1.0 if artifact.rounding_cosine is None else artifact.rounding_cosine
+    error = max(limits.max_rounded_error, min(_FLIPS * noise, _MOST_ERROR))
+    least = min(limits.min_rounded_cosine, max(1 - _FLIPS * (1 - cosine), _LEAST_COSINE))
+    return replace(limits, max_relative_error=error, min_cosine=least)
 
 
 def verify_proofs(

@@ -109,11 +109,12 @@ def list_stored(weights: Sequence[RoundedWeight], stored: Sequence[RoundedWeight
     by_name = {one.name: one for one in stored}
     found = ((one, by_name.get(one.name) or find_same(one.matrix, stored)) for one in weights)
     return tuple(
-        one if _is_equal(one, other) else replace(other, name=one.name) for one, other in found if other is not None
+        one if is_equal(one, other) else replace(other, name=one.name) for one, other in found if other is not None
     )
 
 
-def _is_equal(one: RoundedWeight, other: RoundedWeight) -> bool:
+def is_equal(one: RoundedWeight, other: RoundedWeight) -> bool:
+    """Whether two weights have the same integers and scales, whatever they are called."""
     return np.array_equal(one.scales, other.scales) and np.array_equal(one.integers, other.integers)
 
 

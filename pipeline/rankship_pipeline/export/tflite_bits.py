@@ -19,6 +19,7 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rankship_pipeline.export.dynamic import change_input
 from rankship_pipeline.export.rounded_weight import Floats, RoundedWeight, find_same, list_stored, unpack_nibbles
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
@@ -67,12 +68,12 @@ def mark_inputs(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.Modul
     for one in weights:
         layer = marked.get_submodule(one.name)
         if find_kind(layer) == "linear":
-            layer.register_forward_pre_hook(_mark)
+            change_input(layer, _mark)
     return marked
 
 
-def _mark(_layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (torch.maximum(given[0], torch.full((), _MARK)), *given[1:])
+def _mark(x: Tensor) -> Tensor:
+    return torch.maximum(x, torch.full((), _MARK))
 
 
 def _unmark(model: Any) -> None:  # noqa: ANN401 - the schema's own

@@ -43,15 +43,39 @@ def check_budget(prepared: Prepared) -> None:
 
 def _check_types(prepared: Prepared) -> None:
     """Check that every type of weights can be had by a layer at least; InputError names one that cannot."""
-    computed = prepared.activations
+    computed, recipe = prepared.activations, prepared.recipe
+    if recipe.precision.weights == ("float32",):
+        return
+    if computed == "static" and recipe.export.axes:
+        raise InputError(
+            "precision: a graph with static activations takes no lengths but the batch's",
+            hint='leave out export.axes, or take activations = "dynamic"',
+        )
+    if recipe.budget.costs is not None:
+        _check_timed(prepared)
+    found = {
+        one: any(is_offered(layer, Stored(weights=one), prepared.offered) for layer in prepared.layers)
+        for one in recipe.precision.weights
+    }
+    missing = [one for one, is_there in found.items() if not is_there]
+    is_chosen = find_unit(recipe) not in {"parameters", "flops"}  # of several types, one for each layer
+    if prepared.layers and missing and not (is_chosen and any(found.values())):
+        raise InputError(
+            f"precision.weights: no layer of this model can have weights of {', '.join(missing)} with {computed}"
+            " activations",
+            hint="docs/recipes.md, Bits, says what each format runs; precision.activations may be static, dynamic or"
+            " float32",
+        )
+
+
+def _check_timed(prepared: Prepared) -> None:
+    """Check that the table of costs has layers of every type; InputError names the type that it lacks."""
+    path = prepared.folder / str(prepared.recipe.budget.costs)
+    table = read_table(path, prepared.recipe.budget.unit)
+    timed = {one.weights for options in table.layers.values() for one in options}
     for one in prepared.recipe.precision.weights:
-        stored = Stored(weights=one)
-        if prepared.layers and not any(is_offered(layer, stored, prepared.offered) for layer in prepared.layers):
-            raise InputError(
-                f"precision.weights: no layer of this model can have weights of {one} with {computed} activations",
-                hint="with static activations convolutions and linear layers take int8; with dynamic ones linear layers"
-                " take int8, or int4 if they have a multiple of 32 inputs",
-            )
+        if one not in timed:
+            raise InputError(f"{path} has no layer with weights of {one}", hint="leave it out of precision.weights")
 
 
 def _find_price(prepared: Prepared) -> Price:

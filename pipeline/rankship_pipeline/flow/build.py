@@ -111,7 +111,9 @@ def _make_build(budgeted: Budgeted, store: Store, steps: Steps) -> Build:
             shipped.append(("compressed", final, plan, None))
             continue
         rounded = round_model(stages, final, plan, precision)
-        fidelities += scores.judge(rounded.scored, precision)
+        found = scores.judge(rounded.scored, precision)
+        refuse_lost(found, recipe.quality, "max_loss_points", costs)
+        fidelities += found
         accuracies += scores.evaluate(rounded.scored, precision)
         shipped.append(("compressed", rounded.exported, plan, rounded.bits))
     files = export_variants(prepared, store, steps, shipped)

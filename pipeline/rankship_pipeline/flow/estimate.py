@@ -12,7 +12,7 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.recipe.choices import Comparison, Recipe, choose
+from rankship_pipeline.recipe.choices import Comparison, Recipe, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
@@ -126,8 +126,9 @@ def _list_stages(work: Work) -> Iterator[StageEstimate]:
     alone = len(recipe.models) == 1  # the merged model is the source itself, which runs once
     compared = (models - alone / 2) * COSTS["comparing"] * work.samples
     yield _stage(work, "fidelity", compared * work.pace.forward_seconds, 2 * _model_bytes(work))
-    yield from (_round(work, one) for one in recipe.precision.weights if one != "float32")
-    variants = ["dense", *(_name_compressed(one) for one in recipe.precision.weights)]
+    types = recipe.precision.weights if find_unit(recipe) in {"parameters", "flops"} else recipe.precision.weights[:1]
+    yield from (_round(work, one) for one in types if one != "float32")
+    variants = ["dense", *map(_name_compressed, types)]
     yield from (_export(work, variant, name) for variant in variants for name in recipe.export.formats)
     done = {_merge(work, way).name}
     for other in recipe.compare:

@@ -83,8 +83,14 @@ class Prepared:
 
     @property
     def offered(self) -> Offered:
-        """The types of weights that all formats of the recipe run; without formats, that all do."""
-        return list_offered(self.recipe.export.formats or FORMATS, self.activations)
+        """The types of weights that all formats of the recipe run; without formats, that every one does."""
+        return list_offered(self.recipe.precision.formats or self.recipe.export.formats or FORMATS, self.activations)
+
+    @property
+    def offered_sha256(self) -> str:
+        """The hash of what types are on offer; empty where float32 alone is."""
+        kinds = {one: sorted(found) for one, found in self.offered.kinds.items()}
+        return "" if self.recipe.precision.weights == ("float32",) else digest(kinds)
 
     @property
     def fixed_parameters(self) -> int:

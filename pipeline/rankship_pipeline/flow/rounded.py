@@ -1,6 +1,7 @@
 """Makes the rounded models of a build: what a compressed one becomes once weights and activations are of fewer bits."""
 
 import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -19,7 +20,7 @@ from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
-from rankship_pipeline.quantise.grid import Grid, find_scales, read_integers, read_rows
+from rankship_pipeline.quantise.grid import BITS, Grid, find_scales, read_integers, read_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.recipe.choices import Recipe, find_unit
 
@@ -61,7 +62,15 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     chosen = plan.weights if any(one != "float32" for one in plan.weights.values()) else None
     types = chosen or dict.fromkeys(plan.weights, precision)
     inputs = prepared.data.pool_calibration()
-    made_from = {"model": model.content, "types": types, "data": prepared.calibration_sha256, "computed": computed}
+    made_from = {
+        "model": model.content,
+        "types": types,
+        "offered": prepared.offered_sha256,
+        "data": prepared.calibration_sha256,
+        "sources": prepared.source_sha256,
+        "likelihood": prepared.likelihood_sha256,
+        "batchnorm": prepared.recipe.merge.batchnorm,
+    }
 
     def round_weights() -> State:
         return copy_state(stages.settle(round_layers(model.module, types, inputs, prepared.offered))[0])
@@ -69,7 +78,11 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     title = f"round weights to {precision}"
     kept = stages.keep(stages.store, "rounded", made_from, _TENSORS, round_weights, steps=stages.steps, title=title)
     module = load_into(copy.deepcopy(model.module), kept.value, where=str(kept.entry.folder))
-    files = digest([model.files_sha256, prepared.calibration_sha256, list_versions("executorch"), computed])
+    grids = find_grids(module, types, prepared.offered)
+    for line in _list_exceptions(types, grids):
+        stages.steps.note(line)
+    format_ = next(iter(prepared.recipe.export.formats), FORMATS[0])  # they differ in the last bits
+    files = digest([model.files_sha256, prepared.calibration_sha256, list_versions("executorch"), computed, format_])
     rounded = replace(model, module=module, entry=kept.entry, files_sha256=files)
     if computed == "static":
         judging = prepared.court.judging
@@ -78,15 +91,31 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
         with stages.steps.step("find the ranges of activations"):
             rounded = replace(rounded, module=make_eight_bits(module, samples, outputs=names, kept=floats))
         return Rounded(rounded, rounded, Bits(precision, computed, plain=module))
-    grids = find_grids(module, types, prepared.offered)
-    weights = tuple(_read_weight(module, name, grid) for name, grid in grids.items())
+    weights = tuple(one for name, grid in grids.items() for one in _read_weights(module, name, grid))
     scored = rounded
     if computed == "dynamic":
-        format_ = next(iter(prepared.recipe.export.formats), FORMATS[0])  # they differ in the last bits
         scored = replace(rounded, module=simulate_activations(module, weights, format_))
     return Rounded(rounded, scored, Bits(precision, computed, weights))
 
 
-def _read_weight(model: nn.Module, name: str, grid: Grid) -> RoundedWeight:
-    rows, own = read_rows(get_layer(model, name)), (grid.precision, grid.block)
-    return store(name, grid.precision, read_integers(rows, *own), find_scales(rows, *own))
+def _list_exceptions(types: Mapping[str, Precision], grids: Mapping[str, Grid]) -> Iterator[str]:
+    """A line for each type that layers could not have, with what they have instead."""
+    instead: dict[tuple[Precision, Precision], list[str]] = {}
+    for layer, wanted in types.items():
+        own = [grid.precision for name, grid in grids.items() if name == layer or name.startswith(f"{layer}.")]
+        found: Precision = "float32"
+        if own:
+            found = max(own, key=lambda one: BITS[one])
+        if found != wanted:
+            instead.setdefault((wanted, found), []).append(layer)
+    for (wanted, found), layers in instead.items():
+        yield f"no format of the recipe runs these in {wanted}, they have {found}: {', '.join(layers)}"
+
+
+def _read_weights(model: nn.Module, name: str, grid: Grid) -> Iterator[RoundedWeight]:
+    """An operator's weight as its file stores it, and again for every operator that is tied to it."""
+    module = get_layer(model, name)
+    rows, own = read_rows(module), (grid.precision, grid.block)
+    for other, tied in model.named_modules(remove_duplicate=False):
+        if (isinstance(tied, nn.Linear | nn.Embedding) and tied.weight is module.weight) or other == name:
+            yield store(other, grid.precision, read_integers(rows, *own), find_scales(rows, *own))

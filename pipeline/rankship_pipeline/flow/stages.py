@@ -254,7 +254,7 @@ class Stages:
             "ranks": digest(rank_choice(recipe, way)),
             "whitening": way.whitening,
             "reconstruct": way.reconstruct,
-            "budget": [budgeted.budget, budgeted.price.unit, *budgeted.price.weights],
+            "budget": [budgeted.budget, budgeted.price.unit, *budgeted.price.weights, prepared.offered_sha256],
             "batchnorm": recipe.merge.batchnorm,
             "sources": prepared.source_sha256,  # a table of costs among them
             "data": prepared.calibration_sha256,

@@ -42,10 +42,11 @@ SIMULATED = Offered({"float32": _ALL, "int8": OFFERED.kinds["int8"], "int4": OFF
 
 
 def choose_activations(asked: Activations, layers: Sequence[Layer]) -> Computed:
-    """How activations are computed: "auto" is static for a model of convolutions, dynamic for others."""
+    """How activations are computed; "auto": static where half of the layers or more are convolutions, else dynamic."""
     if asked != "auto":
         return asked
-    return "static" if any(layer.kind == "convolution" for layer in layers) else "dynamic"
+    convolutions = sum(1 for layer in layers if layer.kind == "convolution")
+    return "static" if convolutions and 2 * convolutions >= len(layers) else "dynamic"
 
 
 def is_offered(layer: Layer, stored: Stored, offered: Offered = OFFERED) -> bool:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from rankship_pipeline.foundation.artifact_key import Precision
+from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 
 Computed = Literal["float32", "static", "dynamic"]
@@ -19,9 +20,11 @@ class PrecisionChoice:
     Keys:
         weights: the types on offer: "float32", "int8", "int4"
         activations: how 8-bit layers compute. "static": in 8 bits, with ranges from calibration data; "dynamic": in 8
-            bits, with each input's own ranges; "float32": only the weights are rounded; "auto": "static" for models of
-            convolutions, "dynamic" for others
+            bits, with each input's own ranges; "float32": only the weights are rounded; "auto": "static" for models
+            of convolutions (half of the layers or more), "dynamic" for others
+        formats: the formats that must all run a type for it to be on offer; left out, those that are exported
     """
 
     weights: tuple[Precision, ...] = ("float32",)
     activations: Activations = "auto"
+    formats: tuple[Format, ...] = ()

@@ -177,6 +177,10 @@ def check_precision(recipe: Recipe) -> list[str]:
             "precision: ExecuTorch runs no rounded weights with float32 activations: leave it out of export.formats",
         ),
         (
+            is_whole or recipe.budget.on is None,
+            "precision: with budget.on a device measures float32 layers: leave it out",
+        ),
+        (
             is_whole or recipe.merge.head is None,
             "precision: models with heads of their own (merge.head) are exported in float32 only",
         ),
@@ -264,6 +268,8 @@ def _check_numbers(recipe: Recipe) -> list[str]:
             for name, limit, low, high in (
                 ("max_relative_error", recipe.parity.max_relative_error, 0, 0.5),
                 ("min_cosine", recipe.parity.min_cosine, 0.9, 1),
+                ("max_rounded_error", recipe.parity.max_rounded_error, 0, 0.5),
+                ("min_rounded_cosine", recipe.parity.min_rounded_cosine, 0.9, 1),
                 ("min_top1_agreement", recipe.parity.min_top1_agreement, 0.9, 1),
             )
         ),

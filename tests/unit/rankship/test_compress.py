@@ -238,7 +238,7 @@ WRONG: dict[str, tuple[Call, type[Exception], str, str]] = {
         lambda net, x: rs.compress(net, x, kept_parameters=0.5, weights="int5"),  # type: ignore[arg-type]
         InputError,
         "unknown type of weights 'int5'",
-        "did you mean 'int4'",
+        "known are float32, int8, int4",
     ),
     "a device's budget": (
         lambda net, x: rs.compress(net, x, budget=rs.Budget(latency_ms=1, on="pi4")),

@@ -38,7 +38,9 @@ def make_mixed_run(slower: float = 1.0, run_id: str = "mixed") -> Bundle:
     small = replace(artifacts[1], key=INT8, sha256="8" * 64, size_bytes=9_000)
     trials = [one for one in run.trials if one.key.format == "onnx"]
     faster = [halve(one, slower) for one in trials if one.key == COMPRESSED]
-    header = replace(run.header, run_id=run_id, build=replace(build, artifacts=(*artifacts, small)))
+    scores = (*build.accuracies, replace(build.accuracies[-1], stage="int8"))
+    made = replace(build, artifacts=(*artifacts, small), accuracies=scores)
+    header = replace(run.header, run_id=run_id, build=made)
     return replace(run, header=header, trials=(*trials, *faster))
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from rankship_pipeline.export.capabilities import RUNS, Kind, list_offered, list_precisions
+from rankship_pipeline.export.capabilities import RUNS, Kind, list_offered
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.recipe.precision import Activations
 
@@ -54,12 +54,6 @@ def test_what_is_wrong_or_refused_is_not_offered() -> None:
 
 def test_every_format_was_tried() -> None:
     assert {cell["format"] for cell in CELLS} == set(get_args(Format))
-
-
-def test_four_bits_want_whole_blocks() -> None:
-    assert list_precisions("executorch", "linear", "dynamic", 64) == ("int8", "int4")
-    assert list_precisions("executorch", "linear", "dynamic", 45) == ("int8",)
-    assert list_precisions("executorch", "linear", "float32", 64) == ()
 
 
 def test_what_several_formats_offer_is_what_each_of_them_runs() -> None:

@@ -15,13 +15,14 @@ from rankship_pipeline.flow.show import describe_smaller
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
+from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Build
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.data import Held, make_data
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Recipe, Source
 from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
-from rankship_pipeline.recipe.precision import PrecisionChoice
+from rankship_pipeline.recipe.precision import Activations, PrecisionChoice
 from rankship_pipeline.recipe.rules import check_recipe
 
 
@@ -39,7 +40,13 @@ class Net(nn.Module):
 
 
 def build(
-    folder: Path, budget: Budget, *weights: Precision, net: nn.Module | None = None, x: Tensor | None = None
+    folder: Path,
+    budget: Budget,
+    *weights: Precision,
+    net: nn.Module | None = None,
+    x: Tensor | None = None,
+    activations: Activations = "static",
+    formats: tuple[Format, ...] = (),
 ) -> tuple[Build, Store]:
     """Build an ONNX file of each kind, from a net of 9,234 parameters unless another is given."""
     recipe = Recipe(
@@ -47,7 +54,7 @@ def build(
         models=(Source(name="a", held=True),),
         data=DataChoice(held=True),
         budget=budget,
-        precision=PrecisionChoice(weights=weights),
+        precision=PrecisionChoice(weights=weights, activations=activations, formats=formats),
         export=ExportChoice(formats=("onnx",)),
     )
     check_recipe(recipe, "here")
@@ -108,7 +115,9 @@ class Text(nn.Module):
 
 def test_a_text_model_has_dynamic_activations_and_its_integers_are_in_the_file(tmp_path: Path) -> None:
     tokens = torch.randint(50, (96, 12), generator=torch.Generator().manual_seed(1))
-    made, store = build(tmp_path, Budget(size_bytes=9_000), "int8", "int4", net=Text().eval(), x=tokens)
+    made, store = build(
+        tmp_path, Budget(size_bytes=9_000), "int8", "int4", net=Text().eval(), x=tokens, activations="auto"
+    )
     _, rounded = made.artifacts
     assert rounded.key.precision == "int4"
     found = read_weights(store.root / rounded.file)
@@ -130,3 +139,37 @@ def test_what_cannot_be_rounded_is_refused_before_any_work(tmp_path: Path) -> No
     recipe = Recipe(name="heads", models=two, data=data, merge=merge, precision=PrecisionChoice(weights=("int8",)))
     with pytest.raises(InputError, match="exported in float32 only"):
         check_recipe(recipe, "here")
+
+
+class Tied(nn.Module):
+    """A table of words that is also the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.wide = nn.Embedding(300, 96), nn.Linear(96, 96)
+        self.head = nn.Linear(96, 300, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(torch.relu(self.wide(self.words(tokens)))).mean(1))
+
+
+def test_a_tied_head_is_rounded_and_proven_with_its_table(tmp_path: Path) -> None:
+    tokens = torch.randint(300, (64, 6), generator=torch.Generator().manual_seed(1))
+    made, store = build(tmp_path, Budget(kept_parameters=1.0), "int8", net=Tied().eval(), x=tokens, activations="auto")
+    rounded = made.artifacts[1]
+    floats = [
+        one.name
+        for one in onnx.load(store.root / rounded.file).graph.initializer
+        if len(one.dims) > 1 and min(one.dims) > 1 and one.data_type == onnx.TensorProto.FLOAT
+    ]
+    assert not floats, "the table is stored once, and rounded"
+    assert verify_on_host(made, store, ParityChoice(), Steps(quiet=True))[1].max_relative_error < 1e-5
+
+
+def test_another_choice_of_formats_is_another_plan(tmp_path: Path) -> None:
+    one, _ = build(tmp_path, Budget(size_bytes=9_000), "int8", activations="dynamic", formats=("onnx",))
+    other, _ = build(tmp_path, Budget(size_bytes=9_000), "int8", activations="dynamic", formats=("executorch",))
+    assert one.plan.weights["first"] == "int8"
+    assert other.plan.weights["first"] == "float32", "ExecuTorch has no convolutions with dynamic activations"
