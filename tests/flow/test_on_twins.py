@@ -45,6 +45,12 @@ def recipe(shared_recipe: Path) -> Path:
     return own
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of these tests' own: in the shared one others look for files of the shared recipe."""
+    return tmp_path_factory.mktemp("bits")
+
+
 def equip(twin: str, inventory: Path) -> Device:
     """Add a twin and give it a kit with every format's runtime, as a user does."""
     name = f"{twin}-at-work"
@@ -86,7 +92,7 @@ def test_the_main_job_on_an_emulated_pi(
     make_or_skip: MakeOrSkip,
     places: Path,
     recipe: Path,
-    shared_store: Path,
+    store: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -95,7 +101,7 @@ def test_the_main_job_on_an_emulated_pi(
     device = equip("pi4", tmp_path / "devices.toml")
     assert device.python.startswith(f"/home/{debian_root.USER}/.cache/"), "the inventory names the kit's own Python"
     assert (places / "storage" / device.name).is_dir()
-    bundle = run(recipe, shared_store, device, tmp_path)
+    bundle = run(recipe, store, device, tmp_path)
     check(bundle, device)
     assert bundle.header.conditions["processor"] == board.MODEL
     assert f"Parity on {device.name}, worst of 9 artifacts" in capsys.readouterr().out
@@ -105,7 +111,7 @@ def test_the_main_job_on_an_emulated_phone(
     start_phone: Callable[..., Any],
     places: Path,
     recipe: Path,
-    shared_store: Path,
+    store: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -113,7 +119,7 @@ def test_the_main_job_on_an_emulated_phone(
     device = equip("pixel6", tmp_path / "devices.toml")
     assert device.python.endswith("/py.sh"), "the inventory names the kit's own Python"
     assert (places / "storage" / device.name).is_dir()
-    check(run(recipe, shared_store, device, tmp_path), device)
+    check(run(recipe, store, device, tmp_path), device)
     printed = capsys.readouterr().out
     assert f"Parity on {device.name}, worst of 9 artifacts" in printed
     assert "The device is a stand-in, emulated, for a pixel6" in printed
