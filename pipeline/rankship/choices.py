@@ -15,10 +15,8 @@ from rankship_pipeline.recipe.choices import FactoriseChoice, MergeChoice, Quali
 from rankship_pipeline.recipe.draft import choose_formats
 from rankship_pipeline.recipe.export_choices import AxisChoice, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod
-from rankship_pipeline.recipe.precision import PrecisionChoice
+from rankship_pipeline.recipe.precision import TYPES, PrecisionChoice
 from rankship_pipeline.recipe.rank_methods import RankMethod
-
-_TYPES = ("float32", "int8", "int4")
 
 
 def check_name(given: object, known: Iterable[str], what: str) -> None:
@@ -88,7 +86,7 @@ def choose_precision(given: Precision | Sequence[Precision] | PrecisionChoice) -
         return given
     types = (given,) if isinstance(given, str) else tuple(given)
     for name in types:
-        check_name(name, _TYPES, "type of weights")
+        check_name(name, TYPES, "type of weights")
     return PrecisionChoice(weights=types, formats=FORMATS)  # whatever is exported, the plan stays
 
 

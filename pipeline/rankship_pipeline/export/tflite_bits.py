@@ -24,6 +24,7 @@ from rankship_pipeline.export.rounded_weight import Floats, RoundedWeight, find_
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.layers import find_kind
+from rankship_pipeline.quantise.grid import BITS
 from rankship_pipeline.recipe.precision import Activations
 
 # Operators with a weight: its place among the inputs, and the axis that holds its outputs, as in tflite.py.
@@ -39,7 +40,6 @@ _NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if
 _TYPES: dict[int, Precision] = {schema.TensorType.INT8: "int8", schema.TensorType.INT4: "int4"}
 _CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D"}  # dynamic ones are up to three times slower than float32
 _MARK = -3e38  # no activation is less
-_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 _BLOCKS = {
     32: qtyping.QuantGranularity.BLOCKWISE_32,
     64: qtyping.QuantGranularity.BLOCKWISE_64,
@@ -131,7 +131,7 @@ def quantise_file(
             add(
                 f"^{re.escape(one.scope)}$",
                 qtyping.TFLOperationName(one.kind),
-                _BITS[weight.precision],
+                BITS[weight.precision],
                 granularity=_BLOCKS[weight.block]
                 if weight.scales.shape[1] > 1
                 else qtyping.QuantGranularity.CHANNELWISE,

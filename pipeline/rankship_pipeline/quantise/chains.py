@@ -18,6 +18,7 @@ from rankship_pipeline.models.layers import Kind, Layer
 from rankship_pipeline.quantise.basis import rotate, turn_link
 from rankship_pipeline.quantise.grid import find_block
 from rankship_pipeline.quantise.rounding import DAMPING, round_matrix
+from rankship_pipeline.quantise.sizes import find_operator_kind
 
 _WIDEST = 2048  # columns up to which rounding for an estimate reads the whole Gram
 _POINTS = 5  # candidates of one form and type that are rounded
@@ -28,7 +29,7 @@ def approximate(taken: Decomposition, stored: Stored) -> Tensor:
     if stored.weights == "float32":
         return taken.weight if stored.factors is None else forms.approximate(taken, stored.factors)
     if stored.factors is None:
-        return _round(taken.weight, stored.weights, _kind(taken.layer, 0), _narrow(taken.gram))
+        return _round(taken.weight, stored.weights, find_operator_kind(taken.layer, 0), _narrow(taken.gram))
     return forms.compose(taken.layer, stored.factors, _round_chain(taken, stored.factors, stored.weights))
 
 
@@ -56,7 +57,7 @@ def _round_chain(taken: Decomposition, factors: Factors, precision: Precision) -
             own = crossed @ seen.T
             if at == len(weights) - 1:
                 matrix = _fit(taken.weight @ crossed.T, own)
-        weights[at] = _round(matrix, precision, _kind(taken.layer, at), _narrow(own)).reshape(weight.shape)
+        weights[at] = _round(matrix, precision, find_operator_kind(taken.layer, at), _narrow(own)).reshape(weight.shape)
     return weights
 
 
@@ -75,11 +76,6 @@ def _round(matrix: Tensor, precision: Precision, kind: Kind, gram: Tensor | None
 
 def _narrow(gram: Tensor) -> Tensor:
     return gram if gram.ndim == 1 or len(gram) <= _WIDEST else gram.diagonal()
-
-
-def _kind(layer: Layer, at: int) -> Kind:
-    """The kind of a layer's operator at this place."""
-    return "linear" if layer.kind == "embedding" and at else layer.kind
 
 
 def _share_gram(taken: Decomposition, weight: Tensor) -> Tensor:

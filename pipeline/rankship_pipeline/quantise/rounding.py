@@ -51,7 +51,7 @@ def _measure(change: Tensor, gram: Tensor) -> Tensor:
 def _choose_scales(matrix: Tensor, precision: Precision, weights: Tensor, block: int | None) -> Tensor:
     """Every row's and block's scale (rows, blocks) of least error."""
     rows, columns = matrix.shape
-    largest = matrix.reshape(rows, -1, block or columns).abs().amax(2)
+    largest = _largest(matrix, block)
     full = torch.where(largest > 0, largest / LARGEST[precision], torch.ones_like(largest))
     best, least = full, torch.full_like(full, torch.inf)
     for clip in _CLIPS[precision]:
@@ -92,7 +92,7 @@ def _round_by_inputs(matrix: Tensor, damped: Tensor, scales: Tensor, precision: 
         wide = _widen(scales[left], matrix, block)
         limits = (_widen(_largest(matrix[left], block), matrix, block) > 0) * LARGEST[precision]  # zeros stay zeros
         integers = _pass_errors_on(matrix[left][:, order], wide[:, order], U, limits[:, order])[:, back]
-        reached = integers.reshape(len(left), -1, block or matrix.shape[1]).abs().amax(2)
+        reached = _largest(integers, block)
         short = (reached < LARGEST[precision]) & (_largest(matrix[left], block) > 0)
         done = ~short.any(1)
         result[left[done]] = integers[done] * wide[done]

@@ -52,7 +52,7 @@ def choose_activations(asked: Activations, layers: Sequence[Layer]) -> Computed:
 def is_offered(layer: Layer, stored: Stored, offered: Offered = OFFERED) -> bool:
     """Whether every operator of a layer stored so, and of what is tied to it, may have its type."""
     return all(
-        offered.allows(_find_kind(use, at), one.columns, stored.weights)
+        offered.allows(find_operator_kind(use, at), one.columns, stored.weights)
         for use in layer.uses
         for at, one in enumerate(list_matrices(use, stored.factors))
     )
@@ -64,12 +64,12 @@ def count_bytes(layer: Layer, stored: Stored) -> int:
     for at, one in enumerate(list_matrices(layer, stored.factors)):
         total += -(-one.elements * BITS[stored.weights] // 8)
         if stored.weights in {"int8", "int4"}:
-            block = find_block(_find_kind(layer, at), one.columns, stored.weights)
+            block = find_block(find_operator_kind(layer, at), one.columns, stored.weights)
             total += _SCALE_BYTES * one.rows * (1 if block is None else one.columns // block)
     return total
 
 
-def _find_kind(layer: Layer, at: int) -> Kind:
+def find_operator_kind(layer: Layer, at: int) -> Kind:
     """The kind of the operator at this place of a layer's chain."""
     return "linear" if layer.kind == "embedding" and at else layer.kind
 

@@ -7,7 +7,9 @@ from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 
 Computed = Literal["float32", "static", "dynamic"]
-Activations = Literal["auto", "float32", "static", "dynamic"]
+Activations = Literal["auto", Computed]
+
+TYPES: tuple[Precision, ...] = ("float32", "int8", "int4")  # that weights may be asked to have
 
 
 @record

@@ -23,6 +23,7 @@ from rankship_pipeline.recipe.choices import (
 from rankship_pipeline.recipe.export_choices import BATCH_AXIS, ExportChoice
 from rankship_pipeline.recipe.merge_methods import METHODS, MergeMethod, check_count, check_settings
 from rankship_pipeline.recipe.normalisation import Normalisation
+from rankship_pipeline.recipe.precision import TYPES
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
 _LEAST_MS = 0.001
@@ -165,12 +166,12 @@ def _check_ways(recipe: Recipe) -> list[str]:
 
 def check_precision(recipe: Recipe) -> list[str]:
     """Complaints about [precision], also beside the heads and formats of the recipe."""
-    known, weights, activations = ("float32", "int8", "int4"), recipe.precision.weights, recipe.precision.activations
+    weights, activations = recipe.precision.weights, recipe.precision.activations
     floats, is_whole = activations == "float32", weights == ("float32",)
     rules = [
         (bool(weights), "precision.weights is empty"),
         (len(set(weights)) == len(weights), "precision.weights names a type twice"),
-        (set(weights) <= set(known), f"precision.weights must be of {', '.join(known)}"),
+        (set(weights) <= set(TYPES), f"precision.weights must be of {', '.join(TYPES)}"),
         (activations != "static" or "int4" not in weights, "precision: int4 has no static activations in any format"),
         (
             is_whole or not floats or "executorch" not in recipe.export.formats,
