@@ -190,7 +190,7 @@ def test_a_killed_run_has_died_and_is_begun_anew_when_asked(board: Board) -> Non
 def test_a_process_that_took_over_the_number_is_not_the_run(board: Board) -> None:
     board.spool()
     board.kill()
-    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    bystander = subprocess.Popen(["sleep", "infinity"], start_new_session=True)
     try:
         (board.folder() / "state.json").write_text(json.dumps({**board.state(), "pid": bystander.pid}))
         assert board.fetch()[-1]["kind"] == "agent_died"
@@ -202,7 +202,7 @@ def test_a_process_that_took_over_the_number_is_not_the_run(board: Board) -> Non
 
 
 def test_cancel_ends_the_run_and_the_programs_it_left(board: Board) -> None:
-    bystander = subprocess.Popen(["sleep", "60"])
+    bystander = subprocess.Popen(["sleep", "infinity"])
     site = board.workdir / "site"
     site.mkdir()
     program = "import subprocess, pathlib, os\nchild = subprocess.Popen(['sleep', '60'])\n"
