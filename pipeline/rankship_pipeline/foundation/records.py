@@ -49,6 +49,22 @@ class TensorSpec:
 
 
 @record
+class Generation:
+    """How a file that holds a decoder with a cache of keys and values is called: one sequence, its tokens in order.
+
+    `context` is the most tokens of a sequence, prompt included; `vocabulary` the number of logits. `begin` is the token
+    that starts a text (None: the model has none), `ends` are those that end one. Of its proof's tokens the first
+    `prompt_tokens` are given at once, the others one at a time.
+    """
+
+    context: int
+    vocabulary: int
+    begin: int | None
+    ends: tuple[int, ...]
+    prompt_tokens: int
+
+
+@record
 class Artifact:
     """One exported file and everything that made it.
 
@@ -71,6 +87,7 @@ class Artifact:
     toolchain: dict[str, str]
     rounding_error: float | None = None
     rounding_cosine: float | None = None
+    generation: Generation | None = None
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
