@@ -14,6 +14,7 @@ from make.nights import do_night, plan_night
 from make.onnx_files import save_product
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
+from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measuring
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -28,7 +29,7 @@ def test_real_devices_are_measured_at_once_and_one_that_is_away_is_a_gap(
 ) -> None:
     model = save_product(tmp_path / "store/tiny.onnx")
     build, proof = make_build(describe_file(model)), sign(model)
-    monkeypatch.setattr(measuring, "find_inputs", lambda *_: [tmp_path / "store/x.npy"])
+    monkeypatch.setattr(cases, "find_inputs", lambda *_: [tmp_path / "store/x.npy"])
     monkeypatch.setattr(measuring, "verify_on_device", lambda *_: ())  # has tests of its own
     key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     away = Device(name="c", transport="ssh", host="127.0.0.1", port=1, user="nobody", host_key=key)
