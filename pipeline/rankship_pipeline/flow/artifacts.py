@@ -65,7 +65,7 @@ def list_parts(
         judging = prepared.court.judging
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
         axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
-        part = Part(variant, module, samples, plan, axes=axes, **named)
+        part = Part(variant, module, samples, plan, axes=axes, generation=prepared.generation, **named)
         if bits is None:
             return [part]
         return [
@@ -156,7 +156,11 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
     if entry is None:
 
         def write(path: Path) -> None:
-            export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
+            if one.traced.part.generation is None:
+                export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
+            else:
+                from rankship_pipeline.export.decoders import write_decoder
+                write_decoder(one.traced.part, one.format_, path)
 
         with steps.step(one.title):
             entry = _keep(prepared, store, steps, one, write)
@@ -194,7 +198,8 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
 
 def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequence[_File]) -> None:
     """Make those files in processes of their own that can be, if that ends sooner; nothing if not."""
-    missing = [one for one in files if not one.traced.part.dimensions and store.find("artifact", one.made_from) is None]
+    alone = [one for one in files if not one.traced.part.dimensions and one.traced.part.generation is None]
+    missing = [one for one in alone if store.find("artifact", one.made_from) is None]
     costs_s = {one.title: one.cost_s for one in missing}
     cores = count_cores()
     largest = max((sum(map(_count_bytes, one.traced.part.module.parameters())) for one in missing), default=0)

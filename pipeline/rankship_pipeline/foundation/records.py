@@ -6,6 +6,7 @@ from typing import Literal
 from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 
@@ -46,22 +47,6 @@ class TensorSpec:
             side.low <= one <= side.high if isinstance(side, Dimension) else one == side
             for one, side in zip(shape, self.shape, strict=True)
         )
-
-
-@record
-class Generation:
-    """How a file that holds a decoder with a cache of keys and values is called: one sequence, its tokens in order.
-
-    `context` is the most tokens of a sequence, prompt included; `vocabulary` the number of logits. `begin` is the token
-    that starts a text (None: the model has none), `ends` are those that end one. Of its proof's tokens the first
-    `prompt_tokens` are given at once, the others one at a time.
-    """
-
-    context: int
-    vocabulary: int
-    begin: int | None
-    ends: tuple[int, ...]
-    prompt_tokens: int
 
 
 @record
