@@ -160,6 +160,7 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
                 export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
             else:
                 from rankship_pipeline.export.decoders import write_decoder
+
                 write_decoder(one.traced.part, one.format_, path)
 
         with steps.step(one.title):

@@ -35,7 +35,7 @@ _COMMENTS = {
 }
 _OPTIONS: dict[DataKind, str] = {
     "images": "# size = 224                    # pixels, where the model does not say; channels = 1 for grey images",
-    "text": "# tokens = 128                  # the length to which texts are padded or cut; of a language model's windows",
+    "text": "# tokens = 128                  # the length of texts, padded or cut; of a language model's windows",
     "csv": '# label = "label"               # and columns = ["…"]: all others unless named',
     "loader": "",
 }
