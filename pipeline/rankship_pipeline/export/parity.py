@@ -44,13 +44,13 @@ def verify_artifact(
     """Run the artifact and compare its outputs; ParityFailed with the format and the numbers unless they agree.
 
     `path` is hashed first, so that a stale, swapped or truncated file is found before it runs. The artifact takes
-    `rows` samples at once.
+    `rows` samples at once. One that generates is given the prompt of its `generation`, then single tokens.
     """
     where = f"{artifact.key.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            output = runner.run(artifact.key.format, path, inputs, Path(folder), rows)
+            output = runner.run(artifact.key.format, path, inputs, Path(folder), rows, artifact.generation)
         except (AgentDied, CommandFailed, Lacks) as failure:  # other errors are the connection's, not the artifact's
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]

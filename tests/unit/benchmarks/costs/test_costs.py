@@ -42,7 +42,7 @@ from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput
+from rankship_pipeline.foundation.records import CostTable, Factors, Generation, LayerCost, RunOutput
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import Site
@@ -197,8 +197,16 @@ def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> No
 
 
 class _Unused:
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
-        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}, {rows}")
+    def run(
+        self,
+        format: Format,  # noqa: A002
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+        generation: Generation | None = None,
+    ) -> RunOutput:
+        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}, {rows}, {generation}")
 
 
 NET = """
