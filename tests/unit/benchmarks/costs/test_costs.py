@@ -42,7 +42,8 @@ from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import CostTable, Factors, Generation, LayerCost, RunOutput
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import Site
