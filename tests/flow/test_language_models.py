@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from make.adapters import train_adapter
 from make.writers import save_writer, write_text
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.formats import FORMATS
@@ -65,3 +66,21 @@ def test_it_is_built_proven_timed_judged_and_heard(written: Path, capfd: pytest.
     for (variant, precision, runner), value in found.items():
         within = 1e-3 if precision == "float32" else 0.03
         assert value == pytest.approx(found[variant, precision, "torch"], rel=within), (variant, precision, runner)
+
+
+def test_two_adapters_of_one_model_are_merged_compressed_and_heard(
+    written: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapters = ("first", "second")
+    for seed, name in enumerate(adapters):
+        train_adapter(written / "writer", written / name, r=2 + seed, target_modules=["q_proj", "v_proj"])
+    models = "".join(f'[[models]]\nname = "{one}"\nhuggingface = "writer"\nadapter = "{one}"\n' for one in adapters)
+    text = RECIPE.replace('[[models]]\nname = "writer"\nhuggingface = "writer"\n', models)
+    text = text.replace("context = 40", 'context = 40\nformats = ["onnx"]\n[merge]\nmethod = "ties"')
+    (written / "merged.toml").write_text(text)
+    flags = [str(written / "merged.toml"), "--store", str(written / "store")]
+    measuring = ["--on", "this-machine", "--results", str(written / "results"), "--prompt", "the dog"]
+    assert main(["run", *flags, *measuring]) == 0, capfd.readouterr().err
+    shown = capfd.readouterr().out
+    assert "the dog" in shown
+    assert shown.count("decode") >= KINDS
