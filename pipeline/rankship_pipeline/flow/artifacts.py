@@ -70,23 +70,8 @@ def list_parts(
         judging = prepared.court.judging
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
         axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
-<<<<<<< HEAD
         part = Part(variant, module, samples, plan, axes=axes, generation=prepared.generation, **named)
-        if bits is None:
-            return [part]
-        return [
-            replace(
-                part,
-                precision=bits.precision,
-                weights=bits.weights,
-                activations=bits.activations,
-                plain=bits.plain,
-            )
-        ]
-=======
-        part = Part(variant, module, samples, plan, axes=axes, **named)
         return [part if bits is None else bits.give(part)]
->>>>>>> h-costs
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
