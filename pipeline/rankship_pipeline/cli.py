@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "build": ("rankship_pipeline.verbs:build", "merge, compress and export a recipe's models"),
     "merge": ("rankship_pipeline.verbs:merge", "merge checkpoints on disk into one, without data"),
     "verify": ("rankship_benchmarks.verbs.run:verify", "check that every artifact computes the same as torch"),
+    "eval": ("rankship_benchmarks.verbs.evaluate:evaluate", "judge a language model and its files on text"),
     "bench": ("rankship_benchmarks.verbs.run:bench", "push verified artifacts to a device and measure them there"),
     "deploy": (
         "rankship_benchmarks.verbs.deploy:deploy",

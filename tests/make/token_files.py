@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from make.artifacts import DENSE, describe_file
 from make.onnx_files import OPSET
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
-from rankship_pipeline.foundation.records import Artifact, Generation, TensorSpec
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import Artifact, TensorSpec
 from rankship_pipeline.foundation.store import Store
 
 VOCABULARY, WIDTH, CONTEXT, PROMPT = 11, 6, 24, 3

@@ -9,7 +9,8 @@ import numpy as np
 from rankship_benchmarks.bundle.suite import GenerationChoice
 from rankship_benchmarks.measure.host_gate import find_inputs
 from rankship_pipeline.foundation.artifact_key import DECODE, prefill_of
-from rankship_pipeline.foundation.records import Artifact, Generation
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import Artifact
 from rankship_pipeline.foundation.store import Store
 
 

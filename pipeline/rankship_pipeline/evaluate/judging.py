@@ -24,6 +24,7 @@ KINDS: dict[Task, QualityKind] = {
     "image-classification": "classification",
     "token-classification": "token-classification",
     "question-answering": "question-answering",
+    "causal-lm": "language-model",
     "text-generation": "language-model",
     "fill-mask": "language-model",
     "text2text-generation": "language-model",

@@ -5,7 +5,7 @@ becomes one as `huggingface.ByPosition(model, ("input_ids",))`. Its attention mu
 right and is not masked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import exp, inf, isfinite, sqrt
@@ -30,7 +30,7 @@ class Perplexity:
 
     `length_tokens` is the window length in positions, `stride_tokens` the step from one window to the next (None for
     separate documents). `low` and `high` are the 95 % interval of the perplexity over `blocks` of text (see
-    `_summarise`); None for fewer than two blocks.
+    `summarise`); None for fewer than two blocks.
     """
 
     perplexity: float
@@ -54,6 +54,16 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
     Raises InputError for a text of under two tokens, anything but one row of whole numbers, or a stride outside
     1 … `length`, and MeasurementError if the model gives NaN or infinity.
     """
+    begins = list_begins(tokens, length, stride)
+    scores = score_windows(model, (cut_window(tokens, begin, length, stride) for begin in begins), batch)
+    together = -(-length // stride)  # windows that share tokens are correlated
+    block = torch.arange(len(begins)) // together
+    blocks = Scores(*(block.bincount(one) for one in (scores.sums, scores.counts, scores.hits)))
+    return summarise(blocks, length, stride)
+
+
+def list_begins(tokens: Tensor, length: int, stride: int) -> range:
+    """The first token of every window of a text; errors are those of `measure_perplexity`."""
     if tokens.ndim != 1 or tokens.is_floating_point() or len(tokens) < 2:  # noqa: PLR2004 - the first is not scored
         raise InputError(
             f"the perplexity of {tokens.dtype} of shape {list(tokens.shape)} is not defined",
@@ -64,12 +74,7 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
             f"stride {stride} is not between 1 and the length {length}",
             hint="choose a stride from 1 to the length, so that every token is scored",
         )
-    predicted = len(tokens) - 1
-    begins = range(0, max(1, predicted - (length - stride)), stride)
-    scores = score_windows(model, (_cut(tokens, begin, length, stride) for begin in begins), batch)
-    together = -(-length // stride)  # windows that share tokens are correlated
-    block = torch.arange(len(begins)) // together
-    return _summarise(block.bincount(scores.sums), block.bincount(scores.counts), length, stride)
+    return range(0, max(1, len(tokens) - 1 - (length - stride)), stride)
 
 
 def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch: int = BATCH) -> Perplexity:
@@ -85,8 +90,7 @@ def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor
             hint="give both as (documents, positions), with the next token as label at every position to score",
         )
     scores = score_windows(model, zip(inputs, labels, strict=True), batch)
-    counted = scores.counts > 0
-    return _summarise(scores.sums[counted], scores.counts[counted], inputs.shape[1], None)
+    return summarise(scores, inputs.shape[1])
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,12 @@ def score_windows(model: nn.Module, windows: Iterable[tuple[Tensor, Tensor]], ba
     finally:
         for module in training:
             module.training = True
-    return Scores(*(torch.cat([getattr(one, name) for one in scores]) for name in ("sums", "counts", "hits")))
+    return join_scores(scores)
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """The scores of all windows, in order."""
+    return Scores(*(torch.cat([getattr(one, name) for one in parts]) for name in ("sums", "counts", "hits")))
 
 
 def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scores:
@@ -129,7 +138,7 @@ def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scor
     return Scores(sums, *(torch.bincount(which, minlength=len(windows)) for which in (owner, owner[right])))
 
 
-def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
+def cut_window(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
     """The window's inputs and labels, each (at most `length`,); labels that an earlier window scored are masked."""
     end = min(begin + length, len(tokens) - 1)
     labels = tokens[begin + 1 : end + 1].to(torch.int64, copy=True)
@@ -138,12 +147,15 @@ def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, 
     return tokens[begin:end], labels
 
 
-def _summarise(sums: Tensor, counts: Tensor, length: int, stride: int | None) -> Perplexity:
+def summarise(scores: Scores, length: int, stride: int | None = None) -> Perplexity:
     """The mean over all tokens and its 95 % interval from blocks: their summed nats and token counts, both (blocks,).
 
-    Tokens of one window or document are correlated, blocks of a whole `length` nearly independent. Student's t on the
-    blocks (ratio estimator, Cochran 1977 §6.3) respects that, needs no seed and weighs a short last block correctly.
+    Blocks without a token do not count. Tokens of one window or document are correlated, blocks of a whole `length`
+    nearly independent. Student's t on the blocks (ratio estimator, Cochran 1977 §6.3) respects that, needs no seed and
+    weighs a short last block correctly.
     """
+    counted = scores.counts > 0
+    sums, counts = scores.sums[counted], scores.counts[counted]
     scored, blocks = int(counts.sum()), len(counts)
     mean = float(sums.sum()) / scored
     if not isfinite(mean):

@@ -1,21 +1,23 @@
 """Scores a model by what its answers are: one function and one measure for each kind of quality."""
 
 from collections.abc import Callable, Mapping
-from math import exp, isfinite
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import nll_loss
 
 from rankship_pipeline.evaluate.accuracy import (
     IGNORED,
     measure_accuracy,
     wilson_interval,
 )
-from rankship_pipeline.evaluate.calibrate import predict, split
+from rankship_pipeline.evaluate.calibrate import fit_batch, predict, split
 from rankship_pipeline.evaluate.judging import Judging
 from rankship_pipeline.evaluate.likelihood import Answer, find_shown, take_columns, take_logs
 from rankship_pipeline.evaluate.likeness import measure_likeness
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
+from rankship_pipeline.evaluate.perplexity import Scores, join_scores, summarise
 from rankship_pipeline.foundation.errors import InputError, MeasurementError
 from rankship_pipeline.foundation.quality import ACCURACY, Measure, QualityKind, Score
 from rankship_pipeline.models.data import Inputs
@@ -23,7 +25,8 @@ from rankship_pipeline.models.outputs import Outputs, call
 
 Function = Callable[[object, Tensor], float]  # a user's own score of all test outputs and labels
 Target = Tensor | Outputs  # labels; or the dense model's outputs, where there are none
-_MOST_NATS = 700.0  # exp of much more overflows a float
+_MOST = 1e304  # perplexity: what a float can show
+_BYTES = 2**27  # of one output in a batch
 _EQUAL = 1e-12  # of a column's size: the spread of labels that are all the same
 _MOST_PAIRED = 512  # samples whose pairwise similarities are ranked
 
@@ -77,17 +80,28 @@ def _score_classes(model: nn.Module, inputs: Inputs, target: Target, judging: Ju
 
 
 def _score_text(model: nn.Module, inputs: Inputs, target: Target, judging: Judging, stage: str) -> Score:
-    """exp(mean −ln p) of the tokens that count."""
-    found = _score_classes(model, inputs, target, judging, stage)
-    nats = min(found.cross_entropy or 0.0, _MOST_NATS)
+    """exp(mean −ln p) of the tokens that count, with its interval over the samples (tokens of one are alike)."""
+    labels, name, scores = _take_labels(target), judging.judged[0], list[Scores]()
+    needed = call(model, tuple(tensor[:1] for tensor in inputs))[name].nbytes
+    for *batch, wanted in split((*inputs, labels), fit_batch(needed, _BYTES)):
+        logs = take_logs(call(model, batch)[name], judging.answer)  # (samples, positions, vocabulary)
+        losses = nll_loss(logs.transpose(1, -1), wanted.long(), ignore_index=IGNORED, reduction="none")
+        counted = wanted != IGNORED
+        right = (logs.argmax(-1) == wanted) & counted
+        scores.append(Scores(losses.double().flatten(1).sum(1), counted.flatten(1).sum(1), right.flatten(1).sum(1)))
+    found = summarise(join_scores(scores), labels.shape[1])
+    correct = sum(int(one.hits.sum()) for one in scores)
+    low, high = (None if one is None else min(one, _MOST) for one in (found.low, found.high))
     return Score(
         stage=stage,
-        samples=found.samples,
-        value=exp(nats),
+        samples=found.scored_tokens,
+        value=min(found.perplexity, _MOST),
+        low=low,
+        high=high,
         measure=MEASURES["language-model"],
-        correct=found.correct,
-        cross_entropy=found.cross_entropy,
-        also={"accuracy": found.value},
+        correct=correct,
+        cross_entropy=found.mean_nll_nats,
+        also={"accuracy": correct / found.scored_tokens},
     )
 
 

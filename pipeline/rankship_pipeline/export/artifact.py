@@ -7,7 +7,7 @@ There is one array for each input and each output, its samples on axis 0. A file
 further proofs, each in a folder named by its lengths.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.export.agreement import find_cosine, find_error
 from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import (
@@ -39,6 +40,7 @@ from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Artifact, Dimension, RankPlan, TensorSpec
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import list_versions
@@ -48,6 +50,7 @@ from rankship_pipeline.models.outputs import ONLY, Outputs, flatten
 from rankship_pipeline.recipe.precision import Computed
 
 _RECORD = "artifact.json"
+_TEXTS = 4  # of a proof of a file that generates
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Part:
     lengths where they are not the data's, and `rows` is the number of samples that it takes at once. `precision` is the
     type of its weights: `weights` are those that its file stores so, with these `activations`, where the module's own
     graph says nothing of them. `reference` computes what the file must, where the module does not; `plain` is the
-    module whose activations are not rounded.
+    module whose activations are not rounded. A file with `generation` goes on with texts, which are its samples: their
+    first `prompt_tokens` are given at once, and proven are the logits from the last of these on.
     """
 
     variant: Variant
@@ -79,6 +83,8 @@ class Part:
     activations: Computed = "float32"
     reference: nn.Module | None = None
     plain: nn.Module | None = None
+    generation: Generation | None = None
+    prompt_tokens: int = 0
 
     @property
     def proven(self) -> nn.Module:
@@ -113,13 +119,15 @@ class Part:
 class Proof:
     """The files with inputs and with torch's outputs that an artifact is proven on, `rows` samples at a time.
 
-    `lengths` names the lengths of its inputs, where they are not the data's own.
+    `lengths` names the lengths of its inputs, where they are not the data's own. Of a file that goes on with texts, the
+    first `prompt_tokens` are given at once.
     """
 
     inputs: list[Path]
     expected: list[Path]
     rows: int = 1
     lengths: str = ""
+    prompt_tokens: int = 0
 
 
 def fix_shapes(part: Part) -> list[Part]:
@@ -168,8 +176,7 @@ def write_artifact(
     path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
     write_file(path)
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
-    proofs = [_keep_proof(target, part)]
-    proofs += [_keep_proof(target / _name_folder(point), _at_point(part, point)) for point in points[1:]]
+    proofs = [_keep_proof(target / folder, one) for folder, one in _list_proven(part, points)]
     error, cosine = (None, None) if part.plain is None else _measure_rounding(part, part.plain, proofs[0][1])
     artifact = Artifact(
         key=key,
@@ -177,7 +184,7 @@ def write_artifact(
         size_bytes=path.stat().st_size,
         sha256=hash_file(path),
         inputs=_describe_inputs(part, proofs[0][0]),
-        outputs=_describe_outputs(part, [outputs for _, outputs in proofs], points),
+        outputs=_describe_outputs(part, [outputs for _, outputs in proofs[: len(points)]], points),
         parameters=count_parameters(part.module),
         factored_layers=tuple(part.plan.factors) if part.plan is not None else (),
         recipe_sha256=recipe_sha256,
@@ -185,6 +192,7 @@ def write_artifact(
         toolchain=list_versions(format_),
         rounding_error=error,
         rounding_cosine=cosine,
+        generation=part.generation,
     )
     (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
 
@@ -192,11 +200,25 @@ def write_artifact(
 Tensors = dict[str, Tensor]
 
 
+def _list_proven(part: Part, points: Sequence[Point]) -> Iterator[tuple[str, Part]]:
+    """Yield the folder of every proof and the part with its samples, those that the file is timed with first."""
+    if part.generation is None:
+        yield "", part
+        for point in points[1:]:
+            yield _name_folder(point), _at_point(part, point)
+        return
+    stream = part.samples[0].flatten()
+    for place, text in enumerate(part.generation.proofs):
+        count = _TEXTS if place == 0 else 1
+        ids = stream.repeat(-(-count * text.tokens // len(stream)))[: count * text.tokens].view(count, text.tokens)
+        yield _name_lengths(text.title), replace(part, samples=(ids.clone(),), prompt_tokens=text.prompt_tokens)
+
+
 def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
     """Write a part's samples and torch's outputs on them; both by name."""
     folder.mkdir(exist_ok=True)
     inputs = {f"input.{index}": tensor for index, tensor in enumerate(part.samples)}
-    outputs = compute_outputs(part.proven, part.samples, part.outputs, part.rows)
+    outputs = _compute(part, part.proven)
     for name, tensors in (("input", inputs), ("expected", outputs)):
         for index, tensor in enumerate(tensors.values()):
             np.save(folder / f"{name}.{index}.npy", tensor.contiguous().numpy())  # row-major, as runtimes read
@@ -205,12 +227,14 @@ def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
 
 def _measure_rounding(part: Part, plain: nn.Module, outputs: Tensors) -> tuple[float, float]:
     """The largest error and the least cosine of a sample between a part's outputs and those of `plain`."""
-    errors, cosines = [0.0], [1.0]
-    for name, exact in compute_outputs(plain, part.samples, part.outputs, part.rows).items():
-        a, b = (one.double().flatten(1) for one in (outputs[name], exact))
-        errors.append(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
-        cosines.append(float(nn.functional.cosine_similarity(a, b).min()))
-    return max(errors), min(cosines)
+    pairs = [(outputs[name].numpy(), exact.numpy()) for name, exact in _compute(part, plain).items()]
+    return max(find_error(*pair) for pair in pairs), min(find_cosine(*pair) for pair in pairs)
+
+
+def _compute(part: Part, module: nn.Module) -> Tensors:
+    """What a part's file must give for its samples: all outputs, or a text's logits from the prompt's end on."""
+    outputs = compute_outputs(module, part.samples, part.outputs, part.rows)
+    return {name: one[:, part.prompt_tokens - 1 :] if part.prompt_tokens else one for name, one in outputs.items()}
 
 
 def _at_point(part: Part, point: Point) -> Part:
@@ -219,7 +243,11 @@ def _at_point(part: Part, point: Point) -> Part:
 
 
 def _name_folder(point: Point) -> str:
-    return describe_point(point).replace(", ", "-").replace(" ", "-")
+    return _name_lengths(describe_point(point))
+
+
+def _name_lengths(lengths: str) -> str:
+    return lengths.replace(", ", "-").replace(" ", "-")
 
 
 @torch.inference_mode()
@@ -308,15 +336,20 @@ def find_proofs(artifact: Artifact, store: Store) -> tuple[Path, list[Proof]]:
     path = store.root / artifact.file
     entry = store.open(path.parent)
 
-    def find(point: Point, folder: str, lengths: str) -> Proof:
+    def find(lengths: str, rows: int, prompt_tokens: int = 0) -> Proof:
+        folder = f"{_name_lengths(lengths)}/" if lengths else ""
         return Proof(
             inputs=[entry.read(f"{folder}input.{index}.npy") for index in range(len(artifact.inputs))],
             expected=[entry.read(f"{folder}expected.{index}.npy") for index in range(len(artifact.outputs))],
-            rows=find_rows(artifact.inputs, point),
+            rows=rows,
             lengths=lengths,
+            prompt_tokens=prompt_tokens,
         )
 
-    others = [
-        find(point, f"{_name_folder(point)}/", describe_point(point)) for point in list_points(artifact.dimensions)
+    if artifact.generation is not None:
+        return path, [find(one.title, 1, one.prompt_tokens) for one in artifact.generation.proofs]
+    first, *others = find_example(artifact.dimensions), *list_points(artifact.dimensions)
+    return path, [
+        find("", find_rows(artifact.inputs, first)),
+        *(find(describe_point(point), find_rows(artifact.inputs, point)) for point in others),
     ]
-    return path, [find(find_example(artifact.dimensions), "", ""), *others]

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Generation, RunOutput
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import RunOutput
 
 Array = NDArray[np.float32]
 

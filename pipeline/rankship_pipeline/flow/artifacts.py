@@ -23,8 +23,7 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
-from rankship_pipeline.export.bits import check_stored, fit_format, store_bits
-from rankship_pipeline.export.eight_bits import list_weights
+from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
@@ -54,6 +53,12 @@ class Bits:
     weights: tuple[RoundedWeight, ...] = ()
     plain: nn.Module | None = None
 
+    def give(self, part: Part) -> Part:
+        """A part of this model, whose file has these bits."""
+        return replace(
+            part, precision=self.precision, weights=self.weights, activations=self.activations, plain=self.plain
+        )
+
 
 def list_parts(
     prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None, bits: Bits | None = None
@@ -65,18 +70,8 @@ def list_parts(
         judging = prepared.court.judging
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
         axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
-        part = Part(variant, module, samples, plan, axes=axes, **named)
-        if bits is None:
-            return [part]
-        return [
-            replace(
-                part,
-                precision=bits.precision,
-                weights=bits.weights,
-                activations=bits.activations,
-                plain=bits.plain,
-            )
-        ]
+        part = Part(variant, module, samples, plan, axes=axes, generation=prepared.generation, **named)
+        return [part if bits is None else bits.give(part)]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
@@ -156,7 +151,12 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
     if entry is None:
 
         def write(path: Path) -> None:
-            export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
+            if one.traced.part.generation is None:
+                export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
+            else:
+                from rankship_pipeline.export.decoders import write_decoder
+
+                write_decoder(one.traced.part, one.format_, path)
 
         with steps.step(one.title):
             entry = _keep(prepared, store, steps, one, write)
@@ -194,7 +194,8 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
 
 def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequence[_File]) -> None:
     """Make those files in processes of their own that can be, if that ends sooner; nothing if not."""
-    missing = [one for one in files if not one.traced.part.dimensions and store.find("artifact", one.made_from) is None]
+    alone = [one for one in files if not one.traced.part.dimensions and one.traced.part.generation is None]
+    missing = [one for one in alone if store.find("artifact", one.made_from) is None]
     costs_s = {one.title: one.cost_s for one in missing}
     cores = count_cores()
     largest = max((sum(map(_count_bytes, one.traced.part.module.parameters())) for one in missing), default=0)
@@ -232,9 +233,7 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
 
     def write_file(path: Path) -> None:
         write(path)
-        if part.precision != "float32" and not part.weights:
-            check_stored(list_weights(one.traced.graph), part, one.format_, path)
-        if floats := store_bits(part, one.format_, path):
+        if floats := store_bits(part, one.traced.graph, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:

@@ -34,6 +34,31 @@ def check_weights(_recipe: Recipe, sources: Mapping[str, OpenedSource]) -> None:
         opened.check()
 
 
+def check_writers(recipe: Recipe, _sources: Mapping[str, OpenedSource]) -> None:
+    """Check that what goes on with texts is asked for nothing that its files cannot do, and nothing else for that."""
+    tasks = {source.task for source in recipe.models}
+    if "causal-lm" not in tasks:
+        if recipe.export.context is not None:
+            raise InputError(
+                'export.context belongs to models of the task "causal-lm"', hint="leave it out, or state their `task`"
+            )
+        return
+    export = recipe.export
+    complaints = {
+        "models of other tasks beside them": len(tasks) > 1,
+        "merge.head": recipe.merge.head is not None,
+        "export.batch and export.axes: their files take one text of any length": bool(export.batch or export.axes),
+        'activations = "static"': recipe.precision.activations == "static",
+        "budget.on: a cost table times layers at one length": recipe.budget.on is not None,
+    }
+    for what, is_asked in complaints.items():
+        if is_asked:
+            raise InputError(
+                f'models of the task "causal-lm" go without {what}',
+                hint='leave it out; or state task = "text-generation", whose files give the logits of whole texts',
+            )
+
+
 def check_mends(prepared: Prepared) -> None:
     """Check on the untrained modules that the models can be made alike, before any training."""
     data = prepared.data
@@ -47,6 +72,11 @@ def check_alignment(prepared: Prepared) -> None:
     if prepared.recipe.merge.align is not None:
         sample = tuple(tensor[:2] for tensor in prepared.data.strip(prepared.data.test_inputs))
         find_groups(prepared.model, sample, name=prepared.recipe.models[0].name)
+
+
+def check_context(prepared: Prepared) -> None:
+    """Check that a language model takes as many tokens as its files are to."""
+    prepared.generation  # noqa: B018 - computed, or refused
 
 
 def check_sizes(prepared: Prepared) -> None:
@@ -88,8 +118,12 @@ def check_compared(prepared: Prepared) -> None:
 
 
 # In running order; the first that fails raises. Checks that need no data run before the loader is called.
-BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (check_weights,)
+BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (
+    check_writers,
+    check_weights,
+)
 WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
+    check_context,
     check_sizes,
     check_mends,
     check_alignment,

@@ -14,7 +14,9 @@ from rankship_pipeline.flow.judging import Court
 from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Landing
+from rankship_pipeline.models.causal_lm import describe_generation
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.opened import OpenedSource
@@ -75,6 +77,14 @@ class Prepared:
     def dense_parameters(self) -> int:
         """Parameters of the whole model before compressing."""
         return count_parameters(self.model)
+
+    @cached_property
+    def generation(self) -> Generation | None:
+        """How the exported files generate text; None for models that do not."""
+        first = self.recipe.models[0]
+        if first.task != "causal-lm":
+            return None
+        return describe_generation(first, self.folder, self.recipe.export.context)
 
     @property
     def activations(self) -> Computed:

@@ -6,6 +6,7 @@ from typing import Literal
 from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 
@@ -46,22 +47,6 @@ class TensorSpec:
             side.low <= one <= side.high if isinstance(side, Dimension) else one == side
             for one, side in zip(shape, self.shape, strict=True)
         )
-
-
-@record
-class Generation:
-    """How a file that holds a decoder with a cache of keys and values is called: one sequence, its tokens in order.
-
-    `context` is the most tokens of a sequence, prompt included; `vocabulary` the number of logits. `begin` is the token
-    that starts a text (None: the model has none), `ends` are those that end one. Of its proof's tokens the first
-    `prompt_tokens` are given at once, the others one at a time.
-    """
-
-    context: int
-    vocabulary: int
-    begin: int | None
-    ends: tuple[int, ...]
-    prompt_tokens: int
 
 
 @record
@@ -170,7 +155,8 @@ class CostTable:
     `dense` is the cost of the whole dense model on the device. `fixed` is the part of it that no factorable layer
     accounts for; it may be negative. The table is valid for models with this `model_sha256` (call_sites.hash_model):
     the weights may differ, the shapes may not. `device`, `format`, `runtime` (name and version), `threads` and
-    `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds.
+    `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds. Layers of
+    fewer bits were measured with these `activations`, as precision.activations names them; None without such layers.
     """
 
     unit: CostUnit
@@ -185,6 +171,7 @@ class CostTable:
     dense: int
     fixed: int
     layers: dict[str, tuple[LayerCost, ...]]
+    activations: str | None = None
 
 
 @record

@@ -13,6 +13,7 @@ from rankship_pipeline.models.image_folder import open_images
 from rankship_pipeline.models.model_config import read_class_names
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.models.outputs import call
+from rankship_pipeline.models.running_text import open_running_text
 from rankship_pipeline.models.samples import Samples, split
 from rankship_pipeline.models.text_file import open_texts
 from rankship_pipeline.models.weights import load_into
@@ -25,12 +26,17 @@ _CLASSIFIERS = ("sequence-classification", "image-classification")
 _IGNORED = -100  # the label of a position that does not count
 
 
+def _open_text(recipe: Recipe, folder: Path) -> Samples:
+    """Open one running text for a model that goes on with texts, single texts for any other model."""
+    return (open_running_text if recipe.models[0].task == "causal-lm" else open_texts)(recipe, folder)
+
+
 def _open_csv(recipe: Recipe, folder: Path) -> Samples:
     """Open texts for a model that reads text, features for any other model."""
-    return (open_texts if recipe.models[0].huggingface is not None else open_table)(recipe, folder)
+    return (_open_text if recipe.models[0].huggingface is not None else open_table)(recipe, folder)
 
 
-OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": open_texts, "csv": _open_csv}
+OPENERS: dict[DataKind, Opener] = {"images": open_images, "text": _open_text, "csv": _open_csv}
 
 
 def load_files(
@@ -49,10 +55,12 @@ def load_files(
             hint="give a model for image-classification, or other data",
         )
     samples = OPENERS[kind](recipe, folder)
-    calibration, tests = split(samples.count, recipe.data, recipe.seed)
+    calibration, tests = split(samples.count, recipe.data, recipe.seed, samples.most)
     inputs, test_inputs = samples.read(calibration), samples.read(tests)
     labels: Tensor | None
-    if samples.labels is None and not _classifies(recipe, sources, test_inputs):
+    if samples.read_labels is not None:
+        labels, answers = samples.read_labels(tests), ""
+    elif samples.labels is None and not _classifies(recipe, sources, test_inputs):
         labels, answers = _list_next_tokens(recipe.models[0], test_inputs), ""
     elif samples.labels is None:
         labels, answers = _predict(recipe, sources, test_inputs, mend), "predictions"

@@ -25,6 +25,7 @@ _AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "causal-lm": "AutoModelForCausalLM",
     "text-generation": "AutoModelForCausalLM",
     "fill-mask": "AutoModelForMaskedLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",

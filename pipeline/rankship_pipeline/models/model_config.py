@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.huggingface import find_snapshot
+from rankship_pipeline.models.huggingface import find_snapshot, resolve_config
 from rankship_pipeline.recipe.choices import Recipe, Source, Task
 from rankship_pipeline.recipe.normalisation import Normalisation
 
@@ -21,8 +21,8 @@ _TASKS: dict[str, Task] = {
     "ForQuestionAnswering": "question-answering",
     "ForSemanticSegmentation": "semantic-segmentation",
     "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
     "ForConditionalGeneration": "text2text-generation",
 }
 _FEATURES = "Model"  # how the name of a class ends that gives features
@@ -35,26 +35,40 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 def complete_recipe(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with what it leaves to its models' own files: tasks, inputs, and what a folder's images go through."""
-    models = tuple(complete_source(source, folder) for source in recipe.models)
+    is_loaded = recipe.data.loader is not None
+    models = tuple(complete_source(source, folder, is_loaded=is_loaded) for source in recipe.models)
     base = recipe.merge.base
-    merge = recipe.merge if base is None else replace(recipe.merge, base=complete_source(base, folder))
+    if base is not None:
+        base = complete_source(base, folder, is_loaded=is_loaded)
+    merge = replace(recipe.merge, base=base)
     data, first = recipe.data, models[0]
     if data.images is not None and data.normalise is None:
         data = replace(data, normalise=first.normalise or _find_normalisation(first, folder))
     return replace(recipe, models=models, merge=merge, data=data)
 
 
-def complete_source(source: Source, folder: Path) -> Source:
-    """A Hugging Face model with its task and the names of its inputs, as given or as its files say."""
+def complete_source(source: Source, folder: Path, *, is_loaded: bool = False) -> Source:
+    """A Hugging Face model with its task and the names of its inputs, as given or as its files say.
+
+    Data that a loader gives (`is_loaded`) may be padded: a language model is then one of whole texts.
+    """
     if source.huggingface is None or (source.task is not None and source.inputs):
         return source
     task = source.task or read_task(source, folder)
+    if task == "causal-lm" and source.task is None and is_loaded:
+        task = "text-generation"
     return replace(source, task=task, inputs=source.inputs or _read_inputs(source, task, folder))
 
 
 def read_config(source: Source, folder: Path) -> dict[str, Any]:
     """A model's config.json as it is written."""
     return read_json(find_snapshot(source, folder) / "config.json")
+
+
+def read_context(source: Source, folder: Path) -> int | None:
+    """The most tokens that a model takes at once; None where its configuration does not say."""
+    found = getattr(resolve_config(find_snapshot(source, folder)), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def read_task(source: Source, folder: Path) -> Task:
@@ -83,6 +97,8 @@ def _read_inputs(source: Source, task: Task, folder: Path) -> tuple[str, ...]:
     """The forward arguments: pixels, or what the model's tokenizer makes and its class takes."""
     if task in _IMAGE_TASKS:
         return ("pixel_values",)
+    if task == "causal-lm":  # windows of running text have no padding
+        return ("input_ids",)
     named = tuple(load_tokenizer(source, folder).model_input_names)
     import transformers
 

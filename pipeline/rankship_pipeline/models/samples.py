@@ -18,11 +18,17 @@ _LEAST = 16
 
 @dataclass(frozen=True)
 class Samples:
-    """`count` samples, the names of their classes (None: no labels), and `read`, which makes inputs of chosen ones."""
+    """`count` samples, the names of their classes (None: no labels), and `read`, which makes inputs of chosen ones.
+
+    `read_labels` makes labels of chosen ones where they are no names. `most` are the numbers of calibration and test
+    samples to draw where the recipe says nothing.
+    """
 
     count: int
     labels: tuple[str, ...] | None
     read: Callable[[Sequence[int]], tuple[Tensor, ...]]
+    read_labels: Callable[[Sequence[int]], Tensor] | None = None
+    most: tuple[int, int] = (CALIBRATION, TESTS)
 
 
 def find_path(written: str, folder: Path) -> Path:
@@ -30,7 +36,9 @@ def find_path(written: str, folder: Path) -> Path:
     return folder / os.path.expanduser(os.path.expandvars(written))  # noqa: PTH111 - $NAME may hold a ~
 
 
-def split(count: int, choice: DataChoice, seed: int) -> tuple[list[int], list[int]]:
+def split(
+    count: int, choice: DataChoice, seed: int, most: tuple[int, int] = (CALIBRATION, TESTS)
+) -> tuple[list[int], list[int]]:
     """The indices of the calibration and of the test samples; no sample is in both.
 
     The tests are the same for every seed, so that results of several seeds can be compared; the seed draws the
@@ -42,8 +50,8 @@ def split(count: int, choice: DataChoice, seed: int) -> tuple[list[int], list[in
             hint="give more samples; some hundreds to calibrate and as many to test work well",
         )
     asked, tested = choice.calibration_samples, choice.test_samples
-    tests = min(TESTS, count - (min(CALIBRATION, count // 2) if asked is None else asked)) if tested is None else tested
-    calibration = min(CALIBRATION, count - tests) if asked is None else asked
+    tests = min(most[1], count - (min(most[0], count // 2) if asked is None else asked)) if tested is None else tested
+    calibration = min(most[0], count - tests) if asked is None else asked
     if calibration < 1 or tests < 1 or calibration + tests > count:
         raise InputError(
             f"{choice.origin}: {count} samples cannot give {max(calibration, 1)} to calibrate and {max(tests, 1)} to"

@@ -28,13 +28,19 @@ def open_texts(recipe: Recipe, folder: Path) -> Samples:
             f"{choice.origin}: model {source.name!r} is for {source.task}, which lines of text do not serve",
             hint=f"give a model for {', '.join(_TASKS)}; or a loader",
         )
+    texts, labels = read_texts(choice, folder)
+    labels = labels if source.task == "sequence-classification" else None  # a label of a text is a class of all of it
+    return Samples(len(texts), None if labels is None else tuple(labels), partial(_tokenise, recipe, folder, texts))
+
+
+def read_texts(choice: DataChoice, folder: Path) -> tuple[Texts, Labels]:
+    """The texts, and their labels where there are some; InputError where there is no text."""
     path = find_path(choice.text or str(choice.csv), folder)
     reader = READERS.get(path.suffix.lower(), _read_lines if choice.csv is None else _read_table)
     texts, labels = reader(path, choice)
     if not texts:
         raise InputError(f"{choice.origin}: no text in {path}", hint="write one text a line")
-    labels = labels if source.task == "sequence-classification" else None  # a label of a text is a class of all of it
-    return Samples(len(texts), None if labels is None else tuple(labels), partial(_tokenise, recipe, folder, texts))
+    return texts, labels
 
 
 def _read_lines(path: Path, choice: DataChoice) -> tuple[Texts, Labels]:

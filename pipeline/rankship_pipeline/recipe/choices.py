@@ -23,6 +23,7 @@ Task = Literal[
     "image-classification",
     "token-classification",
     "question-answering",
+    "causal-lm",
     "text-generation",
     "fill-mask",
     "text2text-generation",
@@ -49,7 +50,9 @@ class Source:
         huggingface: a folder or a hub id
         revision: the hub's branch, tag or commit
         adapter: the folder of a LoRA adapter to add: peft's adapter_config.json and adapter_model.safetensors
-        task: what a Hugging Face model was trained for; left out, it is read from the model's own files
+        task: what a Hugging Face model was trained for; left out, it is read from the model's own files. A "causal-lm"
+            is exported with a cache, so that its files generate text; "text-generation" gives the logits of a whole
+            text of fixed length, and is what a language model is taken for whose data come from a loader
         inputs: the names of its forward arguments, in the order in which the data loader gives them; left out, they
             are read from the model's own files
         held: the model is a trained module of a Python session; not for recipe files
@@ -79,11 +82,12 @@ class DataChoice:
     Keys:
         loader: "file.py:function" beside the recipe; what it returns is described above
         images: a folder with a subfolder of pictures for each class
-        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by column name)
+        text: a file of texts with their labels (.txt or .tsv: label, tab, text; .csv and .jsonl: by column name); for
+            a "causal-lm" one running text, or a table's texts one after the other
         csv: a table of features, or of texts if the model reads text
         label: the name of the column of labels; left out, "label"
         columns: the names of the columns of features, or of the one with texts
-        tokens: the length to which texts are padded or cut
+        tokens: the length to which texts are padded or cut; the length of a "causal-lm" model's windows of text
         size: height and width in pixels of the model's input images; a Hugging Face model has its own
         channels: 1 for grey images, 3 for colour; a Hugging Face model has its own
         calibration_samples: the number of samples drawn for calibration

@@ -23,7 +23,7 @@ _COMMENTS = {
     "models.weights": "its state dict: safetensors.torch.save_file(model.state_dict(), …)",
     "train": "trains it in place, once; the result is kept",
     "images": "a subfolder for each class; half calibrates (at most 256), the rest tests (at most 1,000)",
-    "text": "one text a line; or label, tab, text; or .csv, .jsonl",
+    "text": "one text a line; or label, tab, text; or .csv, .jsonl; for a language model, one running text",
     "csv": "one row a sample; `label` and `columns` name its columns",
     "loader": '"file.py:function"; returns calibration, test_inputs and test_labels',
     "kept_parameters": "the share kept; or parameters, size_bytes, kept_flops, flops, latency_ms and on",
@@ -35,7 +35,7 @@ _COMMENTS = {
 }
 _OPTIONS: dict[DataKind, str] = {
     "images": "# size = 224                    # pixels, where the model does not say; channels = 1 for grey images",
-    "text": "# tokens = 128                  # the length to which texts are padded or cut",
+    "text": "# tokens = 128                  # the length of texts, padded or cut; of a language model's windows",
     "csv": '# label = "label"               # and columns = ["…"]: all others unless named',
     "loader": "",
 }
@@ -71,7 +71,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, metavar="PIXELS", help="of the images' sides, where the model does not say")
     group.add_argument("--channels", type=int, choices=(1, 3), help="of the images: 1 is grey")
     group.add_argument("--tokens", type=int, metavar="N", help="the length of texts (default: at most 128)")
-    group.add_argument("--calibration-samples", type=int, metavar="N", help="default: half of them, at most 256")
+    group.add_argument(
+        "--calibration-samples", "--samples", type=int, metavar="N", help="default: half of them, at most 256"
+    )
     group.add_argument("--test-samples", type=int, metavar="N", help="default: the rest, at most 1,000")
 
 

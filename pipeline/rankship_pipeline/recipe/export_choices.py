@@ -36,11 +36,14 @@ class ExportChoice:
         formats: the formats to write; left out, all three
         batch: the smallest and the largest number of samples at once, such as `[1, 8]`; the smallest is 1
         axes: further axes that may vary
+        context: the most tokens of a text, prompt included, that the files of a "causal-lm" go on with; left out, 512
+            or what the model takes
     """
 
     formats: tuple[Format, ...] = FORMATS
     batch: tuple[int, int] | None = None
     axes: tuple[AxisChoice, ...] = ()
+    context: int | None = None
 
 
 @record

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.client.calls import pick
 from rankship_targets.client.detached import Ticket
 from rankship_targets.devices.device import Device

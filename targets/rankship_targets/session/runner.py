@@ -6,7 +6,8 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Generation, RunOutput
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import RunOutput
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick
 from rankship_targets.devices.device import Device, describe_this_machine

@@ -9,7 +9,8 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import AgentDied, PersistentTargetError, TargetError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Generation, Verified
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick, split_turns
 from rankship_targets.client.connect import open_transport

@@ -2,7 +2,7 @@
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.trials.trial import RuntimeReading
 
 

@@ -24,7 +24,8 @@ from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Build, Generation, RunOutput, TensorSpec, Verified
+from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.records import Build, RunOutput, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import Device, describe_this_machine

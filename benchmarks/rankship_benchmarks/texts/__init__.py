@@ -1,0 +1,1 @@
+"""Language models judged: perplexity and zero-shot tasks, of torch models and of files in their own runtime."""

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from make.writers import save_writer, write_text
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.data import Data, load_data
+from rankship_pipeline.models.model_config import complete_recipe
+from rankship_pipeline.models.opened import open_sources
+from rankship_pipeline.recipe.choices import DataChoice, Recipe, Source
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("writers")
+    save_writer(folder / "writer")
+    return folder
+
+
+def load(models: Path, file: Path, **keys: object) -> Data:
+    choice = DataChoice(text=str(file), **keys)  # type: ignore[arg-type]
+    recipe = complete_recipe(Recipe(name="r", models=(Source(name="m", huggingface="writer"),), data=choice), models)
+    assert recipe.models[0].task == "causal-lm"
+    return load_data(recipe, models, open_sources(recipe.models, models, 0))
+
+
+def test_a_text_becomes_windows_with_the_token_after_every_position(models: Path, tmp_path: Path) -> None:
+    data = load(models, write_text(tmp_path / "t.txt"), tokens=16)
+    (inputs,), labels = data.test_inputs, data.labels
+    assert inputs.shape == labels.shape == (30, 16)
+    assert torch.equal(inputs[:, 1:], labels[:, :-1])
+    assert len(data.calibration["m"][0]) == 30
+    both = torch.cat([inputs, data.calibration["m"][0]])
+    assert len({tuple(row) for row in both.tolist()}) == 60, "no window is in both"
+    starts = both[:, 0]
+    assert int((starts == 0).sum()) == 1, "the text begins once"
+
+
+def test_the_window_is_as_long_as_the_model_takes(models: Path, tmp_path: Path) -> None:
+    assert load(models, write_text(tmp_path / "t.txt", 400)).test_inputs[0].shape[1] == 48
+    with pytest.raises(InputError, match=r"data\.tokens is 49, model 'm' takes at most 48"):
+        load(models, tmp_path / "t.txt", tokens=49)
+
+
+def test_texts_of_a_table_follow_each_other_and_are_ended(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\n" + "the cat sees a dog .\n" * 60)
+    data = load(models, tmp_path / "t.csv", tokens=7)
+    for row in torch.cat([data.test_inputs[0], data.calibration["m"][0]]):
+        assert int((row < 2).sum()) == 1 + int(row[0] == 0 and row[6] == 1), "six words and an end, or the beginning"
+
+
+def test_too_little_text_is_said(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the cat")
+    with pytest.raises(InputError, match="has 3 tokens, a window takes 49"):
+        load(models, tmp_path / "t.txt")
