@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from make.artifacts import DENSE, describe_file
 from make.onnx_files import OPSET
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Artifact, TensorSpec
 from rankship_pipeline.foundation.store import Store
@@ -106,13 +107,16 @@ def describe_decoder(path: Path, key: ArtifactKey = DENSE, **changes: Any) -> Ar
 
 
 def store_decoder(store: Store, key: ArtifactKey = DENSE, generation: Generation = GENERATION) -> Artifact:
-    """A decoder in a store, with its proof."""
+    """A decoder in a store, with its proofs."""
 
     def make(target: Path) -> None:
         save_decoder(target / "model.onnx", name=key.title)  # else all had the same bytes
-        (target / "x.npy").rename(target / "input.0.npy")
-        np.save(target / "expected.0.npy", compute_logits(TOKENS)[:, PROMPT - 1 :])
+        for text in generation.proofs:
+            folder, tokens = target / text.title.replace(" ", "-"), np.resize(TOKENS, (2, text.tokens))
+            folder.mkdir(exist_ok=True)
+            np.save(folder / "input.0.npy", tokens)
+            np.save(folder / "expected.0.npy", compute_logits(tokens)[:, text.prompt_tokens - 1 :])
 
-    folder = store.produce("artifact", {"key": key.title}, make).folder
+    folder = store.produce("artifact", {"key": key.title, "generation": digest(generation)}, make).folder
     path = folder / "model.onnx"
     return describe_decoder(path, key, file=f"{folder.name}/{path.name}", generation=generation)
