@@ -1,7 +1,6 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -42,8 +41,6 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
-from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
@@ -230,16 +227,8 @@ def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> No
 
 
 class _Unused:
-    def run(
-        self,
-        format: Format,  # noqa: A002
-        artifact: Path,
-        inputs: Sequence[Path],
-        into: Path,
-        rows: int = 1,
-        generation: Generation | None = None,
-    ) -> RunOutput:
-        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}, {rows}, {generation}")
+    def run(self, *given: object, **named: object) -> RunOutput:
+        pytest.fail(f"a signed proof was made again: {given}, {named}")
 
 
 NET = """
