@@ -143,7 +143,9 @@ class Back:
         """Logits (samples, positions, vocabulary) of the last block's output (samples, positions, width)."""
         self.given[:] = [hidden]
         try:
-            logits: Tensor = self.module(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long), use_cache=False).logits
+            logits: Tensor = self.module(
+                input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long), use_cache=False
+            ).logits
         finally:
             self.given.clear()
         return logits

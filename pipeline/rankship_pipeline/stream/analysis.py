@@ -82,7 +82,10 @@ def gather_parts(analysis: StreamAnalysis, choice: StreamChoice, pending: Mappin
         parts = future.result()
         stored = analysis.decoder.checkpoint.read(f"{name}.weight").dtype
         dtype = stored if choice.dtype is None else torch.float32
-        tensors |= {f"{name}.energy": torch.tensor(parts.energy), f"{name}.0.weight": torch.tensor(parts.B, dtype=dtype)}
+        tensors |= {
+            f"{name}.energy": torch.tensor(parts.energy),
+            f"{name}.0.weight": torch.tensor(parts.B, dtype=dtype),
+        }
         tensors[f"{name}.1.weight"] = torch.tensor(parts.A, dtype=dtype)
         for what, number in (("nats", parts.nats), ("shrinkage", parts.shrinkage)):
             if number is not None:

@@ -103,7 +103,7 @@ def allocate_stream(analysis: StreamAnalysis, budget_parameters: int, choice: Ra
     if choice.sensitivity == "gradient" and not curved:
         raise InputError(
             'sensitivity "gradient" needs the curvature, and this analysis has none',
-            hint="analyse with curvature = True, or choose the sensitivity \"relative\"",
+            hint='analyse with curvature = True, or choose the sensitivity "relative"',
         )
     if choice.sensitivity == "auto":  # trying both plans would stream the model twice more
         choice = replace(choice, sensitivity="gradient" if curved else "relative")
