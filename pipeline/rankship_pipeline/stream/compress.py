@@ -37,7 +37,8 @@ from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 from rankship_pipeline.stream.analysis import StreamAnalysis
 from rankship_pipeline.stream.backwards import Backwards
 from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
-from rankship_pipeline.stream.forwards import Begin, Forwards
+from rankship_pipeline.stream.forwards import Forwards
+from rankship_pipeline.stream.progress import Begin, ignore
 from rankship_pipeline.stream.workers import open_pool
 
 _LEFT_BEHIND = ("inputs-*.f32", "gradients-*.f32", ".*.tmp")
@@ -49,13 +50,13 @@ def analyse_stream(
     folder: Path,
     choice: StreamChoice,
     tick: Callable[[BlockTimes], None] = lambda _times: None,
-    begin: Begin = lambda _index, _what: None,
+    begin: Begin = ignore,
 ) -> StreamAnalysis:
     """Decompose every block's linear layers, calibrated on unpadded ids (samples, positions).
 
     Finished blocks are in a subfolder of `folder`, named by a hash of the configuration, the checkpoint files' names,
-    sizes and times, the ids, the choice and this package's code; none is done twice. `begin` is called before each
-    block and what is done to it, `tick` after each new one.
+    sizes and times, the ids, the choice and this package's code; none is done twice. `tick` is called after each
+    new block.
     """
     decoder = open_decoder(checkpoint)
     _check(decoder, tokens, choice)
@@ -118,8 +119,8 @@ def refuse_unstreamed(choice: RankChoice) -> None:
     if RANK_METHODS[choice.method].reads != "spectra" or choice.sensitivity == "kl":
         raise InputError(
             f"ranks by {choice.method!r} with sensitivity {choice.sensitivity!r} need the whole model in memory",
-            hint='a streamed model has only whitened spectra: choose "knapsack", "uniform" or "strs", and as sensitivity'
-            ' "gradient" or "relative"',
+            hint='a streamed model has only whitened spectra: choose "knapsack", "uniform" or "strs", and'
+            ' "gradient" or "relative" as sensitivity',
         )
 
 
