@@ -23,7 +23,7 @@ from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.graph import expect_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
-from rankship_pipeline.flow.rounded import round_alone
+from rankship_pipeline.flow.rounded import round_copies
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
 from rankship_pipeline.foundation.formats import FACTS, Format
@@ -61,16 +61,10 @@ class Probe:
             "versions": [list_versions(format_), list_versions("executorch") if bits else {}],  # its quantiser's
         }
 
-    def make_part(self, format_: Format) -> Part:
-        """Make the module and the proof's inputs as a format exports them, with random weights."""
-        module: nn.Module = make_copies(self.site, self.stored.factors, self.copies)
+    def make_part(self, module: nn.Module) -> Part:
+        """Make the part with the proof's inputs."""
         samples = (make_samples(self.site, LIMITS.samples),)
-        bits = None
-        if self.stored.weights != "float32":
-            names = [f"layers.{at}" for at in range(self.copies)]
-            module, bits = round_alone(module, names, self.stored.weights, self.computed, samples)
-        part = Part("dense" if self.stored.factors is None else "compressed", module, samples, outputs=("sum",))
-        return part if bits is None else fit_format(bits.give(part), format_)
+        return Part("dense" if self.stored.factors is None else "compressed", module, samples, outputs=("sum",))
 
 
 def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[Artifact]:
@@ -79,7 +73,7 @@ def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[
     ONNX files are exported as one graph, which takes little longer than a single file, and then split.
     """
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
-    parts = [one.make_part(format_) for one in missing]
+    parts = _make_parts(missing, format_)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{place}.{FACTS[format_].suffix}" for place in range(len(missing))]
         if missing and format_ == "onnx":
@@ -90,12 +84,25 @@ def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[
     return [read_artifact(entry) for entry in entries if entry is not None]
 
 
+def _make_parts(probes: Sequence[Probe], format_: Format) -> list[Part]:
+    """Make the parts of one site's probes, with random weights, as a format exports them."""
+    copies = {one: make_copies(one.site, one.stored.factors, one.copies) for one in probes}
+    parts = {one: one.make_part(module) for one, module in copies.items() if one.stored.weights == "float32"}
+    others = [one for one in probes if one not in parts]
+    if others:
+        samples = (make_samples(others[0].site, LIMITS.samples),)
+        rounded = round_copies([(copies[one], one.stored.weights) for one in others], others[0].computed, samples)
+        for one, (module, bits) in zip(others, rounded, strict=True):
+            parts[one] = fit_format(bits.give(one.make_part(module)), format_)
+    return [parts[one] for one in probes]
+
+
 def _export_together(modules: Sequence[nn.Module], sample: Tensor, files: Sequence[Path]) -> None:
     from rankship_pipeline.export.onnx import split_outputs
 
     whole = files[0].with_name("whole.onnx")
     with keep_stdout_clean():
-        load_exporter("onnx").export_graph(trace_graph(Branches(modules).eval(), (sample,)), whole)
+        load_exporter("onnx").export_graph(trace_graph(Branches(modules), (sample,)), whole)
         split_outputs(whole, files)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from rankship_pipeline.evaluate.calibrate import thin
 from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.export.dynamic import simulate_activations
-from rankship_pipeline.export.eight_bits import make_eight_bits
+from rankship_pipeline.export.eight_bits import make_eight_bits, separate
 from rankship_pipeline.export.rounded_weight import RoundedWeight, store
 from rankship_pipeline.flow.artifacts import Bits
 from rankship_pipeline.flow.cached_stage import as_tensors
@@ -26,6 +26,7 @@ from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.grid import BITS, Grid, find_scales, read_integers, read_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers, round_nearest
 from rankship_pipeline.quantise.sizes import Offered
+from rankship_pipeline.ranks.call_sites import Branches, Copies
 from rankship_pipeline.recipe.choices import Recipe, find_unit
 from rankship_pipeline.recipe.precision import Computed
 
@@ -92,14 +93,14 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     judging = prepared.court.judging
     names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs
     with stages.steps.step("find the ranges of activations") if computed == "static" else nullcontext():
-        exported, bits = give_bits(module, types, precision, computed, inputs, offered=prepared.offered, outputs=names)
+        exported, bits = _give_bits(module, types, precision, computed, inputs, offered=prepared.offered, outputs=names)
     rounded = scored = replace(rounded, module=exported)
     if computed == "dynamic":
         scored = replace(rounded, module=simulate_activations(module, bits.weights, format_))
     return Rounded(rounded, scored, bits)
 
 
-def give_bits(
+def _give_bits(
     module: nn.Module,
     types: Mapping[str, Precision],
     precision: Precision,
@@ -122,14 +123,27 @@ def give_bits(
     return module, Bits(precision, computed, weights)
 
 
-def round_alone(
-    module: nn.Module, layers: Sequence[str], precision: Precision, computed: Computed, inputs: Inputs
-) -> tuple[nn.Module, Bits]:
-    """A module whose named layers are rounded to the nearest, which is enough to time it, as exported, and its bits."""
-    types = dict.fromkeys(layers, precision)
+def round_copies(
+    all_copies: Sequence[tuple[Copies, Precision]], computed: Computed, inputs: Inputs
+) -> list[tuple[nn.Module, Bits]]:
+    """Copies of one site's layer in these types, as they are exported, and their bits.
+
+    They are rounded to the nearest, which is enough to time them, and with static activations quantised together.
+    """
     offered = list_offered((), computed)  # every kind of layer: what a format runs is the caller's matter
-    round_nearest(module, types, offered)
-    return give_bits(module, types, precision, computed, inputs, offered=offered)
+    found = []
+    for copies, precision in all_copies:
+        types = {f"layers.{at}": precision for at in range(len(copies.layers))}
+        round_nearest(copies, types, offered)
+        if computed != "static":
+            found.append(_give_bits(copies, types, precision, computed, inputs, offered=offered))
+    if computed == "static" and all_copies:
+        together = Branches([copies for copies, _ in all_copies])
+        names = [str(place) for place in range(len(all_copies))]
+        graphs = separate(make_eight_bits(together, inputs, outputs=names))
+        pairs = zip(graphs, all_copies, strict=True)
+        found = [(graph, Bits(precision, computed, plain=copies)) for graph, (copies, precision) in pairs]
+    return found
 
 
 def _list_exceptions(types: Mapping[str, Precision], grids: Mapping[str, Grid]) -> Iterator[str]:

@@ -32,8 +32,8 @@ from rankship_pipeline.models.watch import fork_inputs, watch
 from rankship_pipeline.stream.analysis import StreamAnalysis, find_keep, gather_parts, write_block
 from rankship_pipeline.stream.block_grams import Grams, Group, count_halves, find_groups
 from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
-from rankship_pipeline.stream.forwards import Begin
 from rankship_pipeline.stream.passage import Passage, read_hidden, start_passage, write_hidden
+from rankship_pipeline.stream.progress import Begin
 from rankship_pipeline.stream.workers import Pool, take_apart_curved
 
 _LOGIT_BYTES = 2**28  # of one part of the samples' logits
@@ -92,18 +92,23 @@ class Backwards:
         needed = range(missing[0], decoder.count + 1 if top is None else top)
         folder, size = self.analysis.folder, self.choice.chunk_tokens
         passage = start_passage(decoder, self.tokens, folder, size, needed=needed[0])
-        for target in needed:
-            for index in range(passage.find_latest(target) or 0, target):
-                self.begin(index, "run")
-                passage.advance(index, decoder.load_block(index))
+        lacking = [at - 1 for at in range(1, needed[-1] + 1) if self._is_lacking(at, needed[0], passage)]
+        for done, index in enumerate(lacking):
+            self.begin("run blocks forwards", f"block {index}", len(lacking) - done)
+            passage.advance(index, decoder.load_block(index))
         if top is None:
-            self.begin(decoder.count, "head")
+            self.begin("draw predictions", "head", 1)
             self._draw(passage)
             passage.locate(decoder.count).unlink()
             top = decoder.count
         for index in range(top - 1, missing[0] - 1, -1):
-            self.begin(index, "analyse")
+            self.begin("analyse blocks backwards", f"block {index}", index + 1 - missing[0])
             self._do(index, passage, pool)
+
+    @staticmethod
+    def _is_lacking(at: int, first: int, passage: Passage) -> bool:
+        """Whether a block's inputs are still to be made: from `first` on all, before it those on the way."""
+        return not passage.locate(at).exists() and (at >= first or at > (passage.find_latest(first) or 0))
 
     def _locate(self, index: int) -> Path:
         """The gradients at a block's inputs, or at the last block's outputs."""

@@ -14,9 +14,8 @@ from rankship_pipeline.stream.analysis import StreamAnalysis, find_keep, gather_
 from rankship_pipeline.stream.block_grams import Grams, find_groups
 from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
 from rankship_pipeline.stream.passage import Chunk, Passage, start_passage
+from rankship_pipeline.stream.progress import Begin
 from rankship_pipeline.stream.workers import Pool, take_apart
-
-Begin = Callable[[int, str], None]  # called with a block's number and what begins
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Forwards:
         folder, size = analysis.folder, self.choice.chunk_tokens
         passage = start_passage(analysis.decoder, self.tokens, folder, size, needed=missing[0])
         for index in range(passage.find_latest(missing[0]) or 0, missing[-1] + 1):
-            self.begin(index, "analyse")
+            self.begin("analyse blocks", f"block {index}", missing[-1] + 1 - index)
             self._do(index, passage, pool)
 
     @torch.inference_mode()

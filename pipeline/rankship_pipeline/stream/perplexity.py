@@ -1,10 +1,8 @@
 """Measures the perplexity of a decoder larger than memory: all windows pass one block after the other."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,7 +12,9 @@ from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.toolchain import hash_code
 from rankship_pipeline.models.decoder import Back, Decoder
 from rankship_pipeline.stream.passage import Passage, start_passage
+from rankship_pipeline.stream.progress import Begin, ignore
 
+_CHUNK_TOKENS = 2048
 _LOGIT_BYTES = 2**28  # of one batch
 
 
@@ -25,14 +25,13 @@ def stream_perplexity(
     *,
     length: int,
     stride: int,
-    chunk_tokens: int = 2048,
-    begin: Callable[[int], None] = lambda _index: None,
+    begin: Begin = ignore,
+    stage: str = "perplexity",
 ) -> Perplexity:
     """The perplexity of a text, token ids (tokens,), by `evaluate.perplexity.measure_perplexity`'s definitions.
 
     The result, and until then the hidden states before the next block, are in a subfolder of `folder` that is named by
-    all that they depend on; a stopped measurement goes on at that block. `begin` is called before each block, and with
-    the number of blocks before the head.
+    all that they depend on; a stopped measurement goes on at that block.
     """
     key = _make_key(decoder, tokens, length, stride)
     result = folder / f"perplexity-{key}.json"
@@ -42,12 +41,12 @@ def stream_perplexity(
     place = folder / f"perplexity-{key}"
     place.mkdir(parents=True, exist_ok=True)
     padded = pad_sequence(windows, batch_first=True)
-    passage = start_passage(decoder, padded, place, chunk_tokens, needed=decoder.count, halved=False)
+    passage = start_passage(decoder, padded, place, _CHUNK_TOKENS, needed=decoder.count, halved=False)
     for index in range(passage.find_latest(decoder.count) or 0, decoder.count):
-        begin(index)
+        begin(stage, f"block {index}", decoder.count + 1 - index)
         passage.advance(index, decoder.load_block(index))
         passage.locate(index).unlink()
-    begin(decoder.count)
+    begin(stage, "head", 1)
     vocabulary = decoder.model.config.get_text_config().vocab_size
     batch = max(1, min(BATCH, _LOGIT_BYTES // (4 * padded.shape[1] * vocabulary)))
     ending = _Ending(decoder.load_back(), passage)

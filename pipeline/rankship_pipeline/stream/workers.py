@@ -105,7 +105,7 @@ def open_pool(choice: StreamChoice) -> Iterator[Pool]:
     """Open threads on this machine's cores (LAPACK releases the GIL; processes would copy), or a Dask cluster."""
     if choice.scheduler is None:
         with ThreadPoolExecutor(choice.threads) as executor:
-            yield Pool(lambda array: array, partial(executor.submit, run_alone))
+            yield Pool(lambda array: array, lambda *given, **named: executor.submit(run_alone, *given, **named))
         return
     try:
         client = importlib.import_module("dask.distributed").Client(

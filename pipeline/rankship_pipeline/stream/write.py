@@ -1,7 +1,6 @@
 """Writes a compressed decoder: factors cut to the plan's ranks and every other tensor unchanged, in shards."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,6 +14,7 @@ from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.models.sharded import INDEX, copy_settings, name_shards
 from rankship_pipeline.models.weights import locate_tensors
 from rankship_pipeline.stream.analysis import StreamAnalysis
+from rankship_pipeline.stream.progress import Begin, ignore
 
 
 def write_stream(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> None:
@@ -37,14 +37,11 @@ def locate_part(analysis: StreamAnalysis, plan: RankPlan, target: Path) -> Path:
     return target.parent / f".{target.name}.{key}.part"
 
 
-def fill_part(
-    analysis: StreamAnalysis, plan: RankPlan, folder: Path, begin: Callable[[int, int], None] = lambda _at, _of: None
-) -> None:
+def fill_part(analysis: StreamAnalysis, plan: RankPlan, folder: Path, begin: Begin = ignore) -> None:
     """Write the model's files into a folder, those that it lacks: shards with an index, settings and the plan.
 
     Tensor names are those of rebuild(model, plan.factors): `<layer>.0.weight` (rank, columns), `<layer>.1.weight`
-    (rows, rank) and its bias. Every other tensor is copied as it is stored. `begin` is called with the number of each
-    shard and that of all.
+    (rows, rank) and its bias. Every other tensor is copied as it is stored.
     """
     factors, checkpoint = plan.factors, analysis.decoder.checkpoint
 
@@ -61,8 +58,8 @@ def fill_part(
     groups = analysis.decoder.group_names()
     paths = [folder / name for name in name_shards(len(groups))]
     for at, (path, names) in enumerate(zip(paths, groups, strict=True)):
-        begin(at, len(groups))
         if not path.exists():
+            begin("write shards", path.name, len(groups) - at)
             tensors = {new: tensor for name in names for new, tensor in convert(name).items()}
             with publish_file(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt"})

@@ -17,7 +17,7 @@ from rankship_pipeline.models import decoder as blocks
 from rankship_pipeline.models import layers as sides
 from rankship_pipeline.models.decoder import Decoder
 from rankship_pipeline.models.huggingface import ByPosition
-from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
+from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
@@ -25,6 +25,7 @@ from rankship_pipeline.stream import analysis as files
 from rankship_pipeline.stream import backwards
 from rankship_pipeline.stream.choice import StreamChoice
 from rankship_pipeline.stream.compress import allocate_stream, analyse_stream
+from rankship_pipeline.stream.workers import take_apart_curved
 
 TOKENS = torch.randint(0, VOCABULARY, (20, 17), generator=torch.Generator().manual_seed(1))
 CURVED = StreamChoice(chunk_tokens=60, curvature=True)
@@ -87,7 +88,7 @@ def test_a_long_side_is_seen_by_the_short_one(tmp_path: Path, llama: Path, monke
         seen.append((*weight.shape, grams.shape[-1], curvatures.shape[-1]))
         return real(weight, grams, curvatures, *rest, **named)
 
-    real = backwards.take_apart_curved
+    real = take_apart_curved
     monkeypatch.setattr(backwards, "take_apart_curved", note)
     short = analyse_stream(llama, TOKENS, tmp_path / "again", CURVED)
     assert {one[2:] for one in seen if one[:2] == (32, 88)} == {(32, 32)}
@@ -150,7 +151,7 @@ APART = 7 * ["apart"]
         (backwards, "BlockTimes", 2, [0, *APART]),
     ],
 )
-def test_a_stopped_analysis_goes_on_where_it_was(  # noqa: PLR0913, PLR0917 - a table's columns
+def test_a_stopped_analysis_goes_on_where_it_was(
     tmp_path: Path, llama: Path, done: list[object], place: object, name: str, call: int, left: list[object]
 ) -> None:
     calls, real = list[str](), getattr(place, name)
