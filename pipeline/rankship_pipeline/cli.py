@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "show": ("rankship_pipeline.verbs:show", "print a finished build: ranks, sizes, accuracy"),
     "devices": ("rankship_targets.verbs.devices:devices", "list, add and remove devices"),
     "doctor": ("rankship_targets.verbs.devices:doctor", "find why a device would measure badly, and how to fix it"),
+    "worker": ("rankship_benchmarks.verbs.rack:worker", "offer this host's devices to a rack, or make a rack's keys"),
+    "scheduler": ("rankship_benchmarks.verbs.rack:scheduler", "join the hosts of a rack: one for all of them"),
     "completion": (
         "rankship_pipeline.completion:completion",
         "print a script that makes a shell complete verbs and flags",

@@ -49,7 +49,8 @@ class RunPlan:
     `verified` are the host's proofs of the build's artifacts, the canary and the heads, in this order. The device's own
     runtime must compute what torch computes within `limits`. `canary` is timed like the build's artifacts; heads are
     verified and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), without
-    the canary. The run's bundle is made below `results`.
+    the canary. The run's bundle is made below `results`. `signers` are the public keys, besides this user's own, whose
+    signed manifests are believed.
     """
 
     build: Build
@@ -60,6 +61,7 @@ class RunPlan:
     limits: ParityChoice
     canary: Artifact | None = None
     profile: bool = False
+    signers: tuple[str, ...] = ()
 
 
 def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
@@ -73,7 +75,7 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
     build, store, suite, canary = plan.build, plan.store, plan.suite, plan.canary
     timed = build if canary is None else replace(build, artifacts=(*build.artifacts, canary))
     energy = plan_energy(suite.energy, require_meter(device)) if suite.energy else None
-    with watching(device), open_session(device, on_news=steps.note) as session:
+    with watching(device), open_session(device, on_news=steps.note, signers=plan.signers) as session:
         if energy:
             check_meter(session)
         with steps.transfer(f"push to {device.name}") as on_progress:
