@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rankship_pipeline.export.agreement import find_cosine, find_error
 from rankship_pipeline.export.artifact import Proof
 from rankship_pipeline.export.runner import Array, Runner
 from rankship_pipeline.foundation.artifact_key import Precision
@@ -44,13 +45,13 @@ def verify_artifact(
     """Run the artifact and compare its outputs; ParityFailed with the format and the numbers unless they agree.
 
     `path` is hashed first, so that a stale, swapped or truncated file is found before it runs. The artifact takes
-    `rows` samples at once.
+    `rows` samples at once. One that generates is given the prompt of its `generation`, then single tokens.
     """
     where = f"{artifact.key.title} ({path.name})"
     refuse_changed(artifact, path)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            output = runner.run(artifact.key.format, path, inputs, Path(folder), rows)
+            output = runner.run(artifact.key.format, path, inputs, Path(folder), rows, artifact.generation)
         except (AgentDied, CommandFailed, Lacks) as failure:  # other errors are the connection's, not the artifact's
             raise ParityFailed(f"{where} does not run: {failure}", hint=failure.hint or "build it again") from failure
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
@@ -95,7 +96,10 @@ def verify_proofs(
     found = []
     for one in proofs:
         try:
-            found.append(verify_artifact(artifact, path, one.inputs, one.expected, runner, limits, one.rows))
+            proven = artifact
+            if artifact.generation is not None:
+                proven = replace(artifact, generation=replace(artifact.generation, prompt_tokens=one.prompt_tokens))
+            found.append(verify_artifact(proven, path, one.inputs, one.expected, runner, limits, one.rows))
         except ParityFailed as failure:
             if not one.lengths:
                 raise
@@ -142,8 +146,8 @@ def _compare(spec: TensorSpec, got: Array, want: Array, precision: Precision) ->
     a, b = got.astype(np.float64), want.astype(np.float64)  # (samples, …)
     return Agreement(
         output=spec.name,
-        max_relative_error=float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)),
-        min_cosine=float(_cosines(a, b).min()),
+        max_relative_error=find_error(a, b),
+        min_cosine=find_cosine(a, b),
         top1_agreement=None if spec.classes_axis is None else _compare_choices(a, b, spec.classes_axis, precision),
     )
 
@@ -160,14 +164,6 @@ def _compare_choices(a: NDArray[np.float64], b: NDArray[np.float64], axis: int, 
         taken = np.take_along_axis(b, np.expand_dims(chosen, axis), axis).squeeze(axis)
         same |= b.max(axis) - taken <= tie * np.abs(b).max()
     return float(same.mean())
-
-
-def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # (samples, values)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same_zero = (norms == 0) & (np.abs(a - b).max(axis=1) == 0)
-    cosines: NDArray[np.float64] = np.where(same_zero, 1.0, (a * b).sum(1) / np.maximum(norms, 1e-300))
-    return cosines
 
 
 def _list_complaints(agreements: Sequence[Agreement], limits: ParityChoice) -> Iterator[str]:

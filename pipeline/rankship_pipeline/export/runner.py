@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import RunOutput
 
 Array = NDArray[np.float32]
@@ -17,8 +18,19 @@ Array = NDArray[np.float32]
 class Runner(Protocol):
     """Runs all samples through one artifact in its own runtime, one at a time, or `rows` at once."""
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
+    def run(
+        self,
+        format: Format,  # noqa: A002
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+        generation: Generation | None = None,
+    ) -> RunOutput:
         """Read .npy inputs (samples first), write one .npy per output into the folder; returns files and runtime.
+
+        With `generation` the input is token ids (samples, n), and the output the logits (samples, n - P + 1,
+        vocabulary) after the prompt of P tokens and after each further token.
 
         CommandFailed if the artifact cannot be loaded or run, Lacks if the runtime is missing.
         """
@@ -33,7 +45,15 @@ class FakeRunner:
     def __init__(self, compute: Callable[..., Array | tuple[Array, ...]]) -> None:
         self._compute = compute
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002
+    def run(
+        self,
+        format: Format,  # noqa: A002
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+        generation: Generation | None = None,  # noqa: ARG002 - the function knows
+    ) -> RunOutput:
         """Apply the function to `rows` samples at a time and stack the results."""
         if not artifact.is_file() or not artifact.read_bytes():
             raise CommandFailed(f"no {format} model in {artifact.name}", hint="build it again")

@@ -10,7 +10,8 @@ Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen referen
 Precision = Literal["float32", "float16", "int8", "int4"]  # the type of the stored weights; builds make the first
 Delegate = Literal["cpu", "gpu", "nnapi"]  # what computes it; builds are measured with the first
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # the variants that a build makes
-WHOLE, _HEAD = "whole", "head of "
+Phase = Literal["prefill", "decode"]  # of a file that generates: the prompt at once, then one token after the other
+WHOLE, DECODE, _HEAD, _PREFILL = "whole", "decode", "head of ", "prefill "
 
 
 @record
@@ -19,7 +20,8 @@ class ArtifactKey:
 
     `delegate` is what runs it: "cpu" is ONNX Runtime's CPU provider, and XNNPACK in TFLite and ExecuTorch. `part` is
     the part of the model in the file: "whole" (also for the backbone that tasks share), or a task's head (`head_of`).
-    `shape` names the lengths of a file for other lengths than the data's ("batch 8, sequence 128").
+    A file that generates is one whole, and timed as two parts: `DECODE`, a token, and prompts of stated lengths
+    (`prefill_of`). `shape` names the lengths of a file for other lengths than the data's ("batch 8, sequence 128").
     """
 
     variant: Variant
@@ -54,18 +56,39 @@ class ArtifactKey:
         return self.part.removeprefix(_HEAD) if self.part.startswith(_HEAD) else None
 
     @property
+    def phase(self) -> Phase | None:
+        """The phase of generating that it times; None for all else."""
+        return "decode" if self.part == DECODE else "prefill" if self.part.startswith(_PREFILL) else None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """The length of the prompt that it times; None for all else."""
+        return int(self.part.removeprefix(_PREFILL)) if self.phase == "prefill" else None
+
+    @property
+    def exported(self) -> "ArtifactKey":
+        """The key of the file that it is timed in."""
+        return self if self.phase is None else replace(self, part=WHOLE)
+
+    @property
     def dense(self) -> "ArtifactKey":
         """The key of the dense float32 model run in the same way, the denominator of time and energy ratios."""
         return replace(self, variant="dense", precision="float32")
 
     @property
-    def order(self) -> tuple[int, int, int, int, bool, str, str]:
-        """Its sort key: by format, then dense first, then defaults before other values."""
+    def order(self) -> tuple[int, int, int, int, bool, bool, int, str, str]:
+        """Its sort key: by format, then dense first, then defaults before other values, prompts by their length."""
         chosen = ((self.variant, Variant), (self.precision, Precision), (self.delegate, Delegate))
         variant, precision, delegate = (get_args(kind).index(value) for value, kind in chosen)
-        return FORMATS.index(self.format), variant, precision, delegate, self.part != WHOLE, self.part, self.shape
+        part = self.part != WHOLE, self.part == DECODE, self.prompt_tokens or 0, self.part
+        return FORMATS.index(self.format), variant, precision, delegate, *part, self.shape
 
 
 def head_of(task: str) -> str:
     """The `part` of a key for one task's head."""
     return f"{_HEAD}{task}"
+
+
+def prefill_of(tokens: int) -> str:
+    """The `part` of a key for a prompt of this many tokens."""
+    return f"{_PREFILL}{tokens}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .conditions import settle
+from .generate import generate
 from .governor import restore, tune
 from .meter import list_meters, sample_meter
 from .probe import probe
@@ -35,11 +36,12 @@ LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_coo
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
     "load": (load, "format artifact threads"),
-    "infer": (infer, "format artifact inputs output threads rows?"),
+    "infer": (infer, "format artifact inputs output threads rows? generation?"),
     "measure": (
         lambda request: settle(request, lambda calm: rest_around(calm, measure)),
-        f"format artifact inputs threads {LIMITS} idle_ms?",
+        f"format artifact inputs threads {LIMITS} idle_ms? generation? phase?",
     ),
+    "generate": (generate, "format artifact inputs threads generation new_tokens ends"),
     "profile": (profile, "format artifact inputs threads runs"),
     "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS}"),
     "meters": (list_meters, "period_us current_unit? voltage_unit?"),
@@ -53,10 +55,12 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
 INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
-    *("period_us", "duration_ms", "idle_ms", "runs", "rows"),
+    *("period_us", "duration_ms", "idle_ms", "runs", "rows", "new_tokens"),
 }
-LISTS = {"artifacts", "inputs", "cpus"}
-TYPES: dict[str, type] = {"request": dict, **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}  # others: str
+LISTS = {"artifacts", "inputs", "cpus", "ends"}
+TABLES = {"request", "generation"}
+# Fields of other names are texts.
+TYPES: dict[str, type] = {**dict.fromkeys(TABLES, dict), **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}
 DISK_FAULTS = {errno.ENOSPC: "no_space", errno.EDQUOT: "no_space", errno.EROFS: "read_only"}
 
 
@@ -82,7 +86,8 @@ def parse_request(text: str) -> tuple[Command, Request]:
         wrong += [name for name in request if name not in {*fields.replace("?", "").split(), "command"}]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise Fault("bad_request", f"not a request: {type(failure).__name__}: {failure}") from failure
-    if wrong or request.get("format", "onnx") not in RUNTIMES or request.get("threads", 1) < 1:
+    least = {} if wrong else {name: request.get(name, 1) for name in ("threads", "new_tokens")}
+    if wrong or request.get("format", "onnx") not in RUNTIMES or min(least.values()) < 1:
         raise Fault("bad_request", f"wrong in the request: {wrong or request}")
     if request["command"] == "spool":
         parse_request(json.dumps(request["request"]))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from .protocol import Event, Fault, Request
 from .state import read_state
@@ -64,8 +64,15 @@ def measure_with(program: Program, request: Request) -> Iterator[Event]:
         yield event
 
 
+def refuse_tokens(program: Program) -> NoReturn:
+    """Raise Fault lacks_runtime: the program keeps no cache between inferences."""
+    raise Fault("lacks_runtime", f"{program.name}'s program does not run files that generate")
+
+
 def _follow(program: Program, verb: str, request: Request, options: list[str]) -> Iterator[Event]:
     """Run the program and pass on its events; it exits by itself when nobody reads them any more."""
+    if request.get("generation"):
+        refuse_tokens(program)
     threads = ["--threads", str(request["threads"])]
     argv = [program.path, verb, *threads, *options, "--", request["artifact"], *request["inputs"]]
     last, loaded = "", False

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .protocol import Event, Fault, Request
 from .system import SYSTEM
@@ -20,8 +20,10 @@ class Loaded(NamedTuple):
     prepare: Callable[[Arrays], Any]  # one sample of each input
     infer: Callable[[Any], Any]
     unpack: Callable[[Any], Arrays]
+    make_ready: Callable[[Any], None] = lambda _: None  # what each inference needs done before it
 
 
+Model = TypeVar("Model")
 Loader = Callable[[str, int], Loaded]
 Opener = Callable[[], Loader]
 
@@ -142,7 +144,7 @@ def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
     return loader, {"name": name, "version": version, **SYSTEM}
 
 
-def load_artifact(loader: Loader, request: Request) -> Loaded:
+def load_artifact(loader: Callable[[str, int], Model], request: Request) -> Model:
     """Load the artifact; any error of the runtime becomes Fault bad_artifact."""
     try:
         return loader(request["artifact"], request["threads"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .programs import find_program, infer_with, load_with, measure_with
 from .protocol import Event, Fault, Request
-from .runtimes import Arrays, Loaded, Loader, load_artifact, open_runtime
+from .runtimes import Arrays, Loaded, Loader, Model, load_artifact, open_runtime
 from .state import read_state
 from .system import OWN_STATUS, read_kilobytes, read_waited
+from .tokens import open_tokens
 
 WINDOW_SAMPLES, WINDOW_NS = 3, 20_000_000  # a window of the warm-up ends when both are reached
 # The warm-up is steady by its last windows' medians: how many, largest / smallest, first / last if they fall.
@@ -38,7 +39,7 @@ def infer(request: Request) -> Iterator[Event]:
     if program is not None:
         yield from infer_with(program, request)
         return
-    loader, reading = open_runtime(request["format"])
+    loader, reading = open_model(request)
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     model = load_artifact(loader, request)
     import numpy as np
@@ -59,7 +60,7 @@ def measure(request: Request) -> Iterator[Event]:
         yield from measure_with(program, request)
         return
     yield {"event": "state", "when": "before", "state": read_state()}
-    loader, reading = open_runtime(request["format"])
+    loader, reading = open_model(request)
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     model, loaded = load_timed(loader, request)
     yield loaded
@@ -80,7 +81,13 @@ def measure(request: Request) -> Iterator[Event]:
     yield {"event": "done"}
 
 
-def load_timed(loader: Loader, request: Request) -> tuple[Loaded, Event]:
+def open_model(request: Request) -> tuple[Loader, Event]:
+    """Import the format's runtime; the loader is a decoder's where the request says how the file generates."""
+    loader, reading = open_runtime(request["format"])
+    return open_tokens(request) if request.get("generation") else loader, reading
+
+
+def load_timed(loader: Callable[[str, int], Model], request: Request) -> tuple[Model, Event]:
     """Load the artifact; also returns the event with the time it took and the memory resident then."""
     started = time.perf_counter_ns()
     model = load_artifact(loader, request)
@@ -103,9 +110,10 @@ def load_samples(paths: list[str], rows: int = 1) -> Iterator[Arrays]:
 
 def time_inferences(model: Loaded, feed: Any, min_samples: int, min_duration_ns: int) -> list[int]:  # noqa: ANN401
     """Time single inferences until there are enough of them and enough time has passed."""
-    clock, run, taken = time.perf_counter_ns, model.infer, []
+    clock, run, make_ready, taken = time.perf_counter_ns, model.infer, model.make_ready, []
     end = clock() + min_duration_ns
     while True:
+        make_ready(feed)
         before = clock()
         run(feed)
         after = clock()

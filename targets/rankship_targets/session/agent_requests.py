@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.client.calls import pick
 from rankship_targets.client.detached import Ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.trials.events import Event, Idle, Loaded, Opened, Samples, Settled, State, Warmed
-from rankship_targets.trials.request import MeasureRequest
+from rankship_targets.trials.request import GenerateRequest, MeasureRequest
 from rankship_targets.trials.trial import Conditions, Span, Trial
 
 LONGEST_COOLING_S = 900.0
@@ -15,7 +16,13 @@ AgentRequest = dict[str, object]
 
 
 def ask_to_infer(
-    artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, threads: int, rows: int = 1
+    artifact_format: Format,
+    artifact: str,
+    inputs: Sequence[str],
+    output: str,
+    threads: int,
+    rows: int = 1,
+    generation: Generation | None = None,
 ) -> AgentRequest:
     """Return the request to run every sample, `rows` at once; the agent writes `output`.0.npy and so on."""
     return {
@@ -26,7 +33,28 @@ def ask_to_infer(
         "output": output,
         "threads": threads,
         **({} if rows == 1 else {"rows": rows}),
+        **_limit_tokens(generation),
     }
+
+
+def ask_to_generate(request: GenerateRequest) -> AgentRequest:
+    """Return the request to generate tokens after a prompt."""
+    return {
+        "command": "generate",
+        "format": request.key.format,
+        "artifact": request.artifact,
+        "inputs": [request.prompt],
+        "threads": request.threads,
+        "new_tokens": request.new_tokens,
+        "ends": list(request.generation.ends),
+        **_limit_tokens(request.generation),
+    }
+
+
+def _limit_tokens(generation: Generation | None) -> AgentRequest:
+    if generation is None:
+        return {}
+    return {"generation": {"prompt_tokens": generation.prompt_tokens, "context": generation.context}}
 
 
 def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
@@ -44,6 +72,8 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
         "cool_below_mc": device.cool_below_mc,
         "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
+        **_limit_tokens(request.generation),
+        **({} if request.key.phase is None else {"phase": request.key.phase}),
     }
 
 

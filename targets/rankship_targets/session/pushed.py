@@ -13,7 +13,7 @@ from rankship_targets.session.manifest import check_pushed, manifest_path, read_
 from rankship_targets.transport.copying import OnProgress, copy_verified, remove_old_parts
 from rankship_targets.transport.link import Link
 from rankship_targets.transport.protocol import Transport, hash_many, run_checked
-from rankship_targets.trials.request import MeasureRequest
+from rankship_targets.trials.request import GenerateRequest, MeasureRequest
 
 
 class PushedFiles:
@@ -59,7 +59,7 @@ class PushedFiles:
         )
         return remote
 
-    def refuse_unproven(self, request: MeasureRequest) -> None:
+    def refuse_unproven(self, request: MeasureRequest | GenerateRequest) -> None:
         """Raise BuildError if the artifact to measure was not pushed as verified."""
         if self._proven.get(request.artifact) != request.artifact_sha256:
             message = f"{request.artifact} was not pushed as verified in this session: nothing was measured"

@@ -6,6 +6,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import RunOutput
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick
@@ -24,11 +25,19 @@ class HostRunner:
         self._threads = threads
         self._device = device or describe_this_machine()
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002 - as the protocol names it
+    def run(
+        self,
+        format: Format,  # noqa: A002 - as the protocol names it
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+        generation: Generation | None = None,
+    ) -> RunOutput:
         """Run every sample, `rows` at once; `into` gets one .npy file per output."""
         output = str(into.resolve() / "output")
         paths = [str(path.resolve()) for path in inputs]
-        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads, rows)
+        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads, rows, generation)
         with LocalTransport() as transport:
             events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
         count = pick(events, Done, self._device).outputs
@@ -47,11 +56,19 @@ class DeviceRunner:
         self._threads = threads
         self._pushed = pushed or {}
 
-    def run(self, format: Format, artifact: Path, inputs: Sequence[Path], into: Path, rows: int = 1) -> RunOutput:  # noqa: A002 - as above
+    def run(
+        self,
+        format: Format,  # noqa: A002 - as above
+        artifact: Path,
+        inputs: Sequence[Path],
+        into: Path,
+        rows: int = 1,
+        generation: Generation | None = None,
+    ) -> RunOutput:
         """Copy the files, run every sample on the device, and fetch the outputs into `into`."""
         remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
         remotes = [self._session.push_file(path) for path in inputs]
-        files, reading = self._session.infer(format, remote, remotes, into, self._threads, rows)
+        files, reading = self._session.infer(format, remote, remotes, into, self._threads, rows, generation)
         return _describe(files, reading)
 
 

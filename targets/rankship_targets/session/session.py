@@ -9,6 +9,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import AgentDied, PersistentTargetError, TargetError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick, split_turns
@@ -20,6 +21,7 @@ from rankship_targets.devices.meter_choice import MeterChoice
 from rankship_targets.meters.meter import Meter, Reach, open_meter
 from rankship_targets.session.agent_requests import (
     AgentRequest,
+    ask_to_generate,
     ask_to_infer,
     ask_to_measure,
     ask_to_profile,
@@ -34,8 +36,8 @@ from rankship_targets.transport.copying import OnProgress
 from rankship_targets.transport.lease import STALE_S, Lease, describe_owner
 from rankship_targets.transport.link import Link
 from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, run_checked
-from rankship_targets.trials.events import Done, Event, Loaded, Opened, Probe, Profiled, Traced
-from rankship_targets.trials.request import LoadReading, MeasureRequest
+from rankship_targets.trials.events import Done, Event, Generated, Loaded, Opened, Probe, Profiled, Traced
+from rankship_targets.trials.request import GenerateRequest, LoadReading, MeasureRequest
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
 INFER_TIMEOUT_S = 600.0
@@ -121,11 +123,18 @@ class Session:
         return self._files.push_file(path, on_progress)
 
     def infer(
-        self, artifact_format: Format, artifact: str, inputs: Sequence[str], into: Path, threads: int = 1, rows: int = 1
+        self,
+        artifact_format: Format,
+        artifact: str,
+        inputs: Sequence[str],
+        into: Path,
+        threads: int = 1,
+        rows: int = 1,
+        generation: Generation | None = None,
     ) -> tuple[list[Path], RuntimeReading]:
         """Run all samples on the device, `rows` at once, and fetch one .npy file per output, samples on axis 0."""
         folder = f"{self._workdir}/outputs/{secrets.token_hex(8)}"
-        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads, rows)
+        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads, rows, generation)
 
         def step(transport: Transport) -> tuple[list[Path], RuntimeReading]:
             run_checked(transport, ["mkdir", "-p", "--", folder])
@@ -194,6 +203,15 @@ class Session:
             with suppress(TargetError):  # a week later the device removes it by itself
                 self._runs.forget(run.run)
         return [replace(one, peak_rss_bytes=None, runtime_rss_bytes=None) for one in trials]
+
+    def generate(self, request: GenerateRequest) -> Generated:
+        """Continue a prompt with a pushed artifact, the likeliest token each time; its times are of this one text."""
+        self._files.refuse_unproven(request)
+        asked = ask_to_generate(request)
+        events = self._link.call(
+            lambda link: self._ask(link, asked, INFER_TIMEOUT_S), retry_timeouts=False, patient=True
+        )
+        return pick(events, Generated, self.device)
 
     def open_meter(self, choice: MeterChoice, limit_ms: int) -> Meter:
         """Return a meter that records while this session measures, for at most `limit_ms`."""

@@ -160,6 +160,20 @@ class Samples:
 
 
 @record
+class Generated:
+    """The tokens after a prompt, the likeliest each time; `first_ns` includes the prompt, `ns` are the others' times.
+
+    The last token is one that ends a text, unless the context was full or no more were asked for.
+    """
+
+    event: Literal["generated"]
+    tokens: tuple[int, ...]
+    first_ns: int
+    ns: tuple[int, ...]
+    peak_rss_bytes: int | None
+
+
+@record
 class Idle:
     """The device rested before or after the timed loop, between these instants of its monotonic clock."""
 
@@ -250,6 +264,7 @@ Event = (
     | Spooled
     | Warmed
     | Samples
+    | Generated
     | Idle
     | Profiled
     | Traced
@@ -271,6 +286,7 @@ _RECORDS: dict[str, type[Event]] = {
     "spooled": Spooled,
     "warmed": Warmed,
     "samples": Samples,
+    "generated": Generated,
     "idle": Idle,
     "profiled": Profiled,
     "traced": Traced,

@@ -1,7 +1,8 @@
-"""The request for one measurement, and the result of loading an artifact without running it."""
+"""The requests for one measurement and for one text, and the result of loading an artifact without running it."""
 
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.trials.trial import RuntimeReading
 
 
@@ -11,6 +12,8 @@ class MeasureRequest:
 
     The timed loop ends when both `min_samples` and `min_duration_ms` are reached; the warm-up when it is steady or
     `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, so that a meter records it.
+    Of a file that generates, the key's part says what one timed inference is: the first `generation.prompt_tokens`
+    tokens of the input, or one of the others after them.
     """
 
     round: int
@@ -24,6 +27,20 @@ class MeasureRequest:
     max_warmup_ms: int
     timeout_s: float = 900.0
     idle_ms: int | None = None
+    generation: Generation | None = None
+
+
+@record
+class GenerateRequest:
+    """What to continue and how far: `prompt` is a pushed file of token ids (1, n)."""
+
+    key: ArtifactKey
+    artifact: str
+    artifact_sha256: str
+    prompt: str
+    threads: int
+    new_tokens: int
+    generation: Generation
 
 
 @record

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from make.artifacts import CANARY, COMPRESSED, DENSE
-from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, head_of
+from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE, ArtifactKey, head_of, prefill_of
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import InputError
 
@@ -36,6 +36,14 @@ def test_lists_go_by_format_dense_first_the_usual_before_the_rest() -> None:
 def test_a_part_is_a_tasks_head_or_none() -> None:
     assert (HEAD.task, HEAD.part) == ("prefill", "head of prefill")
     assert [replace(DENSE, part=part).task for part in (WHOLE, "prefill", "decode")] == [None] * 3
+
+
+def test_a_file_that_generates_is_timed_by_phase_prompts_by_their_length_then_a_token() -> None:
+    parts = [replace(INT8, part=part) for part in (prefill_of(16), prefill_of(128), DECODE)]
+    assert sorted([parts[2], parts[1], parts[0]], key=lambda key: key.order) == parts
+    assert [(one.phase, one.prompt_tokens) for one in parts] == [("prefill", 16), ("prefill", 128), ("decode", None)]
+    assert {one.exported for one in parts} == {INT8}
+    assert (HEAD.phase, HEAD.exported) == (None, HEAD)
 
 
 def test_the_dense_counterpart_is_run_in_the_same_way() -> None:
