@@ -1,6 +1,7 @@
 """The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,8 @@ from rankship_pipeline.foundation.flags import parse, start_parser
 if TYPE_CHECKING:
     from rankship_benchmarks.bundle.suite import Suite
     from rankship_pipeline.foundation.console import Steps
-    from rankship_targets.devices.device import Device
 
-_MEASURING = ("--on", "--inventory", "--results", "--store")
+_MEASURING = ("--on", "--inventory", "--scheduler", "--keys", "--results", "--store")
 
 
 def run(argv: list[str]) -> int:
@@ -82,49 +82,42 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def find_devices(arguments: argparse.Namespace) -> "list[Device]":
-    """Find every device that `--on` names, twins too."""
-    from rankship_benchmarks.fleet.schedule import read_jobs
-    from rankship_targets.devices.device import find_device
-
-    return [find_device(name, arguments.inventory) for job in read_jobs(arguments.on) for name in job.devices]
-
-
 def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None", *, make_missing: bool) -> None:
     """Check flags, recipe, folders and devices first, so that mistakes show early; then build, verify and measure."""
     from rankship_benchmarks.bundle.suite import default_suite
-    from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
+    from rankship_benchmarks.fleet.measure import list_devices, measure_devices, plan_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import read_jobs
-    from rankship_benchmarks.measure.ready import check_ready
+    from rankship_benchmarks.verbs.lab import open_lab
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe
     from rankship_targets.devices.device import find_device
 
-    devices = find_devices(arguments)
-    steps, store = Steps(), Store(arguments.store)
-    prepared = prepare_recipe(recipe, steps, store)
-    suite = suite or default_suite(prepared.recipe.name)
+    jobs, steps, store = read_jobs(arguments.on), Steps(), Store(arguments.store)
+    with open_lab(jobs, arguments) as lab:
+        prepared = prepare_recipe(recipe, steps, store)
+        suite = suite or default_suite(prepared.recipe.name)
 
-    from rankship_pipeline.flow.build import build_recipe, find_build  # after the recipe was read: this imports torch
+        from rankship_pipeline.flow.build import build_recipe, find_build  # now: this imports torch
 
-    ensure_writable(arguments.store, "--store")
-    ensure_writable(arguments.results, "--results")
-    store.sweep()
-    check_ready(devices, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
-    if make_missing and prepared.recipe.budget.on is not None:
-        from rankship_benchmarks.costs.landing import land_missing
+        ensure_writable(arguments.store, "--store")
+        ensure_writable(arguments.results, "--results")
+        store.sweep()
+        for device in list_devices(jobs):
+            lab.check(device, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
+        if make_missing and prepared.recipe.budget.on is not None:
+            from rankship_benchmarks.costs.landing import land_missing
 
-        land_missing(
-            prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
-        )
-    build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
-    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
-    ended = measure_devices(read_jobs(arguments.on), {one.name: one for one in devices}, measure, steps, pauses_s=())
-    for one in ended.values():
-        if one.result is not None:
-            _report(one.result, None, steps, verbose=arguments.verbose)
-    raise_first(ended, steps)
+            land_missing(
+                prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
+            )
+        build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
+        plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
+        ended = measure_devices(jobs, partial(lab.measure, plan), steps, pauses_s=())
+        for one in ended.values():
+            if one.result is not None:
+                _report(one.result, None, steps, verbose=arguments.verbose)
+        raise_first(ended, steps)
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = False) -> None:

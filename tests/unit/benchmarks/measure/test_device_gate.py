@@ -24,6 +24,7 @@ from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Build, RunOutput, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -102,9 +103,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         inputs: Sequence[Path],
         into: Path,
         rows: int = 1,
+        generation: Generation | None = None,
     ) -> RunOutput:
         noted.append(format)
-        return run(self, format, artifact, inputs, into, rows)
+        return run(self, format, artifact, inputs, into, rows, generation)
 
     monkeypatch.setattr(DeviceRunner, "run", note)
     return noted

@@ -20,6 +20,7 @@ from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
 from rankship_benchmarks.judge.energy_figures import CaseEnergy
 from rankship_benchmarks.judge.summary import summarise
+from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measure
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, Lacks
@@ -40,7 +41,7 @@ CALM = EnergyChoice(rounds=7, busy_ms=2500, idle_ms=2500)  # two rounds to spare
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(measure, "find_inputs", lambda *_: [tmp_path / "x.npy"])
+    monkeypatch.setattr(cases, "find_inputs", lambda *_: [tmp_path / "x.npy"])
     (tmp_path / "store").mkdir()
     write_power_meter(tmp_path / "root", BOARD_UW)
     write_rooted_python(tmp_path)

@@ -57,7 +57,10 @@ def keep_profile(folder: Path, profile: Profile) -> None:
 def rebuild(bundle: Bundle) -> Bundle:
     """The same run of a file that another package made."""
     build = bundle.header.build
-    new = [replace(one, sha256=f"new {one.sha256}"[:64], toolchain=one.toolchain | {"torch": "9"}) for one in build.artifacts]
+    new = [
+        replace(one, sha256=f"new {one.sha256}"[:64], toolchain=one.toolchain | {"torch": "9"})
+        for one in build.artifacts
+    ]
     trials = [replace(one, artifact_sha256=f"new {one.artifact_sha256}"[:64]) for one in bundle.trials]
     header = replace(bundle.header, build=replace(build, artifacts=tuple(new)))
     return replace(bundle, header=header, trials=tuple(trials))
