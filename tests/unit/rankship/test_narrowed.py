@@ -47,7 +47,7 @@ def test_a_plan_with_fewer_neurons_is_within_its_budget_and_loads(tmp_path: Path
     assert by_name["gate"].relative_error == 0
     assert all(0 < (lost or 0) < 0.5 for lost in (by_name["down"].relative_error, by_name["down"].held_out_error))
     again = rs.load(small.save(tmp_path / "out"), into=make_net())
-    torch.testing.assert_close(again.module(X), small.module(X), rtol=0, atol=0)
+    torch.testing.assert_close(again(X), small.module(X), rtol=0, atol=0)
 
 
 def test_fewer_neurons_lose_less_than_ranks_alone() -> None:
