@@ -42,6 +42,7 @@ DOORS = {
         "export",
         "factors.analysis",
         "factors.forms",
+        "quantise.sizes",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",
