@@ -13,7 +13,7 @@ from make.decoders import VOCABULARY, make_decoder
 from rankship_pipeline.export import Expected
 from rankship_pipeline.export.decoders import write_decoder
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.models.huggingface import ByPosition
 from rankship_targets.agent.decoders import Decoder
 

@@ -17,7 +17,7 @@ from rankship_pipeline.export import Expected, keep_stdout_clean
 from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.foundation.errors import InputError, RankshipError, UnsupportedOp
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
 from rankship_pipeline.foundation.frozen import record
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.models.huggingface import ByPosition
 
 Update = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -14,7 +14,7 @@ from rankship_pipeline.export.decoders.cached import Shape, run_cached, see_earl
 from rankship_pipeline.export.executorch import lower_graph
 from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.graph import order_rows
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 _EXAMPLE = 3  # tokens: a length that nothing else has
 

@@ -15,7 +15,7 @@ from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.graph import order_rows
 from rankship_pipeline.export.onnx import OPSET, strip_metadata
 from rankship_pipeline.foundation.errors import UnsupportedOp
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 _EXAMPLE = 3, 4  # tokens, and places in the cache before them: lengths that nothing else has
 

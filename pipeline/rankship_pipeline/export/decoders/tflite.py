@@ -18,7 +18,7 @@ from rankship_pipeline.export import check_size
 from rankship_pipeline.export.decoders.cached import Shape, run_cached
 from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.graph import order_rows
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 _PREFILLS = 16, 128, 512  # tokens that a signature takes at once, where the context has as many
 

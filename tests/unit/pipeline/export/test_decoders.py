@@ -10,7 +10,7 @@ from torch import nn
 from make.generating import GENERATION, make_generating
 from rankship_pipeline.export.decoders import write_decoder
 from rankship_pipeline.foundation.errors import InputError, UnsupportedOp
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 
 @pytest.mark.parametrize(
