@@ -49,6 +49,8 @@ DOORS = {
         "ranks.call_sites",
         "ranks.price",
         "recover.refine",
+        "stream.choice",
+        "stream.job",
     },
     ("rankship_benchmarks", "rankship_targets"): {
         "devices",

@@ -44,7 +44,7 @@ class Watched:
 Read = Sequence[tuple[Watched, RoundEnergy | str]]  # each trial's figures, or why it does not count
 
 
-def collect_energies(read: Read, site: str) -> SiteCosts:
+def collect_energies(read: Read, site: str, *, rounds_inputs: bool = False) -> SiteCosts:
     """Collect one site's total energies in nJ per inference by round, and the reasons of those that do not count."""
     energies: dict[str, BySweep] = {}
     reasons: list[str] = []
@@ -55,7 +55,7 @@ def collect_energies(read: Read, site: str) -> SiteCosts:
             reasons.append(f"{one.subject}, round {one.round}: {energy}")
         else:
             energies.setdefault(one.subject, {})[one.round] = energy.total.value_nj
-    return SiteCosts(energies, lambda: refuse_energies(reasons))
+    return SiteCosts(energies, lambda: refuse_energies(reasons), rounds_inputs)
 
 
 def measure_energies(
@@ -71,7 +71,7 @@ def measure_energies(
     table = time_layers(prepared, store, place, results, steps)
     key = digest({"times": name_journal(prepared, place), "energy": plan})
     journal = Lines(Watched, results / f"energies-{prepared.recipe.name}-{place.device}-{key[:12]}.jsonl")
-    subjects = table.make({site: [one.factors for one in some] for site, some in table.offers.items()})
+    subjects = table.make({site: [one.stored for one in some] for site, some in table.offers.items()})
     _watch(subjects, place, journal, steps, choice)
     return _price(table, journal.lines, plan)
 
@@ -100,12 +100,13 @@ def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> 
 
 def _price(table: LayerTimes, watched: Sequence[Watched], plan: EnergyPlan) -> CostTable:
     read = read_all(watched, plan)
-    energies = {site: collect_energies(read, site.name) for site in table.offers}
+    alone = table.prepared.activations == "dynamic"
+    energies = {site: collect_energies(read, site.name, rounds_inputs=alone) for site in table.offers}
     shares = {site: energies[site].share() if site in energies else table.share(site) for site in table.kinds}
     offers: dict[Site, list[Offer]] = {}
     for site, some in table.offers.items():
-        ratios = [(one.factors, energies[site].ratio(one.factors)) for one in some]
-        offers[site] = [Offer(factors=factors, ratio=ratio) for factors, ratio in ratios if ratio is not None]
+        ratios = [(one.stored, energies[site].ratio(one.stored)) for one in some]
+        offers[site] = [Offer(stored=stored, ratio=ratio) for stored, ratio in ratios if ratio is not None]
     latest = max(one.metered.trial.started_utc for one in watched)
     return table.price("uj", find_model_uj(read), shares, offers, latest, plan.choice.rounds)
 

@@ -8,8 +8,10 @@ from rankship_benchmarks.costs.runtime_on_device import WHOLE, Place, Subject, c
 from rankship_benchmarks.costs.time_table import measure_costs
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, median_by_round
+from rankship_pipeline.flow.budget import price_measured
 from rankship_pipeline.flow.landed_budget import allow, is_landed, keep_landing
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.flow.rounded import list_precisions, round_model
 from rankship_pipeline.flow.show import state_landing
 from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import digest
@@ -18,7 +20,7 @@ from rankship_pipeline.foundation.errors import UnlikeConditions
 from rankship_pipeline.foundation.records import CostTable, Landing, LandingTry
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.ranks.budget import keep_to_method, resolve_budget
-from rankship_pipeline.ranks.price import Price, price_table, read_table
+from rankship_pipeline.ranks.price import Price, read_table
 from rankship_pipeline.recipe.choices import choose
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
@@ -94,8 +96,7 @@ class _Bench:
     @property
     def price(self) -> Price:
         """The table's costs of this recipe's layers."""
-        prepared, weights = self.prepared, self.prepared.recipe.precision.weights
-        return price_table(self.table, prepared.layers, prepared.model_sha256, "the table", weights)
+        return price_measured(self.prepared, self.table, "the table")
 
     @property
     def range(self) -> Range:
@@ -113,11 +114,17 @@ class _Bench:
     def attempt(self, asked_ns: int) -> LandingTry | None:
         """Allocate `asked_ns` by the table, build, push, and measure beside the dense model; None for known ranks."""
         allowed = allow(self.prepared, self.table, asked_ns)
-        model, plan = Stages(allowed.prepared, self.store, self.steps).compress(allowed, choose(self.prepared.recipe))
+        stages = Stages(allowed.prepared, self.store, self.steps)
+        model, plan = stages.compress(allowed, choose(self.prepared.recipe))
         if plan.total_cost in self._tried:
             return None
         self._tried.add(plan.total_cost)
-        compressed = self.place.push_whole(allowed.prepared, self.store, self.steps, "compressed", model, plan)
+        bits = None
+        (precision,) = list_precisions(self.prepared.recipe, plan)
+        if precision != "float32":
+            rounded = round_model(stages, model, plan, precision)
+            model, bits = rounded.exported, rounded.bits
+        compressed = self.place.push_whole(allowed.prepared, self.store, self.steps, "compressed", model, plan, bits)
         return self._time(
             [self.place.push_dense(self.prepared, self.store, self.steps), compressed], asked_ns, plan.total_cost
         )

@@ -19,17 +19,20 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
+from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.graph import expect_operators, trace_graph
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.export.runner import Runner
+from rankship_pipeline.flow.rounded import round_copies
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, ManifestRefused
 from rankship_pipeline.foundation.formats import FACTS, Format
-from rankship_pipeline.foundation.records import Artifact, Factors, Verified
+from rankship_pipeline.foundation.records import Artifact, Stored, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import find_version, hash_code, list_versions
 from rankship_pipeline.ranks.call_sites import Branches, Site, make_copies, make_samples
 from rankship_pipeline.recipe.export_choices import ParityChoice
+from rankship_pipeline.recipe.precision import Computed
 from rankship_targets.session.manifest import read_manifest, sign_artifact
 
 # A probe's output is no class scores: two of its many values may tie, so top 1 may differ without an error.
@@ -38,22 +41,30 @@ LIMITS = ParityChoice(samples=2, min_top1_agreement=0.9)
 
 @dataclass(frozen=True)
 class Probe:
-    """A site's layer, dense or factored, as `copies` copies side by side."""
+    """A site's layer stored in one way, as `copies` copies side by side, with activations computed as `computed`."""
 
     site: Site
-    factors: Factors | None
+    stored: Stored
     copies: int
+    computed: Computed = "float32"
 
     def list_ingredients(self, format_: Format) -> dict[str, object]:
         """Return everything that the probe's file depends on."""
+        bits = self.stored.weights != "float32"
         return {
             "site": digest(self.site),
-            "factors": str(self.factors),
+            "stored": str(self.stored),
+            "computed": self.computed if bits else "float32",
             "copies": self.copies,
             "format": format_,
             "code": hash_code(),
-            "versions": list_versions(format_),
+            "versions": [list_versions(format_), list_versions("executorch") if bits else {}],  # its quantiser's
         }
+
+    def make_part(self, module: nn.Module) -> Part:
+        """Make the part with the proof's inputs."""
+        samples = (make_samples(self.site, LIMITS.samples),)
+        return Part("dense" if self.stored.factors is None else "compressed", module, samples, outputs=("sum",))
 
 
 def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[Artifact]:
@@ -62,15 +73,28 @@ def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[
     ONNX files are exported as one graph, which takes little longer than a single file, and then split.
     """
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
-    modules = [make_copies(one.site, one.factors, one.copies) for one in missing]
+    parts = _make_parts(missing, format_)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{place}.{FACTS[format_].suffix}" for place in range(len(missing))]
         if missing and format_ == "onnx":
-            _export_together(modules, make_samples(missing[0].site, 1), files)
-        for probe, module, file in zip(missing, modules, files, strict=True):
-            _keep(probe, module, file, format_, store)
+            _export_together([one.module for one in parts], make_samples(missing[0].site, 1), files)
+        for probe, part, file in zip(missing, parts, files, strict=True):
+            _keep(probe, part, file, format_, store)
     entries = [store.find("probe", one.list_ingredients(format_)) for one in probes]
     return [read_artifact(entry) for entry in entries if entry is not None]
+
+
+def _make_parts(probes: Sequence[Probe], format_: Format) -> list[Part]:
+    """Make the parts of one site's probes, with random weights, as a format exports them."""
+    copies = {one: make_copies(one.site, one.stored.factors, one.copies) for one in probes}
+    parts = {one: one.make_part(module) for one, module in copies.items() if one.stored.weights == "float32"}
+    others = [one for one in probes if one not in parts]
+    if others:
+        samples = (make_samples(others[0].site, LIMITS.samples),)
+        rounded = round_copies([(copies[one], one.stored.weights) for one in others], others[0].computed, samples)
+        for one, (module, bits) in zip(others, rounded, strict=True):
+            parts[one] = fit_format(bits.give(one.make_part(module)), format_)
+    return [parts[one] for one in probes]
 
 
 def _export_together(modules: Sequence[nn.Module], sample: Tensor, files: Sequence[Path]) -> None:
@@ -78,25 +102,25 @@ def _export_together(modules: Sequence[nn.Module], sample: Tensor, files: Sequen
 
     whole = files[0].with_name("whole.onnx")
     with keep_stdout_clean():
-        load_exporter("onnx").export_graph(trace_graph(Branches(modules).eval(), (sample,)), whole)
+        load_exporter("onnx").export_graph(trace_graph(Branches(modules), (sample,)), whole)
         split_outputs(whole, files)
 
 
-def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: Store) -> None:
+def _keep(probe: Probe, part: Part, file: Path, format_: Format, store: Store) -> None:
     """Put a probe into the store with inputs and torch's outputs; BuildError if its file lacks an operator."""
     made_from = probe.list_ingredients(format_)
-    samples = make_samples(probe.site, LIMITS.samples)
 
     def write(path: Path) -> None:
-        graph = trace_graph(module, (samples[:1],))
+        graph = trace_graph(part.module, tuple(one[:1] for one in part.samples))
         if file.exists():
             shutil.copyfile(file, path)
         else:
             export_file(graph, format_, path)
+        store_bits(part, graph, format_, path)  # what a converter keeps in float32, it keeps so in the model too
         found = Counter((one.rows, one.columns) for one in read_operators(format_, path))
         wanted = Counter((one.rows, one.columns) for one in expect_operators(graph).needed)
         if wanted - found:
-            message = f"{probe.site} as {probe.factors or 'dense'}: {wanted - found} are not in the {format_} file"
+            message = f"{probe.site} as {probe.stored}: {wanted - found} are not in the {format_} file"
             raise BuildError(
                 message, hint="the exporter merged operators that should stay apart; try another version of it"
             )
@@ -104,7 +128,7 @@ def _keep(probe: Probe, module: nn.Module, file: Path, format_: Format, store: S
     make = partial(
         write_artifact,
         entry=store.name("probe", made_from),
-        part=Part("dense" if probe.factors is None else "compressed", module, (samples,), outputs=("sum",)),
+        part=part,
         format_=format_,
         write_file=write,
         recipe_sha256=digest(probe.site),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rankship_benchmarks.costs.probes import prove
-from rankship_pipeline.flow.artifacts import export_variants
+from rankship_pipeline.flow.artifacts import Bits, export_variants
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.artifact_key import Variant
@@ -80,11 +80,18 @@ class Place:
         return self.push_whole(prepared, store, steps, "dense", merged, None)
 
     def push_whole(
-        self, prepared: Prepared, store: Store, steps: Steps, variant: Variant, model: Model, plan: RankPlan | None
+        self,
+        prepared: Prepared,
+        store: Store,
+        steps: Steps,
+        variant: Variant,
+        model: Model,
+        plan: RankPlan | None,
+        bits: Bits | None = None,
     ) -> Subject:
         """Export a whole model to this format alone and push it; other formats follow once the ranks are known."""
         one = replace(prepared, recipe=replace(prepared.recipe, export=ExportChoice(formats=(self.format,))))
-        artifact, *_heads = export_variants(one, store, steps, [(variant, model, plan, None)])
+        artifact, *_heads = export_variants(one, store, steps, [(variant, model, plan, bits)])
         return self.push("", variant, artifact, store, prepared.recipe.parity)
 
 

@@ -8,35 +8,39 @@ from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes
 from rankship_benchmarks.costs.runtime_on_device import SINGLE_LAYER, Place, Subject
 from rankship_benchmarks.costs.sweeps import (
     COPIES,
-    DENSE,
     MODEL,
-    SINGLE,
     Offer,
     SiteCosts,
     collect_times,
     find_model_ns,
+    list_wanted,
     price_layer,
 )
 from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
-from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
+from rankship_benchmarks.stats.staircase import is_cheaper, keep_steps, pick_rungs
+from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.factors.forms import list_ladder
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import CostTable, CostUnit, Factors, Form
+from rankship_pipeline.foundation.records import CostTable, CostUnit, Form, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
+from rankship_pipeline.quantise.sizes import is_offered
 from rankship_pipeline.ranks.call_sites import Site
 
 SWEEPS = 9  # per pass: the fewest whose 95 % interval tolerates one outlier
 PASSES = 4  # an even grid, then three bisections
+PASSES_OF_BITS = 2  # of other types than float32: so at most 2 + 7 probes of one kind of layer, type and form
 CHUNK = 60  # subjects per process: starting one takes longer than timing a subject
 GRID = 4  # ranks of each form in the first pass
 WORTH = 0.01  # share of the model's time: kinds of layer below it stay dense, their options are not measured
 _BLOCK = 100  # sweep numbers of one chunk in one pass
 
-Chunk = dict[Site, Sequence[Factors]]  # what one process times: sites and their options
+Chunk = dict[Site, Sequence[Stored]]  # what one process times: sites and their options
+Ladder = tuple[Site, Form, Precision]
 
 
 def measure_costs(
@@ -73,64 +77,99 @@ class LayerTimes:
     steps: Steps
     journal: Journal = field(init=False)
     offers: dict[Site, list[Offer]] = field(init=False)
-    ladders: dict[tuple[Site, Form], list[Factors]] = field(default_factory=dict)
-    planned: dict[tuple[Site, Form], list[list[int]]] = field(default_factory=dict)
+    ladders: dict[Ladder, list[Stored]] = field(default_factory=dict)
+    planned: dict[Ladder, list[list[int]]] = field(default_factory=dict)
     _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         everywhere = self.prepared.sites
         self.sites = {layer.name: everywhere[layer.name] for layer in self.prepared.layers}
         self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
+        self._offered = (self.prepared.offered, list_offered((self.place.format,), self.prepared.activations))
+
+    @property
+    def types(self) -> list[Precision]:
+        """The types to time, float32 first, with which others are compared."""
+        return list(dict.fromkeys(("float32", *self.prepared.recipe.precision.weights)))
 
     def find_worthy(self) -> list[Site]:
-        """Time every kind of layer dense; returns those that take at least WORTH of the model's time."""
-        alone: Chunk = dict.fromkeys(self.kinds, ())
-        self._run(0, [alone], "dense layers")
+        """Time every kind of layer dense in every type; returns those worth WORTH of the model's time in float32."""
+        dense = {site: [Stored(weights=one) for one in self._list_types(site)] for site in self.kinds}
+        self.time_options(0, dense)
         first = [
             one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK
         ]  # sweeps of later passes must not change the choice
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
         return [site for site in self.kinds if calls[site] * collect_times(first, site.name).share().value >= WORTH]
 
-    def pick_options(self, site: Site) -> list[Factors]:
+    def _list_types(self, site: Site) -> list[Precision]:
+        return [one for one in self.types if self._is_offered(site, Stored(weights=one))]
+
+    def _is_offered(self, site: Site, stored: Stored) -> bool:
+        return stored.weights == "float32" or all(is_offered(site.layer, stored, one) for one in self._offered)
+
+    def pick_options(self, site: Site) -> list[Stored]:
         """Choose a site's options to measure in the next pass, from the times so far."""
-        times, chosen = collect_times(self.journal.timings, site.name), []
+        chosen = []
         for form in self.prepared.recipe.ranks.forms:
-            key = (site, form)
-            ladder = self.ladders.setdefault(key, list_ladder(site.layer, self.prepared.recipe.ranks.step, form))
-            passes = self.planned.setdefault(key, [])
-            rungs = pick_rungs(len(ladder), [self._read(times, ladder, one) for one in passes], GRID)
-            passes.append(rungs)
-            chosen += [ladder[place] for place in rungs]
+            for weights in self._list_types(site):
+                key = (site, form, weights)
+                ladder = self.ladders.setdefault(key, self._list_ladder(*key))
+                passes = self.planned.setdefault(key, [])
+                if weights != "float32" and len(passes) == PASSES_OF_BITS:
+                    continue
+                rungs = pick_rungs(len(ladder), [self._read(key, one) for one in passes], GRID)
+                passes.append(rungs)
+                chosen += [ladder[place] for place in rungs]
         return chosen
 
-    def time_options(self, number: int, wanted: Mapping[Site, Sequence[Factors]]) -> None:
+    def _list_ladder(self, site: Site, form: Form, weights: Precision) -> list[Stored]:
+        """List a form's ranks that may have a type, rising."""
+        ranks = list_ladder(site.layer, self.prepared.recipe.ranks.step, form)
+        ways = [Stored(factors=factors, weights=weights) for factors in ranks]
+        return [one for one in ways if self._is_offered(site, one)]
+
+    def time_options(self, number: int, wanted: Mapping[Site, Sequence[Stored]]) -> None:
         """Time one pass: every site's options beside its own dense layer and the whole model."""
         chunks: list[Chunk] = []
         for site, options in wanted.items():
             if not chunks or _count(chunks[-1]) + _count({site: options}) > CHUNK:
                 chunks.append({})
             chunks[-1][site] = options
-        self._run(number, chunks, f"pass {number}")
+        self._run(number, chunks, f"pass {number}" if number else "dense layers")
 
     def list_offers(self, site: Site) -> list[Offer]:
-        """List the last rank of each step of each form, with its cost."""
-        times, offers = collect_times(self.journal.timings, site.name), []
-        for form in self.prepared.recipe.ranks.forms:
-            ladder, passes = self.ladders[site, form], self.planned[site, form]
-            measured = self._read(times, ladder, [place for one in passes for place in one])
-            offers += [Offer(factors=ladder[place], ratio=measured[place]) for place in keep_steps(measured)]
+        """List every type's dense layer, and the last rank of each step of each form; with their costs.
+
+        Where float32 is to be had, a dense layer of another type is offered only if it is cheaper.
+        """
+        times, offers = self._collect(site), []
+        for weights in self._list_types(site)[1:]:
+            ratio = times.ratio(Stored(weights=weights))
+            is_alone = "float32" not in self.prepared.recipe.precision.weights
+            if ratio is not None and (is_alone or is_cheaper(ratio)):
+                offers.append(Offer(stored=Stored(weights=weights), ratio=ratio))
+        for key, ladder in self.ladders.items():
+            if key[0] == site:
+                measured = self._read(key, [place for one in self.planned[key] for place in one])
+                ratios = [(ladder[place], times.ratio(ladder[place])) for place in keep_steps(measured)]
+                offers += [Offer(stored=stored, ratio=ratio) for stored, ratio in ratios if ratio is not None]
         return offers
+
+    def _collect(self, site: Site) -> SiteCosts:
+        """Collect a site's times in ns."""
+        return collect_times(self.journal.timings, site.name, rounds_inputs=self.prepared.activations == "dynamic")
 
     def finish(self) -> CostTable:
         """Return the table of all layers in ns."""
         shares, timings = {site: self.share(site) for site in self.kinds}, self.journal.timings
         latest = max(one.trial.started_utc for one in timings)
-        return self.price("ns", find_model_ns(timings), shares, self.offers, latest, SWEEPS)
+        offers = {site: self.list_offers(site) for site in self.kinds}
+        return self.price("ns", find_model_ns(timings), shares, offers, latest, SWEEPS)
 
     def share(self, site: Site) -> Estimate:
         """Return one dense layer's share of the model's time."""
-        return collect_times(self.journal.timings, site.name).share()
+        return self._collect(site).share()
 
     def price(
         self,
@@ -149,6 +188,7 @@ class LayerTimes:
             format=self.place.format,
             runtime=self.place.runtime,
             threads=self.place.threads,
+            activations=self.prepared.activations if len(self.types) > 1 else None,
             agent_sha256=self.place.session.agent_sha256,
             measured_utc=measured_utc,
             rounds=rounds,
@@ -158,9 +198,11 @@ class LayerTimes:
             layers=layers,
         )
 
-    @staticmethod
-    def _read(times: SiteCosts, ladder: Sequence[Factors], places: Sequence[int]) -> dict[int, Estimate]:
-        found = {place: times.ratio(ladder[place]) for place in places}
+    def _read(self, key: Ladder, places: Sequence[int]) -> dict[int, Estimate]:
+        """Read ranks' times as shares of the dense layer's of their own type, which is as exact as it gets."""
+        site, _, weights = key
+        times = self._collect(site)
+        found = {place: times.ratio(self.ladders[key][place], weights) for place in places}
         return {place: ratio for place, ratio in found.items() if ratio is not None}
 
     def _model(self) -> Subject:
@@ -169,10 +211,10 @@ class LayerTimes:
             self._pushed["", MODEL] = replace(pushed, name=MODEL)
         return self._pushed["", MODEL]
 
-    def _push(self, site: Site, options: Sequence[Factors]) -> list[Subject]:
-        """Return a site's subjects: dense once, dense as copies, and options; each is made and pushed only once."""
-        wanted = {SINGLE: Probe(site, None, 1), DENSE: Probe(site, None, COPIES)}
-        wanted |= {str(one): Probe(site, one, COPIES) for one in options}
+    def _push(self, site: Site, options: Sequence[Stored]) -> list[Subject]:
+        """Return a site's subjects (see list_wanted); each is made and pushed only once."""
+        computed = self.prepared.activations
+        wanted = {str(one): Probe(site, one.stored, one.copies, computed) for one in list_wanted(options)}
         missing = {name: probe for name, probe in wanted.items() if (site.name, name) not in self._pushed}
         artifacts = make_probes(list(missing.values()), self.place.format, self.store)
         for name, artifact in zip(missing, artifacts, strict=True):
@@ -205,19 +247,20 @@ class LayerTimes:
                 self.journal.append(Sweep(number=at, timings=tuple(timings)))
 
 
-def _count(chunk: Mapping[Site, Sequence[Factors]]) -> int:
-    """Count the layers that a chunk times: each site's dense one once and as copies, and its options."""
-    return sum(2 + len(options) for options in chunk.values())
+def _count(chunk: Mapping[Site, Sequence[Stored]]) -> int:
+    """Count what a chunk times beside the whole model."""
+    return sum(len(list_wanted(options)) for options in chunk.values())
 
 
 def name_journal(prepared: Prepared, place: Place) -> str:
     """Name the journal by everything that its timings depend on."""
-    ranks = prepared.recipe.ranks
+    ranks, types = prepared.recipe.ranks, prepared.recipe.precision.weights
     key = digest(
         {
             "model": prepared.model_sha256,
             "layers": [layer.name for layer in prepared.layers],
             "ranks": [ranks.step, list(ranks.forms)],
+            "types": [*types, prepared.activations, prepared.offered_sha256],
             "place": [place.device, place.format, place.runtime, place.threads],
             "agent": place.session.agent_sha256,
             "effort": [COPIES, SWEEPS, GRID, WORTH, *SINGLE_LAYER],

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.compare import compare_bundles
 from rankship_benchmarks.judge.compare_energy import compare_energies
 from rankship_benchmarks.judge.summary import TIMES, summarise
+from rankship_benchmarks.nightly.explain import Evidence, explain_verdict, find_step_runs
 from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
 from rankship_benchmarks.stats.steps import Night, Step, find_steps
@@ -19,15 +19,13 @@ from rankship_pipeline.foundation.errors import BuildError, InputError, Measurem
 _GRAVITY = (1, BuildError.exit_code, TargetError.exit_code, MeasurementError.exit_code, InputError.exit_code)
 
 
-def judge_device(
-    results: Path,
-    one: DeviceNight,
-    before: Sequence[NightRecord],
-    histories: Mapping[Case, Sequence[Night]],
-) -> DeviceNight:
-    """Return the device's record with its cases judged; the whole night is a gap if no case counts."""
+def judge_device(evidence: Evidence, one: DeviceNight, histories: Mapping[Case, Sequence[Night]]) -> DeviceNight:
+    """Return the device's record with its cases judged and worse ones explained; a gap if no case counts.
+
+    The last night of `evidence` is tonight.
+    """
     try:
-        tonight = open_bundle(results / str(one.run))
+        tonight = open_bundle(evidence.results / str(one.run))
         summarise(tonight)  # raises if the run must not be used at all
     except (MeasurementError, InputError) as failure:
         return replace(one, gap=str(failure), error=type(failure).__name__)
@@ -39,10 +37,12 @@ def judge_device(
     gaps = {night.gap for night in mine.values()}
     if gaps and None not in gaps:
         return replace(one, gap="; ".join(sorted(filter(None, gaps))), error="MeasurementError")
-    baseline = _find_baseline(results, one, before, tonight)
+    folder, baseline = _find_baseline(evidence, one, tonight)
     verdicts = _compare(baseline, tonight)
-    judged = [_judge_case(case, histories[case], night, verdicts) for case, night in mine.items()]
-    return replace(one, cases=tuple(judged), energies=judge_energies(baseline, tonight))
+    pair = (folder, str(one.run))
+    judged = [_judge_case(evidence, case, histories[case], night, verdicts, pair) for case, night in mine.items()]
+    energies = [_explain(evidence, case, pair, verdicts) for case in judge_energies(baseline, tonight)]
+    return replace(one, cases=tuple(judged), energies=tuple(energies))
 
 
 def judge_energies(baseline: Bundle | None, tonight: Bundle) -> tuple[CaseVerdict, ...]:
@@ -93,31 +93,51 @@ def _compare(baseline: Bundle | None, tonight: Bundle) -> dict[ArtifactKey, Case
     }
 
 
-def _find_baseline(results: Path, one: DeviceNight, before: Sequence[NightRecord], tonight: Bundle) -> Bundle | None:
-    for earlier in reversed(before):
+def _find_baseline(evidence: Evidence, one: DeviceNight, tonight: Bundle) -> tuple[str, Bundle | None]:
+    """Find the last night's run that counts: its folder's name and the run; "" and None if there is none."""
+    for earlier in reversed(evidence.nights[:-1]):
         for other in earlier.devices:
             if other.measured_on == one.measured_on and other.run and other.gap is None:
                 try:
-                    bundle = open_bundle(results / other.run)
+                    bundle = open_bundle(evidence.results / other.run)
                 except InputError:
                     continue  # deleted or damaged since: try the night before it
                 if bundle.header.recipe == tonight.header.recipe:
-                    return bundle
-    return None
+                    return other.run, bundle
+    return "", None
 
 
 def _judge_case(
-    case: Case, nights: Sequence[Night], tonight: Night, verdicts: Mapping[ArtifactKey, CaseVerdict]
+    evidence: Evidence,
+    case: Case,
+    nights: Sequence[Night],
+    tonight: Night,
+    verdicts: Mapping[ArtifactKey, CaseVerdict],
+    pair: tuple[str, str],
 ) -> CaseVerdict:
+    """Judge a case and explain it if it is worse: against `pair`'s first run, or across the step that was found."""
     judged = verdicts.get(case.key) or _not_compared(case.key, "not compared")
     if tonight.gap is not None:
         judged = _not_compared(case.key, tonight.gap)
     steps = [step for step in find_steps(nights) if step.found_run_id == tonight.run_id]
     if not steps:
-        return judged
+        return _explain(evidence, judged, pair, verdicts)
     step = steps[-1]
-    verdict = step.verdict if judged.verdict in {"same", "unknown"} else judged.verdict
-    return replace(judged, verdict=verdict, step=show_step(step))
+    if judged.verdict not in {"same", "unknown"}:
+        return _explain(evidence, replace(judged, step=show_step(step)), pair, verdicts)
+    across = find_step_runs(nights, step)
+    told = replace(judged, verdict=step.verdict, step=show_step(step))
+    return told if across is None else _explain(evidence, told, across, None)
+
+
+def _explain(
+    evidence: Evidence, case: CaseVerdict, runs: tuple[str, str], verdicts: Mapping[ArtifactKey, CaseVerdict] | None
+) -> CaseVerdict:
+    """Explain a worse case, and leave any other as it is."""
+    if case.verdict != "worse":
+        return case
+    outcomes = None if verdicts is None else {key: one.verdict for key, one in verdicts.items()}
+    return explain_verdict(evidence, case, runs, outcomes)
 
 
 def show_step(step: Step) -> str:

@@ -15,6 +15,7 @@ from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, finish_bundle, open_b
 from rankship_benchmarks.fleet.measure import Measure, list_devices, measure_devices
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended
+from rankship_benchmarks.nightly.explain import Evidence
 from rankship_benchmarks.nightly.judge import judge_device, state_exit
 from rankship_benchmarks.nightly.records import (
     DeviceNight,
@@ -28,6 +29,7 @@ from rankship_benchmarks.nightly.records import (
     put_device,
     write_night,
 )
+from rankship_benchmarks.nightly.repository import read_commit
 from rankship_benchmarks.rack.tickets import drop_tickets
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, RankshipError
@@ -39,13 +41,14 @@ _HOST_FULL = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}
 
 @dataclass(frozen=True)
 class Tonight:
-    """What to measure tonight; `suite` is the suite's name and digest."""
+    """What to measure tonight; `suite` is the suite's name and digest, `repository` the folder that `--git` names."""
 
     results: Path
     suite: tuple[str, str]
     recipe: str
     jobs: Sequence[Job]
     pauses_s: Sequence[float] = PAUSES_S
+    repository: Path | None = None
 
 
 def run_night(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord | None:
@@ -65,6 +68,7 @@ def run_night(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord |
 
 def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
     asked = [job.name for job in tonight.jobs]
+    commit = None if tonight.repository is None else read_commit(tonight.repository)
     night = begin_night(tonight.results, list_nights(tonight.results), tonight.suite, tonight.recipe, asked)
     try:
         build_sha256, measure = prepare()
@@ -80,7 +84,7 @@ def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
         night = begin_night(tonight.results, nights, tonight.suite, tonight.recipe, asked)
     if night.build_sha256 is None:
         close_left_over(tonight)
-        night = replace(night, build_sha256=build_sha256)
+        night = replace(night, build_sha256=build_sha256, commit=commit)
         write_night(tonight.results, night)
     night = _measure(tonight, night, measure, steps)
     return _judge(tonight, night, steps)
@@ -152,7 +156,8 @@ def _judge(tonight: Tonight, night: NightRecord, steps: Steps) -> NightRecord:
         histories = list_histories(engine, [*nights, night])
         for one in night.devices:
             if one.run is not None:
-                night = put_device(night, judge_device(tonight.results, one, nights, histories))
+                evidence = Evidence(tonight.results, [*nights, night], tonight.repository)
+                night = put_device(night, judge_device(evidence, one, histories))
     finished = _finish(night, state_exit(night))
     write_night(tonight.results, finished)
     with steps.step("draw the page of all nights"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rankship_benchmarks.judge.changes import list_words
 from rankship_benchmarks.judge.summary import TIMES
 from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.judge import show_step
@@ -60,6 +61,14 @@ class Line:
 
 
 @record
+class Alarm:
+    """One case that is worse in a sentence, and what differs between the two nights, the likeliest cause first."""
+
+    text: str
+    reasons: tuple[str, ...]
+
+
+@record
 class Section:
     """One device's charts."""
 
@@ -94,12 +103,14 @@ def render_page(
         lstrip_blocks=True,
     )
     sections, undrawn = _draw_sections(night, histories)
+    alarms = list_alarms(night)
     columns = tuple(dict.fromkeys(one.device for each in nights[-_CALENDAR_NIGHTS:] for one in each.devices))
     return environment.get_template("page.html.j2").render(
         night=night,
         note=note,
         headline=state_headline(night),
-        alarms=list_alarms(night),
+        alarms=alarms,
+        differs=any(one.reasons for one in alarms),
         standing=list_standing(nights, histories),
         gaps=list_gaps(night),
         rows=list(_list_rows(night, histories)),
@@ -127,17 +138,16 @@ def _count(verdicts: Sequence[str]) -> str:
     return ", ".join(counted)
 
 
-def list_alarms(night: NightRecord) -> list[str]:
-    """List a sentence for each case that is worse."""
+def list_alarms(night: NightRecord) -> list[Alarm]:
+    """List each case that is worse, in time first, with what differs between the two nights."""
     return [
-        f"{_name(one)}, {case.key.heading}: {case.step or case.reason}"
+        Alarm(
+            text=f"{_name(one)}, {case.key.heading}: {case.step or case.reason}",  # whose reason says "energy"
+            reasons=tuple(list_words(case.why)) if case.why else (),
+        )
+        for figure in ("cases", "energies")
         for one in night.devices
-        for case in one.cases
-        if case.verdict == "worse"
-    ] + [
-        f"{_name(one)}, {case.key.heading}: {case.reason}"  # which says "energy"
-        for one in night.devices
-        for case in one.energies
+        for case in getattr(one, figure)
         if case.verdict == "worse"
     ]
 

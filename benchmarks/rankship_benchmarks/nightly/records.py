@@ -14,6 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
+from rankship_benchmarks.judge.changes import Explanation
+from rankship_benchmarks.nightly.repository import Commit
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, encode
@@ -30,7 +32,8 @@ class CaseVerdict:
     """The verdict on one artifact on one device, against the last night that counted.
 
     `verdict` is better, worse, same or unknown; `ratio` is tonight's latency (or energy) over that night's, None if
-    they were not compared. `step` describes a lasting change that was found tonight.
+    they were not compared. `step` describes a lasting change that was found tonight. `why` is what differs between the
+    two nights, for a case that is worse.
     """
 
     key: ArtifactKey
@@ -38,6 +41,7 @@ class CaseVerdict:
     reason: str
     ratio: Estimate | None = None
     step: str | None = None
+    why: Explanation | None = None
 
 
 @record
@@ -64,6 +68,7 @@ class NightRecord:
     """One night: what was planned, and the results. `failure` is the error that ended it before any device was reached.
 
     `strangers` are the runs that were in the folder when the night began and belong to no night; it never adopts them.
+    `commit` is that of the user's repository, None without `--git`.
     """
 
     number: int
@@ -78,6 +83,7 @@ class NightRecord:
     failure: str | None
     exit_code: int | None
     strangers: tuple[str, ...] = ()
+    commit: Commit | None = None
 
     def find(self, device: str) -> DeviceNight | None:
         """Find the result of one device; None if there is none yet."""

@@ -31,6 +31,7 @@ def compare(argv: list[str]) -> int:
     from rich.console import Console
 
     from rankship_benchmarks.bundle.bundle import open_bundle
+    from rankship_benchmarks.judge.changes import explain_case, list_words
     from rankship_benchmarks.judge.comparability import refuse_unlike_runs
     from rankship_benchmarks.judge.compare import Rule, compare_bundles
     from rankship_benchmarks.judge.compare_energy import compare_energies
@@ -52,6 +53,13 @@ def compare(argv: list[str]) -> int:
     print_verdicts(verdicts, cautions, console)
     if energies:
         print_verdicts(energies, (), console)
+    outcomes = {one.key: one.verdict for one in verdicts}
+    for one in (*verdicts, *energies):
+        if one.verdict == "worse":
+            why = explain_case(baseline, candidate, one.key, outcomes)
+            console.print(f"{one.key.heading}, {one.figure}: worse", style="bold red", markup=False)
+            for line in list_words(why):
+                console.print(f"    {line}", markup=False, soft_wrap=True)
     return 1 if any(one.verdict == "worse" for one in (*verdicts, *energies)) else 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from rankship_benchmarks.verbs.stream import add_stream_flags, refuse_stream_flags, stream_model
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable, write_atomic
 from rankship_pipeline.foundation.flags import parse, start_parser
@@ -44,12 +45,17 @@ def compress(argv: list[str]) -> int:
     parser.add_argument("--merge", metavar="METHOD", help='how several models become one (default: "joint")')
     add_data_flags(parser)
     add_budget_flags(parser)
+    add_stream_flags(parser)
     arguments = parse(parser, argv)
 
     from rankship_pipeline.foundation.profile_file import profile_to
 
     with profile_to(arguments.profile, "compress"):
-        _compress(arguments)
+        if arguments.stream:
+            stream_model(arguments)
+        else:
+            refuse_stream_flags(arguments)
+            _compress(arguments)
     return 0
 
 

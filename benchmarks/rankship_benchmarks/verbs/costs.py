@@ -18,7 +18,8 @@ def costs(argv: list[str]) -> int:
     """`rankship costs RECIPE --on DEVICE`: measure what each layer costs there, dense and at several ranks."""
     parser = start_parser(
         "costs",
-        "Time a recipe's layers on a device, dense and factored, or measure their energy. An interrupted run resumes.",
+        "Time a recipe's layers on a device, dense, factored and in the types of [precision], or measure their energy."
+        " An interrupted run resumes.",
         "--inventory",
         "--results",
         "--store",
@@ -89,10 +90,11 @@ def tabulate(table: "CostTable") -> "Table":
     def show(cost: int) -> str:
         return show_ns(cost) if table.unit == "ns" else f"{cost:,} µJ"
 
-    shown = start_table("layer", "dense", "95 % interval", "factored, cheapest to dearest")
+    shown = start_table("layer", "dense", "95 % interval", "other ways, cheapest to dearest")
     for name, (dense, *options) in table.layers.items():
         ordered = sorted(options, key=lambda one: one.cost)
-        offered = f"{len(ordered)} on offer, {show(ordered[0].cost)} to {show(ordered[-1].cost)}" if ordered else "–"
+        ends = " to ".join(f"{show(one.cost)} ({one.stored})" for one in (*ordered[:1], *ordered[1:][-1:]))
+        offered = f"{len(ordered)} on offer, {ends}" if ordered else "–"
         span = "–" if dense.low is None or dense.high is None else f"{show(dense.low)} to {show(dense.high)}"
         shown.add_row(escape(name), show(dense.cost), span, offered)
     shown.add_row("everything else", show(table.fixed), "", "")

@@ -81,6 +81,10 @@ def nightly(argv: list[str]) -> int:
     parser.add_argument("suite", type=Path)
     on = "devices, separated by commas; after a slash, a twin to use while the device cannot be reached"
     parser.add_argument("--on", required=True, metavar="DEVICE[/TWIN]", help=on)
+    git = (
+        "a folder of your repository: the night notes its commit, and names those since the night before if it is worse"
+    )
+    parser.add_argument("--git", type=Path, default=None, metavar="FOLDER", help=git)
     parser.set_defaults(results=Path("rankship-nightly"))
     arguments = parse(parser, argv)
 
@@ -104,6 +108,7 @@ def nightly(argv: list[str]) -> int:
         suite=(arguments.suite.stem, digest(suite)),
         recipe=read_recipe(recipe).name,
         jobs=jobs,
+        repository=arguments.git,
     )
     with open_lab(jobs, arguments) as lab:
         night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, lab, steps), steps)
@@ -130,7 +135,7 @@ def _prepare_night(
 
     store.sweep()
     build, _ = build_recipe(prepared, store, steps)
-    plan = plan_measuring(build, prepared, suite, store, arguments.results, steps)
+    plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
 
     def check_and_measure(device: str, own: "Steps") -> Path:
         lab.check(device, prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
@@ -156,8 +161,10 @@ def _print_night(night: "NightRecord", page: Path) -> None:
             verdict = f"{SIGNS[case.verdict]} {case.verdict}"
             table.add_row(one.device, f"{case.key.heading}{figure}", verdict, ratio)
     console.print(table)
-    for line in list_alarms(night):
-        console.print(f"▲ {line}", style="red", markup=False, soft_wrap=True)
+    for alarm in list_alarms(night):
+        console.print(f"▲ {alarm.text}", style="red", markup=False, soft_wrap=True)
+        for line in alarm.reasons:
+            console.print(f"    {line}", markup=False, soft_wrap=True)
     for line in list_gaps(night):
         console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"page: {page}", markup=False, soft_wrap=True)

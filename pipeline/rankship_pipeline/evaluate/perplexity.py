@@ -54,6 +54,16 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
     Raises InputError for a text of under two tokens, anything but one row of whole numbers, or a stride outside
     1 … `length`, and MeasurementError if the model gives NaN or infinity.
     """
+    begins = list_begins(tokens, length, stride)
+    scores = score_windows(model, (cut_window(tokens, begin, length, stride) for begin in begins), batch)
+    together = -(-length // stride)  # windows that share tokens are correlated
+    block = torch.arange(len(begins)) // together
+    blocks = Scores(*(block.bincount(one) for one in (scores.sums, scores.counts, scores.hits)))
+    return summarise(blocks, length, stride)
+
+
+def list_begins(tokens: Tensor, length: int, stride: int) -> range:
+    """The first token of every window of a text; errors are those of `measure_perplexity`."""
     if tokens.ndim != 1 or tokens.is_floating_point() or len(tokens) < 2:  # noqa: PLR2004 - the first is not scored
         raise InputError(
             f"the perplexity of {tokens.dtype} of shape {list(tokens.shape)} is not defined",
@@ -64,13 +74,7 @@ def measure_perplexity(model: nn.Module, tokens: Tensor, *, length: int, stride:
             f"stride {stride} is not between 1 and the length {length}",
             hint="choose a stride from 1 to the length, so that every token is scored",
         )
-    predicted = len(tokens) - 1
-    begins = range(0, max(1, predicted - (length - stride)), stride)
-    scores = score_windows(model, (_cut(tokens, begin, length, stride) for begin in begins), batch)
-    together = -(-length // stride)  # windows that share tokens are correlated
-    block = torch.arange(len(begins)) // together
-    blocks = Scores(*(block.bincount(one) for one in (scores.sums, scores.counts, scores.hits)))
-    return summarise(blocks, length, stride)
+    return range(0, max(1, len(tokens) - 1 - (length - stride)), stride)
 
 
 def measure_labelled_perplexity(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch: int = BATCH) -> Perplexity:
@@ -134,7 +138,7 @@ def _score_batch(model: nn.Module, windows: list[tuple[Tensor, Tensor]]) -> Scor
     return Scores(sums, *(torch.bincount(which, minlength=len(windows)) for which in (owner, owner[right])))
 
 
-def _cut(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
+def cut_window(tokens: Tensor, begin: int, length: int, stride: int) -> tuple[Tensor, Tensor]:
     """The window's inputs and labels, each (at most `length`,); labels that an earlier window scored are masked."""
     end = min(begin + length, len(tokens) - 1)
     labels = tokens[begin + 1 : end + 1].to(torch.int64, copy=True)

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
+from rankship_pipeline.export.agreement import find_cosine, find_error
 from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import (
@@ -226,12 +227,8 @@ def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
 
 def _measure_rounding(part: Part, plain: nn.Module, outputs: Tensors) -> tuple[float, float]:
     """The largest error and the least cosine of a sample between a part's outputs and those of `plain`."""
-    errors, cosines = [0.0], [1.0]
-    for name, exact in _compute(part, plain).items():
-        a, b = (one.double().flatten(1) for one in (outputs[name], exact))
-        errors.append(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
-        cosines.append(float(nn.functional.cosine_similarity(a, b).min()))
-    return max(errors), min(cosines)
+    pairs = [(outputs[name].numpy(), exact.numpy()) for name, exact in _compute(part, plain).items()]
+    return max(find_error(*pair) for pair in pairs), min(find_cosine(*pair) for pair in pairs)
 
 
 def _compute(part: Part, module: nn.Module) -> Tensors:

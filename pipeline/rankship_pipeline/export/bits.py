@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
+from torch.export import ExportedProgram
+
 from rankship_pipeline.export import keep_stdout_clean
 from rankship_pipeline.export.artifact import Part
 from rankship_pipeline.export.dynamic import simulate_activations
+from rankship_pipeline.export.eight_bits import list_weights
 from rankship_pipeline.export.rounded_weight import RoundedWeight, check_weights
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.recipe.precision import Activations
@@ -57,13 +60,15 @@ def fit_format(part: Part, format_: Format) -> Part:
     return replace(part, module=module, reference=reference, plain=part.module)
 
 
-def store_bits(part: Part, format_: Format, path: Path) -> list[str]:
-    """Store the part's weights of fewer bits in its file, where the graph did not, and check that they are there.
+def store_bits(part: Part, graph: ExportedProgram, format_: Format, path: Path) -> list[str]:
+    """Store the part's weights of fewer bits in its file, where its graph did not, and check that they are there.
 
     Returns the names of those that the file holds in float32, as the format's converter made other numbers of them.
     BuildError names each that is not stored as it was rounded.
     """
     if not part.weights:
+        if part.precision != "float32":
+            check_stored(list_weights(graph), part, format_, path)
         return []
     weights = part.weights
     if format_ in _WRITERS:

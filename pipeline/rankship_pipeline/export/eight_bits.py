@@ -5,6 +5,7 @@ in torch it computes what the runtimes compute, and files are proven against it.
 (quantise/grid.py), and found on their grid here.
 """
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
 from rankship_pipeline.evaluate.calibrate import BATCH, split
 from rankship_pipeline.export.frozen_trace import trace_frozen
@@ -136,6 +138,31 @@ def _leave_out(kept: Collection[str]) -> Callable[[Node], bool]:
     return is_taken
 
 
+def separate(model: EightBits) -> list[EightBits]:
+    """Each named output of a graph of 8 bits as a graph of its own, with all that it is computed from."""
+    return [EightBits(_keep_output(model.body, place), model.rows, ()) for place in range(len(model.names))]
+
+
+def _keep_output(body: GraphModule, place: int) -> GraphModule:
+    kept = copy.deepcopy(body)
+    (output,) = kept.graph.find_nodes(op="output")
+    output.args = (output.args[0][place],)
+    kept.graph.set_codegen(CodeGen())  # the graph's own expects all outputs
+    kept.graph.eliminate_dead_code()
+    kept.recompile()
+    _drop_unread(kept)
+    return kept
+
+
+def _drop_unread(module: GraphModule) -> None:
+    """Remove the parameters and buffers that the graph does not read."""
+    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    for name in [one for one, _ in tensors if one not in read]:
+        owner, _, own = name.rpartition(".")
+        delattr(module.get_submodule(owner), own)
+
+
 def has_bits(graph: ExportedProgram) -> bool:
     """Whether a graph quantises anything."""
     return any(_is_quantising(node) for node in graph.graph.nodes)
@@ -176,9 +203,6 @@ def fold_weights(graph: ExportedProgram) -> ExportedProgram:
 
     module = graph.module(check_guards=False)
     constant_fold(module, _is_quantising)
-    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    for name in [one for one, _ in module.named_parameters() if one not in read]:
-        owner, _, own = name.rpartition(".")
-        delattr(module.get_submodule(owner), own)
+    _drop_unread(module)
     (example, _) = cast("tuple[tuple[Tensor, ...], object]", graph.example_inputs)
     return trace_frozen(module, example)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rankship_pipeline.export.agreement import find_cosine, find_error
 from rankship_pipeline.export.artifact import Proof
 from rankship_pipeline.export.runner import Array, Runner
 from rankship_pipeline.foundation.artifact_key import Precision
@@ -145,8 +146,8 @@ def _compare(spec: TensorSpec, got: Array, want: Array, precision: Precision) ->
     a, b = got.astype(np.float64), want.astype(np.float64)  # (samples, …)
     return Agreement(
         output=spec.name,
-        max_relative_error=float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)),
-        min_cosine=float(_cosines(a, b).min()),
+        max_relative_error=find_error(a, b),
+        min_cosine=find_cosine(a, b),
         top1_agreement=None if spec.classes_axis is None else _compare_choices(a, b, spec.classes_axis, precision),
     )
 
@@ -163,14 +164,6 @@ def _compare_choices(a: NDArray[np.float64], b: NDArray[np.float64], axis: int, 
         taken = np.take_along_axis(b, np.expand_dims(chosen, axis), axis).squeeze(axis)
         same |= b.max(axis) - taken <= tie * np.abs(b).max()
     return float(same.mean())
-
-
-def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # (samples, values)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same_zero = (norms == 0) & (np.abs(a - b).max(axis=1) == 0)
-    cosines: NDArray[np.float64] = np.where(same_zero, 1.0, (a * b).sum(1) / np.maximum(norms, 1e-300))
-    return cosines
 
 
 def _list_complaints(agreements: Sequence[Agreement], limits: ParityChoice) -> Iterator[str]:

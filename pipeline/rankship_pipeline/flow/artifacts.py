@@ -23,8 +23,7 @@ from rankship_pipeline.export.artifact import (
     read_operators,
     write_artifact,
 )
-from rankship_pipeline.export.bits import check_stored, fit_format, store_bits
-from rankship_pipeline.export.eight_bits import list_weights
+from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
@@ -54,6 +53,12 @@ class Bits:
     weights: tuple[RoundedWeight, ...] = ()
     plain: nn.Module | None = None
 
+    def give(self, part: Part) -> Part:
+        """A part of this model, whose file has these bits."""
+        return replace(
+            part, precision=self.precision, weights=self.weights, activations=self.activations, plain=self.plain
+        )
+
 
 def list_parts(
     prepared: Prepared, variant: Variant, module: nn.Module, plan: RankPlan | None, bits: Bits | None = None
@@ -66,17 +71,7 @@ def list_parts(
         named: dict[str, Any] = {"outputs": judging.outputs, "classes": judging.classes, "bare": judging.bare}
         axes = find_axes(choice, prepared.model, samples)  # the inputs' names are those of the model's own code
         part = Part(variant, module, samples, plan, axes=axes, generation=prepared.generation, **named)
-        if bits is None:
-            return [part]
-        return [
-            replace(
-                part,
-                precision=bits.precision,
-                weights=bits.weights,
-                activations=bits.activations,
-                plain=bits.plain,
-            )
-        ]
+        return [part if bits is None else bits.give(part)]
     axes = find_axes(choice, module.backbone, samples)
     backbone = Part(variant, module.backbone, samples, plan, outputs=("features",), axes=axes)
     features = (predict(module.backbone, samples)[ONLY].clone(),)  # tracing refuses tensors of inference mode
@@ -238,9 +233,7 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
 
     def write_file(path: Path) -> None:
         write(path)
-        if part.precision != "float32" and not part.weights:
-            check_stored(list_weights(one.traced.graph), part, one.format_, path)
-        if floats := store_bits(part, one.format_, path):
+        if floats := store_bits(part, one.traced.graph, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:

@@ -2,7 +2,7 @@
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Stored
+from rankship_pipeline.foundation.records import CostTable, Stored
 from rankship_pipeline.quantise.sizes import is_offered
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.price import (
@@ -90,5 +90,15 @@ def _find_price(prepared: Prepared) -> Price:
 
 def _read_price(prepared: Prepared) -> Price:
     path = prepared.folder / str(prepared.recipe.budget.costs)
-    table = read_table(path, prepared.recipe.budget.unit)
-    return price_table(table, prepared.layers, prepared.model_sha256, str(path), prepared.recipe.precision.weights)
+    return price_measured(prepared, read_table(path, prepared.recipe.budget.unit), str(path))
+
+
+def price_measured(prepared: Prepared, table: CostTable, where: str) -> Price:
+    """The price from a cost table; InputError naming `where` if it is of another model or of other activations."""
+    weights, own = prepared.recipe.precision.weights, prepared.activations
+    if weights != ("float32",) and table.activations not in {None, own}:
+        raise InputError(
+            f"{where} has layers with {table.activations} activations, the recipe computes {own} ones",
+            hint=f'measure them again: `rankship costs`, or take precision.activations = "{table.activations}"',
+        )
+    return price_table(table, prepared.layers, prepared.model_sha256, where, weights)

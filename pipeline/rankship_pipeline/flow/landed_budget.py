@@ -6,7 +6,7 @@ Landing itself needs the device and is in rankship_benchmarks; after it the host
 from dataclasses import replace
 from pathlib import Path
 
-from rankship_pipeline.flow.budget import price_recipe
+from rankship_pipeline.flow.budget import price_measured, price_recipe
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.errors import InputError
@@ -14,7 +14,6 @@ from rankship_pipeline.foundation.records import CostTable, Landing
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.ranks.budget import check_feasible
-from rankship_pipeline.ranks.price import price_table
 from rankship_pipeline.recipe.choices import choose, rank_choice
 
 _KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
@@ -23,7 +22,7 @@ _KIND, _TABLE, _LANDING = "landing", "cost-table.json", "landing.json"
 def allow(prepared: Prepared, table: CostTable, asked: int) -> Budgeted:
     """The recipe with `asked` as its budget, in the cost table's unit."""
     where = f"the cost table of {table.device}, {table.measured_utc}"
-    price = price_table(table, prepared.layers, prepared.model_sha256, where, prepared.recipe.precision.weights)
+    price = price_measured(prepared, table, where)
     check_feasible(prepared.layers, price, asked, rank_choice(prepared.recipe, choose(prepared.recipe)))
     return Budgeted(_name_costs(prepared, table), price, asked)
 

@@ -1,14 +1,16 @@
 """Makes the rounded models of a build: what a compressed one becomes once weights and activations are of fewer bits."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from rankship_pipeline.evaluate.calibrate import thin
+from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.export.dynamic import simulate_activations
-from rankship_pipeline.export.eight_bits import make_eight_bits
+from rankship_pipeline.export.eight_bits import make_eight_bits, separate
 from rankship_pipeline.export.rounded_weight import RoundedWeight, store
 from rankship_pipeline.flow.artifacts import Bits
 from rankship_pipeline.flow.cached_stage import as_tensors
@@ -18,11 +20,15 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.toolchain import list_versions
+from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.grid import BITS, Grid, find_scales, read_integers, read_rows
-from rankship_pipeline.quantise.in_order import find_grids, round_layers
+from rankship_pipeline.quantise.in_order import find_grids, round_layers, round_nearest
+from rankship_pipeline.quantise.sizes import Offered
+from rankship_pipeline.ranks.call_sites import Branches, Copies
 from rankship_pipeline.recipe.choices import Recipe, find_unit
+from rankship_pipeline.recipe.precision import Computed
 
 _TENSORS = as_tensors("state.safetensors")
 _SAMPLES = 128  # of calibration data, for the ranges of activations
@@ -84,18 +90,60 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     format_ = next(iter(prepared.recipe.export.formats), FORMATS[0])  # they differ in the last bits
     files = digest([model.files_sha256, prepared.calibration_sha256, list_versions("executorch"), computed, format_])
     rounded = replace(model, module=module, entry=kept.entry, files_sha256=files)
-    if computed == "static":
-        judging = prepared.court.judging
-        names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs
-        samples, floats = thin(inputs, _SAMPLES), [one for one in types if types[one] == "float32"]
-        with stages.steps.step("find the ranges of activations"):
-            rounded = replace(rounded, module=make_eight_bits(module, samples, outputs=names, kept=floats))
-        return Rounded(rounded, rounded, Bits(precision, computed, plain=module))
-    weights = tuple(one for name, grid in grids.items() for one in _read_weights(module, name, grid))
-    scored = rounded
+    judging = prepared.court.judging
+    names = () if len(judging.outputs) == 1 and judging.bare else judging.outputs
+    with stages.steps.step("find the ranges of activations") if computed == "static" else nullcontext():
+        exported, bits = _give_bits(module, types, precision, computed, inputs, offered=prepared.offered, outputs=names)
+    rounded = scored = replace(rounded, module=exported)
     if computed == "dynamic":
-        scored = replace(rounded, module=simulate_activations(module, weights, format_))
-    return Rounded(rounded, scored, Bits(precision, computed, weights))
+        scored = replace(rounded, module=simulate_activations(module, bits.weights, format_))
+    return Rounded(rounded, scored, bits)
+
+
+def _give_bits(
+    module: nn.Module,
+    types: Mapping[str, Precision],
+    precision: Precision,
+    computed: Computed,
+    inputs: Inputs,
+    *,
+    offered: Offered,
+    outputs: Sequence[str] = (),
+) -> tuple[nn.Module, Bits]:
+    """A module with layers of these types, whose weights are on their grids, as it is exported, and its bits.
+
+    With static activations ranges come from some of the `inputs`, and `outputs` names what the module returns.
+    """
+    if computed == "static":
+        floats = [one for one in types if types[one] == "float32"]
+        graph = make_eight_bits(module, thin(inputs, _SAMPLES), outputs=outputs, kept=floats)
+        return graph, Bits(precision, computed, plain=module)
+    grids = find_grids(module, types, offered)
+    weights = tuple(one for name, grid in grids.items() for one in _read_weights(module, name, grid))
+    return module, Bits(precision, computed, weights)
+
+
+def round_copies(
+    all_copies: Sequence[tuple[Copies, Precision]], computed: Computed, inputs: Inputs
+) -> list[tuple[nn.Module, Bits]]:
+    """Copies of one site's layer in these types, as they are exported, and their bits.
+
+    They are rounded to the nearest, which is enough to time them, and with static activations quantised together.
+    """
+    offered = list_offered((), computed)  # every kind of layer: what a format runs is the caller's matter
+    found = []
+    for copies, precision in all_copies:
+        types = {f"layers.{at}": precision for at in range(len(copies.layers))}
+        round_nearest(copies, types, offered)
+        if computed != "static":
+            found.append(_give_bits(copies, types, precision, computed, inputs, offered=offered))
+    if computed == "static" and all_copies:
+        together = Branches([copies for copies, _ in all_copies])
+        names = [str(place) for place in range(len(all_copies))]
+        graphs = separate(make_eight_bits(together, inputs, outputs=names))
+        pairs = zip(graphs, all_copies, strict=True)
+        found = [(graph, Bits(precision, computed, plain=copies)) for graph, (copies, precision) in pairs]
+    return found
 
 
 def _list_exceptions(types: Mapping[str, Precision], grids: Mapping[str, Grid]) -> Iterator[str]:

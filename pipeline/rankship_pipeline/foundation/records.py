@@ -155,7 +155,8 @@ class CostTable:
     `dense` is the cost of the whole dense model on the device. `fixed` is the part of it that no factorable layer
     accounts for; it may be negative. The table is valid for models with this `model_sha256` (call_sites.hash_model):
     the weights may differ, the shapes may not. `device`, `format`, `runtime` (name and version), `threads` and
-    `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds.
+    `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds. Layers of
+    fewer bits were measured with these `activations`, as precision.activations names them; None without such layers.
     """
 
     unit: CostUnit
@@ -170,6 +171,7 @@ class CostTable:
     dense: int
     fixed: int
     layers: dict[str, tuple[LayerCost, ...]]
+    activations: str | None = None
 
 
 @record

@@ -5,7 +5,7 @@ width) to the next: LLaMA, Mistral, Gemma, Qwen2 and Qwen3 with grouped-query at
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,21 +65,51 @@ class Decoder:
 
     def load_front(self) -> "Front":
         """Load the part before the first block with its weights in float32: the embedding and little else."""
+        calls, count = list[Call](), self.count
+
+        def record(hidden: Tensor, call: Call) -> Tensor:
+            calls.append(call)
+            if len(calls) == count:
+                raise _LastBlockReached(hidden)
+            return hidden
+
         parent, _, child = self.prefix.rpartition(".")
-        blocks, calls = list(self.model.get_submodule(self.prefix).children()), list[Call]()
-        recorders = nn.ModuleList(_Recorder(block, calls, len(blocks)) for block in blocks)
-        shell = copy.copy(self.model.get_submodule(parent))
-        shell._modules = {**shell._modules, child: recorders}  # noqa: SLF001 - setattr would change the model too
+        shell = _replace(self.model.get_submodule(parent), child, self._stand_in(record))
         return Front(self._load(copy.deepcopy(shell), parent), calls)
+
+    def load_back(self) -> "Back":
+        """Load the part behind the last block with its weights in float32: the last norm, the head and little else."""
+        given = list[Tensor]()
+        shell = _replace(self.model, self.prefix, self._stand_in(lambda _hidden, _call: given[0]))
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        shell = _replace(shell, name, _Blank(embedding.weight.shape[1]))
+        return Back(self._load(copy.deepcopy(shell), ""), given)
+
+    def _stand_in(self, act: Callable[[Tensor, Call], Tensor]) -> nn.ModuleList:
+        """Modules in the blocks' places that do `act` instead."""
+        return nn.ModuleList(_StandIn(block, act) for block in self.model.get_submodule(self.prefix).children())
 
     def _load(self, module: nn.Module, name: str) -> nn.Module:
         restore_buffers(self.model, module)
+        stored, read = self._find_stored(), dict[str, Tensor]()
         state = {}
         for key in module.state_dict():
-            tensor = self.checkpoint.read(f"{name}.{key}" if name else key)
-            state[key] = tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            place = stored[f"{name}.{key}" if name else key]
+            if place not in read:
+                tensor = self.checkpoint.read(place)
+                read[place] = tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            state[key] = read[place]
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(requires_grad=False)
+
+    def _find_stored(self) -> dict[str, str]:
+        """The name in the checkpoint of each of the model's tensors, of which tied ones are stored once."""
+        return {
+            name: next((one for one in names if one in self.checkpoint.places), name)
+            for names in group_aliases(self.model)
+            for name in names
+        }
 
 
 @dataclass(frozen=True)
@@ -102,6 +132,25 @@ class Front:
         return _refuse(f"{type(self.module).__name__} calls only {len(self.calls)} of its blocks")
 
 
+@dataclass(frozen=True)
+class Back:
+    """The model's own forward pass behind its last block; `given` holds the hidden states while it runs."""
+
+    module: nn.Module
+    given: list[Tensor]
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Logits (samples, positions, vocabulary) of the last block's output (samples, positions, width)."""
+        self.given[:] = [hidden]
+        try:
+            logits: Tensor = self.module(
+                input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long), use_cache=False
+            ).logits
+        finally:
+            self.given.clear()
+        return logits
+
+
 class _LastBlockReached(Exception):
     """Ends a forward pass at its last block."""
 
@@ -109,41 +158,68 @@ class _LastBlockReached(Exception):
         self.hidden = hidden
 
 
-class _Recorder(nn.Module):
-    """Replaces a block, records its call and returns the hidden states unchanged."""
+class _Blank(nn.Module):
+    """Replaces an embedding whose output nobody reads."""
 
-    def __init__(self, block: nn.Module, calls: list[Call], count: int) -> None:
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.zeros(*tokens.shape, self._width)
+
+
+class _StandIn(nn.Module):
+    """Replaces a block, and does something else with its hidden states and its call."""
+
+    def __init__(self, block: nn.Module, act: Callable[[Tensor, Call], Tensor]) -> None:
         super().__init__()
         self._stands_for = (block,)  # in a tuple it is not a submodule, and its weights are not loaded
-        self._calls, self._count = calls, count
+        self._act = act
 
-    def __deepcopy__(self, _memo: object) -> "_Recorder":
-        return self  # so that Front reads the same list of calls
+    def __deepcopy__(self, _memo: object) -> "_StandIn":
+        return self  # so that Front and Back see the same lists
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute that the model reads from its blocks
         return getattr(self.__dict__["_stands_for"][0], name)
 
     def forward(self, hidden: Tensor, *positional: object, **named: object) -> Tensor:
-        self._calls.append(Call(positional, named))
-        if len(self._calls) == self._count:
-            raise _LastBlockReached(hidden)
-        return hidden
+        return self._act(hidden, Call(positional, named))
 
 
-def open_decoder(folder: Path) -> Decoder:
-    """Read the configuration, build the architecture without weights and check that every tensor exists and fits."""
+def _replace(module: nn.Module, name: str, other: nn.Module) -> nn.Module:
+    """A shallow copy of a module with another one under a dotted name; the original stays as it is."""
+    first, _, rest = name.partition(".")
+    shell = copy.copy(module)
+    inside = _replace(module.get_submodule(first), rest, other) if rest else other
+    shell._modules = {**module._modules, first: inside}  # noqa: SLF001 - setattr would change the original too
+    return shell
+
+
+def group_aliases(model: nn.Module) -> list[list[str]]:
+    """The names of a model's tensors, those of tied ones together."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def open_decoder(folder: Path, restructure: Callable[[Any], Any] = lambda model: model) -> Decoder:
+    """Read the configuration, build the architecture without weights and check that every tensor exists and fits.
+
+    `restructure` makes of the dense architecture that of the checkpoint, where its layers are stored in another way.
+    """
     checkpoint, model = open_checkpoint(folder), make_empty(folder)
+    with torch.device("meta"):
+        model = restructure(model)
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
         _refuse(f"{type(model).__name__} has no ModuleList with its {count} blocks")
-    names: dict[int, list[str]] = {}
     tensors = model.state_dict(keep_vars=True)
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(name)  # two names: tied
-    for aliases in names.values():
+    for aliases in group_aliases(model):
         stored = [name for name in aliases if name in checkpoint.places] or aliases
         expected, shape = tuple(tensors[stored[0]].shape), checkpoint.read_shape(stored[0])
         if shape != expected:

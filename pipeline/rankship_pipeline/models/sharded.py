@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
@@ -206,16 +205,3 @@ def copy_settings(folder: Path, target: Path) -> None:
 def name_shards(count: int) -> list[str]:
     """The names by which transformers loads a checkpoint of so many files; several need an index beside them."""
     return [WHOLE] if count == 1 else [f"model-{one:05d}-of-{count:05d}.safetensors" for one in range(1, count + 1)]
-
-
-def write_shards(folder: Path, groups: Sequence[Sequence[str]], convert: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """Write one safetensors file per group of names, with the tensors that `convert` returns, and an index."""
-    places: dict[str, str] = {}
-    size_bytes = 0
-    for file, names in zip(name_shards(len(groups)), groups, strict=True):
-        tensors = {new: tensor for name in names for new, tensor in convert(name).items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, file)
-        size_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": size_bytes}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")

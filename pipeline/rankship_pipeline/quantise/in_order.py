@@ -90,6 +90,13 @@ def round_layers(
     return student
 
 
+@torch.no_grad()
+def round_nearest(model: nn.Module, weights: Mapping[str, Precision], offered: Offered = OFFERED) -> None:
+    """Put the layers' weights on the grids of `find_grids`, in place, whatever the inputs are."""
+    for name, grid in find_grids(model, weights, offered).items():
+        _round(model, name, grid, None)
+
+
 def _has_gram(model: nn.Module, name: str) -> bool:
     """Whether a Gram of the operator's inputs says anything, and has a place in memory."""
     layer = describe(name, get_layer(model, name))

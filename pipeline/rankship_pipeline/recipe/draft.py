@@ -71,7 +71,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, metavar="PIXELS", help="of the images' sides, where the model does not say")
     group.add_argument("--channels", type=int, choices=(1, 3), help="of the images: 1 is grey")
     group.add_argument("--tokens", type=int, metavar="N", help="the length of texts (default: at most 128)")
-    group.add_argument("--calibration-samples", type=int, metavar="N", help="default: half of them, at most 256")
+    group.add_argument(
+        "--calibration-samples", "--samples", type=int, metavar="N", help="default: half of them, at most 256"
+    )
     group.add_argument("--test-samples", type=int, metavar="N", help="default: the rest, at most 1,000")
 
 

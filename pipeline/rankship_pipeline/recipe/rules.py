@@ -178,10 +178,6 @@ def check_precision(recipe: Recipe) -> list[str]:
             "precision: ExecuTorch runs no rounded weights with float32 activations: leave it out of export.formats",
         ),
         (
-            is_whole or recipe.budget.on is None,
-            "precision: with budget.on a device measures float32 layers: leave it out",
-        ),
-        (
             is_whole or recipe.merge.head is None,
             "precision: models with heads of their own (merge.head) are exported in float32 only",
         ),

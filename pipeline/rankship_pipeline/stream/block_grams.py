@@ -1,33 +1,16 @@
-"""Gram matrices of one decoder block's layers, and the files of hidden states between blocks."""
+"""Gram matrices of one decoder block's layers."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.factors.shrink import pool, shrink, shrink_outputs
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import publish_file
 from rankship_pipeline.models.watch import watch
-
-
-def write_hidden(path: Path, parts: Iterable[Tensor]) -> None:
-    """Write hidden states (samples, positions, width) part by part as raw float32."""
-    with publish_file(path) as temporary, temporary.open("wb") as stream:
-        for part in parts:
-            part.contiguous().numpy().tofile(stream)
-
-
-def read_hidden(path: Path, shape: Sequence[int], start: int, count: int) -> Tensor:
-    """Hidden states of some samples of a file for `shape` (samples, positions); read, not mapped, to save memory."""
-    each = path.stat().st_size // (4 * shape[0])  # numbers of one sample
-    numbers = np.fromfile(path, np.float32, count=count * each, offset=4 * start * each)
-    return torch.from_numpy(numbers).reshape(count, shape[1], -1)
 
 
 @dataclass(frozen=True)
@@ -41,10 +24,12 @@ class Group:
     by_output: bool = False
 
 
-def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object], *, outputs: bool) -> list[Group]:
+def find_groups(
+    block: nn.Module, names: Sequence[str], run: Callable[[], object], by_output: Collection[str]
+) -> list[Group]:
     """Run the block once and group the layers that read the same tensors: query, key and value; gate and up.
 
-    With `outputs`, a layer alone in its group with fewer outputs than inputs uses the Gram of its outputs.
+    One of the layers named in `by_output`, if alone in its group, uses the Gram of its outputs.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}  # holding the tensors keeps their ids apart
     with watch(block, seen, lambda name, x, _y: seen[name].append(x)):
@@ -54,11 +39,7 @@ def find_groups(block: nn.Module, names: Sequence[str], run: Callable[[], object
         if not tensors:
             raise InputError(f"layer {name} of a block never ran", hint="list it in exclude: it stays dense")
         sharing.setdefault(tuple(map(id, tensors)), []).append(name)
-    groups = []
-    for alike in sharing.values():
-        rows, columns = block.get_submodule(alike[0]).get_parameter("weight").shape
-        groups.append(Group(tuple(alike), by_output=outputs and len(alike) == 1 and rows < columns))
-    return groups
+    return [Group(tuple(alike), by_output=len(alike) == 1 and alike[0] in by_output) for alike in sharing.values()]
 
 
 @dataclass
@@ -80,11 +61,11 @@ class Grams:
 
         def add(name: str, x: Tensor, y: Tensor) -> None:
             begun = time.monotonic()
-            group, rows = by_name[name], x.flatten(0, -2)
+            group, rows = by_name[name], x.detach().flatten(0, -2)
             if group.by_output:
                 self._add(self.energies, group, rows.double().square().sum(0))
                 bias: Tensor | None = block.get_submodule(name).bias  # type: ignore[assignment]  # a linear layer's
-                rows = (y if bias is None else y - bias).double().flatten(0, -2)
+                rows = (y if bias is None else y - bias).detach().double().flatten(0, -2)
             self._add(self.sums, group, rows.T @ rows)
             self.seconds += time.monotonic() - begun
 
@@ -95,8 +76,7 @@ class Grams:
 
         Of one sample the odd half is zero, and the even one counts twice: their mean is that of all.
         """
-        counts = torch.tensor([(samples + 1) // 2, samples // 2] if samples > 1 else [0.5, 1.0], dtype=torch.float64)
-        halves = self.sums.pop(group).div_(counts[:, None, None])
+        halves, counts = self.take_halves(group, samples), count_halves(samples)
         energies = self.energies.pop(group, None)
         if not shrunk:
             return pool(halves), None
@@ -106,7 +86,16 @@ class Grams:
         weight = block.get_submodule(group.names[0]).get_parameter("weight").double()
         return shrink_outputs(weight, halves, energies / counts[:, None], samples)
 
+    def take_halves(self, group: Group, samples: int) -> Tensor:
+        """Remove a group; the Grams per sample of its two halves of the samples, (2, n, n)."""
+        return self.sums.pop(group).div_(count_halves(samples)[:, None, None])
+
     def _add(self, sums: dict[Group, Tensor], group: Group, product: Tensor) -> None:
         if group not in sums:
             sums[group] = torch.zeros(2, *product.shape, dtype=torch.float64)
         sums[group][self.half] += product
+
+
+def count_halves(samples: int) -> Tensor:
+    """The numbers of even and of odd samples, (2,); of one sample the odd half is zero, and the even counts twice."""
+    return torch.tensor([(samples + 1) // 2, samples // 2] if samples > 1 else [0.5, 1.0], dtype=torch.float64)

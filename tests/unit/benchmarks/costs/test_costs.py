@@ -23,12 +23,12 @@ from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes, prove
 from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
 from rankship_benchmarks.costs.sweeps import (
     COPIES,
-    DENSE,
     MODEL,
-    SINGLE,
     Offer,
+    Wanted,
     collect_times,
     find_model_ns,
+    list_wanted,
     price_layer,
 )
 from rankship_benchmarks.costs.time_table import measure_costs
@@ -38,12 +38,13 @@ from rankship_benchmarks.stats.staircase import find_gaps, keep_steps, pick_rung
 from rankship_benchmarks.verbs.costs import tabulate
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Prepared
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.generation import Generation
-from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput
+from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import Site
@@ -66,16 +67,24 @@ def make_trial(ns: float, sweep: int = 0, throttled_bits: int | None = None) -> 
 
 
 def make_world(options: dict[int, float], sweeps: int = 9, noise: float = 0.0) -> list[Timing]:
-    """A model of 1 ms of which the layer takes 100 µs, calls cost 30 µs, and each sweep has a speed of its own."""
-    random = Random(3)  # noqa: S311 - not for secrets
-    overhead, layer = 30_000.0, 100_000.0
+    """A model of 1 ms of which the layer takes 100 µs, calls cost 30 µs, and each sweep has a speed of its own.
+
+    In int8 every layer takes a quarter, and 12 µs to round the input, which copies share.
+    """
+    random, others = Random(3), Random(4)  # noqa: S311 - not for secrets
+    costs: dict[Precision, tuple[float, float]] = {"float32": (30_000.0, 100_000.0), "int8": (42_000.0, 25_000.0)}
     timings = []
     for sweep in range(sweeps):
         speed = random.uniform(0.5, 2)
-        true = {MODEL: 1e6, SINGLE: overhead + layer, DENSE: overhead + COPIES * layer}
-        true |= {str(Factors(rank=k)): overhead + COPIES * ratio * layer for k, ratio in options.items()}
+        true = {MODEL: 1e6}
+        for weights, (overhead, layer) in costs.items():
+            dense = Stored(weights=weights)
+            ways = {dense: 1.0, **{replace(dense, factors=Factors(rank=k)): ratio for k, ratio in options.items()}}
+            true[str(Wanted(stored=dense, copies=1))] = overhead + layer
+            true |= {str(way): overhead + COPIES * ratio * layer for way, ratio in ways.items()}
         for name, ns in true.items():
-            trial = make_trial(ns * speed * random.gauss(1, noise), sweep)
+            draw = others if "int8" in name else random
+            trial = make_trial(ns * speed * draw.gauss(1, noise), sweep)
             timings.append(Timing(sweep=sweep, site="" if name == MODEL else "s", subject=name, trial=trial))
     return timings
 
@@ -89,16 +98,38 @@ def test_overhead_and_speed_cancel_and_true_costs_come_back() -> None:
     times = collect_times(timings, "s")
     assert times.share().value == pytest.approx(0.1, rel=1e-3)
     for rank, ratio in {8: 0.4, 16: 0.9}.items():
-        found = times.ratio(Factors(rank=rank))
+        found = times.ratio(Stored(factors=Factors(rank=rank)))
         assert found is not None
         assert found.value == pytest.approx(ratio, rel=1e-3)
-    assert times.ratio(Factors(rank=24)) is None
+    assert times.ratio(Stored(factors=Factors(rank=24))) is None
+
+
+@pytest.mark.parametrize("border", [0, 12_000])
+def test_a_layer_of_fewer_bits_has_an_overhead_of_its_own(border: int) -> None:
+    times = collect_times(make_world({8: 0.4}), "s", rounds_inputs=border > 0)
+    dense, factored = Stored(weights="int8"), Stored(factors=Factors(rank=8), weights="int8")
+    for stored, true in {dense: 25_000, factored: 10_000}.items():
+        found = times.ratio(stored)
+        assert found is not None
+        assert found.value == pytest.approx((true + border) / 100_000, rel=1e-3)
+    alone = times.ratio(factored, "int8")
+    assert alone is not None
+    assert alone.value == pytest.approx((10_000 + border) / (25_000 + border), rel=1e-3)
+    assert times.share().value == pytest.approx(0.1, rel=1e-3), "shares are of the layer in float32"
+
+
+def test_what_is_wanted_of_a_site_holds_every_dense_layer_that_it_is_compared_with() -> None:
+    ways = [Stored(factors=Factors(rank=4)), Stored(weights="int8"), Stored(factors=Factors(rank=4), weights="int4")]
+    assert [str(one) for one in list_wanted(ways)] == [
+        "dense once", "dense", "dense, int8 once", "dense, int8", "dense, int4 once", "dense, int4",
+        "svd 4", "svd 4, int4",
+    ]  # fmt: skip
 
 
 def test_intervals_hold_the_truth_under_noise() -> None:
     times = collect_times(make_world({8: 0.4, 16: 0.7}, sweeps=25, noise=0.02), "s")
     for rank, ratio in {8: 0.4, 16: 0.7}.items():
-        found = times.ratio(Factors(rank=rank))
+        found = times.ratio(Stored(factors=Factors(rank=rank)))
         assert found is not None
         assert found.low is not None
         assert found.high is not None
@@ -119,8 +150,8 @@ def test_a_layer_called_at_two_sites_costs_both_and_offers_what_both_do() -> Non
     other = replace(SITE, input_shape=(1, 8, 4, 4))
     shares = {SITE: at(0.2), other: at(0.1)}
     offers = {
-        SITE: [Offer(factors=Factors(rank=k), ratio=at(0.5)) for k in (4, 8)],
-        other: [Offer(factors=Factors(rank=8), ratio=at(0.8))],
+        SITE: [Offer(stored=Stored(factors=Factors(rank=k)), ratio=at(0.5)) for k in (4, 8)],
+        other: [Offer(stored=Stored(factors=Factors(rank=8)), ratio=at(0.8))],
     }
     dense, factored = price_layer((SITE, other), shares, offers, 1_000_000)
     assert (dense.factors, dense.cost, dense.low, dense.high) == (None, 300_000, 280_000, 320_000)
@@ -173,7 +204,7 @@ def test_a_journal_forgets_only_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "new" / "costs.jsonl"
     journal = Journal(path)
     for number in (4, 7):
-        timing = Timing(sweep=number, site="s", subject=DENSE, trial=make_trial(5, number))
+        timing = Timing(sweep=number, site="s", subject="dense", trial=make_trial(5, number))
         journal.append(Sweep(number=number, timings=(timing, timing)))
     path.write_bytes(path.read_bytes() + encode(timing).encode()[:50])
     again = Journal(path)
@@ -185,7 +216,8 @@ def test_a_journal_forgets_only_a_torn_line(tmp_path: Path) -> None:
 def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> None:
     store = Store(tmp_path)
     spatial = Factors(form="spatial", rank=4)
-    probes = [Probe(SITE, None, 1), Probe(SITE, None, 3), Probe(SITE, Factors(rank=2), 3), Probe(SITE, spatial, 3)]
+    ways = (Stored(), Stored(factors=Factors(rank=2)), Stored(factors=spatial))
+    probes = [Probe(SITE, Stored(), 1), *(Probe(SITE, way, 3) for way in ways)]
     artifacts = make_probes(probes, "onnx", store)
     assert [one.parameters for one in artifacts] == [16 * 72, 3 * 16 * 72, 3 * 2 * 88, 3 * 4 * (24 + 48)]
     assert make_probes(probes[2:3], "onnx", store) == artifacts[2:3]
@@ -323,13 +355,13 @@ def test_energies_of_layers_come_back_and_what_does_not_count_is_told() -> None:
     ]
     read = collect_energies(read_all(watched, PLAN), "s")
     assert read.share().value == pytest.approx(0.1, rel=1e-3)
-    ratio = read.ratio(Factors(rank=8))
+    ratio = read.ratio(Stored(factors=Factors(rank=8)))
     assert ratio is not None
     assert ratio.value == pytest.approx(0.4, rel=1e-3)
     spoilt = [
         replace(one, metered=replace(one.metered, trial=replace(one.metered.trial, loop=None))) for one in watched
     ]
-    with pytest.raises(MeasurementError, match="first of 20: model, round 0: onnxruntime does not report"):
+    with pytest.raises(MeasurementError, match="first of 35: model, round 0: onnxruntime does not report"):
         collect_energies(read_all(spoilt, PLAN), "s").share()
     with pytest.raises(MeasurementError, match="no round counts"):
         find_model_uj(read_all(spoilt, PLAN))

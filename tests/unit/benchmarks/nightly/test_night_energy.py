@@ -13,6 +13,7 @@ from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.index.index import refresh_own_index
 from rankship_benchmarks.index.mlflow_export import list_metrics, list_parameters
 from rankship_benchmarks.index.tables import CASES
+from rankship_benchmarks.nightly.explain import Evidence
 from rankship_benchmarks.nightly.judge import judge_device, state_exit
 from rankship_benchmarks.nightly.page import list_alarms, list_energies, render_page, state_headline
 from rankship_benchmarks.nightly.records import DeviceNight, NightRecord, list_nights, write_night
@@ -37,7 +38,9 @@ def judge(results: Path, tonight: Bundle, *before: Bundle) -> NightRecord:
         keep(results / str(number), bundle)
         nights.append(make_judged_night(number, tell(str(number))))
     keep(results / "tonight", tonight)
-    return make_judged_night(len(before), judge_device(results, tell("tonight"), nights, {}))
+    night = make_judged_night(len(before), tell("tonight"))
+    evidence = Evidence(results, [*nights, night])
+    return make_judged_night(len(before), judge_device(evidence, night.devices[0], {}))
 
 
 @pytest.mark.parametrize(("factor", "word", "status"), [(1.05, "worse", 1), (0.95, "better", 0), (1.0, "same", 0)])

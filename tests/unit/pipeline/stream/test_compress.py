@@ -27,9 +27,15 @@ from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import count_parameters, find_layers
 from rankship_pipeline.models.sharded import INDEX, Checkpoint
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.stream import analysis as files
 from rankship_pipeline.stream import compress as stream
+from rankship_pipeline.stream import forwards, workers
+from rankship_pipeline.stream.analysis import StreamAnalysis
 from rankship_pipeline.stream.block_grams import Grams, Group, find_groups
-from rankship_pipeline.stream.compress import StreamAnalysis, StreamChoice, analyse_stream, take_apart
+from rankship_pipeline.stream.choice import StreamChoice
+from rankship_pipeline.stream.compress import analyse_stream
+from rankship_pipeline.stream.workers import take_apart
+from rankship_pipeline.stream.write import write_stream
 
 TOKENS = torch.randint(0, VOCABULARY, (20, 17), generator=torch.Generator().manual_seed(1))
 RANKS = RankChoice(step=4)
@@ -58,7 +64,7 @@ def check_against_memory(checkpoint: Path, streamed: StreamAnalysis, target: Pat
     plan = stream.allocate_stream(streamed, budget, RANKS)
     assert budget - 4 * (32 + 88) < plan.total_parameters <= budget
     assert 0 < len(plan.factors) < len(streamed.layers)  # some are factored, some stay dense
-    stream.write_stream(streamed, plan, target)
+    write_stream(streamed, plan, target)
     state = {name: tensor for path in target.glob("*.safetensors") for name, tensor in load_file(path).items()}
     assert set(state) == set(json.loads((target / INDEX).read_text())["weight_map"])
     built = rebuild(model, plan.factors)
@@ -92,7 +98,7 @@ def test_a_bfloat16_checkpoint_keeps_its_type_unless_asked_otherwise(tmp_path: P
     checkpoint = save_sharded(make_decoder("qwen2", torch.bfloat16), tmp_path / "in")
     streamed = analyse_stream(checkpoint, TOKENS, tmp_path / "work", StreamChoice(dtype="float32", shrink=False))
     plan = check_against_memory(checkpoint, streamed, tmp_path / "float32")
-    stream.write_stream(analyse_stream(checkpoint, TOKENS, tmp_path / "work", SMALL), plan, tmp_path / "out")
+    write_stream(analyse_stream(checkpoint, TOKENS, tmp_path / "work", SMALL), plan, tmp_path / "out")
     types = {value.dtype for path in (tmp_path / "out").glob("*.safetensors") for value in load_file(path).values()}
     assert types == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / INDEX).read_text())["metadata"]["total_size"] == 2 * plan.total_parameters
@@ -101,7 +107,7 @@ def test_a_bfloat16_checkpoint_keeps_its_type_unless_asked_otherwise(tmp_path: P
 def test_the_written_folder_is_whole(tmp_path: Path, llama: Path) -> None:
     streamed = analyse_stream(llama, TOKENS, tmp_path, SMALL)
     plan = stream.allocate_stream(streamed, 20_000, RankChoice(method="uniform", step=1))
-    stream.write_stream(streamed, plan, tmp_path / "out")
+    write_stream(streamed, plan, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads((llama / "config.json").read_text())
     loaded, saved = load_model(tmp_path / "out")
     assert (saved.plan, saved.architecture) == (plan, "LlamaForCausalLM")
@@ -110,7 +116,7 @@ def test_the_written_folder_is_whole(tmp_path: Path, llama: Path) -> None:
     assert set(json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"].values()) == files
     assert len(files) == BLOCKS + 3  # each block, the embedding, the last norm, the head
     with pytest.raises(InputError, match="exists already"):
-        stream.write_stream(streamed, plan, tmp_path / "out")
+        write_stream(streamed, plan, tmp_path / "out")
 
 
 def test_excluded_layers_stay_dense_and_count_as_fixed(tmp_path: Path, llama: Path) -> None:
@@ -145,7 +151,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         return take_apart(*given, **named)
 
     monkeypatch.setattr(Decoder, "load_block", load_block)
-    monkeypatch.setattr(stream, "take_apart", count)
+    monkeypatch.setattr(forwards, "take_apart", count)
     return seen
 
 
@@ -153,9 +159,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     ("place", "name", "call", "finished"),
     [
         (blocks.Call, "run", 12, 1),  # while the second block's outputs are written
-        (stream, "take_apart", 9, 1),
-        (stream, "save_file", 2, 1),
-        (stream, "BlockTimes", 2, 2),  # once its file is there
+        (forwards, "take_apart", 9, 1),
+        (files, "save_file", 2, 1),
+        (forwards, "BlockTimes", 2, 2),  # once its file is there
     ],
 )
 def test_a_stopped_analysis_goes_on_where_it_was(
@@ -239,11 +245,11 @@ def test_layers_with_the_same_input_share_one_gram(llama: Path) -> None:
     block = decoder.load_block(0)
     names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
     q, k, v, o, gate, up, down = names
-    groups = find_groups(block, names, lambda: calls[0].run(block, hidden), outputs=True)
+    groups = find_groups(block, names, lambda: calls[0].run(block, hidden), by_output={down})
     assert groups == [Group((q, k, v)), Group((o,)), Group((gate, up)), Group((down,), by_output=True)]
     with pytest.raises(InputError, match=r"layer mlp\.up_proj of a block never ran"):
-        find_groups(block, [up], lambda: None, outputs=False)
-    seen = find_groups(block, names, lambda: calls[0].run(block, hidden), outputs=False)
+        find_groups(block, [up], lambda: None, ())
+    seen = find_groups(block, names, lambda: calls[0].run(block, hidden), ())
     grams = Grams()
     with torch.inference_mode(), grams.collect(block, seen):
         calls[0].run(block, hidden)
@@ -347,8 +353,8 @@ def test_swift_finds_the_optimum_of_every_rank(shape: tuple[int, int], kind: str
 @pytest.mark.parametrize(("kind", "again"), [("full", False), ("outlier", True)])
 def test_float32_is_done_again_where_it_cannot_be_trusted(shape: tuple[int, int], kind: str, again: object) -> None:
     weight, gram = (tensor.float().numpy() for tensor in make_problem(*shape, kind) if tensor is not None)
-    rough = take_apart(weight, gram, StreamChoice(precision="float32"), keep=17, by_output=False)[0]
-    fine = take_apart(weight, gram, StreamChoice(), keep=17, by_output=False)[0]
+    rough = take_apart(weight, gram, StreamChoice(precision="float32"), keep=17, by_output=False).energy
+    fine = take_apart(weight, gram, StreamChoice(), keep=17, by_output=False).energy
     error = float(abs(rough - fine).sum() / fine[17:].sum())
     assert error < 1e-4
     assert (error == 0) is again
@@ -373,6 +379,6 @@ def test_a_scheduler_that_cannot_be_had_is_an_input_error(monkeypatch: pytest.Mo
     if "installed" in reason:
         monkeypatch.setitem(sys.modules, "dask.distributed", None)
     else:
-        monkeypatch.setattr(stream, "_TIMEOUT_S", 1)
-    with pytest.raises(InputError, match=reason), stream.open_pool(StreamChoice(scheduler="tcp://127.0.0.1:1")):
+        monkeypatch.setattr(workers, "_TIMEOUT_S", 1)
+    with pytest.raises(InputError, match=reason), workers.open_pool(StreamChoice(scheduler="tcp://127.0.0.1:1")):
         pass

@@ -14,7 +14,8 @@ from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import as_matrix, find_layers, get_layer
 from rankship_pipeline.ranks.losses import list_doubts
 from rankship_pipeline.recipe.choices import RankChoice
-from rankship_pipeline.stream.compress import StreamChoice, allocate_stream, analyse_stream
+from rankship_pipeline.stream.choice import StreamChoice
+from rankship_pipeline.stream.compress import allocate_stream, analyse_stream
 
 TOKENS = torch.randint(0, VOCABULARY, (20, 17), generator=torch.Generator().manual_seed(1))
 RANKS = RankChoice(step=4)
