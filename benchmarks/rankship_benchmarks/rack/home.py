@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.bundle.bundle import open_bundle
-from rankship_benchmarks.measure.one_device import RunPlan
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack import calls
 from rankship_benchmarks.rack.content import PART_BYTES
 from rankship_benchmarks.rack.errand import Errand, describe_maker, write_errand
