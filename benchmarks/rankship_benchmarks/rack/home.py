@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.bundle.bundle import open_bundle
-from rankship_benchmarks.measure.one_device import RunPlan
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack import calls
 from rankship_benchmarks.rack.content import PART_BYTES
 from rankship_benchmarks.rack.errand import Errand, describe_maker, write_errand
@@ -181,7 +181,7 @@ class Rack:
                     future = client.submit(function, device, *arguments, **options)
                 if self._await(future):
                     return future.result()
-                offered = client.run_on_scheduler(calls.is_offered, device)
+                offered = bool(_look(client, calls.is_offered, device))
             except Exception as failure:
                 if not _is_loss(failure):
                     raise
@@ -216,7 +216,7 @@ class Rack:
     def _give_up(self, device: str, future: Any) -> None:  # noqa: ANN401 - Dask's future
         """Raise Unreachable, with the devices that are there."""
         try:
-            known = ", ".join(self.connect().run_on_scheduler(calls.list_offered)) or "none"
+            known = ", ".join(_look(self.connect(), calls.list_offered)) or "none"
         except Exception as failure:
             if not _is_loss(failure):
                 raise
@@ -248,6 +248,11 @@ def land(plan: RunPlan, device: str, answer: Answer) -> Path:
 def _count_parts(plan: RunPlan) -> int:
     timed = len(plan.build.artifacts) + (plan.canary is not None)
     return timed * (plan.suite.rounds + (plan.suite.energy.rounds if plan.suite.energy else 0))
+
+
+def _look(client: "Client", function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - what it returns
+    """Call a function in the scheduler."""
+    return client.run_on_scheduler(function, *arguments)  # type: ignore[no-untyped-call]
 
 
 def _ignore(_: str) -> None:

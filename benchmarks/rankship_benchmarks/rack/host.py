@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, open_bundle
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
 from rankship_benchmarks.measure.ready import check_ready
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack.content import Content
 from rankship_benchmarks.rack.errand import Errand, Maker, read_plan, refuse_other
 from rankship_pipeline.foundation.codec import decode
@@ -63,8 +63,8 @@ class Host:
         self,
         devices: Mapping[str, Device],
         spool: Path,
-        signers: tuple[str, ...] = (),
-        measure: Measuring = measure_build,
+        signers: tuple[str, ...],
+        measure: Measuring,
     ) -> None:
         self.name = f"{socket.gethostname()}:{spool}"
         self.devices = devices

@@ -1,8 +1,8 @@
 """The two programs of a rack: its scheduler, and on each host the workers that offer its devices, one for each.
 
 Two of Dask's defaults do not suit a rack. A worker runs as many tasks at once as it has threads: only a resource
-limits a device to one errand. And a task whose worker dies is given to another, four times, so that one bad errand takes
-four devices down: here the sender decides. Dask's pages over HTTP stay on this machine.
+limits a device to one errand. And a task whose worker dies is given to another, four times, so that one bad errand
+takes four devices down: here the sender decides. Dask's pages over HTTP stay on this machine.
 """
 
 import asyncio
