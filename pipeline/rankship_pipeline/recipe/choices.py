@@ -181,7 +181,8 @@ class RankChoice:
         probes: the most samples that "auto" and "kl" measure on; "kl" takes 8, and twice as many until they suffice
         passes: how many more times "kl" measures around the plan and solves again (knapsack only)
         steps: the number of ARA's training steps
-        forms: the forms that a layer may take; ARP and ARA always use "svd"
+        forms: the forms that a layer may take; ARP and ARA always use "svd". "width" leaves out neurons between linear
+            layers (knapsack only)
         exclude: shell-style patterns of layer names that stay dense
     """
 

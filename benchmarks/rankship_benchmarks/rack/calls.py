@@ -1,0 +1,78 @@
+"""What a rack's Dask tasks do: each calls the host that holds the device, in the worker's own process."""
+
+from collections.abc import Collection
+from typing import Any
+
+from rankship_benchmarks.rack.errand import Maker
+from rankship_benchmarks.rack.host import Answer, Host
+from rankship_pipeline.foundation.codec import decode
+from rankship_pipeline.foundation.formats import Format
+
+HOSTS: dict[str, Host] = {}  # by the names of the devices that this process offers
+
+
+def offer(device: str) -> dict[str, float]:
+    """Return what a device's worker offers: one errand at a time, and files beside it."""
+    return {name_errands(device): 1, name_files(device): 4}
+
+
+def name_errands(device: str) -> str:
+    """Name the resource of Dask that binds errands to a device, one at a time."""
+    return f"device {device}"
+
+
+def name_files(device: str) -> str:
+    """Name the resource of Dask that binds quick calls to a device's host, errand or not."""
+    return f"files for {device}"
+
+
+def name_topic(device: str) -> str:
+    """Name the topic of Dask's events that tell what a device is at."""
+    return f"rankship {device}"
+
+
+async def carry_out(device: str, ticket: str, text: str) -> Answer:
+    """Do an errand."""
+    from distributed import get_worker
+
+    log_event: Any = get_worker().log_event  # may be called from the errand's thread
+    return await HOSTS[device].carry_out(device, ticket, text, lambda part: log_event(name_topic(device), part))
+
+
+def check(device: str, maker: str, formats: Collection[Format], with_energy: bool) -> None:  # noqa: FBT001 - it travels
+    """Check that a device is ready."""
+    sender = decode(Maker, maker, where="an errand's sender")
+    HOSTS[device].check(device, sender, formats, with_energy=with_energy)
+
+
+def list_missing(device: str, hashes: Collection[str]) -> tuple[str, ...]:
+    """List the files that a host lacks."""
+    return HOSTS[device].content.list_missing(hashes)
+
+
+def add_part(device: str, sha256: str, sender: str, offset: int, data: bytes, size_bytes: int) -> None:
+    """Add a part of a file to a host's content."""
+    HOSTS[device].content.add_part(sha256, sender, offset, data, size_bytes)
+
+
+def forget(device: str, ticket: str) -> None:
+    """Forget an errand whose bundle is home."""
+    HOSTS[device].forget(ticket)
+
+
+def is_offered(device: str, dask_scheduler: Any) -> bool:  # noqa: ANN401 - Dask passes its scheduler by this name
+    """Tell, in the scheduler, whether any worker offers a device."""
+    return bool(dask_scheduler.resources.get(name_errands(device)))
+
+
+def list_offered(dask_scheduler: Any) -> list[str]:  # noqa: ANN401 - as above
+    """List, in the scheduler, the devices that workers offer."""
+    prefix = name_errands("")
+    return sorted(
+        name.removeprefix(prefix) for name, held in dask_scheduler.resources.items() if held and name.startswith(prefix)
+    )
+
+
+def read_allowed_failures(dask_scheduler: Any) -> int:  # noqa: ANN401 - as above
+    """Read, in the scheduler, how often it repeats a task whose worker died."""
+    return int(dask_scheduler.allowed_failures)
