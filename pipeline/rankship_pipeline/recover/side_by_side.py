@@ -22,7 +22,7 @@ from rankship_pipeline.models.restart import DivergedError, Restart
 from rankship_pipeline.models.watch import watch
 
 _BYTES = 2**32  # of both models' records of all samples
-_RECENT = 24  # inputs among which what is carried past a layer is looked for
+_RECENT = 48  # inputs and outputs among which what is carried past a layer is looked for
 _CLOSE = 1e-4  # of the largest number
 
 
@@ -137,8 +137,8 @@ def _measure_held(model: nn.Module, names: Sequence[str], sample: Inputs) -> int
 def find_sums(model: nn.Module, names: Collection[str], sample: Inputs) -> dict[str, str]:
     """The module that reads a layer's outputs added to what is carried past it, by the layer's name.
 
-    Such a sum is the layer's output and another tensor that a module has read before. Modules that run several times
-    are left out.
+    Such a sum is the layer's output and another tensor that a module has read or given before. Modules that run several
+    times are left out.
     """
     calls, earlier = Counter[str](), deque[Tensor](maxlen=_RECENT)
     waiting: tuple[str, Tensor] | None = None
@@ -151,7 +151,7 @@ def find_sums(model: nn.Module, names: Collection[str], sample: Inputs) -> dict[
             return
         if waiting is not None and waiting[0] not in found and _is_sum(x, waiting[1], earlier):
             found[waiting[0]] = name
-        earlier.append(x)
+        earlier.extend(one for one in (x, y) if isinstance(one, Tensor))
         if name in names:
             waiting = name, y
 
