@@ -75,7 +75,7 @@ def test_scores_follow_the_build_whatever_it_was_measured_on(tmp_path: Path) -> 
     assert "accuracy of the torch model behind the files" in page
 
 
-def test_tokens_a_second_are_the_inverse_of_a_tokens_time(tmp_path: Path) -> None:
+def test_tokens_a_second_are_the_inverse_of_a_tokens_time() -> None:
     night = Night(run_id="1", started_utc="2026-01-01T00:00:00+00:00", rounds_ns=(5e7,) * 5 + (4e7,))
     gap = replace(night, run_id="2", rounds_ns=(), gap="throttled")
     rate = draw_rate([night, gap])
