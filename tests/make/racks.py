@@ -88,8 +88,12 @@ def serve(address: str, keys: str, spool: str, devices: str) -> None:
 
     way = find_way(address, Path(keys) if keys else None)
     named = {name: Device(name=name, transport="local") for name in devices.split(",")}
-    host = Host(named, Path(spool), way.read_signers(), pretend)
-    serve_devices(way, host, Path(spool) / "dask", lambda news: sys.stderr.write(f"{news}\n"))
+
+    def say(news: str) -> None:
+        sys.stderr.write(f"{news}\n")
+
+    host = Host(named, Path(spool), way.read_signers(), pretend, on_news=say, wait_s=1.0, asked_s=3.0)
+    serve_devices(way, host, Path(spool) / "dask", say)
 
 
 def measure(folder: str, address: str, keys: str, device: str) -> None:
@@ -130,6 +134,24 @@ class Running:
         before = self.read_log(name).count(": offered to")
         self._start(name, [*inside, *words])
         wait_until(lambda: self.read_log(name).count(": offered to") - before >= len(devices), 120)
+
+    def start_worker(self, name: str, inventory: Path, devices: Sequence[str]) -> None:
+        """Start a host with the devices of an inventory, as a user of its own, and wait until all are offered."""
+        spool = self.folder / name
+        flags = ["--inventory", str(inventory), "--devices", ",".join(devices), "--spool", str(spool / "spool")]
+        keys = ["--keys", str(self.keys)] if self.keys else []
+        words = [
+            sys.executable,
+            "-m",
+            "rankship_pipeline.cli",
+            "worker",
+            "--scheduler",
+            self.way.address,
+            *flags,
+            *keys,
+        ]
+        self._start(name, ["env", f"XDG_CONFIG_HOME={spool}/config", f"XDG_STATE_HOME={spool}/state", *words])
+        wait_until(lambda: self.read_log(name).count(": offered to") >= len(devices), 120)
 
     def start_home(self, device: str) -> subprocess.Popen[bytes]:
         """Start a process that measures `plan_run(folder)` on a device."""

@@ -51,7 +51,8 @@ def worker(argv: list[str]) -> int:
         raise InputError(f"{THIS_MACHINE} is every host's name for itself", hint=hint)
     spool = (arguments.spool or user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "rack").resolve()
     ensure_writable(spool, "--spool")
-    serve_devices(way, Host(devices, spool, way.read_signers(), measure_build), spool / "dask", steps.note)
+    host = Host(devices, spool, way.read_signers(), measure_build, on_news=steps.note)
+    serve_devices(way, host, spool / "dask", steps.note)
     return 0
 
 

@@ -13,7 +13,7 @@ from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack.content import Content
 from rankship_benchmarks.rack.errand import Errand, read_plan, write_errand
 from rankship_benchmarks.rack.home import land
-from rankship_benchmarks.rack.host import Answer, Host, LeftBehind
+from rankship_benchmarks.rack.host import Answer, Host, LeftBehind, Measuring
 from rankship_benchmarks.rack.tickets import drop_tickets, return_ticket, take_ticket
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
@@ -24,8 +24,8 @@ from rankship_targets.devices.device import Device
 A = Device(name="a", transport="local")
 
 
-def make_host(folder: Path, measure: object = pretend) -> Host:
-    return Host({"a": A}, folder / "spool", (), measure)  # type: ignore[arg-type]
+def make_host(folder: Path, measure: Measuring = pretend, **times: float) -> Host:
+    return Host({"a": A}, folder / "spool", (), measure, **{"wait_s": 30.0, **times})
 
 
 def bring_all(plan: RunPlan, errand: Errand, content: Content) -> None:
@@ -34,8 +34,8 @@ def bring_all(plan: RunPlan, errand: Errand, content: Content) -> None:
         content.add_part(sha256, "s", 0, data, len(data))
 
 
-def ask(host: Host, text: str, ticket: str = "t", parts: list[str] | None = None) -> Answer:
-    return asyncio.run(host.carry_out("a", ticket, text, (parts if parts is not None else []).append))
+def ask(host: Host, text: str, ticket: str = "t") -> Answer:
+    return asyncio.run(host.carry_out("a", ticket, text))
 
 
 def test_a_plan_travels_whole(tmp_path: Path) -> None:
@@ -48,12 +48,11 @@ def test_a_plan_travels_whole(tmp_path: Path) -> None:
 
 def test_an_errand_says_what_it_lacks_is_done_once_and_forgotten_when_it_is_home(tmp_path: Path) -> None:
     plan, host = plan_run(tmp_path), make_host(tmp_path)
-    errand, parts = write_errand(plan), list[str]()
+    errand = write_errand(plan)
     text = encode(errand)
     assert set(ask(host, text).missing) == set(errand.files.values())
     bring_all(plan, errand, host.content)
-    answer = ask(host, text, parts=parts)
-    assert parts == ["round 1", "round 2", "round 3"]
+    answer = ask(host, text)
     assert ask(host, text).files == answer.files  # it was not fetched, and is not measured again
     assert (tmp_path / "spool/measured").read_text().count("\n") == 3
     run = land(plan, "a", answer)
@@ -84,27 +83,31 @@ def test_an_unfinished_errand_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "spool/measured").read_text().count("\n") == 3
 
 
-def test_an_errand_that_nobody_awaits_is_ended_between_two_trials_for_the_next(tmp_path: Path) -> None:
-    plan, host = plan_run(tmp_path), make_host(tmp_path)
-    errand = write_errand(plan)
+def test_an_errand_that_nobody_asks_for_is_ended_between_two_trials_for_the_next(tmp_path: Path) -> None:
+    plan, host = plan_run(tmp_path), make_host(tmp_path, wait_s=0.05, asked_s=0.5)
+    errand, hold = write_errand(plan), tmp_path / "spool/hold"
+    text = encode(errand)
     bring_all(plan, errand, host.content)
-    (tmp_path / "spool/hold").touch()
+    hold.touch()
 
     async def leave_and_come() -> Answer:
-        first = asyncio.ensure_future(host.carry_out("a", "first", encode(errand), lambda _: None))
-        while not (tmp_path / "spool/measured").exists():  # noqa: ASYNC110 - another thread writes it
-            await asyncio.sleep(0.01)
-        first.cancel()
-        second = asyncio.ensure_future(host.carry_out("a", "second", encode(errand), lambda _: None))
-        await asyncio.sleep(0.05)
-        (tmp_path / "spool/hold").unlink()
-        return await second
+        first = await host.carry_out("a", "first", text)
+        assert (first.part, first.number, first.files, first.unknown) == ("round 1", 1, {}, False)
+        second = await host.carry_out("a", "second", text)
+        assert (second.unknown, second.part) == (True, "a is at another errand")
+        assert not (await host.follow("a", "first")).unknown  # it is asked for: the other waits
+        await asyncio.sleep(0.6)
+        await host.carry_out("a", "second", text)
+        hold.unlink()
+        while not (answer := await host.carry_out("a", "second", text)).files:
+            pass
+        return answer
 
-    answer = asyncio.run(leave_and_come())
-    assert answer.files
+    assert asyncio.run(leave_and_come()).files
     (left,) = (tmp_path / "spool/errands/first").glob(f"results/*/{BUNDLE_FILE}")
     assert [trial.round for trial in open_bundle(left.parent).trials] == [0]
-    assert len(open_bundle(land(plan, "a", ask(host, encode(errand), "first"))).trials) == 3
+    again = make_host(tmp_path)
+    assert len(open_bundle(land(plan, "a", ask(again, text, "first"))).trials) == 3
 
 
 def test_asked_to_stop_a_host_ends_its_errands_after_their_trials(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_asked_to_stop_a_host_ends_its_errands_after_their_trials(tmp_path: Path
     (tmp_path / "spool/hold").touch()
 
     async def stop() -> None:
-        errand_done = asyncio.ensure_future(host.carry_out("a", "t", encode(errand), lambda _: None))
+        errand_done = asyncio.ensure_future(host.carry_out("a", "t", encode(errand)))
         await asyncio.to_thread(wait_until, (tmp_path / "spool/measured").exists)
         stopped = asyncio.ensure_future(host.stop())
         await asyncio.sleep(0.05)
