@@ -45,6 +45,7 @@ DOORS = {
         "factors.analysis",
         "factors.forms",
         "models.model_config",
+        "quantise.sizes",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",

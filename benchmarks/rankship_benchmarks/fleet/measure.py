@@ -10,8 +10,9 @@ from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
 from rankship_benchmarks.measure.ready import check_ready
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.export.canary import make_canary
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.formats import Format

@@ -193,7 +193,7 @@ def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
 def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> dict[str, object]:
     valid = [trial for trial in trials if trial.samples_ns and not judge_trial(trial)]
     latency = estimate_median(list(median_by_round(valid).values())) if valid else None
-    accuracy = find_accuracy(bundle.header.build, artifact.key.variant)
+    accuracy = find_accuracy(bundle.header.build, artifact.key.variant, artifact.key.precision)
     return asdict(artifact.key) | {
         "artifact_sha256": artifact.sha256,
         "size_bytes": artifact.size_bytes,
@@ -201,7 +201,10 @@ def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> d
         "accuracy_correct": accuracy.correct if accuracy else None,
         "accuracy_samples": accuracy.samples if accuracy else None,
         "score": accuracy.value if accuracy else None,
+        "score_low": accuracy.low if accuracy else None,
+        "score_high": accuracy.high if accuracy else None,
         "score_measure": accuracy.measure.name if accuracy else None,
+        "score_unit": accuracy.measure.unit if accuracy else None,
         "runtime": trials[0].runtime.name,
         "runtime_version": trials[0].runtime.version,
         "threads": trials[0].threads,

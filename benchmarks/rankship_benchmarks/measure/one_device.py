@@ -3,7 +3,7 @@
 import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,42 +26,19 @@ from rankship_benchmarks.measure.device_gate import verify_on_device
 from rankship_benchmarks.measure.energy_rounds import measure_energy
 from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
 from rankship_benchmarks.measure.profiles import profile_run
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline import __version__
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
-from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.units import show_bytes
-from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.client.detached import make_ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
 from rankship_targets.session.metered import check_meter, require_meter
 from rankship_targets.session.session import Session, open_session
 from rankship_targets.trials.request import MeasureRequest
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What to measure, how, and where the results go: the same for every device.
-
-    `verified` are the host's proofs of the build's artifacts, the canary and the heads, in this order. The device's own
-    runtime must compute what torch computes within `limits`. `canary` is timed like the build's artifacts; heads are
-    verified and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), without
-    the canary. The run's bundle is made below `results`. `signers` are the public keys, besides this user's own, whose
-    signed manifests are believed.
-    """
-
-    build: Build
-    verified: Sequence[Verified]
-    store: Store
-    suite: Suite
-    results: Path
-    limits: ParityChoice
-    canary: Artifact | None = None
-    profile: bool = False
-    signers: tuple[str, ...] = ()
 
 
 def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:

@@ -11,32 +11,22 @@ from rankship_pipeline.foundation.formats import Format
 HOSTS: dict[str, Host] = {}  # by the names of the devices that this process offers
 
 
-def offer(device: str) -> dict[str, float]:
-    """Return what a device's worker offers: one errand at a time, and files beside it."""
-    return {name_errands(device): 1, name_files(device): 4}
+CALLS = 16  # that a device's worker takes at once: one of the sender that is served, others of those that wait
 
 
-def name_errands(device: str) -> str:
-    """Name the resource of Dask that binds errands to a device, one at a time."""
+def name_resource(device: str) -> str:
+    """Name the resource of Dask that binds calls to the worker that offers a device."""
     return f"device {device}"
-
-
-def name_files(device: str) -> str:
-    """Name the resource of Dask that binds quick calls to a device's host, errand or not."""
-    return f"files for {device}"
-
-
-def name_topic(device: str) -> str:
-    """Name the topic of Dask's events that tell what a device is at."""
-    return f"rankship {device}"
 
 
 async def carry_out(device: str, ticket: str, text: str) -> Answer:
     """Do an errand."""
-    from distributed import get_worker
+    return await HOSTS[device].carry_out(device, ticket, text)
 
-    log_event: Any = get_worker().log_event  # may be called from the errand's thread
-    return await HOSTS[device].carry_out(device, ticket, text, lambda part: log_event(name_topic(device), part))
+
+async def follow(device: str, ticket: str) -> Answer:
+    """Follow an errand that was sent before."""
+    return await HOSTS[device].follow(device, ticket)
 
 
 def check(device: str, maker: str, formats: Collection[Format], with_energy: bool) -> None:  # noqa: FBT001 - it travels
@@ -62,12 +52,12 @@ def forget(device: str, ticket: str) -> None:
 
 def is_offered(device: str, dask_scheduler: Any) -> bool:  # noqa: ANN401 - Dask passes its scheduler by this name
     """Tell, in the scheduler, whether any worker offers a device."""
-    return bool(dask_scheduler.resources.get(name_errands(device)))
+    return bool(dask_scheduler.resources.get(name_resource(device)))
 
 
 def list_offered(dask_scheduler: Any) -> list[str]:  # noqa: ANN401 - as above
     """List, in the scheduler, the devices that workers offer."""
-    prefix = name_errands("")
+    prefix = name_resource("")
     return sorted(
         name.removeprefix(prefix) for name, held in dask_scheduler.resources.items() if held and name.startswith(prefix)
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rankship_benchmarks.bundle.suite import Suite
-from rankship_benchmarks.measure.one_device import RunPlan
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline import __version__
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file

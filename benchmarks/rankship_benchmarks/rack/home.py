@@ -11,12 +11,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.bundle.bundle import open_bundle
-from rankship_benchmarks.measure.one_device import RunPlan
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack import calls
 from rankship_benchmarks.rack.content import PART_BYTES
 from rankship_benchmarks.rack.errand import Errand, describe_maker, write_errand
@@ -38,7 +39,8 @@ PATIENCE_S = (
 _CHECK_PATIENCE_S = 15.0
 _LOOK_S = 5.0
 _PAUSE_S = 1.0
-_DEATHS = 3  # of a host's process over one errand
+_BEGINNINGS = 5  # of an errand whose host was started anew meanwhile
+_DEATHS = 3  # of a host's process over one call
 _BRINGS = 3  # of files that the host lacks again
 _HINT = "check that `rankship worker` runs on its host and offers it"
 
@@ -59,6 +61,21 @@ def open_rack(way: Way, *, patience_s: float = PATIENCE_S, look_s: float = _LOOK
         rack.close()
 
 
+@dataclass
+class _Progress:
+    """Shows the parts of an errand as its host tells of them."""
+
+    steps: Steps
+    advance: Callable[[str], None]
+    number: int = 0
+
+    def show(self, answer: Answer) -> None:
+        """Show what is done now, unless that was shown."""
+        for _ in range(answer.number - self.number):
+            self.advance(answer.part)
+        self.number = answer.number
+
+
 class Rack:
     """The devices of a rack's hosts; a Lab. Its methods may be called from a thread for each device."""
 
@@ -72,7 +89,6 @@ class Rack:
         self._written: tuple[RunPlan, Errand] | None = None
         self._bringing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by host
         self._sender = secrets.token_hex(8)
-        self._heard: dict[str, Callable[[str], None]] = {}  # by device
 
     def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
         """Let a device's host check that it answers and can run what will be pushed."""
@@ -86,15 +102,11 @@ class Rack:
         errand_sha256 = digest(errand)
         ticket = take_ticket(plan.results, device, plan.build.recipe, errand_sha256)
         with steps.track(f"measure on {device}", _count_parts(plan)) as advance:
-            self._heard[device] = advance
-            try:
-                answer = self._ask(device, ticket.name, errand, plan, steps)
-            finally:
-                self._heard.pop(device, None)
+            answer = self._ask(device, ticket.name, errand, plan, _Progress(steps, advance))
         folder = land(plan, device, answer)
         return_ticket(plan.results, device, errand_sha256)
         with suppress(TargetError):  # a week later its host forgets it by itself
-            self._call(device, calls.forget, ticket.name, exclusive=False, patience_s=_CHECK_PATIENCE_S)
+            self._call(device, calls.forget, ticket.name, patience_s=_CHECK_PATIENCE_S)
         return folder
 
     def connect(self) -> "Client":
@@ -130,17 +142,29 @@ class Rack:
                 self._written = plan, write_errand(plan)
             return self._written[1]
 
-    def _ask(self, device: str, ticket: str, errand: Errand, plan: RunPlan, steps: Steps) -> Answer:
-        """Let an errand be done; its files are brought first if the host lacks any."""
-        text = encode(errand)
-        for _ in range(_BRINGS):
-            answer: Answer = self._call(device, calls.carry_out, ticket, text)
-            if not answer.missing:
+    def _ask(self, device: str, ticket: str, errand: Errand, plan: RunPlan, progress: "_Progress") -> Answer:
+        """Send an errand and follow it to its end, bringing the files that its host lacks."""
+        text, begun, brought, known = encode(errand), 0, 0, False
+        while begun < _BEGINNINGS and brought < _BRINGS:
+            answer: Answer
+            if known:
+                answer = self._call(device, calls.follow, ticket)
+            else:
+                answer = self._call(device, calls.carry_out, ticket, text)
+            progress.show(answer)
+            if answer.files:
                 return answer
-            with self._bringing[answer.host]:  # another device of the same host may have been faster
-                lacking = self._call(device, calls.list_missing, answer.missing, exclusive=False)
-                self._bring(device, errand, plan, lacking, steps)
-        raise TargetError(f"{answer.host} loses the files that it is sent", hint="check the spool of its worker")
+            begun += known and answer.unknown  # its host was started anew
+            known = not (answer.unknown or answer.missing)
+            if answer.missing:
+                brought += 1
+                with self._bringing[answer.host]:  # another device of the same host may have been faster
+                    lacking = self._call(device, calls.list_missing, answer.missing)
+                    self._bring(device, errand, plan, lacking, progress.steps)
+        if brought == _BRINGS:
+            raise TargetError(f"{answer.host} loses the files that it is sent", hint="check the spool of its worker")
+        message = f"the process on the host of {device} ended {begun} times over this errand"
+        raise ConnectionLost(message, hint="look at what `rankship worker` says there")
 
     def _bring(self, device: str, errand: Errand, plan: RunPlan, lacking: Collection[str], steps: Steps) -> None:
         paths = {sha256: plan.store.root / name for name, sha256 in errand.files.items() if sha256 in set(lacking)}
@@ -152,7 +176,7 @@ class Rack:
                     for offset in range(0, max(1, sizes[sha256]), PART_BYTES):
                         data = stream.read(PART_BYTES)
                         part = (sha256, self._sender, offset, data, sizes[sha256])
-                        self._call(device, calls.add_part, *part, exclusive=False)
+                        self._call(device, calls.add_part, *part)
                         sent += len(data)
                         on_progress(sent, sum(sizes.values()))
 
@@ -161,27 +185,23 @@ class Rack:
         device: str,
         function: Callable[..., Any],
         *arguments: object,
-        exclusive: bool = True,
         patience_s: float | None = None,
     ) -> Any:  # noqa: ANN401 - what the function returns
         """Call a function on a device's host, again if the way there was lost meanwhile: each may be repeated.
 
-        `exclusive` calls wait until no other errand is on the device. Unreachable if no host offers the device, or no
-        scheduler answers, for `patience_s`.
+        Unreachable if no host offers the device, or no scheduler answers, for `patience_s`.
         """
-        resource = calls.name_errands(device) if exclusive else calls.name_files(device)
         limit_s, away_since, deaths = patience_s or self._patience_s, None, 0
         future: Any = None
         while True:
             try:
                 client = self.connect()
                 if future is None:
-                    self._listen(client, device)
-                    options = {"resources": {resource: 1}, "retries": 0, "pure": False}
+                    options = {"resources": {calls.name_resource(device): 1}, "retries": 0, "pure": False}
                     future = client.submit(function, device, *arguments, **options)
                 if self._await(future):
                     return future.result()
-                offered = client.run_on_scheduler(calls.is_offered, device)
+                offered = bool(_look(client, calls.is_offered, device))
             except Exception as failure:
                 if not _is_loss(failure):
                     raise
@@ -205,18 +225,10 @@ class Rack:
             return False
         return True
 
-    def _listen(self, client: "Client", device: str) -> None:
-        if device in self._heard:
-
-            def hear(event: tuple[float, str]) -> None:
-                self._heard.get(device, _ignore)(event[1])
-
-            client.subscribe_topic(calls.name_topic(device), hear)  # type: ignore[no-untyped-call]
-
     def _give_up(self, device: str, future: Any) -> None:  # noqa: ANN401 - Dask's future
         """Raise Unreachable, with the devices that are there."""
         try:
-            known = ", ".join(self.connect().run_on_scheduler(calls.list_offered)) or "none"
+            known = ", ".join(_look(self.connect(), calls.list_offered)) or "none"
         except Exception as failure:
             if not _is_loss(failure):
                 raise
@@ -250,8 +262,9 @@ def _count_parts(plan: RunPlan) -> int:
     return timed * (plan.suite.rounds + (plan.suite.energy.rounds if plan.suite.energy else 0))
 
 
-def _ignore(_: str) -> None:
-    """Nobody listens any more."""
+def _look(client: "Client", function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - what it returns
+    """Call a function in the scheduler."""
+    return client.run_on_scheduler(function, *arguments)  # type: ignore[no-untyped-call]
 
 
 def _is_death(failure: Exception) -> bool:

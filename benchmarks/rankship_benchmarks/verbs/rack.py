@@ -39,6 +39,7 @@ def worker(argv: list[str]) -> int:
     way, names = find_way(arguments.scheduler, arguments.keys), arguments.devices.split(",")
     _need_dask()
 
+    from rankship_benchmarks.measure.one_device import measure_build
     from rankship_benchmarks.rack.host import Host
     from rankship_benchmarks.rack.serve import serve_devices
     from rankship_pipeline.foundation.files import ensure_writable
@@ -50,7 +51,8 @@ def worker(argv: list[str]) -> int:
         raise InputError(f"{THIS_MACHINE} is every host's name for itself", hint=hint)
     spool = (arguments.spool or user_folder("XDG_CACHE_HOME", ".cache") / "rankship" / "rack").resolve()
     ensure_writable(spool, "--spool")
-    serve_devices(way, Host(devices, spool, way.read_signers()), spool / "dask", steps.note)
+    host = Host(devices, spool, way.read_signers(), measure_build, on_news=steps.note)
+    serve_devices(way, host, spool / "dask", steps.note)
     return 0
 
 

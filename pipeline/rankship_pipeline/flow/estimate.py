@@ -12,6 +12,7 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.quantise.in_order import HELD_BYTES
 from rankship_pipeline.recipe.choices import Comparison, Recipe, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
@@ -256,7 +257,8 @@ def _round(work: Work, precision: Precision) -> StageEstimate:
         if layer.kind != "embedding"
     }
     samples = min(work.samples, COSTS["rounded samples"])
-    held = int(3 * _model_bytes(work) + 2 * min(samples, 64) * pace.activation_bytes)
+    records = min(2 * samples * pace.activation_bytes, HELD_BYTES)
+    held = int(3 * _model_bytes(work) + records + pace.activation_bytes)
     return _stage(work, f"round weights to {precision}", 4 * samples * pace.forward_seconds, held, seconds)
 
 

@@ -14,7 +14,8 @@ from rankship_benchmarks.bundle.suite import GenerationChoice, Suite
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure.cases import list_cases, make_inputs
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.report.page import render_report
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Artifact

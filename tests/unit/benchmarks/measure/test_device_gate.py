@@ -17,7 +17,8 @@ from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure.device_gate import verify_on_device
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.report.words import list_places, state_parity
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, encode

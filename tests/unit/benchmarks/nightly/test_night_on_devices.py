@@ -17,6 +17,7 @@ from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.fleet.measure import Here
 from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measuring
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -37,7 +38,7 @@ def test_real_devices_are_measured_at_once_and_one_that_is_away_is_a_gap(
     lab, tonight = Here(devices | {"c": away}), plan_night(tmp_path / "results", "a,b,c")
     suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1, max_warmup_ms=50, canary=False)
 
-    plan = measuring.RunPlan(build, [proof], Store(tmp_path / "store"), suite, tonight.results, ParityChoice())
+    plan = RunPlan(build, [proof], Store(tmp_path / "store"), suite, tonight.results, ParityChoice())
     night = do_night(tonight, partial(lab.measure, plan), build=digest(build))
     for name, one in zip("ab", night.devices, strict=False):
         bundle = open_bundle(tonight.results / str(one.run))
