@@ -206,8 +206,8 @@ class FactoriseChoice:
         grams: whose activations: those of the sources on their own data, or of the merged model
         shrink: whether these weights count only as far as two halves of the calibration samples agree; in papers: false
         curvature: whether outputs are weighed by their effect on the predictions
-        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; one whose outputs
-            are added to what is carried past it makes up for that too
+        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; one whose
+            outputs are added to what is carried past it makes up for that too
     """
 
     whitening: Whitening = "swift"
