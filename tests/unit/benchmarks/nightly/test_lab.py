@@ -85,7 +85,7 @@ def test_cases_show_the_newest_run_and_runs_link_to_their_pages(
     cases = read_cells(page, "cases")
     assert len(cases) == len({trial.key for trial in BASE.trials})
     assert all("2030-01-01" in row[-1] for row in cases)
-    assert sum("measured" in row[4] for row in cases) == 2  # the two that have energy
+    assert sum("measured" in row[3] for row in cases) == 2  # the two that have energy
     assert "accuracy 9" in page
     assert '<a href="two/report.html">two</a>' in page
     assert '<a href="one' not in page
