@@ -4,7 +4,7 @@ Every job ends with exactly one outcome. A job whose device is lost goes back to
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
