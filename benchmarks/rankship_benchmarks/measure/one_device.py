@@ -22,6 +22,7 @@ from rankship_benchmarks.bundle.bundle import (
 )
 from rankship_benchmarks.bundle.suite import Suite, plan_energy
 from rankship_benchmarks.measure.cases import list_cases, make_inputs
+from rankship_benchmarks.measure.continuations import continue_prompt
 from rankship_benchmarks.measure.device_gate import verify_on_device
 from rankship_benchmarks.measure.energy_rounds import measure_energy
 from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
@@ -79,6 +80,8 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
             if plan.profile:
                 profiled = [one for one in build.artifacts if one.generation is None]
                 profile_run(folder, [make_request(0, one) for one in profiled], session, steps)
+            if plan.prompt:
+                continue_prompt(folder, build, remote, plan.prompt, suite.threads, session, steps)
             finish_bundle(folder)
     return folder
 

@@ -11,19 +11,21 @@ from rankship_pipeline.foundation.units import show_ns
 if TYPE_CHECKING:
     from rich.console import Console
 
+Said = tuple[str, Continuation]  # the device's name before what a file said there
 
-def print_continuations(prompt: Prompt, dense: Sequence[int], said: Iterable[Continuation], console: "Console") -> None:
+
+def print_continuations(prompt: Prompt, dense: Sequence[int], said: Iterable[Said], console: "Console") -> None:
     """Print the prompt, what dense torch says after it, and each file's text with its times and where it departs."""
     for line in list_lines(prompt, dense, said):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def list_lines(prompt: Prompt, dense: Sequence[int], said: Iterable[Continuation]) -> list[str]:
+def list_lines(prompt: Prompt, dense: Sequence[int], said: Iterable[Said]) -> list[str]:
     """Return the lines: a heading and a text for dense torch, and for each file."""
     lines = [f"After {prompt.text!r}, the likeliest token each time:", "dense, torch on this host:"]
     lines.append(_quote(prompt, dense))
-    for one in said:
-        lines.append(f"{one.key.title} on {one.device}, {_state_times(one)}, {_compare(one.tokens, dense)}:")
+    for device, one in said:
+        lines.append(f"{one.key.title} on {device}, {_state_times(one)}, {_compare(one.tokens, dense)}:")
         lines.append(_quote(prompt, one.tokens))
     return lines
 

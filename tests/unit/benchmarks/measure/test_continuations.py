@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from make.artifacts import COMPRESSED, DENSE
+from make.artifacts import DENSE
 from make.builds import make_build
 from make.devices import make_local
-from make.token_files import GENERATION, TOKENS, continue_greedily, store_decoder
-from rankship_benchmarks.measure.continuations import Continuation, continue_prompt
-from rankship_benchmarks.report.continuation_words import list_lines
+from make.token_files import GENERATION, continue_greedily, store_decoder
+from rankship_benchmarks.bundle.suite import Suite
+from rankship_benchmarks.measure.continuations import Continuation, read_continuations
+from rankship_benchmarks.measure.host_gate import verify_on_host
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.run_plan import RunPlan
+from rankship_benchmarks.report.continuation_words import Said, list_lines
 from rankship_pipeline.flow.prompt import Prompt
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.store import Store
@@ -22,21 +26,23 @@ PROMPT = Prompt(text="w5 w6", tokens=(5, 6), generation=replace(GENERATION, ends
 
 
 def test_every_file_that_generates_continues_a_prompt_shorter_than_its_proofs(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    build = make_build(store_decoder(store), store_decoder(store, COMPRESSED))
-    device = make_local(tmp_path / "a device")
-    said = continue_prompt(build, PROMPT, device, store, ParityChoice(), 1, Steps(quiet=True))
+    store, steps, limits = Store(tmp_path / "store"), Steps(quiet=True), ParityChoice()
+    build = make_build(store_decoder(store, generation=PROMPT.generation))
+    verified = verify_on_host(build, store, limits, steps)
+    suite = Suite(recipe="r", rounds=1, min_samples=3, min_duration_ms=1, max_warmup_ms=1)
+    plan = RunPlan(build, verified, store, suite, tmp_path / "results", limits, prompt=PROMPT.tokens)
+    folder = measure_build(plan, make_local(tmp_path / "a device"), steps)
+    found = read_continuations(folder)
     wanted = continue_greedily(np.array([PROMPT.tokens]), GENERATION.context - 1)  # fewer than 64: it is full
-    assert [(one.key, one.device, list(one.tokens)) for one in said] == [
-        (key, device.name, wanted) for key in (DENSE, COMPRESSED)
-    ]
-    assert all(len(one.ns) == len(wanted) - 1 for one in said)
-    assert TOKENS.shape[1] > len(PROMPT.tokens)
+    assert found is not None
+    assert [(one.key, list(one.tokens)) for one in found.said] == [(DENSE, wanted)]
+    assert len(found.said[0].ns) == len(wanted) - 1
+    assert read_continuations(tmp_path) is None
 
 
 def test_texts_stand_beside_dense_torch_with_where_they_depart() -> None:
-    def say(*tokens: int) -> Continuation:
-        return Continuation(key=DENSE, device="pi4", tokens=tokens, first_ns=40_000_000, ns=(50_000_000,) * 2)
+    def say(*tokens: int) -> Said:
+        return "pi4", Continuation(key=DENSE, tokens=tokens, first_ns=40_000_000, ns=(50_000_000,) * 2)
 
     lines = list_lines(PROMPT, (1, 2, 3), [say(1, 2, 3), say(1, 3, 2), say(1, 2)])
     assert lines[:3] == ["After 'w5 w6', the likeliest token each time:", "dense, torch on this host:", "  ' w1 w2 w3'"]
