@@ -21,6 +21,7 @@ from rankship_benchmarks.nightly import pair as pairs
 from rankship_benchmarks.nightly.bisect import Bisection, Kept, Look, bisect_files
 from rankship_benchmarks.nightly.records import CaseVerdict, write_night
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import DECODE
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError
 from rankship_targets.client.detached import Ticket
 from rankship_targets.session import session as sessions
@@ -189,3 +190,14 @@ def test_a_file_that_is_gone_and_a_case_that_is_unknown_are_refused(
     assert "night 4: dense onnx (model.onnx): the file is gone" in capsys.readouterr().err
     assert call(results, Pretended({}), monkeypatch, "--on", "pi5") == 2
     assert "it measured pi4: onnx dense" in capsys.readouterr().err
+
+
+def test_a_phase_of_a_file_that_generates_is_refused(
+    lab: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, _ = lab
+    key = replace(DENSE, part=DECODE)
+    one = make_device_night("pi4", None, (CaseVerdict(key=key, verdict="worse", reason=""),))
+    write_night(results, make_night(5, [one]))
+    assert main(["bisect", "1", "5", "--case", key.heading, "--results", str(results)]) == 2
+    assert "a phase of a file that generates" in capsys.readouterr().err
