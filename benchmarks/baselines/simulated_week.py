@@ -34,7 +34,6 @@ from rankship_benchmarks.stats.estimates import relative_spread
 from rankship_benchmarks.stats.steps import find_steps
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_targets.devices.device import Device
 from rankship_targets.trials.trial import Trial
 
 QUIET_NIGHTS, WEEK = 14, 7
@@ -122,7 +121,6 @@ def main() -> None:
         suite=("simulated week", "simulated"),
         recipe=recorded.header.recipe,
         jobs=read_jobs(name),
-        devices={name: Device(name=name, transport="local")},
     )
     told = []
     for number in range(1, QUIET_NIGHTS + WEEK + 1):

@@ -9,10 +9,9 @@ from rankship.built import Built
 from rankship.report import render
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite, check_suite, default_suite
-from rankship_benchmarks.fleet.measure import measure_devices, prepare_measuring, raise_first
+from rankship_benchmarks.fleet.measure import Here, measure_devices, plan_measuring, raise_first
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.judge.summary import Result, Summary, summarise
-from rankship_benchmarks.measure.ready import check_ready
 from rankship_benchmarks.report.page import write_report
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import ensure_writable
@@ -86,10 +85,10 @@ def measure(
     check_suite(chosen, "the suite")
     device = find_device(on, None if inventory is None else Path(inventory))
     ensure_writable(to, "results")
-    check_ready([device], built.recipe.export.formats, steps, with_energy=chosen.energy is not None)
-    origin = built.origin
-    take = prepare_measuring(built.build, origin.prepared, chosen, origin.store, to, steps, profile=True)
-    ended = measure_devices([Job(name=on, devices=(on,))], {device.name: device}, take, steps, pauses_s=())
+    lab, origin = Here({on: device}), built.origin
+    lab.check(on, built.recipe.export.formats, steps, with_energy=chosen.energy is not None)
+    plan = plan_measuring(built.build, origin.prepared, chosen, origin.store, to, steps, profile=True)
+    ended = measure_devices([Job(name=on, devices=(on,))], partial(lab.measure, plan), steps, pauses_s=())
     raise_first(ended, steps)
     (folder,) = [one.result for one in ended.values() if one.result is not None]
     with steps.step("draw the report"):

@@ -147,8 +147,8 @@ def test_the_command_and_python_go_on_with_one_run(
         suites.append(suite)
         raise InputError("seen")
 
-    monkeypatch.setattr("rankship.measured.prepare_measuring", see)
-    monkeypatch.setattr("rankship_benchmarks.fleet.measure.prepare_measuring", see)
+    monkeypatch.setattr("rankship.measured.plan_measuring", see)
+    monkeypatch.setattr("rankship_benchmarks.fleet.measure.plan_measuring", see)
     assert main(["run", str(shared_recipe), "--on", "this-machine"]) == 2
     with pytest.raises(InputError, match="seen"):
         rs.measure(rs.run(shared_recipe, progress=False), on="this-machine", progress=False)

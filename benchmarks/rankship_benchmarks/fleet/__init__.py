@@ -1,1 +1,1 @@
-"""Many devices at once: the schedule, threads, and Dask."""
+"""Many devices at once: the schedule, and a thread for each device."""

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rankship_benchmarks.bundle.suite import Suite
-from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.ready import check_ready
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.export.canary import make_canary
 from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Build
 from rankship_pipeline.foundation.store import Store
 from rankship_targets.devices.device import Device
@@ -21,35 +23,60 @@ from rankship_targets.devices.device import Device
 if TYPE_CHECKING:
     from rankship_pipeline.flow.prepared import Prepared
 
-Measure = Callable[[Device, Steps], Path]
+Measure = Callable[[str, Steps], Path]
+
+
+class Lab(Protocol):
+    """The devices that a command names, and who holds them: this machine, or the hosts of a rack."""
+
+    def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
+        """Raise TargetError unless a device answers and can run what will be pushed."""
+
+    def measure(self, plan: RunPlan, device: str, steps: Steps) -> Path:
+        """Measure a build on one device; returns the folder of its bundle below the plan's results."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """Devices that this machine reaches by its own inventory."""
+
+    devices: Mapping[str, Device]
+
+    def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
+        """Open a session on a device and probe it."""
+        check_ready([self.devices[device]], formats, steps, with_energy=with_energy)
+
+    def measure(self, plan: RunPlan, device: str, steps: Steps) -> Path:
+        """Measure a build in a session of this process."""
+        return measure_build(plan, self.devices[device], steps)
 
 
 def measure_devices(
     jobs: Sequence[Job],
-    devices: Mapping[str, Device],
     measure: Measure,
     steps: Steps,
     *,
     ended: Callable[[str, str, Path], None] = lambda *_: None,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Mapping[str, Ended[Path]]:
-    """Do every job by `measure(device, its own steps)`, which returns the run's folder; returns the result of each.
+    """Do every job by `measure(device's name, its own steps)`; returns how each ended, with its run's folder.
 
     `ended(job's name, device's name, folder)` is called when each run is done, in the thread of its device.
     """
+    devices = list_devices(jobs)
     alone = len(devices) == 1
     with nullcontext(lambda _: steps) if alone else steps.side_by_side() as start:
         own = {name: start(name) for name in devices}
 
         def work(name: str, job: Job) -> Path:
-            folder = measure(devices[name], own[name])
+            folder = measure(name, own[name])
             ended(job.name, name, folder)
             return folder
 
         return run_fleet(jobs, work, pauses_s=pauses_s)
 
 
-def prepare_measuring(
+def plan_measuring(
     build: Build,
     prepared: "Prepared",
     suite: Suite,
@@ -58,14 +85,13 @@ def prepare_measuring(
     steps: Steps,
     *,
     profile: bool = False,
-) -> Measure:
-    """Verify a build, and the suite's canary; returns the function that measures, and profiles, on one device."""
+) -> RunPlan:
+    """Verify a build, and the suite's canary; returns what is to be measured, and profiled, on each device."""
     canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)
-    plan = RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile)
-    return partial(measure_build, plan)
+    return RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile)
 
 
 def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:

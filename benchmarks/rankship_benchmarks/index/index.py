@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, insert,
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, find_cases, open_bundle
 from rankship_benchmarks.index.tables import BY_RUN, CASES, METADATA, REASONS, RUNS, TRIALS, VERSION, VERSIONS
 from rankship_benchmarks.judge.energy_figures import CaseEnergy, judge_energy
 from rankship_benchmarks.judge.summary import find_accuracy, group_trials
@@ -169,7 +169,7 @@ def _add_run(connection: Connection, source: str, folder: Path) -> None:
 
 
 def _list_cases(bundle: Bundle) -> Iterator[dict[str, object]]:
-    artifacts = {one.key: one for one in bundle.header.build.artifacts}
+    artifacts = find_cases(bundle)
     energies = judge_energy(bundle)
     for key, trials in group_trials(bundle.trials).items():
         if key in artifacts:

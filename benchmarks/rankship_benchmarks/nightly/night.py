@@ -5,7 +5,7 @@ Nothing here builds or talks to a device: the verb passes in the functions that 
 
 import errno
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, finish_bundle, open_bundle, writing
 from rankship_benchmarks.fleet.measure import Measure, measure_devices
-from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended
 from rankship_benchmarks.nightly.explain import Evidence
 from rankship_benchmarks.nightly.judge import judge_device, state_exit
@@ -30,9 +30,9 @@ from rankship_benchmarks.nightly.records import (
     write_night,
 )
 from rankship_benchmarks.nightly.repository import read_commit
+from rankship_benchmarks.rack.tickets import drop_tickets
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, RankshipError
-from rankship_targets.devices.device import Device
 
 # Builds and verifies; returns the build's digest and the function that measures one device.
 Prepare = Callable[[], tuple[str, Measure]]
@@ -47,7 +47,6 @@ class Tonight:
     suite: tuple[str, str]
     recipe: str
     jobs: Sequence[Job]
-    devices: Mapping[str, Device]
     pauses_s: Sequence[float] = PAUSES_S
     repository: Path | None = None
 
@@ -93,13 +92,15 @@ def _run(tonight: Tonight, prepare: Prepare, steps: Steps) -> NightRecord:
 
 def close_left_over(tonight: Tonight) -> None:
     """End the runs that an earlier night left unfinished: one run never mixes trials of two nights."""
+    devices = list_devices(tonight.jobs)
     for path in tonight.results.glob(f"[!.]*/{BUNDLE_FILE}"):
         with suppress(InputError):  # the index reports damaged bundles
             bundle = open_bundle(path.parent)
-            ours = bundle.header.device in tonight.devices and bundle.header.recipe == tonight.recipe
+            ours = bundle.header.device in devices and bundle.header.recipe == tonight.recipe
             if ours and not bundle.finished:
                 with writing(path.parent):
                     finish_bundle(path.parent)
+    drop_tickets(tonight.results, tonight.recipe, devices)
 
 
 def _measure(tonight: Tonight, night: NightRecord, measure: Measure, steps: Steps) -> NightRecord:
@@ -123,7 +124,7 @@ def _measure(tonight: Tonight, night: NightRecord, measure: Measure, steps: Step
                 note(job.name, device, tonight.results / own)
                 waiting.remove(job)
 
-    ended = measure_devices(waiting, tonight.devices, measure, steps, ended=note, pauses_s=tonight.pauses_s)
+    ended = measure_devices(waiting, measure, steps, ended=note, pauses_s=tonight.pauses_s)
     for name, one in ended.items():
         state = put_device(state, _describe(name, one))
         if one.error is not None:

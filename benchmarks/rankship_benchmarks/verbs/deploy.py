@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankship_benchmarks.verbs.run import find_devices
+from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
 from rankship_pipeline.foundation.artifact_key import VARIANTS, Variant
 from rankship_pipeline.foundation.errors import InputError, Lacks
 from rankship_pipeline.foundation.flags import parse, start_parser
 from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.verbs import find_by_name
+from rankship_targets.devices.device import find_device
 from rankship_targets.session.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def deploy(argv: list[str]) -> int:
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
 
-    devices = find_devices(arguments)
+    devices = [find_device(name, arguments.inventory) for name in list_devices(read_jobs(arguments.on))]
     store, tasks = Store(arguments.store), arguments.task
     chosen = find_deployables(arguments.build, arguments.variant, arguments.format, store, tasks)
     steps, console = Steps(), Console(highlight=False)

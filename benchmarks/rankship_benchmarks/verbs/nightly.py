@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from apprise import Apprise
 
     from rankship_benchmarks.bundle.suite import Suite
-    from rankship_benchmarks.fleet.measure import Measure
+    from rankship_benchmarks.fleet.measure import Lab, Measure
     from rankship_benchmarks.nightly.records import NightRecord
     from rankship_pipeline.foundation.console import Steps
-    from rankship_targets.devices.device import Device
 
 
 def index(argv: list[str]) -> int:
@@ -77,6 +76,8 @@ def nightly(argv: list[str]) -> int:
         "nightly",
         "Build, measure every device, compare with the nights before, draw a page. An interrupted night resumes.",
         "--inventory",
+        "--scheduler",
+        "--keys",
         "--results",
         "--store",
         epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used."
@@ -100,16 +101,15 @@ def nightly(argv: list[str]) -> int:
     from rankship_benchmarks.nightly.night import Tonight, run_night
     from rankship_benchmarks.nightly.page import PAGE
     from rankship_benchmarks.nightly.records import list_nights
+    from rankship_benchmarks.verbs.lab import open_lab
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
     from rankship_pipeline.recipe.rules import read_recipe
-    from rankship_targets.devices.device import find_device
 
     addresses = read_addresses()
     suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)
-    devices = {name: find_device(name, arguments.inventory) for job in jobs for name in job.devices}
     ensure_writable(arguments.store, "--store")
     ensure_writable(arguments.results, "--results")
     steps = Steps()
@@ -118,11 +118,11 @@ def nightly(argv: list[str]) -> int:
         suite=(arguments.suite.stem, digest(suite)),
         recipe=read_recipe(recipe).name,
         jobs=jobs,
-        devices=devices,
         repository=arguments.git,
     )
     try:
-        night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, steps), steps)
+        with open_lab(jobs, arguments) as lab:
+            night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, lab, steps), steps)
     except RankshipError as failure:
         failed = [one for one in list_nights(arguments.results)[-1:] if one.failure == str(failure)]
         _tell(failed, addresses, arguments.json, steps)
@@ -136,11 +136,10 @@ def nightly(argv: list[str]) -> int:
 
 
 def _prepare_night(
-    arguments: argparse.Namespace, recipe: Path, suite: "Suite", steps: "Steps"
+    arguments: argparse.Namespace, recipe: Path, suite: "Suite", lab: "Lab", steps: "Steps"
 ) -> "tuple[str, Measure]":
     """Build and verify once; returns the build's digest and the function that measures one device."""
-    from rankship_benchmarks.fleet.measure import prepare_measuring
-    from rankship_benchmarks.measure.ready import check_ready
+    from rankship_benchmarks.fleet.measure import plan_measuring
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -152,11 +151,11 @@ def _prepare_night(
 
     store.sweep()
     build, _ = build_recipe(prepared, store, steps)
-    measure = prepare_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
+    plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
 
-    def check_and_measure(device: "Device", own: "Steps") -> Path:
-        check_ready([device], prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
-        return measure(device, own)
+    def check_and_measure(device: str, own: "Steps") -> Path:
+        lab.check(device, prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
+        return lab.measure(plan, device, own)
 
     return digest(build), check_and_measure
 

@@ -32,13 +32,20 @@ _FACTORS = {"aten::convolution": (1,), "aten::mm": (0, 1), "aten::bmm": (0, 1), 
 
 def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     """Lower to XNNPACK where possible and write the .pte."""
+    path.write_bytes(lower_graph(graph))
+
+
+def lower_graph(graph: ExportedProgram, told: dict[str, Any] | None = None) -> bytes:
+    """The .pte of a graph, lowered to XNNPACK where possible; `told` are constants that it answers, by method."""
     try:
-        program = to_edge_transform_and_lower(fold_weights(graph), partitioner=[XnnpackPartitioner()]).to_executorch()
+        lowered = to_edge_transform_and_lower(
+            fold_weights(graph), partitioner=[XnnpackPartitioner()], constant_methods=told
+        )
+        return bytes(lowered.to_executorch().buffer)
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
         ) from failure
-    path.write_bytes(program.buffer)
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 
 class Steps:
-    """Shows each step while it runs and its wall time when it is done; `seconds` keeps the times."""
+    """Shows each step while it runs and its wall time when it is done; `seconds` keeps the times.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    `on_part` is called with the name of each part of tracked work as it begins; what it raises ends the work there.
+    """
+
+    def __init__(self, *, quiet: bool = False, on_part: Callable[[str], None] = lambda _: None) -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.seconds: dict[str, float] = {}
         self._shared: Progress | None = None
         self._prefix = ""
+        self._on_part = on_part
         # a notebook needs ipywidgets for a live line; without them each step is one line, when it is done
         self._is_live = not self.console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None
 
@@ -66,6 +70,7 @@ class Steps:
             begun = itertools.count()
 
             def advance(part: str) -> None:
+                self._on_part(part)
                 progress.update(task, description=self._prefix + part, completed=next(begun))
 
             yield advance

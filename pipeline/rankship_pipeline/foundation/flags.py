@@ -35,6 +35,17 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "inventory of devices (default: $RANKSHIP_DEVICES, else the user's own)",
     },
+    "--scheduler": {
+        "default": None,
+        "metavar": "ADDRESS",
+        "help": "measure on the hosts of a rack, which this Dask scheduler knows (tcp://HOST:8786)",
+    },
+    "--keys": {
+        "type": Path,
+        "default": None,
+        "metavar": "FOLDER",
+        "help": "a rack's keys (default: $RANKSHIP_RACK, else the user's own, if they exist)",
+    },
     "--results": {"type": Path, "default": RESULTS, "metavar": "FOLDER", "help": "default: %(default)s"},
     "--formats": {
         "type": parse_formats,

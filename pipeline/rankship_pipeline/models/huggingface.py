@@ -87,6 +87,12 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 def list_snapshot_files(snapshot: Path) -> list[Path]:
     """The configuration of a model folder, the index of its weights if there is one, and the sorted weights."""
+    if (snapshot / "rankship.json").exists():
+        raise InputError(
+            f"{snapshot} holds a compressed model, whose pairs of layers no class of transformers has",
+            hint="give a recipe the dense model; this one is exported from Python: rankship.load(FOLDER), then compress"
+            " with kept_parameters=1.0, then export",
+        )
     weights = list_weight_files(snapshot)
     if not (snapshot / "config.json").is_file():
         raise InputError(f"{snapshot} has no config.json", hint="give the folder that save_pretrained wrote")

@@ -157,6 +157,9 @@ def _read_report(target: Path, key: str) -> StreamReport | None:
 def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> _Ready:
     """Run all checks that come before long work, and say what it will take."""
     refuse_unstreamed(job.ranks)
+    for text in filter(None, (job.text, job.test_text)):
+        if not text.is_file():
+            raise InputError(f"there is no text {text}", hint="give a UTF-8 text file: .txt or .jsonl")
     ensure_writable(target.absolute().parent, "--to")
     with steps.step("check the model, its text and this machine"):
         source = Source(name=job.model, huggingface=job.model)
@@ -207,7 +210,7 @@ def _take_windows(job: StreamJob, decoder: Decoder, tokenizer: Any) -> tuple[Ten
     wanted = job.samples if job.test_text is not None else job.samples + job.test_samples
     windows = pack_windows(read_tokens(job.text, tokenizer, wanted * job.tokens), job.tokens)
     if job.test_text is None:
-        calibrating = min(job.samples, max(1, len(windows) // 2))
+        calibrating = job.samples if len(windows) == wanted else min(job.samples, len(windows) // 2)
         chosen, rest = windows[:calibrating], windows[calibrating : calibrating + job.test_samples]
         test = rest.flatten()
     else:

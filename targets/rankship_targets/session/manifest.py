@@ -6,6 +6,7 @@ this user's parity gate passed exactly this file; others who can write to a stor
 
 import os
 import secrets
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,32 +65,42 @@ def sign_artifact(artifact: Path, verified: Verified, recipe_sha256: str) -> Man
     return signed
 
 
-def read_manifest(artifact: Path) -> Manifest:
-    """Read the manifest beside an artifact; ManifestRefused unless this user signed it for exactly this file."""
+def find_signer() -> str:
+    """Return this user's public signing key, in hex."""
+    return _load_key().public_key().public_bytes_raw().hex()
+
+
+def read_manifest(artifact: Path, signers: Collection[str] = ()) -> Manifest:
+    """Read the manifest beside an artifact; ManifestRefused unless it was signed for exactly this file.
+
+    Trusted are this user's own key and those of other `signers`, public keys in hex.
+    """
     path = manifest_path(artifact)
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         raise ManifestRefused(f"{artifact} has no signed manifest beside it", hint=_HINT) from None
-    signed = parse_manifest(text, str(path))
+    signed = parse_manifest(text, str(path), signers)
     if (signed.sha256, signed.size_bytes) != (hash_file(artifact), artifact.stat().st_size):
         raise ManifestRefused(f"{artifact} is not the file that {path.name} was signed for", hint=_HINT)
     return signed
 
 
-def parse_manifest(text: str | bytes, where: str) -> Manifest:
-    """Parse a manifest and check its signature; only this user's own key is trusted."""
+def parse_manifest(text: str | bytes, where: str, signers: Collection[str] = ()) -> Manifest:
+    """Parse a manifest and check its signature; only this user's own key and those of `signers` are trusted."""
     from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
         signed = decode(Manifest, text, where=where)
     except InputError as failure:
         raise ManifestRefused(f"{failure}: this is not a manifest", hint=_HINT) from None
-    public = _load_key().public_key()
-    if signed.key != public.public_bytes_raw().hex():
+    own = find_signer()
+    if signed.key not in {own, *signers}:
         message = f"{where} is signed by another key, {signed.key[:16]}…"
-        raise ManifestRefused(message, hint=f"{_HINT}; this host's key is {public.public_bytes_raw().hex()[:16]}…")
+        raise ManifestRefused(message, hint=f"{_HINT}; this host's key is {own[:16]}…")
     try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signed.key))
         public.verify(bytes.fromhex(signed.signature), _bytes_to_sign(signed))
     except (InvalidSignature, ValueError):
         raise ManifestRefused(f"{where}: the signature does not match the manifest's content", hint=_HINT) from None
@@ -97,13 +108,13 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     return signed
 
 
-def check_pushed(transport: Transport, artifact: str, expected: Manifest) -> None:
+def check_pushed(transport: Transport, artifact: str, expected: Manifest, signers: Collection[str] = ()) -> None:
     """Read the manifest back from the device and hash the artifact there; both must be as signed here."""
     remote = artifact + SUFFIX
     done = transport.run(["cat", "--", remote], timeout_s=STEP_TIMEOUT_S)
     if done.code != 0:
         raise ManifestRefused(f"{artifact} has no manifest on the device", hint="push it again")
-    if parse_manifest(done.stdout, f"{remote} on the device") != expected:
+    if parse_manifest(done.stdout, f"{remote} on the device", signers) != expected:
         raise ManifestRefused(f"{remote} on the device is another artifact's manifest", hint="push it again")
     found = hash_remote(transport, artifact)
     if found != expected.sha256:

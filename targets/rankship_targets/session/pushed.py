@@ -1,6 +1,6 @@
 """The files that a session copies to its device; artifacts only if they are verified and signed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import BuildError, CommandFailed, ManifestRefused
@@ -19,22 +19,23 @@ from rankship_targets.trials.request import GenerateRequest, MeasureRequest
 class PushedFiles:
     """The files that this session put into one device's working directory; they are named by their content."""
 
-    def __init__(self, device: Device, link: Link, workdir: str) -> None:
+    def __init__(self, device: Device, link: Link, workdir: str, signers: Collection[str] = ()) -> None:
         self._device = device
         self._link = link
-        self._workdir = workdir
+        self.workdir = workdir
+        self._signers = signers
         self._proven: dict[str, str] = {}  # path on the device → SHA-256
 
     def push_artifact(self, artifact: Path, verified: Verified, on_progress: OnProgress | None = None) -> str:
         """Copy a verified and signed artifact; returns its path on the device.
 
-        BuildError if it is not the file that was verified, ManifestRefused if this user did not sign it.
+        BuildError if it is not the file that was verified, ManifestRefused if nobody trusted signed it.
         """
         sha256 = hash_file(artifact)
         if sha256 != verified.artifact_sha256:
             message = f"{artifact} has SHA-256 {sha256}, expected {verified.artifact_sha256}: nothing was pushed"
             raise BuildError(message, hint="the file changed after `rankship verify`: build and verify again")
-        manifest = read_manifest(artifact)
+        manifest = read_manifest(artifact, self._signers)
         if manifest.verified != verified:
             message = f"{manifest_path(artifact)} is signed for another proof: nothing was pushed"
             raise ManifestRefused(message, hint="run `rankship verify` with the same recipe: it signs again")
@@ -42,7 +43,7 @@ class PushedFiles:
         remote = self.copy(artifact, sha256, name, on_progress)
         note = manifest_path(artifact)
         self.copy(note, hash_file(note), name + MANIFEST_SUFFIX)
-        self._link.call(lambda transport: check_pushed(transport, remote, manifest))
+        self._link.call(lambda transport: check_pushed(transport, remote, manifest, self._signers))
         self._proven[remote] = sha256
         return remote
 
@@ -53,7 +54,7 @@ class PushedFiles:
 
     def copy(self, path: Path, sha256: str, name: str, on_progress: OnProgress | None = None) -> str:
         """Copy a file to `name` below the working directory, unless it is there already; returns its path."""
-        remote = f"{self._workdir}/{name}"
+        remote = f"{self.workdir}/{name}"
         self._link.call(
             lambda transport: copy_verified(transport, path, remote, sha256, on_progress=on_progress), patient=True
         )
@@ -76,5 +77,5 @@ class PushedFiles:
 
     def remove_left(self, transport: Transport) -> None:
         """Remove what interrupted sessions left: parts of copies, and outputs, which only the lease's owner makes."""
-        remove_old_parts(transport, self._workdir)
-        run_checked(transport, ["rm", "-rf", "--", f"{self._workdir}/outputs"])
+        remove_old_parts(transport, self.workdir)
+        run_checked(transport, ["rm", "-rf", "--", f"{self.workdir}/outputs"])

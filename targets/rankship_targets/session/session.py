@@ -1,7 +1,7 @@
 """A working session on one device: connected, held by a lease, with the agent in place."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +54,11 @@ def open_session(
     connect: Callable[[Device], Transport] = open_transport,
     lease_stale_s: int = STALE_S,
     on_news: Callable[[str], None] = stay_silent,
+    signers: Collection[str] = (),
 ) -> Iterator["Session"]:
     """Connect, take the lease and copy the agent; `on_news` is called with a message about each long wait.
+
+    `signers` are the public keys, besides this user's own, whose signed manifests are believed.
 
     At the end, and after an error, the device's settings are restored and the lease is released.
     """
@@ -65,7 +68,8 @@ def open_session(
         lease = Lease(device=device, folder=f"{workdir}/lease", owner=describe_owner(), stale_s=lease_stale_s)
         link.call(lease.take)
         try:
-            session = Session(device, link, lease, workdir, on_news, connect, left_tuned=left_tuned)
+            files = PushedFiles(device, link, workdir, signers)
+            session = Session(device, link, lease, files, on_news, connect, left_tuned=left_tuned)
             with session.restoring():
                 yield session
         finally:
@@ -84,7 +88,7 @@ class Session:
         device: Device,
         link: Link,
         lease: Lease,
-        workdir: str,
+        files: PushedFiles,
         on_news: Callable[[str], None],
         connect: Callable[[Device], Transport],
         *,
@@ -95,8 +99,8 @@ class Session:
         self._connect = connect
         self._link = link
         self._lease = lease
-        self._workdir = workdir
-        self._files = PushedFiles(device, link, workdir)
+        self._files = files
+        self._workdir = workdir = files.workdir
         self._governor = HeldGovernor(device, workdir, self._ask, left_set=left_tuned)
         self._agent = self._files.copy(find_agent(), self.agent_sha256, f"agents/{self.agent_sha256}.pyz")
         self._link.call(self._files.remove_left)
@@ -114,7 +118,7 @@ class Session:
     def push(self, artifact: Path, verified: Verified, *, on_progress: OnProgress | None = None) -> str:
         """Copy a verified and signed artifact; returns its path on the device.
 
-        BuildError if it is not the file that was verified, ManifestRefused if this user did not sign it.
+        BuildError if it is not the file that was verified, ManifestRefused if nobody trusted signed it.
         """
         return self._files.push_artifact(artifact, verified, on_progress)
 

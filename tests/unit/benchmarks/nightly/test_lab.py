@@ -18,7 +18,6 @@ from rankship_benchmarks.nightly.records import list_nights
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost
-from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
 
 
@@ -33,7 +32,7 @@ def read_cells(page: str, heading: str) -> list[list[str]]:
 
 
 def fail_on(name: str, measure: Measure) -> Measure:
-    def work(device: Device, steps: Steps) -> Path:
+    def work(device: str, steps: Steps) -> Path:
         with watching(device):
             if device.name == name:
                 raise ConnectionLost("cable <out>", hint="")

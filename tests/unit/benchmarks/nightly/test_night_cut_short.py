@@ -25,7 +25,6 @@ from rankship_benchmarks.nightly.night import Tonight, run_night
 from rankship_benchmarks.nightly.records import list_nights
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_targets.devices.device import Device
 
 MOMENTS = ("build", "a", "b", "half of b", "b, not noted", "judge")
 
@@ -35,19 +34,19 @@ MOMENTS = ("build", "a", "b", "half of b", "b, not noted", "judge")
 def test_a_night_killed_at_any_moment_goes_on_and_measures_nothing_twice(tmp_path: Path, moment: str) -> None:
     tonight, calls = plan_night(tmp_path, "a,b"), tmp_path / "calls"
 
-    def measure(device: Device, _: Steps, *, kill: str = "") -> Path:
-        if device.name == "b" and kill:  # so that a's run is noted first
+    def measure(device: str, _: Steps, *, kill: str = "") -> Path:
+        if device == "b" and kill:  # so that a's run is noted first
             wait_until(lambda: any((known := night.find("a")) and known.run for night in list_nights(tmp_path)))
-        if kill == device.name:
+        if kill == device:
             os._exit(9)
-        bundle = make_night_bundle(device.name, 1)
-        if kill == f"half of {device.name}":
+        bundle = make_night_bundle(device, 1)
+        if kill == f"half of {device}":
             start_bundle(tmp_path / "b-1", bundle.header, bundle.trials[0])
             os._exit(9)
         with calls.open("a") as stream:
-            stream.write(device.name)
+            stream.write(device)
         folder = keep_run(tmp_path, bundle)
-        if kill == f"{device.name}, not noted":
+        if kill == f"{device}, not noted":
             os._exit(9)
         return folder
 
@@ -78,8 +77,8 @@ def test_a_night_never_goes_on_with_another_nights_run_or_another_build(tmp_path
     old = make_night_bundle("a", 7)
     start_bundle(tmp_path / "a-7", old.header, old.trials[0])
 
-    def interrupted(device: Device, steps: Steps) -> Path:
-        if device.name == "b":
+    def interrupted(device: str, steps: Steps) -> Path:
+        if device == "b":
             raise KeyboardInterrupt
         return measure_with(tmp_path)(device, steps)
 
@@ -103,7 +102,7 @@ def test_a_full_disk_is_said_and_the_night_goes_on_when_there_is_room(
         if written > 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.jsonl")
 
-    def measure(_: Device, __: Steps) -> Path:
+    def measure(_: str, __: Steps) -> Path:
         return keep_run(tmp_path, make_night_bundle("a", 1))
 
     with monkeypatch.context() as patch:

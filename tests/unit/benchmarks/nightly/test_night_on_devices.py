@@ -1,6 +1,6 @@
 """A night on real devices: this machine twice, and one that is away."""
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,11 @@ from make.nights import do_night, plan_night
 from make.onnx_files import save_product
 from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
+from rankship_benchmarks.fleet.measure import Here
+from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measuring
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.foundation.codec import digest
-from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.devices.device import Device
@@ -28,21 +30,16 @@ def test_real_devices_are_measured_at_once_and_one_that_is_away_is_a_gap(
 ) -> None:
     model = save_product(tmp_path / "store/tiny.onnx")
     build, proof = make_build(describe_file(model)), sign(model)
-    monkeypatch.setattr(measuring, "find_inputs", lambda *_: [tmp_path / "store/x.npy"])
+    monkeypatch.setattr(cases, "find_inputs", lambda *_: [tmp_path / "store/x.npy"])
     monkeypatch.setattr(measuring, "verify_on_device", lambda *_: ())  # has tests of its own
     key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     away = Device(name="c", transport="ssh", host="127.0.0.1", port=1, user="nobody", host_key=key)
     devices = {name: make_local(tmp_path / f"at-{name}", name) for name in "ab"}
-    tonight = replace(plan_night(tmp_path / "results", "a,b,c"), devices=devices | {"c": away})
+    lab, tonight = Here(devices | {"c": away}), plan_night(tmp_path / "results", "a,b,c")
     suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1, max_warmup_ms=50, canary=False)
 
-    def measure(device: Device, steps: Steps) -> Path:
-        store = Store(tmp_path / "store")
-        limits = ParityChoice()
-        plan = measuring.RunPlan(build, [proof], store, suite, tonight.results, limits)
-        return measuring.measure_build(plan, device, steps)
-
-    night = do_night(tonight, measure, build=digest(build))
+    plan = RunPlan(build, [proof], Store(tmp_path / "store"), suite, tonight.results, ParityChoice())
+    night = do_night(tonight, partial(lab.measure, plan), build=digest(build))
     for name, one in zip("ab", night.devices, strict=False):
         bundle = open_bundle(tonight.results / str(one.run))
         assert (bundle.header.device, bundle.finished, len(bundle.trials)) == (name, True, 2)

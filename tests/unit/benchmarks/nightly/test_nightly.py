@@ -53,11 +53,11 @@ def test_a_throttled_night_is_a_gap_and_the_next_is_compared_with_the_night_befo
 def test_a_device_that_fails_stops_no_other_and_is_a_gap_with_its_reason(tmp_path: Path) -> None:
     tonight, good = plan_night(tmp_path, "a,b,c"), measure_with(tmp_path)
 
-    def measure(device: Device, steps: Steps) -> Path:
-        with watching(device):
-            if device.name == "b":
+    def measure(device: str, steps: Steps) -> Path:
+        with watching(Device(name=device, transport="local")):
+            if device == "b":
                 raise ConnectionLost("cable out", hint="")
-            if device.name == "c":
+            if device == "c":
                 raise BuildError("another file than was proven", hint="")
         return good(device, steps)
 
@@ -78,8 +78,8 @@ def test_a_device_that_fails_stops_no_other_and_is_a_gap_with_its_reason(tmp_pat
 def test_a_twin_stands_in_and_its_number_is_its_own(tmp_path: Path) -> None:
     tonight, good = plan_night(tmp_path, "a/b"), measure_with(tmp_path)
 
-    def measure(device: Device, steps: Steps) -> Path:
-        if device.name == "a":
+    def measure(device: str, steps: Steps) -> Path:
+        if device == "a":
             raise ConnectionLost("cable out", hint="")
         return good(device, steps)
 
@@ -95,7 +95,7 @@ def test_a_second_nightly_finds_the_first_at_work_and_does_nothing(tmp_path: Pat
     inside, leave = threading.Event(), threading.Event()
     good = measure_with(tmp_path)
 
-    def measure(device: Device, steps: Steps) -> Path:
+    def measure(device: str, steps: Steps) -> Path:
         inside.set()
         assert leave.wait(30)
         return good(device, steps)
@@ -170,7 +170,7 @@ def test_the_exit_status_says_the_gravest_thing(words: list[str], error_names: l
 
 
 def test_a_quarantined_device_is_named_by_its_reason_only_once(tmp_path: Path) -> None:
-    def measure(_: Device, __: Steps) -> Path:
+    def measure(_: str, __: Steps) -> Path:
         raise Quarantined("a is in quarantine: it failed 3 times", hint="rankship doctor a")
 
     night = do_night(plan_night(tmp_path), measure)

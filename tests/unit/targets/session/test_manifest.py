@@ -4,6 +4,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from rankship_pipeline.foundation.errors import InputError, ManifestRefused
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.devices.device import Device
-from rankship_targets.session.manifest import check_pushed, manifest_path, read_manifest, sign_artifact
+from rankship_targets.session.manifest import check_pushed, find_signer, manifest_path, read_manifest, sign_artifact
 from rankship_targets.session.pushed import PushedFiles
 from rankship_targets.session.session import open_session
 from rankship_targets.transport.local import LocalTransport
@@ -105,6 +106,22 @@ def test_a_foreign_signature_is_refused(artifact: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "somebody else"))
     with pytest.raises(ManifestRefused, match="signed by another key"):
         read_manifest(artifact)
+
+
+def test_another_users_signature_is_believed_where_that_user_is_named(
+    artifact: Path, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed, signer = sign_artifact(artifact, prove(artifact), RECIPE), find_signer()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "somebody else"))
+    assert find_signer() != signer
+    assert read_manifest(artifact, (signer,)) == signed
+    with open_session(device, signers=(signer,)) as session:
+        assert session.push(artifact, prove(artifact))
+    with pytest.raises(ManifestRefused, match="signed by another key"):
+        read_manifest(artifact, ("ab" * 32,))
+    manifest_path(artifact).write_text(encode(replace(signed, recipe_sha256="f" * 64)))
+    with pytest.raises(ManifestRefused, match="signature does not match"):
+        read_manifest(artifact, (signer,))
 
 
 def test_a_proof_of_another_file_is_not_signed(artifact: Path, tmp_path: Path) -> None:
