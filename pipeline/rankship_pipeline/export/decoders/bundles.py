@@ -13,7 +13,7 @@ from torch import nn
 from rankship_pipeline.export.decoders.cached import find_model, read_shape
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.records import Generation
+from rankship_pipeline.foundation.generation import Generation
 
 GENAI_CONFIG = "genai_config.json"
 # transformers' name of a kind of model, and LiteRT-LM's, which runs any other as a generic one.
