@@ -155,7 +155,7 @@ def _list_health(name: str, troubles: Troubles | None, mine: Sequence[DeviceNigh
         yield f"last gap: {gaps[-1]}"
     losses = [loss for one in mine for loss in one.losses]
     if losses:
-        yield f"lost {len(losses)} times in a night; last: {losses[-1]}"
+        yield f"lost in {len(losses)} tries; last: {': '.join(losses[-1].split(': ')[:2])}"  # whose message may be long
 
 
 def _list_facts(bundle: Bundle) -> Iterator[str]:

@@ -117,4 +117,7 @@ def _choose_case(
         choices = "; ".join(f"{device}: {key.heading}" for device, key in measured) or "nothing"
         message = f"night {span[1]} measured {len(known)} cases {heading!r}{f' on {on}' if on else ''}"
         raise InputError(message, hint=f"it measured {choices}; choose by --case and --on")
+    if known[0][1].phase is not None:
+        message = f"{heading} is a phase of a file that generates, which bisect does not measure"
+        raise InputError(message, hint="measure the builds of two nights by `rankship run`, and compare the runs")
     return known[0]

@@ -31,10 +31,10 @@ def read_cells(page: str, heading: str) -> list[list[str]]:
     ]
 
 
-def fail_on(name: str, measure: Measure) -> Measure:
+def fail_on(name: str, folder: Path, measure: Measure) -> Measure:
     def work(device: str, steps: Steps) -> Path:
-        with watching(device):
-            if device.name == name:
+        with watching(make_local(folder, device)):
+            if device == name:
                 raise ConnectionLost("cable <out>", hint="")
         return measure(device, steps)
 
@@ -46,9 +46,9 @@ def test_devices_show_their_state_and_why(tmp_path: Path) -> None:
     tonight = plan_night(results, "good,away,sick")
     for number in range(3):
         failing = "away" if number == 2 else "sick"
-        do_night(tonight, fail_on(failing, measure_with(results)))
+        do_night(tonight, fail_on(failing, tmp_path, measure_with(results)))
     for _ in range(3):
-        do_night(plan_night(results, "sick"), fail_on("sick", measure_with(results)))
+        do_night(plan_night(results, "sick"), fail_on("sick", tmp_path, measure_with(results)))
     devices = {name: make_local(tmp_path, name) for name in ("good", "away", "sick")}
     devices |= {"new": replace(devices["good"], name="new", transport="adb", serial="1")}
     page = render_lab(results, refresh_own_index(results), list_nights(results), devices)
