@@ -27,7 +27,6 @@ RANK = 10
 
 def make_model(name: str) -> tuple[nn.Module, Inputs, Inputs]:
     """A decoder, tokens to calibrate on, and others."""
-    pytest.importorskip("transformers")
     net = ByPosition(make_decoder(name), ("input_ids",)).eval()
     tokens = torch.randint(0, 50, (96, 16), generator=torch.Generator().manual_seed(0))
     return net, (tokens[:64],), (tokens[64:],)
