@@ -298,8 +298,8 @@ class Stages:
         return fill(analysis, plan.factors), plan
 
     def refine(self, compressed: Model, plan: RankPlan, choice: RefineChoice) -> tuple[Model, Refinement]:
-        """The compressed model refined without labels, through the rounding of its plan's types; it resumes."""
-        prepared, types = self.prepared, plan.weights
+        """The compressed model after label-free refinement; a killed refinement resumes from its last save."""
+        prepared, types = self.prepared, plan.weights if choice.rounding == "through" else {}
         made_from = {
             "compressed": compressed.content,
             "sources": [source.content for source in self._load_sources()],

@@ -98,7 +98,7 @@ def test_a_budget_of_bytes_buys_more_parameters_of_fewer_bits(tmp_path: Path) ->
 
 
 def test_a_refined_model_of_chosen_types_is_rounded_once(tmp_path: Path) -> None:
-    refine, budget = RefineChoice(steps=3), Budget(size_bytes=9_000)
+    refine, budget = RefineChoice(steps=3, rounding="through"), Budget(size_bytes=9_000)
     made, store = build(tmp_path, budget, "int8", "int4", activations="float32", refine=refine)
     errors = {one.stage: one.relative_error for one in made.fidelities}
     assert errors["int4"] == errors["refined"] != errors["compressed"], "files hold the very weights that learned"
@@ -144,6 +144,8 @@ def test_a_second_build_reads_the_first(tmp_path: Path) -> None:
 def test_what_cannot_be_rounded_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BudgetInfeasible, match="bytes"):
         build(tmp_path, Budget(size_bytes=100), "int8")
+    with pytest.raises(InputError, match="needs types that the budget chooses"):
+        build(tmp_path, Budget(kept_parameters=0.6), "int8", refine=RefineChoice(steps=3, rounding="through"))
     two = (Source(name="a", held=True), Source(name="b", held=True))
     data, merge = DataChoice(held=True), MergeChoice(head="head")
     recipe = Recipe(name="heads", models=two, data=data, merge=merge, precision=PrecisionChoice(weights=("int8",)))
