@@ -4,7 +4,7 @@ Every job ends with exactly one outcome. A job whose device is lost goes back to
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
@@ -125,3 +125,8 @@ def read_jobs(text: str) -> tuple[Job, ...]:
             hint = "name it once: DEVICE, or DEVICE/TWIN"
             raise InputError(f"{names[0]} is in --on twice, with different twins", hint=hint)
     return tuple(jobs.values())
+
+
+def list_devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return every device that a job names, twins too, once."""
+    return tuple(dict.fromkeys(device for job in jobs for device in job.devices))
