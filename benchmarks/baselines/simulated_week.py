@@ -138,7 +138,7 @@ def main() -> None:
         print(json.dumps(told[-1], ensure_ascii=False))  # noqa: T201 - a script
     every = nights.list_nights(arguments.to)
     histories = list_histories(refresh_own_index(arguments.to), every)
-    write_page(arguments.to, every[-1], every, histories, NOTE)
+    write_page(arguments.to, every[-1], every, histories, note=NOTE)
     report = {
         "simulated": NOTE,
         "recorded": {

@@ -255,7 +255,7 @@ def main() -> None:
     results = arguments.to / "results"
     nights = list_nights(results)
     histories: Mapping[Case, Sequence[Night]] = list_histories(refresh_own_index(results), nights)
-    write_page(results, nights[-1], nights, histories, NOTE)
+    write_page(results, nights[-1], nights, histories, note=NOTE)
     runs = find_runs(nights, arguments.here, results)
     report = {
         "what": NOTE,

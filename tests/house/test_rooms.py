@@ -22,6 +22,8 @@ DOORS = {
         "models.settle",
         "models.source",
         "models.weights",
+        "stream.choice",
+        "stream.job",
     },
     ("rankship", "rankship_targets"): {"devices"},
     ("rankship", "rankship_benchmarks"): {
@@ -45,6 +47,7 @@ DOORS = {
         "factors.analysis",
         "factors.forms",
         "models.model_config",
+        "quantise.sizes",
         "ranks.budget",
         "ranks.call_sites",
         "ranks.price",

@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from make.artifacts import DENSE, describe_file
 from make.onnx_files import OPSET
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.generation import Generation
-from rankship_pipeline.foundation.records import Artifact, Dimension, TensorSpec
+from rankship_pipeline.foundation.records import Artifact, TensorSpec
+from rankship_pipeline.foundation.store import Store
 
 VOCABULARY, WIDTH, CONTEXT, PROMPT = 11, 6, 24, 3
 GENERATION = Generation(context=CONTEXT, vocabulary=VOCABULARY, begin=None, ends=(0,), prompt_tokens=PROMPT)
@@ -35,7 +37,7 @@ def continue_greedily(tokens: NDArray[np.int64], count: int) -> list[int]:
     return found
 
 
-def save_decoder(path: Path, tokens: NDArray[np.int64] = TOKENS, *, skew: int = 0) -> Path:
+def save_decoder(path: Path, tokens: NDArray[np.int64] = TOKENS, *, skew: int = 0, name: str = "decoder") -> Path:
     """Write the decoder as ONNX, and in x.npy beside it `tokens`; with `skew` its places are off by that many."""
     floats, integers = TensorProto.FLOAT, TensorProto.INT64
     past: list[Any] = [1, 1, "past", WIDTH]
@@ -70,7 +72,7 @@ def save_decoder(path: Path, tokens: NDArray[np.int64] = TOKENS, *, skew: int = 
     }
     graph = helper.make_graph(
         nodes,
-        "decoder",
+        name,
         [
             helper.make_tensor_value_info("input_ids", integers, [1, "n"]),
             helper.make_tensor_value_info("attention_mask", integers, [1, "past + n"]),
@@ -91,13 +93,30 @@ def save_decoder(path: Path, tokens: NDArray[np.int64] = TOKENS, *, skew: int = 
     return path
 
 
-def describe_decoder(path: Path, key: ArtifactKey = DENSE) -> Artifact:
-    """The artifact that such a file is, proven on sequences of any length."""
-    length = Dimension(name="n", low=1, high=CONTEXT)
+def describe_decoder(path: Path, key: ArtifactKey = DENSE, **changes: Any) -> Artifact:  # noqa: ANN401 - any field
+    """The artifact that such a file is, proven on TOKENS."""
+    length = TOKENS.shape[1]
+    logits = TensorSpec(name="logits", shape=(1, length - PROMPT + 1, VOCABULARY), dtype="float32", classes_axis=2)
     return describe_file(
         path,
         key,
         inputs=(TensorSpec(name="input_ids", shape=(1, length), dtype="int64"),),
-        outputs=(TensorSpec(name="logits", shape=(1, length, VOCABULARY), dtype="float32", classes_axis=2),),
-        generation=GENERATION,
+        outputs=(logits,),
+        **{"generation": GENERATION, **changes},
     )
+
+
+def store_decoder(store: Store, key: ArtifactKey = DENSE, generation: Generation = GENERATION) -> Artifact:
+    """A decoder in a store, with its proofs."""
+
+    def make(target: Path) -> None:
+        save_decoder(target / "model.onnx", name=key.title)  # else all had the same bytes
+        for text in generation.proofs:
+            folder, tokens = target / text.title.replace(" ", "-"), np.resize(TOKENS, (2, text.tokens))
+            folder.mkdir(exist_ok=True)
+            np.save(folder / "input.0.npy", tokens)
+            np.save(folder / "expected.0.npy", compute_logits(tokens)[:, text.prompt_tokens - 1 :])
+
+    folder = store.produce("artifact", {"key": key.title, "generation": digest(generation)}, make).folder
+    path = folder / "model.onnx"
+    return describe_decoder(path, key, file=f"{folder.name}/{path.name}", generation=generation)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from rankship_targets.trials.trial import MeteredTrial, Trial
 
 BUNDLE_FILE = "trials.jsonl"
 _LOCK_FILE = ".writing"
-STAND_IN = "stand-in"  # the condition of an emulated device: what it stands for
+# conditions: of an emulated device, what it stands for; of files that generate, how their phases are timed
+STAND_IN, TIMED_TOKENS = "stand-in", "timed tokens"
 
 
 @record
@@ -167,6 +169,13 @@ def _decode_metered(text: str, where: str) -> MeteredTrial:
     if digest(metered.trace) != metered.trace_sha256:
         raise InputError(f"{where}: the power trace does not have the hash recorded beside it", hint=_DAMAGED)
     return metered
+
+
+def find_cases(bundle: Bundle) -> dict[ArtifactKey, Artifact]:
+    """Return the artifact of every case with trials, under the key of the case; the canary is none."""
+    known = {one.key: one for one in bundle.header.build.artifacts}
+    timed = dict.fromkeys(trial.key for trial in bundle.trials)
+    return {key: replace(known[key.exported], key=key) for key in timed if key.exported in known}
 
 
 def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, device: str) -> Path | None:

@@ -43,6 +43,21 @@ class EnergyPlan:
     calibration_ppm: int | None
 
 
+@record
+class GenerationChoice:
+    """Times files that generate by phase: whole prompts, and single tokens after the shortest of them.
+
+    Keys:
+        prompt_tokens: the lengths of prompts; of a model, those that its context holds
+        min_prompts: prompts of a timed loop at least, in place of the suite's `min_samples`, which counts tokens
+        new_tokens: tokens timed after the prompt, until the cache is set back to the prompt's end
+    """
+
+    prompt_tokens: tuple[int, ...] = (16, 128)
+    min_prompts: int = 5
+    new_tokens: int = 128
+
+
 def plan_energy(choice: EnergyChoice, meter: MeterChoice) -> EnergyPlan:
     """Join the suite's choice with the inventory's entry for the meter, without the path of the meter's file."""
     return EnergyPlan(
@@ -70,6 +85,7 @@ class Suite:
         canary: times a small frozen model in every round too, so that a change of the device is not mistaken for a
             change of the build
         energy: reads the device's meter in separate trials, after all others
+        generation: how files that generate are timed
     """
 
     recipe: str
@@ -81,6 +97,7 @@ class Suite:
     timeout_s: int = 900
     canary: bool = True
     energy: EnergyChoice | None = None
+    generation: GenerationChoice = GenerationChoice()
 
 
 def default_suite(recipe: str) -> Suite:
@@ -104,6 +121,13 @@ def check_suite(suite: Suite, where: str) -> None:
             )
     if suite.energy is not None:
         _check_energy(suite.energy, where)
+    choice = suite.generation
+    numbers = {"min_prompts": choice.min_prompts, "new_tokens": choice.new_tokens}
+    numbers["prompt_tokens"] = min(choice.prompt_tokens, default=0)
+    for name, lowest in numbers.items():
+        if lowest < 1:
+            message = f"{where}: generation.{name} must be at least 1, got {getattr(choice, name)}"
+            raise InputError(message, hint="correct the suite")
 
 
 def _check_energy(energy: EnergyChoice, where: str) -> None:

@@ -18,7 +18,7 @@ from rankship_benchmarks.costs.sweeps import (
 )
 from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
-from rankship_benchmarks.stats.staircase import is_cheaper, keep_steps, pick_rungs
+from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
 from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.factors.forms import list_ladder
 from rankship_pipeline.flow.prepared import Prepared
@@ -87,11 +87,6 @@ class LayerTimes:
         self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
         self._offered = (self.prepared.offered, list_offered((self.place.format,), self.prepared.activations))
 
-    @property
-    def types(self) -> list[Precision]:
-        """The types to time, float32 first, with which others are compared."""
-        return list(dict.fromkeys(("float32", *self.prepared.recipe.precision.weights)))
-
     def find_worthy(self) -> list[Site]:
         """Time every kind of layer dense in every type; returns those worth WORTH of the model's time in float32."""
         dense = {site: [Stored(weights=one) for one in self._list_types(site)] for site in self.kinds}
@@ -103,7 +98,9 @@ class LayerTimes:
         return [site for site in self.kinds if calls[site] * collect_times(first, site.name).share().value >= WORTH]
 
     def _list_types(self, site: Site) -> list[Precision]:
-        return [one for one in self.types if self._is_offered(site, Stored(weights=one))]
+        """List the types that a layer may have, float32 where it can have no other (as price.list_types does)."""
+        found = [one for one in self.prepared.recipe.precision.weights if self._is_offered(site, Stored(weights=one))]
+        return found or ["float32"]
 
     def _is_offered(self, site: Site, stored: Stored) -> bool:
         return stored.weights == "float32" or all(is_offered(site.layer, stored, one) for one in self._offered)
@@ -139,22 +136,15 @@ class LayerTimes:
         self._run(number, chunks, f"pass {number}" if number else "dense layers")
 
     def list_offers(self, site: Site) -> list[Offer]:
-        """List every type's dense layer, and the last rank of each step of each form; with their costs.
-
-        Where float32 is to be had, a dense layer of another type is offered only if it is cheaper.
-        """
-        times, offers = self._collect(site), []
-        for weights in self._list_types(site)[1:]:
-            ratio = times.ratio(Stored(weights=weights))
-            is_alone = "float32" not in self.prepared.recipe.precision.weights
-            if ratio is not None and (is_alone or is_cheaper(ratio)):
-                offers.append(Offer(stored=Stored(weights=weights), ratio=ratio))
+        """List every other type's dense layer, and the last rank of each step of each form and type; with costs."""
+        kept = [Stored(weights=one) for one in self._list_types(site) if one != "float32"]
         for key, ladder in self.ladders.items():
             if key[0] == site:
                 measured = self._read(key, [place for one in self.planned[key] for place in one])
-                ratios = [(ladder[place], times.ratio(ladder[place])) for place in keep_steps(measured)]
-                offers += [Offer(stored=stored, ratio=ratio) for stored, ratio in ratios if ratio is not None]
-        return offers
+                kept += [ladder[place] for place in keep_steps(measured)]
+        times = self._collect(site)
+        ratios = [(stored, times.ratio(stored)) for stored in kept]
+        return [Offer(stored=stored, ratio=ratio) for stored, ratio in ratios if ratio is not None]
 
     def _collect(self, site: Site) -> SiteCosts:
         """Collect a site's times in ns."""
@@ -188,7 +178,7 @@ class LayerTimes:
             format=self.place.format,
             runtime=self.place.runtime,
             threads=self.place.threads,
-            activations=self.prepared.activations if len(self.types) > 1 else None,
+            activations=None if self.prepared.recipe.precision.weights == ("float32",) else self.prepared.activations,
             agent_sha256=self.place.session.agent_sha256,
             measured_utc=measured_utc,
             rounds=rounds,

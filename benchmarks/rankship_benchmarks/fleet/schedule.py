@@ -116,6 +116,11 @@ class Schedule:
         self.outcomes[job.name] = Outcome(job=job, device=device, failure=failure, losses=losses)
 
 
+def list_devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return every device that a job names, twins too, once."""
+    return tuple(dict.fromkeys(device for job in jobs for device in job.devices))
+
+
 def read_jobs(text: str) -> tuple[Job, ...]:
     """Read `--on`: a job per device, separated by commas; after slashes, the twins that stand in while it is lost."""
     jobs: dict[str, Job] = {}

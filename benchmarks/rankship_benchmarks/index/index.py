@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, insert,
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, find_cases, open_bundle
 from rankship_benchmarks.index.tables import BY_RUN, CASES, METADATA, REASONS, RUNS, TRIALS, VERSION, VERSIONS
 from rankship_benchmarks.judge.energy_figures import CaseEnergy, judge_energy
 from rankship_benchmarks.judge.summary import find_accuracy, group_trials
@@ -169,7 +169,7 @@ def _add_run(connection: Connection, source: str, folder: Path) -> None:
 
 
 def _list_cases(bundle: Bundle) -> Iterator[dict[str, object]]:
-    artifacts = {one.key: one for one in bundle.header.build.artifacts}
+    artifacts = find_cases(bundle)
     energies = judge_energy(bundle)
     for key, trials in group_trials(bundle.trials).items():
         if key in artifacts:
@@ -193,7 +193,7 @@ def _describe_energy(energy: CaseEnergy | None) -> dict[str, object]:
 def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> dict[str, object]:
     valid = [trial for trial in trials if trial.samples_ns and not judge_trial(trial)]
     latency = estimate_median(list(median_by_round(valid).values())) if valid else None
-    accuracy = find_accuracy(bundle.header.build, artifact.key.variant)
+    accuracy = find_accuracy(bundle.header.build, artifact.key.variant, artifact.key.precision)
     return asdict(artifact.key) | {
         "artifact_sha256": artifact.sha256,
         "size_bytes": artifact.size_bytes,
@@ -201,7 +201,10 @@ def _describe_case(bundle: Bundle, artifact: Artifact, trials: list[Trial]) -> d
         "accuracy_correct": accuracy.correct if accuracy else None,
         "accuracy_samples": accuracy.samples if accuracy else None,
         "score": accuracy.value if accuracy else None,
+        "score_low": accuracy.low if accuracy else None,
+        "score_high": accuracy.high if accuracy else None,
         "score_measure": accuracy.measure.name if accuracy else None,
+        "score_unit": accuracy.measure.unit if accuracy else None,
         "runtime": trials[0].runtime.name,
         "runtime_version": trials[0].runtime.version,
         "threads": trials[0].threads,

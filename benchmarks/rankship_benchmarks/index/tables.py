@@ -19,7 +19,7 @@ from sqlalchemy import (
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 
 # Incremented whenever a column changes: an index of another version is dropped and rebuilt.
-VERSION = 3
+VERSION = 4
 
 METADATA = MetaData()
 
@@ -64,7 +64,10 @@ CASES = Table(
     Column("accuracy_correct", Integer),
     Column("accuracy_samples", Integer),
     Column("score", Float),
+    Column("score_low", Float),
+    Column("score_high", Float),
     Column("score_measure", String),
+    Column("score_unit", String),  # "%" of a share, which is kept as 0 to 1
     Column("runtime", String),
     Column("runtime_version", String),
     Column("threads", Integer),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from rankship_benchmarks.bundle.bundle import Bundle
+from rankship_benchmarks.bundle.bundle import TIMED_TOKENS, Bundle
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.frozen import record
@@ -56,6 +56,7 @@ ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
     "affinity": (_read_trials(lambda trial: trial.conditions.cpus), "forbids"),
     "governor": (_read_trials(lambda trial: trial.before.governor), "forbids"),
     "timed loop": (_read_condition("timed loop"), "forbids"),
+    TIMED_TOKENS: (_read_condition(TIMED_TOKENS), "forbids"),
     "agent": (_read_trials(lambda trial: trial.agent_sha256[:12]), "forbids"),
     **{f"{name} runtime": (_read_runtime(name), "forbids") for name in FORMATS},
     "unmet": (_read_trials(lambda trial: "; ".join(trial.conditions.unmet) or "nothing"), "cautions"),

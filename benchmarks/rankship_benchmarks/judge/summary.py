@@ -1,8 +1,9 @@
 """The summary of a bundle of trials: one result per artifact, and every reason to distrust it."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from rankship_benchmarks.bundle.bundle import Bundle, Header
+from rankship_benchmarks.bundle.bundle import Bundle, Header, find_cases
 from rankship_benchmarks.judge.cautions import CautionGroup, group_cautions, name_rounds
 from rankship_benchmarks.judge.energy_figures import NOT_ASKED, CaseEnergy, judge_energy
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
@@ -12,6 +13,7 @@ from rankship_benchmarks.stats.estimates import (
     estimate_ratio,
     median_by_round,
     percentile_bound,
+    relative_drift,
 )
 from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision, Variant
 from rankship_pipeline.foundation.errors import MeasurementError, UnlikeConditions
@@ -24,19 +26,21 @@ from rankship_targets.trials.trial import RuntimeReading, Trial
 # Limits that make a factored layer suspect when the compressed model is not faster.
 _NEAR_BREAK_EVEN = 0.6
 _NARROW_ROWS = 32
+_TENTHS = 10  # the parts of a trial whose first and last show how a long generation slows down
 
 TIMES = "\u00d7"
 
 
 @record
 class Result:
-    """One artifact on one device.
+    """One artifact on one device, or one phase of an artifact that generates.
 
     Times are medians over rounds of each round's median; `cold_ns` is the first inference after loading. `ratio` is
     compressed over dense in the same format and round (None for dense). `p90_ns` and `p99_ns` are a typical round's
     95 % upper bound on that percentile, None where a round has too few samples for one. `model_rss_bytes` is the
     peak less the runtime's own memory; both memory figures are the largest over rounds. `parity` is the host's proof,
-    `device_parity` that of the device's own runtime (None: not compared there, or the device is the host).
+    `device_parity` that of the device's own runtime (None: not compared there, or the device is the host). `drift` is
+    how much longer, as a share, a token took in the last tenth of a trial than in the first (None for all else).
     """
 
     key: ArtifactKey
@@ -58,6 +62,16 @@ class Result:
     parity: Verified | None
     device_parity: Verified | None
     energy: CaseEnergy | None
+    drift: Estimate | None = None
+
+    @property
+    def tokens_per_second(self) -> Estimate | None:
+        """The tokens of a second: of a prompt that is read, or of a text that is made; None for all else."""
+        if self.key.phase is None:
+            return None
+        time, tokens = self.latency_ns, 1e9 * (self.key.prompt_tokens or 1)
+        low, high = (None if end is None else tokens / end for end in (time.high, time.low))
+        return replace(time, value=tokens / time.value, low=low, high=high)
 
 
 @record
@@ -100,7 +114,8 @@ def summarise(bundle: Bundle) -> Summary:
     if not groups:
         raise refuse_trials(bundle.header.run_id, trials)
     energies = judge_energy(bundle)
-    results = tuple(_judge(bundle, groups, artifact, energies) for artifact in _measured(bundle.header.build, groups))
+    cases = sorted(find_cases(bundle).values(), key=lambda one: one.key.order)
+    results = tuple(_judge(bundle, groups, case, energies) for case in cases if case.key in groups)
     return Summary(
         header=bundle.header,
         finished=bundle.finished,
@@ -128,7 +143,7 @@ def refuse_unlike(bundle: Bundle) -> None:
     made = (*header.build.artifacts, *([header.canary] if header.canary else []))
     known = {one.key: one.sha256 for one in made}
     for trial in trials:
-        if known.get(trial.key) != trial.artifact_sha256:
+        if known.get(trial.key.exported) != trial.artifact_sha256:
             what = f"round {trial.round} of {trial.key.title} timed {trial.artifact_sha256[:12]}"
             raise UnlikeConditions(f"run {header.run_id}: {what}, which this build did not make", hint=_UNLIKE)
         if trial.device != header.device:
@@ -159,11 +174,6 @@ def _describe(runtime: RuntimeReading) -> str:
 
 def _runtimes(trials: Iterable[Trial], format_: Format) -> list[RuntimeReading]:
     return [trial.runtime for trial in trials if trial.key.format == format_]
-
-
-def _measured(build: Build, groups: dict[ArtifactKey, list[Trial]]) -> list[Artifact]:
-    """List the artifacts with trials, by format and dense first."""
-    return sorted((one for one in build.artifacts if one.key in groups), key=lambda one: one.key.order)
 
 
 def _judge(
@@ -202,7 +212,13 @@ def _judge(
         parity=_find_proof(bundle.header.verified, artifact),
         device_parity=_find_proof(bundle.header.verified_on_device, artifact),
         energy=energies.get(artifact.key),
+        drift=_measure_drift(trials) if artifact.key.phase == "decode" else None,
     )
+
+
+def _measure_drift(trials: list[Trial]) -> Estimate | None:
+    drifts = [relative_drift(trial.samples_ns, _TENTHS) for trial in trials if len(trial.samples_ns) >= _TENTHS]
+    return estimate_median(drifts) if drifts else None
 
 
 def _find_proof(proofs: Iterable[Verified], artifact: Artifact) -> Verified | None:
@@ -240,9 +256,9 @@ def _explain_slower(build: Build, results: tuple[Result, ...]) -> Iterable[str]:
         span = f" [{one.ratio.low:.2f}, {one.ratio.high:.2f}]" if one.ratio.low and one.ratio.high else ""
         if one.ratio.high is None and one.ratio.value < 1:
             why = f"{one.ratio.rounds} rounds are too few for an interval"
-            yield f"compressed is not shown to be faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}, {why})"
+            yield f"compressed is not shown to be faster in {one.key.way} ({TIMES} {one.ratio.value:.2f}, {why})"
         else:
-            yield f"compressed is not faster in {one.key.format} ({TIMES} {one.ratio.value:.2f}{span}); {blame}"
+            yield f"compressed is not faster in {one.key.way} ({TIMES} {one.ratio.value:.2f}{span}); {blame}"
 
 
 def _suspect(layer: LayerRank) -> str:

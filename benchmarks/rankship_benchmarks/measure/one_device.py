@@ -7,9 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rankship_benchmarks.bundle.bundle import (
     STAND_IN,
+    TIMED_TOKENS,
     Header,
     append_trial,
     create_bundle,
@@ -19,13 +21,15 @@ from rankship_benchmarks.bundle.bundle import (
     writing,
 )
 from rankship_benchmarks.bundle.suite import Suite, plan_energy
+from rankship_benchmarks.measure.cases import list_cases, make_inputs
+from rankship_benchmarks.measure.continuations import continue_prompt
 from rankship_benchmarks.measure.device_gate import verify_on_device
 from rankship_benchmarks.measure.energy_rounds import measure_energy
-from rankship_benchmarks.measure.host_gate import find_inputs
 from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
 from rankship_benchmarks.measure.profiles import profile_run
 from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline import __version__
+from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
@@ -57,24 +61,27 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, on_progress=on_progress)
                 for artifact, proof in zip(timed.files, plan.verified, strict=True)
             }
-            inputs = {
-                artifact.sha256: tuple(
-                    session.push_file(path, on_progress=on_progress) for path in find_inputs((artifact,), store)
-                )
-                for artifact in timed.artifacts
-            }
+            cases = list_cases(timed.artifacts, suite.generation)
+            inputs: dict[ArtifactKey, tuple[str, ...]] = {}
+            for case in cases:
+                with TemporaryDirectory() as made:
+                    paths = make_inputs(case, store, suite.generation, Path(made))
+                    inputs[case.key] = tuple(session.push_file(path, on_progress=on_progress) for path in paths)
         on_device = verify_on_device(timed, store, session, remote, plan.limits, suite.threads, steps)
         header = _describe(build, (tuple(plan.verified), on_device), device, suite, session)
         header = replace(header, canary=canary, energy=energy)
         folder = _find_or_create(header, plan.results, session, steps)
         with writing(folder):
             make_request = partial(_make_request, remote, inputs, suite)
-            _run_rounds(folder, timed.artifacts, make_request, suite, session, steps)
+            _run_rounds(folder, cases, make_request, suite, session, steps)
             if suite.energy:
-                planned = list(plan_rounds(timed.artifacts, suite.energy.rounds))
+                planned = list(plan_rounds(cases, suite.energy.rounds))
                 measure_energy(folder, planned, make_request, suite.energy, session, steps)
             if plan.profile:
-                profile_run(folder, [make_request(0, one) for one in build.artifacts], session, steps)
+                profiled = [one for one in build.artifacts if one.generation is None]
+                profile_run(folder, [make_request(0, one) for one in profiled], session, steps)
+            if plan.prompt:
+                continue_prompt(folder, build, remote, plan.prompt, suite.threads, session, steps)
             finish_bundle(folder)
     return folder
 
@@ -134,21 +141,33 @@ def _run_rounds(
 
 
 def _make_request(
-    remote: Mapping[str, str], inputs: Mapping[str, tuple[str, ...]], suite: Suite, number: int, artifact: Artifact
+    remote: Mapping[str, str],
+    inputs: Mapping[ArtifactKey, tuple[str, ...]],
+    suite: Suite,
+    number: int,
+    artifact: Artifact,
 ) -> MeasureRequest:
-    """Make the request for one trial; `remote` and `inputs` map the artifact's SHA-256 to paths on the device."""
+    """Make the request for one trial; `remote` has paths on the device by SHA-256, `inputs` by the case's key."""
     return MeasureRequest(
         round=number,
         key=artifact.key,
         artifact=remote[artifact.sha256],
         artifact_sha256=artifact.sha256,
-        inputs=inputs[artifact.sha256],
+        inputs=inputs[artifact.key],
         threads=suite.threads,
-        min_samples=suite.min_samples,
+        min_samples=suite.generation.min_prompts if artifact.key.phase == "prefill" else suite.min_samples,
         min_duration_ms=suite.min_duration_ms,
         max_warmup_ms=suite.max_warmup_ms,
         timeout_s=suite.timeout_s,
+        generation=artifact.generation,
     )
+
+
+def _describe_tokens(suite: Suite) -> str:
+    choice = suite.generation
+    lengths = ", ".join(map(str, sorted(set(choice.prompt_tokens))))
+    loops = f"{choice.min_prompts} prompts or {suite.min_samples} tokens"
+    return f"prompts of {lengths}; {choice.new_tokens} after the shortest, then again; {loops} at least"
 
 
 def _describe(
@@ -184,6 +203,7 @@ def _describe(
             **({} if device.twin is None else {STAND_IN: f"emulated, for a {device.twin}"}),
             "host": f"{platform.system()} {platform.release()} {platform.machine()}",
             "timed loop": f"{suite.min_samples} inferences and {suite.min_duration_ms} ms at least, in a fresh process",
+            **({TIMED_TOKENS: _describe_tokens(suite)} if any(one.generation for one in build.artifacts) else {}),
         },
         rankship_version=__version__,
         verified_on_device=proofs[1],

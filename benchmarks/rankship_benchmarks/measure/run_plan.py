@@ -17,7 +17,8 @@ class RunPlan:
     `verified` are the host's proofs of the build's artifacts, the canary and the heads, in this order. The device's own
     runtime must compute what torch computes within `limits`. `canary` is timed like the build's artifacts; heads are
     verified and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), without
-    the canary. The run's bundle is made below `results`. `signers` are the public keys, besides this user's own, whose
+    the canary. Files that generate then continue the `prompt`, token ids (see continuations.py; (): none). The run's
+    bundle is made below `results`. `signers` are the public keys, besides this user's own, whose
     signed manifests are believed.
     """
 
@@ -30,3 +31,4 @@ class RunPlan:
     canary: Artifact | None = None
     profile: bool = False
     signers: tuple[str, ...] = ()
+    prompt: tuple[int, ...] = ()

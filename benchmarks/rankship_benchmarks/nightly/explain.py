@@ -31,18 +31,27 @@ class Evidence:
 def explain_verdict(
     evidence: Evidence, case: CaseVerdict, runs: tuple[str, str], outcomes: Mapping[ArtifactKey, str] | None = None
 ) -> CaseVerdict:
-    """Return a worse case with its explanation: what differs between two runs, by their folders' names.
-
-    `outcomes` are the verdicts on the cases of these runs, compared here if None. A run that is gone leaves the case
-    as it is.
-    """
+    """Return a worse case with its explanation; a run that is gone leaves the case as it is."""
     try:
-        baseline, candidate = (open_bundle(evidence.results / run) for run in runs)
+        return replace(case, why=explain_runs(evidence, runs, case.key, outcomes))
     except InputError:
         return case
-    known = _compare(baseline, candidate) if outcomes is None else outcomes
-    why = explain_case(baseline, candidate, case.key, known)
-    return replace(case, why=_add_context(evidence, why, runs, case.key))
+
+
+def explain_runs(
+    evidence: Evidence, runs: tuple[str, str], key: ArtifactKey, outcomes: Mapping[ArtifactKey, str] | None = None
+) -> Explanation:
+    """List what differs between two runs for one case, with what lies beside the bundles: profiles and commits.
+
+    `runs` are their folders' names. `outcomes` are the verdicts on the cases of these runs, compared here if None.
+    InputError if a run cannot be read.
+    """
+    before, after = (evidence.results / run for run in runs)
+    baseline, candidate = open_bundle(before), open_bundle(after)
+    why = explain_case(baseline, candidate, key, _compare(baseline, candidate) if outcomes is None else outcomes)
+    operators, no_operators = find_moves(before, after, key)
+    commits = list_commits(evidence.repository, *(evidence.find_commit(run) for run in runs))
+    return replace(why, operators=operators, no_operators=no_operators, commits=commits)
 
 
 def find_step_runs(nights: Sequence[Night], step: Step) -> tuple[str, str] | None:
@@ -50,14 +59,6 @@ def find_step_runs(nights: Sequence[Night], step: Step) -> tuple[str, str] | Non
     counted = [night.run_id for night in nights if night.rounds_ns]
     place = counted.index(step.run_id) if step.run_id in counted else 0
     return (counted[place - 1], counted[place]) if place else None
-
-
-def _add_context(evidence: Evidence, why: Explanation, runs: tuple[str, str], key: ArtifactKey) -> Explanation:
-    """Add what lies beside the bundles: profiles, and the repository's commits."""
-    before, after = (evidence.results / run for run in runs)
-    operators, no_operators = find_moves(before, after, key)
-    commits = list_commits(evidence.repository, *(evidence.find_commit(run) for run in runs))
-    return replace(why, operators=operators, no_operators=no_operators, commits=commits)
 
 
 def _compare(baseline: Bundle, candidate: Bundle) -> dict[ArtifactKey, str]:

@@ -147,6 +147,7 @@ def _describe(name: str, ended: Ended[Path]) -> DeviceNight:
 
 def _judge(tonight: Tonight, night: NightRecord, steps: Steps) -> NightRecord:
     from rankship_benchmarks.index.index import refresh_own_index
+    from rankship_benchmarks.nightly.figures import read_figures
     from rankship_benchmarks.nightly.histories import list_histories
     from rankship_benchmarks.nightly.page import write_page
 
@@ -162,7 +163,8 @@ def _judge(tonight: Tonight, night: NightRecord, steps: Steps) -> NightRecord:
     write_night(tonight.results, finished)
     with steps.step("draw the page of all nights"):
         nights = list_nights(tonight.results)
-        write_page(tonight.results, finished, nights, list_histories(engine, nights))
+        histories, figures = list_histories(engine, nights), read_figures(engine, nights)
+        write_page(tonight.results, finished, nights, histories, figures)
     return finished
 
 

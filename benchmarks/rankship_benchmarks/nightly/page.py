@@ -2,24 +2,28 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankship_benchmarks.judge.changes import list_words
 from rankship_benchmarks.judge.summary import TIMES
+from rankship_benchmarks.nightly.figures import NO_FIGURES, Figures
 from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.judge import show_step
 from rankship_benchmarks.nightly.records import CaseVerdict, DeviceNight, NightRecord
-from rankship_benchmarks.report.history_charts import draw_history
-from rankship_benchmarks.report.page import Chart, read_style
+from rankship_benchmarks.nightly.sections import draw_sections
+from rankship_benchmarks.report.page import read_style
 from rankship_benchmarks.report.words import UNKNOWN, show_ratio_interval, show_time, show_time_interval
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.stats.steps import Night, find_steps
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 PAGE = "nightly.html"
 SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are shown
 _GAP, _ABSENT = "×", "–"
-_MOST_BYTES = 1_700_000  # of charts: the whole page stays below 2 MB
 _CALENDAR_NIGHTS = 30
 _STANDING_NIGHTS = 14
 
@@ -68,44 +72,32 @@ class Alarm:
     reasons: tuple[str, ...]
 
 
-@record
-class Section:
-    """One device's charts."""
-
-    device: str
-    charts: tuple[Chart, ...]
-
-
 def write_page(
     results: Path,
     night: NightRecord,
     nights: Sequence[NightRecord],
     histories: Mapping[Case, Sequence[Night]],
+    figures: Figures = NO_FIGURES,
     note: str = "",
 ) -> Path:
     """Write the page for `night`, the last of `nights`, beside the runs; returns its path. `note` labels the data."""
     path = results / PAGE
-    write_atomic(path, render_page(night, nights, histories, note).encode())
+    write_atomic(path, render_page(night, nights, histories, figures, note).encode())
     return path
 
 
 def render_page(
-    night: NightRecord, nights: Sequence[NightRecord], histories: Mapping[Case, Sequence[Night]], note: str = ""
+    night: NightRecord,
+    nights: Sequence[NightRecord],
+    histories: Mapping[Case, Sequence[Night]],
+    figures: Figures = NO_FIGURES,
+    note: str = "",
 ) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader(__package__, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sections, undrawn = _draw_sections(night, histories)
+    sections, undrawn = draw_sections(night, histories, figures)
     alarms = list_alarms(night)
-    columns = tuple(dict.fromkeys(one.device for each in nights[-_CALENDAR_NIGHTS:] for one in each.devices))
-    return environment.get_template("page.html.j2").render(
+    columns, calendar = list_calendar(nights[-_CALENDAR_NIGHTS:])
+    return open_template("page.html.j2").render(
         night=night,
         note=note,
         headline=state_headline(night),
@@ -118,9 +110,29 @@ def render_page(
         sections=sections,
         undrawn=undrawn,
         columns=columns,
-        calendar=[_make_line(each, columns) for each in reversed(nights[-_CALENDAR_NIGHTS:])],
+        calendar=calendar,
         style=read_style(),
     )
+
+
+def open_template(name: str) -> "Template":
+    """Open a template of this room, which escapes every text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def list_calendar(nights: Sequence[NightRecord]) -> tuple[tuple[str, ...], list[Line]]:
+    """Return the devices of some nights, and one line for each night, the newest first."""
+    columns = tuple(dict.fromkeys(one.device for each in nights for one in each.devices))
+    return columns, [_make_line(each, columns) for each in reversed(nights)]
 
 
 def state_headline(night: NightRecord) -> str:
@@ -142,7 +154,7 @@ def list_alarms(night: NightRecord) -> list[Alarm]:
     """List each case that is worse, in time first, with what differs between the two nights."""
     return [
         Alarm(
-            text=f"{_name(one)}, {case.key.heading}: {case.step or case.reason}",  # whose reason says "energy"
+            text=f"{one.shown}, {case.key.heading}: {case.step or case.reason}",  # whose reason says "energy"
             reasons=tuple(list_words(case.why)) if case.why else (),
         )
         for figure in ("cases", "energies")
@@ -155,7 +167,7 @@ def list_alarms(night: NightRecord) -> list[Alarm]:
 def list_energies(night: NightRecord) -> list[str]:
     """List a sentence for each metered case: its verdict, tonight's energy over the last night's, and the reason."""
     return [
-        f"{SIGNS.get(case.verdict, '?')} {case.verdict}: {_name(one)}, {case.key.heading}"
+        f"{SIGNS.get(case.verdict, '?')} {case.verdict}: {one.shown}, {case.key.heading}"
         + (f", {TIMES} {case.ratio.value:.3f} {_show_fine_interval(case.ratio)}" if case.ratio else "")
         + f": {case.reason}"
         for one in night.devices
@@ -186,16 +198,12 @@ def list_gaps(night: NightRecord) -> list[str]:
     return [*whole, *instead]
 
 
-def _name(one: DeviceNight) -> str:
-    return one.measured_on or one.device
-
-
 def _list_rows(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> Iterable[Row]:
     for one in night.devices:
         for case in one.cases:
-            known = Case(device=_name(one), recipe=night.recipe, key=case.key)
+            known = Case(device=one.shown, recipe=night.recipe, key=case.key)
             rounds = next((each.rounds_ns for each in histories.get(known, ()) if each.run_id == one.run), ())
-            yield _describe_row(_name(one), case, estimate_median(rounds) if rounds else None)
+            yield _describe_row(one.shown, case, estimate_median(rounds) if rounds else None)
 
 
 def _describe_row(device: str, case: CaseVerdict, latency: Estimate | None) -> Row:
@@ -219,36 +227,6 @@ def _show_fine_interval(ratio: Estimate) -> str:
     if ratio.low is None or ratio.high is None:
         return show_ratio_interval(ratio)
     return f"[{ratio.low:.3f}, {ratio.high:.3f}]"
-
-
-def _draw_sections(night: NightRecord, histories: Mapping[Case, Sequence[Night]]) -> tuple[list[Section], list[str]]:
-    """Draw worse cases first, until the page is full; returns the sections by device and the cases left out."""
-    worse = {(_name(one), case.key) for one in night.devices for case in one.cases if case.verdict == "worse"}
-    mine = [case for case in histories if case.recipe == night.recipe]
-    room, drawn, undrawn = _MOST_BYTES, dict[Case, Chart](), list[str]()
-    for case in sorted(mine, key=lambda case: (case.device, case.key) not in worse):
-        if undrawn:
-            undrawn.append(f"{case.device} {case.key.heading}")
-            continue
-        place = mine.index(case)
-        steps = find_steps(histories[case])
-        svg = draw_history(f"history-{place}", case.key.variant, histories[case], steps)
-        if len(svg.encode()) > room:
-            undrawn.append(f"{case.device} {case.key.heading}")
-        elif svg:
-            room -= len(svg.encode())
-            drawn[case] = Chart(
-                heading=f"{case.key.format}, {case.key.model}", reading=_read(histories[case], len(steps)), svg=svg
-            )
-    devices = dict.fromkeys(case.device for case in mine if case in drawn)
-    charts = {name: tuple(drawn[case] for case in mine if case in drawn and case.device == name) for name in devices}
-    return [Section(device=name, charts=charts[name]) for name in devices], undrawn
-
-
-def _read(nights: Sequence[Night], steps: int) -> str:
-    counted = sum(bool(night.rounds_ns) for night in nights)
-    found = {0: "no lasting step", 1: "one lasting step"}.get(steps, f"{steps} lasting steps")
-    return f"{counted} of {len(nights)} nights count; {found}."
 
 
 def _make_line(night: NightRecord, columns: Sequence[str]) -> Line:

@@ -62,6 +62,11 @@ class DeviceNight:
     cases: tuple[CaseVerdict, ...]
     energies: tuple[CaseVerdict, ...] = ()
 
+    @property
+    def shown(self) -> str:
+        """The name of the device whose numbers these are."""
+        return self.measured_on or self.device
+
 
 @record
 class NightRecord:

@@ -33,6 +33,7 @@ class Errand:
     limits: ParityChoice
     canary: Artifact | None
     profile: bool
+    prompt: tuple[int, ...]
     files: dict[str, str]
 
 
@@ -63,6 +64,7 @@ def write_errand(plan: RunPlan) -> Errand:
         limits=plan.limits,
         canary=plan.canary,
         profile=plan.profile,
+        prompt=plan.prompt,
         files={path.relative_to(plan.store.root).as_posix(): hash_file(path) for path in paths},
     )
 
@@ -78,5 +80,6 @@ def read_plan(errand: Errand, store: Store, results: Path, signers: tuple[str, .
         limits=errand.limits,
         canary=errand.canary,
         profile=errand.profile,
+        prompt=errand.prompt,
         signers=signers,
     )

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.bundle.bundle import open_bundle
+from rankship_benchmarks.measure.cases import list_cases
 from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack import calls
 from rankship_benchmarks.rack.content import PART_BYTES
@@ -274,7 +275,7 @@ def land(plan: RunPlan, device: str, answer: Answer) -> Path:
 
 
 def _count_parts(plan: RunPlan) -> int:
-    timed = len(plan.build.artifacts) + (plan.canary is not None)
+    timed = len(list_cases(plan.build.artifacts, plan.suite.generation)) + (plan.canary is not None)
     return timed * (plan.suite.rounds + (plan.suite.energy.rounds if plan.suite.energy else 0))
 
 

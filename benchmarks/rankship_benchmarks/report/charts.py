@@ -96,14 +96,15 @@ def draw_accuracy_against_latency(summary: Summary) -> str:
 
     The latency axis is logarithmic if the largest value is more than 20 times the smallest.
     """
-    spent = [(one, one.latency_ns) for one in summary.results]
+    spent = [(one, one.latency_ns) for one in summary.results if one.key.phase != "prefill"]
     divisor, unit = time_unit(max((time.value for _, time in spent), default=1))
     return _draw_accuracy_against("latency", spent, divisor, f"median latency ({unit}), 95 % interval")
 
 
 def draw_accuracy_against_energy(summary: Summary) -> str:
     """Draw the score over the total energy of an inference in the same way; empty without energy figures."""
-    spent = [(one, one.energy.total.interval) for one in summary.results if one.energy and one.energy.total]
+    metered = [(one, one.energy.total) for one in summary.results if one.energy and one.key.phase != "prefill"]
+    spent = [(one, total.interval) for one, total in metered if total]
     divisor, unit = energy_unit(max((energy.value for _, energy in spent), default=0))
     return _draw_accuracy_against("energy", spent, divisor, f"energy of an inference ({unit}), meter's ± and 95 %")
 
@@ -147,7 +148,8 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
 
 def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
     """Draw the cumulative distribution of latency, one curve per round, with each round's median as a tick at 50 %."""
-    mine = [one for one in trials if one.key.format == format_ and one.samples_ns and one.key.variant in COLOURS]
+    timed = [one for one in trials if one.key.format == format_ and one.key.phase != "prefill"]
+    mine = [one for one in timed if one.samples_ns and one.key.variant in COLOURS]
     keys = sorted({trial.key for trial in mine}, key=lambda key: key.order)
 
     def draw(axes: "Axes") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, Header, open_bundle
+from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, Header, find_cases, open_bundle
 from rankship_benchmarks.judge.summary import group_trials
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import median_by_round
@@ -29,8 +29,10 @@ def list_histories(folder: Path, bundle: Bundle) -> Mapping[ArtifactKey, tuple[N
     runs = [one for _, one in sorted(before, key=lambda pair: pair[0])][-MOST:]
     if not runs:
         return {}
-    built = bundle.header.build.artifacts
-    return {one.key: tuple(_read_case(run, one.key) for run in [*runs, bundle]) for one in built}
+    everything = [*runs, bundle]
+    built = {one.key for one in bundle.header.build.artifacts}
+    cases = dict.fromkeys(key for run in everything for key in find_cases(run) if key.exported in built)
+    return {key: tuple(_read_case(run, key) for run in everything) for key in cases}
 
 
 def _is_before(other: Header, header: Header) -> bool:

@@ -7,6 +7,7 @@ from rankship_benchmarks.report.charts import ABOVE, COLOURS, GREY, INK, draw_sv
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.stats.steps import Night, Step
 from rankship_pipeline.foundation.artifact_key import Variant
+from rankship_pipeline.foundation.frozen import record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,26 +17,64 @@ _GAP_COLOUR = "#EEF1F4"
 _MOST_TICKS = 7
 _LEAST_REACH = 0.06  # the axis reaches at least so far from the median, as its share, so that noise looks small
 _USUAL_SPANS = 3  # the axis reaches so many usual interval widths beyond the medians; longer ones are cut
+_ABOVE_MOST = 0.3  # so that a point at the end of the axis is whole
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
+
+
+@record
+class Point:
+    """One night of a chart; `level` is its figure with its interval, None if the night does not count."""
+
+    run_id: str
+    started_utc: str
+    level: Estimate | None
 
 
 def draw_history(
     name: str, variant: Variant, nights: Sequence[Night], steps: Sequence[Step], *, noun: str = "night"
 ) -> str:
-    """Draw the last nights of one case; empty if none of them counts.
+    """Draw the last nights' latencies of one case; empty if none of them counts."""
+    points = [
+        Point(
+            run_id=night.run_id,
+            started_utc=night.started_utc,
+            level=estimate_median(night.rounds_ns) if night.rounds_ns else None,
+        )
+        for night in nights[-SHOWN_NIGHTS:]
+    ]
+    divisor, unit = time_unit(max((one.level.value for one in points if one.level), default=1))
+    label = f"latency ({unit})"
+    return draw_points(name, variant, points, label, steps, divisor=divisor, noun=noun, drawn="median, 95 % interval")
+
+
+def draw_points(  # noqa: PLR0913 - a chart's own words
+    name: str,
+    variant: Variant,
+    points: Sequence[Point],
+    label: str,
+    steps: Sequence[Step] = (),
+    *,
+    divisor: float = 1,
+    noun: str = "night",
+    drawn: str = "",
+    most: float | None = None,
+) -> str:
+    """Draw the last nights of one figure, whose values are divided by `divisor`; empty if none of them counts.
 
     A night that does not count is a grey band with a cross at the bottom, and no point. A step is a dashed line before
-    its first night, with the ratio of the levels. The latency axis need not begin at 0.
+    its first night, with the ratio of the levels. The axis need not begin at 0, and ends at `most`, the largest
+    value that can be. `drawn` says what a point and its bar are.
     """
-    shown = list(nights)[-SHOWN_NIGHTS:]
-    levels = {place: estimate_median(night.rounds_ns) for place, night in enumerate(shown) if night.rounds_ns}
+    shown = list(points)[-SHOWN_NIGHTS:]
+    levels = {place: one.level for place, one in enumerate(shown) if one.level is not None}
     if not levels:
         return ""
 
     def draw(axes: "Axes") -> None:
-        divisor, unit = time_unit(max(level.value for level in levels.values()))
-        _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor)
+        _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor, drawn or noun)
         beyond = _fit(axes, list(levels.values()), divisor)
+        if most is not None:
+            axes.set_ylim(top=min(axes.get_ylim()[1], most + _ABOVE_MOST))
         _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels], noun)
         for step in steps:
             _draw_step(axes, COLOURS[variant], step, shown)
@@ -46,14 +85,14 @@ def draw_history(
         axes.set_xlim(-0.6, len(shown) - 0.4)
         more = f"\n{beyond} of {len(levels)} intervals reach beyond the axis" if beyond else ""
         axes.set_xlabel(f"{noun}, by {which}{more}")
-        axes.set_ylabel(f"latency ({unit})")
+        axes.set_ylabel(label)
         axes.grid(visible=True, axis="y")
         axes.legend(ncols=2, **ABOVE)
 
     return draw_svg(name, draw, width_in=_WIDTH_IN, height_in=_HEIGHT_IN)
 
 
-def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
+def _name_nights(shown: Sequence[Point]) -> tuple[list[str], str]:
     """Label nights by date, or by time of day if they share one date; returns the labels and what they are."""
     dates = [night.started_utc[:10] for night in shown]
     if len(shown) > 1 and len(set(dates)) == 1:
@@ -61,13 +100,15 @@ def _name_nights(shown: Sequence[Night]) -> tuple[list[str], str]:
     return [date[5:] for date in dates], "its date in UTC (month-day)"
 
 
-def _draw_nights(axes: "Axes", colour: str, levels: dict[int, Estimate], count: int, divisor: float) -> None:
+def _draw_nights(
+    axes: "Axes", colour: str, levels: dict[int, Estimate], count: int, divisor: float, drawn: str
+) -> None:
     """Draw the nights that count, neighbours joined by a line; a gap breaks it."""
     for place, level in levels.items():
         if level.low is not None and level.high is not None:
             axes.vlines(place, level.low / divisor, level.high / divisor, color=colour, lw=1.2)
     middles = [levels[place].value / divisor if place in levels else float("nan") for place in range(count)]
-    axes.plot(range(count), middles, "o-", color=colour, lw=1.1, ms=4.5, label="median, 95 % interval")
+    axes.plot(range(count), middles, "o-", color=colour, lw=1.1, ms=4.5, label=drawn)
 
 
 def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
@@ -79,7 +120,7 @@ def _fit(axes: "Axes", levels: Sequence[Estimate], divisor: float) -> int:
     low = min(values[0] - _USUAL_SPANS * usual, (1 - _LEAST_REACH) * middle)
     high = max(values[-1] + _USUAL_SPANS * usual, (1 + _LEAST_REACH) * middle)
     margin = 0.08 * (high - low)
-    low, high = max(0.0, low - margin), high + 1.5 * margin
+    low, high = low - margin if values[0] < 0 else max(0.0, low - margin), high + 1.5 * margin
     axes.set_ylim(low / divisor, high / divisor)
     return sum((level.low or low) < low or (level.high or high) > high for level in levels)
 
@@ -97,7 +138,7 @@ def _draw_gaps(axes: "Axes", places: Sequence[int], noun: str) -> None:
     )
 
 
-def _draw_step(axes: "Axes", colour: str, step: Step, shown: Sequence[Night]) -> None:
+def _draw_step(axes: "Axes", colour: str, step: Step, shown: Sequence[Point]) -> None:
     place = next((place for place, night in enumerate(shown) if night.run_id == step.run_id), None)
     if place is None:
         return

@@ -86,6 +86,7 @@ def render_report(
         build=build,
         plan=build.plan,
         chosen=find_accuracy(build, "compressed"),
+        tokens=list(table.state_tokens(summary.results)),
         headline=_keep_together(table.state_headline(summary)),
         figures=_pick_figures(summary),
         charts=_draw_charts(summary),
@@ -132,11 +133,11 @@ def _pick_figures(summary: Summary) -> list[Figure]:
         )
         detail = f"{before.show()} → {after.show()}"
         figures.append(Figure(name=name, value=value.replace("-", "\u2212"), detail=detail))
-    for one in summary.results:
+    for one in table.list_headlined(summary.results):
         if one.ratio:
             detail = table.show_ratio_interval(one.ratio) or "too few rounds for an interval"
             verdict = table.state_verdict(one.ratio)
-            name = f"latency, {one.key.format}" + (f": {verdict}" if verdict else "")
+            name = f"latency, {one.key.way}" + (f": {verdict}" if verdict else "")
             figures.append(Figure(name=name, value=f"{TIMES} {one.ratio.value:.2f}", detail=detail))
     return figures
 

@@ -1,6 +1,6 @@
 """A summary as text and tables for a terminal or a pipe; the page uses the same text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.bundle import Header
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "\u2013"  # a dash where nothing was measured
 _MS_FROM_NS = 1e7
+_WHOLE_FROM = 100  # tokens in a second, shown without a decimal
 NO_LABELS = "The data have no labels: accuracy here means agreement with the dense model's own answers."
 
 
@@ -31,9 +32,14 @@ def state_headline(summary: Summary) -> str:
     before, after = find_accuracy(build, "dense"), find_accuracy(build, "compressed")
     if before and after:
         parts.append(f"{build.measure.name} {before.show()} → {after.show()}")
-    ratios = ", ".join(state_latency(one) for one in summary.results if one.ratio is not None)
+    ratios = ", ".join(state_latency(one) for one in list_headlined(summary.results))
     parts += [f"latency {ratios}"] if ratios else []
     return f"{parts[0]}: {', '.join(parts[1:])}." if parts[1:] else f"{parts[0]}."
+
+
+def list_headlined(results: Iterable[Result]) -> list[Result]:
+    """Keep the results whose ratio stands for their artifact's: of one that generates, that of a token."""
+    return [one for one in results if one.ratio is not None and one.key.phase != "prefill"]
 
 
 def state_latency(result: Result) -> str:
@@ -42,7 +48,7 @@ def state_latency(result: Result) -> str:
     if ratio is None:
         return ""
     verdict = state_verdict(ratio)
-    return f"{show_ratio(ratio)} ({result.key.format}{': ' if verdict else ''}{verdict})"
+    return f"{show_ratio(ratio)} ({result.key.way}{': ' if verdict else ''}{verdict})"
 
 
 def state_verdict(ratio: Estimate) -> str:
@@ -76,6 +82,38 @@ def show_time_interval(time: Estimate) -> str:
     return f"[{_scale(time, time.low)}, {_scale(time, time.high)}]"
 
 
+def show_rate(rate: Estimate | None) -> str:
+    """Show tokens in a second; a dash if there are none."""
+    return UNKNOWN if rate is None else f"{rate.value:,.{_choose_places(rate)}f}"
+
+
+def show_rate_interval(rate: Estimate | None) -> str:
+    """Show the interval of tokens in a second; empty if there is none."""
+    if rate is None or rate.low is None or rate.high is None:
+        return ""
+    return f"[{rate.low:,.{_choose_places(rate)}f}, {rate.high:,.{_choose_places(rate)}f}]"
+
+
+def state_tokens(results: Iterable[Result]) -> Iterator[str]:
+    """Yield what the times of files that generate mean, and how they changed within trials; nothing without any."""
+    timed = [one for one in results if one.key.phase is not None]
+    if timed:
+        yield (
+            "prefill N: from an empty cache and a prompt of N tokens to the first token after it; "
+            "decode: one token after the shortest prompt."
+        )
+    drifts = [f"{one.key.exported.heading} {show_drift(one.drift)}" for one in timed if one.drift is not None]
+    if drifts:
+        meaning = "the cache grows meanwhile, and a device that gets warm slows down"
+        yield f"A token in the last tenth of a trial, over one in the first ({meaning}): {', '.join(drifts)}."
+
+
+def show_drift(drift: Estimate) -> str:
+    """Show how much longer the last tenth took than the first: `+1.2 % [0.4, 2.0]`."""
+    ends = "" if drift.low is None or drift.high is None else f" [{100 * drift.low:+.1f}, {100 * drift.high:+.1f}]"
+    return f"{100 * drift.value:+.1f} %{ends}".replace("-", "\u2212")
+
+
 def show_score_interval(score: Score) -> str:
     """Show a score's interval without its unit, shares in per cent: `[95.2, 96.5]`; empty where there is none."""
     if score.low is None or score.high is None:
@@ -101,6 +139,8 @@ def print_summary(summary: Summary, console: "Console", *, verbose: bool = False
     if header.build.landing is not None:
         console.print(state_landing(header.build.landing), markup=False, highlight=False)
     console.print(_tabulate_results(summary.results, header.build.measure))
+    for line in state_tokens(summary.results):
+        console.print(line, markup=False, highlight=False)
     console.print(_tabulate_scores(header.build))
     if header.build.alternatives:
         console.print(_tabulate_alternatives(summary))
@@ -159,22 +199,25 @@ def print_parity(proofs: Iterable[Verified], console: "Console") -> None:
     console.print(table)
 
 
-def _tabulate_results(results: Iterable[Result], measure: Measure) -> "Table":
+def _tabulate_results(results: Sequence[Result], measure: Measure) -> "Table":
+    generates = any(one.key.phase for one in results)
     headings = (
         "size\nparameters",
         f"{measure.heading}\n[95 %]",
         "latency\n[95 %]",
+        *(["tokens/s\n[95 %]"] if generates else []),
         "vs dense\n[95 %]",
         "peak RSS\n(its own)",
     )
     table = start_table("format\nmodel", *headings)
     for one in results:
-        accuracy, ratio = one.accuracy, one.ratio
+        accuracy, ratio, rate = one.accuracy, one.ratio, one.tokens_per_second
         table.add_row(
             f"{one.key.format}\n{one.key.model}",
             f"{show_size(one.size_bytes)}\n{show_count(one.parameters)}",
             f"{accuracy.show()}\n{show_score_interval(accuracy)}" if accuracy else UNKNOWN,
             f"{show_time(one.latency_ns)}\n{show_time_interval(one.latency_ns)}",
+            *([f"{show_rate(rate)}\n{show_rate_interval(rate)}"] if generates else []),
             f"{TIMES} {ratio.value:.2f}\n{show_ratio_interval(ratio)}" if ratio else UNKNOWN,
             f"{show_size(one.peak_rss_bytes)}\n({show_size(one.model_rss_bytes)})",
             end_section=one.key.variant == "compressed",
@@ -215,6 +258,10 @@ def _plain(text: str) -> str:
 
 def _scale(time: Estimate, value: float) -> str:
     return f"{value / 1e3:,.1f}" if time.value < _MS_FROM_NS else f"{value / 1e6:,.2f}"
+
+
+def _choose_places(rate: Estimate) -> int:
+    return 0 if rate.value >= _WHOLE_FROM else 1
 
 
 def _unit(time: Estimate) -> str:

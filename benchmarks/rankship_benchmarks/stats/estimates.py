@@ -130,10 +130,10 @@ def relative_spread(values: Sequence[float]) -> float:
     return (_quantile(values, 0.75) - _quantile(values, 0.25)) / median(values)
 
 
-def relative_drift(samples: Sequence[int]) -> float:
-    """Return how much slower (above 0) or faster a trial's second half was than its first, by their medians."""
-    half = len(samples) // 2
-    return median(samples[half:]) / median(samples[:half]) - 1 if half else 0.0
+def relative_drift(samples: Sequence[int], parts: int = 2) -> float:
+    """Return how much slower (above 0) or faster the last of a trial's equal parts was than the first, by medians."""
+    first, last = len(samples) // parts, (parts - 1) * len(samples) // parts
+    return median(samples[last:]) / median(samples[:first]) - 1 if first else 0.0
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -4,10 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.errors import InputError, RankshipError
 from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from apprise import Apprise
+
     from rankship_benchmarks.bundle.suite import Suite
     from rankship_benchmarks.fleet.measure import Lab, Measure
     from rankship_benchmarks.nightly.records import NightRecord
@@ -76,7 +80,9 @@ def nightly(argv: list[str]) -> int:
         "--keys",
         "--results",
         "--store",
-        epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used.",
+        epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used."
+        " A message about any status but 0 goes to the addresses in $RANKSHIP_ALERT_URLS or in the file that"
+        " $RANKSHIP_ALERT_URLS_FILE names (extra: alerts).",
     )
     parser.add_argument("suite", type=Path)
     on = "devices, separated by commas; after a slash, a twin to use while the device cannot be reached"
@@ -85,19 +91,23 @@ def nightly(argv: list[str]) -> int:
         "a folder of your repository: the night notes its commit, and names those since the night before if it is worse"
     )
     parser.add_argument("--git", type=Path, default=None, metavar="FOLDER", help=git)
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write what the night found there")
     parser.set_defaults(results=Path("rankship-nightly"))
     arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import read_suite
     from rankship_benchmarks.fleet.schedule import read_jobs
+    from rankship_benchmarks.nightly.alerts import read_addresses
     from rankship_benchmarks.nightly.night import Tonight, run_night
     from rankship_benchmarks.nightly.page import PAGE
+    from rankship_benchmarks.nightly.records import list_nights
     from rankship_benchmarks.verbs.lab import open_lab
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
     from rankship_pipeline.recipe.rules import read_recipe
 
+    addresses = read_addresses()
     suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)
     ensure_writable(arguments.store, "--store")
@@ -110,12 +120,18 @@ def nightly(argv: list[str]) -> int:
         jobs=jobs,
         repository=arguments.git,
     )
-    with open_lab(jobs, arguments) as lab:
-        night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, lab, steps), steps)
+    try:
+        with open_lab(jobs, arguments) as lab:
+            night = run_night(tonight, lambda: _prepare_night(arguments, recipe, suite, lab, steps), steps)
+    except RankshipError as failure:
+        failed = [one for one in list_nights(arguments.results)[-1:] if one.failure == str(failure)]
+        _tell(failed, addresses, arguments.json, steps)
+        raise
     if night is None:
         steps.note(f"another nightly is running in {arguments.results}: nothing to do")
         return 0
     _print_night(night, arguments.results / PAGE)
+    _tell([night], addresses, arguments.json, steps)
     return night.exit_code or 0
 
 
@@ -142,6 +158,20 @@ def _prepare_night(
         return lab.measure(plan, device, own)
 
     return digest(build), check_and_measure
+
+
+def _tell(nights: "Sequence[NightRecord]", addresses: "Apprise | None", json_file: Path | None, steps: "Steps") -> None:
+    """Write the last of `nights` to a file, and send a message unless its exit status is 0."""
+    from rankship_benchmarks.nightly.alerts import send_message, summarise_night, write_message
+    from rankship_pipeline.foundation.codec import encode
+    from rankship_pipeline.foundation.files import write_atomic
+
+    for night in nights:
+        if json_file is not None:
+            write_atomic(json_file, encode(summarise_night(night)).encode() + b"\n")
+        if addresses is not None and night.exit_code:
+            sent = send_message(addresses, *write_message(night))
+            steps.note("a message was sent" if sent else "! an address did not take the message")
 
 
 def _print_night(night: "NightRecord", page: Path) -> None:

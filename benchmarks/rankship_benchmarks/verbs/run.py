@@ -1,6 +1,7 @@
 """The verbs that join the stages: `run`, `verify`, `bench` and `report`."""
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,10 @@ from rankship_pipeline.foundation.files import ensure_writable
 from rankship_pipeline.foundation.flags import parse, start_parser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rankship_benchmarks.bundle.suite import Suite
+    from rankship_pipeline.flow.prompt import Prompt
     from rankship_pipeline.foundation.console import Steps
 
 _MEASURING = ("--on", "--inventory", "--scheduler", "--keys", "--results", "--store")
@@ -22,6 +26,9 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--suite", type=Path, default=None, help="the suite to measure with; it must name this recipe")
+    parser.add_argument(
+        "--prompt", default=None, help="a text that every file of a language model continues, after it is measured"
+    )
     arguments = parse(parser, argv)
 
     from rankship_benchmarks.bundle.suite import read_suite_of
@@ -29,7 +36,7 @@ def run(argv: list[str]) -> int:
 
     suite = None if arguments.suite is None else read_suite_of(arguments.recipe, arguments.suite)
     with profile_to(arguments.profile, "run"):
-        _measure(arguments, arguments.recipe, suite, make_missing=True)
+        _measure(arguments, arguments.recipe, suite, arguments.prompt, make_missing=True)
     return 0
 
 
@@ -65,7 +72,7 @@ def bench(argv: list[str]) -> int:
     from rankship_benchmarks.bundle.suite import read_suite
 
     suite, recipe = read_suite(arguments.suite)
-    _measure(arguments, recipe, suite, make_missing=False)
+    _measure(arguments, recipe, suite, None, make_missing=False)
     return 0
 
 
@@ -82,7 +89,9 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None", *, make_missing: bool) -> None:
+def _measure(
+    arguments: argparse.Namespace, recipe: Path, suite: "Suite | None", text: str | None, *, make_missing: bool
+) -> None:
     """Check flags, recipe, folders and devices first, so that mistakes show early; then build, verify and measure."""
     from rankship_benchmarks.bundle.suite import default_suite
     from rankship_benchmarks.fleet.measure import measure_devices, plan_measuring, raise_first
@@ -99,7 +108,9 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None",
         suite = suite or default_suite(prepared.recipe.name)
 
         from rankship_pipeline.flow.build import build_recipe, find_build  # now: this imports torch
+        from rankship_pipeline.flow.prompt import continue_dense, read_prompt
 
+        prompt = None if text is None else read_prompt(prepared, text)
         ensure_writable(arguments.store, "--store")
         ensure_writable(arguments.results, "--results")
         store.sweep()
@@ -113,11 +124,27 @@ def _measure(arguments: argparse.Namespace, recipe: Path, suite: "Suite | None",
             )
         build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
         plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
+        plan = replace(plan, prompt=prompt.tokens if prompt else ())
         ended = measure_devices(jobs, partial(lab.measure, plan), steps, pauses_s=())
-        for one in ended.values():
-            if one.result is not None:
-                _report(one.result, None, steps, verbose=arguments.verbose)
+        runs = [one.result for one in ended.values() if one.result is not None]
+        for folder in runs:
+            _report(folder, None, steps, verbose=arguments.verbose)
+        if prompt is not None and runs:
+            _show_texts(runs, prompt, continue_dense(prepared, store, steps, prompt))
         raise_first(ended, steps)
+
+
+def _show_texts(folders: "Sequence[Path]", prompt: "Prompt", dense: tuple[int, ...]) -> None:
+    """Print what each run's files said after the prompt, beside dense torch."""
+    from rich.console import Console
+
+    from rankship_benchmarks.bundle.bundle import open_bundle
+    from rankship_benchmarks.measure.continuations import read_continuations
+    from rankship_benchmarks.report.continuation_words import print_continuations
+
+    found = {open_bundle(folder).header.device: read_continuations(folder) for folder in folders}
+    said = [(device, one) for device, known in found.items() for one in (known.said if known else ())]
+    print_continuations(prompt, dense, said, Console(highlight=False))
 
 
 def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = False) -> None:

@@ -176,8 +176,9 @@ def write_artifact(
     path = target / f"{'model' if key.task is None else 'head'}.{FACTS[format_].suffix}"
     write_file(path)
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
-    proofs = [_keep_proof(target / folder, one) for folder, one in _list_proven(part, points)]
-    error, cosine = (None, None) if part.plain is None else _measure_rounding(part, part.plain, proofs[0][1])
+    proven = list(_list_proven(part, points))
+    proofs = [_keep_proof(target / folder, one) for folder, one in proven]
+    error, cosine = (None, None) if part.plain is None else _measure_rounding(proven[0][1], part.plain, proofs[0][1])
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",

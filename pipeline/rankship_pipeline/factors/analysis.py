@@ -8,6 +8,7 @@ from torch import nn
 from rankship_pipeline.factors.decompose import Metric, join_metrics
 from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import make_weights
+from rankship_pipeline.factors.neurons import sort_neurons
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
@@ -25,7 +26,9 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
     """Decompose every layer; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain.
 
     Heads that are tied to an embedding have metrics under their own names, which are joined with the embedding's.
+    Where neurons may be left out (see Layer.fed_by), the model is one with its neurons in order.
     """
+    model, metrics = sort_neurons(model, layers, metrics)
     layers_taken = {}
     for layer in layers:
         heads = [metrics[head.name] for head in layer.tied if head.name in metrics]

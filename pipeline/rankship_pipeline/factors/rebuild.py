@@ -113,8 +113,12 @@ def _tie(embedding: Chain, module: Factorable) -> Chain:
 
 def _give_bias(operator: nn.Module, module: Factorable) -> None:
     bias = getattr(module, "bias", None)
-    if bias is not None:
-        operator.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+    if bias is None:
+        return
+    kept = operator.out_features if isinstance(operator, nn.Linear) else len(bias)
+    if kept < len(bias):
+        bias = bias[:kept]
+    operator.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
 
 
 @torch.no_grad()

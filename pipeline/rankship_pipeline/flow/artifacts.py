@@ -24,6 +24,7 @@ from rankship_pipeline.export.artifact import (
     write_artifact,
 )
 from rankship_pipeline.export.bits import fit_format, store_bits
+from rankship_pipeline.export.decoders import write_decoder
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
@@ -150,13 +151,12 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
     entry = store.find("artifact", one.made_from)
     if entry is None:
 
-        def write(path: Path) -> None:
-            if one.traced.part.generation is None:
-                export_file(one.traced.graph, one.format_, path, one.traced.part.axes)
-            else:
-                from rankship_pipeline.export.decoders import write_decoder
-
-                write_decoder(one.traced.part, one.format_, path)
+        def write(path: Path) -> Expected:
+            part = one.traced.part
+            if part.generation is not None:
+                return write_decoder(part.module, one.format_, path, part.generation)
+            export_file(one.traced.graph, one.format_, path, part.axes)
+            return one.traced.expected
 
         with steps.step(one.title):
             entry = _keep(prepared, store, steps, one, write)
@@ -220,25 +220,34 @@ def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequenc
             if one.traced in saved
         }
         for job in export_apart(list(jobs), workers, max(1, cores // workers), steps):
-            _keep(prepared, store, steps, jobs[job], partial(shutil.move, job.file))
+            _keep(prepared, store, steps, jobs[job], partial(_take_over, job.file, jobs[job]))
+
+
+def _take_over(file: Path, one: _File, path: Path) -> Expected:
+    """Move a file that another process exported to its place."""
+    shutil.move(file, path)
+    return one.traced.expected
 
 
 def _count_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Callable[[Path], object]) -> Entry:
-    """Put a file into the store with its proof, once it holds every factored layer as a chain of operators."""
+def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Callable[[Path], Expected]) -> Entry:
+    """Put a file into the store with its proof, once it holds every factored layer as a chain of operators.
+
+    `write` writes it, and says what operators it must hold.
+    """
     part = one.traced.part
 
     def write_file(path: Path) -> None:
-        write(path)
+        expected = write(path)
         if floats := store_bits(part, one.traced.graph, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:
             found = read_operators(one.format_, path)
-            check_factors(part.plan, one.traced.expected, found, where=f"{part.title} {one.format_}")
+            check_factors(part.plan, expected, found, where=f"{part.title} {one.format_}")
 
     make = partial(
         write_artifact,

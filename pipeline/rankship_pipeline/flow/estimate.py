@@ -12,6 +12,7 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Layer
+from rankship_pipeline.quantise.in_order import HELD_BYTES
 from rankship_pipeline.recipe.choices import Comparison, Recipe, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
@@ -227,7 +228,7 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
         one += _form_seconds(work, layer, way)
         one += rounds * COSTS["candidates"] * probes * pace.forward_seconds
         if way.reconstruct:
-            one += _refit_seconds(work, layer, work.samples)
+            one += _refit_seconds(work, layer, work.samples, 4 / len(work.layers))  # both models run on
         seconds[layer.name] = one
         held[layer.name] += 8 * (
             2 * layer.parameters + 2 * min(layer.rows, layer.columns) * (layer.rows + layer.columns)
@@ -256,7 +257,8 @@ def _round(work: Work, precision: Precision) -> StageEstimate:
         if layer.kind != "embedding"
     }
     samples = min(work.samples, COSTS["rounded samples"])
-    held = int(3 * _model_bytes(work) + 2 * min(samples, 64) * pace.activation_bytes)
+    records = min(2 * samples * pace.activation_bytes, HELD_BYTES)
+    held = int(3 * _model_bytes(work) + records + pace.activation_bytes)
     return _stage(work, f"round weights to {precision}", 4 * samples * pace.forward_seconds, held, seconds)
 
 
@@ -302,11 +304,14 @@ def _form_seconds(work: Work, layer: Layer, way: Comparison) -> float:
     return seconds
 
 
-def _refit_seconds(work: Work, layer: Layer, samples: int) -> float:
-    """Fitting one layer to what the layers before it give: half a pass through both models, three Grams, a solution."""
+def _refit_seconds(work: Work, layer: Layer, samples: int, passes: float = 1.0) -> float:
+    """Fitting one layer to what the layers before it give: passes through both models, three Grams, a solution.
+
+    From the beginning to a layer in both models takes one pass on average.
+    """
     pace, columns = work.pace, layer.columns
     products = 6.0 * samples * pace.positions[layer.name] * columns**2 + COSTS["solve"] * 2 / 3 * columns**3
-    return samples * pace.forward_seconds + products / pace.product64_flops + _svd_seconds(work, layer)
+    return passes * samples * pace.forward_seconds + products / pace.product64_flops + _svd_seconds(work, layer)
 
 
 def _svd_seconds(work: Work, layer: Layer) -> float:

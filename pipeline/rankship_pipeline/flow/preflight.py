@@ -10,6 +10,7 @@ from torch import nn
 from rankship_pipeline.align.descent import caution
 from rankship_pipeline.align.differences import check_mergeable
 from rankship_pipeline.align.make_alike import Mend, mend_model
+from rankship_pipeline.align.neurons import mark_neurons
 from rankship_pipeline.flow.budget import check_budget
 from rankship_pipeline.flow.checks import BEFORE_DATA, WITH_DATA, check_toolchains
 from rankship_pipeline.flow.idle import keep_idle_dense
@@ -56,6 +57,8 @@ def identify(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared
     judging = find_judging(recipe, model, data)
     layers = find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else [])))
     layers = tuple(replace(layer, only_factored=not _needs_sides(recipe)) for layer in layers)
+    if any("width" in forms for forms in (recipe.ranks.forms, *(way.forms for way in recipe.compare))):
+        layers = mark_neurons(model, layers, data.test_inputs)
     prepared = Prepared(
         recipe=recipe,
         recipe_sha256=digest(recipe),

@@ -66,6 +66,11 @@ class ArtifactKey:
         return int(self.part.removeprefix(_PREFILL)) if self.phase == "prefill" else None
 
     @property
+    def way(self) -> str:
+        """How it is run, with the phase that it times: "onnx", "onnx, decode"."""
+        return self.format if self.phase is None else f"{self.format}, {self.part}"
+
+    @property
     def exported(self) -> "ArtifactKey":
         """The key of the file that it is timed in."""
         return self if self.phase is None else replace(self, part=WHOLE)

@@ -10,7 +10,7 @@ from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 
-Form = Literal["svd", "spatial", "tucker"]
+Form = Literal["svd", "spatial", "tucker", "width"]
 CostUnit = Literal["parameters", "bytes", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 Answers = Literal["labels", "predictions"]  # what counts as right: true labels, or the dense model's predictions
 LandingVerdict = Literal["landed", "dense fits", "nearest below"]
@@ -103,7 +103,9 @@ class Verified:
 class Factors:
     """How a layer is stored as a chain of smaller operators; factors/forms/ defines what a form computes.
 
-    `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width, None for other forms.
+    `rank` is the width between the last two operators. `input_rank` is Tucker-2's other width. A layer of the form
+    "width" is one operator of `rank` outputs, on the first `input_rank` inputs if that is not None. Other forms have no
+    `input_rank`.
     """
 
     form: Form = "svd"

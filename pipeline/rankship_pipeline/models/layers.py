@@ -48,6 +48,10 @@ class Layer:
 
     A layer that is `only_factored` is not merged, rounded or solved for other outputs: what is seen of it serves its
     own best factors alone, for which the smaller of two very different sides tells all (see decompose.reduce_side).
+
+    Its inputs are neurons if `fed_by` names the layers whose outputs make each of them, number by number, and nothing
+    else reads them: a neuron's row there and its column here may be left out together. Those layers have its name in
+    `feeds`.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Layer:
     inputs_first: bool = False
     tied: tuple["Layer", ...] = ()
     only_factored: bool = False
+    fed_by: tuple[str, ...] = ()
+    feeds: str | None = None
 
     @property
     def uses(self) -> tuple["Layer", ...]:
@@ -87,7 +93,8 @@ class Layer:
     @property
     def _has_one_form(self) -> bool:
         """Whether only two factors, at its inputs and outputs, can take its place, and nothing else needs a side."""
-        return self.only_factored and self.kind in {"linear", "convolution"} and self.kernel == (1, 1)
+        alone = self.only_factored and not self.fed_by and self.feeds is None
+        return alone and self.kind in {"linear", "convolution"} and self.kernel == (1, 1)
 
     @property
     def channels(self) -> int:

@@ -15,12 +15,12 @@ See = Callable[[str, Tensor, Tensor], Tensor | None]
 def watch(model: nn.Module, names: Iterable[str], see: See) -> Iterator[None]:
     """Call `see(name, input, output)` after every call of one of the named modules, until the context ends.
 
-    A tensor that `see` returns replaces the output. The input is the first argument, by position or as `input`. An
+    A tensor that `see` returns replaces the output. The input is the first argument, by position or by name. An
     exception from `see` ends the forward pass and is raised to its caller.
     """
 
     def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor | None]:
-        return lambda _module, args, named, output: see(name, args[0] if args else named["input"], output)
+        return lambda _module, args, named, output: see(name, _pick_input(args, named), output)
 
     with ExitStack() as stack:
         for name in names:
@@ -48,6 +48,11 @@ def fork_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             handle = model.get_submodule(name).register_forward_pre_hook(fork, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _pick_input(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """The first argument, by position or as `input`, else the first by any name."""
+    return args[0] if args else named["input"] if "input" in named else next(iter(named.values()))
 
 
 class _Reached(Exception):

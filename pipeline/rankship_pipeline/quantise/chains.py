@@ -83,6 +83,8 @@ def _share_gram(taken: Decomposition, weight: Tensor) -> Tensor:
     layer, gram = taken.layer, taken.gram
     if weight[0].numel() == len(gram):
         return gram
+    if weight.ndim == 2:  # noqa: PLR2004 - a matrix, on the first inputs alone
+        return gram[: weight.shape[1], : weight.shape[1]]
     (height, width), channels = layer.kernel, layer.channels
     whole = gram.reshape(channels, height, width, channels, height, width)
     if weight.shape[2] > 1:

@@ -30,7 +30,8 @@ from rankship_pipeline.quantise.rounding import round_matrix
 from rankship_pipeline.quantise.sizes import OFFERED, Offered
 
 _SAMPLES = 512  # at most; positions of images and texts are many more
-_BYTES = 2**31  # of both models' records of all samples
+HELD_BYTES = 2**31  # of both models' records of all samples
+_BATCH_BYTES = 2**28  # of an operator's outputs in a batch
 _RIDGE = 1e-3  # added to the Gram as a share of its diagonal, and as much again as there are columns to a position
 _LOWER: dict[Precision, Precision] = {"int4": "int8", "int8": "float32"}  # what a weight has that cannot have a type
 
@@ -79,9 +80,10 @@ def round_layers(
     student, grids = copy.deepcopy(model).eval(), find_grids(model, weights, offered)
     choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, inputs)
     teacher = copy.deepcopy(student)
-    calls = _count_calls(student, grids, inputs)
+    calls, widest = _count_calls(student, grids, inputs)
     held = _measure_held(student, [name for name, count in calls.items() if count == 1], inputs)
-    run = _Run(teacher, student, thin(inputs, fit_batch(2 * held, _BYTES, _SAMPLES)))
+    taken = thin(inputs, fit_batch(2 * held, HELD_BYTES, _SAMPLES))
+    run = _Run(teacher, student, split(taken, fit_batch(widest, _BATCH_BYTES)))
     for name in [*calls, *(one for one in grids if one not in calls)]:
         with profile.layer(name):
             seen = run.look(name) if calls.get(name) == 1 and _has_gram(student, name) else None
@@ -148,12 +150,12 @@ class _ReachedError(Exception):
 class _Run:
     """Both models on all samples, batch by batch, each batch stopped at the operator that is looked at."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module, batches: list[Inputs]) -> None:
         self._models = (teacher, student)
-        self._batches = split(inputs)
+        self._batches = batches
         self._masks = [find_masks(teacher, batch) for batch in self._batches]
         self._passes = [tuple(Restart(model, batch) for model in self._models) for batch in self._batches]
-        self._samples = len(inputs[0])
+        self._samples = sum(len(batch[0]) for batch in self._batches)
 
     def look(self, name: str) -> Seen | None:
         """Run on to the operator, and sum up what it reads; None where a batch does not call it."""
@@ -209,13 +211,14 @@ def _measure_held(model: nn.Module, names: Sequence[str], inputs: Inputs) -> int
 
 
 @torch.inference_mode()
-def _count_calls(model: nn.Module, names: Sequence[str] | Mapping[str, Grid], inputs: Inputs) -> Counter[str]:
-    """How often each operator runs on one sample, in the order of first calls."""
-    calls: Counter[str] = Counter()
+def _count_calls(model: nn.Module, names: Mapping[str, Grid], inputs: Inputs) -> tuple[Counter[str], int]:
+    """How often each operator runs on one sample, in the order of first calls; and the most bytes that one gives."""
+    calls, sizes = Counter[str](), [0]
 
-    def see(name: str, _x: Tensor, _y: Tensor) -> None:
+    def see(name: str, _x: Tensor, y: Tensor) -> None:
         calls[name] += 1
+        sizes.append(y.nbytes)
 
     with watch(model, names, see):
         model(*(tensor[:1] for tensor in inputs))
-    return calls
+    return calls, max(sizes)

@@ -77,26 +77,17 @@ def allocate_strs(stats: Sequence[LayerStats], available: int, choice: RankChoic
 def allocate_knapsack(stats: Sequence[LayerStats], available: int, choice: RankChoice) -> Choices:
     """Minimise the summed damage: a multiple-choice knapsack.
 
-    Per layer: any efficient candidate, of any form, rank and type, or its most exact way at full cost. Candidates of
-    equal damage may leave a part of the budget; it is spent at the end, so that the budget is met within one step.
+    Per layer: any efficient candidate, of any form, rank and type, or its most exact way at full cost. Layers that may
+    lose neurons together have one menu (see menus.py). Candidates of equal damage may leave a part of the budget; it is
+    spent at the end, so that the budget is met within one step.
     """
     from rankship_pipeline.ranks.knapsack import Option, solve_knapsack
+    from rankship_pipeline.ranks.menus import list_menus
 
-    menus = [
-        [
-            *(
-                Option(cost=one.cost, error=entry.predict_damage(one.error, choice.sensitivity))
-                for one in entry.candidates
-            ),
-            Option(cost=entry.full_cost, error=entry.predict_damage(entry.full_error, choice.sensitivity)),
-        ]
-        for entry in stats
-    ]
-    picked = solve_knapsack(menus, available)
-    chosen = {
-        entry.layer.name: [*(one.stored for one in entry.candidates), entry.full][index]
-        for entry, index in zip(stats, picked, strict=True)
-    }
+    menus = list_menus(stats, choice.sensitivity)
+    picked = solve_knapsack([[Option(cost=one.cost, error=one.error) for one in menu] for menu in menus], available)
+    ways = {name: way for menu, at in zip(menus, picked, strict=True) for name, way in menu[at].list_ways()}
+    chosen = {entry.layer.name: ways[entry.layer.name] for entry in stats}
     return spend_remainder(stats, chosen, available)
 
 
@@ -138,14 +129,17 @@ def _bisect(stats: Sequence[LayerStats], choose: Callable[[float], Choices], ava
 
 
 def spend_remainder(stats: Sequence[LayerStats], chosen: Choices, available: int) -> Choices:
-    """Raise layers by one affordable candidate at a time (full cost after the last), smallest share of it first."""
+    """Raise layers by one affordable candidate at a time (full cost after the last), smallest share of it first.
+
+    Layers that lost neurons stay as they are.
+    """
     chosen = dict(chosen)
     left = available - total_cost(stats, chosen)
     while True:
         raises = []
         for entry in stats:
             current = chosen[entry.layer.name]
-            if current == entry.full:
+            if current == entry.full or (current.factors is not None and current.factors.form == "width"):
                 continue
             cost = entry.find_cost(current)
             larger = next((one.stored for one in entry.candidates if one.cost > cost), entry.full)

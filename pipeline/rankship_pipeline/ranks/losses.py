@@ -26,9 +26,10 @@ def measure_losses(plan: RankPlan, analysis: Analysis, samples: int) -> RankPlan
 def _measure(layer: LayerRank, analysis: Analysis) -> LayerRank:
     taken = analysis.layers[layer.name]
     evidence = taken.metric.evidence
+    makes_fewer = layer.factors is not None and layer.factors.form == "width" and layer.factors.input_rank is None
     return replace(
         layer,
-        held_out_error=None if layer.factors is None else measure_held_out(taken, layer.factors),
+        held_out_error=None if layer.factors is None or makes_fewer else measure_held_out(taken, layer.factors),
         shrinkage=None if evidence is None else evidence.intensity,
     )
 

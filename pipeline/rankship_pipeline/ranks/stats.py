@@ -56,6 +56,7 @@ class LayerStats:
     it for less, by rising cost; `price_layer` gives costs. Damage is measured on `ranked`: those of float32, which need
     not be on offer, or without any the candidates. `curve` is that damage, for the sensitivity "kl". `nats`, for a
     metric with curvature, is the predicted divergence from losing the whole layer (see calibrate.collect_curvatures).
+    `narrowed` are ways to read fewer neurons, in the type of `full`; the layers that feed it then make fewer.
     """
 
     layer: Layer
@@ -69,6 +70,7 @@ class LayerStats:
     full: Stored = field(default_factory=Stored)
     full_error: float = 0.0
     ranked: tuple[Offer, ...] = ()
+    narrowed: tuple[Offer, ...] = ()
 
     @property
     def full_cost(self) -> int:
@@ -87,7 +89,9 @@ class LayerStats:
         """Share of the output energy lost: Σ_{j>k} σ_j² / Σ σ_j² for an SVD of float32; 0 when dense in float32."""
         if stored == self.full:
             return self.full_error
-        known = [candidate.error for candidate in self.candidates if candidate.stored == stored]
+        known = [one.error for one in (*self.candidates, *self.narrowed) if one.stored == stored]
+        if not known and stored.factors is not None and stored.factors.form == "width":
+            return self.full_error  # what it makes, it makes as before
         if known or stored.factors is None:
             return known[0] if known else 0.0
         total = float(self.energy.sum())
@@ -124,13 +128,16 @@ def gather_stats(
 
 
 def _gather(layer: Decomposition, choice: RankChoice, interference: float | None, price: Price) -> LayerStats:
-    found = list_candidates(layer, choice.step, choice.forms)
+    found = list_candidates(layer, choice.step, [form for form in choice.forms if form != "width"])
+    narrowed = list_candidates(layer, choice.step, [form for form in choice.forms if form == "width"])
     exact, *others = price.list_types(layer.layer)
     full = Stored(weights=exact)
     ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights, price)}
     ways |= {one: measure_error(layer, one) for one in (Stored(weights=weights) for weights in others)}
     candidates = _price(layer.layer, ways, full, price)
     floats = {Stored(factors=one.factors): one.error for one in found}
+    full_error = measure_error(layer, full)
+    fewer = {Stored(factors=one.factors, weights=exact): one.error + full_error for one in narrowed}
     return LayerStats(
         layer=layer.layer,
         plain=np.asarray(measure_plain(layer.weight)),
@@ -141,7 +148,8 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
         interference=interference,
         price_layer=price.price_layer,
         full=full,
-        full_error=measure_error(layer, full),
+        full_error=full_error,
+        narrowed=_price(layer.layer, fewer, full, price),
     )
 
 

@@ -181,7 +181,8 @@ class RankChoice:
         probes: the most samples that "auto" and "kl" measure on; "kl" takes 8, and twice as many until they suffice
         passes: how many more times "kl" measures around the plan and solves again (knapsack only)
         steps: the number of ARA's training steps
-        forms: the forms that a layer may take; ARP and ARA always use "svd"
+        forms: the forms that a layer may take; ARP and ARA always use "svd". "width" leaves out neurons between linear
+            layers (knapsack only)
         exclude: shell-style patterns of layer names that stay dense
     """
 
@@ -205,7 +206,8 @@ class FactoriseChoice:
         grams: whose activations: those of the sources on their own data, or of the merged model
         shrink: whether these weights count only as far as two halves of the calibration samples agree; in papers: false
         curvature: whether outputs are weighed by their effect on the predictions
-        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; slow
+        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; one whose
+            outputs are added to what is carried past it makes up for that too
     """
 
     whitening: Whitening = "swift"

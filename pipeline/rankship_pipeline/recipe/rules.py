@@ -212,6 +212,10 @@ def check_way(way: Comparison, where: str) -> list[str]:
             'sensitivity = "gradient" needs curvature = true and a whitening other than "plain"',
         ),
         (not way.reconstruct or way.whitening != "plain", 'reconstruct needs a whitening other than "plain"'),
+        (
+            "width" not in way.forms or (way.ranks == "knapsack" and "svd" in way.forms and way.whitening != "plain"),
+            'the form "width" stands beside "svd", with the method "knapsack" and a whitening other than "plain"',
+        ),
     ]
     return [f"{where}: {complaint}" for kept, complaint in rules if not kept]
 

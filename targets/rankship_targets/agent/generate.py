@@ -28,7 +28,7 @@ def generate(request: Request) -> Iterator[Event]:
     decoder, loaded = load_timed(load, request)
     yield loaded
     limits = fit_limits(limits, decoder)
-    given = take_tokens(next(load_samples(request["inputs"])), limits)
+    given = take_tokens(next(load_samples(request["inputs"])), limits._replace(prompt=1))
     import numpy as np
 
     left = min(request["new_tokens"], limits.context - len(given) + 1)  # the last one is not given back

@@ -148,6 +148,8 @@ def load_artifact(loader: Callable[[str, int], Model], request: Request) -> Mode
     """Load the artifact; any error of the runtime becomes Fault bad_artifact."""
     try:
         return loader(request["artifact"], request["threads"])
+    except Fault:
+        raise
     except Exception as failure:
         raise Fault("bad_artifact", f"{request['artifact']}: {type(failure).__name__}: {failure}") from failure
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.factors.decompose import balance
 from rankship_pipeline.factors.decomposition import Decomposition
-from rankship_pipeline.factors.forms import spatial, svd, tucker
+from rankship_pipeline.factors.forms import spatial, svd, tucker, width
 from rankship_pipeline.factors.operators import Operator
 from rankship_pipeline.foundation import records
 from rankship_pipeline.foundation.records import Factors
@@ -51,6 +51,7 @@ FORMS: Mapping[records.Form, Form] = {
     "svd": svd,
     "spatial": spatial,
     "tucker": tucker,
+    "width": width,
 }
 
 

@@ -1,14 +1,15 @@
 """Label-free refinement: trains a compressed model for a stated amount to match the dense models' outputs.
 
-draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size, units.py its units;
-save.py saves an unfinished run.
+draw.py draws each step's samples, teach.py gives the loss, schedule.py the step size, units.py its units; through.py
+rounds as it learns; save.py saves an unfinished run.
 """
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -18,11 +19,13 @@ from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.records import Refinement
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.quantise.grid import Grid
 from rankship_pipeline.recipe.choices import RefineChoice
 from rankship_pipeline.recover.refine.draw import draw_batches
 from rankship_pipeline.recover.refine.save import Training, keep, restore
 from rankship_pipeline.recover.refine.schedule import find_step_size, measure_share
 from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
+from rankship_pipeline.recover.refine.through import begin_rounding, end_rounding
 from rankship_pipeline.recover.refine.units import list_units, stepping
 
 
@@ -44,6 +47,7 @@ def refine(  # noqa: PLR0913 - what a refinement depends on
     saving: Saving | None = None,
     on_progress: Callable[[float], None] = lambda _share: None,
     likelihood: Likelihood | None = None,
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> tuple[nn.Module, Refinement]:
     """Train a copy of the student towards each teacher's outputs on that teacher's inputs; returns it and what it took.
 
@@ -53,10 +57,11 @@ def refine(  # noqa: PLR0913 - what a refinement depends on
     one-cycle schedule over the choice's `steps`, or over processor seconds (other work may share the machine): a
     slower machine then takes fewer steps and still completes the cycle. The factors must be balanced
     (decompose.balance). Batch-norm statistics follow the data; dropout stays off. No labels are read. `steps` give
-    the same bytes on every run, interrupted or not. `on_progress` gets the share done before each step. BuildError
-    if the loss is no longer finite.
+    the same bytes on every run, interrupted or not. `on_progress` gets the share done before each step. Operators
+    with `grids` learn through the rounding (through.py), and the result's weights are on them. BuildError if the loss
+    is no longer finite.
     """
-    training = _begin(student, choice, seed)
+    training = _begin(student, choice, seed, grids)
     measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]
     pools = [inputs for _, inputs in teachers]
     plain = likelihood is None or all(answer.is_choice for answer in likelihood.values())
@@ -85,14 +90,16 @@ def refine(  # noqa: PLR0913 - what a refinement depends on
             keep(training, saving.file)
             kept = time.monotonic()
     taken = Refinement(steps=training.steps, cpu_seconds=clock() - started, augment=choice.augment)
+    end_rounding(training.student)
     return training.student.eval(), taken
 
 
-def _begin(student: nn.Module, choice: RefineChoice, seed: int) -> Training:
+def _begin(student: nn.Module, choice: RefineChoice, seed: int, grids: Mapping[str, Grid]) -> Training:
     """A new training on a copy of the student, whose batch-norms follow the data."""
     student = copy.deepcopy(student).eval()
     for module in student.modules():
         if isinstance(module, _BatchNorm):
             module.train()
+    begin_rounding(student, grids)
     optimizer = torch.optim.Adam(student.parameters(), lr=choice.step_size)
     return Training(student, optimizer, torch.Generator().manual_seed(seed))

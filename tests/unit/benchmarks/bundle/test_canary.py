@@ -12,7 +12,8 @@ from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import refuse_unlike
 from rankship_benchmarks.measure.host_gate import verify_on_host
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.export.canary import make_canary, make_network, make_samples
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions

@@ -1,7 +1,6 @@
 """Cost tables: the mathematics against a world whose true costs are known, and the whole way on this machine."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,7 +18,6 @@ from rankship_benchmarks.costs import energy_table as energy_costs
 from rankship_benchmarks.costs import time_table as costs
 from rankship_benchmarks.costs.energy_table import Watched, collect_energies, find_model_uj, measure_energies, read_all
 from rankship_benchmarks.costs.landing import refuse_foreign
-from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes, prove
 from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
 from rankship_benchmarks.costs.sweeps import (
     COPIES,
@@ -41,17 +39,14 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import InputError, MeasurementError, ParityFailed, Throttled, UnlikeConditions
-from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.generation import Generation
-from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, RunOutput, Stored
+from rankship_pipeline.foundation.errors import InputError, MeasurementError, Throttled, UnlikeConditions
+from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks.call_sites import Site
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice
-from rankship_targets.session.runner import HostRunner
 from rankship_targets.session.session import open_session
 from rankship_targets.trials.trace import PowerTrace, Rail
 from rankship_targets.trials.trial import MeteredTrial, Span, Trial
@@ -213,35 +208,6 @@ def test_a_journal_forgets_only_a_torn_line(tmp_path: Path) -> None:
     assert Journal(path).done == {4, 7, 8}
 
 
-def test_probes_are_cut_from_one_export_and_each_is_proven(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    spatial = Factors(form="spatial", rank=4)
-    ways = (Stored(), Stored(factors=Factors(rank=2)), Stored(factors=spatial))
-    probes = [Probe(SITE, Stored(), 1), *(Probe(SITE, way, 3) for way in ways)]
-    artifacts = make_probes(probes, "onnx", store)
-    assert [one.parameters for one in artifacts] == [16 * 72, 3 * 16 * 72, 3 * 2 * 88, 3 * 4 * (24 + 48)]
-    assert make_probes(probes[2:3], "onnx", store) == artifacts[2:3]
-    path, _, proof = prove(artifacts[3], store, HostRunner(), LIMITS)
-    assert proof.max_relative_error < 1e-5
-    assert prove(artifacts[3], store, _Unused(), LIMITS)[2] == proof  # signed before
-    path.write_bytes((store.root / artifacts[2].file).read_bytes())
-    with pytest.raises(ParityFailed, match="not the file that was built"):
-        prove(artifacts[3], store, HostRunner(), LIMITS)
-
-
-class _Unused:
-    def run(
-        self,
-        format: Format,  # noqa: A002
-        artifact: Path,
-        inputs: Sequence[Path],
-        into: Path,
-        rows: int = 1,
-        generation: Generation | None = None,
-    ) -> RunOutput:
-        pytest.fail(f"a signed proof of {artifact} was made again: {format}, {inputs}, {into}, {rows}, {generation}")
-
-
 NET = """
 import torch
 from torch import nn
@@ -263,7 +229,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(results: Path) -> Prepared:
-    write_priced_recipe(results, NET, "kept_parameters = 0.9\n", step=8)
+    bits = '[precision]\nweights = ["int8"]\nactivations = "dynamic"\n'
+    write_priced_recipe(results, NET, f"kept_parameters = 0.9\n{bits}", step=8)
     return prepare(read_recipe(results / "net.toml"), results)
 
 
@@ -310,11 +277,12 @@ def test_a_table_is_measured_here_and_an_interrupted_one_goes_on(
 
 def check_table(table: CostTable, prepared: Prepared) -> None:
     assert (table.device, table.format, table.threads, table.unit) == ("here", "onnx", 1, "ns")
-    assert table.model_sha256 == prepared.model_sha256
+    assert (table.model_sha256, table.activations) == (prepared.model_sha256, "dynamic")
     assert list(table.layers) == [layer.name for layer in find_layers(prepared.model)]
     for dense, *options in table.layers.values():
-        assert dense.factors is None
-        assert all(one.high is not None and one.cost < dense.cost for one in options)
+        assert dense.stored == Stored()
+        assert options[0].stored == Stored(weights="int8"), "the one type of the recipe is on offer at any cost"
+        assert all(one.high is not None and one.weights == "int8" for one in options)
     assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
 
 
@@ -401,7 +369,7 @@ def test_what_the_times_offer_is_metered_and_an_interrupted_table_goes_on(
     assert len(set(taken)) == len(taken) - 1
     assert (table.unit, table.rounds, list(table.layers)) == ("uj", 5, list(times.layers))
     for name, options in table.layers.items():
-        assert {one.factors for one in options} <= {one.factors for one in times.layers[name]}
+        assert {one.stored for one in options} <= {one.stored for one in times.layers[name]}
     assert table.dense == table.fixed + sum(options[0].cost for options in table.layers.values())
     first = Lines(Watched, next(results.glob("energies-*.jsonl"))).lines[0]
     assert first.metered.trace.rails[0].power_uw is not None

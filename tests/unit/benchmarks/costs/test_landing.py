@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,25 @@ from make.recipes import write_priced_recipe
 from rankship_benchmarks.costs import landing as land
 from rankship_benchmarks.costs import landing_search as landing
 from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
-from rankship_benchmarks.costs.runtime_on_device import Place, choose_place
+from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
 from rankship_pipeline.flow.build import build_recipe, find_build
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.show import print_build, state_landing
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
-from rankship_pipeline.foundation.records import CostTable, Factors, Landing, LandingTry, LandingVerdict, LayerCost
+from rankship_pipeline.foundation.records import (
+    Artifact,
+    CostTable,
+    Factors,
+    Landing,
+    LandingTry,
+    LandingVerdict,
+    LayerCost,
+    Stored,
+)
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
@@ -169,9 +180,11 @@ def load():
 BUDGET = 'latency_ms = 0.001\non = "here"\ncosts = "cost-table.json"\n'
 
 
-def make_table(prepared: Prepared, place: Place) -> CostTable:
-    """A table in which the middle layer is nearly all of the model's time, and cheap at rank 4."""
-    cheap = (LayerCost(factors=None, cost=90_000), LayerCost(factors=Factors(rank=4), cost=9_000))
+def make_table(prepared: Prepared, place: Place, weights: Precision = "float32") -> CostTable:
+    """A table in which the middle layer is nearly all of the model's time, and cheap at rank 4 in one type."""
+    factored = LayerCost(factors=Factors(rank=4), cost=9_000, weights=weights)
+    dense = [LayerCost(factors=None, cost=90_000, weights=one) for one in dict.fromkeys(("float32", weights))]
+    cheap = (*dense, factored)
     layers = {"0": cheap[:1], "2": cheap, "4": cheap[:1]}
     return CostTable(
         unit="ns",
@@ -186,7 +199,40 @@ def make_table(prepared: Prepared, place: Place) -> CostTable:
         dense=280_000,
         fixed=10_000,
         layers=layers,
+        activations=None if weights == "float32" else "dynamic",
     )
+
+
+@pytest.mark.slow
+def test_ranks_and_types_are_landed_together_and_the_rounded_file_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = '[precision]\nweights = ["float32", "int8"]\nactivations = "dynamic"\n'
+    write_priced_recipe(tmp_path, NET, BUDGET + bits)
+    store, steps, pushed = Store(tmp_path / "store"), Steps(quiet=True), []
+    plain = replace(read_recipe(tmp_path / "net.toml"), budget=Budget(kept_parameters=1.0))
+    monkeypatch.setattr(land, "ROUNDS", 2)
+    monkeypatch.setattr(landing, "has_landed", lambda *_: True)
+    real = Place.push
+
+    def push(place: Place, site: str, name: str, artifact: Artifact, *rest: Any) -> Subject:  # noqa: ANN401 - as given
+        pushed.append(artifact.sha256)
+        return real(place, site, name, artifact, *rest)
+
+    monkeypatch.setattr(Place, "push", push)
+    here = make_local(tmp_path / "work")
+    with open_session(here) as session:
+        table = make_table(prepare(plain, tmp_path), choose_place(session, "onnx", 1), "int8")
+    (tmp_path / "cost-table.json").write_text(encode(replace(table, activations="static")))
+    with pytest.raises(InputError, match="static activations, the recipe computes dynamic ones"):
+        prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
+    (tmp_path / "cost-table.json").write_text(encode(table))
+    prepared = prepare(read_recipe(tmp_path / "net.toml"), tmp_path)
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    build, _ = build_recipe(prepared, store, steps)
+    assert build.plan.layers[1].stored == Stored(factors=Factors(rank=4), weights="int8")
+    assert [one.key.title for one in build.artifacts] == ["dense onnx", "compressed onnx, int8"]
+    assert build.artifacts[1].sha256 in pushed, "the file that was timed is the one that ships"
 
 
 @pytest.mark.slow

@@ -17,13 +17,15 @@ from rankship_benchmarks.bundle.bundle import open_bundle
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure.device_gate import verify_on_device
-from rankship_benchmarks.measure.one_device import RunPlan, measure_build
+from rankship_benchmarks.measure.one_device import measure_build
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.report.words import list_places, state_parity
 from rankship_pipeline.export.parity import verify_artifact
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, ParityFailed
 from rankship_pipeline.foundation.formats import Format
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Build, RunOutput, TensorSpec, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -102,9 +104,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         inputs: Sequence[Path],
         into: Path,
         rows: int = 1,
+        generation: Generation | None = None,
     ) -> RunOutput:
         noted.append(format)
-        return run(self, format, artifact, inputs, into, rows)
+        return run(self, format, artifact, inputs, into, rows, generation)
 
     monkeypatch.setattr(DeviceRunner, "run", note)
     return noted

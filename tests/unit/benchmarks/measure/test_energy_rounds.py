@@ -20,7 +20,9 @@ from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, Bundle, open_bundle
 from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
 from rankship_benchmarks.judge.energy_figures import CaseEnergy
 from rankship_benchmarks.judge.summary import summarise
+from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measure
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, Lacks
 from rankship_pipeline.foundation.store import Store
@@ -40,7 +42,7 @@ CALM = EnergyChoice(rounds=7, busy_ms=2500, idle_ms=2500)  # two rounds to spare
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(measure, "find_inputs", lambda *_: [tmp_path / "x.npy"])
+    monkeypatch.setattr(cases, "find_inputs", lambda *_: [tmp_path / "x.npy"])
     (tmp_path / "store").mkdir()
     write_power_meter(tmp_path / "root", BOARD_UW)
     write_rooted_python(tmp_path)
@@ -60,7 +62,7 @@ def measure_small(folder: Path, choice: MeterChoice | None, suite: Suite) -> Bun
     build, proof = make_build(describe_file(model, parameters=4096), recipe="small"), sign(model)
     device, store = make_device(folder, choice), Store(folder / "store")
     results = folder / "results"
-    plan = measure.RunPlan(build, [proof], store, suite, results, ParityChoice())
+    plan = RunPlan(build, [proof], store, suite, results, ParityChoice())
     run = measure.measure_build(plan, device, Steps(quiet=True))
     return open_bundle(run)
 

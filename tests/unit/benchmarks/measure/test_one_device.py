@@ -25,7 +25,9 @@ sys.path.insert(0, sys.argv[3])
 from make.artifacts import describe_file, sign
 from make.builds import make_build
 from make.devices import make_local
+from rankship_benchmarks.measure import cases
 from rankship_benchmarks.measure import one_device as measure
+from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -36,11 +38,11 @@ model = folder / "store/tiny.onnx"
 build, proof = make_build(describe_file(model), recipe="tiny"), sign(model)
 device = replace(make_local(folder / "work", "this-machine", folder / "python"), cool_below_mc=50_000)
 suite = Suite(recipe="r", rounds=2, min_samples=20, min_duration_ms=1)
-measure.find_inputs = lambda *_: [folder / "x.npy"]
+cases.find_inputs = lambda *_: [folder / "x.npy"]
 if moment == "before forgetting":  # the trial is in the bundle, and still on the device
     measure.Session.forget = lambda *_: __import__("os").kill(__import__("os").getpid(), 9)
 store, results, steps = Store(folder / "store"), folder / "results", Steps(quiet=True)
-measure.measure_build(measure.RunPlan(build, [proof], store, suite, results, ParityChoice()), device, steps)
+measure.measure_build(RunPlan(build, [proof], store, suite, results, ParityChoice()), device, steps)
 """
 
 

@@ -20,7 +20,6 @@ from rankship_benchmarks.verbs.nightly import _print_night
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_targets.devices.device import Device
 from rankship_targets.trials.events import OperatorTime
 
 
@@ -74,7 +73,7 @@ def test_a_worse_night_names_package_operator_and_commit_on_page_in_json_and_ter
     later = make_profile("2", ("conv_7", "Conv", 5001), ("pool", "AveragePool", 700), ("gemm_3", "Gemm", 901))
 
     def profiled(measure: Measure, profile: Profile) -> Measure:
-        def work(device: Device, steps: Steps) -> Path:
+        def work(device: str, steps: Steps) -> Path:
             folder = measure(device, steps)
             keep_profile(folder, profile)
             return folder

@@ -7,7 +7,7 @@ import pytest
 
 from make.nights import make_device_night, make_night
 from make.pages import read_outline
-from rankship_benchmarks.nightly import page as nightly_page
+from rankship_benchmarks.nightly import sections
 from rankship_benchmarks.nightly.histories import Case
 from rankship_benchmarks.nightly.page import render_page
 from rankship_benchmarks.report.history_charts import draw_history
@@ -19,7 +19,7 @@ from rankship_pipeline.foundation.formats import Format
 def test_the_page_of_a_large_lab_is_one_small_file_and_says_what_it_leaves_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nightly_page, "_MOST_BYTES", 70_000)  # so that few charts need be drawn
+    monkeypatch.setattr(sections, "_MOST_BYTES", 70_000)  # so that few charts need be drawn
     names = [f"board <{place}>" for place in range(8)]
     nights = [make_night(number, [make_device_night(name, None) for name in names]) for number in range(60)]
     random = np.random.default_rng(3)

@@ -170,7 +170,7 @@ def test_the_exit_status_says_the_gravest_thing(words: list[str], error_names: l
 
 
 def test_a_quarantined_device_is_named_by_its_reason_only_once(tmp_path: Path) -> None:
-    def measure(_: Device, __: Steps) -> Path:
+    def measure(_: str, __: Steps) -> Path:
         raise Quarantined("a is in quarantine: it failed 3 times", hint="rankship doctor a")
 
     night = do_night(plan_night(tmp_path), measure)

@@ -145,13 +145,13 @@ def test_fewer_samples_are_looked_at_where_their_records_would_fill_the_memory(
     looked = []
 
     class Noted(in_order._Run):
-        def __init__(self, teacher: nn.Module, student: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            looked.append(len(inputs[0]))
-            super().__init__(teacher, student, inputs)
+        def __init__(self, teacher: nn.Module, student: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
+            looked.append(sum(len(batch[0]) for batch in batches))
+            super().__init__(teacher, student, batches)
 
     monkeypatch.setattr(in_order, "_Run", Noted)
     for allowed in (2**31, 200_000):
-        monkeypatch.setattr(in_order, "_BYTES", allowed)
+        monkeypatch.setattr(in_order, "HELD_BYTES", allowed)
         round_layers(model, {"stem": "int8", "body": "int8", "head": "int8"}, (x,))
     assert looked[0] == len(x)
     assert 1 < looked[1] < 20

@@ -146,6 +146,8 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, BUDGET, "[ranks]\npasses = -1"), "ranks: passes must not be negative, got -1"),
         ((MODEL, DATA, BUDGET, "[ranks]\npasses = 1"), "they need sensitivity = .kl"),
         ((MODEL, DATA, BUDGET, "[ranks]\nforms = []"), "ranks: forms is empty"),
+        ((MODEL, DATA, BUDGET, '[ranks]\nforms = ["width"]'), 'the form "width" stands beside "svd"'),
+        ((MODEL, DATA, BUDGET, '[ranks]\nmethod = "strs"\nforms = ["svd", "width"]'), 'with the method "knapsack"'),
         (
             (MODEL, DATA, BUDGET, "[ranks]\nsensitivity = 'gradient'", "[factorise]\ncurvature = false"),
             "needs curvature = true",

@@ -17,6 +17,7 @@ class Recorder:
     """A decoder that notes what is asked of it."""
 
     context: int | None = 6
+    position = 0
 
     def __init__(self) -> None:
         self.asked: list[object] = []
