@@ -130,8 +130,3 @@ def read_jobs(text: str) -> tuple[Job, ...]:
             hint = "name it once: DEVICE, or DEVICE/TWIN"
             raise InputError(f"{names[0]} is in --on twice, with different twins", hint=hint)
     return tuple(jobs.values())
-
-
-def list_devices(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Return every device that a job names, twins too, once."""
-    return tuple(dict.fromkeys(device for job in jobs for device in job.devices))
