@@ -5,7 +5,6 @@ same device, whose host goes on with it, or has it done. Only the sender writes 
 """
 
 import asyncio
-import logging
 import secrets
 import threading
 import time
@@ -119,7 +118,7 @@ class Rack:
             if self._client is not None and self._client.status == "running":
                 return self._client
             self.close()
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we report what happens
+            calls.silence_dask()
             start: Any = distributed.Client
             client = start(self._way.address, timeout=10, set_as_default=False, security=self._way.secure())
             allowed = client.run_on_scheduler(calls.read_allowed_failures)

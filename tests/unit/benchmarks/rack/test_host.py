@@ -25,8 +25,8 @@ from rankship_targets.devices.device import Device
 A = Device(name="a", transport="local")
 
 
-def make_host(folder: Path, measure: Measuring = pretend, **times: float) -> Host:
-    return Host({"a": A}, folder / "spool", (), measure, **{"wait_s": 30.0, **times})
+def make_host(folder: Path, measure: Measuring = pretend, wait_s: float = 30.0, asked_s: float = 60.0) -> Host:
+    return Host({"a": A}, folder / "spool", (), measure, wait_s=wait_s, asked_s=asked_s)
 
 
 def bring_all(plan: RunPlan, errand: Errand, content: Content) -> None:
