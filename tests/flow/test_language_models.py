@@ -59,6 +59,8 @@ def test_it_is_built_proven_timed_judged_and_heard(written: Path, capfd: pytest.
     assert shown.count("decode") >= KINDS * len(FORMATS), shown
     assert "perplexity" in shown
     assert "the cat sees" in shown
+    beside = {one.name for one in (written / "store").glob("artifact-*/*")}
+    assert {"genai_config.json", "tokenizer.json", "model.litertlm"} <= beside
     assert main(["eval", recipe, "--store", store, "--windows", "2", "--to", figures]) == 0, capfd.readouterr().err
     rows = json.loads(Path(figures).read_text())
     assert len(rows) == KINDS * (1 + len(FORMATS))
