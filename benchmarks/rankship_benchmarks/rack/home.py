@@ -38,7 +38,7 @@ PATIENCE_S = (
     150.0  # for a host or a scheduler that was there: a network cut for a minute is found after half of one more
 )
 _CHECK_PATIENCE_S = 15.0
-_LOOK_S = 5.0
+_LOOK_S = 15.0  # longer than a call stays (host.WAIT_S): who waits for long looks whether the device is there
 _PAUSE_S = 1.0
 _BEGINNINGS = 5  # of an errand whose host was started anew meanwhile
 _DEATHS = 3  # of a host's process over one call
