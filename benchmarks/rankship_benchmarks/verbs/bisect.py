@@ -49,6 +49,7 @@ def bisect(argv: list[str]) -> int:
     from rankship_pipeline.foundation.files import ensure_writable, write_atomic
     from rankship_pipeline.foundation.store import Store
     from rankship_targets.devices.device import find_device
+    from rankship_targets.devices.quarantine import watching
     from rankship_targets.session.session import open_session
 
     nights, span = list_nights(arguments.results), (arguments.early, arguments.late)
@@ -61,7 +62,7 @@ def bisect(argv: list[str]) -> int:
 
     def compare(first: Kept, other: Kept) -> Look:
         suite = replace(default_suite(first.header.recipe), threads=first.threads)
-        with open_session(device, on_news=steps.note) as session:
+        with watching(device), open_session(device, on_news=steps.note) as session:
             bench = Bench(session=session, store=store, folder=folder, suite=suite, steps=steps)
             pair, names = (first.header, other.header), (str(first.night), str(other.night))
             verdict = measure_pair(bench, pair, names, key)
