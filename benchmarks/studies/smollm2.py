@@ -96,6 +96,22 @@ def take_apart(model: nn.Module, layers: Sequence[Layer], grams: Grams, curvatur
     return analyse(model, tuple(layers), metrics, "swift")
 
 
+def collect(
+    model: nn.Module, inputs: Tensor, layers: Sequence[Layer], kept: Path | None, seconds: dict[str, float]
+) -> tuple[Grams, Grams]:
+    """Grams and curvatures on two halves of the samples, from the file `kept` if it is there."""
+    if kept is not None and kept.is_file():
+        grams, curvatures = torch.load(kept, mmap=True, weights_only=True)
+        return grams, curvatures
+    with count_seconds(seconds, "grams"):
+        grams = collect_halves(collect_grams, model, (inputs,), layers)
+    with count_seconds(seconds, "curvatures"):
+        curvatures = collect_halves(collect_curvatures, model, (inputs,), layers)
+    if kept is not None:
+        torch.save((grams, curvatures), kept)
+    return grams, curvatures
+
+
 def main() -> None:
     """Make the table, or say what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,15 +141,7 @@ def main() -> None:
     score(model, way="dense")
     layers = mark_neurons(model, find_layers(model, EXCLUDED), (inputs,))
     seconds: dict[str, float] = {}
-    if given.moments is not None and given.moments.is_file():
-        grams, curvatures = torch.load(given.moments, mmap=True)
-    else:
-        with count_seconds(seconds, "grams"):
-            grams = collect_halves(collect_grams, model, (inputs,), layers)
-        with count_seconds(seconds, "curvatures"):
-            curvatures = collect_halves(collect_curvatures, model, (inputs,), layers)
-        if given.moments is not None:
-            torch.save((grams, curvatures), given.moments)
+    grams, curvatures = collect(model, inputs, layers, given.moments, seconds)
     factored = sum(layer.parameters for layer in layers)
     fixed = count_parameters(model) - factored
     for way in (one for one in WAYS if one.name in given.ways):
@@ -150,7 +158,7 @@ def main() -> None:
                 small = reconstruct(analysis, plan.factors, (inputs,)) if refit else fill(analysis, plan.factors)
             forms = [one.factors.form if one.factors else "dense" for one in plan.layers]
             counts = {form: forms.count(form) for form in dict.fromkeys(forms)}
-            score(small, way=way.name, kept=kept, cpu_seconds=own, layers=counts)
+            score(small, way=way.name, kept=kept, cpu_seconds=dict(own), layers=counts)
     if given.out is not None:
         given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

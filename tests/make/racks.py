@@ -124,7 +124,7 @@ class Running:
         keys = ["--keys", str(self.keys)] if self.keys else []
         words = [sys.executable, "-m", "rankship_pipeline.cli", "scheduler", self.way.address, *keys]
         self._start("scheduler", [*inside, *words])
-        wait_until(lambda: "scheduler at" in self.read_log("scheduler"))
+        wait_until(lambda: "scheduler at" in self.read_log("scheduler"), 120)
 
     def start_host(self, name: str, devices: Sequence[str], *inside: str) -> None:
         """Start a host with pretended devices, and wait until all are offered."""

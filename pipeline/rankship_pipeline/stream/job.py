@@ -161,6 +161,8 @@ def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> 
         if not text.is_file():
             raise InputError(f"there is no text {text}", hint="give a UTF-8 text file: .txt or .jsonl")
     ensure_writable(target.absolute().parent, "--to")
+    if folder.parent != target.parent:
+        ensure_writable(folder, "--work")
     with steps.step("check the model, its text and this machine"):
         source = Source(name=job.model, huggingface=job.model)
         snapshot = find_snapshot(source, Path())
@@ -179,10 +181,9 @@ def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> 
         if how.scheduler is not None:
             with open_pool(how):
                 pass
-        ensure_writable(folder, "--work")
         needs = foresee_stream(decoder, layers, how, len(calibration), -(-len(test) // job.tokens), job.tokens)
         used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        doubt = refuse_lack(needs, folder, used)
+        doubt = refuse_lack(needs, folder if folder.exists() else target.absolute().parent, used)
     steps.note(
         f"{decoder.count} blocks, {dense:,} parameters, {calibration.numel():,} tokens to calibrate: about"
         f" {show_bytes(needs.memory_bytes)} of memory and {show_bytes(needs.disk_bytes)} of disk; stopped, the same"

@@ -52,7 +52,7 @@ def test_a_plan_with_fewer_neurons_is_within_its_budget_and_loads(tmp_path: Path
 
 def test_fewer_neurons_lose_less_than_ranks_alone() -> None:
     net = make_net()
-    ranks = [rs.RankChoice(forms=forms, step=4) for forms in (("svd",), ("svd", "width"))]  # type: ignore[arg-type]
+    ranks = [rs.RankChoice(forms=forms, step=4) for forms in (("svd",), ("svd", "width"))]
     lost = []
     for choice in ranks:
         small = rs.compress(net, X, kept_parameters=0.6, ranks=choice, progress=False)

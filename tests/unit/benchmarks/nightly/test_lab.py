@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from make.bundles import keep
+from make.devices import make_local
 from make.nights import do_night, measure_with, plan_night
 from make.pages import read_outline
 from make.power import BASE, make_metered
@@ -17,7 +18,6 @@ from rankship_benchmarks.nightly.records import list_nights
 from rankship_pipeline.cli import main
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost
-from rankship_targets.devices.device import Device
 from rankship_targets.devices.quarantine import watching
 
 
@@ -31,9 +31,9 @@ def read_cells(page: str, heading: str) -> list[list[str]]:
     ]
 
 
-def fail_on(name: str, measure: Measure) -> Measure:
+def fail_on(name: str, folder: Path, measure: Measure) -> Measure:
     def work(device: str, steps: Steps) -> Path:
-        with watching(Device(name=device, transport="local")):
+        with watching(make_local(folder, device)):
             if device == name:
                 raise ConnectionLost("cable <out>", hint="")
         return measure(device, steps)
@@ -46,11 +46,11 @@ def test_devices_show_their_state_and_why(tmp_path: Path) -> None:
     tonight = plan_night(results, "good,away,sick")
     for number in range(3):
         failing = "away" if number == 2 else "sick"
-        do_night(tonight, fail_on(failing, measure_with(results)))
+        do_night(tonight, fail_on(failing, tmp_path, measure_with(results)))
     for _ in range(3):
-        do_night(plan_night(results, "sick"), fail_on("sick", measure_with(results)))
-    devices = {name: Device(name=name, transport="local") for name in ("good", "away", "sick")}
-    devices |= {"new": Device(name="new", transport="adb", serial="1")}
+        do_night(plan_night(results, "sick"), fail_on("sick", tmp_path, measure_with(results)))
+    devices = {name: make_local(tmp_path, name) for name in ("good", "away", "sick")}
+    devices |= {"new": replace(devices["good"], name="new", transport="adb", serial="1")}
     page = render_lab(results, refresh_own_index(results), list_nights(results), devices)
     read_outline(page)
     states = {row[0].split()[0].lstrip("> "): row[1] for row in read_cells(page, "devices")}

@@ -172,6 +172,7 @@ def test_what_cannot_work_is_said_first(
     with pytest.raises((InputError, BudgetInfeasible), match=message):
         compress_stream(job, target, QUIET)
     assert not (tmp_path / "out").exists() or what == "target"
+    assert not (tmp_path / ".out.stream").exists()
 
 
 # Every child is killed inside the named call, and the last one goes on to the end.
