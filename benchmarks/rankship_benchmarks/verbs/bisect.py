@@ -77,10 +77,9 @@ def bisect(argv: list[str]) -> int:
     why = explain_runs(evidence, (runs[found.low], runs[found.high]), key)
     console = Console(highlight=False)
     console.print(_state(found, key), style="bold", markup=False, soft_wrap=True)
-    device = [str(one) for one in why.changes if one.about == "device"] or [
-        "no condition of the device on record differs"
-    ]
-    for line in device if found.end == "no step" else list_words(why):
+    conditions = [str(one) for one in why.changes if one.about == "device"]
+    lines = conditions or ["no condition of the device on record differs"]
+    for line in lines if found.end == "no step" else list_words(why):
         console.print(f"    {line}", markup=False, soft_wrap=True)
     console.print(f"every trial: {folder}", markup=False, soft_wrap=True)
     return MeasurementError.exit_code if found.end == "unsure" else 0
