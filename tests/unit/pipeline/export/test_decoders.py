@@ -72,7 +72,6 @@ def test_only_formats_with_runners_of_their_own_get_a_bundle(tmp_path: Path) -> 
 
 
 def test_a_litertlm_bundle_holds_file_and_tokenizer(tmp_path: Path) -> None:
-    pytest.importorskip("litert_lm_builder")
     file, tokenizer = tmp_path / "model.tflite", tmp_path / "tokenizer.json"
     file.write_bytes(b"TFL3" * 8)
     tokenizer.write_text('{"version": "1.0"}')
