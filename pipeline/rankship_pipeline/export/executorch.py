@@ -13,7 +13,7 @@ from typing import Any
 import executorch
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import to_edge_transform_and_lower
+from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.schema import KernelCall
 from torch import Tensor
@@ -39,12 +39,16 @@ def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
 
 
 def lower_graph(graph: ExportedProgram, told: dict[str, Any] | None = None) -> bytes:
-    """The .pte of a graph, lowered to XNNPACK where possible; `told` are constants that it answers, by method."""
+    """The .pte of a graph, lowered to XNNPACK where possible.
+
+    `told` are constants that it answers, by method, of a graph with buffers that it writes: in place then.
+    """
     try:
         lowered = to_edge_transform_and_lower(
             spell_gelu(fold_weights(graph)), partitioner=[XnnpackPartitioner()], constant_methods=told
         )
-        return bytes(lowered.to_executorch().buffer)
+        settings = ExecutorchBackendConfig(run_reinplace_pass=told is not None)
+        return bytes(lowered.to_executorch(settings).buffer)
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"

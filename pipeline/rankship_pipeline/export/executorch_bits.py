@@ -33,10 +33,14 @@ _BY_ROW = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 
 
 class RoundedEmbedding(nn.Module):
-    """An embedding whose rows are stored as integers; of 4 bits, the halves of a row share bytes."""
+    """An embedding whose rows are stored as integers; of 4 bits, the halves of a row share bytes.
 
-    def __init__(self, one: RoundedWeight) -> None:
+    `factor` is what it multiplies rows by, as Gemma's does.
+    """
+
+    def __init__(self, one: RoundedWeight, factor: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("factor", factor, persistent=False)
         integers = torch.from_numpy(one.integers)
         self.blocks = one.scales.shape[1]
         self.packed = one.precision == "int4"
@@ -53,10 +57,9 @@ class RoundedEmbedding(nn.Module):
             high = torch.floor(numbers / 16)
             numbers = torch.cat([numbers - 16 * high, high], -1) - 8
         scales = nn.functional.embedding(places, self.scales)  # type: ignore[arg-type]
-        if self.blocks == 1:
-            return numbers * scales
         blocks = numbers.reshape(*numbers.shape[:-1], self.blocks, -1)
-        return (blocks * scales[..., None]).flatten(-2)
+        rows = numbers * scales if self.blocks == 1 else (blocks * scales[..., None]).flatten(-2)
+        return rows if self.factor is None else rows * self.factor
 
 
 def quantise_module(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.Module:
@@ -69,7 +72,7 @@ def quantise_module(module: nn.Module, weights: Sequence[RoundedWeight]) -> nn.M
     for one in weights:
         layer = changed.get_submodule(one.name)
         if isinstance(layer, nn.Embedding):
-            _replace(changed, one.name, RoundedEmbedding(one))
+            _replace(changed, one.name, RoundedEmbedding(one, getattr(layer, "embed_scale", None)))
         elif find_kind(layer) == "linear":
             if is_conv1d_of_transformers(layer):  # its weight is the other way round
                 _replace(changed, one.name, nn.Linear(one.integers.shape[1], len(one.integers)))
