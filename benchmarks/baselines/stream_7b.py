@@ -31,7 +31,11 @@ from rankship_pipeline.models.decoder import make_empty
 from rankship_pipeline.models.sharded import INDEX
 from rankship_pipeline.ranks.losses import list_doubts
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.stream import backwards, forwards
 from rankship_pipeline.stream import compress as stream
+from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
+from rankship_pipeline.stream.workers import take_apart, take_apart_curved
+from rankship_pipeline.stream.write import write_stream
 
 REAL_BLOCKS = 32
 KEPT = 0.8
@@ -152,6 +156,16 @@ def compare(apart: dict[str, dict[str, float]], eigh: dict[str, dict[str, float]
     return rows
 
 
+def watch_apart(*, curvature: bool) -> Stopwatch:
+    """Time every layer's decomposition."""
+    watched = Stopwatch(take_apart_curved if curvature else take_apart)
+    if curvature:
+        vars(backwards)["take_apart_curved"] = watched
+    else:
+        vars(forwards)["take_apart"] = watched
+    return watched
+
+
 def main() -> None:
     """Make the checkpoint, stream it, run LAPACK, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,17 +173,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--positions", type=int, default=512)
     parser.add_argument("--precision", choices=("float64", "float32"), default="float64")
+    parser.add_argument("--curvature", action="store_true", help="with a backward pass, and its times in each block's")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, help="where about 3 GB may lie for a while; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("stream_7b.json"))
     given = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     peak, blocks = Peak(), list[dict[str, Any]]()
-    stream.take_apart = Stopwatch(stream.take_apart)  # type: ignore[assignment]
+    watched = watch_apart(curvature=given.curvature)
     torch.linalg.eigh = Stopwatch(torch.linalg.eigh)
     begun_cpu = [time.process_time()]
 
-    def tick(times: stream.BlockTimes) -> None:
+    def tick(times: BlockTimes) -> None:
         row = asdict(times) | {"peak_bytes": peak.read_bytes(), "cpu_seconds": time.process_time() - begun_cpu[-1]}
         begun_cpu.append(time.process_time())
         blocks.append(row)
@@ -183,17 +198,17 @@ def main() -> None:
         tokens = torch.randint(0, SHAPE["vocab_size"], shape, generator=torch.Generator().manual_seed(1))
         peak.reset()
         idle_bytes, wall, begun_cpu[:] = peak.read_bytes(), time.monotonic(), [time.process_time()]
-        choice = stream.StreamChoice(precision=given.precision, workers=given.workers)
+        choice = StreamChoice(precision=given.precision, workers=given.workers, curvature=given.curvature)
         analysis = stream.analyse_stream(checkpoint, tokens, Path(name) / "work", choice, tick)
         analysed = time.monotonic()
         dense = sum(parameter.numel() for parameter in analysis.decoder.model.parameters())
         plan = stream.allocate_stream(analysis, int(KEPT * dense), RankChoice(step=32))
         allocated = time.monotonic()
         peak.reset()
-        stream.write_stream(analysis, plan, Path(name) / "out")
+        write_stream(analysis, plan, Path(name) / "out")
         written = time.monotonic()
         write_peak = peak.read_bytes()
-    apart, eigh = stream.take_apart.describe(), torch.linalg.eigh.describe()  # type: ignore[attr-defined]
+    apart, eigh = watched.describe(), torch.linalg.eigh.describe()
     lapack = measure_lapack()
     stages = [key for key in blocks[0] if key.endswith("_seconds")]
     mean = {key: sum(block[key] for block in blocks) / len(blocks) for key in stages}

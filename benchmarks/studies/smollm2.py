@@ -15,7 +15,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from rankship_pipeline.models.layers import Layer, as_matrix, count_parameters, 
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recover.reconstruct import reconstruct
 
 WIDTH = 256  # tokens of one sample
 SCORED_WIDTH = 512
@@ -43,17 +44,19 @@ EXCLUDED = ("*embed_tokens*", "*lm_head*")
 
 @dataclass(frozen=True)
 class Way:
-    """A way to choose ranks, and whether errors are weighed by their effect on the predictions."""
+    """A way to choose ranks; whether errors are weighed by their effect on the predictions, and layers refitted."""
 
     name: str
     ranks: RankChoice
     is_curved: bool = True
+    is_refitted: bool = False
 
 
 WAYS = (
     Way("uniform, whitened", RankChoice(method="uniform", sensitivity="relative", forms=("svd",)), is_curved=False),
     Way("knapsack", RankChoice(sensitivity="gradient", forms=("svd",))),
     Way("knapsack, neurons too", RankChoice(sensitivity="gradient", forms=("svd", "width"))),
+    Way("the same, refitted", RankChoice(sensitivity="gradient", forms=("svd", "width")), is_refitted=True),
 )
 
 
@@ -89,9 +92,24 @@ def take_apart(model: nn.Module, layers: Sequence[Layer], grams: Grams, curvatur
     metrics = {}
     for layer in layers:
         weight = as_matrix(get_layer(model, layer.name))
-        metric = fit_metric(weight, grams[layer.name], curvatures.get(layer.name), samples)
-        metrics[layer.name] = replace(metric, evidence=None)  # nothing here asks for losses on unseen samples
+        metrics[layer.name] = fit_metric(weight, grams[layer.name], curvatures.get(layer.name), samples)
     return analyse(model, tuple(layers), metrics, "swift")
+
+
+def collect(
+    model: nn.Module, inputs: Tensor, layers: Sequence[Layer], kept: Path | None, seconds: dict[str, float]
+) -> tuple[Grams, Grams]:
+    """Grams and curvatures on two halves of the samples, from the file `kept` if it is there."""
+    if kept is not None and kept.is_file():
+        grams, curvatures = torch.load(kept, mmap=True, weights_only=True)
+        return grams, curvatures
+    with count_seconds(seconds, "grams"):
+        grams = collect_halves(collect_grams, model, (inputs,), layers)
+    with count_seconds(seconds, "curvatures"):
+        curvatures = collect_halves(collect_curvatures, model, (inputs,), layers)
+    if kept is not None:
+        torch.save((grams, curvatures), kept)
+    return grams, curvatures
 
 
 def main() -> None:
@@ -123,15 +141,7 @@ def main() -> None:
     score(model, way="dense")
     layers = mark_neurons(model, find_layers(model, EXCLUDED), (inputs,))
     seconds: dict[str, float] = {}
-    if given.moments is not None and given.moments.is_file():
-        grams, curvatures = torch.load(given.moments, mmap=True)
-    else:
-        with count_seconds(seconds, "grams"):
-            grams = collect_halves(collect_grams, model, (inputs,), layers)
-        with count_seconds(seconds, "curvatures"):
-            curvatures = collect_halves(collect_curvatures, model, (inputs,), layers)
-        if given.moments is not None:
-            torch.save((grams, curvatures), given.moments)
+    grams, curvatures = collect(model, inputs, layers, given.moments, seconds)
     factored = sum(layer.parameters for layer in layers)
     fixed = count_parameters(model) - factored
     for way in (one for one in WAYS if one.name in given.ways):
@@ -144,10 +154,11 @@ def main() -> None:
             with count_seconds(own, "allocation"):
                 plan = allocate(stats, fixed, fixed + int(kept * factored), way.ranks)
             with count_seconds(own, "filling"):
-                small = fill(analysis, plan.factors)
+                refit = way.is_refitted
+                small = reconstruct(analysis, plan.factors, (inputs,)) if refit else fill(analysis, plan.factors)
             forms = [one.factors.form if one.factors else "dense" for one in plan.layers]
             counts = {form: forms.count(form) for form in dict.fromkeys(forms)}
-            score(small, way=way.name, kept=kept, cpu_seconds=own, layers=counts)
+            score(small, way=way.name, kept=kept, cpu_seconds=dict(own), layers=counts)
     if given.out is not None:
         given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@
     measured = rs.measure(built, on="pi4")                           # raw samples, and a page that judges them
     again = rs.load("out/")                                          # safetensors and the plan; no pickle
     built = rs.run(rs.Recipe.read("mine.toml"))                      # the same stages from a recipe file
+    rs.stream("folder", "out/", text="corpus.txt", kept_parameters=0.8)   # a language model larger than memory
 
 Importing it loads nothing heavy: torch comes with the first function that needs it.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rankship.merged import Merged, merge
     from rankship.recipe import Recipe
     from rankship.saved import load
+    from rankship.streamed import stream
     from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
     from rankship_pipeline.foundation.errors import RankshipError
     from rankship_pipeline.recipe.budget import Budget
@@ -70,6 +72,7 @@ __all__ = [
     "measure",
     "merge",
     "run",
+    "stream",
 ]
 
 # name → the module that holds it, imported when the name is first used
@@ -80,6 +83,7 @@ _HOMES = {
     "rankship.merged": ("Merged", "merge"),
     "rankship.recipe": ("Recipe",),
     "rankship.saved": ("load",),
+    "rankship.streamed": ("stream",),
     "rankship_benchmarks.bundle.suite": ("EnergyChoice", "Suite"),
     "rankship_pipeline.foundation.errors": ("RankshipError",),
     "rankship_pipeline.recipe.export_choices": ("AxisChoice", "ExportChoice", "ParityChoice"),

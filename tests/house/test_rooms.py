@@ -22,6 +22,8 @@ DOORS = {
         "models.settle",
         "models.source",
         "models.weights",
+        "stream.choice",
+        "stream.job",
     },
     ("rankship", "rankship_targets"): {"devices"},
     ("rankship", "rankship_benchmarks"): {

@@ -1,5 +1,6 @@
 """Tiny language models of several families, saved as large ones are."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,26 @@ def save_sharded(model: Any, folder: Path) -> Path:  # noqa: ANN401 - transforme
     model.save_pretrained(folder, max_shard_size="20kB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     return folder
+
+
+def save_speaking(folder: Path, name: str = "llama") -> Path:
+    """An untrained language model in several files, with a tokenizer that knows the words w00, w01, ….
+
+    Its weights are as large as a trained one's: what a layer computes matters.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index:02}": index for index in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w00"))  # noqa: S106 - a word, no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    made: Any = PreTrainedTokenizerFast
+    made(tokenizer_object=tokenizer, eos_token="w01").save_pretrained(folder)  # noqa: S106 - as above
+    return save_sharded(make_decoder(name), folder)
+
+
+def write_words(path: Path, count: int) -> Path:
+    """A text of so many words that such a tokenizer knows."""
+    draw = random.Random(0)  # noqa: S311 - no secret
+    path.write_text(" ".join(f"w{draw.randrange(VOCABULARY):02}" for _ in range(count)), encoding="utf-8")
+    return path

@@ -51,6 +51,8 @@ def make_generating(name: str) -> ByPosition:
         parent, _, last = path.rpartition(".")
         if last in _FACTORED:
             setattr(model.get_submodule(parent), last, _factor(layer))
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.3)  # also the row of padding, whose zeros have no scale
     return ByPosition(model.eval(), ("input_ids",)).eval()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rankship_benchmarks.bundle.suite import Suite
-from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
 from rankship_benchmarks.measure.host_gate import verify_on_host
 from rankship_benchmarks.measure.one_device import measure_build
@@ -74,11 +74,6 @@ def measure_devices(
             return folder
 
         return run_fleet(jobs, work, pauses_s=pauses_s)
-
-
-def list_devices(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """Return every device that a job names, twins too, once."""
-    return tuple(dict.fromkeys(device for job in jobs for device in job.devices))
 
 
 def plan_measuring(

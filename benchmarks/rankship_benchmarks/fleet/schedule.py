@@ -4,7 +4,7 @@ Every job ends with exactly one outcome. A job whose device is lost goes back to
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.frozen import record
@@ -114,6 +114,11 @@ class Schedule:
     def _end(self, job: Job, device: str | None, failure: str | None) -> None:
         losses = tuple(self._losses.pop(job.name, ()))
         self.outcomes[job.name] = Outcome(job=job, device=device, failure=failure, losses=losses)
+
+
+def list_devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Return every device that a job names, twins too, once."""
+    return tuple(dict.fromkeys(device for job in jobs for device in job.devices))
 
 
 def read_jobs(text: str) -> tuple[Job, ...]:

@@ -156,7 +156,8 @@ def _judge_same_file(device: tuple[Change, ...]) -> str:
 
 
 def _find_artifact(bundle: Bundle, key: ArtifactKey) -> Artifact | None:
-    return next((one for one in bundle.header.build.artifacts if one.key == key), None)
+    """Find the file of a case, also of one that times a phase of it."""
+    return next((one for one in bundle.header.build.artifacts if one.key == key.exported), None)
 
 
 def _is_kept(baseline: Bundle, candidate: Bundle, key: ArtifactKey) -> bool:

@@ -21,12 +21,16 @@ _KEY = tuple(one.name for one in fields(ArtifactKey))
 
 @record
 class Figure:
-    """One figure of one case, night after night, in the axis's unit; `drawn` says what a point and its bar are."""
+    """One figure of one case, night after night, in the axis's unit; `drawn` says what a point and its bar are.
+
+    `most` is the largest value that it can have, None where there is none.
+    """
 
     name: str
     axis: str
     drawn: str
     points: tuple[Point, ...]
+    most: float | None = None
 
 
 @record
@@ -156,7 +160,8 @@ def _draw_score(followed: _Followed) -> Figure | None:
         points.append(Point(run_id=run, started_utc=started, level=level))
     axis = f"{name} ({measure.unit})" if measure.unit else name
     drawn = "score, 95 % interval" if known[-1].score_low is not None else "score"
-    return Figure(name=name, axis=axis, drawn=drawn, points=tuple(points))
+    most = 100.0 if measure.unit else None
+    return Figure(name=name, axis=axis, drawn=drawn, points=tuple(points), most=most)
 
 
 def _make_level(value: float, low: float | None, high: float | None, divisor: float = 1) -> Estimate:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rankship_benchmarks.bundle.bundle import BUNDLE_FILE, finish_bundle, open_bundle, writing
-from rankship_benchmarks.fleet.measure import Measure, list_devices, measure_devices
-from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.measure import Measure, measure_devices
+from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended
 from rankship_benchmarks.nightly.explain import Evidence
 from rankship_benchmarks.nightly.judge import judge_device, state_exit

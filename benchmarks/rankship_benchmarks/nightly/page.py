@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankship_benchmarks.judge.changes import list_words
 from rankship_benchmarks.judge.summary import TIMES
@@ -16,6 +17,9 @@ from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.stats.steps import Night, find_steps
 from rankship_pipeline.foundation.files import write_atomic
 from rankship_pipeline.foundation.frozen import record
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PAGE = "nightly.html"
 SIGNS = {"worse": "▲", "better": "▼", "same": "✓", "unknown": "?"}  # in the order in which they are shown
@@ -90,19 +94,10 @@ def render_page(
     note: str = "",
 ) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader(__package__, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections, undrawn = draw_sections(night, histories, figures)
     alarms = list_alarms(night)
-    columns = tuple(dict.fromkeys(one.device for each in nights[-_CALENDAR_NIGHTS:] for one in each.devices))
-    return environment.get_template("page.html.j2").render(
+    columns, calendar = list_calendar(nights[-_CALENDAR_NIGHTS:])
+    return open_template("page.html.j2").render(
         night=night,
         note=note,
         headline=state_headline(night),
@@ -115,9 +110,29 @@ def render_page(
         sections=sections,
         undrawn=undrawn,
         columns=columns,
-        calendar=[_make_line(each, columns) for each in reversed(nights[-_CALENDAR_NIGHTS:])],
+        calendar=calendar,
         style=read_style(),
     )
+
+
+def open_template(name: str) -> "Template":
+    """Open a template of this room, which escapes every text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def list_calendar(nights: Sequence[NightRecord]) -> tuple[tuple[str, ...], list[Line]]:
+    """Return the devices of some nights, and one line for each night, the newest first."""
+    columns = tuple(dict.fromkeys(one.device for each in nights for one in each.devices))
+    return columns, [_make_line(each, columns) for each in reversed(nights)]
 
 
 def state_headline(night: NightRecord) -> str:

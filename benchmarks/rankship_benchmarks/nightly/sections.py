@@ -29,7 +29,7 @@ def draw_sections(
 ) -> tuple[list[Section], list[str]]:
     """Draw worse cases first, then energies and scores, until the page is full.
 
-    Returns the sections, scores first and then by device, and the names of the charts left out.
+    Returns the sections, by device and then scores, and the names of the charts left out.
     """
     worse = {(one.shown, case.key) for one in night.devices for case in one.cases if case.verdict == "worse"}
     mine = [case for case in histories if case.recipe == night.recipe]
@@ -49,11 +49,11 @@ def draw_sections(
         elif svg:
             room -= len(svg.encode())
             drawn[plan.name] = Chart(heading=plan.heading, reading=plan.reading, svg=svg)
-    groups = [(SCORES, scores)]
-    groups += [
+    groups = [
         (device, [plan for case in mine if case.device == device for plan in planned[case]])
         for device in dict.fromkeys(case.device for case in mine)
     ]
+    groups.append((SCORES, scores))
     charts = [(name, tuple(drawn[plan.name] for plan in plans if plan.name in drawn)) for name, plans in groups]
     return [Section(name=name, charts=some) for name, some in charts if some], undrawn
 
@@ -98,7 +98,7 @@ def _plan_score(name: str, model: str, figure: Figure) -> _Plan:
         title=f"{figure.name} of {model}",
         heading=model,
         reading=f"{figure.name} of the torch model behind the files, for all formats and devices.",
-        draw=lambda: draw_points(name, variant, figure.points, figure.axis, drawn=figure.drawn),
+        draw=lambda: draw_points(name, variant, figure.points, figure.axis, drawn=figure.drawn, most=figure.most),
     )
 
 

@@ -1,5 +1,9 @@
-"""What a rack's Dask tasks do: each calls the host that holds the device, in the worker's own process."""
+"""What a rack's Dask tasks do: each calls the host that holds the device, in the worker's own process.
 
+An OSError here is one of the way to a host; a host's own becomes a TargetError.
+"""
+
+import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +18,15 @@ HOSTS: dict[str, Host] = {}  # by the names of the devices that this process off
 CALLS = 16  # that a device's worker takes at once: one of the sender that is served, others of those that wait
 
 
+def silence_dask() -> None:
+    """Silence Dask's loggers, whose levels it sets as it is imported: both ends report what happens themselves."""
+    import distributed  # noqa: F401 - see above
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def name_resource(device: str) -> str:
     """Name the resource of Dask that binds calls to the worker that offers a device."""
     return f"device {device}"
@@ -21,18 +34,21 @@ def name_resource(device: str) -> str:
 
 async def carry_out(device: str, ticket: str, text: str) -> Answer:
     """Do an errand."""
-    return await HOSTS[device].carry_out(device, ticket, text)
+    with HOSTS[device].naming_itself():
+        return await HOSTS[device].carry_out(device, ticket, text)
 
 
 async def follow(device: str, ticket: str) -> Answer:
     """Follow an errand that was sent before."""
-    return await HOSTS[device].follow(device, ticket)
+    with HOSTS[device].naming_itself():
+        return await HOSTS[device].follow(device, ticket)
 
 
 def check(device: str, maker: str, formats: Collection[Format], with_energy: bool) -> None:  # noqa: FBT001 - it travels
     """Check that a device is ready."""
     sender = decode(Maker, maker, where="an errand's sender")
-    HOSTS[device].check(device, sender, formats, with_energy=with_energy)
+    with HOSTS[device].naming_itself():
+        HOSTS[device].check(device, sender, formats, with_energy=with_energy)
 
 
 def list_missing(device: str, hashes: Collection[str]) -> tuple[str, ...]:
@@ -42,7 +58,8 @@ def list_missing(device: str, hashes: Collection[str]) -> tuple[str, ...]:
 
 def add_part(device: str, sha256: str, sender: str, offset: int, data: bytes, size_bytes: int) -> None:
     """Add a part of a file to a host's content."""
-    HOSTS[device].content.add_part(sha256, sender, offset, data, size_bytes)
+    with HOSTS[device].naming_itself():
+        HOSTS[device].content.add_part(sha256, sender, offset, data, size_bytes)
 
 
 def forget(device: str, ticket: str) -> None:

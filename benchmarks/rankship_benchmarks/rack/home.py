@@ -4,7 +4,7 @@ A host, the network or the scheduler may be lost at any moment. The errand is th
 same device, whose host goes on with it, or has it done. Only the sender writes to the results folder.
 """
 
-import logging
+import asyncio
 import secrets
 import threading
 import time
@@ -38,7 +38,7 @@ PATIENCE_S = (
     150.0  # for a host or a scheduler that was there: a network cut for a minute is found after half of one more
 )
 _CHECK_PATIENCE_S = 15.0
-_LOOK_S = 5.0
+_LOOK_S = 15.0  # longer than a call stays (host.WAIT_S): who waits for long looks whether the device is there
 _PAUSE_S = 1.0
 _BEGINNINGS = 5  # of an errand whose host was started anew meanwhile
 _DEATHS = 3  # of a host's process over one call
@@ -118,7 +118,7 @@ class Rack:
             if self._client is not None and self._client.status == "running":
                 return self._client
             self.close()
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we report what happens
+            calls.silence_dask()
             start: Any = distributed.Client
             client = start(self._way.address, timeout=10, set_as_default=False, security=self._way.secure())
             allowed = client.run_on_scheduler(calls.read_allowed_failures)
@@ -193,20 +193,21 @@ class Rack:
         Unreachable if no host offers the device, or no scheduler answers, for `patience_s`.
         """
         limit_s, away_since, deaths = patience_s or self._patience_s, None, 0
-        future: Any = None
+        call: _Call | None = None
         while True:
             try:
                 client = self.connect()
-                if future is None:
+                if call is None:
                     options = {"resources": {calls.name_resource(device): 1}, "retries": 0, "pure": False}
-                    future = client.submit(function, device, *arguments, **options)
-                if self._await(future):
-                    return future.result()
-                offered = bool(_look(client, calls.is_offered, device))
+                    call = _Call(client, client.submit(function, device, *arguments, **options))
+                try:
+                    return client.sync(call.wait, callback_timeout=self._look_s)  # type: ignore[no-untyped-call]
+                except TimeoutError:
+                    offered = bool(_look(client, calls.is_offered, device))
             except Exception as failure:
                 if not _is_loss(failure):
                     raise
-                offered, future = False, None
+                offered, call = False, None
                 deaths += _is_death(failure)
                 if deaths >= _DEATHS:
                     message = f"the process on the host of {device} died {deaths} times over this errand"
@@ -214,19 +215,9 @@ class Rack:
                 time.sleep(_PAUSE_S)
             away_since = None if offered else away_since or time.monotonic()
             if away_since is not None and time.monotonic() - away_since > limit_s:
-                self._give_up(device, future)
+                self._give_up(device, call)
 
-    def _await(self, future: Any) -> bool:  # noqa: ANN401 - Dask's future
-        """Wait a while for a task; returns whether it is done. Raises its error, or that of the way to it."""
-        try:
-            future.result(timeout=self._look_s)
-        except TimeoutError:
-            if future.done():
-                raise
-            return False
-        return True
-
-    def _give_up(self, device: str, future: Any) -> None:  # noqa: ANN401 - Dask's future
+    def _give_up(self, device: str, call: "_Call | None") -> None:
         """Raise Unreachable, with the devices that are there."""
         try:
             known = ", ".join(_look(self.connect(), calls.list_offered)) or "none"
@@ -235,9 +226,33 @@ class Rack:
                 raise
             message = f"the rack's scheduler at {self._way.address} cannot be reached any more"
             raise Unreachable(message, hint="start it again: nothing is lost, the same command goes on") from None
-        if future is not None:
-            future.cancel()
+        if call is not None:
+            call.future.cancel()
         raise Unreachable(f"no host of the rack offers {device}", hint=f"{_HINT}; offered now: {known}")
+
+
+class _Call:
+    """A task of Dask's whose result is waited for in turns.
+
+    Dask gathers results for all threads in one request, which a thread whose time is up would cancel for all others.
+    """
+
+    def __init__(self, client: "Client", future: Any) -> None:  # noqa: ANN401 - Dask's future
+        self.future = future
+        self._client = client
+        self._gathering: asyncio.Future[Any] | None = None
+
+    async def wait(self) -> Any:  # noqa: ANN401 - what the task returns
+        """Return the task's result, or raise its error; may be given up and called again."""
+        if self._gathering is None:
+            gather: Any = self._client.gather
+            self._gathering = asyncio.ensure_future(gather(self.future, asynchronous=True))
+        try:
+            return await asyncio.shield(self._gathering)
+        except asyncio.CancelledError:
+            if self._gathering.cancelled():  # by Dask, as the connection was lost
+                raise ConnectionError from None
+            raise
 
 
 def land(plan: RunPlan, device: str, answer: Answer) -> Path:

@@ -128,6 +128,8 @@ class Host:
             return Answer(host=self.name, part=going.part, number=going.number)
         if self._going.get(device) is going:
             del self._going[device]
+        if isinstance(going.ended.exception(), LeftBehind):
+            return Answer(host=self.name, unknown=True)
         return Answer(host=self.name, files=_read_files(going.ended.result()))
 
     def check(self, device: str, maker: Maker, formats: Collection[Format], *, with_energy: bool) -> None:
@@ -135,7 +137,7 @@ class Host:
         refuse_other(maker, self.name)
         going = self._going.get(device)
         if going is None or going.ended.done():
-            with self._checking[device], self._naming_itself():
+            with self._checking[device]:
                 steps = Steps(quiet=True)
                 check_ready([self.devices[device]], tuple(formats), steps, with_energy=with_energy)
 
@@ -194,11 +196,10 @@ class Host:
         if done is not None:
             return done
         folder = self._locate(ticket)
-        with self._naming_itself():
-            self.content.lay_out(errand.files, folder / "store")
-            plan = read_plan(errand, Store(folder / "store"), folder / "results", self._signers)
-            plan.results.mkdir(exist_ok=True)
-            return self._measure(plan, self.devices[device], steps)
+        self.content.lay_out(errand.files, folder / "store")
+        plan = read_plan(errand, Store(folder / "store"), folder / "results", self._signers)
+        plan.results.mkdir(exist_ok=True)
+        return self._measure(plan, self.devices[device], steps)
 
     def _find_done(self, ticket: str) -> Path | None:
         for path in self._locate(ticket).glob(f"results/[!.]*/{BUNDLE_FILE}"):
@@ -212,7 +213,7 @@ class Host:
         return self._errands / ticket
 
     @contextmanager
-    def _naming_itself(self) -> Iterator[None]:
+    def naming_itself(self) -> Iterator[None]:
         """Say on which host an error happened: its hint is about files and devices there."""
         try:
             yield

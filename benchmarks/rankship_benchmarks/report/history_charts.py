@@ -17,6 +17,7 @@ _GAP_COLOUR = "#EEF1F4"
 _MOST_TICKS = 7
 _LEAST_REACH = 0.06  # the axis reaches at least so far from the median, as its share, so that noise looks small
 _USUAL_SPANS = 3  # the axis reaches so many usual interval widths beyond the medians; longer ones are cut
+_ABOVE_MOST = 0.3  # so that a point at the end of the axis is whole
 _WIDTH_IN, _HEIGHT_IN = 4.6, 2.7
 
 
@@ -56,12 +57,13 @@ def draw_points(  # noqa: PLR0913 - a chart's own words
     divisor: float = 1,
     noun: str = "night",
     drawn: str = "",
+    most: float | None = None,
 ) -> str:
     """Draw the last nights of one figure, whose values are divided by `divisor`; empty if none of them counts.
 
     A night that does not count is a grey band with a cross at the bottom, and no point. A step is a dashed line before
-    its first night, with the ratio of the levels. The axis need not begin at 0. `drawn` says what a point and its bar
-    are.
+    its first night, with the ratio of the levels. The axis need not begin at 0, and ends at `most`, the largest
+    value that can be. `drawn` says what a point and its bar are.
     """
     shown = list(points)[-SHOWN_NIGHTS:]
     levels = {place: one.level for place, one in enumerate(shown) if one.level is not None}
@@ -71,6 +73,8 @@ def draw_points(  # noqa: PLR0913 - a chart's own words
     def draw(axes: "Axes") -> None:
         _draw_nights(axes, COLOURS[variant], levels, len(shown), divisor, drawn or noun)
         beyond = _fit(axes, list(levels.values()), divisor)
+        if most is not None:
+            axes.set_ylim(top=min(axes.get_ylim()[1], most + _ABOVE_MOST))
         _draw_gaps(axes, [place for place in range(len(shown)) if place not in levels], noun)
         for step in steps:
             _draw_step(axes, COLOURS[variant], step, shown)

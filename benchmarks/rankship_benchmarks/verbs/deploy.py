@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankship_benchmarks.fleet.measure import list_devices
-from rankship_benchmarks.fleet.schedule import read_jobs
+from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
 from rankship_pipeline.foundation.artifact_key import VARIANTS, Variant
 from rankship_pipeline.foundation.errors import InputError, Lacks
 from rankship_pipeline.foundation.flags import parse, start_parser

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rankship_benchmarks.fleet.measure import Here, Lab, list_devices
-from rankship_benchmarks.fleet.schedule import Job
+from rankship_benchmarks.fleet.measure import Here, Lab
+from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.devices.device import find_device
 

@@ -94,8 +94,8 @@ def _measure(
 ) -> None:
     """Check flags, recipe, folders and devices first, so that mistakes show early; then build, verify and measure."""
     from rankship_benchmarks.bundle.suite import default_suite
-    from rankship_benchmarks.fleet.measure import list_devices, measure_devices, plan_measuring, raise_first
-    from rankship_benchmarks.fleet.schedule import read_jobs
+    from rankship_benchmarks.fleet.measure import measure_devices, plan_measuring, raise_first
+    from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
     from rankship_benchmarks.verbs.lab import open_lab
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
-from rankship_pipeline.evaluate.calibrate import split
+from rankship_pipeline.evaluate.calibrate import fit_outputs, split
 from rankship_pipeline.evaluate.likelihood import (
     Answer,
     Likelihood,
@@ -51,7 +51,8 @@ def _pair_answers(
     if not likelihood:
         return
     names = list(likelihood)
-    for both in split((*inputs, *(teacher[name] for name in names))):
+    size = fit_outputs({name: teacher[name] for name in names})
+    for both in split((*inputs, *(teacher[name] for name in names)), size):
         batch, expected = both[: len(inputs)], dict(zip(names, both[len(inputs) :], strict=True))
         yield from take_answers(call(model, batch), expected, likelihood, find_masks(model, batch))
 

@@ -13,6 +13,7 @@ from rankship_pipeline.models.outputs import Outputs, call, join_batches
 Grams = dict[str, Tensor]
 Collect = Callable[[nn.Module, Inputs, Sequence[Layer]], Grams]
 BATCH = 64
+OUTPUT_BYTES = 2**29  # of a model's outputs in a batch: a language model's are far larger than all else
 EXACT = 512  # columns of a Gram up to which its products are of float64
 # Rows that a layer's matrix is made of: per column, and at least.
 _ENOUGH, _FEW = 64, 2**15
@@ -30,7 +31,8 @@ def find_scales(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None)
 @torch.inference_mode()
 def predict(model: nn.Module, inputs: Inputs) -> Outputs:
     """The model's outputs by name, samples first, computed batch by batch."""
-    return join_batches([call(model, batch) for batch in split(inputs)])
+    size = fit_outputs(call(model, tuple(tensor[:1] for tensor in inputs)))
+    return join_batches([call(model, batch) for batch in split(inputs, size)])
 
 
 def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:
@@ -69,6 +71,12 @@ def split(inputs: Inputs, size: int = BATCH) -> list[Inputs]:
 def fit_batch(needed: int, allowed: int, most: int = BATCH) -> int:
     """The number of samples, 1 to `most`, that `allowed` bytes hold if one needs `needed`."""
     return max(1, min(most, allowed // max(1, needed)))
+
+
+def fit_outputs(outputs: Outputs, most: int = BATCH, allowed: int | None = None) -> int:
+    """The number of samples, 1 to `most`, whose outputs take at most `allowed` bytes (None: OUTPUT_BYTES)."""
+    needed = sum(one.nbytes / max(1, len(one)) for one in outputs.values())
+    return fit_batch(int(needed), OUTPUT_BYTES if allowed is None else allowed, most)
 
 
 def share_rows(columns: int, rows: int, batch: int, samples: int) -> float:

@@ -28,7 +28,7 @@ from rankship_pipeline.models.watch import fork_inputs, watch
 # Samples that tell enough: a ResNet-20 at 40 % lost as much with 256 as with 1,000, and a point more with 128.
 SAMPLES = 256
 _BATCH = 32
-_BYTES = 2**30  # that a backward pass keeps of one batch
+_BYTES = 2**29  # that a backward pass keeps of one batch
 
 
 def collect_curvatures(

@@ -8,7 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import Grams, find_dtype, fit_batch, join_embeddings, share_rows, split
+from rankship_pipeline.evaluate.calibrate import (
+    Grams,
+    find_dtype,
+    fit_batch,
+    fit_outputs,
+    join_embeddings,
+    share_rows,
+    split,
+)
 from rankship_pipeline.evaluate.long_kernels import add_patches, is_long
 from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import (
@@ -22,6 +30,7 @@ from rankship_pipeline.evaluate.rows import (
 )
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Convolution, Factorable, Layer, get_layer
+from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.watch import watch
 
 _BLOCK = 512  # columns that are multiplied at once
@@ -86,9 +95,10 @@ def collect_grams(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> 
 def _look_at_one(
     model: nn.Module, inputs: Inputs, modules: Mapping[str, Factorable], grams: Grams, wide: set[str]
 ) -> tuple[dict[str, str], int]:
-    """For every layer the first one that has the same Gram, and the bytes that the largest needs for one sample.
+    """For every layer the first one that has the same Gram, and the bytes that one sample needs.
 
-    Those are layers that read the same rows; a `wide` one has the Gram of its own outputs.
+    Those are layers that read the same rows; a `wide` one has the Gram of its own outputs. The bytes are those of the
+    largest layer, or of the model's outputs.
     """
     seen: dict[str, list[object]] = {name: [_describe_rows(module)] for name, module in modules.items()}
     held: list[Tensor] = []  # so that no other tensor takes an id
@@ -105,7 +115,8 @@ def _look_at_one(
         needed = max(needed, x.nbytes + y.nbytes + patches)
 
     with torch.inference_mode(mode=False), torch.no_grad(), watch(model, modules, see):
-        model(*(tensor[:1] for tensor in inputs))
+        found = call(model, tuple(tensor[:1] for tensor in inputs))
+    needed = max(needed, _BYTES // fit_outputs(found))
     first: dict[tuple[object, ...], str] = {}
     own = {name for name in modules if len(seen[name]) == 1 or name not in grams or grams[name].ndim == 1} | wide
     alike = {name: first.setdefault(tuple(seen[name]), name) for name in modules if name not in own}

@@ -6,15 +6,17 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from math import prod
+from math import pi, prod, sqrt
 from pathlib import Path
 from typing import Any
 
 import executorch
+import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.schema import KernelCall
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from rankship_pipeline.export import Operator
@@ -22,6 +24,7 @@ from rankship_pipeline.export.eight_bits import fold_weights
 from rankship_pipeline.export.shapes import Axes
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
+_GELU = torch.ops.aten.gelu.default
 _HEADER_MAGIC = b"XH00"  # XNNHeader: 4 bytes zero, magic, u16 length, u32 flatbuffer offset, u32 flatbuffer size
 # XNNPACK's operators with a weight, and the axis of the weight that holds its outputs: OHWI, (out, in), 1HWO.
 _OUTPUTS_AT = {"XNNConv2d": 0, "XNNFullyConnected": 0, "XNNDepthwiseConv2d": -1}
@@ -39,13 +42,27 @@ def lower_graph(graph: ExportedProgram, told: dict[str, Any] | None = None) -> b
     """The .pte of a graph, lowered to XNNPACK where possible; `told` are constants that it answers, by method."""
     try:
         lowered = to_edge_transform_and_lower(
-            fold_weights(graph), partitioner=[XnnpackPartitioner()], constant_methods=told
+            spell_gelu(fold_weights(graph)), partitioner=[XnnpackPartitioner()], constant_methods=told
         )
         return bytes(lowered.to_executorch().buffer)
     except Exception as failure:  # a converter's passes raise errors of any type
         raise UnsupportedOp(
             f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
         ) from failure
+
+
+def spell_gelu(graph: ExportedProgram) -> ExportedProgram:
+    """The graph with GELU by its formula wherever tanh approximates it: XNNPACK's delegate computes the exact one."""
+    if not any(node.target is _GELU and node.kwargs.get("approximate") == "tanh" for node in graph.graph.nodes):
+        return graph
+    spelt: ExportedProgram = graph.run_decompositions({_GELU: _approximate_gelu})
+    return spelt
+
+
+def _approximate_gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate != "tanh":
+        return NotImplemented  # type: ignore[no-any-return]  # the node stays as it is
+    return 0.5 * x * (1 + torch.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
 
 
 def list_operators(path: Path) -> tuple[Operator, ...]:

@@ -25,6 +25,7 @@ from rankship_pipeline.export.artifact import (
 )
 from rankship_pipeline.export.bits import fit_format, store_bits
 from rankship_pipeline.export.decoders import write_decoder
+from rankship_pipeline.export.decoders.bundles import write_bundle
 from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_ranges
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
@@ -33,11 +34,13 @@ from rankship_pipeline.flow.stages import Model
 from rankship_pipeline.foundation.artifact_key import Precision, Variant, head_of
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.formats import FACTS, Format
+from rankship_pipeline.foundation.generation import TOKENIZER
 from rankship_pipeline.foundation.records import Artifact, RankPlan
 from rankship_pipeline.foundation.spare import count_cores, find_free_bytes
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.heads import Headed
+from rankship_pipeline.models.huggingface import find_snapshot
 from rankship_pipeline.models.outputs import ONLY
 from rankship_pipeline.recipe.precision import Computed
 
@@ -248,6 +251,8 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
         if part.plan is not None:
             found = read_operators(one.format_, path)
             check_factors(part.plan, expected, found, where=f"{part.title} {one.format_}")
+        if part.generation is not None:
+            _write_companions(prepared, part, one.format_, path)
 
     make = partial(
         write_artifact,
@@ -259,3 +264,13 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
         source_sha256=prepared.source_sha256,
     )
     return store.produce("artifact", one.made_from, make)
+
+
+def _write_companions(prepared: Prepared, part: Part, format_: Format, path: Path) -> None:
+    """Put the tokenizer, and what a format's own programs want, beside a file that generates."""
+    snapshot = find_snapshot(prepared.recipe.models[0], prepared.folder)
+    for name in TOKENIZER:
+        if (snapshot / name).is_file():
+            shutil.copyfile(snapshot / name, path.with_name(name))
+    if part.generation is not None:
+        write_bundle(part.module, format_, path, part.generation, snapshot)

@@ -57,7 +57,7 @@ def identify(recipe: Recipe, folder: Path, held: Held | None = None) -> Prepared
     judging = find_judging(recipe, model, data)
     layers = find_layers(model, (*recipe.ranks.exclude, *([HEADS] if data.tasks else [])))
     layers = tuple(replace(layer, only_factored=not _needs_sides(recipe)) for layer in layers)
-    if any("width" in way.forms for way in (recipe.ranks, *recipe.compare)):
+    if any("width" in forms for forms in (recipe.ranks.forms, *(way.forms for way in recipe.compare))):
         layers = mark_neurons(model, layers, data.test_inputs)
     prepared = Prepared(
         recipe=recipe,

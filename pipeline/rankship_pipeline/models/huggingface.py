@@ -1,6 +1,7 @@
 """Hugging Face models as plain modules: positional tensors in, logits or named tensors out."""
 
 import inspect
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -87,10 +88,26 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 def list_snapshot_files(snapshot: Path) -> list[Path]:
     """The configuration of a model folder, the index of its weights if there is one, and the sorted weights."""
+    if _is_factored(snapshot / "rankship.json"):
+        raise InputError(
+            f"{snapshot} holds a compressed model, whose pairs of layers no class of transformers has",
+            hint="give a recipe the dense model; this one is exported from Python: rankship.load(FOLDER), then compress"
+            " with kept_parameters=1.0, then export",
+        )
     weights = list_weight_files(snapshot)
     if not (snapshot / "config.json").is_file():
         raise InputError(f"{snapshot} has no config.json", hint="give the folder that save_pretrained wrote")
     return [snapshot / "config.json", *weights]
+
+
+def _is_factored(record: Path) -> bool:
+    """Whether the record of a saved model (factors/saved_model.py), if there is one, plans pairs of layers."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    plan = found.get("plan", found) or {}
+    return any(layer.get("factors") for layer in plan.get("layers", ()))
 
 
 def resolve_config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types

@@ -68,12 +68,12 @@ def _narrow(entry: LayerStats, feeders: Sequence[LayerStats], sensitivity: str) 
         error = entry.predict_damage(one.error, sensitivity)
         parts = [(entry.layer.name, one.stored)]
         for feeder in feeders:
-            stored = Stored(factors=Factors(form="width", rank=kept), weights=feeder.full.weights)
+            stored = Stored(factors=Factors(form="width", rank=kept), weights=one.stored.weights)
             own = feeder.price_layer(feeder.layer, stored)
             if own is None:
                 break
             cost += own
-            error += feeder.predict_damage(feeder.full_error, sensitivity)
+            error += feeder.predict_damage(feeder.predict_error(stored), sensitivity)
             parts.append((feeder.layer.name, stored))
         else:
             yield Way(cost, error, tuple(parts))

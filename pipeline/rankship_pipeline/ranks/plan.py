@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from rankship_pipeline.evaluate.calibrate import fit_outputs
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.factors.forms import count_parameters, list_operators
@@ -21,6 +22,8 @@ from rankship_pipeline.ranks.sensitivity import compare_plans, improve, measure_
 from rankship_pipeline.ranks.stats import Choices, LayerStats, gather_stats
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
+
+_OUTPUT_BYTES = 2**30  # of the dense model's outputs on all samples that are measured on
 
 
 def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
@@ -47,7 +50,7 @@ def make_plan(  # noqa: PLR0913, PLR0917 - what a plan depends on
         check_feasible([entry.layer for entry in stats], price, budget, choice)
         chosen = _train_ara(analysis, stats, choice, budget - fixed, inputs, likelihood)
         return describe_plan(stats, chosen, fixed, budget, choice, price)
-    probes = tuple(tensor[: choice.probes] for tensor in inputs)
+    probes = _pick_probes(analysis.model, inputs, choice.probes)
     if choice.threshold is None:
         check_feasible([entry.layer for entry in stats], price, budget, choice)
     choice = choose_sensitivity(analysis.model, stats, choice, probes, say)
@@ -87,6 +90,13 @@ def _train_ara(
     )
     ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
     return ara.finalise(ratios, stats, available, repaired=settings.repaired)
+
+
+@torch.inference_mode()
+def _pick_probes(model: nn.Module, inputs: Inputs, most: int) -> Inputs:
+    """The first samples, as many as are to be measured on and their outputs have place for in memory."""
+    count = fit_outputs(call(model, tuple(tensor[:1] for tensor in inputs)), most, _OUTPUT_BYTES)
+    return tuple(tensor[:count] for tensor in inputs)
 
 
 @torch.inference_mode()

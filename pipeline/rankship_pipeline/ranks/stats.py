@@ -56,7 +56,8 @@ class LayerStats:
     it for less, by rising cost; `price_layer` gives costs. Damage is measured on `ranked`: those of float32, which need
     not be on offer, or without any the candidates. `curve` is that damage, for the sensitivity "kl". `nats`, for a
     metric with curvature, is the predicted divergence from losing the whole layer (see calibrate.collect_curvatures).
-    `narrowed` are ways to read fewer neurons, in the type of `full`; the layers that feed it then make fewer.
+    `narrowed` are ways to read fewer neurons; the layers that feed it then make fewer, in the same type. `dense_errors`
+    are what the dense layer loses in each type.
     """
 
     layer: Layer
@@ -71,6 +72,7 @@ class LayerStats:
     full_error: float = 0.0
     ranked: tuple[Offer, ...] = ()
     narrowed: tuple[Offer, ...] = ()
+    dense_errors: Mapping[Precision, float] = field(default_factory=dict)
 
     @property
     def full_cost(self) -> int:
@@ -91,7 +93,7 @@ class LayerStats:
             return self.full_error
         known = [one.error for one in (*self.candidates, *self.narrowed) if one.stored == stored]
         if not known and stored.factors is not None and stored.factors.form == "width":
-            return self.full_error  # what it makes, it makes as before
+            return self.dense_errors.get(stored.weights, 0.0)  # what it makes, it makes as before
         if known or stored.factors is None:
             return known[0] if known else 0.0
         total = float(self.energy.sum())
@@ -133,11 +135,11 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
     exact, *others = price.list_types(layer.layer)
     full = Stored(weights=exact)
     ways = {one: error for weights in (exact, *others) for one, error in _round(layer, found, weights, price)}
-    ways |= {one: measure_error(layer, one) for one in (Stored(weights=weights) for weights in others)}
+    dense = {weights: measure_error(layer, Stored(weights=weights)) for weights in (exact, *others)}
+    ways |= {Stored(weights=weights): dense[weights] for weights in others}
     candidates = _price(layer.layer, ways, full, price)
     floats = {Stored(factors=one.factors): one.error for one in found}
-    full_error = measure_error(layer, full)
-    fewer = {Stored(factors=one.factors, weights=exact): one.error + full_error for one in narrowed}
+    fewer = {one: error for weights in (exact, *others) for one, error in _round(layer, narrowed, weights, price)}
     return LayerStats(
         layer=layer.layer,
         plain=np.asarray(measure_plain(layer.weight)),
@@ -148,7 +150,8 @@ def _gather(layer: Decomposition, choice: RankChoice, interference: float | None
         interference=interference,
         price_layer=price.price_layer,
         full=full,
-        full_error=full_error,
+        full_error=dense[exact],
+        dense_errors=dense,
         narrowed=_price(layer.layer, fewer, full, price),
     )
 

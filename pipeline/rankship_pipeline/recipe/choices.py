@@ -206,8 +206,8 @@ class FactoriseChoice:
         grams: whose activations: those of the sources on their own data, or of the merged model
         shrink: whether these weights count only as far as two halves of the calibration samples agree; in papers: false
         curvature: whether outputs are weighed by their effect on the predictions
-        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; one whose outputs
-            are added to what is carried past it makes up for that too
+        reconstruct: whether every layer is refitted to the outputs of the compressed layers before it; one whose
+            outputs are added to what is carried past it makes up for that too
     """
 
     whitening: Whitening = "swift"
@@ -273,12 +273,15 @@ class RefineChoice:
         steps: number of steps; only this limit gives the same bytes on every run
         augment: how inputs are augmented
         step_size: Adam's largest step size; the default suits convolutions, transformers need a fifth or less
+        rounding: of the types that a budget chose: "after" rounds the refined model by its data; "through" begins with
+            the rounded one and learns through the rounding
     """
 
     cpu_seconds: float | None = None
     steps: int | None = None
     augment: Augmentation = "none"
     step_size: float = 3e-3
+    rounding: Literal["after", "through"] = "after"
 
 
 @record

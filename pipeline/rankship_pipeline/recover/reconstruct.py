@@ -54,8 +54,8 @@ def reconstruct(
         if layer.name not in plan and not (weights and layer in looked):
             continue
         with profile.layer(layer.name):
-            refit = _Refit(analysis, student, layer, len(inputs[0]))
-            lack = pair.look(layer, refit.weight, refit.pick_sum(sums)) if layer in looked else None
+            refit = _Refit(analysis, student, layer, len(inputs[0]), sums)
+            lack = pair.look(layer, refit.weight, refit.sum_at) if layer in looked else None
             if layer.name in plan:
                 weights[layer.name] = refit.factor(plan[layer.name], lack)
                 tick()
@@ -72,10 +72,14 @@ def reconstruct(
 class _Refit:
     """One layer of the student, to be corrected by what its outputs lack."""
 
-    def __init__(self, analysis: Analysis, student: nn.Module, layer: Layer, samples: int) -> None:
+    def __init__(
+        self, analysis: Analysis, student: nn.Module, layer: Layer, samples: int, sums: Mapping[str, str]
+    ) -> None:
         self._known = analysis.layers[layer.name]
         self._taken = self._known.open_inputs()
         self._layer, self._samples = layer, samples
+        # The module that reads the layer's outputs in a sum; None too if they are known by a shorter side alone.
+        self.sum_at = None if self._taken.outer is not None else sums.get(layer.name)
         self._module = get_layer(student, layer.name)
 
     @property
@@ -83,17 +87,13 @@ class _Refit:
         """The dense weight, of the side that factors are made for."""
         return self._taken.weight
 
-    def pick_sum(self, sums: Mapping[str, str]) -> str | None:
-        """The module that reads the layer's outputs in a sum; None if only a part of the outputs' side is known."""
-        return None if self._taken.outer is not None else sums.get(self._layer.name)
-
     def factor(self, factors: Factors, lack: Lack | None) -> tuple[Tensor, ...]:
         """The operators' weights; uncorrected without a `lack`. What they compute is the student's weight from now."""
         if lack is None:
             weights = make_weights(self._known, factors)
         else:
             seen = self._see(lack)
-            target = self.weight + _find_correction(lack, seen)
+            target = self.weight + self._find_correction(lack, seen)
             metric = replace(self._taken.metric, gram=seen.gram if self._taken.metric.gram is not None else None)
             weights = make_weights(replace(self._taken, weight=target, metric=metric), factors)
         self._write(compose(self._layer, factors, weights), lack)
@@ -101,7 +101,21 @@ class _Refit:
 
     def correct(self, lack: Lack) -> None:
         """Correct a weight that stays dense."""
-        self._write(self.weight + _find_correction(lack, self._see(lack)), lack)
+        self._write(self.weight + self._find_correction(lack, self._see(lack)), lack)
+
+    def _find_correction(self, lack: Lack, seen: Metric) -> Tensor:
+        """M − W = (1 − λ)·DᵀX̂·(Ĝ + ridge)⁻¹, (rows, columns), with the shrunk Gram Ĝ of X̂ and its λ.
+
+        Where the samples say nothing, the outputs are taken to lack nothing, so that no correction is left at λ = 1.
+        What is carried past the layer may depend on its inputs by chance alone: there 1 − λ is what halves of the
+        samples bear out of each other's corrections.
+        """
+        assert seen.gram is not None  # noqa: S101 - made from lack.grams
+        if seen.evidence is None:
+            kept = 1.0
+        else:
+            kept = 1 - seen.evidence.intensity if self.sum_at is None else _find_trust(lack)
+        return _fit(kept * lack.cross.sum(0), 2 * seen.gram)  # of all samples, as the sums are
 
     def _see(self, lack: Lack) -> Metric:
         return make_metric(lack.grams, None, self._samples, shrunk=self._known.metric.evidence is not None)
@@ -117,16 +131,26 @@ class _Refit:
             bias += ((wanted + changed) / lack.positions).to(bias.dtype)
 
 
-def _find_correction(lack: Lack, seen: Metric) -> Tensor:
-    """M − W = (1 − λ)·DᵀX̂·(Ĝ + ridge)⁻¹, (rows, columns), with the shrunk Gram Ĝ of X̂ and its λ.
+def _fit(cross: Tensor, gram: Tensor) -> Tensor:
+    """DᵀX̂·(X̂ᵀX̂ + ridge)⁻¹, (rows, columns)."""
+    damped = gram + (RIDGE * gram.diagonal() + 1e-30).diag()
+    fitted: Tensor = torch.linalg.solve(damped, cross, left=False)
+    return fitted
 
-    Where the samples say nothing, the outputs are taken to lack nothing, so that no correction is left at λ = 1.
+
+def _find_trust(lack: Lack) -> float:
+    """The share, 0 to 1, of a correction by all samples that others would bear out.
+
+    One fitted to a half of the samples is too large for the other half by what its noise adds: the share that suits the
+    other half best is α = s / (s + v), of signal and noise, and for all samples, with half the noise, 2α / (1 + α).
     """
-    assert seen.gram is not None  # noqa: S101 - made from lack.grams
-    kept = 1.0 if seen.evidence is None else 1 - seen.evidence.intensity
-    damped = 2 * seen.gram + (2 * RIDGE * seen.gram.diagonal() + 1e-30).diag()  # of all samples, as the sums are
-    correction: Tensor = torch.linalg.solve(damped, kept * lack.cross, left=False)
-    return correction
+    gain = cost = 0.0
+    for made, unseen in ((0, 1), (1, 0)):
+        C = _fit(lack.cross[made], lack.grams[made])
+        gain += float((C * lack.cross[unseen]).sum())
+        cost += float(((C @ lack.grams[unseen]) * C).sum())
+    share = min(1.0, max(0.0, gain / cost)) if cost > 0 else 0.0
+    return 2 * share / (1 + share)
 
 
 @torch.inference_mode()

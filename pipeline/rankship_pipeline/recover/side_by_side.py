@@ -32,10 +32,13 @@ class _ReachedError(Exception):
 
 @dataclass
 class Lack:
-    """Sums over positions of a layer's inputs x̂ in the compressed model and of what its outputs lack, d; float64."""
+    """Sums over positions of a layer's inputs x̂ in the compressed model and of what its outputs lack, d; float64.
 
-    grams: Tensor  # X̂ᵀX̂ of the even and of the odd samples (2, columns, columns)
-    cross: Tensor  # DᵀX̂ (rows, columns)
+    Products are those of the even and of the odd samples.
+    """
+
+    grams: Tensor  # X̂ᵀX̂ (2, columns, columns)
+    cross: Tensor  # DᵀX̂ (2, rows, columns)
     read: Tensor  # of x̂ (columns,)
     lacked: Tensor  # of d (rows,)
     positions: int = 0
@@ -44,7 +47,7 @@ class Lack:
         """Add rows of x̂ (positions, columns) and of d (positions, rows)."""
         own, D = (one.to(find_dtype(own.shape[1])) for one in (own, D))
         self.grams[half] += own.T @ own
-        self.cross += D.T @ own
+        self.cross[half] += D.T @ own
         self.read += own.double().sum(0)
         self.lacked += D.double().sum(0)
         self.positions += len(own)
@@ -73,7 +76,7 @@ class SideBySide:
         rows, columns = weight.shape
         lack = Lack(
             torch.zeros(2, columns, columns, dtype=torch.float64),
-            torch.zeros(rows, columns, dtype=torch.float64),
+            torch.zeros(2, rows, columns, dtype=torch.float64),
             torch.zeros(columns, dtype=torch.float64),
             torch.zeros(rows, dtype=torch.float64),
         )

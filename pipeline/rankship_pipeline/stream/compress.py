@@ -1,14 +1,13 @@
-"""Compresses a decoder far larger than memory: calibrates, decomposes and writes one block at a time.
+"""Compresses a decoder far larger than memory: analyses, decomposes and writes one block at a time.
 
-Two passes over the checkpoint, with the rank allocation between them:
-
-    analyse_stream   each block's Grams, and its layers' factors up to the break-even rank, one file per block
+    analyse_stream   each block's Grams, and curvatures where asked (backwards.py; else forwards.py), and its layers'
+                     factors up to the break-even rank, one file per block
     allocate_stream  ranks for every layer from the spectra only (see ranks/plan.py)
-    write_stream     factors cut to the plan's ranks, and every other tensor unchanged, in shards with an index
+    write_stream     factors cut to the plan's ranks, and every other tensor unchanged, in shards (write.py)
 
-Memory is bounded by the largest block in float32 with its Grams of two halves of the samples and its factors, or by
-the embedding if that is larger. Hidden states of the calibration set are on disk, float32, the even samples before the
-odd ones. Only the blocks' linear layers are factored.
+Memory is bounded by the largest block in float32 with its Grams and curvatures of two halves of the samples and its
+factors, or by the embedding or head if that is larger. Hidden states of the calibration set are on disk, float32, the
+even samples before the odd ones. Only the blocks' linear layers are factored. job.py is the whole of it.
 """
 
 from collections.abc import Callable, Sequence

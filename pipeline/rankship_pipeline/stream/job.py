@@ -157,7 +157,12 @@ def _read_report(target: Path, key: str) -> StreamReport | None:
 def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> _Ready:
     """Run all checks that come before long work, and say what it will take."""
     refuse_unstreamed(job.ranks)
+    for text in filter(None, (job.text, job.test_text)):
+        if not text.is_file():
+            raise InputError(f"there is no text {text}", hint="give a UTF-8 text file: .txt or .jsonl")
     ensure_writable(target.absolute().parent, "--to")
+    if folder.parent != target.parent:
+        ensure_writable(folder, "--work")
     with steps.step("check the model, its text and this machine"):
         source = Source(name=job.model, huggingface=job.model)
         snapshot = find_snapshot(source, Path())
@@ -176,10 +181,9 @@ def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> 
         if how.scheduler is not None:
             with open_pool(how):
                 pass
-        ensure_writable(folder, "--work")
         needs = foresee_stream(decoder, layers, how, len(calibration), -(-len(test) // job.tokens), job.tokens)
         used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        doubt = refuse_lack(needs, folder, used)
+        doubt = refuse_lack(needs, folder if folder.exists() else target.absolute().parent, used)
     steps.note(
         f"{decoder.count} blocks, {dense:,} parameters, {calibration.numel():,} tokens to calibrate: about"
         f" {show_bytes(needs.memory_bytes)} of memory and {show_bytes(needs.disk_bytes)} of disk; stopped, the same"
@@ -207,7 +211,7 @@ def _take_windows(job: StreamJob, decoder: Decoder, tokenizer: Any) -> tuple[Ten
     wanted = job.samples if job.test_text is not None else job.samples + job.test_samples
     windows = pack_windows(read_tokens(job.text, tokenizer, wanted * job.tokens), job.tokens)
     if job.test_text is None:
-        calibrating = min(job.samples, max(1, len(windows) // 2))
+        calibrating = job.samples if len(windows) == wanted else min(job.samples, len(windows) // 2)
         chosen, rest = windows[:calibrating], windows[calibrating : calibrating + job.test_samples]
         test = rest.flatten()
     else:

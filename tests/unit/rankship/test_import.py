@@ -26,7 +26,7 @@ def test_every_name_that_is_offered_is_there(name: str) -> None:
 
 
 def test_a_function_keeps_its_name_once_its_module_is_loaded() -> None:
-    for name in ("compress", "merge", "export", "measure", "load", "run"):
+    for name in ("compress", "merge", "export", "measure", "load", "run", "stream"):
         assert inspect.isfunction(getattr(rs, name))
 
 
@@ -35,7 +35,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = rs.comprss
 
 
-@pytest.mark.parametrize("name", ["compress", "merge", "export", "measure", "load", "run"])
+@pytest.mark.parametrize("name", ["compress", "merge", "export", "measure", "load", "run", "stream"])
 def test_every_function_says_what_it_takes_raises_and_shows_an_example(name: str) -> None:
     function = getattr(rs, name)
     text = inspect.getdoc(function) or ""

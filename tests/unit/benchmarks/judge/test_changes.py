@@ -1,17 +1,20 @@
 """What is said to differ between two runs: only what does, the likeliest cause first."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from make.artifacts import COMPRESSED, DENSE, make_artifact
 from make.builds import make_build, make_plan
-from make.bundles import change_header, change_trials, make_header
+from make.bundles import change_header, change_trials, keep, make_header
 from make.trials import CALM, make_trial
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.judge.changes import explain_case, list_words
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import DECODE, ArtifactKey
 from rankship_pipeline.foundation.records import Factors, LayerRank, RankPlan
 from rankship_targets.trials.trial import DeviceState
 
@@ -136,3 +139,31 @@ def test_a_case_of_one_run_only_is_told() -> None:
     alone = replace(make_run(), header=make_header(make_build(make_artifact(DENSE))))
     assert "does not have this file" in explain_case(make_run(), alone, COMPRESSED, {}).finding
     assert change_trials(alone).trials
+
+
+def test_a_phase_of_a_file_that_generates_is_explained_by_its_file() -> None:
+    phase = replace(DENSE, part=DECODE)
+    why = explain_case(make_run(), make_run(changed=DENSE, recipe_sha256="s"), phase, {})
+    assert str(why.changes[0]) == "recipe: r → s"
+
+
+def test_compare_explains_a_worse_case_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(), make_run(changed=COMPRESSED, recipe_sha256="s")]
+    for name, run, factor in zip(("a", "b"), runs, (1.0, 1.1), strict=True):
+        noise = np.random.default_rng(len(name)).lognormal(0, 0.002, 16)
+        trials = [
+            make_trial(
+                one.key,
+                artifact_sha256=one.sha256,
+                round=number,
+                samples_ns=(round(1e6 * noise[number] * (factor if one.key == COMPRESSED else 1)),) * 3,
+            )
+            for number in range(16)
+            for one in run.header.build.artifacts
+        ]
+        keep(tmp_path / name, replace(run, trials=tuple(trials)))
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    printed = capsys.readouterr().out
+    assert "onnx compressed, time: worse" in printed
+    assert "recipe: r → s" in printed
+    assert "onnx dense, time" not in printed

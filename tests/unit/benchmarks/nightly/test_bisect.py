@@ -11,17 +11,22 @@ import pytest
 from make.artifacts import DENSE, describe_file, sign
 from make.builds import make_build
 from make.bundles import keep, make_header
+from make.devices import make_local
 from make.nights import make_device_night, make_night
 from make.onnx_files import WEIGHT, save_product
 from make.trials import make_trial
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
+from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.judge.compare import Outcome
 from rankship_benchmarks.nightly import bisect as bisecting
 from rankship_benchmarks.nightly import pair as pairs
 from rankship_benchmarks.nightly.bisect import Bisection, Kept, Look, bisect_files
 from rankship_benchmarks.nightly.records import CaseVerdict, write_night
 from rankship_pipeline.cli import main
+from rankship_pipeline.foundation.artifact_key import DECODE
+from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError
+from rankship_pipeline.foundation.store import Store
 from rankship_targets.client.detached import Ticket
 from rankship_targets.session import session as sessions
 from rankship_targets.trials.request import MeasureRequest
@@ -177,7 +182,9 @@ def test_files_that_take_the_same_time_today_blame_the_device(
 ) -> None:
     results, hashes = lab
     assert call(results, Pretended(dict.fromkeys(hashes, 1e6)), monkeypatch) == 0
-    assert "the step is not in the files" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the step is not in the files\n    no condition of the device on record differs" in printed
+    assert "package torch" not in printed
 
 
 def test_a_file_that_is_gone_and_a_case_that_is_unknown_are_refused(
@@ -189,3 +196,38 @@ def test_a_file_that_is_gone_and_a_case_that_is_unknown_are_refused(
     assert "night 4: dense onnx (model.onnx): the file is gone" in capsys.readouterr().err
     assert call(results, Pretended({}), monkeypatch, "--on", "pi5") == 2
     assert "it measured pi4: onnx dense" in capsys.readouterr().err
+
+
+def test_a_phase_of_a_file_that_generates_is_refused(
+    lab: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, _ = lab
+    key = replace(DENSE, part=DECODE)
+    one = make_device_night("pi4", None, (CaseVerdict(key=key, verdict="worse", reason=""),))
+    write_night(results, make_night(5, [one]))
+    assert main(["bisect", "1", "5", "--case", key.heading, "--results", str(results)]) == 2
+    assert "a phase of a file that generates" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pair_is_measured_in_turn_through_a_real_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "find_inputs", lambda *_: [tmp_path / "store/artifact-1/x.npy"])
+    monkeypatch.setattr(pairs, "LOOKS", (2,))
+    headers = []
+    for number in (1, 2):
+        model = save_product(tmp_path / f"store/artifact-{number}/model.onnx", WEIGHT * number)
+        sign(model)
+        headers.append(make_header(make_build(replace(describe_file(model), file=f"artifact-{number}/model.onnx"))))
+    suite = Suite(recipe="r", min_samples=20, min_duration_ms=1, max_warmup_ms=50)
+    device = make_local(tmp_path / "at-pi4", "pi4")
+    with sessions.open_session(device) as session:
+        bench = pairs.Bench(session, Store(tmp_path / "store"), tmp_path / "bisect", suite, Steps(quiet=True))
+        verdict = pairs.measure_pair(bench, (headers[0], headers[1]), ("1", "2"), DENSE)
+    assert verdict.verdict == "unknown"  # two rounds are too few, and say so
+    (folder,) = (tmp_path / "bisect").iterdir()
+    for side, header in zip(("before", "after"), headers, strict=True):
+        trials = open_bundle(folder / side).trials
+        assert [one.round for one in trials] == [0, 1]
+        assert {one.artifact_sha256 for one in trials} == {header.build.artifacts[0].sha256}
+        assert all(len(one.samples_ns) >= 20 for one in trials)
+    assert not list((tmp_path / "at-pi4").glob("lease*"))

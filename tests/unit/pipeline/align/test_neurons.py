@@ -23,7 +23,6 @@ def find_fed(net: nn.Module, inputs: Inputs, exclude: tuple[str, ...] = ()) -> d
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2"])
 def test_a_decoders_mlps_are_found_and_nothing_of_its_attention(name: str) -> None:
-    pytest.importorskip("transformers")
     net = ByPosition(make_decoder(name), ("input_ids",)).eval()
     fed = find_fed(net, (torch.randint(0, 50, (2, 12)),))
     mlps = [f"model.model.layers.{block}.mlp" for block in range(3)]

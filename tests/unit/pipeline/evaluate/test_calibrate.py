@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate import calibrate
-from rankship_pipeline.evaluate.calibrate import split
+from rankship_pipeline.evaluate.calibrate import fit_outputs, predict, split
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.models.layers import find_layers
 
@@ -147,3 +147,24 @@ def test_a_layer_called_by_keyword_is_seen() -> None:
 
     net, x = Named(), torch.randn(3, 2)
     assert_close_at_scale(collect_grams(net, (x,), find_layers(net))["fc"], (x.double().T @ x.double()) / 3)
+
+
+def test_batches_are_as_large_as_their_outputs_have_place_for() -> None:
+    """As of a language model, whose scores of a whole vocabulary are far larger than all else."""
+    outputs = {"logits": torch.zeros(2, 5, 4), "state": torch.zeros(2, 5)}  # 100 bytes a sample
+    assert [fit_outputs(outputs, 64, allowed) for allowed in (10_000, 640, 99)] == [64, 6, 1]
+
+
+def test_a_model_of_large_outputs_sees_few_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankship_pipeline.evaluate.calibrate.OUTPUT_BYTES", 100)
+    torch.manual_seed(0)
+    net, X = nn.Linear(3, 10).eval(), torch.randn(7, 3)
+    sizes: list[int] = []
+
+    def note(_module: nn.Module, x: tuple[Tensor], _y: Tensor) -> None:
+        sizes.append(len(x[0]))
+
+    net.register_forward_hook(note)
+    found = predict(net, (X,))["output"]
+    assert max(sizes) == 2
+    torch.testing.assert_close(found, net(X))

@@ -95,7 +95,7 @@ def test_neurons_in_order_compute_the_same(kind: type[nn.Module]) -> None:
     before = copy.deepcopy(net.state_dict())
     analysis = take_apart(net)
     torch.testing.assert_close(analysis.model(*X), net(*X))
-    assert not torch.equal(analysis.model.up.weight, net.up.weight)  # type: ignore[union-attr]
+    assert not torch.equal(get_layer(analysis.model, "up").weight, get_layer(net, "up").weight)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -108,7 +108,8 @@ def test_the_predicted_error_is_what_the_reader_then_loses(kind: type[nn.Module]
     assert [one.factors.input_rank for one in offers] == list(range(3, NEURONS, 3))
     assert [one.error for one in offers] == sorted((one.error for one in offers), reverse=True)
     bias = net.down.bias  # type: ignore[union-attr]
-    dense, small = [], []
+    dense: list[Tensor] = []
+    small: list[Tensor] = []
     for one in offers:
         narrowed = fill(analysis, narrow(net, one.factors.input_rank or 0))
         for some, model in ((dense, net), (small, narrowed)):
@@ -120,11 +121,13 @@ def test_the_predicted_error_is_what_the_reader_then_loses(kind: type[nn.Module]
 
 def test_neurons_that_repeat_others_or_do_nothing_come_last_and_cost_nothing() -> None:
     net = make_net(Gated)
+    gate, up = get_layer(net, "gate"), get_layer(net, "up")
+    assert isinstance(gate.bias, Tensor)
     with torch.no_grad():
-        for layer in (net.gate, net.up):  # type: ignore[union-attr]
-            layer.weight[3] = layer.weight[20]  # type: ignore[index,union-attr]
-        net.gate.bias[3] = net.gate.bias[20]  # type: ignore[union-attr,index]
-        net.up.weight[7] = 0  # type: ignore[union-attr,index]
+        for layer in (gate, up):
+            layer.weight[3] = layer.weight[20]
+        gate.bias[3] = gate.bias[20]
+        up.weight[7] = 0
     analysis = take_apart(net)
     dense, small = net(*X).detach(), fill(analysis, narrow(net, NEURONS - 2))(*X).detach()
     torch.testing.assert_close(small, dense, rtol=1e-2, atol=1e-2)

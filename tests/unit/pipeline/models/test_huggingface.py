@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -162,3 +163,16 @@ def test_code_that_comes_with_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m/own.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(InputError, match="no configuration that transformers knows by itself"):
         resolve_config(tmp_path / "m")
+
+
+def test_a_compressed_folder_says_how_to_export_it(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(folder / "first", copied)
+    record = {"plan": {"layers": [{"name": "a", "factors": None}]}, "family": "transformers"}
+    (copied / "rankship.json").write_text(json.dumps(record))
+    assert list_snapshot_files(copied)  # dense
+    record["plan"]["layers"][0]["factors"] = {"form": "svd", "rank": 3}  # type: ignore[index]
+    (copied / "rankship.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="holds a compressed model") as caught:
+        list_snapshot_files(copied)
+    assert "rankship.load" in str(caught.value.hint)

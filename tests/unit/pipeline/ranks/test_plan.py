@@ -88,3 +88,20 @@ class Tagger(nn.Module):
 @pytest.mark.parametrize(("net", "language"), [(Reader(), True), (Tagger(3), False), (Tagger(11), False)])
 def test_only_a_model_of_the_next_token_is_a_language_model(net: nn.Module, *, language: bool) -> None:
     assert is_language_model(net.eval(), (torch.randint(11, (6, 9)),)) is language
+
+
+def test_measures_on_no_more_samples_than_their_outputs_have_place_for(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankship_pipeline.ranks.plan._OUTPUT_BYTES", 4 * 4 * 5)  # five samples
+    seen = []
+
+    def note(_analysis: object, stats: object, inputs: tuple[Tensor], *_: object) -> object:
+        seen.append(len(inputs[0]))
+        return stats
+
+    monkeypatch.setattr("rankship_pipeline.ranks.plan.measure_curves", note)
+    total = count_parameters(analysis.model)
+    fixed = total - sum(one.layer.parameters for one in analysis.layers.values())
+    make_plan(analysis, RankChoice(step=1, sensitivity="kl", probes=16), fixed, int(0.8 * total), INPUTS, {})
+    assert seen == [5]

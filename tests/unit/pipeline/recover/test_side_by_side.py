@@ -27,7 +27,6 @@ RANK = 10
 
 def make_model(name: str) -> tuple[nn.Module, Inputs, Inputs]:
     """A decoder, tokens to calibrate on, and others."""
-    pytest.importorskip("transformers")
     net = ByPosition(make_decoder(name), ("input_ids",)).eval()
     tokens = torch.randint(0, 50, (96, 16), generator=torch.Generator().manual_seed(0))
     return net, (tokens[:64],), (tokens[64:],)
@@ -123,7 +122,7 @@ def test_running_on_gives_what_passes_from_the_beginning_give(monkeypatch: pytes
 
     def count(module: nn.Module, x: Tensor) -> Tensor:
         calls["dense"] += module is attention
-        found: Tensor = forward(module, x)  # type: ignore[arg-type]
+        found: Tensor = forward(module, x)
         return found
 
     monkeypatch.setattr(nn.Linear, "forward", count)
