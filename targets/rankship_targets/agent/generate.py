@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterator
 
 from .decoders import Decoder, open_decoder
-from .programs import find_program, refuse_tokens
+from .limits import read_limits
+from .programs import find_program, generate_with
 from .protocol import Event, Request
 from .runtimes import open_runtime
 from .system import OWN_STATUS, read_kilobytes
 from .timing import load_samples, load_timed
-from .tokens import fit_limits, read_limits, take_tokens
+from .tokens import fit_limits, take_tokens
 
 
 def generate(request: Request) -> Iterator[Event]:
     """Generate `new_tokens` tokens, fewer where one of `ends` comes, as the last, or where the context is full."""
     limits, program = read_limits(request), find_program(request["format"])
     if program is not None:
-        refuse_tokens(program)
+        yield from generate_with(program, request)
+        return
     _, reading = open_runtime(request["format"])
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
 

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+from .limits import read_limits
 from .protocol import Event, Fault, Request
 from .state import read_state
 from .system import SYSTEM
@@ -64,17 +65,16 @@ def measure_with(program: Program, request: Request) -> Iterator[Event]:
         yield event
 
 
-def refuse_tokens(program: Program) -> NoReturn:
-    """Raise Fault lacks_runtime: the program keeps no cache between inferences."""
-    raise Fault("lacks_runtime", f"{program.name}'s program does not run files that generate")
+def generate_with(program: Program, request: Request) -> Iterator[Event]:
+    """Continue a prompt with the program."""
+    options = ["--new-tokens", str(request["new_tokens"])]
+    yield from _follow(program, "generate", request, [*options, *(f"--end={token}" for token in request["ends"])])
 
 
 def _follow(program: Program, verb: str, request: Request, options: list[str]) -> Iterator[Event]:
     """Run the program and pass on its events; it exits by itself when nobody reads them any more."""
-    if request.get("generation"):
-        refuse_tokens(program)
-    threads = ["--threads", str(request["threads"])]
-    argv = [program.path, verb, *threads, *options, "--", request["artifact"], *request["inputs"]]
+    options = ["--threads", str(request["threads"]), *options, *_limit_tokens(request)]
+    argv = [program.path, verb, *options, "--", request["artifact"], *request["inputs"]]
     last, loaded = "", False
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         for line in process.stdout or ():
@@ -91,3 +91,11 @@ def _follow(program: Program, verb: str, request: Request, options: list[str]) -
         cause = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         kind = "failed" if loaded or verb == "infer" else "bad_artifact"
         raise Fault(kind, f"{program.path} {cause} and without a last event on {request['artifact']}")
+
+
+def _limit_tokens(request: Request) -> list[str]:
+    if not request.get("generation"):
+        return []
+    limits = read_limits(request)
+    phase = [] if request.get("phase") is None else ["--phase", str(request["phase"])]
+    return ["--prompt-tokens", str(limits.prompt), "--context", str(limits.context), *phase]

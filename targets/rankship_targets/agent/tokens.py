@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from .decoders import Decoder, open_decoder
+from .limits import Limits, read_limits
 from .protocol import Fault, Request
 from .runtimes import Arrays, Loaded, Loader
-
-
-class Limits(NamedTuple):
-    """The tokens that are given at once, and the most of a sequence."""
-
-    prompt: int
-    context: int
 
 
 class Singles:
@@ -35,14 +29,6 @@ def open_tokens(request: Request) -> Loader:
         return PHASES[phase](decoder, fit_limits(limits, decoder))
 
     return load
-
-
-def read_limits(request: Request) -> Limits:
-    """Read a request's limits; Fault bad_request if they are not whole numbers above 0."""
-    numbers = [request["generation"].get(name) for name in ("prompt_tokens", "context")]
-    if any(type(one) is not int or one < 1 for one in numbers):
-        raise Fault("bad_request", f"wrong in the request: generation {request['generation']}")
-    return Limits(*numbers)
 
 
 def fit_limits(limits: Limits, decoder: Decoder) -> Limits:

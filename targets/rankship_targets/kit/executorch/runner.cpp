@@ -4,7 +4,10 @@
 //   rankship-executorch load    [--threads N] MODEL
 //   rankship-executorch infer   [--threads N] [--etdump FILE] --output PREFIX MODEL INPUT.npy...
 //   rankship-executorch measure [--threads N] [--min-samples N] [--min-duration-ms N] [--max-warmup-ms N] MODEL INPUT.npy...
+//   rankship-executorch generate [--threads N] --context N --new-tokens N [--end TOKEN]... MODEL PROMPT.npy
 //
+// With --prompt-tokens N and --context N the model generates, and the one input holds token ids (samples, n): `infer`
+// writes the logits after the prompt and after each further token, `measure` times --phase prefill or decode.
 // Prints the events of Rankship's agent, one JSON object a line; the last is "done", or "error" with exit status 1.
 // `infer` runs every sample and writes PREFIX.0.npy, PREFIX.1.npy, …; `measure` times single inferences of the first.
 // Tracing costs time, so only `infer` writes an ETDump. The program exits when nobody reads its stdout any more.
@@ -17,7 +20,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -26,6 +28,10 @@
 #include <thread>
 #include <vector>
 
+#include "decoder.h"
+#include "events.h"
+#include "fault.h"
+#include "loop.h"
 #include "npy.h"
 
 #ifndef RANKSHIP_EXECUTORCH_VERSION
@@ -46,32 +52,17 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
-using executorch::runtime::Error;
 using executorch::runtime::EValue;
 
-// As in the agent's timing.py: a window of the warm-up ends when both are reached; the warm-up is steady by its last
-// windows' medians: how many, largest / smallest, first / last if they fall.
-constexpr size_t kWindowSamples = 3;
-constexpr int64_t kWindowNs = 20'000'000;
-constexpr size_t kSteadyWindows = 3;
-constexpr double kSteadySpread = 1.05;
-constexpr double kSteadyTrend = 1.02;
-constexpr int64_t kNsPerMs = 1'000'000;
 constexpr int kFailed = 1, kWrongUse = 2, kUnheard = 3;
-
-// A kind (bad_artifact, bad_input, failed) and a message, as in the agent's own faults.
-struct Fault {
-  const char* kind;
-  std::string message;
-};
 
 struct Options {
   unsigned threads = 1;
-  size_t min_samples = 30;
-  int64_t min_duration_ms = 1000;
-  int64_t max_warmup_ms = 10'000;
-  std::string output, etdump, model;
+  Limits loop;
+  size_t prompt_tokens = 0, context = 0, new_tokens = 0;  // a context of 0: the model does not generate
+  std::string output, etdump, phase, model;
   std::vector<std::string> inputs;
+  std::vector<int64_t> ends;
 };
 
 struct Type {
@@ -83,52 +74,6 @@ constexpr Type kTypes[] = {
     {"<i4", ScalarType::Int},   {"<i2", ScalarType::Short},  {"|i1", ScalarType::Char}, {"|u1", ScalarType::Byte},
     {"|b1", ScalarType::Bool},
 };
-
-int64_t read_clock() {
-  using namespace std::chrono;
-  return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
-}
-
-std::string quote(const std::string& text) {
-  std::string quoted = "\"";
-  for (const unsigned char c : text) {
-    if (c == '"' || c == '\\') {
-      quoted += '\\';
-      quoted += static_cast<char>(c);
-    } else if (c < 0x20) {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\u%04x", c);
-      quoted += escape;
-    } else {
-      quoted += static_cast<char>(c);
-    }
-  }
-  return quoted + '"';
-}
-
-void say(const std::string& event, const std::string& rest = "") {
-  std::printf("{\"event\": \"%s\"%s}\n", event.c_str(), rest.c_str());
-  std::fflush(stdout);
-}
-
-std::string list(const std::vector<int64_t>& numbers) {
-  std::string text;
-  for (const int64_t number : numbers) text += (text.empty() ? "" : ", ") + std::to_string(number);
-  return "[" + text + "]";
-}
-
-// A line "name:  123 kB" of the process's own status, in bytes; null if there is none.
-std::string read_status_bytes(const std::string& name) {
-  std::ifstream stream("/proc/self/status");
-  for (std::string line; std::getline(stream, line);)
-    if (line.compare(0, name.size() + 1, name + ":") == 0)
-      return std::to_string(std::strtoll(line.c_str() + name.size() + 1, nullptr, 10) * 1024);
-  return "null";
-}
-
-void check(const char* kind, const std::string& what, Error error) {
-  if (error != Error::Ok) throw Fault{kind, what + ": " + executorch::runtime::to_string(error)};
-}
 
 // Loads the program and sets up its delegates, so that the first inference does not.
 std::unique_ptr<Module> load(const Options& options, std::unique_ptr<executorch::etdump::ETDumpGen> tracer = nullptr) {
@@ -208,14 +153,60 @@ void stack(std::vector<npy::Array>& stacked, const std::vector<EValue>& outputs)
   }
 }
 
+// The one input's sequences of tokens; at least `least` of them in each, and no more than the context has room for.
+std::vector<std::vector<int64_t>> read_tokens(const Decoder& decoder, const Options& options, size_t least) {
+  try {
+    if (options.inputs.size() != 1) throw std::runtime_error("a decoder takes one input, its tokens");
+    const npy::Array array = npy::read(options.inputs[0]);
+    if (array.descr != "<i8" || array.shape.size() != 2 || array.shape[0] == 0)
+      throw std::runtime_error("a decoder takes sequences of int64 tokens, given: " + array.descr);
+    const size_t length = static_cast<size_t>(array.shape[1]);
+    if (length < least)
+      throw std::runtime_error(std::to_string(length) + " tokens, expected " + std::to_string(least) + " or more");
+    if (length > decoder.context()) throw decoder.refuse(length);
+    const int64_t* data = reinterpret_cast<const int64_t*>(array.data.data());
+    std::vector<std::vector<int64_t>> samples;
+    for (int32_t row = 0; row < array.shape[0]; ++row) samples.emplace_back(data + row * length, data + (row + 1) * length);
+    return samples;
+  } catch (const std::exception& failure) {
+    throw Fault{"bad_input", failure.what()};
+  }
+}
+
+// The logits of every sequence after its prompt and after each further token, (samples, n - P + 1, vocabulary).
+npy::Array follow(Module& module, const Options& options) {
+  Decoder decoder(module, options.context);
+  npy::Array stacked;
+  stacked.descr = "<f4";
+  for (auto& tokens : read_tokens(decoder, options, options.prompt_tokens)) {
+    decoder.rewind(0);
+    int32_t rows = 0, vocabulary = 0;
+    for (size_t place = 0; place < tokens.size(); ++rows) {
+      const size_t count = place == 0 ? options.prompt_tokens : 1;
+      const std::vector<float> logits = read_logits(decoder.step(tokens.data() + place, count));
+      const char* data = reinterpret_cast<const char*>(logits.data());
+      stacked.data.insert(stacked.data.end(), data, data + logits.size() * sizeof(float));
+      vocabulary = static_cast<int32_t>(logits.size());
+      place += count;
+    }
+    stacked.shape = {stacked.shape.empty() ? 1 : stacked.shape[0] + 1, rows, vocabulary};
+  }
+  return stacked;
+}
+
 void infer(const Options& options) {
   auto tracer = options.etdump.empty() ? nullptr : std::make_unique<executorch::etdump::ETDumpGen>();
   executorch::etdump::ETDumpGen* trace = tracer.get();  // the module owns it
   say("opened", ", \"rss_bytes\": " + read_status_bytes("VmRSS"));
   auto module = load(options, std::move(tracer));
-  std::vector<npy::Array> arrays = read_inputs(*module, options.inputs), stacked;
-  for (size_t row = 0; row < static_cast<size_t>(arrays[0].shape[0]); ++row)
-    stack(stacked, run(*module, prepare(arrays, row)));
+  std::vector<npy::Array> stacked;
+  if (options.context > 0) {
+    stacked.push_back(follow(*module, options));
+  } else {
+    std::vector<npy::Array> arrays = read_inputs(*module, options.inputs);
+    for (size_t row = 0; row < static_cast<size_t>(arrays[0].shape[0]); ++row)
+      stack(stacked, run(*module, prepare(arrays, row)));
+  }
   for (size_t position = 0; position < stacked.size(); ++position)
     npy::write(options.output + "." + std::to_string(position) + ".npy", stacked[position]);
   if (trace != nullptr) {
@@ -229,67 +220,64 @@ void infer(const Options& options) {
   say("done", ", \"outputs\": " + std::to_string(stacked.size()));
 }
 
-std::vector<int64_t> time_inferences(Module& module, const Feed& feed, size_t min_samples,
-                                     int64_t min_duration_ns) {
-  std::vector<int64_t> taken;
-  const int64_t end = read_clock() + min_duration_ns;
-  while (true) {
-    const int64_t before = read_clock();
-    auto outputs = module.forward(feed.values);
-    const int64_t after = read_clock();
-    check("failed", "forward", outputs.error());
-    taken.push_back(after - before);
-    if (after >= end && taken.size() >= min_samples) return taken;
-  }
-}
-
-double find_median(std::vector<int64_t> numbers) {
-  std::sort(numbers.begin(), numbers.end());
-  const size_t middle = numbers.size() / 2;
-  const double upper = static_cast<double>(numbers[middle]);
-  return numbers.size() % 2 ? upper : (upper + static_cast<double>(numbers[middle - 1])) / 2;
-}
-
-// Whether the last windows' medians are close together and not still falling.
-bool is_steady(const std::vector<double>& medians) {
-  if (medians.size() < kSteadyWindows) return false;
-  const auto first = medians.end() - kSteadyWindows, last = medians.end() - 1;
-  const bool falling = std::is_sorted(medians.rbegin(), medians.rbegin() + kSteadyWindows) && *first > *last * kSteadyTrend;
-  const auto [smallest, largest] = std::minmax_element(first, medians.end());
-  return *largest <= *smallest * kSteadySpread && !falling;
-}
-
-void measure(const Options& options) {
+// Says that the program is open, loads it and says how long that took.
+std::unique_ptr<Module> load_timed(const Options& options) {
   say("opened", ", \"rss_bytes\": " + read_status_bytes("VmRSS"));
   const int64_t started = read_clock();
   auto module = load(options);
   say("loaded", ", \"load_ns\": " + std::to_string(read_clock() - started));
+  return module;
+}
+
+void measure_phase(Module& module, const Options& options) {
+  Decoder decoder(module, options.context);
+  const size_t prompt = options.prompt_tokens, more = options.phase == "decode";
+  std::vector<int64_t> tokens = read_tokens(decoder, options, prompt + more)[0];
+  size_t held = 0;
+  if (options.phase == "prefill") {
+    measure_loop(options.loop, [&] { decoder.rewind(0); }, [&] { return decoder.step(tokens.data(), prompt); });
+    return;
+  }
+  read_logits(decoder.step(tokens.data(), prompt));
+  held = prompt;
+  const auto make_ready = [&] {
+    if (held < tokens.size()) return;
+    decoder.rewind(prompt);
+    held = prompt;
+  };
+  measure_loop(options.loop, make_ready, [&] { return decoder.step(tokens.data() + held++, 1); });
+}
+
+void measure(const Options& options) {
+  auto module = load_timed(options);
+  if (options.context > 0) return measure_phase(*module, options);
   std::vector<npy::Array> arrays = read_inputs(*module, options.inputs);
   const Feed feed = prepare(arrays, 0);
-  std::vector<int64_t> warmup;
-  std::vector<double> medians;
-  const int64_t end = read_clock() + options.max_warmup_ms * kNsPerMs;
-  do {
-    const auto window = time_inferences(*module, feed, kWindowSamples, kWindowNs);
-    warmup.insert(warmup.end(), window.begin(), window.end());
-    medians.push_back(find_median(window));
-  } while (!is_steady(medians) && read_clock() < end);
-  const std::string peak = read_status_bytes("VmHWM");  // more work in between would cool the caches
-  const int64_t loop_start = read_clock();  // steady_clock is the monotonic clock, by which meters are read
-  const auto taken = time_inferences(*module, feed, options.min_samples, options.min_duration_ms * kNsPerMs);
-  const int64_t loop_end = read_clock();
-  say("warmed", ", \"ns\": " + list(warmup) + ", \"steady\": " + (is_steady(medians) ? "true" : "false") +
-                    ", \"peak_rss_bytes\": " + peak);
-  say("samples", ", \"ns\": " + list(taken) + ", \"start_ns\": " + std::to_string(loop_start) +
-                     ", \"end_ns\": " + std::to_string(loop_end));
+  measure_loop(options.loop, [] {}, [&] { return module->forward(feed.values); });
+}
+
+// The likeliest token after the prompt, then after that one, and so on, until an end or a full context.
+void generate(const Options& options) {
+  auto module = load_timed(options);
+  Decoder decoder(*module, options.context);
+  std::vector<int64_t> given = read_tokens(decoder, options, 1)[0], tokens, taken;
+  const size_t most = std::min(options.new_tokens, decoder.context() - given.size() + 1);  // the last is not given back
+  while (tokens.size() < most) {
+    const int64_t before = read_clock();
+    const std::vector<float> logits = read_logits(decoder.step(given.data(), given.size()));
+    tokens.push_back(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    taken.push_back(read_clock() - before);
+    if (std::find(options.ends.begin(), options.ends.end(), tokens.back()) != options.ends.end()) break;
+    given = {tokens.back()};
+  }
+  const std::vector<int64_t> others(taken.begin() + 1, taken.end());
+  say("generated", ", \"tokens\": " + list(tokens) + ", \"first_ns\": " + std::to_string(taken[0]) + ", \"ns\": " +
+                       list(others) + ", \"peak_rss_bytes\": " + read_status_bytes("VmHWM"));
   say("done");
 }
 
 void load_only(const Options& options) {
-  say("opened", ", \"rss_bytes\": " + read_status_bytes("VmRSS"));
-  const int64_t started = read_clock();
-  load(options);
-  say("loaded", ", \"load_ns\": " + std::to_string(read_clock() - started));
+  load_timed(options);
   say("done");
 }
 
@@ -298,7 +286,7 @@ void print_version(const Options&) {
 }
 
 [[noreturn]] void refuse(const std::string& why) {
-  std::fprintf(stderr, "rankship-executorch: %s; usage: version | load | infer | measure [OPTIONS] MODEL INPUT.npy...\n",
+  std::fprintf(stderr, "rankship-executorch: %s; usage: version | load | infer | measure | generate [OPTIONS] MODEL INPUT...\n",
                why.c_str());
   std::exit(kWrongUse);
 }
@@ -316,15 +304,23 @@ Options parse(int argc, char** argv) {
       {"threads", required_argument, nullptr, 't'},         {"min-samples", required_argument, nullptr, 's'},
       {"min-duration-ms", required_argument, nullptr, 'd'}, {"max-warmup-ms", required_argument, nullptr, 'w'},
       {"output", required_argument, nullptr, 'o'},          {"etdump", required_argument, nullptr, 'e'},
+      {"prompt-tokens", required_argument, nullptr, 'p'},   {"context", required_argument, nullptr, 'c'},
+      {"new-tokens", required_argument, nullptr, 'n'},      {"end", required_argument, nullptr, 'x'},
+      {"phase", required_argument, nullptr, 'a'},
       {nullptr, 0, nullptr, 0}};
   Options options;
   for (int found; (found = getopt_long(argc, argv, "+", known, nullptr)) != -1;) {
     if (found == 't') options.threads = static_cast<unsigned>(parse_number(optarg, 1));
-    else if (found == 's') options.min_samples = static_cast<size_t>(parse_number(optarg, 1));
-    else if (found == 'd') options.min_duration_ms = parse_number(optarg, 0);
-    else if (found == 'w') options.max_warmup_ms = parse_number(optarg, 0);
+    else if (found == 's') options.loop.min_samples = static_cast<size_t>(parse_number(optarg, 1));
+    else if (found == 'd') options.loop.min_duration_ms = parse_number(optarg, 0);
+    else if (found == 'w') options.loop.max_warmup_ms = parse_number(optarg, 0);
     else if (found == 'o') options.output = optarg;
     else if (found == 'e') options.etdump = optarg;
+    else if (found == 'p') options.prompt_tokens = static_cast<size_t>(parse_number(optarg, 1));
+    else if (found == 'c') options.context = static_cast<size_t>(parse_number(optarg, 1));
+    else if (found == 'n') options.new_tokens = static_cast<size_t>(parse_number(optarg, 1));
+    else if (found == 'x') options.ends.push_back(parse_number(optarg, 0));
+    else if (found == 'a') options.phase = optarg;
     else refuse("an option was not understood");
   }
   if (optind < argc) options.model = argv[optind++];
@@ -342,13 +338,21 @@ void end_when_unheard() {
 
 int main(int argc, char** argv) {
   const std::map<std::string, void (*)(const Options&)> commands = {
-      {"version", print_version}, {"load", load_only}, {"infer", infer}, {"measure", measure}};
+      {"version", print_version}, {"load", load_only}, {"infer", infer}, {"measure", measure},
+      {"generate", generate}};
   const auto command = argc > 1 ? commands.find(argv[1]) : commands.end();
   if (command == commands.end()) refuse("no command");
   const Options options = parse(argc - 1, argv + 1);
   if (options.model.empty() != (command->first == "version")) refuse("every command but version needs a MODEL");
   if (options.output.empty() == (command->first == "infer")) refuse("infer needs --output, no other command takes it");
   if (!options.etdump.empty() && command->first != "infer") refuse("only infer takes --etdump");
+  const bool generates = command->first == "generate";
+  if (generates != (options.new_tokens > 0)) refuse("generate needs --new-tokens, no other command takes it");
+  if ((options.prompt_tokens > 0) != (options.context > 0)) refuse("--prompt-tokens and --context go together");
+  if (generates && options.context == 0) refuse("generate needs --context");
+  const bool phased = command->first == "measure" && options.context > 0;
+  if (phased != (options.phase == "prefill" || options.phase == "decode"))
+    refuse("measure of a model that generates needs --phase prefill or decode, no other command takes it");
   std::thread(end_when_unheard).detach();
   int status = 0;
   try {

@@ -52,6 +52,25 @@ def test_a_measurement_has_the_same_events_in_the_same_order_as_one_in_process(t
     assert words[3:] == [*limits, "--", "/m odel.pte", "/x.npy"]
 
 
+def test_a_file_that_generates_is_run_within_its_limits(tmp_path: Path) -> None:
+    program = write_program(
+        tmp_path, """printf '%s\\n' "$@" > "${0%/*}/argv"; echo '{"event": "done", "outputs": 1}'\n"""
+    )
+    limits = {"generation": {"prompt_tokens": 4, "context": 9}}
+    told = ["--prompt-tokens", "4", "--context", "9"]
+
+    def read_options() -> list[str]:
+        words = (tmp_path / "argv").read_text().splitlines()
+        return words[words.index("3") + 1 : words.index("--")]  # after --threads 3
+
+    call("infer", program, output="/o", **limits)
+    assert read_options() == ["--output", "/o", *told]
+    call("measure", program, **limits, **LIMITS, phase="decode")
+    assert read_options()[-6:] == [*told, "--phase", "decode"]
+    call("generate", program, **limits, new_tokens=5, ends=[1, 2])
+    assert read_options() == ["--new-tokens", "5", "--end=1", "--end=2", *told]
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from make.agents import ask_infer, ask_measure, call_agent, find_event
 from make.token_files import CONTEXT, PROMPT, TOKENS, compute_logits, continue_greedily, save_decoder
-from rankship_targets.agent import tokens
+from rankship_targets.agent import limits, tokens
 from rankship_targets.agent.protocol import Fault
 
 LIMITS = {"prompt_tokens": PROMPT, "context": CONTEXT}
@@ -55,7 +55,7 @@ def test_a_phase_is_measured_like_any_inference(model: Path, phase: str) -> None
 
 def test_a_timed_prefill_begins_with_an_empty_cache_each_time() -> None:
     decoder = Recorder()
-    run = tokens.prefill(decoder, tokens.Limits(2, 6))
+    run = tokens.prefill(decoder, limits.Limits(2, 6))
     feed = run.prepare([np.array([[7, 8, 9]])])
     for _ in range(2):
         run.make_ready(feed)
@@ -65,7 +65,7 @@ def test_a_timed_prefill_begins_with_an_empty_cache_each_time() -> None:
 
 def test_a_timed_token_comes_after_the_prompt_and_rewinding_is_not_timed() -> None:
     decoder = Recorder()
-    run = tokens.decode(decoder, tokens.Limits(2, 6))
+    run = tokens.decode(decoder, limits.Limits(2, 6))
     feed = run.prepare([np.array([[5, 6, 7, 8]])])
     assert decoder.asked == [0, [5, 6]]
     for token in (7, 8, 7):
@@ -79,8 +79,8 @@ def test_a_timed_token_comes_after_the_prompt_and_rewinding_is_not_timed() -> No
 
 
 def test_the_shorter_of_the_files_context_and_the_requests_holds() -> None:
-    assert tokens.fit_limits(tokens.Limits(2, 9), Recorder()).context == 6
-    assert tokens.fit_limits(tokens.Limits(2, 4), Recorder()).context == 4
+    assert tokens.fit_limits(limits.Limits(2, 9), Recorder()).context == 6
+    assert tokens.fit_limits(limits.Limits(2, 4), Recorder()).context == 4
 
 
 @pytest.mark.parametrize(

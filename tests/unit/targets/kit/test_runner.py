@@ -5,8 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 from make.agents import call_agent
 from rankship_pipeline.foundation.errors import AgentMismatch
 from rankship_targets.client.etdump import read_etdump
-from rankship_targets.kit.compile import LIBRARIES, PROGRAM, build_runner, pack_runner
+from rankship_targets.kit.compile import pack_runner
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,21 +37,6 @@ torch.manual_seed(0)
 graph = torch.export.export(Model().eval(), (torch.zeros(1, 3, 16, 16), torch.zeros(1, 2, dtype=torch.int64)))
 executorch.export_graph(graph, pathlib.Path(sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build from the installed package's files, packed as the wheel that they came in."""
-    folder = tmp_path_factory.mktemp("runner")
-    package = distribution("executorch")
-    wheel = folder / f"executorch-{package.version}-cp311-cp311-any.whl"
-    kept = ("executorch/include/", *(f"executorch/lib/lib{name}.so" for name in LIBRARIES))
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for file in package.files or ():
-            if str(file).startswith(kept):
-                archive.write(str(file.locate()), str(file))
-    build_runner(wheel, "x86_64", folder / "built")
-    return folder / "built" / PROGRAM
 
 
 @pytest.fixture(scope="module")
