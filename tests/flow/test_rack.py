@@ -15,6 +15,7 @@ BOARD = '[{name}]\ntransport = "local"\npython = "{python}"\nworkdir = "{folder}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Dask's
 def test_a_bench_and_a_night_on_the_boards_of_two_hosts(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

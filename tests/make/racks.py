@@ -124,7 +124,7 @@ class Running:
         keys = ["--keys", str(self.keys)] if self.keys else []
         words = [sys.executable, "-m", "rankship_pipeline.cli", "scheduler", self.way.address, *keys]
         self._start("scheduler", [*inside, *words])
-        wait_until(lambda: "scheduler at" in self.read_log("scheduler"), 120)
+        wait_until(lambda: "scheduler at" in self.read_log("scheduler"), 300)
 
     def start_host(self, name: str, devices: Sequence[str], *inside: str) -> None:
         """Start a host with pretended devices, and wait until all are offered."""
@@ -133,7 +133,7 @@ class Running:
         words = [sys.executable, "-c", PROGRAM, str(TESTS), self.way.address, keys, str(spool), ",".join(devices)]
         before = self.read_log(name).count(": offered to")
         self._start(name, [*inside, *words])
-        wait_until(lambda: self.read_log(name).count(": offered to") - before >= len(devices), 120)
+        wait_until(lambda: self.read_log(name).count(": offered to") - before >= len(devices), 300)
 
     def start_worker(self, name: str, inventory: Path, devices: Sequence[str]) -> None:
         """Start a host with the devices of an inventory, as a user of its own, and wait until all are offered."""
@@ -151,7 +151,7 @@ class Running:
             *keys,
         ]
         self._start(name, ["env", f"XDG_CONFIG_HOME={spool}/config", f"XDG_STATE_HOME={spool}/state", *words])
-        wait_until(lambda: self.read_log(name).count(": offered to") >= len(devices), 120)
+        wait_until(lambda: self.read_log(name).count(": offered to") >= len(devices), 300)
 
     def start_home(self, device: str) -> subprocess.Popen[bytes]:
         """Start a process that measures `plan_run(folder)` on a device."""
@@ -163,7 +163,7 @@ class Running:
         """End a program by its process id."""
         process = self.processes.pop(name)
         process.send_signal(number)
-        process.wait(60)
+        process.wait(300)
 
     def hold(self, host: str, *, on: bool) -> None:
         """Let a host's devices hold their trials, or go on."""

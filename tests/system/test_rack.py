@@ -23,7 +23,11 @@ from rankship_benchmarks.rack.keys import find_way, make_keys
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import InputError, RankshipError, TargetError, Unreachable
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # of sockets that Dask leaves to the garbage collector when a connection ends
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 LOOK_S = 0.3
 
 
@@ -48,10 +52,10 @@ def measure_meanwhile(rack: Running, device: str, meanwhile: Callable[[], None],
 
         thread = threading.Thread(target=measure)
         thread.start()
-        wait_until(rack.count_measured)
+        wait_until(rack.count_measured, 300)
         meanwhile()
         rack.hold("one", on=False)
-        thread.join(120)
+        thread.join(300)
     run = ended["run"]
     if isinstance(run, RankshipError):
         raise run
@@ -85,7 +89,7 @@ def test_a_host_that_is_asked_to_end_finishes_its_trial_and_goes_on_later(rack: 
         rack.processes["one"].send_signal(signal.SIGTERM)
         wait_until(lambda: "no more errands" in rack.read_log("one"))
         rack.hold("one", on=False)
-        rack.processes.pop("one").wait(60)
+        rack.processes.pop("one").wait(300)
         rack.hold("one", on=True)
         rack.start_host("one", ["a"])
 
@@ -98,7 +102,7 @@ def test_a_scheduler_that_is_killed_and_started_again_is_found_again(rack: Runni
     def restart() -> None:
         rack.end("scheduler")
         rack.start_scheduler()
-        wait_until(lambda: rack.read_log("one").count(": offered to") == 2, 120)
+        wait_until(lambda: rack.read_log("one").count(": offered to") == 2, 300)
 
     check_whole(rack, measure_meanwhile(rack, "a", restart), "a")
 
@@ -115,9 +119,9 @@ def test_a_lost_hosts_job_goes_to_the_twin_that_is_named_as_one(rack: Running) -
 
         thread = threading.Thread(target=lambda: ended.update(run_fleet(read_jobs("a/b"), work, pauses_s=())))
         thread.start()
-        wait_until(rack.count_measured)
+        wait_until(rack.count_measured, 300)
         rack.end("one")
-        thread.join(120)
+        thread.join(300)
     outcome, run = ended["a"].outcome, ended["a"].result
     assert outcome.device == "b"
     assert "a: Unreachable: no host of the rack offers a" in outcome.losses
@@ -132,11 +136,11 @@ def test_a_home_that_is_killed_finds_its_errand_again(rack: Running) -> None:
     plan_run(rack.folder)
     rack.hold("one", on=True)
     home = rack.start_home("a")
-    wait_until(rack.count_measured)
+    wait_until(rack.count_measured, 300)
     home.kill()
     home.wait()
     rack.hold("one", on=False)
-    assert rack.start_home("a").wait(120) == 0
+    assert rack.start_home("a").wait(300) == 0
     (run,) = (rack.folder / "results").glob("[!.]*")
     check_whole(rack, run, "a")
 
@@ -146,7 +150,7 @@ def test_an_errand_whose_home_is_gone_makes_room_for_another(rack: Running) -> N
     plan_run(rack.folder)
     rack.hold("one", on=True)
     home = rack.start_home("a")
-    wait_until(rack.count_measured)
+    wait_until(rack.count_measured, 300)
     home.kill()
     home.wait()
     other = plan_run(rack.folder, recipe="other")
@@ -156,11 +160,10 @@ def test_an_errand_whose_home_is_gone_makes_room_for_another(rack: Running) -> N
         thread.start()
         wait_until(lambda: "nobody asks for its errand" in rack.read_log("one"))
         rack.hold("one", on=False)
-        thread.join(120)
+        thread.join(300)
     assert open_bundle(ended[0]).finished
     assert rack.count_measured() == {"a r 0": 1} | {f"a other {number}": 1 for number in range(3)}
-    rack.hold("one", on=False)
-    assert rack.start_home("a").wait(120) == 0
+    assert rack.start_home("a").wait(300) == 0
     assert rack.count_measured() == {f"a {recipe} {number}": 1 for recipe in ("r", "other") for number in range(3)}
 
 
@@ -242,8 +245,8 @@ def test_two_hundred_devices_do_every_job_of_a_thousand_once(rack: Running) -> N
 def test_a_host_whose_network_is_cut_goes_on_and_nothing_is_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TCP", "CONNECT"):  # half a minute, in both of Dask's ends, would make this test a long one
-        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name}", "4s")
+    for name in ("TCP", "CONNECT"):  # instead of half a minute; Dask takes nothing under eleven seconds
+        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name}", "12s")
     with Wire() as wire, running(tmp_path) as rack:
         rack.address = wire.near
         rack.start_scheduler()
@@ -251,12 +254,12 @@ def test_a_host_whose_network_is_cut_goes_on_and_nothing_is_doubled(
 
         def cut() -> None:
             wire.cut()
-            wait_until(lambda: "no longer offered" in rack.read_log("one"), 120)
+            wait_until(lambda: "no longer offered" in rack.read_log("one"), 300)
             rack.hold("one", on=False)  # it measures on meanwhile
-            wait_until(lambda: rack.count_measured().total() == 3, 120)
+            wait_until(lambda: rack.count_measured().total() == 3, 300)
             rack.hold("one", on=True)
             wire.mend()
-            wait_until(lambda: rack.read_log("one").count(": offered to") == 2, 120)
+            wait_until(lambda: rack.read_log("one").count(": offered to") == 2, 300)
 
         check_whole(rack, measure_meanwhile(rack, "a", cut, patience_s=120.0), "a")
 

@@ -3,6 +3,7 @@
 An OSError here is one of the way to a host; a host's own becomes a TargetError.
 """
 
+import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +16,15 @@ HOSTS: dict[str, Host] = {}  # by the names of the devices that this process off
 
 
 CALLS = 16  # that a device's worker takes at once: one of the sender that is served, others of those that wait
+
+
+def silence_dask() -> None:
+    """Silence Dask's loggers, whose levels it sets as it is imported: both ends report what happens themselves."""
+    import distributed  # noqa: F401 - see above
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def name_resource(device: str) -> str:

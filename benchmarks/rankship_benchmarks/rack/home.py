@@ -5,7 +5,6 @@ same device, whose host goes on with it, or has it done. Only the sender writes 
 """
 
 import asyncio
-import logging
 import secrets
 import threading
 import time
@@ -39,7 +38,7 @@ PATIENCE_S = (
     150.0  # for a host or a scheduler that was there: a network cut for a minute is found after half of one more
 )
 _CHECK_PATIENCE_S = 15.0
-_LOOK_S = 5.0
+_LOOK_S = 15.0  # longer than a call stays (host.WAIT_S): who waits for long looks whether the device is there
 _PAUSE_S = 1.0
 _BEGINNINGS = 5  # of an errand whose host was started anew meanwhile
 _DEATHS = 3  # of a host's process over one call
@@ -119,7 +118,7 @@ class Rack:
             if self._client is not None and self._client.status == "running":
                 return self._client
             self.close()
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we report what happens
+            calls.silence_dask()
             start: Any = distributed.Client
             client = start(self._way.address, timeout=10, set_as_default=False, security=self._way.secure())
             allowed = client.run_on_scheduler(calls.read_allowed_failures)

@@ -7,13 +7,12 @@ by a resource, and repeated by their sender alone. Dask's pages over HTTP stay o
 """
 
 import asyncio
-import logging
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from rankship_benchmarks.rack.calls import CALLS, HOSTS, name_resource
+from rankship_benchmarks.rack.calls import CALLS, HOSTS, name_resource, silence_dask
 from rankship_benchmarks.rack.host import Host
 from rankship_benchmarks.rack.keys import Way
 from rankship_pipeline.foundation.errors import InputError
@@ -42,7 +41,7 @@ def serve_devices(way: Way, host: Host, folder: Path, on_news: News) -> None:
 def _run(service: Coroutine[Any, Any, None]) -> None:
     import dask
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we report what happens
+    silence_dask()
     with dask.config.set(
         {
             "distributed.scheduler.allowed-failures": 0,

@@ -10,6 +10,7 @@ from rankship_pipeline.foundation.flags import parse, start_parser
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rankship_benchmarks.judge.changes import Explanation
     from rankship_benchmarks.nightly.bisect import Bisection
     from rankship_benchmarks.nightly.records import NightRecord
     from rankship_pipeline.foundation.artifact_key import ArtifactKey
@@ -38,7 +39,6 @@ def bisect(argv: list[str]) -> int:
     from rich.console import Console
 
     from rankship_benchmarks.bundle.suite import default_suite
-    from rankship_benchmarks.judge.changes import list_words
     from rankship_benchmarks.nightly.bisect import Kept, Look, bisect_files, list_kept
     from rankship_benchmarks.nightly.explain import Evidence, explain_runs
     from rankship_benchmarks.nightly.pair import Bench, measure_pair
@@ -49,6 +49,7 @@ def bisect(argv: list[str]) -> int:
     from rankship_pipeline.foundation.files import ensure_writable, write_atomic
     from rankship_pipeline.foundation.store import Store
     from rankship_targets.devices.device import find_device
+    from rankship_targets.devices.quarantine import watching
     from rankship_targets.session.session import open_session
 
     nights, span = list_nights(arguments.results), (arguments.early, arguments.late)
@@ -61,7 +62,7 @@ def bisect(argv: list[str]) -> int:
 
     def compare(first: Kept, other: Kept) -> Look:
         suite = replace(default_suite(first.header.recipe), threads=first.threads)
-        with open_session(device, on_news=steps.note) as session:
+        with watching(device), open_session(device, on_news=steps.note) as session:
             bench = Bench(session=session, store=store, folder=folder, suite=suite, steps=steps)
             pair, names = (first.header, other.header), (str(first.night), str(other.night))
             verdict = measure_pair(bench, pair, names, key)
@@ -74,12 +75,23 @@ def bisect(argv: list[str]) -> int:
     runs = {one.night: one.run for one in kept}
     evidence = Evidence(arguments.results, nights, arguments.git)
     why = explain_runs(evidence, (runs[found.low], runs[found.high]), key)
+    _print_answer(found, why, key)
+    Console(highlight=False).print(f"every trial: {folder}", markup=False, soft_wrap=True)
+    return MeasurementError.exit_code if found.end == "unsure" else 0
+
+
+def _print_answer(found: "Bisection", why: "Explanation", key: "ArtifactKey") -> None:
+    """Print the answer and what differs between its two nights: of the device alone where the step is not in files."""
+    from rich.console import Console
+
+    from rankship_benchmarks.judge.changes import list_words
+
     console = Console(highlight=False)
     console.print(_state(found, key), style="bold", markup=False, soft_wrap=True)
-    for line in list_words(why):
+    conditions = [str(one) for one in why.changes if one.about == "device"]
+    lines = conditions or ["no condition of the device on record differs"]
+    for line in lines if found.end == "no step" else list_words(why):
         console.print(f"    {line}", markup=False, soft_wrap=True)
-    console.print(f"every trial: {folder}", markup=False, soft_wrap=True)
-    return MeasurementError.exit_code if found.end == "unsure" else 0
 
 
 def _state(found: "Bisection", key: "ArtifactKey") -> str:

@@ -45,6 +45,7 @@ from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
+from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.ranks.losses import measure_losses
 from rankship_pipeline.ranks.plan import make_plan
 from rankship_pipeline.recipe.choices import Comparison, RefineChoice, find_base, rank_choice
@@ -298,7 +299,7 @@ class Stages:
 
     def refine(self, compressed: Model, plan: RankPlan, choice: RefineChoice) -> tuple[Model, Refinement]:
         """The compressed model after label-free refinement; a killed refinement resumes from its last save."""
-        prepared = self.prepared
+        prepared, types = self.prepared, plan.weights if choice.rounding == "through" else {}
         made_from = {
             "compressed": compressed.content,
             "sources": [source.content for source in self._load_sources()],
@@ -306,20 +307,20 @@ class Stages:
             "choice": digest(choice),
             "seed": prepared.recipe.seed,
             "likelihood": prepared.likelihood_sha256,
+            "types": [types, prepared.offered_sha256, prepared.calibration_sha256],
         }
         unfinished = self.store.keep_unfinished("refined", stamp(made_from))
 
         def train() -> Trained[Refinement]:
             saving = Saving(unfinished / _UNFINISHED)
+            start = round_layers(compressed.module, types, prepared.data.pool_calibration(), prepared.offered)
             with self.steps.follow("refine without labels") as on_progress:
                 module, taken = refine(
-                    compressed.module,
-                    self.list_teachers(),
-                    choice,
-                    prepared.recipe.seed,
+                    *(start, self.list_teachers(), choice, prepared.recipe.seed),
                     saving=saving,
                     on_progress=on_progress,
                     likelihood=prepared.likelihood,
+                    grids=find_grids(start, types, prepared.offered),
                 )
             return self._train(module, compressed.batchnorm_reestimated, taken)
 

@@ -25,7 +25,7 @@ from rankship_pipeline.models.layers import describe, find_kind, get_layer, is_f
 from rankship_pipeline.models.restart import DivergedError, Restart
 from rankship_pipeline.models.watch import watch
 from rankship_pipeline.quantise.basis import choose_bases
-from rankship_pipeline.quantise.grid import Grid, find_block, read_rows, write_rows
+from rankship_pipeline.quantise.grid import Grid, find_block, is_on_grid, read_rows, write_rows
 from rankship_pipeline.quantise.rounding import round_matrix
 from rankship_pipeline.quantise.sizes import OFFERED, Offered
 
@@ -75,9 +75,13 @@ def round_layers(
     Weights stay float tensors. The basis between two factors is the one that loses less (see basis.py), and a bias
     takes up what is left of the difference of the means. Batch-norm statistics are not changed: settle them after.
     An embedding, what runs several times as a recurrent network's layers do, and what is too wide for a Gram is rounded
-    to the nearest.
+    to the nearest. A model all of whose weights are on their grids stays as it is: all float32, or refined through the
+    rounding.
     """
     student, grids = copy.deepcopy(model).eval(), find_grids(model, weights, offered)
+    rows = ((read_rows(get_layer(model, name)), one) for name, one in grids.items())
+    if all(is_on_grid(matrix, one.precision, one.block) for matrix, one in rows):
+        return student
     choose_bases(student, [name for name in weights if isinstance(student.get_submodule(name), Chain)], grids, inputs)
     teacher = copy.deepcopy(student)
     calls, widest = _count_calls(student, grids, inputs)

@@ -273,12 +273,15 @@ class RefineChoice:
         steps: number of steps; only this limit gives the same bytes on every run
         augment: how inputs are augmented
         step_size: Adam's largest step size; the default suits convolutions, transformers need a fifth or less
+        rounding: of the types that a budget chose: "after" rounds the refined model by its data; "through" begins with
+            the rounded one and learns through the rounding
     """
 
     cpu_seconds: float | None = None
     steps: int | None = None
     augment: Augmentation = "none"
     step_size: float = 3e-3
+    rounding: Literal["after", "through"] = "after"
 
 
 @record

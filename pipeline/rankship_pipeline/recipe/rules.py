@@ -178,6 +178,12 @@ def check_precision(recipe: Recipe) -> list[str]:
             "precision: ExecuTorch runs no rounded weights with float32 activations: leave it out of export.formats",
         ),
         (
+            recipe.refine is None
+            or recipe.refine.rounding == "after"
+            or not (is_whole or find_unit(recipe) in {"parameters", "flops"}),
+            'refine.rounding = "through" needs types that the budget chooses: size_bytes, a time or an energy',
+        ),
+        (
             is_whole or recipe.merge.head is None,
             "precision: models with heads of their own (merge.head) are exported in float32 only",
         ),

@@ -1,12 +1,8 @@
 """A fleet loses no job, does none twice and never hangs, whatever its devices do."""
 
-import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -16,10 +12,6 @@ from rankship_benchmarks.fleet.schedule import MOST_LOSSES, Job, Schedule, read_
 from rankship_benchmarks.fleet.threads import run_fleet
 from rankship_pipeline.foundation.errors import BuildError, ConnectionLost, InputError, Lacks, TargetBusy
 
-if TYPE_CHECKING:
-    from distributed import SpecCluster
-
-SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0, "host": "127.0.0.1"}
 TWINS = Job(name="j", devices=("a", "b"), home="a")
 
 
@@ -170,74 +162,3 @@ def test_a_mistake_in_the_program_ends_everything_with_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_fleet([Job(name="1", devices=("a",)), Job(name="2", devices=("b",))], work)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator["SpecCluster"]:
-    """Two machines in one process each, with one device each, and a scheduler that never repeats a job."""
-    import dask
-    import distributed
-
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}),
-        distributed.SpecCluster(  # type: ignore[no-untyped-call]
-            scheduler={"cls": distributed.Scheduler, "options": SCHEDULER},
-            workers={
-                name: {
-                    "cls": distributed.Nanny,
-                    "options": {"nthreads": 4, "resources": {name: 1}, "host": "127.0.0.1", "dashboard": False},
-                }
-                for name in ("a", "b")
-            },
-            silence_logs=50,
-        ) as started,
-    ):
-        yield started
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_machines_share_a_fleet_and_a_dead_one_hands_its_job_to_a_twin(cluster: "SpecCluster", tmp_path: Path) -> None:
-    from rankship_benchmarks.fleet.dask_cluster import connect, run_over_machines
-
-    def work_there(device: str, name: str) -> str:
-        # a worker cannot import tests, so this travels by value; `die` ends its whole process, once
-        if name.startswith("die"):
-            mark = Path(name.partition(" ")[2])
-            if not mark.exists():
-                mark.write_text(device)
-                os._exit(9)
-        if name == "bad":
-            raise BuildError("not this file", hint="")
-        return f"{name} by {device}"
-
-    with connect(cluster.scheduler_address) as client:
-        client.wait_for_workers(2)
-        deadly = f"die {tmp_path / 'mark'}"
-        jobs = [Job(name=str(number), devices=("a", "b")) for number in range(20)]
-        jobs += [Job(name="bad", devices=("a", "b")), Job(name="nobody's", devices=("c",))]
-        jobs += [Job(name=deadly, devices=("a", "b"), home="a")]
-        ended = run_over_machines(client, jobs, work_there, look_s=0.5)
-    assert [ended[str(number)].error for number in range(20)] == [None] * 20
-    assert isinstance(ended["bad"].error, BuildError)
-    assert "no machine offers it" in str(ended["nobody's"].error)
-    assert ended[deadly].result == f"{deadly} by b"
-    assert (tmp_path / "mark").read_text() == "a"
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_scheduler_that_repeats_jobs_by_itself_is_refused() -> None:
-    import dask
-    import distributed
-
-    from rankship_benchmarks.fleet.dask_cluster import connect
-
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 3}),  # Dask's own default
-        distributed.SpecCluster(  # type: ignore[no-untyped-call]
-            scheduler={"cls": distributed.Scheduler, "options": SCHEDULER}, workers={}, silence_logs=50
-        ) as lax,
-        pytest.raises(InputError, match="repeats a lost job 3 times"),
-    ):
-        connect(lax.scheduler_address)

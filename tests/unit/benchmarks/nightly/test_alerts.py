@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from rankship_pipeline.foundation.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # Apprise imports it
 
+needs_apprise = pytest.mark.skipif(find_spec("apprise") is None, reason="no apprise here: the extra alerts")
 SECRET = "s3cr3t-token"  # noqa: S105 - of nobody
 CHANGE = Change(about="file", what="package torch", before="2.1", after="2.2")
 WHY = Explanation(baseline="one", candidate="two", finding="The file is another one.", changes=(CHANGE,))
@@ -89,13 +91,13 @@ def test_without_addresses_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) ->
     assert SECRET not in str(told.value)
 
 
+@needs_apprise
 def test_a_webhook_gets_the_message_and_nobody_gets_the_address(
     posted: tuple[str, list[dict[str, str]]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pytest.importorskip("apprise")
     address, bodies = posted
     caplog.set_level("DEBUG")
     (tmp_path / "addresses").write_text(f"# the team's\n{address}/{SECRET}\n")
@@ -114,10 +116,10 @@ def test_a_webhook_gets_the_message_and_nobody_gets_the_address(
     assert SECRET not in said.out + said.err + caplog.text
 
 
+@needs_apprise
 def test_an_address_that_is_none_is_refused_by_its_place_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip("apprise")
     caplog.set_level("DEBUG")
     with pytest.raises(InputError, match="alert address 2 of 2 is none that Apprise knows") as told:
         read_addresses({URLS: f"json://127.0.0.1/a\nno-such-kind://{SECRET}"})

@@ -182,7 +182,9 @@ def test_files_that_take_the_same_time_today_blame_the_device(
 ) -> None:
     results, hashes = lab
     assert call(results, Pretended(dict.fromkeys(hashes, 1e6)), monkeypatch) == 0
-    assert "the step is not in the files" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the step is not in the files\n    no condition of the device on record differs" in printed
+    assert "package torch" not in printed
 
 
 def test_a_file_that_is_gone_and_a_case_that_is_unknown_are_refused(

@@ -1,5 +1,6 @@
 """Why a night is worse: the commits, the operators and the records that differ, shown wherever the night is."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +172,15 @@ def test_a_folder_without_a_repository_is_refused_before_the_night_begins(tmp_pa
     with pytest.raises(InputError, match="git reads no commit"):
         do_night(tonight)
     assert list_nights(tonight.results) == []
+
+
+def test_a_night_of_an_earlier_release_is_read_without_reasons_and_commit(tmp_path: Path) -> None:
+    tonight = plan_night(tmp_path)
+    do_night(tonight)
+    path = tmp_path / "nights/000001.json"
+    old = json.loads(path.read_text())
+    del old["commit"]
+    del old["devices"][0]["cases"][0]["why"]
+    path.write_text(json.dumps(old))
+    (night,) = list_nights(tmp_path)
+    assert (night.commit, night.devices[0].cases[0].why) == (None, None)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ from rankship_targets.devices.device import Device
 A = Device(name="a", transport="local")
 
 
-def make_host(folder: Path, measure: Measuring = pretend, **times: float) -> Host:
-    return Host({"a": A}, folder / "spool", (), measure, **{"wait_s": 30.0, **times})
+def make_host(folder: Path, measure: Measuring = pretend, wait_s: float = 30.0, asked_s: float = 60.0) -> Host:
+    return Host({"a": A}, folder / "spool", (), measure, wait_s=wait_s, asked_s=asked_s)
 
 
 def bring_all(plan: RunPlan, errand: Errand, content: Content) -> None:
@@ -40,6 +41,8 @@ def ask(host: Host, text: str, ticket: str = "t") -> Answer:
 
 
 def test_a_plan_travels_whole(tmp_path: Path) -> None:
+    ends = {"store", "results", "signers"}  # each end has its own
+    assert {one.name for one in fields(RunPlan)} - ends == {one.name for one in fields(Errand)} - {"maker", "files"}
     plan = plan_run(tmp_path)
     errand = decode(Errand, encode(write_errand(plan)), where="here")
     assert set(errand.files) == {"artifact-1/model.onnx", "artifact-1/model.onnx.manifest.json"}

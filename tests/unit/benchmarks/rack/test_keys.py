@@ -35,7 +35,7 @@ def test_with_keys_every_address_is_reached_by_tls_alone(tmp_path: Path, monkeyp
     assert (way.address, way.host, way.port) == ("tls://lab:99", "lab", 99)
     security = way.secure()
     assert security is not None
-    assert security.require_encryption  # type: ignore[attr-defined]
+    assert security.require_encryption
     assert way.read_signers() == (find_signer(),)
     monkeypatch.setenv("RANKSHIP_RACK", str(tmp_path / "keys"))
     assert find_way("tcp://lab:99", None) == way

@@ -20,7 +20,7 @@ from rankship_pipeline.foundation.records import Build
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.data import Held, make_data
 from rankship_pipeline.recipe.budget import Budget
-from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Recipe, Source
+from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Recipe, RefineChoice, Source
 from rankship_pipeline.recipe.export_choices import ExportChoice, ParityChoice
 from rankship_pipeline.recipe.precision import Activations, PrecisionChoice
 from rankship_pipeline.recipe.rules import check_recipe
@@ -47,6 +47,7 @@ def build(
     x: Tensor | None = None,
     activations: Activations = "static",
     formats: tuple[Format, ...] = (),
+    refine: RefineChoice | None = None,
 ) -> tuple[Build, Store]:
     """Build an ONNX file of each kind, from a net of 9,234 parameters unless another is given."""
     recipe = Recipe(
@@ -56,6 +57,7 @@ def build(
         budget=budget,
         precision=PrecisionChoice(weights=weights, activations=activations, formats=formats),
         export=ExportChoice(formats=("onnx",)),
+        refine=refine,
     )
     check_recipe(recipe, "here")
     x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1)) if x is None else x
@@ -93,6 +95,14 @@ def test_a_budget_of_bytes_buys_more_parameters_of_fewer_bits(tmp_path: Path) ->
     assert made.plan.total_parameters > 2 * whole.plan.total_parameters
     assert [one.key.title for one in made.artifacts] == ["dense onnx", "compressed onnx, int8"]
     assert "int8" in made.plan.weights.values()
+
+
+def test_a_refined_model_of_chosen_types_is_rounded_once(tmp_path: Path) -> None:
+    refine, budget = RefineChoice(steps=3, rounding="through"), Budget(size_bytes=9_000)
+    made, store = build(tmp_path, budget, "int8", "int4", activations="float32", refine=refine)
+    errors = {one.stage: one.relative_error for one in made.fidelities}
+    assert errors["int4"] == errors["refined"] != errors["compressed"], "files hold the very weights that learned"
+    assert verify_on_host(made, store, ParityChoice(), Steps(quiet=True))[1].max_relative_error < 1e-5
 
 
 class Text(nn.Module):
@@ -134,6 +144,8 @@ def test_a_second_build_reads_the_first(tmp_path: Path) -> None:
 def test_what_cannot_be_rounded_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BudgetInfeasible, match="bytes"):
         build(tmp_path, Budget(size_bytes=100), "int8")
+    with pytest.raises(InputError, match="needs types that the budget chooses"):
+        build(tmp_path, Budget(kept_parameters=0.6), "int8", refine=RefineChoice(steps=3, rounding="through"))
     two = (Source(name="a", held=True), Source(name="b", held=True))
     data, merge = DataChoice(held=True), MergeChoice(head="head")
     recipe = Recipe(name="heads", models=two, data=data, merge=merge, precision=PrecisionChoice(weights=("int8",)))

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,13 @@ from torch import nn
 from make.nets import is_same
 from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import get_layer
+from rankship_pipeline.quantise.grid import Grid, is_on_grid, read_rows
+from rankship_pipeline.quantise.in_order import find_grids, round_layers
+from rankship_pipeline.quantise.sizes import SIMULATED
 from rankship_pipeline.recipe.choices import RefineChoice
 from rankship_pipeline.recover.refine import Saving, refine
 from rankship_pipeline.recover.refine.draw import BATCH, draw_batches, flip_and_shift
@@ -54,6 +60,42 @@ def test_a_student_comes_nearer_to_all_its_teachers() -> None:
         return sum(measure_divergence(model, inputs, predict(teacher, inputs)) for teacher, inputs in teachers)
 
     assert measure(refined) < 0.7 * measure(student)
+
+
+TYPES: dict[str, Precision] = {"0": "int4", "4": "int4"}
+
+
+def round_net(model: nn.Module) -> tuple[nn.Module, Mapping[str, Grid]]:
+    rounded = round_layers(model, TYPES, make_teachers()[0][1], SIMULATED)
+    return rounded, find_grids(rounded, TYPES, SIMULATED)
+
+
+def test_what_learns_through_the_rounding_stays_on_its_grid_and_comes_nearer() -> None:
+    teachers, choice = make_teachers()[:1], RefineChoice(steps=150)
+    (teacher, inputs), (start, grids) = teachers[0], round_net(make_net(3))
+
+    def measure(model: nn.Module) -> float:
+        return measure_divergence(model, inputs, predict(teacher, inputs))
+
+    through, _ = refine(start, teachers, choice, 0, grids=grids)
+    for name, grid in grids.items():
+        assert is_on_grid(read_rows(get_layer(through, name)), grid.precision, grid.block)
+    assert not any("parametrizations" in name for name, _ in through.named_parameters())
+    assert is_same(round_net(through)[0], through), "what is on its grid is not rounded again"
+    assert measure(through) < 0.5 * measure(start)
+
+
+def test_a_weight_that_two_operators_share_stays_as_it_was_rounded() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(16, 16), nn.Linear(16, 16)
+    second.weight = first.weight
+    student = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.Linear(16, 3)).eval()
+    types: dict[str, Precision] = {"1": "int8", "3": "int8"}
+    rounded = round_layers(student, types, make_teachers()[0][1])
+    refined, _ = refine(rounded, make_teachers(), RefineChoice(steps=3), 0, grids=find_grids(rounded, types))
+    before, after = rounded.state_dict(), refined.state_dict()
+    assert torch.equal(after["1.weight"], before["1.weight"])
+    assert not torch.equal(after["4.weight"], before["4.weight"])
 
 
 class Reader(nn.Module):
