@@ -247,6 +247,7 @@ class _Call:
         if self._gathering is None:
             gather: Any = self._client.gather
             self._gathering = asyncio.ensure_future(gather(self.future, asynchronous=True))
+            self._gathering.add_done_callback(lambda one: one.cancelled() or one.exception())  # seen, if nobody waits
         try:
             return await asyncio.shield(self._gathering)
         except asyncio.CancelledError:
