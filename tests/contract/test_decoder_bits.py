@@ -32,11 +32,11 @@ def test_a_rounded_file_says_what_torch_says(name: str, format_name: Format, tmp
     weights = round_net(module, four)
     given = torch.from_numpy(TOKENS)[None]
     part = fit_format(
-        Part("lowrank", module, (given,), precision="int8", weights=weights, activations="dynamic"), format_name
+        Part("compressed", module, (given,), precision="int8", weights=weights, activations="dynamic"), format_name
     )
     path = tmp_path / f"model.{FACTS[format_name].suffix}"
     write_decoder(part.module, format_name, path, GENERATION)
-    assert store_bits(part, format_name, path) == []  # none stays float32
+    assert store_bits(part, None, format_name, path) == []  # none stays float32
     with torch.no_grad():
         wanted = part.proven(given)[0].numpy()
     decoder = open_decoder(format_name, str(path), 1)

@@ -245,7 +245,9 @@ def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Cal
 
     def write_file(path: Path) -> None:
         expected = write(path)
-        if floats := store_bits(part, one.traced.graph, one.format_, path):
+        computes_rounded = part.precision != "float32" and not part.weights
+        own = one.traced.graph if computes_rounded else None
+        if floats := store_bits(part, own, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:
