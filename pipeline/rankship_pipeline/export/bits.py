@@ -63,8 +63,8 @@ def fit_format(part: Part, format_: Format) -> Part:
 def store_bits(part: Part, graph: ExportedProgram | None, format_: Format, path: Path) -> list[str]:
     """Store the part's weights of fewer bits in its file, where its graph did not, and check that they are there.
 
-    The graph is that of a part that computes in 8 bits itself. Returns the names of those weights that the file holds in
-    float32, as the format's converter made other numbers of them.
+    The graph is that of a part that computes in 8 bits itself. Returns the names of those weights that the file holds
+    in float32, as the format's converter made other numbers of them.
     BuildError names each that is not stored as it was rounded.
     """
     if not part.weights:

@@ -38,6 +38,8 @@ class RoundedEmbedding(nn.Module):
     `factor` is what it multiplies rows by, as Gemma's does.
     """
 
+    factor: Tensor | None
+
     def __init__(self, one: RoundedWeight, factor: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("factor", factor, persistent=False)
