@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("rankship_benchmarks.verbs.run:report", "write the page and print the table of a finished measurement"),
     "nightly": ("rankship_benchmarks.verbs.nightly:nightly", "build, measure, compare with the nights before, report"),
     "bisect": ("rankship_benchmarks.verbs.bisect:bisect", "find the night between two that made a case slower"),
-    "lab": ("rankship_benchmarks.verbs.lab_page:lab", "draw a page of all devices, cases, nights and runs"),
+    "lab": ("rankship_benchmarks.verbs.lab:lab", "draw a page of all devices, cases, nights and runs"),
     "index": ("rankship_benchmarks.verbs.nightly:index", "bring the index over many runs up to date"),
     "export": ("rankship_benchmarks.verbs.nightly:export", "export many runs for a notebook or MLflow"),
     "compare": ("rankship_benchmarks.verbs.compare:compare", "judge a run against an earlier one, case by case"),

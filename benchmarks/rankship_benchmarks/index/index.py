@@ -67,11 +67,17 @@ def open_index(url: str) -> Engine:
     return engine
 
 
-def refresh_index(engine: Engine, results: Path) -> Refresh:
-    """Update the index from the bundles of one results folder, in one transaction; writers take turns."""
+def refresh_index(engine: Engine, results: Path, *, alone: bool = False) -> Refresh:
+    """Update the index from the bundles of one results folder, in one transaction; writers take turns.
+
+    An index of this folder `alone` forgets what it holds of others: the same folder, before it was moved.
+    """
     source = f"{socket.gethostname()}:{results.resolve()}"
     found = {path.parent.name: hash_file(path) for path in sorted(results.glob(f"[!.]*/{BUNDLE_FILE}"))}
     with _writing(engine) as connection:
+        if alone:
+            for number in connection.scalars(select(RUNS.c.id).where(RUNS.c.source != source)).all():
+                _drop_run(connection, number)
         rows = connection.execute(select(RUNS.c.folder, RUNS.c.file_sha256, RUNS.c.id).where(RUNS.c.source == source))
         known = {folder: (sha256, number) for folder, sha256, number in rows}
         stale = [folder for folder, (sha256, _) in known.items() if found.get(folder) != sha256]
@@ -96,14 +102,14 @@ def refresh_own_index(results: Path) -> Engine:
     path = results / INDEX_FILE
     engine = open_index(default_url(results))
     try:
-        refresh_index(engine, results)
+        refresh_index(engine, results, alone=True)
     except OperationalError:
         raise
     except DatabaseError:
         engine.dispose()
         path.unlink(missing_ok=True)
         engine = open_index(default_url(results))
-        refresh_index(engine, results)
+        refresh_index(engine, results, alone=True)
     return engine
 
 

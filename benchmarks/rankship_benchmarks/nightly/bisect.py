@@ -72,10 +72,15 @@ def list_kept(
 
     InputError if one of the span's own nights did not measure the case.
     """
+    ends = {night.number: night.recipe for night in nights if night.number in span}
+    if len(set(ends.values())) > 1:
+        recipes = " and ".join(ends[number] for number in span)
+        message = f"nights {span[0]} and {span[1]} measured different recipes, {recipes}"
+        raise InputError(message, hint="name two nights of one suite")
     found = [
         kept
         for night in nights
-        if span[0] <= night.number <= span[1]
+        if span[0] <= night.number <= span[1] and night.recipe in ends.values()
         for kept in _find_kept(results, night, device, key, store)
     ]
     missing = sorted(set(span) - {one.night for one in found})

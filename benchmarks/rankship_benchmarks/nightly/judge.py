@@ -41,7 +41,9 @@ def judge_device(evidence: Evidence, one: DeviceNight, histories: Mapping[Case, 
     verdicts = _compare(baseline, tonight)
     pair = (folder, str(one.run))
     judged = [_judge_case(evidence, case, histories[case], night, verdicts, pair) for case, night in mine.items()]
-    energies = [_explain(evidence, case, pair, verdicts) for case in judge_energies(baseline, tonight)]
+    judged_energies = judge_energies(baseline, tonight)
+    of_energy = {case.key: case for case in judged_energies}
+    energies = [_explain(evidence, case, pair, of_energy) for case in judged_energies]
     return replace(one, cases=tuple(judged), energies=tuple(energies))
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.index.tables import CASES, RUNS
 from rankship_benchmarks.nightly.histories import list_histories
-from rankship_benchmarks.nightly.page import PAGE, SIGNS, list_calendar, list_standing, open_template
+from rankship_benchmarks.nightly.page import PAGE, SIGNS, list_calendar, list_standing, open_template, state_headline
 from rankship_benchmarks.nightly.records import DeviceNight, NightRecord
 from rankship_benchmarks.report.energy_words import energy_unit
 from rankship_benchmarks.report.page import read_style
@@ -108,8 +108,9 @@ def _state_headline(lines: Sequence[DeviceLine], nights: Sequence[NightRecord]) 
     text = f"{many}: {', '.join(bad)}" if bad else f"{many}, none in trouble"
     if not nights:
         return f"{text}; no night yet."
-    worse = [case for one in nights[-1].devices for case in (*one.cases, *one.energies) if case.verdict == "worse"]
-    return f"{text}; night {nights[-1].number}: {len(worse) or 'nothing'} worse."
+    last = nights[-1]
+    told = last.failure or (state_headline(last) if last.finished_utc else "it is not over.")
+    return f"{text}; night {last.number}: {told}"
 
 
 _STATES = {"good": "works", "failing": "failed last time", "quarantine": "is in quarantine", "idle": "never measured"}

@@ -147,8 +147,9 @@ class Host:
 
     def sweep(self) -> None:
         """Delete errands that nobody has fetched for a week, and files that none has used for a month."""
+        going = {one.ticket for one in list(self._going.values())}
         for folder in self._errands.glob("*"):
-            if time.time() - folder.stat().st_mtime > _KEPT_S:
+            if folder.name not in going and time.time() - folder.stat().st_mtime > _KEPT_S:
                 shutil.rmtree(folder, ignore_errors=True)
         self.content.sweep()
 

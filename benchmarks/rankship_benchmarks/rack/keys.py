@@ -93,9 +93,8 @@ def make_keys(folder: Path) -> bool:
     made = not (folder / KEY).exists()
     if made:
         certificate, key = _generate()
-        folder.chmod(0o700)
-        write_atomic(folder / KEY, key, mode=0o600)
         write_atomic(folder / CERTIFICATE, certificate)
+        write_atomic(folder / KEY, key, mode=0o600)  # last: where it is, the certificate is too
     _check(folder)
     path = folder / SIGNERS
     signers = path.read_text(encoding="ascii").split() if path.exists() else []

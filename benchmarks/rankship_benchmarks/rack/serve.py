@@ -18,6 +18,7 @@ from rankship_benchmarks.rack.keys import Way
 from rankship_pipeline.foundation.errors import InputError
 
 _PAUSE_S = 2.0
+_DAY_S = 86_400.0
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 News = Callable[[str], None]
 
@@ -72,13 +73,22 @@ async def _serve_scheduler(way: Way, on_news: News) -> None:
 async def _serve_devices(way: Way, host: Host, folder: Path, on_news: News) -> None:
     ended = asyncio.Event()
     offers = [asyncio.create_task(_offer(way, device, folder, on_news, ended)) for device in host.devices]
+    sweeping = asyncio.create_task(_sweep_daily(host))
     waiting = asyncio.create_task(_await_end())
     await asyncio.wait([waiting, *offers], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    sweeping.cancel()
     ended.set()
     await asyncio.gather(*offers)  # raises a mistake in the program
     on_news("no more errands: those that run end after their trial")
     await host.stop()
+
+
+async def _sweep_daily(host: Host) -> None:
+    """Delete what is old, also where the same process serves for months."""
+    while True:
+        await asyncio.sleep(_DAY_S)
+        await asyncio.to_thread(host.sweep)
 
 
 async def _offer(way: Way, device: str, folder: Path, on_news: News, ended: asyncio.Event) -> None:

@@ -70,6 +70,11 @@ def evaluate_build(
         )
     (tokens,), labels = prepared.data.test_inputs, prepared.data.labels
     tokens, labels = tokens[: choice.windows], labels[: choice.windows]
+    if tokens.shape[1] > prepared.generation.context:
+        raise InputError(
+            f"windows of {tokens.shape[1]} tokens do not fit the files, which take {prepared.generation.context}",
+            hint="set data.tokens to at most export.context, or export.context to as many",
+        )
     tokenizer: Any = load_tokenizer(prepared.recipe.models[0], prepared.folder)
     reading = _read_as_trained(prepared.generation, tokenizer)
 

@@ -107,11 +107,15 @@ def _state(found: "Bisection", key: "ArtifactKey") -> str:
         return f"{key.heading}: the files of nights {low} and {high} {told}"
     if found.end == "unsure":
         told = f"night {last.night} could not be judged: {last.reason}"
+        if len(found.looks) == 1:
+            return f"{key.heading}: whether nights {low} and {high} differ could not be decided; {told}"
         return f"{key.heading}: the step lies after night {low}, at the latest in night {high}; {told}"
     step = next(one for one in reversed(found.looks) if one.night == high)
     gone = f" (the files of {', '.join(map(str, found.between))} between them are gone)" if found.between else ""
     size = f", {TIMES} {step.ratio.value:.3f}" if step.ratio else ""
-    return f"{key.heading}: {step.verdict} since night {high}, the same until night {low}{gone}{size}"
+    before = next((one.verdict for one in reversed(found.looks) if one.night == low), "same")
+    until = "the same" if before == "same" else before
+    return f"{key.heading}: {step.verdict} since night {high}, {until} until night {low}{gone}{size}"
 
 
 def _choose_case(

@@ -36,8 +36,9 @@ def evaluate(argv: list[str]) -> int:
     arguments = parse(parser, argv)
     if (arguments.tasks is None) != (arguments.task_folder is None):
         raise InputError("--tasks and --task-folder go together", hint="name both: task files are read from the folder")
-    if arguments.windows < 1:
-        raise InputError(f"--windows is {arguments.windows}", hint="give 1 or more")
+    for name, number in (("--windows", arguments.windows), ("--limit", arguments.limit)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}", hint="give 1 or more")
     if arguments.to is not None:
         ensure_writable(arguments.to.absolute().parent, "--to")
 
@@ -54,9 +55,12 @@ def evaluate(argv: list[str]) -> int:
     steps, store = Steps(), Store(arguments.store)
     prepared = prepare_recipe(arguments.recipe, steps)
     build, _ = find_build(prepared, store)
+    made = prepared.recipe.export.formats
+    if lacking := sorted(set(arguments.formats or ()) - set(made)):
+        raise InputError(f"--formats: {', '.join(lacking)} was not built", hint=f"the recipe exports {', '.join(made)}")
     choice = TextChoice(
         windows=arguments.windows,
-        formats=arguments.formats or prepared.recipe.export.formats,
+        formats=arguments.formats or made,
         tasks=tuple(filter(None, map(str.strip, (arguments.tasks or "").split(",")))),
         task_folder=arguments.task_folder or Path(),
         limit=arguments.limit,

@@ -1,27 +1,30 @@
-"""Finds the devices that `--on` names: in this machine's inventory, or with `--scheduler` on the hosts of a rack."""
+"""The verb `lab`: draws the page of all devices, cases, nights and runs."""
 
-import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 
-from rankship_benchmarks.fleet.measure import Here, Lab
-from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_pipeline.foundation.errors import InputError
-from rankship_targets.devices.device import find_device
+from rankship_pipeline.foundation.flags import parse, start_parser
 
 
-@contextmanager
-def open_lab(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[Lab]:
-    """Yield who holds the jobs' devices; InputError for a device that the inventory lacks, or a rack out of reach."""
-    if arguments.scheduler is None:
-        yield Here({name: find_device(name, arguments.inventory) for name in list_devices(jobs)})
-        return
-    if arguments.inventory is not None:
-        hint = "leave --inventory out: each host of a rack has its own"
-        raise InputError("--inventory and --scheduler exclude each other", hint=hint)
+def lab(argv: list[str]) -> int:
+    """`rankship lab`: bring the index up to date and draw the lab's page, which opens offline."""
+    parser = start_parser(
+        "lab", "Draw a page of all devices, cases, nights and runs of a results folder.", "--inventory", "--results"
+    )
+    parser.set_defaults(results=Path("rankship-nightly"))
+    arguments = parse(parser, argv)
+    if not arguments.results.is_dir():
+        raise InputError(f"{arguments.results}: no such folder", hint="name the results folder with --results")
 
-    from rankship_benchmarks.rack.home import open_rack
-    from rankship_benchmarks.rack.keys import find_way
+    from rich.console import Console
 
-    with open_rack(find_way(arguments.scheduler, arguments.keys)) as rack:
-        yield rack
+    from rankship_benchmarks.index.index import refresh_own_index
+    from rankship_benchmarks.nightly.lab import write_lab
+    from rankship_benchmarks.nightly.records import list_nights
+    from rankship_targets.devices.device import load_inventory
+
+    devices = load_inventory(arguments.inventory)
+    engine = refresh_own_index(arguments.results)
+    page = write_lab(arguments.results, engine, list_nights(arguments.results), devices)
+    Console(highlight=False).print(f"page: {page}", soft_wrap=True, markup=False)
+    return 0

@@ -81,8 +81,8 @@ def nightly(argv: list[str]) -> int:
         "--results",
         "--store",
         epilog="Exit status: 1 a case is worse, 4 a device was not measured, 5 what was measured must not be used."
-        " A message about any status but 0 goes to the addresses in $RANKSHIP_ALERT_URLS or in the file that"
-        " $RANKSHIP_ALERT_URLS_FILE names (extra: alerts).",
+        " A message about a night that does not end with 0 goes to the addresses in $RANKSHIP_ALERT_URLS or in the file"
+        " that $RANKSHIP_ALERT_URLS_FILE names (extra: alerts).",
     )
     parser.add_argument("suite", type=Path)
     on = "devices, separated by commas; after a slash, a twin to use while the device cannot be reached"
@@ -101,12 +101,14 @@ def nightly(argv: list[str]) -> int:
     from rankship_benchmarks.nightly.night import Tonight, run_night
     from rankship_benchmarks.nightly.page import PAGE
     from rankship_benchmarks.nightly.records import list_nights
-    from rankship_benchmarks.verbs.lab import open_lab
+    from rankship_benchmarks.verbs.where import open_lab
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
     from rankship_pipeline.recipe.rules import read_recipe
 
+    if arguments.json is not None:
+        arguments.json.unlink(missing_ok=True)  # whatever happens, it does not tell of another night
     addresses = read_addresses()
     suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)

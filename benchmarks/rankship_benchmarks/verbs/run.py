@@ -96,7 +96,7 @@ def _measure(
     from rankship_benchmarks.bundle.suite import default_suite
     from rankship_benchmarks.fleet.measure import measure_devices, plan_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
-    from rankship_benchmarks.verbs.lab import open_lab
+    from rankship_benchmarks.verbs.where import open_lab
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe

@@ -96,9 +96,23 @@ def trace_part(part: Part) -> ExportedProgram:
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
-    """A part with what all its formats share, each made when it is first asked for."""
+    """A part with what all its formats share, each made when it is first asked for.
 
-    part: Part
+    One with weights of fewer bits is fitted to one format, which takes a copy of the model.
+    """
+
+    bare: Part
+    fitted_to: Format | None = None
+
+    @cached_property
+    def part(self) -> Part:
+        """The part as its file is made from."""
+        return self.bare if self.fitted_to is None else fit_format(self.bare, self.fitted_to)
+
+    def forget(self) -> None:
+        """Drop what was made, once its files are written."""
+        for name in ("part", "graph", "expected"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def graph(self) -> ExportedProgram:
@@ -122,12 +136,12 @@ class _File:
     @property
     def title(self) -> str:
         """Its name in progress."""
-        return f"export {self.traced.part.title} to {self.format_}"
+        return f"export {self.traced.bare.title} to {self.format_}"
 
     @property
     def cost_s(self) -> float:
         """About how many CPU seconds its export takes."""
-        parts = sum(1 for one in self.traced.part.module.modules() if not any(one.children()))
+        parts = sum(1 for one in self.traced.bare.module.modules() if not any(one.children()))
         return parts * FACTS[self.format_].seconds_a_module
 
 
@@ -154,15 +168,17 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
     entry = store.find("artifact", one.made_from)
     if entry is None:
 
-        def write(path: Path) -> Expected:
+        def write(path: Path) -> Expected | None:
             part = one.traced.part
             if part.generation is not None:
                 return write_decoder(part.module, one.format_, path, part.generation)
             export_file(one.traced.graph, one.format_, path, part.axes)
-            return one.traced.expected
+            return None
 
         with steps.step(one.title):
             entry = _keep(prepared, store, steps, one, write)
+        if one.traced.fitted_to is not None:
+            one.traced.forget()
     return read_artifact(entry)
 
 
@@ -176,18 +192,19 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
         fixed = tuple(one for one in formats if not FACTS[one].takes_ranges)
         taken = [(_Traced(part), ranged), *((_Traced(one), fixed) for one in (fix_shapes(part) if fixed else ()))]
     if part.weights:  # each format rounds activations in its own way
-        taken = [(_Traced(fit_format(one.part, name)), (name,)) for one, names in taken for name in names]
+        taken = [(_Traced(one.bare, name), (name,)) for one, names in taken for name in names]
     return [
         _File(
             traced,
             name,
             {
                 "model": content,
-                "artifact": asdict(traced.part.name_artifact(name)),
+                "artifact": asdict(traced.bare.name_artifact(name)),
                 "recipe": prepared.recipe_sha256,
                 "test": prepared.test_sha256,
                 "code": hash_code(),
                 "versions": list_versions(name),
+                **prepared.generating_sha256,
             },
         )
         for traced, names in taken
@@ -197,24 +214,24 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
 
 def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequence[_File]) -> None:
     """Make those files in processes of their own that can be, if that ends sooner; nothing if not."""
-    alone = [one for one in files if not one.traced.part.dimensions and one.traced.part.generation is None]
+    alone = [one for one in files if not one.traced.bare.dimensions and one.traced.bare.generation is None]
     missing = [one for one in alone if store.find("artifact", one.made_from) is None]
     costs_s = {one.title: one.cost_s for one in missing}
     cores = count_cores()
-    largest = max((sum(map(_count_bytes, one.traced.part.module.parameters())) for one in missing), default=0)
+    largest = max((sum(map(_count_bytes, one.traced.bare.module.parameters())) for one in missing), default=0)
     workers = choose_workers(list(costs_s.values()), largest, cores, find_free_bytes())
     if workers == 1:
         return
     store.root.mkdir(parents=True, exist_ok=True)
     # what a killed build leaves is swept from the store
     with tempfile.TemporaryDirectory(prefix=".export-", suffix=".tmp", dir=store.root) as name:
-        with steps.step(f"trace {', '.join(dict.fromkeys(one.traced.part.title for one in missing))}"):
+        with steps.step(f"trace {', '.join(dict.fromkeys(one.traced.bare.title for one in missing))}"):
             parts = dict.fromkeys(one.traced for one in missing)
             graphs = {traced: Path(name) / f"graph.{place}.pt2" for place, traced in enumerate(parts)}
             saved = {traced for traced, graph in graphs.items() if save_graph(traced.graph, graph)}
         jobs = {
             Job(
-                title=one.traced.part.title,
+                title=one.traced.bare.title,
                 graph=graphs[one.traced],
                 format_=one.format_,
                 file=Path(name) / f"{place}.{FACTS[one.format_].suffix}",
@@ -223,36 +240,37 @@ def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequenc
             if one.traced in saved
         }
         for job in export_apart(list(jobs), workers, max(1, cores // workers), steps):
-            _keep(prepared, store, steps, jobs[job], partial(_take_over, job.file, jobs[job]))
+            _keep(prepared, store, steps, jobs[job], partial(_take_over, job.file))
 
 
-def _take_over(file: Path, one: _File, path: Path) -> Expected:
+def _take_over(file: Path, path: Path) -> None:
     """Move a file that another process exported to its place."""
     shutil.move(file, path)
-    return one.traced.expected
 
 
 def _count_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _keep(prepared: Prepared, store: Store, steps: Steps, one: _File, write: Callable[[Path], Expected]) -> Entry:
+def _keep(
+    prepared: Prepared, store: Store, steps: Steps, one: _File, write: Callable[[Path], Expected | None]
+) -> Entry:
     """Put a file into the store with its proof, once it holds every factored layer as a chain of operators.
 
-    `write` writes it, and says what operators it must hold.
+    `write` writes it, and says what operators it must hold where those are not the graph's.
     """
     part = one.traced.part
 
     def write_file(path: Path) -> None:
-        expected = write(path)
-        computes_rounded = part.precision != "float32" and not part.weights
+        own_expected = write(path)
+        computes_rounded = part.precision != "float32" and not part.weights and part.generation is None
         own = one.traced.graph if computes_rounded else None
         if floats := store_bits(part, own, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
         if part.plan is not None:
             found = read_operators(one.format_, path)
-            check_factors(part.plan, expected, found, where=f"{part.title} {one.format_}")
+            check_factors(part.plan, own_expected or one.traced.expected, found, where=f"{part.title} {one.format_}")
         if part.generation is not None:
             _write_companions(prepared, part, one.format_, path)
 

@@ -82,6 +82,7 @@ def _ingredients(prepared: Prepared, landing: Landing | None) -> dict[str, objec
         "landing": None if landing is None else digest(landing),
         "code": hash_code(),
         "versions": {name: list_versions(name) for name in formats},
+        **prepared.generating_sha256,
     }
 
 

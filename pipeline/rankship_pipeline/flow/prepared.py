@@ -13,11 +13,13 @@ from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.flow.judging import Court
 from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.codec import digest
+from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FORMATS
-from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.generation import TOKENIZER, Generation
 from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.causal_lm import describe_generation
 from rankship_pipeline.models.data import Data
+from rankship_pipeline.models.huggingface import find_snapshot
 from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.quantise.sizes import Offered, choose_activations
@@ -85,6 +87,15 @@ class Prepared:
         if first.task != "causal-lm":
             return None
         return describe_generation(first, self.folder, self.recipe.export.context)
+
+    @property
+    def generating_sha256(self) -> dict[str, object]:
+        """What else the files of a model that generates are made from: how they are called, and its tokenizer."""
+        if self.generation is None:
+            return {}
+        snapshot = find_snapshot(self.recipe.models[0], self.folder)
+        files = [snapshot / name for name in TOKENIZER if (snapshot / name).is_file()]
+        return {"generation": [digest(self.generation), *map(hash_file, files)]}
 
     @property
     def activations(self) -> Computed:

@@ -13,6 +13,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.models.model_config import load_tokenizer
+from rankship_pipeline.models.token_windows import check_tokens
 
 NEW_TOKENS = 64
 
@@ -46,6 +47,7 @@ def read_prompt(prepared: Prepared, text: str) -> Prompt:
     tokens = [int(one) for one in tokenizer(text, verbose=False)["input_ids"]]
     while tokens and tokens[-1] in generation.ends and len(tokens) > 1:  # some tokenizers end every text
         tokens.pop()
+    check_tokens(torch.tensor(tokens), generation.vocabulary, prepared.recipe.models[0].name)
     if not 1 <= len(tokens) < generation.context:
         room = f"the context of {generation.context} takes 1 to {generation.context - 1}"
         raise InputError(

@@ -3,7 +3,7 @@
 from rankship_pipeline.foundation.frozen import record
 
 # What lies beside a file that generates, for the programs that run it: where a format wants it.
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 COMPANIONS = (*TOKENIZER, "genai_config.json", "model.litertlm")
 _STEPS = 32  # tokens after the prompt of a proof
 _BEGINNING = 8  # tokens of the proof that begins with a single one

@@ -5,7 +5,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.models.huggingface import find_snapshot, resolve_config
-from rankship_pipeline.models.model_config import read_context, read_json
+from rankship_pipeline.models.model_config import read_context, read_json, read_vocabulary
 from rankship_pipeline.recipe.choices import Source
 
 _CONTEXT = 512  # tokens, unless the model takes fewer
@@ -23,13 +23,13 @@ def describe_generation(source: Source, folder: Path, context: int | None) -> Ge
         )
     length = context or min(_CONTEXT, most or _CONTEXT)
     snapshot = find_snapshot(source, folder)
-    config, own = resolve_config(snapshot), read_json(snapshot / "generation_config.json")
+    config, own = resolve_config(snapshot).get_text_config(), read_json(snapshot / "generation_config.json")
     begin = own.get("bos_token_id", getattr(config, "bos_token_id", None))
     end = own.get("eos_token_id", getattr(config, "eos_token_id", None))
     ends = end if isinstance(end, list) else [] if end is None else [end]
     return Generation(
         context=length,
-        vocabulary=int(config.vocab_size),
+        vocabulary=read_vocabulary(source, folder),
         begin=begin if isinstance(begin, int) else None,
         ends=tuple(ends),
         prompt_tokens=min(_PROMPT, length // 2),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.models.model_config import read_json
 from rankship_pipeline.models.sharded import Checkpoint, open_checkpoint
 
 
@@ -209,6 +210,7 @@ def open_decoder(folder: Path, restructure: Callable[[Any], Any] = lambda model:
 
     `restructure` makes of the dense architecture that of the checkpoint, where its layers are stored in another way.
     """
+    refuse_quantised(folder)
     checkpoint, model = open_checkpoint(folder), make_empty(folder)
     with torch.device("meta"):
         model = restructure(model)
@@ -229,6 +231,17 @@ def open_decoder(folder: Path, restructure: Callable[[Any], Any] = lambda model:
                 hint="give a config.json and weights of the same model",
             )
     return Decoder(checkpoint=checkpoint, model=model, prefix=lists[0])
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Raise InputError for a quantised model, whose integers mean nothing without the code that unpacks them."""
+    quantised = read_json(folder / "config.json").get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
+        raise InputError(
+            f"{folder} is stored quantised ({method}): its packed weights cannot be read as numbers",
+            hint="give the model as it was before it was quantised",
+        )
 
 
 def make_empty(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types

@@ -36,7 +36,7 @@ _AUTO_CLASSES = {
 
 
 # configuration, weights, and the files in which tokenizers differ
-_FETCHED = ["*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model"]
+_FETCHED = ["*.json", "*.safetensors", "*.jinja", "vocab.txt", "merges.txt", "*.model"]
 
 
 PREFIX = "model."  # before a transformers model's own names in the wrapped module

@@ -67,8 +67,13 @@ def read_config(source: Source, folder: Path) -> dict[str, Any]:
 
 def read_context(source: Source, folder: Path) -> int | None:
     """The most tokens that a model takes at once; None where its configuration does not say."""
-    found = getattr(resolve_config(find_snapshot(source, folder)), "max_position_embeddings", None)
+    found = getattr(resolve_config(find_snapshot(source, folder)).get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) else None
+
+
+def read_vocabulary(source: Source, folder: Path) -> int:
+    """The number of tokens that a model knows."""
+    return int(resolve_config(find_snapshot(source, folder)).get_text_config().vocab_size)
 
 
 def read_task(source: Source, folder: Path) -> Task:

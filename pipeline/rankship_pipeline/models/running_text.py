@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.models.model_config import load_tokenizer, read_context
+from rankship_pipeline.models.model_config import load_tokenizer, read_context, read_vocabulary
 from rankship_pipeline.models.samples import Samples, find_path
 from rankship_pipeline.models.text_file import READERS, read_texts
+from rankship_pipeline.models.token_windows import check_tokens
 from rankship_pipeline.recipe.choices import DataChoice, Recipe
 
 WINDOW = 256  # tokens, unless the model takes fewer
@@ -32,6 +33,7 @@ def open_running_text(recipe: Recipe, folder: Path) -> Samples:
             f"data.tokens is {length}, model {source.name!r} takes at most {most}", hint=f"set tokens = {most} or less"
         )
     tokens = _number(tokenizer, _read_documents(choice, folder))
+    check_tokens(tokens, read_vocabulary(source, folder), source.name)
     count = (len(tokens) - 1) // length  # every window's last position has a token after it
     if count < 1:
         raise InputError(

@@ -27,6 +27,16 @@ def read_tokens(path: Path, tokenizer: Any, wanted: int) -> Tensor:  # noqa: ANN
     return torch.tensor(ids[:wanted], dtype=torch.int64)
 
 
+def check_tokens(tokens: Tensor, vocabulary: int, model: str) -> None:
+    """Check that a model knows all of a text's tokens; InputError if its tokenizer is another model's."""
+    most = int(tokens.max()) if len(tokens) else 0
+    if most >= vocabulary:
+        raise InputError(
+            f"the tokenizer of {model} makes tokens up to {most}, the model knows {vocabulary}",
+            hint="put the model's own tokenizer into its folder",
+        )
+
+
 def pack_windows(tokens: Tensor, length: int) -> Tensor:
     """As many whole windows (samples, length) as the tokens (tokens,) make."""
     count = len(tokens) // length

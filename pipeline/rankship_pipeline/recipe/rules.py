@@ -84,6 +84,7 @@ def _check_source(source: Source) -> list[str]:
     weights, train, adapter = source.weights is not None, source.train is not None, source.adapter is not None
     files = factory or hub or weights or train or adapter
     rules = [
+        (hub or source.task != "causal-lm", ': task "causal-lm" belongs to `huggingface`'),
         (len(set(source.labels)) == len(source.labels), ": two of its `labels` have the same name"),
         (not hub or not (weights or train), ": `weights` and `train` belong to a factory, not to `huggingface`"),
         (not (adapter and train), ": an adapter belongs to a model that is loaded, not to `train`"),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from rankship_pipeline.factors.saved_model import RECORD, read_saved
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.files import ensure_writable, write_atomic
+from rankship_pipeline.foundation.files import ensure_writable, hash_file, write_atomic
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import RankPlan
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.foundation.units import show_bytes
 from rankship_pipeline.models.decoder import Decoder, open_decoder
 from rankship_pipeline.models.huggingface import find_snapshot
 from rankship_pipeline.models.layers import Layer, count_parameters
 from rankship_pipeline.models.model_config import load_tokenizer
-from rankship_pipeline.models.token_windows import pack_windows, read_tokens
+from rankship_pipeline.models.token_windows import check_tokens, pack_windows, read_tokens
 from rankship_pipeline.ranks.budget import check_feasible, resolve_budget
 from rankship_pipeline.ranks.losses import list_doubts
 from rankship_pipeline.ranks.price import price_parameters
@@ -97,7 +99,7 @@ def compress_stream(job: StreamJob, target: Path, steps: Steps, work: Path | Non
     Intermediate files are in `work`, where they stay for other budgets, or in a hidden folder beside the target until
     it is done. Stopped anywhere, the same call goes on at the block that it stopped in; once done, it reads the report.
     """
-    key = digest([encode(replace(job, how=replace(job.how, workers=None, scheduler=None)))])
+    key = _make_key(job)
     done = _read_report(target, key)
     if done is not None:
         return done
@@ -139,9 +141,25 @@ def compress_stream(job: StreamJob, target: Path, steps: Steps, work: Path | Non
     publish_part(part, target)
     if work is None:
         shutil.rmtree(folder)
-    for leftover in target.parent.glob(f".{target.name}.*.part"):  # of other plans for the same target
+    keys = "[0-9a-f]" * 16
+    for leftover in target.parent.glob(f".{escape(target.name)}.{keys}.part"):  # of other plans for the same target
         shutil.rmtree(leftover)
     return report
+
+
+def _make_key(job: StreamJob) -> str:
+    """The hash of everything that affects the result: the job, the contents behind its paths, and the code."""
+    snapshot = find_snapshot(Source(name=job.model, huggingface=job.model), Path())
+    looks = {path.name: path.stat() for path in sorted(snapshot.iterdir()) if path.is_file()}
+    texts = [hash_file(one) for one in (job.text, job.test_text) if one is not None and one.is_file()]
+    ingredients = [
+        encode(replace(job, how=replace(job.how, workers=None, scheduler=None))),
+        {name: [look.st_size, look.st_mtime_ns] for name, look in looks.items()},
+        texts,
+        hash_code(),
+        list_versions(),
+    ]
+    return digest(ingredients)
 
 
 def _read_report(target: Path, key: str) -> StreamReport | None:
@@ -157,6 +175,9 @@ def _read_report(target: Path, key: str) -> StreamReport | None:
 def prepare_stream(job: StreamJob, target: Path, folder: Path, steps: Steps) -> _Ready:
     """Run all checks that come before long work, and say what it will take."""
     refuse_unstreamed(job.ranks)
+    for name, count in (("--samples", job.samples), ("--test-samples", job.test_samples)):
+        if count < 1:
+            raise InputError(f"{name} is {count}", hint="give 1 or more")
     for text in filter(None, (job.text, job.test_text)):
         if not text.is_file():
             raise InputError(f"there is no text {text}", hint="give a UTF-8 text file: .txt or .jsonl")
@@ -221,11 +242,8 @@ def _take_windows(job: StreamJob, decoder: Decoder, tokenizer: Any) -> tuple[Ten
             f"{job.text} holds only {len(windows)} windows of {job.tokens} tokens",
             hint=f"give a longer text of at least {_FEWEST} windows, or fewer --tokens",
         )
-    if int(windows.max()) >= vocabulary:
-        raise InputError(
-            f"the tokenizer of {job.model} makes tokens up to {int(windows.max())}, the model knows {vocabulary}",
-            hint="put the model's own tokenizer into its folder",
-        )
+    for tokens in (windows, test):
+        check_tokens(tokens, vocabulary, job.model)
     return chosen, test
 
 

@@ -28,6 +28,7 @@ from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.merge import Method, choose_method
 from rankship_pipeline.merge.tensors import MergeInput, seed_generators
 from rankship_pipeline.models.constants import is_constant
+from rankship_pipeline.models.decoder import refuse_quantised
 from rankship_pipeline.models.fit_names import match_names, unwrap_names
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.lora import AdaptedTensor, Change, list_adapter_files, read_adapter
@@ -152,15 +153,9 @@ def _doubt_tensor(folder: Path, name: str, stored: Readable, change: Change) -> 
 def _open_checkpoint(folder: Path) -> OpenedModel:
     """A folder's tensors and their places in the files, also tensors in these files that an index does not name.
 
-    InputError for a quantised model, whose integers mean nothing without the code that unpacks them.
+    InputError for a quantised model.
     """
-    quantised = read_json(folder / "config.json").get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
-        raise InputError(
-            f"{folder} is stored quantised ({method}): its packed weights cannot be merged",
-            hint="give the model as it was before it was quantised",
-        )
+    refuse_quantised(folder)
     found = open_checkpoint(folder)
     pieces = {name: one for path in found.files for name, one in open_pieces(path).items()}
     checkpoint = replace(found, places={name: one.path for name, one in pieces.items()})

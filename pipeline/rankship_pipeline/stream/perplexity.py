@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rankship_pipeline.evaluate.perplexity import BATCH, Perplexity, cut_window, list_begins, measure_perplexity
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.files import write_atomic
-from rankship_pipeline.foundation.toolchain import hash_code
+from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.decoder import Back, Decoder
 from rankship_pipeline.stream.passage import Passage, start_passage
 from rankship_pipeline.stream.progress import Begin, ignore
@@ -76,4 +76,6 @@ def _make_key(decoder: Decoder, tokens: Tensor, length: int, stride: int) -> str
     files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in decoder.checkpoint.files}
     text = digest(tokens.tolist())
     config = (decoder.checkpoint.folder / "config.json").read_text(encoding="utf-8")
-    return digest({"files": files, "config": config, "text": text, "as": [length, stride], "code": hash_code()})[:16]
+    return digest(
+        {"files": files, "config": config, "text": text, "as": [length, stride], "code": [hash_code(), list_versions()]}
+    )[:16]

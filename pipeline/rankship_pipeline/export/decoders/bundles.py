@@ -49,7 +49,7 @@ def _write_genai_config(model: nn.Module, path: Path, generation: Generation) ->
     content = {
         "model": {
             "type": "decoder",
-            "bos_token_id": generation.ends[0] if generation.begin is None else generation.begin,
+            "bos_token_id": next(iter(generation.ends), 0) if generation.begin is None else generation.begin,
             "eos_token_id": list(generation.ends),
             "pad_token_id": pad,
             "context_length": generation.context,

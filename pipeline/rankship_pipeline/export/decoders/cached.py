@@ -21,6 +21,7 @@ Update = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 HIDDEN = -1e9  # what a score gets that must not count: its exponential is 0
 _ATTENTION = "rankship_grouped"
+_SIZES = "num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _UNSTEADY_ROPE = {"dynamic", "longrope"}  # its angles depend on the length of the whole text
 
@@ -49,8 +50,15 @@ def find_model(module: nn.Module) -> nn.Module:
 
 def read_shape(model: nn.Module, generation: Generation) -> Shape:
     """The sizes of a model's cache; InputError where the model cannot have one of the asked context."""
-    config: Any = model.config
+    whole: Any = model.config
+    config = whole.get_text_config()
     kind = type(model).__name__
+    unknown = [name for name in _SIZES if not isinstance(getattr(config, name, None), int)]
+    if unknown:
+        raise UnsupportedOp(
+            f"{kind} says nothing of its {', '.join(unknown)}, which a cache needs",
+            hint='state task = "text-generation": its files give the logits of whole texts',
+        )
     others = sorted(set(getattr(config, "layer_types", None) or ()) - {_FULL, _SLIDING})
     if others:
         raise UnsupportedOp(
@@ -64,8 +72,8 @@ def read_shape(model: nn.Module, generation: Generation) -> Shape:
             f"{kind} turns its keys by angles that depend on the length of the text ({', '.join(map(str, kinds))})",
             hint="set rope_type to default in its config.json, and a context within what it was trained on",
         )
-    most = config.max_position_embeddings
-    if generation.context > most:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and generation.context > most:
         raise InputError(f"{kind} has places for {most} tokens, context is {generation.context}", hint="lower context")
     if generation.vocabulary != config.vocab_size:
         raise InputError(
