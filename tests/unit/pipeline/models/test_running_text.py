@@ -54,3 +54,9 @@ def test_too_little_text_is_said(models: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("the cat")
     with pytest.raises(InputError, match="has 3 tokens, a window takes 49"):
         load(models, tmp_path / "t.txt")
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
+    save_writer(tmp_path / "writer", vocab_size=12)
+    with pytest.raises(InputError, match="the tokenizer of m makes tokens up to 17, the model knows 12"):
+        load(tmp_path, write_text(tmp_path / "t.txt"))

@@ -71,6 +71,16 @@ def test_a_folder_becomes_a_smaller_folder_and_both_are_measured(tmp_path: Path,
     assert compress_stream(given, tmp_path / "out", QUIET) == report  # read, not done again
 
 
+def test_a_changed_text_is_another_job(tmp_path: Path, given: StreamJob) -> None:
+    text = tmp_path / "text.txt"
+    shutil.copy(given.text, text)
+    job = replace(given, text=text, samples=6, test_samples=3)
+    compress_stream(job, tmp_path / "out", QUIET)
+    text.write_text(text.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    with pytest.raises(InputError, match="exists already"):
+        compress_stream(job, tmp_path / "out", QUIET)
+
+
 @pytest.mark.parametrize("stride", [16, 5])
 def test_streamed_perplexity_slides_as_in_memory(tmp_path: Path, given: StreamJob, stride: int) -> None:
     import transformers
