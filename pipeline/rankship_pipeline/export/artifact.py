@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.evaluate.calibrate import split
 from rankship_pipeline.export import Operator, keep_stdout_clean, load_exporter
-from rankship_pipeline.export.agreement import find_cosine, find_error
+from rankship_pipeline.export.agreement import ROUNDED_TIE, find_agreement, find_cosine, find_error
 from rankship_pipeline.export.collector import pause_collector
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import (
@@ -178,7 +178,9 @@ def write_artifact(
     points = [find_example(part.dimensions), *list_points(part.dimensions)]
     proven = list(_list_proven(part, points))
     proofs = [_keep_proof(target / folder, one) for folder, one in proven]
-    error, cosine = (None, None) if part.plain is None else _measure_rounding(proven[0][1], part.plain, proofs[0][1])
+    error, cosine, agreement = None, None, None
+    if part.plain is not None:
+        error, cosine, agreement = _measure_rounding(proven[0][1], part.plain, proofs[0][1])
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",
@@ -193,6 +195,7 @@ def write_artifact(
         toolchain=list_versions(format_),
         rounding_error=error,
         rounding_cosine=cosine,
+        rounding_agreement=agreement,
         generation=part.generation,
     )
     (target / _RECORD).write_text(encode(artifact), encoding="utf-8")
@@ -226,10 +229,19 @@ def _keep_proof(folder: Path, part: Part) -> tuple[Tensors, Tensors]:
     return inputs, outputs
 
 
-def _measure_rounding(part: Part, plain: nn.Module, outputs: Tensors) -> tuple[float, float]:
-    """The largest error and the least cosine of a sample between a part's outputs and those of `plain`."""
-    pairs = [(outputs[name].numpy(), exact.numpy()) for name, exact in _compute(part, plain).items()]
-    return max(find_error(*pair) for pair in pairs), min(find_cosine(*pair) for pair in pairs)
+def _measure_rounding(part: Part, plain: nn.Module, outputs: Tensors) -> tuple[float, float, float | None]:
+    """How far a part's outputs are from those of `plain`: the largest error, and the least cosine of a sample.
+
+    Also the share of likeliest tokens that stay, of a file that generates: of so many, some are always near another.
+    """
+    pairs = {name: (outputs[name].numpy(), exact.numpy()) for name, exact in _compute(part, plain).items()}
+    kept = [
+        find_agreement(*pairs[name], axis, ROUNDED_TIE)
+        for name, axis in part.classes.items()
+        if part.generation is not None and name in pairs
+    ]
+    error = max(find_error(*pair) for pair in pairs.values())
+    return error, min(find_cosine(*pair) for pair in pairs.values()), min(kept, default=None)
 
 
 def _compute(part: Part, module: nn.Module) -> Tensors:

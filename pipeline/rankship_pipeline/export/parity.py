@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rankship_pipeline.export.agreement import find_cosine, find_error
+from rankship_pipeline.export.agreement import ROUNDED_TIE, find_agreement, find_cosine, find_error
 from rankship_pipeline.export.artifact import Proof
 from rankship_pipeline.export.runner import Array, Runner
 from rankship_pipeline.foundation.artifact_key import Precision
@@ -19,8 +19,7 @@ from rankship_pipeline.recipe.export_choices import ParityChoice
 
 _TIE = 1e-5  # of the largest score: a smaller lead of one class over another is rounding
 _FLIPS = 1.5  # of the difference that rounding activations makes, up to:
-_MOST_ERROR, _LEAST_COSINE = 0.5, 0.9
-_ROUNDED_TIE = 1 / 64  # in 8 bits: four steps of the outputs' grid
+_MOST_ERROR, _LEAST_COSINE, _LEAST_AGREEMENT = 0.5, 0.9, 0.9
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def verify_artifact(
         got = [np.load(Path(name), allow_pickle=False) for name in output.outputs]
     want = [np.load(name, allow_pickle=False) for name in expected]
     agreements = compare_outputs(artifact, got, want)
-    if complaints := list(_list_complaints(agreements, _fit(limits, artifact))):
+    if complaints := list(_list_complaints(agreements, fit_limits(limits, artifact))):
         raise ParityFailed(
             f"{where} does not compute what torch computes: " + "; ".join(complaints),
             hint="nothing was pushed; build again, and if it fails again report the operator to the exporter's project",
@@ -74,8 +73,8 @@ def verify_artifact(
     )
 
 
-def _fit(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
-    """The limits for an artifact, as `max_relative_error` and `min_cosine`.
+def fit_limits(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
+    """The limits for an artifact, as `max_relative_error`, `min_cosine` and `min_top1_agreement`.
 
     A sum that falls on the other side of a half is one step of an activation, and layer by layer such steps grow to
     what rounding activations does at all: half as much again is allowed. Wrong weights are found in the file itself.
@@ -86,7 +85,9 @@ def _fit(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
     cosine = 1.0 if artifact.rounding_cosine is None else artifact.rounding_cosine
     error = max(limits.max_rounded_error, min(_FLIPS * noise, _MOST_ERROR))
     least = min(limits.min_rounded_cosine, max(1 - _FLIPS * (1 - cosine), _LEAST_COSINE))
-    return replace(limits, max_relative_error=error, min_cosine=least)
+    agreement = 1.0 if artifact.rounding_agreement is None else artifact.rounding_agreement
+    chosen = min(limits.min_top1_agreement, max(1 - _FLIPS * (1 - agreement), _LEAST_AGREEMENT))
+    return replace(limits, max_relative_error=error, min_cosine=least, min_top1_agreement=chosen)
 
 
 def verify_proofs(
@@ -157,13 +158,8 @@ def _compare_choices(a: NDArray[np.float64], b: NDArray[np.float64], axis: int, 
 
     In float32 there are ties only among many answers a sample, some of which are always near.
     """
-    chosen = a.argmax(axis)
-    same = chosen == b.argmax(axis)
-    if a.ndim > 2 or precision != "float32":  # noqa: PLR2004 - (samples, classes): one answer a sample
-        tie = _TIE if precision == "float32" else _ROUNDED_TIE
-        taken = np.take_along_axis(b, np.expand_dims(chosen, axis), axis).squeeze(axis)
-        same |= b.max(axis) - taken <= tie * np.abs(b).max()
-    return float(same.mean())
+    single = a.ndim <= 2 and precision == "float32"  # noqa: PLR2004 - (samples, classes): one answer a sample
+    return find_agreement(a, b, axis, 0.0 if single else _TIE if precision == "float32" else ROUNDED_TIE)
 
 
 def _list_complaints(agreements: Sequence[Agreement], limits: ParityChoice) -> Iterator[str]:

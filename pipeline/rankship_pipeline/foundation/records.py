@@ -56,7 +56,8 @@ class Artifact:
     `outputs` are in the order in which the runtime returns them. `parameters` counts every trainable parameter of the
     torch module in it (embeddings, norms, biases, heads); `factored_layers` are the layers stored as chains of smaller
     operators, by their torch names. Of rounded weights, `rounding_error` and `rounding_cosine` say how far rounding
-    activations moves torch's outputs at all, in the measures of `Verified`; None for other files.
+    activations moves torch's outputs at all, in the measures of `Verified`; None for other files. Of those that
+    generate, `rounding_agreement` is the share of likeliest tokens that stay.
     """
 
     key: ArtifactKey
@@ -72,6 +73,7 @@ class Artifact:
     toolchain: dict[str, str]
     rounding_error: float | None = None
     rounding_cosine: float | None = None
+    rounding_agreement: float | None = None
     generation: Generation | None = None
 
     @property

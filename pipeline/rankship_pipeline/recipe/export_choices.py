@@ -58,7 +58,8 @@ class ParityChoice:
             compared with torch computing with the same integers, and differ in how sums are rounded to the next
             integer; 1.5 times what rounding activations changes at all is allowed too
         min_rounded_cosine: the cosine for these files
-        min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores
+        min_top1_agreement: the share of inputs for which both choose the same class, where outputs are classes' scores;
+            of files of rounded weights that generate, half as many again may differ as rounding activations changes
     """
 
     samples: int = 64

@@ -1,0 +1,28 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from make.artifacts import COMPRESSED, make_artifact
+from rankship_pipeline.export.agreement import find_agreement, find_cosine, find_error
+from rankship_pipeline.export.parity import fit_limits
+from rankship_pipeline.recipe.export_choices import ParityChoice
+
+WANT = np.array([[[4.0, 1.0, 0.0], [2.0, 1.9, 0.0], [0.0, 0.0, 3.0]]])  # (samples, answers, classes)
+GOT = np.array([[[4.1, 1.0, 0.0], [1.9, 2.0, 0.0], [0.0, 3.0, 2.0]]])
+
+
+def test_a_small_lead_is_a_draw() -> None:
+    assert find_agreement(GOT, WANT, -1, 0.0) == pytest.approx(1 / 3)
+    assert find_agreement(GOT, WANT, -1, 1 / 32) == pytest.approx(2 / 3)
+    assert find_error(GOT, WANT) == pytest.approx(0.75)
+    assert find_cosine(WANT, WANT) == pytest.approx(1.0)
+
+
+def test_likeliest_tokens_may_change_half_as_often_again_as_rounding_changes_them() -> None:
+    limits, artifact = ParityChoice(), make_artifact(replace(COMPRESSED, precision="int8"))
+    assert fit_limits(limits, artifact).min_top1_agreement == 1.0
+    assert fit_limits(limits, replace(artifact, rounding_agreement=0.98)).min_top1_agreement == pytest.approx(0.97)
+    assert fit_limits(limits, replace(artifact, rounding_agreement=0.5)).min_top1_agreement == pytest.approx(0.9)
+    plain = make_artifact(COMPRESSED)
+    assert fit_limits(limits, replace(plain, rounding_agreement=0.5)) == limits
