@@ -179,8 +179,13 @@ def write_artifact(
     proven = list(_list_proven(part, points))
     proofs = [_keep_proof(target / folder, one) for folder, one in proven]
     error, cosine, agreement = None, None, None
-    if part.plain is not None:
-        error, cosine, agreement = _measure_rounding(proven[0][1], part.plain, proofs[0][1])
+    if part.plain is not None:  # of a text's few last answers it is another than of many
+        measured = proven if part.generation is not None else proven[:1]
+        found = [
+            _measure_rounding(one, part.plain, made) for (_, one), (_, made) in zip(measured, proofs, strict=False)
+        ]
+        error, cosine = max(one[0] for one in found), min(one[1] for one in found)
+        agreement = min((one[2] for one in found if one[2] is not None), default=None)
     artifact = Artifact(
         key=key,
         file=f"{entry}/{path.name}",
