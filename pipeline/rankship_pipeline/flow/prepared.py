@@ -88,7 +88,7 @@ class Prepared:
             return None
         return describe_generation(first, self.folder, self.recipe.export.context)
 
-    @property
+    @cached_property
     def generating_sha256(self) -> dict[str, object]:
         """What else the files of a model that generates are made from: how they are called, and its tokenizer."""
         if self.generation is None:

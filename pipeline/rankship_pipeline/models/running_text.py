@@ -11,7 +11,7 @@ from torch import Tensor
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.models.model_config import load_tokenizer, read_context, read_vocabulary
 from rankship_pipeline.models.samples import Samples, find_path
-from rankship_pipeline.models.text_file import READERS, read_texts
+from rankship_pipeline.models.text_file import READERS, read_texts, read_whole
 from rankship_pipeline.models.token_windows import check_tokens
 from rankship_pipeline.recipe.choices import DataChoice, Recipe
 
@@ -58,10 +58,7 @@ def _read_documents(choice: DataChoice, folder: Path) -> list[str]:
     path = find_path(choice.text or str(choice.csv), folder)
     if choice.csv is not None or path.suffix.lower() in READERS:
         return read_texts(choice, folder)[0]
-    try:
-        return [path.read_text(encoding="utf-8-sig")]
-    except (OSError, UnicodeDecodeError) as failure:
-        raise InputError(f"{choice.origin}: cannot read {path}: {failure}", hint="give a UTF-8 text file") from None
+    return [read_whole(path, choice)]
 
 
 def _number(tokenizer: Any, documents: Sequence[str]) -> Tensor:  # noqa: ANN401 - transformers has no types

@@ -110,8 +110,13 @@ def _take_columns(
 
 def _read_split(path: Path, choice: DataChoice) -> list[tuple[int, str]]:
     """The lines with their numbers; what else may end a line (form feed, U+2028) stays inside a text."""
+    return list(enumerate(read_whole(path, choice).split("\n"), 1))  # reading made \r\n one \n
+
+
+def read_whole(path: Path, choice: DataChoice) -> str:
+    """A whole file; InputError where it is no text."""
     try:
-        return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1))  # reading made \r\n one \n
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as failure:
         raise InputError(f"{choice.origin}: cannot read {path}: {failure}", hint="give a UTF-8 text file") from None
 

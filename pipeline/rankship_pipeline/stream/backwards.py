@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.watch import fork_inputs, watch
 from rankship_pipeline.stream.analysis import StreamAnalysis, find_keep, gather_parts, write_block
 from rankship_pipeline.stream.block_grams import Grams, Group, count_halves, find_groups
-from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
+from rankship_pipeline.stream.choice import BlockTimes, StreamChoice, time_block
 from rankship_pipeline.stream.passage import Passage, read_hidden, start_passage, write_hidden
 from rankship_pipeline.stream.progress import Begin
 from rankship_pipeline.stream.workers import Pool, take_apart_curved
@@ -158,17 +157,7 @@ class Backwards:
             marks.append(time.monotonic())
             write_block(analysis.locate(index), tensors)
             marks.append(time.monotonic())
-            load, forward, decompose, write = np.diff(marks).tolist()
-            self.tick(
-                BlockTimes(
-                    index=index,
-                    load_seconds=load,
-                    forward_seconds=forward - grams.seconds,
-                    gram_seconds=grams.seconds,
-                    decompose_seconds=decompose,
-                    write_seconds=write,
-                )
-            )
+            self.tick(time_block(index, marks, grams.seconds))
         self._locate(index + 1).unlink()
         passage.locate(index).unlink()
 

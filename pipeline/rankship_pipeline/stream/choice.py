@@ -1,5 +1,7 @@
 """How a checkpoint is streamed, and what each block took."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from rankship_pipeline.foundation.frozen import record
@@ -51,3 +53,16 @@ class BlockTimes:
     gram_seconds: float
     decompose_seconds: float
     write_seconds: float
+
+
+def time_block(index: int, marks: Sequence[float], gram_seconds: float) -> BlockTimes:
+    """A block's times by the clock: read before it was loaded, and after it was loaded, run, decomposed and written."""
+    load, forward, decompose, write = (after - before for before, after in pairwise(marks))
+    return BlockTimes(
+        index=index,
+        load_seconds=load,
+        forward_seconds=forward - gram_seconds,
+        gram_seconds=gram_seconds,
+        decompose_seconds=decompose,
+        write_seconds=write,
+    )

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.stream.analysis import StreamAnalysis, find_keep, gather_parts, write_block
 from rankship_pipeline.stream.block_grams import Grams, find_groups
-from rankship_pipeline.stream.choice import BlockTimes, StreamChoice
+from rankship_pipeline.stream.choice import BlockTimes, StreamChoice, time_block
 from rankship_pipeline.stream.passage import Chunk, Passage, start_passage
 from rankship_pipeline.stream.progress import Begin
 from rankship_pipeline.stream.workers import Pool, take_apart
@@ -65,17 +64,7 @@ class Forwards:
             marks.append(time.monotonic())
             write_block(analysis.locate(index), tensors)
             marks.append(time.monotonic())
-            load, forward, decompose, write = np.diff(marks).tolist()
-            self.tick(
-                BlockTimes(
-                    index=index,
-                    load_seconds=load,
-                    forward_seconds=forward - grams.seconds,
-                    gram_seconds=grams.seconds,
-                    decompose_seconds=decompose,
-                    write_seconds=write,
-                )
-            )
+            self.tick(time_block(index, marks, grams.seconds))
         passage.locate(index).unlink()
 
     def _take_apart(self, block: nn.Module, full: Mapping[str, str], grams: Grams, pool: Pool) -> dict[str, Tensor]:

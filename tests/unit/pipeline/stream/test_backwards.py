@@ -148,7 +148,7 @@ APART = 7 * ["apart"]
         (blocks.Call, "run", 38, [1, *APART, 0, *APART]),  # while the second block goes back
         (backwards, "take_apart_curved", 9, [1, *APART, 0, *APART]),
         (files, "save_file", 2, [1, *APART, 0, *APART]),
-        (backwards, "BlockTimes", 2, [0, *APART]),
+        (backwards, "time_block", 2, [0, *APART]),
     ],
 )
 def test_a_stopped_analysis_goes_on_where_it_was(

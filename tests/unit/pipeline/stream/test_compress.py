@@ -161,7 +161,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         (blocks.Call, "run", 12, 1),  # while the second block's outputs are written
         (forwards, "take_apart", 9, 1),
         (files, "save_file", 2, 1),
-        (forwards, "BlockTimes", 2, 2),  # once its file is there
+        (forwards, "time_block", 2, 2),  # once its file is there
     ],
 )
 def test_a_stopped_analysis_goes_on_where_it_was(
