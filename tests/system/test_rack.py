@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from make.dask_ends import collect_after_dask  # noqa: F401 - a fixture for every test here
 from make.racks import QUIET, Running, plan_run, running
 from make.waiting import wait_until
 from make.wires import Wire

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from make.dask_ends import collecting
 from make.decoders import ARCHITECTURES, BLOCKS, VOCABULARY, make_decoder, save_sharded
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import analyse, fill
@@ -364,9 +365,12 @@ def test_dask_computes_the_same(tmp_path: Path, llama: Path) -> None:
     import distributed
 
     here = analyse_stream(llama, TOKENS, tmp_path / "here", SMALL)
-    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
-    ) as cluster:
+    with (
+        collecting(),
+        distributed.LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+    ):
         assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
         choice = StreamChoice(chunk_tokens=60, scheduler=cluster.scheduler_address)
         there = analyse_stream(llama, TOKENS, tmp_path / "there", choice)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from make.dask_ends import collecting
 from make.decoders import BLOCKS, VOCABULARY, save_speaking, write_words
 from rankship_pipeline.evaluate.perplexity import measure_perplexity
 from rankship_pipeline.factors.saved_model import load_model
@@ -243,9 +244,12 @@ def test_two_dask_workers_and_two_threads_give_the_same_bytes(tmp_path: Path, gi
 
     here = compress_stream(replace(given, how=StreamChoice(workers=1)), tmp_path / "here", QUIET)
     two = compress_stream(replace(given, how=StreamChoice(workers=2)), tmp_path / "two", QUIET)
-    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
-        n_workers=2, threads_per_worker=1, processes=True, protocol="tcp", host="127.0.0.1", dashboard_address=None
-    ) as cluster:
+    with (
+        collecting(),
+        distributed.LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=2, threads_per_worker=1, processes=True, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+    ):
         how = StreamChoice(scheduler=cluster.scheduler_address)
         there = compress_stream(replace(given, how=how), tmp_path / "there", QUIET)
         with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
