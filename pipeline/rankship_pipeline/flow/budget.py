@@ -1,6 +1,7 @@
 """Computes a recipe's price and budget, and checks that the budget can be met."""
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, Stored
 from rankship_pipeline.quantise.sizes import is_offered
@@ -13,6 +14,7 @@ from rankship_pipeline.ranks.price import (
     price_table,
     read_table,
 )
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.choices import choose, find_unit, rank_choice
 
 
@@ -96,9 +98,27 @@ def _read_price(prepared: Prepared) -> Price:
 def price_measured(prepared: Prepared, table: CostTable, where: str) -> Price:
     """The price from a cost table; InputError naming `where` if it is of another model or of other activations."""
     weights, own = prepared.recipe.precision.weights, prepared.activations
+    _refuse_other_part(prepared.recipe.budget, table, where)
     if weights != ("float32",) and table.activations not in {None, own}:
         raise InputError(
             f"{where} has layers with {table.activations} activations, the recipe computes {own} ones",
             hint=f'measure them again: `rankship costs`, or take precision.activations = "{table.activations}"',
         )
-    return price_table(table, prepared.layers, prepared.model_sha256, where, weights)
+    return price_table(table, prepared.layers, prepared.hash_model(table.part, table.format), where, weights)
+
+
+def _refuse_other_part(budget: Budget, table: CostTable, where: str) -> None:
+    """Raise InputError if a table has the times of something else than the budget is for."""
+    own = (budget.part, None if budget.part == WHOLE else budget.prompt)
+    if (table.part, table.prompt_tokens) != own:
+        raise InputError(
+            f"{where} has times of {_describe_timed(table.part, table.prompt_tokens)}, the budget is for"
+            f" {_describe_timed(*own)}",
+            hint="name the table of the same phase: `rankship costs` measures those of both",
+        )
+
+
+def _describe_timed(part: str, prompt_tokens: int | None) -> str:
+    if prompt_tokens is None:
+        return "one inference"
+    return f"a token after {prompt_tokens}" if part == DECODE else f"the first token after {prompt_tokens}"

@@ -13,6 +13,7 @@ from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.models.foreign_files import is_graph
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
+from rankship_pipeline.recipe.budget import TOKEN_TIMES
 from rankship_pipeline.recipe.choices import Recipe
 
 
@@ -36,21 +37,27 @@ def check_weights(_recipe: Recipe, sources: Mapping[str, OpenedSource]) -> None:
 
 def check_writers(recipe: Recipe, _sources: Mapping[str, OpenedSource]) -> None:
     """Check that what goes on with texts is asked for nothing that its files cannot do, and nothing else for that."""
-    tasks = {source.task for source in recipe.models}
+    tasks, export, amounts = {source.task for source in recipe.models}, recipe.export, recipe.budget.amounts
     if "causal-lm" not in tasks:
-        if recipe.export.context is not None:
+        asked = ["export.context"] if export.context is not None else []
+        asked += [f"budget.{key}" for key in TOKEN_TIMES if key in amounts]
+        if asked:
             raise InputError(
-                'export.context belongs to models of the task "causal-lm"', hint="leave it out, or state their `task`"
+                f'{asked[0]} belongs to models of the task "causal-lm"', hint="leave it out, or state their `task`"
             )
         return
-    export = recipe.export
     complaints = {
         "models of other tasks beside them": len(tasks) > 1,
         "merge.head": recipe.merge.head is not None,
         "export.batch and export.axes: their files take one text of any length": bool(export.batch or export.axes),
         'activations = "static"': recipe.precision.activations == "static",
-        "budget.on: a cost table times layers at one length": recipe.budget.on is not None,
     }
+    whole = [key for key in ("latency_ms", "latency_us", "energy_uj") if key in amounts]
+    if whole:
+        raise InputError(
+            f'models of the task "causal-lm" run in phases, budget.{whole[0]} names none',
+            hint=f"give {' or '.join(TOKEN_TIMES)}, with prompt_tokens",
+        )
     for what, is_asked in complaints.items():
         if is_asked:
             raise InputError(
@@ -75,8 +82,19 @@ def check_alignment(prepared: Prepared) -> None:
 
 
 def check_context(prepared: Prepared) -> None:
-    """Check that a language model takes as many tokens as its files are to."""
-    prepared.generation  # noqa: B018 - computed, or refused
+    """Check that a language model takes as many tokens as its files are to, and those the prompt of its budget."""
+    generation, budget = prepared.generation, prepared.recipe.budget
+    if generation is None or not budget.amounts.keys() & TOKEN_TIMES:
+        return
+    most = generation.context if budget.token_ms is None else generation.context - 1
+    if budget.prompt > most:
+        more = "" if budget.token_ms is None else " and a token after them"
+        default = " (its default)" if budget.prompt_tokens is None else ""
+        raise InputError(
+            f"budget.prompt_tokens is {budget.prompt}{default}: so many tokens{more} do not fit the files' context of"
+            f" {generation.context}",
+            hint=f"state prompt_tokens = {most} or fewer, or a longer export.context",
+        )
 
 
 def check_sizes(prepared: Prepared) -> None:

@@ -12,9 +12,11 @@ from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.export.capabilities import list_offered
 from rankship_pipeline.flow.judging import Court
 from rankship_pipeline.flow.pace import Pace
+from rankship_pipeline.flow.phases import find_phase_sites
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
-from rankship_pipeline.foundation.formats import FORMATS
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.generation import TOKENIZER, Generation
 from rankship_pipeline.foundation.records import Landing
 from rankship_pipeline.models.causal_lm import describe_generation
@@ -118,15 +120,22 @@ class Prepared:
         """Parameters that no choice of ranks changes."""
         return self.dense_parameters - sum(layer.parameters for layer in self.layers)
 
-    @property
-    def sites(self) -> dict[str, tuple[Site, ...]]:
-        """The call sites of every factorable layer, also of those that the recipe keeps dense."""
-        return find_sites(self.model, find_layers(self.model), self.data.test_inputs)
+    def list_sites(self, part: str = WHOLE, format_: Format = "onnx") -> dict[str, tuple[Site, ...]]:
+        """The call sites of every factorable layer, also of those that the recipe keeps dense.
 
-    @property
-    def model_sha256(self) -> str:
-        """The hash of the model that a cost table is valid for."""
-        return hash_model(self.model, self.sites)
+        `part` is what is timed, as a key's part; only those of a phase of generating depend on the format.
+        """
+        layers, generation = find_layers(self.model), self.generation
+        if part == WHOLE or generation is None:
+            return find_sites(self.model, layers, self.data.test_inputs)
+        return find_phase_sites(
+            self.model, layers, ArtifactKey(variant="dense", format=format_, part=part), generation.context
+        )
+
+    def hash_model(self, part: str = WHOLE, format_: Format = "onnx") -> str:
+        """The hash of the model that a cost table is valid for; `part` as for `list_sites`."""
+        whole = hash_model(self.model, self.list_sites(part, format_))
+        return whole if part == WHOLE else digest({"model": whole, **self.generating_sha256})
 
 
 @dataclass(frozen=True)

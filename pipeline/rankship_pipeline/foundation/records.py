@@ -3,7 +3,7 @@
 from html import escape
 from typing import Literal
 
-from rankship_pipeline.foundation.artifact_key import ArtifactKey, Precision
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Precision
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.generation import Generation
@@ -161,6 +161,8 @@ class CostTable:
     the weights may differ, the shapes may not. `device`, `format`, `runtime` (name and version), `threads` and
     `agent_sha256` are the conditions; `measured_utc` is the time (ISO 8601), `rounds` the interleaved rounds. Layers of
     fewer bits were measured with these `activations`, as precision.activations names them; None without such layers.
+    `part` is what was timed, as a key's part: the whole model, or a phase of one that generates, with the prompt of
+    `prompt_tokens` (None: without one).
     """
 
     unit: CostUnit
@@ -176,6 +178,8 @@ class CostTable:
     fixed: int
     layers: dict[str, tuple[LayerCost, ...]]
     activations: str | None = None
+    part: str = WHOLE
+    prompt_tokens: int | None = None
 
 
 @record
@@ -204,6 +208,7 @@ class Landing:
 
     `verdict` is "landed" when the chosen try is within the tolerance; "dense fits" when the dense model is fast enough
     and nothing was compressed; "nearest below" when no try was within it and the chosen one is the nearest faster one.
+    `part` and `prompt_tokens` are those of the table.
     """
 
     budget_ns: int
@@ -216,6 +221,8 @@ class Landing:
     tries: tuple[LandingTry, ...]
     chosen: int
     verdict: LandingVerdict
+    part: str = WHOLE
+    prompt_tokens: int | None = None
 
     @property
     def shipped(self) -> LandingTry:

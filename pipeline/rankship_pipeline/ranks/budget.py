@@ -9,7 +9,7 @@ from rankship_pipeline.foundation.errors import BudgetInfeasible
 from rankship_pipeline.foundation.records import CostUnit
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.ranks.price import Price
-from rankship_pipeline.recipe.budget import Budget
+from rankship_pipeline.recipe.budget import TOKEN_TIMES, Budget
 from rankship_pipeline.recipe.choices import RankChoice
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
 
@@ -21,6 +21,7 @@ def resolve_budget(budget: Budget, dense: int, unit: CostUnit = "parameters") ->
         return int(Fraction(str(value)) * dense)  # 0.7 of 350 is 245, not 244.999…
     of_bytes = Fraction(1) if unit == "bytes" else Fraction(1, 4)  # else float32 parameters; nanoseconds
     scales = {"size_bytes": of_bytes, "latency_us": Fraction(1000), "latency_ms": Fraction(1_000_000)}
+    scales |= dict.fromkeys(TOKEN_TIMES, Fraction(1_000_000))
     return int(Fraction(str(value)) * scales.get(key, 1))
 
 

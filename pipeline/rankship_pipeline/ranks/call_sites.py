@@ -5,7 +5,7 @@ side by side on one input, their outputs summed: the copies share the cost of re
 and timing one copy alone gives that cost (see rankship_benchmarks.costs.sweeps).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -59,9 +59,16 @@ class Site:
         return f"{self.kind} {self.layer.channels}→{self.rows}{kernel}{stride} on {shape or 1}"
 
 
-@torch.inference_mode()
 def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dict[str, tuple[Site, ...]]:
     """The sites of every layer by its name, one for each call on one sample of it or of what is tied to it."""
+    return watch_sites(model, layers, lambda: model(*(tensor[:1] for tensor in inputs)))
+
+
+@torch.inference_mode()
+def watch_sites(
+    model: nn.Module, layers: Sequence[Layer], run: Callable[[], object]
+) -> dict[str, tuple[Site, ...]]:
+    """The sites of every layer by its name, one for each call of it, or of what is tied to it, in `run`."""
     found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
     by_name = {use.name: (layer.name, use, get_layer(model, use.name)) for layer in layers for use in layer.uses}
 
@@ -70,7 +77,7 @@ def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dic
         found[owner].append(_describe(use, module, tuple(x.shape)))
 
     with watch(model, by_name, note):
-        model(*(tensor[:1] for tensor in inputs))
+        run()
     return {name: tuple(sites) for name, sites in found.items()}
 
 

@@ -1,10 +1,13 @@
 """The budget of a recipe: its amount, its unit, and the device for measured units."""
 
+from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE, prefill_of
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import CostUnit
 
-TIMES = ("latency_ms", "latency_us")
+TOKEN_TIMES = ("time_to_first_token_ms", "token_ms")
+TIMES = ("latency_ms", "latency_us", *TOKEN_TIMES)
+PROMPT_TOKENS = 128
 
 
 AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops", *TIMES, "energy_uj")
@@ -15,7 +18,7 @@ class Budget:
     """Exactly one amount: of size, operations, time or energy.
 
     Operations, time and energy are those of one sample. Time and energy need a cost table measured on a device: `costs`
-    names its file, or `on` names a device to measure.
+    names its file, or `on` names a device to measure. The time of a "causal-lm" is that of one of its phases.
 
     Keys:
         kept_parameters: share of the merged model's parameters to keep
@@ -26,7 +29,10 @@ class Budget:
         flops: number of operations
         latency_ms: milliseconds
         latency_us: microseconds
+        time_to_first_token_ms: milliseconds from a prompt to its first token, of a "causal-lm"
+        token_ms: milliseconds for each further token, of a "causal-lm"
         energy_uj: microjoules
+        prompt_tokens: the length of the prompt for these two; left out, 128
         costs: the path of a cost table, relative to the recipe
         on: a device of the inventory; the whole model is measured there too, and the allocation corrected until the
             time is met
@@ -40,7 +46,10 @@ class Budget:
     flops: int | None = None
     latency_ms: float | None = None
     latency_us: int | None = None
+    time_to_first_token_ms: float | None = None
+    token_ms: float | None = None
     energy_uj: int | None = None
+    prompt_tokens: int | None = None
     costs: str | None = None
     on: str | None = None
     format: Format | None = None
@@ -58,3 +67,15 @@ class Budget:
         if self.energy_uj is not None:
             return "uj"
         return "parameters" if self.flops is None and self.kept_flops is None else "flops"
+
+    @property
+    def prompt(self) -> int:
+        """The length of the prompt of a budget for tokens."""
+        return PROMPT_TOKENS if self.prompt_tokens is None else self.prompt_tokens
+
+    @property
+    def part(self) -> str:
+        """What is timed, as a key's part: the whole model, or a phase of one that generates."""
+        if self.token_ms is not None:
+            return DECODE
+        return WHOLE if self.time_to_first_token_ms is None else prefill_of(self.prompt)

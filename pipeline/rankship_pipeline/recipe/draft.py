@@ -26,7 +26,7 @@ _COMMENTS = {
     "text": "one text a line; or label, tab, text; or .csv, .jsonl; for a language model, one running text",
     "csv": "one row a sample; `label` and `columns` name its columns",
     "loader": '"file.py:function"; returns calibration, test_inputs and test_labels',
-    "kept_parameters": "the share kept; or parameters, size_bytes, kept_flops, flops, latency_ms and on",
+    "kept_parameters": "the share kept; or parameters, size_bytes, kept_flops, flops, a time and on",
     "merge.method": "how several models become one; docs/merging.md lists the ways",
     "ranks.method": "who gets how much of the budget",
     "ranks.step": "ranks are multiples of this",
@@ -48,7 +48,10 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
         names = [f"--{key.replace('_', '-')}", *(["--kept"] if key == "kept_parameters" else [])]
         group.add_argument(*names[::-1], type=int if key in _WHOLE else float, metavar="N", dest=key)
     group.add_argument("--costs", type=Path, metavar="FILE", help="with time and energy: a table by `rankship costs`")
-    group.add_argument("--on", metavar="DEVICE", help="with --latency-ms: measured and met there, no table needed")
+    group.add_argument("--on", metavar="DEVICE", help="with a time: measured and met there, no table needed")
+    group.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="with --time-to-first-token-ms and --token-ms (default: 128)"
+    )
     group.add_argument(
         "--precision",
         type=_parse_names,
@@ -99,7 +102,8 @@ def take_budget(arguments: argparse.Namespace, folder: Path) -> dict[str, object
         raise InputError(f"two budgets: {' and '.join(given)}", hint="give one")
     costs = {} if arguments.costs is None else {"costs": place(str(arguments.costs), folder)}
     on = {} if arguments.on is None else {"on": arguments.on}
-    return {**(given or {"kept_parameters": KEPT}), **costs, **on}
+    prompt = {} if arguments.prompt_tokens is None else {"prompt_tokens": arguments.prompt_tokens}
+    return {**(given or {"kept_parameters": KEPT}), **prompt, **costs, **on}
 
 
 def take_precision(arguments: argparse.Namespace) -> Tables:

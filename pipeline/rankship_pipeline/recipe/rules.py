@@ -7,7 +7,7 @@ from typing import Any
 
 from rankship_pipeline.foundation.codec import read_toml
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.recipe.budget import AMOUNTS
+from rankship_pipeline.recipe.budget import AMOUNTS, TIMES, TOKEN_TIMES
 from rankship_pipeline.recipe.choices import (
     DATA_KINDS,
     Comparison,
@@ -236,11 +236,17 @@ def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
             costs or on if measured else not costs,
             "budget.costs, a table measured on the device, belongs to latency and energy, which need it (or budget.on)",
         ),
-        (not on or budget.unit == "ns", "budget.on belongs to latency_ms and latency_us"),
-        (
-            budget.latency_ms is None or budget.latency_ms >= _LEAST_MS,
-            f"budget.latency_ms must be at least {_LEAST_MS}",
+        (not on or budget.unit == "ns", f"budget.on belongs to {', '.join(TIMES)}"),
+        *(
+            (value >= _LEAST_MS, f"budget.{key} must be at least {_LEAST_MS}")
+            for key, value in budget.amounts.items()
+            if key in TIMES and key.endswith("_ms")
         ),
+        (
+            budget.prompt_tokens is None or bool(budget.amounts.keys() & TOKEN_TIMES),
+            f"budget.prompt_tokens belongs to {' and '.join(TOKEN_TIMES)}",
+        ),
+        (budget.prompt >= 1, f"budget.prompt_tokens must be at least 1, got {budget.prompt_tokens}"),
         (budget.format is None or on, "budget.format belongs to budget.on"),
         (budget.format in {None, *formats}, f"budget.format is {budget.format}, export.formats {', '.join(formats)}"),
     ]
@@ -253,7 +259,8 @@ def _check_numbers(recipe: Recipe) -> list[str]:
         (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
         (
             len(given) == (1 if threshold is None else 0),
-            f"[budget] needs exactly one of {', '.join(AMOUNTS)} (none with ranks.threshold)",
+            f"[budget] needs exactly one of {', '.join(AMOUNTS)} (none with ranks.threshold)"
+            + (": ranks are found under one limit" if given.keys() >= set(TOKEN_TIMES) else ""),
         ),
         (
             all(0 < value < inf for value in given.values()),

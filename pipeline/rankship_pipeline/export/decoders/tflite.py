@@ -16,11 +16,10 @@ from torch.export import ExportedProgram
 
 from rankship_pipeline.export import check_size
 from rankship_pipeline.export.decoders.cached import Shape, run_cached
+from rankship_pipeline.export.decoders.runs import list_prefills
 from rankship_pipeline.export.frozen_trace import trace_frozen
 from rankship_pipeline.export.graph import order_rows
 from rankship_pipeline.foundation.generation import Generation
-
-_PREFILLS = 16, 128, 512  # tokens that a signature takes at once, where the context has as many
 
 
 class _Static(nn.Module):
@@ -49,7 +48,7 @@ class _Static(nn.Module):
 def trace_decoder(model: nn.Module, shape: Shape) -> dict[str, ExportedProgram]:
     """A graph for each signature, first the one with all operators."""
     ordered = order_rows(model)
-    lengths = {"decode": 1} | {f"prefill_{n}": n for n in _PREFILLS if n <= shape.context}
+    lengths = {"decode": 1} | {f"prefill_{n}": n for n in list_prefills(shape.context)}
     return {name: _trace(_Static(ordered, answers=name == "decode").eval(), n, shape) for name, n in lengths.items()}
 
 

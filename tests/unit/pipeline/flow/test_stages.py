@@ -226,7 +226,7 @@ def test_a_budget_of_time_takes_a_table_and_another_table_makes_another_model(st
             agent_sha256="a",
             measured_utc="2026-11-25T00:00:00Z",
             rounds=9,
-            model_sha256=make_stages(store).prepared.model_sha256,
+            model_sha256=make_stages(store).prepared.hash_model(),
             dense=1050,
             fixed=50,
             layers=layers,
