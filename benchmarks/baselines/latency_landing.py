@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from rankship_benchmarks.costs.landing import land
-from rankship_benchmarks.costs.runtime_on_device import WHOLE, Place, Subject, choose_place
+from rankship_benchmarks.costs.runtime_on_device import WHOLE_MODEL, Place, Subject, choose_place
 from rankship_benchmarks.costs.time_table import PASSES, measure_costs
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estimate_ratio
@@ -174,7 +174,9 @@ def time_together(bench: Bench, subjects: dict[str, Subject]) -> dict[str, Any]:
         for number in range(ROUNDS):
             advance("time all together")
             order = names if number % 2 == 0 else names[::-1]
-            for name, trial in zip(order, bench.place.time([subjects[n] for n in order], number, WHOLE), strict=True):
+            for name, trial in zip(
+                order, bench.place.time([subjects[n] for n in order], number, WHOLE_MODEL), strict=True
+            ):
                 if keep_valid([trial]):
                     medians[name][number] = median(trial.samples_ns)
     found: dict[str, Any] = {}

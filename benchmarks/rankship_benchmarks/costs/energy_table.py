@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from rankship_benchmarks.bundle.suite import EnergyChoice, EnergyPlan, plan_energy
-from rankship_benchmarks.costs.runtime_on_device import WHOLE, Place, Subject
+from rankship_benchmarks.costs.runtime_on_device import WHOLE_MODEL, Place, Subject
 from rankship_benchmarks.costs.sweeps import MODEL, BySweep, Offer, SiteCosts
 from rankship_benchmarks.costs.time_table import LayerTimes, name_journal, time_layers
 from rankship_benchmarks.costs.timings import Lines
@@ -93,7 +93,7 @@ def _watch(
 def _take(subject: Subject, number: int, place: Place, choice: EnergyChoice) -> MeteredTrial:
     session, ticket = place.session, make_ticket()
     try:
-        return watch(stretch(place.make_request(subject, number, WHOLE), choice), session, ticket)
+        return watch(stretch(place.make_request(subject, number, WHOLE_MODEL), choice), session, ticket)
     finally:
         session.forget(ticket)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankship_benchmarks.costs.landing_search import Range, approach, choose_try
-from rankship_benchmarks.costs.runtime_on_device import WHOLE, Place, Subject, choose_place
+from rankship_benchmarks.costs.runtime_on_device import WHOLE_MODEL, Place, Subject, choose_place
 from rankship_benchmarks.costs.time_table import measure_costs
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
 from rankship_benchmarks.stats.estimates import estimate_median, estimate_ratio, median_by_round
@@ -14,6 +14,7 @@ from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.rounded import list_precisions, round_model
 from rankship_pipeline.flow.show import state_landing
 from rankship_pipeline.flow.stages import Stages
+from rankship_pipeline.foundation.artifact_key import WHOLE
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import UnlikeConditions
@@ -38,7 +39,8 @@ def land_missing(prepared: Prepared, store: Store, device: Device, results: Path
     table = None if budget.costs is None else read_table(prepared.folder / budget.costs, "ns")
     with watching(device), open_session(device, on_news=steps.note) as session:
         format_ = budget.format or prepared.recipe.export.formats[0]
-        place = choose_place(session, format_, 1 if table is None else table.threads)
+        prompt = None if budget.part == WHOLE else budget.prompt
+        place = choose_place(session, format_, 1 if table is None else table.threads, budget.part, prompt)
         if table is None:
             table = measure_costs(prepared, store, place, results, steps)
         else:
@@ -77,6 +79,8 @@ def land(prepared: Prepared, store: Store, place: Place, table: CostTable, steps
         tries=tuple(tries),
         chosen=choose_try(tries, budget_ns),
         verdict=verdict,
+        part=place.part,
+        prompt_tokens=place.prompt_tokens,
     )
     steps.note(state_landing(landing))
     return landing
@@ -102,8 +106,7 @@ class _Bench:
     def range(self) -> Range:
         """The costs of the table's fastest model and of its dense one."""
         price, choice = self.price, keep_to_method(self.prepared.recipe.ranks)
-        least = sum(price.find_least(layer, choice.step, choice.forms) for layer in self.prepared.layers)
-        return Range(price.fixed + least, self.table.dense)
+        return Range(price.find_smallest(self.prepared.layers, choice.step, choice.forms), self.table.dense)
 
     def time_dense(self) -> LandingTry:
         """Time the dense model by itself, as a try that asks for the whole table."""
@@ -136,7 +139,7 @@ class _Bench:
         with self.steps.track(f"time the whole model on {device}", ROUNDS) as advance:
             for number in range(ROUNDS):
                 advance(f"time the whole model on {device}")
-                trials += self.place.time(subjects if number % 2 == 0 else subjects[::-1], number, WHOLE)
+                trials += self.place.time(subjects if number % 2 == 0 else subjects[::-1], number, WHOLE_MODEL)
         valid = keep_valid(trials)
         dense = median_by_round(one for one in valid if one.key.variant == "dense")
         last = median_by_round(one for one in valid if one.artifact_sha256 == subjects[-1].artifact.sha256)

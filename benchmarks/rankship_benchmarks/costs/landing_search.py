@@ -106,5 +106,5 @@ def _refuse(budget_ns: int, dense: LandingTry, table: Range, tries: Sequence[Lan
     return BudgetInfeasible(
         f"the budget is {show_ns(budget_ns)}; {len(tries)} tries measured {show_ns(fastest.measured_ns)} at best, and"
         f" {show_ns(least)} to {show_ns(dense.measured_ns)} (dense) can be reached with these ranks and forms",
-        hint="raise budget.latency_ms into that range; or offer more by a smaller ranks.step",
+        hint="raise the budget into that range; or offer more by a smaller ranks.step",
     )

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,16 @@ class Probe:
     copies: int
     computed: Computed = "float32"
 
+    @property
+    def reads_fewer(self) -> "Probe":
+        """The same layer as one that is dense, on inputs of fewer neurons; itself if it reads all of them."""
+        factors = self.stored.factors
+        if factors is None or factors.form != "width" or factors.input_rank is None:
+            return self
+        shape = (*self.site.input_shape[:-1], factors.input_rank)
+        site = replace(self.site, rows=factors.rank, columns=factors.input_rank, input_shape=shape)
+        return replace(self, site=site, stored=Stored(weights=self.stored.weights))
+
     def list_ingredients(self, format_: Format) -> dict[str, object]:
         """Return everything that the probe's file depends on."""
         bits = self.stored.weights != "float32"
@@ -70,8 +80,19 @@ class Probe:
 def make_probes(probes: Sequence[Probe], format_: Format, store: Store) -> list[Artifact]:
     """Export probes of one site, or read them from the store; returns their records in the same order.
 
-    ONNX files are exported as one graph, which takes little longer than a single file, and then split.
+    ONNX files are exported as one graph, which takes little longer than a single file, and then split; those that read
+    fewer neurons one by one.
     """
+    made: dict[Probe, Artifact] = {}
+    wanted = {one: one.reads_fewer for one in probes}
+    for site in dict.fromkeys(one.site for one in wanted.values()):
+        some = [one for one in wanted if wanted[one].site == site]
+        made |= zip(some, _make_alike([wanted[one] for one in some], format_, store), strict=True)
+    return [made[one] for one in probes]
+
+
+def _make_alike(probes: Sequence[Probe], format_: Format, store: Store) -> list[Artifact]:
+    """Export probes that read the same inputs."""
     missing = [one for one in probes if store.find("probe", one.list_ingredients(format_)) is None]
     parts = _make_parts(missing, format_)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ A dense layer is given as a share of m, an option as a share of the dense layer 
 device cancels. Sweeps are the unit of independence: medians and intervals are over sweeps.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -111,6 +111,30 @@ class SiteCosts:
         """Return a layer's share of the dense one with such `weights`; None without a sweep that has both."""
         dense = {sweep: one for sweep, one in self.cost(Stored(weights=weights)).items() if one > 0}
         return estimate_ratio(self.cost(stored), dense)
+
+
+def join_ratios(ratios: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """Return what several layers together cost as a share of what they cost dense, which are the `weights`.
+
+    Intervals are added up too, which errs on the wide side.
+    """
+    first = ratios[0]
+    if all(one == first for one in ratios):
+        return first
+    total = sum(weights)
+    shares = [one / total for one in weights] if total > 0 else [1 / len(weights)] * len(weights)
+
+    def add(values: Sequence[float | None]) -> float | None:
+        known = [one for one in values if one is not None]
+        return sum(a * b for a, b in zip(shares, known, strict=True)) if len(known) == len(values) else None
+
+    return Estimate(
+        value=sum(share * one.value for share, one in zip(shares, ratios, strict=True)),
+        low=add([one.low for one in ratios]),
+        high=add([one.high for one in ratios]),
+        confidence=first.confidence,
+        rounds=min(one.rounds for one in ratios),
+    )
 
 
 def collect_times(timings: Iterable[Timing], site: str, *, rounds_inputs: bool = False) -> SiteCosts:

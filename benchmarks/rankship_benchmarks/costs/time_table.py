@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rankship_benchmarks.costs.ladders import Ladder, Rung, list_ladders
 from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes
 from rankship_benchmarks.costs.runtime_on_device import SINGLE_LAYER, Place, Subject
 from rankship_benchmarks.costs.sweeps import (
@@ -13,6 +14,7 @@ from rankship_benchmarks.costs.sweeps import (
     SiteCosts,
     collect_times,
     find_model_ns,
+    join_ratios,
     list_wanted,
     price_layer,
 )
@@ -20,14 +22,14 @@ from rankship_benchmarks.costs.timings import Journal, Sweep, Timing
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_benchmarks.stats.staircase import keep_steps, pick_rungs
 from rankship_pipeline.export.capabilities import list_offered
-from rankship_pipeline.factors.forms import list_ladder
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.records import CostTable, CostUnit, Form, Stored
+from rankship_pipeline.foundation.records import CostTable, CostUnit, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
+from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.quantise.sizes import is_offered
 from rankship_pipeline.ranks.call_sites import Site
 
@@ -40,7 +42,6 @@ WORTH = 0.01  # share of the model's time: kinds of layer below it stay dense, t
 _BLOCK = 100  # sweep numbers of one chunk in one pass
 
 Chunk = dict[Site, Sequence[Stored]]  # what one process times: sites and their options
-Ladder = tuple[Site, Form, Precision]
 
 
 def measure_costs(
@@ -56,13 +57,13 @@ def time_layers(
     """Time the layers that take WORTH of the time, in `passes` passes; the result's `offers` are their options."""
     table = LayerTimes(prepared, store, place, steps)
     table.journal = Journal(results / f"{name_journal(prepared, place)}.jsonl")
-    worth = table.find_worthy()
+    worth, ladders = table.find_worthy()
     steps.note(f"{len(worth)} of {len(table.kinds)} kinds of layer take {WORTH:.0%} of the model's time or more")
     for number in range(1, passes + 1):
-        wanted = {site: table.pick_options(site) for site in worth}
-        if not any(wanted.values()):
+        wanted = table.pick_options(ladders)
+        if not wanted:
             break
-        table.time_options(number, {site: some for site, some in wanted.items() if some})
+        table.time_options(number, wanted)
     table.offers = {site: table.list_offers(site) for site in worth}
     return table
 
@@ -77,54 +78,57 @@ class LayerTimes:
     steps: Steps
     journal: Journal = field(init=False)
     offers: dict[Site, list[Offer]] = field(init=False)
-    ladders: dict[Ladder, list[Stored]] = field(default_factory=dict)
     planned: dict[Ladder, list[list[int]]] = field(default_factory=dict)
+    _costs: dict[Site, SiteCosts] = field(default_factory=dict)
     _pushed: dict[tuple[str, str], Subject] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        everywhere = self.prepared.sites
+        everywhere = self.prepared.list_sites(self.place.part, self.place.format)
         self.sites = {layer.name: everywhere[layer.name] for layer in self.prepared.layers}
         self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
         self._offered = (self.prepared.offered, list_offered((self.place.format,), self.prepared.activations))
 
-    def find_worthy(self) -> list[Site]:
-        """Time every kind of layer dense in every type; returns those worth WORTH of the model's time in float32."""
-        dense = {site: [Stored(weights=one) for one in self._list_types(site)] for site in self.kinds}
+    def find_worthy(self) -> tuple[list[Site], list[Ladder]]:
+        """Time every kind of layer dense in every type; returns those to measure further, and their ladders.
+
+        These are worth WORTH of the model's time in float32, by themselves or with the others of a ladder.
+        """
+        dense = {site: [Stored(weights=one) for one in self._list_types(site.layer)] for site in self.kinds}
         self.time_options(0, dense)
         first = [
             one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK
         ]  # sweeps of later passes must not change the choice
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
-        return [site for site in self.kinds if calls[site] * collect_times(first, site.name).share().value >= WORTH]
+        shares = {site: calls[site] * collect_times(first, site.name).share().value for site in self.kinds}
+        ladders = [one for one in self._list_ladders() if sum(shares[site] for site in one.sites) >= WORTH]
+        worth = {site for one in ladders for site in one.sites}
+        return [site for site in self.kinds if shares[site] >= WORTH or site in worth], ladders
 
-    def _list_types(self, site: Site) -> list[Precision]:
+    def _list_types(self, layer: Layer) -> list[Precision]:
         """List the types that a layer may have, float32 where it can have no other (as price.list_types does)."""
-        found = [one for one in self.prepared.recipe.precision.weights if self._is_offered(site, Stored(weights=one))]
+        found = [one for one in self.prepared.recipe.precision.weights if self._is_offered(layer, Stored(weights=one))]
         return found or ["float32"]
 
-    def _is_offered(self, site: Site, stored: Stored) -> bool:
-        return stored.weights == "float32" or all(is_offered(site.layer, stored, one) for one in self._offered)
+    def _is_offered(self, layer: Layer, stored: Stored) -> bool:
+        return stored.weights == "float32" or all(is_offered(layer, stored, one) for one in self._offered)
 
-    def pick_options(self, site: Site) -> list[Stored]:
-        """Choose a site's options to measure in the next pass, from the times so far."""
-        chosen = []
-        for form in self.prepared.recipe.ranks.forms:
-            for weights in self._list_types(site):
-                key = (site, form, weights)
-                ladder = self.ladders.setdefault(key, self._list_ladder(*key))
-                passes = self.planned.setdefault(key, [])
-                if weights != "float32" and len(passes) == PASSES_OF_BITS:
-                    continue
-                rungs = pick_rungs(len(ladder), [self._read(key, one) for one in passes], GRID)
-                passes.append(rungs)
-                chosen += [ladder[place] for place in rungs]
-        return chosen
+    def _list_ladders(self) -> list[Ladder]:
+        ranks = self.prepared.recipe.ranks
+        return list_ladders(
+            self.prepared.layers, self.sites, ranks.step, ranks.forms, self._list_types, self._is_offered
+        )
 
-    def _list_ladder(self, site: Site, form: Form, weights: Precision) -> list[Stored]:
-        """List a form's ranks that may have a type, rising."""
-        ranks = list_ladder(site.layer, self.prepared.recipe.ranks.step, form)
-        ways = [Stored(factors=factors, weights=weights) for factors in ranks]
-        return [one for one in ways if self._is_offered(site, one)]
+    def pick_options(self, ladders: Sequence[Ladder]) -> dict[Site, list[Stored]]:
+        """Choose what to measure of each site in the next pass, from the times so far."""
+        chosen: dict[Site, dict[Stored, None]] = {}
+        for ladder in ladders:
+            passes = self.planned.setdefault(ladder, [])
+            if ladder.weights != "float32" and len(passes) == PASSES_OF_BITS:
+                continue
+            passes.append(pick_rungs(len(ladder.rungs), [self._read(ladder, one) for one in passes], GRID))
+            for site, stored in (way for place in passes[-1] for way in ladder.rungs[place]):
+                chosen.setdefault(site, {})[stored] = None
+        return {site: list(chosen[site]) for site in self.kinds if site in chosen}
 
     def time_options(self, number: int, wanted: Mapping[Site, Sequence[Stored]]) -> None:
         """Time one pass: every site's options beside its own dense layer and the whole model."""
@@ -137,18 +141,22 @@ class LayerTimes:
 
     def list_offers(self, site: Site) -> list[Offer]:
         """List every other type's dense layer, and the last rank of each step of each form and type; with costs."""
-        kept = [Stored(weights=one) for one in self._list_types(site) if one != "float32"]
-        for key, ladder in self.ladders.items():
-            if key[0] == site:
-                measured = self._read(key, [place for one in self.planned[key] for place in one])
-                kept += [ladder[place] for place in keep_steps(measured)]
+        kept = {Stored(weights=one): None for one in self._list_types(site.layer) if one != "float32"}
+        for ladder, passes in self.planned.items():
+            if site in ladder.sites:
+                measured = self._read(ladder, [place for one in passes for place in one])
+                steps = [way for place in keep_steps(measured) for way in ladder.rungs[place]]
+                kept |= {stored: None for at, stored in steps if at == site}
         times = self._collect(site)
         ratios = [(stored, times.ratio(stored)) for stored in kept]
         return [Offer(stored=stored, ratio=ratio) for stored, ratio in ratios if ratio is not None]
 
     def _collect(self, site: Site) -> SiteCosts:
-        """Collect a site's times in ns."""
-        return collect_times(self.journal.timings, site.name, rounds_inputs=self.prepared.activations == "dynamic")
+        """Collect a site's times in ns, once for all that was timed so far."""
+        if site not in self._costs:
+            alone = self.prepared.activations == "dynamic"
+            self._costs[site] = collect_times(self.journal.timings, site.name, rounds_inputs=alone)
+        return self._costs[site]
 
     def finish(self) -> CostTable:
         """Return the table of all layers in ns."""
@@ -182,18 +190,32 @@ class LayerTimes:
             agent_sha256=self.place.session.agent_sha256,
             measured_utc=measured_utc,
             rounds=rounds,
-            model_sha256=self.prepared.model_sha256,
+            model_sha256=self.prepared.hash_model(self.place.part, self.place.format),
+            part=self.place.part,
+            prompt_tokens=self.place.prompt_tokens,
             dense=dense,
             fixed=dense - sum(options[0].cost for options in layers.values()),
             layers=layers,
         )
 
-    def _read(self, key: Ladder, places: Sequence[int]) -> dict[int, Estimate]:
-        """Read ranks' times as shares of the dense layer's of their own type, which is as exact as it gets."""
-        site, _, weights = key
-        times = self._collect(site)
-        found = {place: times.ratio(self.ladders[key][place], weights) for place in places}
+    def _read(self, ladder: Ladder, places: Sequence[int]) -> dict[int, Estimate]:
+        """Read rungs' times as shares of the dense layers' of their own type, which is as exact as it gets."""
+        found = {place: self._join(ladder.rungs[place], ladder.weights) for place in places}
         return {place: ratio for place, ratio in found.items() if ratio is not None}
+
+    def _join(self, rung: Rung, weights: Precision) -> Estimate | None:
+        """A rung's time as a share of its layers' dense in this type; None without a sweep that has both."""
+        ratios = [self._collect(site).ratio(stored, weights) for site, stored in rung]
+        known = [one for one in ratios if one is not None]
+        if len(known) < len(ratios):
+            return None
+        return join_ratios(known, [self._weigh(site, weights) for site, _ in rung])
+
+    def _weigh(self, site: Site, weights: Precision) -> float:
+        """A dense layer's share of the model's time, in one of its types."""
+        times = self._collect(site)
+        ratio = times.ratio(Stored(weights=weights))
+        return max(0.0, times.share().value) * (1.0 if ratio is None else ratio.value)
 
     def _model(self) -> Subject:
         if ("", MODEL) not in self._pushed:
@@ -235,6 +257,7 @@ class LayerTimes:
                 pairs = zip(chunk, self.place.time(chunk, at, SINGLE_LAYER), strict=True)
                 timings = [Timing(sweep=at, site=one.site, subject=one.name, trial=trial) for one, trial in pairs]
                 self.journal.append(Sweep(number=at, timings=tuple(timings)))
+        self._costs.clear()
 
 
 def _count(chunk: Mapping[Site, Sequence[Stored]]) -> int:
@@ -247,11 +270,11 @@ def name_journal(prepared: Prepared, place: Place) -> str:
     ranks, types = prepared.recipe.ranks, prepared.recipe.precision.weights
     key = digest(
         {
-            "model": prepared.model_sha256,
+            "model": prepared.hash_model(place.part, place.format),
             "layers": [layer.name for layer in prepared.layers],
             "ranks": [ranks.step, list(ranks.forms)],
             "types": [*types, prepared.activations, prepared.offered_sha256],
-            "place": [place.device, place.format, place.runtime, place.threads],
+            "place": [place.device, place.format, place.runtime, place.threads, place.part, place.prompt_tokens],
             "agent": place.session.agent_sha256,
             "effort": [COPIES, SWEEPS, GRID, WORTH, *SINGLE_LAYER],
             "code": hash_code(),

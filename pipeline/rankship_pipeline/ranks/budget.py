@@ -35,7 +35,7 @@ def keep_to_method(choice: RankChoice) -> RankChoice:
 def check_feasible(layers: Sequence[Layer], price: Price, budget: int, choice: RankChoice) -> None:
     """Raise BudgetInfeasible with the smallest budget that works, before any long work starts."""
     choice = keep_to_method(choice)
-    smallest = price.fixed + sum(price.find_least(layer, choice.step, choice.forms) for layer in layers)
+    smallest = price.find_smallest(layers, choice.step, choice.forms)
     if budget < smallest:
         total = price.price_dense(layers)
         share = ceil(smallest / total * 1000) / 1000

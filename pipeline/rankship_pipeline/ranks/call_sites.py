@@ -65,9 +65,7 @@ def find_sites(model: nn.Module, layers: Sequence[Layer], inputs: Inputs) -> dic
 
 
 @torch.inference_mode()
-def watch_sites(
-    model: nn.Module, layers: Sequence[Layer], run: Callable[[], object]
-) -> dict[str, tuple[Site, ...]]:
+def watch_sites(model: nn.Module, layers: Sequence[Layer], run: Callable[[], object]) -> dict[str, tuple[Site, ...]]:
     """The sites of every layer by its name, one for each call of it, or of what is tied to it, in `run`."""
     found: dict[str, list[Site]] = {layer.name: [] for layer in layers}
     by_name = {use.name: (layer.name, use, get_layer(model, use.name)) for layer in layers for use in layer.uses}

@@ -4,14 +4,14 @@ Allocation reads costs only through a `Price`. A measured price comes from a cos
 layers; only what is in the table is on offer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.factors.forms import count_parameters, list_operators, list_smallest
+from rankship_pipeline.factors.forms import FORMS, count_parameters, list_operators, list_smallest
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import InputError
@@ -52,6 +52,32 @@ class Price:
 
     def _is_priced(self, layer: Layer, weights: Precision) -> bool:
         return self.price_layer(layer, Stored(weights=weights)) is not None
+
+    def find_smallest(self, layers: Sequence[Layer], step: int, forms: Sequence[Form]) -> int:
+        """The whole model's lowest possible cost; layers lose neurons together or not at all."""
+        alone = [one for one in forms if one != "width"]
+        least = {layer.name: self.find_least(layer, step, alone) for layer in layers}
+        by_name = {layer.name: layer for layer in layers}
+        total = self.fixed + sum(least.values())
+        for layer in layers if "width" in forms else ():
+            group = [layer, *(by_name[one] for one in layer.fed_by if one in by_name)]
+            if layer.fed_by and len(group) == 1 + len(layer.fed_by):
+                own = sum(least[one.name] for one in group)
+                total += min((cost - own for cost in self._price_narrowed(group, step) if cost < own), default=0)
+        return total
+
+    def _price_narrowed(self, group: Sequence[Layer], step: int) -> Iterator[int]:
+        """The costs of a layer and of those that feed it with each number of neurons that all of them may have."""
+        reader, *feeders = group
+        for weights in self.list_types(reader):
+            for one in FORMS["width"].list_factors(reader, step):
+                narrow = Factors(form="width", rank=one.input_rank or 0)
+                ways = [(reader, one), *((feeder, narrow) for feeder in feeders)]
+                costs = [self.price_layer(layer, Stored(factors=own, weights=weights)) for layer, own in ways]
+                if None not in costs:
+                    yield sum(cost or 0 for cost in costs)
+                    if self.listed is None:
+                        break  # the fewest cost least, but for measured times
 
     def find_least(self, layer: Layer, step: int, forms: Sequence[Form]) -> int:
         """The layer's lowest possible cost, dense or at ranks that are multiples of `step`."""

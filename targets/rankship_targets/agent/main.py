@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     ),
     "generate": (generate, "format artifact inputs threads generation new_tokens ends"),
     "profile": (profile, "format artifact inputs threads runs"),
-    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS}"),
+    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS} phases?"),
     "meters": (list_meters, "period_us current_unit? voltage_unit?"),
     "meter": (sample_meter, "meter period_us duration_ms current_unit? voltage_unit?"),
     "spool": (lambda request: spool(request, answer), "workdir run request"),
@@ -57,7 +57,7 @@ INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
     *("period_us", "duration_ms", "idle_ms", "runs", "rows", "new_tokens"),
 }
-LISTS = {"artifacts", "inputs", "cpus", "ends"}
+LISTS = {"artifacts", "inputs", "cpus", "ends", "phases"}
 TABLES = {"request", "generation"}
 # Fields of other names are texts.
 TYPES: dict[str, type] = {**dict.fromkeys(TABLES, dict), **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}

@@ -72,20 +72,25 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
         "cool_below_mc": device.cool_below_mc,
         "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
-        **_limit_tokens(request.generation),
-        **({} if request.key.phase is None else {"phase": request.key.phase}),
+        **_name_phase(request),
     }
+
+
+def _name_phase(request: MeasureRequest) -> AgentRequest:
+    """What one inference is, of a file that generates; nothing for any other."""
+    phase = request.key.phase
+    return {**_limit_tokens(request.generation), **({} if phase is None else {"phase": phase})}
 
 
 def ask_to_sweep(requests: Sequence[MeasureRequest], device: Device) -> AgentRequest:
     """Return the request to time several artifacts in one process; the rest is taken from the first request."""
-    asked = ask_to_measure(requests[0], device)
-    del asked["artifact"]
+    asked, phases = ask_to_measure(requests[0], device), [_name_phase(one) for one in requests]
     return {
-        **asked,
+        **{name: value for name, value in asked.items() if name not in {"artifact", "generation", "phase"}},
         "command": "sweep",
         "artifacts": [one.artifact for one in requests],
         "inputs": [list(one.inputs) for one in requests],
+        **({"phases": phases} if any(phases) else {}),
     }
 
 
