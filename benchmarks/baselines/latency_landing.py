@@ -174,9 +174,8 @@ def time_together(bench: Bench, subjects: dict[str, Subject]) -> dict[str, Any]:
         for number in range(ROUNDS):
             advance("time all together")
             order = names if number % 2 == 0 else names[::-1]
-            for name, trial in zip(
-                order, bench.place.time([subjects[n] for n in order], number, WHOLE_MODEL), strict=True
-            ):
+            taken = bench.place.time([subjects[n] for n in order], number, WHOLE_MODEL)
+            for name, trial in zip(order, taken, strict=True):
                 if keep_valid([trial]):
                     medians[name][number] = median(trial.samples_ns)
     found: dict[str, Any] = {}

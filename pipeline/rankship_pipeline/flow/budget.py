@@ -1,7 +1,7 @@
 """Computes a recipe's price and budget, and checks that the budget can be met."""
 
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
-from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE
+from rankship_pipeline.foundation.artifact_key import WHOLE, describe_timed
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.records import CostTable, Stored
 from rankship_pipeline.quantise.sizes import is_offered
@@ -112,13 +112,7 @@ def _refuse_other_part(budget: Budget, table: CostTable, where: str) -> None:
     own = (budget.part, None if budget.part == WHOLE else budget.prompt)
     if (table.part, table.prompt_tokens) != own:
         raise InputError(
-            f"{where} has times of {_describe_timed(table.part, table.prompt_tokens)}, the budget is for"
-            f" {_describe_timed(*own)}",
+            f"{where} has times of {describe_timed(table.part, table.prompt_tokens)}, the budget is for"
+            f" {describe_timed(*own)}",
             hint="name the table of the same phase: `rankship costs` measures those of both",
         )
-
-
-def _describe_timed(part: str, prompt_tokens: int | None) -> str:
-    if prompt_tokens is None:
-        return "one inference"
-    return f"a token after {prompt_tokens}" if part == DECODE else f"the first token after {prompt_tokens}"

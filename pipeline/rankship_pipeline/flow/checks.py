@@ -9,11 +9,12 @@ from rankship_pipeline.export import check_size
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FACTS
+from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.models.foreign_files import is_graph
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
-from rankship_pipeline.recipe.budget import TOKEN_TIMES
+from rankship_pipeline.recipe.budget import PROMPT_TOKENS, TOKEN_TIMES
 from rankship_pipeline.recipe.choices import Recipe
 
 
@@ -86,14 +87,17 @@ def check_context(prepared: Prepared) -> None:
     generation, budget = prepared.generation, prepared.recipe.budget
     if generation is None or not budget.amounts.keys() & TOKEN_TIMES:
         return
-    most = generation.context if budget.token_ms is None else generation.context - 1
-    if budget.prompt > most:
-        more = "" if budget.token_ms is None else " and a token after them"
-        default = " (its default)" if budget.prompt_tokens is None else ""
+    check_prompt(generation, budget.prompt, "budget.prompt_tokens", further=budget.token_ms is not None)
+
+
+def check_prompt(generation: Generation, prompt_tokens: int, where: str, *, further: bool) -> None:
+    """Check that the files' context holds a prompt, and a further token; InputError names the key in `where`."""
+    most = generation.context - 1 if further else generation.context
+    if not 1 <= prompt_tokens <= most:
+        more = " and a token after them" if further else ""
         raise InputError(
-            f"budget.prompt_tokens is {budget.prompt}{default}: so many tokens{more} do not fit the files' context of"
-            f" {generation.context}",
-            hint=f"state prompt_tokens = {most} or fewer, or a longer export.context",
+            f"{where} is {prompt_tokens}: so many tokens{more} do not fit the files' context of {generation.context}",
+            hint=f"state {where} of 1 to {most} (left out, it is {PROMPT_TOKENS}), or a longer export.context",
         )
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rankship_pipeline.foundation.artifact_key import describe_timed
 from rankship_pipeline.foundation.console import start_table
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.records import PLAN_HEADING, Build, Landing, RankPlan, Refinement
@@ -50,7 +51,10 @@ def print_build(build: Build, entry: Entry) -> None:
 def state_landing(landing: Landing) -> str:
     """How a latency budget was met, in one sentence."""
     one, count = landing.shipped, len(landing.tries)
-    where = f"{show_ns(landing.budget_ns)} in {landing.format} on {landing.device}"
+    timed = (
+        "" if landing.prompt_tokens is None else f" for {describe_timed(landing.part, landing.prompt_tokens)} tokens"
+    )
+    where = f"{show_ns(landing.budget_ns)}{timed} in {landing.format} on {landing.device}"
     if landing.verdict == "dense fits":
         return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
     span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""

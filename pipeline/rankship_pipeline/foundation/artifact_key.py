@@ -94,6 +94,13 @@ def head_of(task: str) -> str:
     return f"{_HEAD}{task}"
 
 
+def describe_timed(part: str, prompt_tokens: int | None) -> str:
+    """What a time is of, in words: "a token after a prompt of 128", "the first token after …", "one inference"."""
+    if prompt_tokens is None:
+        return "one inference"
+    return f"{'a' if part == DECODE else 'the first'} token after a prompt of {prompt_tokens}"
+
+
 def prefill_of(tokens: int) -> str:
     """The `part` of a key for a prompt of this many tokens."""
     return f"{_PREFILL}{tokens}"
