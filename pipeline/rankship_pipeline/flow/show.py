@@ -51,9 +51,8 @@ def print_build(build: Build, entry: Entry) -> None:
 def state_landing(landing: Landing) -> str:
     """How a latency budget was met, in one sentence."""
     one, count = landing.shipped, len(landing.tries)
-    timed = (
-        "" if landing.prompt_tokens is None else f" for {describe_timed(landing.part, landing.prompt_tokens)} tokens"
-    )
+    prompt = landing.prompt_tokens
+    timed = "" if prompt is None else f" for {describe_timed(landing.part, prompt)}"
     where = f"{show_ns(landing.budget_ns)}{timed} in {landing.format} on {landing.device}"
     if landing.verdict == "dense fits":
         return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
