@@ -1,5 +1,6 @@
 """Ladders: what is measured together, and what it costs together."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def make_block(name: str) -> list[Layer]:
     return [*feeders, Layer(name=f"{name}.down", rows=16, columns=24, fed_by=names)]
 
 
-def list_of(layers: list[Layer], sites: dict[str, tuple[Site, ...]], *forms: Form, most: int = 99) -> list[Ladder]:
+def list_of(layers: list[Layer], sites: Mapping[str, tuple[Site, ...]], *forms: Form, most: int = 99) -> list[Ladder]:
     def is_offered(_layer: Layer, stored: Stored) -> bool:
         return stored.factors is None or (stored.factors.input_rank or stored.factors.rank) <= most
 

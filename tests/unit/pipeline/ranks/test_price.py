@@ -13,7 +13,7 @@ from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost, Stored
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.layers import count_parameters, find_layers
+from rankship_pipeline.models.layers import Layer, count_parameters, find_layers
 from rankship_pipeline.ranks.budget import resolve_budget
 from rankship_pipeline.ranks.plan import allocate, make_plan
 from rankship_pipeline.ranks.price import Price, price_flops, price_parameters, price_table, read_table
@@ -174,6 +174,37 @@ def test_ranks_off_the_step_do_not_count_as_the_fastest() -> None:
     assert [price.find_least(layer, 1, ("spatial",)) for layer in find_layers(make_net())] == [50, 1000]
 
 
+def test_the_fastest_model_loses_neurons_of_all_their_layers_or_of_none() -> None:
+    """A reader with few neurons alone would cost 1 of 100."""
+    feeder, reader = Layer(name="up", rows=16, columns=8, feeds="down"), Layer(name="down", rows=8, columns=16)
+    layers = (feeder, replace(reader, fed_by=("up",)))
+    ways = {
+        "down": {8: 1, 4: 1},
+        "up": {8: 40, 4: 45},  # measured times need not fall with the number of neurons
+    }
+    narrow = {
+        name: tuple(
+            LayerCost(
+                factors=Factors(
+                    form="width", rank=8 if name == "down" else k, input_rank=k if name == "down" else None
+                ),
+                cost=cost,
+            )
+            for k, cost in some.items()
+        )
+        for name, some in ways.items()
+    }
+    low = {"down": (LayerCost(factors=Factors(rank=4), cost=30),), "up": (LayerCost(factors=Factors(rank=4), cost=60),)}
+    for own, least in ({name: narrow[name] for name in ways}, 41), (low, 90), ({"down": narrow["down"], "up": ()}, 200):
+        rows = {name: (LayerCost(factors=None, cost=100), *some) for name, some in own.items()}
+        price = price_table(replace(make_table(fixed=7), layers=rows), layers, "m", "table")
+        assert price.find_smallest(layers, 4, ("svd", "width")) == 7 + least
+        assert price.find_smallest(layers, 3, ("svd", "width")) == 7 + 200, "no rank or width of the table is on offer"
+    parameters = price_parameters(7)
+    assert parameters.find_smallest(layers, 2, ("width",)) == 7 + 2 * (8 + 8)
+    assert parameters.find_smallest(layers[:1], 2, ("width",)) == 7 + 8 * 16
+
+
 def test_a_table_of_another_model_is_refused_by_layer() -> None:
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 40))
     with pytest.raises(InputError, match="has no dense cost of 1"):
@@ -212,6 +243,8 @@ def test_a_table_is_read_back_and_its_unit_held(tmp_path: Path) -> None:
         (Budget(latency_us=12, costs="t.json"), 12_000, "ns"),
         (Budget(latency_ms=12, on="pi4"), 12_000_000, "ns"),
         (Budget(latency_ms=0.3, costs="t.json", on="pi4"), 300_000, "ns"),
+        (Budget(time_to_first_token_ms=40, on="pi4"), 40_000_000, "ns"),
+        (Budget(token_ms=0.25, on="pi4"), 250_000, "ns"),
         (Budget(energy_uj=9, costs="t.json"), 9, "uj"),
         (Budget(kept_parameters=0.4), 400, "parameters"),
         (Budget(size_bytes=403), 100, "parameters"),

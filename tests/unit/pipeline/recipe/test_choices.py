@@ -123,6 +123,17 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
             "budget.on belongs to latency_ms, latency_us",
         ),
         ((MODEL, DATA, "[budget]\nlatency_ms = 1e-7\non = 'pi4'"), "budget.latency_ms must be at least 0.001"),
+        ((MODEL, DATA, "[budget]\ntoken_ms = 1e-7\non = 'pi4'"), "budget.token_ms must be at least 0.001"),
+        ((MODEL, DATA, "[budget]\ntoken_ms = 4"), "budget.costs, a table measured on the device"),
+        (
+            (MODEL, DATA, "[budget]\ntoken_ms = 4\ntime_to_first_token_ms = 40\non = 'pi4'"),
+            "exactly one of .*: ranks are found under one limit",
+        ),
+        ((MODEL, DATA, BUDGET + "prompt_tokens = 9"), "budget.prompt_tokens belongs to time_to_first_token_ms and"),
+        (
+            (MODEL, DATA, "[budget]\ntoken_ms = 4\nprompt_tokens = 0\non = 'pi4'"),
+            "budget.prompt_tokens must be at least 1, got 0",
+        ),
         ((MODEL, DATA, BUDGET + "format = 'onnx'"), "budget.format belongs to budget.on"),
         (
             (MODEL, DATA, "[budget]\nlatency_ms = 5\non = 'pi4'\nformat = 'tflite'", "[export]\nformats = ['onnx']"),

@@ -38,6 +38,8 @@ def test_half_of_the_parameters_is_the_default_and_kept_is_short_for_them(tmp_pa
     assert take_budget(read_flags("--kept", "0.3"), tmp_path) == {"kept_parameters": 0.3}
     where = take_budget(read_flags("--latency-ms", "12", "--on", "pi4", "--costs", "/c.json"), tmp_path)
     assert where == {"latency_ms": 12, "costs": "/c.json", "on": "pi4"}
+    asked = take_budget(read_flags("--token-ms", "4", "--prompt-tokens", "64", "--on", "pi4"), tmp_path)
+    assert asked == {"token_ms": 4, "prompt_tokens": 64, "on": "pi4"}
 
 
 def test_paths_are_written_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

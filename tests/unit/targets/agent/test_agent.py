@@ -98,6 +98,8 @@ def test_steadiness_needs_three_close_windows_that_do_not_fall(medians: list[flo
         (json.dumps({**SWEEP, "artifacts": ["a", "b"], "inputs": [["x"]]}), "bad_request"),
         (json.dumps({**SWEEP, "artifacts": ["a"], "inputs": ["x"]}), "bad_request"),
         (json.dumps({**SWEEP, "artifacts": ["a"]}), "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": ["a"], "inputs": [["x"]], "phases": [{}, {}]}), "bad_request"),
+        (json.dumps({**SWEEP, "artifacts": ["a"], "inputs": [["x"]], "phases": [{"threads": 9}]}), "bad_request"),
         ('{"command": ["probe"]}', "bad_request"),
         ('{"command": "probe", "workdir": 3}', "bad_request"),
         ('{"command": "probe", "workdir": ".", "extra": 1}', "bad_request"),

@@ -7,6 +7,7 @@ import pytest
 
 from make.artifacts import DENSE, make_request, sign
 from make.devices import make_local
+from make.onnx_files import save_product
 from make.token_files import GENERATION, PROMPT, TOKENS, continue_greedily, save_decoder
 from rankship_pipeline.foundation.artifact_key import DECODE, prefill_of
 from rankship_pipeline.foundation.errors import BuildError, CommandFailed
@@ -17,6 +18,8 @@ from rankship_targets.trials.request import GenerateRequest
 
 def test_phases_are_timed_and_a_prompt_is_continued(tmp_path: Path) -> None:
     path = save_decoder(tmp_path / "decoder.onnx", TOKENS[:1])
+    (tmp_path / "other").mkdir()
+    other = save_product(tmp_path / "other/product.onnx")
     sha256 = hash_file(path)
     with open_session(make_local(tmp_path / "a device")) as session:
         remote, tokens = session.push(path, sign(path)), session.push_file(path.with_name("x.npy"))
@@ -33,6 +36,12 @@ def test_phases_are_timed_and_a_prompt_is_continued(tmp_path: Path) -> None:
             new_tokens=5,
             generation=replace(GENERATION, ends=()),
         )
+        alone = session.push(other, sign(other))
+        sweep = [make_request(alone, hash_file(other), [session.push_file(other.with_name("x.npy"))])]
+        for part in (DECODE, prefill_of(PROMPT)):  # beside a file that does not generate
+            key = replace(DENSE, part=part)
+            sweep.append(make_request(remote, sha256, [tokens], key, generation=GENERATION))
+        assert [one.key.part for one in session.sweep(sweep)] == ["whole", DECODE, prefill_of(PROMPT)]
         made = session.generate(asked)
         assert list(made.tokens) == continue_greedily(TOKENS[:1], 5)
         assert (len(made.ns), made.first_ns > 0) == (4, True)
