@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rankship_benchmarks.costs.ladders import Ladder, Rung, list_ladders
 from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes
 from rankship_benchmarks.costs.runtime_on_device import SINGLE_LAYER, Place, Subject
 from rankship_benchmarks.costs.sweeps import (
@@ -29,9 +28,8 @@ from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import CostTable, CostUnit, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
-from rankship_pipeline.models.layers import Layer
-from rankship_pipeline.quantise.sizes import is_offered
 from rankship_pipeline.ranks.call_sites import Site
+from rankship_pipeline.ranks.ladders import Ladder, Rung, Types, list_ladders
 
 SWEEPS = 9  # per pass: the fewest whose 95 % interval tolerates one outlier
 PASSES = 4  # an even grid, then three bisections
@@ -86,37 +84,26 @@ class LayerTimes:
         everywhere = self.prepared.list_sites(self.place.part, self.place.format)
         self.sites = {layer.name: everywhere[layer.name] for layer in self.prepared.layers}
         self.kinds = list(dict.fromkeys(site for some in self.sites.values() for site in some))
-        self._offered = (self.prepared.offered, list_offered((self.place.format,), self.prepared.activations))
+        offered = (self.prepared.offered, list_offered((self.place.format,), self.prepared.activations))
+        self._types = Types(self.prepared.recipe.precision.weights, offered)
 
     def find_worthy(self) -> tuple[list[Site], list[Ladder]]:
         """Time every kind of layer dense in every type; returns those to measure further, and their ladders.
 
         These are worth WORTH of the model's time in float32, by themselves or with the others of a ladder.
         """
-        dense = {site: [Stored(weights=one) for one in self._list_types(site.layer)] for site in self.kinds}
+        dense = {site: [Stored(weights=one) for one in self._types.list_types(site.layer)] for site in self.kinds}
         self.time_options(0, dense)
         first = [
             one for one in self.journal.timings if one.sweep < _BLOCK * _BLOCK
         ]  # sweeps of later passes must not change the choice
         calls = {site: sum(some.count(site) for some in self.sites.values()) for site in self.kinds}
         shares = {site: calls[site] * collect_times(first, site.name).share().value for site in self.kinds}
-        ladders = [one for one in self._list_ladders() if sum(shares[site] for site in one.sites) >= WORTH]
+        ranks = self.prepared.recipe.ranks
+        found = list_ladders(self.prepared.layers, self.sites, ranks.step, ranks.forms, self._types)
+        ladders = [one for one in found if sum(shares[site] for site in one.sites) >= WORTH]
         worth = {site for one in ladders for site in one.sites}
         return [site for site in self.kinds if shares[site] >= WORTH or site in worth], ladders
-
-    def _list_types(self, layer: Layer) -> list[Precision]:
-        """List the types that a layer may have, float32 where it can have no other (as price.list_types does)."""
-        found = [one for one in self.prepared.recipe.precision.weights if self._is_offered(layer, Stored(weights=one))]
-        return found or ["float32"]
-
-    def _is_offered(self, layer: Layer, stored: Stored) -> bool:
-        return stored.weights == "float32" or all(is_offered(layer, stored, one) for one in self._offered)
-
-    def _list_ladders(self) -> list[Ladder]:
-        ranks = self.prepared.recipe.ranks
-        return list_ladders(
-            self.prepared.layers, self.sites, ranks.step, ranks.forms, self._list_types, self._is_offered
-        )
 
     def pick_options(self, ladders: Sequence[Ladder]) -> dict[Site, list[Stored]]:
         """Choose what to measure of each site in the next pass, from the times so far."""
@@ -141,7 +128,7 @@ class LayerTimes:
 
     def list_offers(self, site: Site) -> list[Offer]:
         """List every other type's dense layer, and the last rank of each step of each form and type; with costs."""
-        kept = {Stored(weights=one): None for one in self._list_types(site.layer) if one != "float32"}
+        kept = {Stored(weights=one): None for one in self._types.list_types(site.layer) if one != "float32"}
         for ladder, passes in self.planned.items():
             if site in ladder.sites:
                 measured = self._read(ladder, [place for one in passes for place in one])

@@ -44,5 +44,5 @@ def test_a_prompt_fits_the_context_with_the_token_that_is_timed(budget: Budget, 
     check(replace(budget, prompt_tokens=most))
     with pytest.raises(InputError, match=f"budget.prompt_tokens is {most + 1}: .* context of {CONTEXT}"):
         check(replace(budget, prompt_tokens=most + 1))
-    with pytest.raises(InputError, match="budget.prompt_tokens is 128: so many"):
+    with pytest.raises(InputError, match="prompt_tokens is 128: so many"):
         check(budget)
