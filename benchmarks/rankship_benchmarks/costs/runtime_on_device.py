@@ -61,8 +61,15 @@ class Place:
         return self.session.device.name
 
     def time(self, subjects: Sequence[Subject], number: int, effort: tuple[int, int, int]) -> list[Trial]:
-        """Time subjects one after the other in one fresh process."""
-        return self.session.sweep([self.make_request(one, number, effort) for one in subjects])
+        """Time subjects one after the other in one fresh process.
+
+        A phase reads every weight once, so that a layer finds those of all others in the caches: beside parts of a
+        model that generates, as much memory is read as the rest of it has.
+        """
+        whole = max((one.artifact.size_bytes for one in subjects if one.artifact.generation), default=0)
+        requests = [self.make_request(one, number, effort) for one in subjects]
+        rests = [0 if one.artifact.generation else max(0, whole - one.artifact.size_bytes) for one in subjects]
+        return self.session.sweep([replace(one, beside_bytes=rest) for one, rest in zip(requests, rests, strict=True)])
 
     def make_request(self, subject: Subject, number: int, effort: tuple[int, int, int]) -> MeasureRequest:
         """Make the request to time a subject."""

@@ -39,11 +39,11 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "infer": (infer, "format artifact inputs output threads rows? generation?"),
     "measure": (
         lambda request: settle(request, lambda calm: rest_around(calm, measure)),
-        f"format artifact inputs threads {LIMITS} idle_ms? generation? phase?",
+        f"format artifact inputs threads {LIMITS} idle_ms? generation? phase? beside_bytes?",
     ),
     "generate": (generate, "format artifact inputs threads generation new_tokens ends"),
     "profile": (profile, "format artifact inputs threads runs"),
-    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS} phases?"),
+    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS} own?"),
     "meters": (list_meters, "period_us current_unit? voltage_unit?"),
     "meter": (sample_meter, "meter period_us duration_ms current_unit? voltage_unit?"),
     "spool": (lambda request: spool(request, answer), "workdir run request"),
@@ -55,9 +55,9 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 ATTENDED = {"spool", "fetch", "cancel"}  # these cannot be run detached
 INTEGERS = {
     *("threads", "min_samples", "min_duration_ms", "max_warmup_ms", "cool_below_mc", "max_cooling_ms", "offset"),
-    *("period_us", "duration_ms", "idle_ms", "runs", "rows", "new_tokens"),
+    *("period_us", "duration_ms", "idle_ms", "runs", "rows", "new_tokens", "beside_bytes"),
 }
-LISTS = {"artifacts", "inputs", "cpus", "ends", "phases"}
+LISTS = {"artifacts", "inputs", "cpus", "ends", "own"}
 TABLES = {"request", "generation"}
 # Fields of other names are texts.
 TYPES: dict[str, type] = {**dict.fromkeys(TABLES, dict), **dict.fromkeys(LISTS, list), **dict.fromkeys(INTEGERS, int)}

@@ -11,21 +11,21 @@ from collections.abc import Iterator
 from .protocol import Event, Fault, Request
 from .timing import measure
 
-OWN = {"generation", "phase"}  # what each artifact may have of its own
+OWN = {"generation", "phase", "beside_bytes"}
 
 
 def sweep(request: Request) -> Iterator[Event]:
     """Yield for each artifact the events of `measure`, which begin with the device's state before it.
 
-    `phases` has for each artifact the `generation` and `phase` of a file that generates, or nothing.
+    `own` has for each artifact what the request for it alone would say besides, of OWN.
     """
     artifacts, inputs = request["artifacts"], request["inputs"]
-    phases = request.get("phases") or [{} for _ in artifacts]
+    all_own = request.get("own") or [{} for _ in artifacts]
     if not artifacts or len(artifacts) != len(inputs) or not all(type(paths) is list for paths in inputs):
         raise Fault("bad_request", f"each of {len(artifacts)} artifacts needs a list of inputs, got {len(inputs)}")
-    if len(artifacts) != len(phases) or any(type(one) is not dict or one.keys() - OWN for one in phases):
-        raise Fault("bad_request", f"phases must be {len(artifacts)} tables of {', '.join(sorted(OWN))}, got {phases}")
-    for artifact, paths, own in zip(artifacts, inputs, phases):  # noqa: B905 - Python 3.9 knows no strict
+    if len(artifacts) != len(all_own) or any(type(one) is not dict or one.keys() - OWN for one in all_own):
+        raise Fault("bad_request", f"own must be {len(artifacts)} tables of {', '.join(sorted(OWN))}, got {all_own}")
+    for artifact, paths, own in zip(artifacts, inputs, all_own):  # noqa: B905 - Python 3.9 knows no strict
         for event in measure({**request, **own, "artifact": artifact, "inputs": paths}):
             if event["event"] != "done":
                 yield event

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .beside import read_beside
 from .programs import find_program, infer_with, load_with, measure_with
 from .protocol import Event, Fault, Request
 from .runtimes import Arrays, Loaded, Loader, Model, load_artifact, open_runtime
@@ -64,6 +65,7 @@ def measure(request: Request) -> Iterator[Event]:
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     model, loaded = load_timed(loader, request)
     yield loaded
+    model = read_beside(model, request.get("beside_bytes") or 0)
     feed = model.prepare(next(load_samples(request["inputs"])))
     gc.collect()
     gc.disable()

@@ -72,25 +72,29 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
         "cool_below_mc": device.cool_below_mc,
         "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
-        **_name_phase(request),
+        **_list_own(request),
     }
 
 
-def _name_phase(request: MeasureRequest) -> AgentRequest:
-    """What one inference is, of a file that generates; nothing for any other."""
+def _list_own(request: MeasureRequest) -> AgentRequest:
+    """What only some artifacts have: a phase of generating, memory that is read beside them."""
     phase = request.key.phase
-    return {**_limit_tokens(request.generation), **({} if phase is None else {"phase": phase})}
+    return {
+        **_limit_tokens(request.generation),
+        **({} if phase is None else {"phase": phase}),
+        **({"beside_bytes": request.beside_bytes} if request.beside_bytes else {}),
+    }
 
 
 def ask_to_sweep(requests: Sequence[MeasureRequest], device: Device) -> AgentRequest:
     """Return the request to time several artifacts in one process; the rest is taken from the first request."""
-    asked, phases = ask_to_measure(requests[0], device), [_name_phase(one) for one in requests]
+    asked, own = ask_to_measure(requests[0], device), [_list_own(one) for one in requests]
     return {
-        **{name: value for name, value in asked.items() if name not in {"artifact", "generation", "phase"}},
+        **{name: value for name, value in asked.items() if name != "artifact" and name not in own[0]},
         "command": "sweep",
         "artifacts": [one.artifact for one in requests],
         "inputs": [list(one.inputs) for one in requests],
-        **({"phases": phases} if any(phases) else {}),
+        **({"own": own} if any(own) else {}),
     }
 
 

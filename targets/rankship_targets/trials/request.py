@@ -13,7 +13,8 @@ class MeasureRequest:
     The timed loop ends when both `min_samples` and `min_duration_ms` are reached; the warm-up when it is steady or
     `max_warmup_ms` are spent. With `idle_ms` the device rests that long before and after, so that a meter records it.
     Of a file that generates, the key's part says what one timed inference is: the first `generation.prompt_tokens`
-    tokens of the input, or one of the others after them.
+    tokens of the input, or one of the others after them. Between inferences of a part of a model, `beside_bytes` of
+    other memory are read, as the rest of the model would be.
     """
 
     round: int
@@ -28,6 +29,7 @@ class MeasureRequest:
     timeout_s: float = 900.0
     idle_ms: int | None = None
     generation: Generation | None = None
+    beside_bytes: int = 0
 
 
 @record

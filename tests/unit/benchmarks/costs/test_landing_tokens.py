@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,7 @@ from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
 from rankship_targets.session.session import open_session
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import Trial
 
 RECIPE = """
@@ -137,6 +140,19 @@ def test_a_prompt_is_timed_fewer_times_than_a_token() -> None:
     assert [one.min_samples for one in asked] == [SINGLE_LAYER[0], 5]
     assert [one.generation for one in asked] == [generating.generation] * 2
     assert {one.key.part for one in asked} == {DECODE}
+
+
+def test_parts_of_a_model_are_timed_beside_the_rest_of_it() -> None:
+    generating = replace(make_artifact(generation=GENERATION), size_bytes=900)
+    probe, large = (replace(make_artifact(), size_bytes=size) for size in (100, 1000))
+    asked: list[MeasureRequest] = []
+    session: Any = SimpleNamespace(sweep=asked.extend)
+    subjects = [Subject("", "s", one, "remote", ()) for one in (probe, generating, large)]
+    Place(session, "onnx", "r", 1, DECODE, 9).time(subjects, 0, SINGLE_LAYER)
+    assert [one.beside_bytes for one in asked] == [800, 0, 0]
+    asked.clear()
+    Place(session, "onnx", "r", 1).time([subjects[0], subjects[2]], 0, SINGLE_LAYER)
+    assert [one.beside_bytes for one in asked] == [0, 0], "other models are timed warm"
 
 
 def test_a_phase_names_its_table() -> None:
