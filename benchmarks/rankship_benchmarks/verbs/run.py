@@ -179,7 +179,8 @@ def study(argv: list[str]) -> int:
     from rich.console import Console
 
     from rankship_benchmarks.study.page import print_cells, write_page, write_summary
-    from rankship_benchmarks.study.study import read_study, run_study
+    from rankship_benchmarks.study.choices import read_study
+    from rankship_benchmarks.study.study import run_study
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
 
