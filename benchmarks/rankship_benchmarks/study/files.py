@@ -1,7 +1,7 @@
 """Small files beside each other: each is made, run in its own runtime on this machine, and kept with its score.
 
     <results>/<study>/files.jsonl       a line for each file
-    <results>/<study>/files/<key>.onnx  the files themselves
+    <results>/<study>/files/<key>.onnx  the files themselves, and the first test sample of each model
 
 Ours are proven before they are scored. Each is made from the trained models alone, so that its seconds are whole.
 """
@@ -94,6 +94,11 @@ class FileCell:
 def find_file(cell: FileCell, results: Path) -> Path:
     """Find a cell's file."""
     return results / FOLDER / f"{cell.key}.{FACTS[cell.format].suffix}"
+
+
+def find_samples(cell: FileCell, results: Path) -> list[Path]:
+    """Find the inputs of one sample, with which a file is timed."""
+    return sorted((results / FOLDER).glob(f"{cell.subject}.*.npy"))
 
 
 def read_files(results: Path) -> list[FileCell]:
@@ -225,7 +230,8 @@ class _Bench:
         stages = Stages(prepared, self.store, self.steps)
         merged, _ = stages.merge(prepared.recipe.merge.method)
         (dense,) = Scores(stages).evaluate(merged, "merged")
-        (plain,) = export_variants(prepared, self.store, self.steps, [("dense", merged, None, None)])
+        bare = _fit(self.prepared, FileRow(name="dense", format=row.format), None)  # the same for all rows
+        (plain,) = export_variants(bare, self.store, self.steps, [("dense", merged, None, None)])
         if row.toolchain is not None:
             made = self._round_by(row.toolchain, prepared, merged, folder)
         elif row.is_sized:
@@ -258,6 +264,8 @@ class _Bench:
             conditions=describe_conditions(),
         )
         shutil.copyfile(made.path, find_file(cell, self.results))
+        for place, tensor in enumerate(prepared.data.test_inputs):
+            np.save(self.results / FOLDER / f"{cell.subject}.{place}.npy", tensor[:1].contiguous().numpy())
         return cell
 
     def _compress(self, prepared: Prepared, own: Store) -> _Made:
