@@ -6,7 +6,7 @@ from statistics import median
 
 from rankship_benchmarks.stats.estimates import Estimate, estimate_median
 from rankship_benchmarks.study.files import FileCell, find_file, find_samples
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Variant
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import write_atomic
@@ -50,7 +50,7 @@ def time_files(
 
 
 def _make_request(cell: FileCell, results: Path, number: int, threads: int) -> MeasureRequest:
-    variant = "compressed" if cell.plan else "dense"
+    variant: Variant = "compressed" if cell.plan else "dense"
     return MeasureRequest(
         round=number,
         key=ArtifactKey(variant=variant, format=cell.format, precision=cell.precision),

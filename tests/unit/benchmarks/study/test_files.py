@@ -1,6 +1,7 @@
 """Small files of a net of a few numbers: made once, run in their runtime, drawn and summed up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rankship_benchmarks.study.file_lines import summarise_files
 from rankship_benchmarks.study.file_page import print_files, write_files
 from rankship_benchmarks.study.files import FILES, FileCell, find_file, read_files, run_files
 from rankship_benchmarks.study.times import time_files
+from rankship_benchmarks.study.toolchains import TOOLCHAINS
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
@@ -57,8 +59,7 @@ STUDY = Study(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    found = files_room.find_version
-    monkeypatch.setattr(files_room, "find_version", lambda name: None if name == "nncf" else found(name))
+    monkeypatch.setitem(TOOLCHAINS, "nncf", replace(TOOLCHAINS["nncf"], distribution="rankship-lacks-this"))
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
@@ -74,7 +75,7 @@ def test_files_are_made_once_and_scored_by_what_they_answer(
 ) -> None:
     cells = make_files(folder)
     results = folder / "results"
-    assert "no a peer: nncf is not installed" in capsys.readouterr().err
+    assert "no a peer: rankship-lacks-this is not installed" in capsys.readouterr().err
     assert [(cell.row, cell.smaller) for cell in cells] == [
         ("dense float32", None),
         ("dense int8", None),
