@@ -83,7 +83,7 @@ def round_by_onnxruntime(given: Given, path: Path) -> None:
 
 
 def round_by_nncf(given: Given, path: Path) -> None:
-    """Round an ONNX file by nncf.quantize, which corrects biases; transformers by its setting for them."""
+    """Round an ONNX file by nncf.quantize, with ranges from samples; what is dynamic by its setting for transformers."""
     import nncf
     import onnx
 
@@ -95,23 +95,20 @@ def round_by_nncf(given: Given, path: Path) -> None:
 
 
 def round_by_neural_compressor(given: Given, path: Path) -> None:
-    """Round a graph of PT2E by neural-compressor; it writes no file, so that ours is exported from its graph."""
-    from neural_compressor.torch.export import export
-    from neural_compressor.torch.quantization import (
-        convert,
-        get_default_dynamic_config,
-        get_default_static_config,
-        prepare,
-    )
+    """Round a graph of PT2E by neural-compressor, with ranges from samples: its dynamic graphs have no ONNX.
 
-    choose = get_default_dynamic_config if given.is_dynamic else get_default_static_config
-    prepared = prepare(export(given.module, given.example), choose())
+    It writes no file, so that ours is exported from its graph.
+    """
+    from neural_compressor.torch.export import export
+    from neural_compressor.torch.quantization import convert, get_default_static_config, prepare
+
+    prepared = prepare(export(given.module, given.example), get_default_static_config())
     _run(prepared, given)
     export_file(trace_graph(convert(prepared), given.example), "onnx", path)
 
 
 def round_by_aimet(given: Given, path: Path) -> None:
-    """Round the weights and activations of a module's layers by AIMET, with batch normalisation folded before."""
+    """Round a module's layers by AIMET, batch normalisation folded before, with ranges from samples."""
     import aimet_torch
     from aimet_torch.batch_norm_fold import fold_all_batch_norms
 
