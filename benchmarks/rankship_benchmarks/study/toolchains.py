@@ -83,7 +83,7 @@ def round_by_onnxruntime(given: Given, path: Path) -> None:
 
 
 def round_by_nncf(given: Given, path: Path) -> None:
-    """Round an ONNX file by nncf.quantize, with ranges from samples; what is dynamic by its setting for transformers."""
+    """Round an ONNX file by nncf.quantize, with ranges from samples; "dynamic" is its setting for transformers."""
     import nncf
     import onnx
 
