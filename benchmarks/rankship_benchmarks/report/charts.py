@@ -50,7 +50,7 @@ _STYLE: dict[Any, Any] = {
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "handlelength": 1.3}
 _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
-_MOST_POINTS = 11.0  # the diameter of the largest file's marker
+_POINTS = 7.5  # the diameter of a marker
 _ROW_IN = 0.27
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
@@ -94,7 +94,7 @@ def draw_accuracy_against_size(summary: Summary) -> str:
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
-    """Draw the score over median latency, with the front: one marker per artifact, its area in proportion to file size.
+    """Draw the score over median latency, with the front: one marker per artifact; sizes stand in the legend.
 
     A marker's shape is the type of its weights, its fill the format. The latency axis is logarithmic if the largest
     value is more than 20 times the smallest.
@@ -128,7 +128,6 @@ def draw_accuracy_against_energy(summary: Summary) -> str:
 def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], divisor: float, label: str) -> str:
     known = [(one, spends, one.accuracy) for one, spends in spent if one.accuracy]
     costs = [spends.value for _, spends, _ in known]
-    largest = max((one.size_bytes for one, _, _ in known), default=1)
 
     def draw(axes: "Axes") -> None:
         for one, spends, accuracy in known:
@@ -147,12 +146,12 @@ def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], 
                 yerr=_margins(accuracy),
                 elinewidth=1.2,
                 capsize=3,
-                ms=_MOST_POINTS * (one.size_bytes / largest) ** 0.5,
+                ms=_POINTS,
                 alpha=0.85,
                 **look,
             )
             title = f"{one.key.heading}, {show_bytes(one.size_bytes)}"
-            axes.plot([], [], ms=7.5, label=title, **look)
+            axes.plot([], [], ms=_POINTS, label=title, **look)
         if max(costs) > _LOGARITHMIC_FROM * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")

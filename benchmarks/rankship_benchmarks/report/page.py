@@ -163,15 +163,14 @@ def _draw_charts(summary: Summary) -> list[Chart]:
             svg=charts.draw_accuracy_against_bytes(summary),
         ),
         Chart(
-            heading=f"{title}, latency and size",
-            reading=f"Left is faster, {up.lower()}, a marker's area is its file's size. {_SHAPES} {_FRONT} The bars "
-            "are 95 % intervals, over rounds and over test inputs.",
+            heading=f"{title} and latency",
+            reading=f"Left is faster, {up.lower()}. {_SHAPES} {_FRONT} The bars are 95 % intervals, over rounds and "
+            "over test inputs.",
             svg=charts.draw_accuracy_against_latency(summary),
         ),
         Chart(
-            heading=f"{title}, energy and size",
-            reading=f"Left uses less, {up.lower()}, a marker's area is its file's size. {_FRONT} The meter is named "
-            "with the energy table.",
+            heading=f"{title} and energy",
+            reading=f"Left uses less, {up.lower()}. {_SHAPES} {_FRONT} The meter is named with the energy table.",
             svg=charts.draw_accuracy_against_energy(summary),
         ),
         Chart(
