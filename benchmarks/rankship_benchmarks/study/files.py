@@ -148,6 +148,14 @@ def _keep_installed(rows: tuple[FileRow, ...], steps: Steps) -> list[FileRow]:
     return found
 
 
+def _name_version(row: FileRow) -> dict[str, str]:
+    """Return the version of a row's toolchain, by its name among the conditions; empty for ours."""
+    if row.toolchain is None:
+        return {}
+    name = TOOLCHAINS[row.toolchain].distribution
+    return {f"version {name}": find_version(name) or ""}
+
+
 def _plan_files(recipe: Recipe) -> Recipe:
     """A recipe as it is prepared for all rows: with weights that may be rounded, in a format that needs no more."""
     return replace(
@@ -196,7 +204,6 @@ class _Bench:
     def make_key(self, row: FileRow, smaller: float | None) -> str:
         """Return the hash of all that a file and its score depend on."""
         prepared = self.prepared
-        tool = TOOLCHAINS[row.toolchain].distribution if row.toolchain else None
         return digest(
             {
                 "sources": prepared.source_sha256,
@@ -206,7 +213,7 @@ class _Bench:
                 "smaller": smaller,
                 "seed": self.seed,
                 "code": hash_code(),
-                "versions": [list_versions(row.format), tool and find_version(tool)],
+                "versions": [list_versions(row.format), _name_version(row)],
             }
         )
 
@@ -261,7 +268,7 @@ class _Bench:
             seconds=made.effort.seconds,
             cpu_seconds=made.effort.cpu_seconds,
             peak_bytes=made.effort.peak_bytes,
-            conditions=describe_conditions(),
+            conditions={**describe_conditions(), **_name_version(row)},
         )
         shutil.copyfile(made.path, find_file(cell, self.results))
         for place, tensor in enumerate(prepared.data.test_inputs):

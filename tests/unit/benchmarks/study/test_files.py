@@ -93,6 +93,7 @@ def test_files_are_made_once_and_scored_by_what_they_answer(
     assert dense.accuracy.correct == dense.dense.correct
     assert dense.size_bytes == dense.dense_bytes
     assert rounded.size_bytes < dense.size_bytes
+    assert rounded.conditions["version onnxruntime"]
     assert {cell.precision for cell in chosen} == {"int4"}
     mixed = [cell.plan for cell in chosen if cell.row == "mixed" and cell.plan]
     assert all(layer.factors is None for plan in mixed for layer in plan.layers)
