@@ -8,12 +8,10 @@ import pytest
 
 from make.recipes import state_model, state_rest
 from rankship_benchmarks.study import files as files_room
-from rankship_benchmarks.study.choices import FileRow, Study, Subject, read_study
-from rankship_benchmarks.study.file_lines import summarise_files
-from rankship_benchmarks.study.file_page import print_files, write_files
+from rankship_benchmarks.study.choices import read_study
 from rankship_benchmarks.study.files import FILES, FileCell, find_file, read_files, run_files
-from rankship_benchmarks.study.times import time_files
 from rankship_benchmarks.study.toolchains import TOOLCHAINS
+from rankship_benchmarks.verbs import run
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
@@ -43,18 +41,34 @@ def load(seed=0):
     }
 """
 RECIPE = 'name = "net"\n' + state_model("net", train="net.py:train") + state_rest(0.8)
+PARAMETERS = 9_115
 ROW = "[[rows]]\nway = { name = 'u', merge = 'average', ranks = 'uniform', whitening = 'plain' }"
-STUDY = Study(
-    name="tiny",
-    subjects=(Subject(recipe="recipe.toml", smaller=(6.0,)),),
-    files=(
-        FileRow(name="dense float32", ranks=False),
-        FileRow(name="dense int8", toolchain="onnxruntime"),
-        FileRow(name="a peer", toolchain="nncf"),
-        FileRow(name="mixed", weights=("int8", "int4"), activations="float32", ranks=False),
-        FileRow(name="ours", weights=("int8", "int4"), activations="float32", ours=True),
-    ),
-)
+STUDY = """
+name = "tiny"
+rounds = 1
+[[subjects]]
+recipe = "recipe.toml"
+smaller = [6]
+[[files]]
+name = "dense float32"
+ranks = false
+[[files]]
+name = "dense int8"
+toolchain = "onnxruntime"
+[[files]]
+name = "a peer"
+toolchain = "nncf"
+[[files]]
+name = "mixed"
+weights = ["int8", "int4"]
+activations = "float32"
+ranks = false
+[[files]]
+name = "ours"
+weights = ["int8", "int4"]
+activations = "float32"
+ours = true
+"""
 
 
 @pytest.fixture
@@ -62,20 +76,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(TOOLCHAINS, "nncf", replace(TOOLCHAINS["nncf"], distribution="rankship-lacks-this"))
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "study.toml").write_text(STUDY)
     return tmp_path
-
-
-def make_files(folder: Path) -> list[FileCell]:
-    return run_files(STUDY, folder, folder / "results", Store(folder / "store"), Steps(), HostRunner())
 
 
 @pytest.mark.slow
 def test_files_are_made_once_and_scored_by_what_they_answer(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = make_files(folder)
-    results = folder / "results"
-    assert "no a peer: rankship-lacks-this is not installed" in capsys.readouterr().err
+    asked = [str(folder / "study.toml"), "--results", str(folder), "--store", str(folder / "store")]
+    assert run.study(asked) == 0
+    said, results = capsys.readouterr(), folder / "study-tiny"
+    assert "no a peer: rankship-lacks-this is not installed" in said.err
+    assert "→ ours" in said.out
+    cells = read_files(results)
     assert [(cell.row, cell.smaller) for cell in cells] == [
         ("dense float32", None),
         ("dense int8", None),
@@ -87,49 +101,41 @@ def test_files_are_made_once_and_scored_by_what_they_answer(
         assert cell.size_bytes == find_file(cell, results).stat().st_size
         assert cell.accuracy.samples == 60
         if cell.plan and cell.smaller and cell.weight_bytes:
-            assert cell.weight_bytes == cell.plan.total_cost <= 4 * 11_659 / cell.smaller
+            assert cell.weight_bytes == cell.plan.total_cost <= 4 * PARAMETERS / cell.smaller
             assert cell.cpu_seconds > 0
     dense, rounded, *chosen = cells
     assert dense.accuracy.correct == dense.dense.correct
     assert dense.size_bytes == dense.dense_bytes
+    assert dense.weight_bytes == 4 * PARAMETERS
     assert rounded.size_bytes < dense.size_bytes
     assert rounded.conditions["version onnxruntime"]
     assert {cell.precision for cell in chosen} == {"int4"}
     mixed = [cell.plan for cell in chosen if cell.row == "mixed" and cell.plan]
     assert all(layer.factors is None for plan in mixed for layer in plan.layers)
+    check_page(results, cells)
     monkeypatch.setattr(files_room._Bench, "try_row", lambda *_: pytest.fail("made again"))
-    assert make_files(folder) == cells == read_files(results)
-    capsys.readouterr()
-    check_shown(folder, cells, capsys)
+    monkeypatch.setattr(HostRunner, "time", lambda *_: pytest.fail("timed again"))
+    assert run.study(asked) == 0
+    assert read_files(results) == cells
 
 
-def check_shown(folder: Path, cells: list[FileCell], capsys: pytest.CaptureFixture[str]) -> None:
-    """The table, the page and the summary of these cells."""
-    from rich.console import Console
-
-    results = folder / "results"
-    steps = Steps(quiet=True)
-    latency = time_files(cells, results, steps, rounds=1, threads=1)
-    assert {cell.sha256 for cell in cells} == set(latency)
-    assert latency == time_files(cells, results, steps, rounds=1, threads=1)
-    assert time_files(cells, results, steps, rounds=0, threads=1) == {}
-    lines = summarise_files(cells, latency)
-    page = write_files("tiny", lines, results).read_text()
+def check_page(results: Path, cells: list[FileCell]) -> None:
+    """The page and the summary of these cells."""
+    page = (results / "study.html").read_text()
     assert page.count("<svg") == 2
     assert "fewest bits: int8" in page
     assert "Ranks and bits of ours" in page
     ours = [cell.plan for cell in cells if cell.row == "ours" and cell.plan]
     for layer in ours[0].layers:
         assert f"<td>{layer.stored}</td>" in page
-    kept = json.loads((results / "summary.json").read_text())
-    assert [one["size_bytes"] for one in kept["lines"]] == [line.size_bytes for line in lines]
-    assert all(not one["cells"] for one in kept["lines"])
-    print_files(lines, Console(width=160))
-    assert "→ ours" in capsys.readouterr().out
+    lines = json.loads((results / "summary.json").read_text())["lines"]
+    assert [one["size_bytes"] for one in lines] == [cell.size_bytes for cell in cells]
+    assert all(one["latency_ns"]["rounds"] == 1 and not one["cells"] for one in lines)
 
 
 def test_a_file_that_is_gone_is_made_again(folder: Path) -> None:
-    study = Study(name="tiny", subjects=STUDY.subjects, files=STUDY.files[:1])
+    study = read_study(folder / "study.toml")
+    study = replace(study, files=study.files[:1])
     results, store = folder / "results", Store(folder / "store")
     (cell,) = run_files(study, folder, results, store, Steps(quiet=True), HostRunner())
     find_file(cell, results).unlink()
