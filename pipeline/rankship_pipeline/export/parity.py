@@ -77,14 +77,16 @@ def fit_limits(limits: ParityChoice, artifact: Artifact) -> ParityChoice:
     """The limits for an artifact, as `max_relative_error`, `min_cosine` and `min_top1_agreement`.
 
     A sum that falls on the other side of a half is one step of an activation, and layer by layer such steps grow to
-    what rounding activations does at all: half as much again is allowed. Wrong weights are found in the file itself.
+    what rounding activations does at all: two that are independent of each other are √2 times as far apart as either is
+    from the model. Half as much again is allowed; of 1 - cosine, half the square of an error, 1.5² times as much. Wrong
+    weights are found in the file itself.
     """
     if artifact.key.precision == "float32":
         return limits
     noise = 0.0 if artifact.rounding_error is None else artifact.rounding_error
     cosine = 1.0 if artifact.rounding_cosine is None else artifact.rounding_cosine
     error = max(limits.max_rounded_error, min(_FLIPS * noise, _MOST_ERROR))
-    least = min(limits.min_rounded_cosine, max(1 - _FLIPS * (1 - cosine), _LEAST_COSINE))
+    least = min(limits.min_rounded_cosine, max(1 - _FLIPS**2 * (1 - cosine), _LEAST_COSINE))
     agreement = 1.0 if artifact.rounding_agreement is None else artifact.rounding_agreement
     chosen = min(limits.min_top1_agreement, max(1 - _FLIPS * (1 - agreement), _LEAST_AGREEMENT))
     return replace(limits, max_relative_error=error, min_cosine=least, min_top1_agreement=chosen)

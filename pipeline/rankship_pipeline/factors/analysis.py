@@ -1,6 +1,6 @@
 """Turns a merged model into compressed ones: decomposes its layers once, then fills any number of plans."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -12,6 +12,42 @@ from rankship_pipeline.factors.neurons import sort_neurons
 from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
+
+DECOMPOSED_BYTES = 2**31  # of what is computed from layers' weights and metrics that stays: all of a small model's
+
+
+class Decompositions(Mapping[str, Decomposition]):
+    """Layers' decompositions by name, of which only those used last keep what is computed from weight and metric.
+
+    A vocabulary of 49,152 words, or 200 layers, would hold several times the model in float64.
+    """
+
+    def __init__(self, layers: Mapping[str, Decomposition], most_bytes: int = DECOMPOSED_BYTES) -> None:
+        self._layers, self._most_bytes = layers, most_bytes
+        self._used: dict[str, None] = {}  # names, the last used last
+
+    def __getitem__(self, name: str) -> Decomposition:
+        """One layer's decomposition; others forget, the longest unused first, while all hold too much."""
+        found = self._layers[name]
+        self._used.pop(name, None)
+        held = {other: self._layers[other].held_bytes for other in self._used}
+        excess = sum(held.values()) - self._most_bytes
+        for other, nbytes in held.items():
+            if excess <= 0:
+                break
+            self._layers[other].forget()
+            del self._used[other]
+            excess -= nbytes
+        self._used[name] = None
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """The names in the model's order."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """The number of layers."""
+        return len(self._layers)
 
 
 @dataclass(frozen=True)
@@ -37,7 +73,7 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
         if metric.inner is not None:
             taken = replace(taken, weight=metric.inner, outer=weight.float())
         layers_taken[layer.name] = taken
-    return Analysis(model=model, layers=layers_taken)
+    return Analysis(model=model, layers=Decompositions(layers_taken))
 
 
 def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:

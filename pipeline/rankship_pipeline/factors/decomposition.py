@@ -20,6 +20,8 @@ from rankship_pipeline.models.layers import Layer
 _DAMPING = 1e-10
 # A missing share of the energy below this is rounding.
 _ROUNDING = 1e-9
+# A decomposition's properties that are matrices.
+_COMPUTED = ("gram", "weighted", "_weighted", "_root")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,21 @@ class Decomposition:
             return self
         metric = replace(self.metric, inner=None)
         return replace(self, weight=self.outer.double(), metric=metric, outer=None)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of what was computed from the weight and the metric so far, and is kept."""
+        spectrum: Spectrum | None = vars(self).get("spectrum")
+        found = [*self._found.values(), vars(self).get("_weighted"), vars(self.metric).get("root")]
+        found += [] if spectrum is None else [spectrum.U, spectrum.right]
+        return sum(one.nbytes for one in found if one is not None)
+
+    def forget(self) -> None:
+        """Let go of it; what is needed again is computed again, the same."""
+        for name in ("spectrum", *_COMPUTED):
+            vars(self).pop(name, None)
+        vars(self.metric).pop("root", None)
+        self._found.clear()
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""

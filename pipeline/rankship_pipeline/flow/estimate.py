@@ -7,6 +7,7 @@ be right within a factor of two. `--profile` writes them beside what was measure
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from rankship_pipeline.factors.analysis import DECOMPOSED_BYTES
 from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.formats import Format
@@ -218,7 +219,7 @@ def _merge(work: Work, way: Comparison) -> StageEstimate:
 
 def _compress(work: Work, way: Comparison) -> StageEstimate:
     recipe, pace = work.recipe, work.pace
-    seconds, held = {}, Counter[str]()
+    seconds, held, computed = {}, Counter[str](), dict[str, int]()
     probes = min(recipe.ranks.probes, work.samples)
     rounds = (way.sensitivity == "kl") + way.passes
     weighed = way.whitening != "plain"
@@ -230,9 +231,12 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
         if way.reconstruct:
             one += _refit_seconds(work, layer, work.samples, 4 / len(work.layers))  # both models run on
         seconds[layer.name] = one
-        held[layer.name] += 8 * (
-            2 * layer.parameters + 2 * min(layer.rows, layer.columns) * (layer.rows + layer.columns)
-        )
+        curved = _curved_side(layer) ** 2 if way.curvature else 0
+        held[layer.name] += 8 * layer.parameters + 16 * curved  # the weight in float64, halves and what was shrunk
+        computed[layer.name] = 8 * (layer.parameters + min(layer.rows, layer.columns) * (layer.rows + layer.columns))
+        computed[layer.name] += 8 * curved
+    kept = min(1.0, DECOMPOSED_BYTES / max(1, sum(computed.values())))
+    held.update({name: int(kept * nbytes) for name, nbytes in computed.items()})
     if weighed:
         for use in work.uses:  # the halves, their sum over the sources, and what was shrunk from it
             held[use.name] += (len(recipe.models) + 1) * _gram_bytes(use)  # halves in float32, and what was shrunk

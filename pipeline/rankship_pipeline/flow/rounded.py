@@ -79,10 +79,11 @@ def round_model(stages: Stages, model: Model, plan: RankPlan, precision: Precisi
     }
 
     def round_weights() -> State:
-        return copy_state(stages.settle(round_layers(model.module, types, inputs, prepared.offered))[0])
+        operators = len(find_grids(model.module, types, prepared.offered))
+        with stages.steps.track(f"round weights to {precision}", operators) as begin:
+            return copy_state(stages.settle(round_layers(model.module, types, inputs, prepared.offered, begin))[0])
 
-    title = f"round weights to {precision}"
-    kept = stages.keep(stages.store, "rounded", made_from, _TENSORS, round_weights, steps=stages.steps, title=title)
+    kept = stages.keep(stages.store, "rounded", made_from, _TENSORS, round_weights)
     module = load_into(copy.deepcopy(model.module), kept.value, where=str(kept.entry.folder))
     grids = find_grids(module, types, prepared.offered)
     for line in _list_exceptions(types, grids):

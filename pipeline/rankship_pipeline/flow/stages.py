@@ -188,11 +188,8 @@ class Stages:
             "seed": prepared.recipe.seed,
             "likelihood": prepared.likelihood_sha256,
         }
-
-        def measure() -> State:
-            inputs, seed = prepared.data.calibration[name], prepared.recipe.seed
-            return measure_fisher(model.module, inputs, samples, seed, prepared.likelihood)
-
+        inputs, seed = prepared.data.calibration[name], prepared.recipe.seed
+        measure = partial(measure_fisher, model.module, inputs, samples, seed, prepared.likelihood)
         title = f"weigh the parameters of {name} by their effect on predictions"
         return self._keep("fisher", made_from, _TENSORS, measure, title)
 
@@ -263,10 +260,12 @@ class Stages:
 
         def compress() -> Trained[RankPlan]:
             place = (merged.content + measured.key, way.whitening)
-            if place not in self._analyses:
+            if (analysis := self._analyses.get(place)) is None:
                 metrics = make_metrics(prepared, merged.module, measured)
-                self._analyses[place] = analyse(merged.module, prepared.layers, metrics, way.whitening)
-            module, plan = self.make_compressed(budgeted, self._analyses[place], way, interference)
+                analysis = analyse(merged.module, prepared.layers, metrics, way.whitening)
+            if recipe.compare or recipe.budget.on is not None:  # other plans are made from it
+                self._analyses[place] = analysis
+            module, plan = self.make_compressed(budgeted, analysis, way, interference)
             return self._train(*self.settle(module), plan)
 
         kept = self._keep("compressed", made_from, _COMPRESSED, compress, f"compress: {way.name}")

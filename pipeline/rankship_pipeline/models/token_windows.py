@@ -20,7 +20,7 @@ def read_tokens(path: Path, tokenizer: Any, wanted: int) -> Tensor:  # noqa: ANN
     """
     lines = _read_documents(path, tokenizer.eos_token or "\n") if path.suffix.lower() == ".jsonl" else None
     for limit in (_CHARACTERS * wanted, None):
-        text = _read_beginning(path, limit) if lines is None else lines[:limit]
+        text = read_beginning(path, limit) if lines is None else lines[:limit]
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) >= wanted or len(text) < (limit or 0):
             break
@@ -43,7 +43,8 @@ def pack_windows(tokens: Tensor, length: int) -> Tensor:
     return tokens[: count * length].reshape(count, length)
 
 
-def _read_beginning(path: Path, characters: int | None) -> str:
+def read_beginning(path: Path, characters: int | None) -> str:
+    """At most so many characters of a text, None for all; InputError where it is none."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
             return stream.read(characters)
@@ -53,7 +54,7 @@ def _read_beginning(path: Path, characters: int | None) -> str:
 
 def _read_documents(path: Path, end: str) -> str:
     documents = []
-    for number, line in enumerate(_read_beginning(path, None).split("\n"), 1):
+    for number, line in enumerate(read_beginning(path, None).split("\n"), 1):
         if not line.strip():
             continue
         try:

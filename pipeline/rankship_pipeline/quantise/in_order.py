@@ -68,10 +68,11 @@ def round_layers(
     weights: Mapping[str, Precision],
     inputs: Inputs,
     offered: Offered = OFFERED,
-    tick: Callable[[], None] = lambda: None,
+    begin: Callable[[str], None] = lambda _name: None,
 ) -> nn.Module:
     """A copy of the model with the layers' weights on the grids of `find_grids`; `inputs` are calibration samples.
 
+    `begin` gets the name of each operator before it is rounded.
     Weights stay float tensors. The basis between two factors is the one that loses less (see basis.py), and a bias
     takes up what is left of the difference of the means. Batch-norm statistics are not changed: settle them after.
     An embedding, what runs several times as a recurrent network's layers do, and what is too wide for a Gram is rounded
@@ -89,10 +90,10 @@ def round_layers(
     taken = thin(inputs, fit_batch(2 * held, HELD_BYTES, _SAMPLES))
     run = _Run(teacher, student, split(taken, fit_batch(widest, _BATCH_BYTES)))
     for name in [*calls, *(one for one in grids if one not in calls)]:
+        begin(name)
         with profile.layer(name):
             seen = run.look(name) if calls.get(name) == 1 and _has_gram(student, name) else None
             _round(student, name, grids[name], seen)
-        tick()
     return student
 
 

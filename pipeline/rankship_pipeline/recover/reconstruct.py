@@ -1,7 +1,7 @@
 """Asymmetric reconstruction: refits each layer to the inputs that the compressed layers before it produce."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -22,9 +22,7 @@ from rankship_pipeline.recover.side_by_side import Lack, SideBySide, find_sums
 RIDGE = 1e-3
 
 
-def reconstruct(
-    analysis: Analysis, plan: Mapping[str, Factors], inputs: Inputs, tick: Callable[[], None] = lambda: None
-) -> nn.Module:
+def reconstruct(analysis: Analysis, plan: Mapping[str, Factors], inputs: Inputs) -> nn.Module:
     """Fill the plan's factors layer by layer, in the order in which layers run, without labels or training.
 
     With X the dense model's inputs to a layer and X̂ those that the compressed layers before it produce, the target is
@@ -58,7 +56,6 @@ def reconstruct(
             lack = pair.look(layer, refit.weight, refit.sum_at) if layer in looked else None
             if layer.name in plan:
                 weights[layer.name] = refit.factor(plan[layer.name], lack)
-                tick()
             elif lack is not None:
                 refit.correct(lack)
     for name in plan.keys() - weights.keys():  # a layer that never ran

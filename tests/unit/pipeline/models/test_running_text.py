@@ -37,6 +37,14 @@ def test_a_text_becomes_windows_with_the_token_after_every_position(models: Path
     assert int((starts == 0).sum()) == 1, "the text begins once"
 
 
+def test_of_a_long_text_the_beginning_counts(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write_text(tmp_path / "t.txt")
+    monkeypatch.setattr("rankship_pipeline.models.running_text._CHARACTERS", len(text.read_text()) // 2)
+    monkeypatch.setattr("rankship_pipeline.models.running_text._CHARACTERS_OF_A_TOKEN", 1)
+    data = load(models, text, tokens=16)
+    assert len(data.test_inputs[0]) == 15, "half of the windows"
+
+
 def test_the_window_is_as_long_as_the_model_takes(models: Path, tmp_path: Path) -> None:
     assert load(models, write_text(tmp_path / "t.txt", 400)).test_inputs[0].shape[1] == 48
     with pytest.raises(InputError, match=r"data\.tokens is 49, model 'm' takes at most 48"):

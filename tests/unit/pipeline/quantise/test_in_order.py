@@ -97,8 +97,10 @@ def test_all_weights_are_on_their_grids_and_the_outputs_close(
     model = factor(dense, plan)
     before = copy.deepcopy(model)
     types = {layer.name: weights for layer in find_layers(dense)}
-    rounded = round_layers(model, types, (x,), SIMULATED)
+    begun: list[str] = []
+    rounded = round_layers(model, types, (x,), SIMULATED, begun.append)
     grids = find_grids(model, types, SIMULATED)
+    assert sorted(begun) == sorted(grids)
     assert set(grids) >= {f"{name}.{at}" for name in plan for at in range(2)}
     assert {grid.precision for grid in grids.values()} == {weights}
     for name, grid in grids.items():
