@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from rankship_benchmarks.study.study import Study, Subject, read_study
+from rankship_benchmarks.study.choices import Study, Subject, read_study
 from rankship_pipeline.factors.analysis import analyse
 from rankship_pipeline.flow.preflight import prepare, redraw
 from rankship_pipeline.flow.prepared import Budgeted, Prepared

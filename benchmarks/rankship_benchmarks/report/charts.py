@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rankship_benchmarks.judge.summary import Result, Summary
 from rankship_benchmarks.report.energy_words import energy_unit
-from rankship_benchmarks.stats.estimates import Estimate, median_by_round
+from rankship_benchmarks.stats.estimates import CONFIDENCE, Estimate, median_by_round
 from rankship_benchmarks.stats.pareto import find_front
-from rankship_pipeline.foundation.artifact_key import Variant
+from rankship_pipeline.foundation.artifact_key import Precision, Variant
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.quality import Score
 from rankship_pipeline.foundation.records import LayerRank, RankPlan
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS: dict[Variant, str] = {"dense": "#0072B2", "compressed": "#D55E00"}
+MARKERS: dict[Precision, str] = {"float32": "o", "float16": "D", "int8": "s", "int4": "^"}
 _LOSS, FAINT, GREY, INK = "#009E73", "#DDE3E8", "#7B8794", "#1F2933"
 # Text is laid out in DejaVu Sans, the widest of these, so that it fits in whichever font the viewer has.
 _VIEWER_FONTS = "system-ui, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif"
@@ -49,10 +50,11 @@ _STYLE: dict[Any, Any] = {
 ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "handlelength": 1.3}
 _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
 _WIDTH_IN, _HEIGHT_IN = 4.9, 3.7
-_MOST_POINTS = 11.0  # the diameter of the largest file's marker
+_POINTS = 7.5  # the diameter of a marker
 _ROW_IN = 0.27
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
+_MEGABYTE = 10**6
 _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
 
 
@@ -92,13 +94,27 @@ def draw_accuracy_against_size(summary: Summary) -> str:
 
 
 def draw_accuracy_against_latency(summary: Summary) -> str:
-    """Draw the score over median latency, with the front: one marker per artifact, its area in proportion to file size.
+    """Draw the score over median latency, with the front: one marker per artifact; sizes stand in the legend.
 
-    The latency axis is logarithmic if the largest value is more than 20 times the smallest.
+    A marker's shape is the type of its weights, its fill the format. The latency axis is logarithmic if the largest
+    value is more than 20 times the smallest.
     """
     spent = [(one, one.latency_ns) for one in summary.results if one.key.phase != "prefill"]
     divisor, unit = time_unit(max((time.value for _, time in spent), default=1))
     return _draw_accuracy_against("latency", spent, divisor, f"median latency ({unit}), 95 % interval")
+
+
+def draw_accuracy_against_bytes(summary: Summary) -> str:
+    """Draw the score over the bytes of each file in the same way; empty where all weights are of one type."""
+    spent = [
+        (one, Estimate(value=one.size_bytes, low=None, high=None, confidence=CONFIDENCE, rounds=0))
+        for one in summary.results
+        if one.key.phase != "prefill"
+    ]
+    if len({one.key.precision for one, _ in spent}) == 1:
+        return ""
+    divisor, unit = (1e6, "MB") if max(size.value for _, size in spent) >= _MEGABYTE else (1e3, "kB")
+    return _draw_accuracy_against("bytes", spent, divisor, f"size of the file ({unit})")
 
 
 def draw_accuracy_against_energy(summary: Summary) -> str:
@@ -112,25 +128,30 @@ def draw_accuracy_against_energy(summary: Summary) -> str:
 def _draw_accuracy_against(name: str, spent: Sequence[tuple[Result, Estimate]], divisor: float, label: str) -> str:
     known = [(one, spends, one.accuracy) for one, spends in spent if one.accuracy]
     costs = [spends.value for _, spends, _ in known]
-    largest = max((one.size_bytes for one, _, _ in known), default=1)
 
     def draw(axes: "Axes") -> None:
         for one, spends, accuracy in known:
             colour = COLOURS[one.key.variant]
+            look: dict[str, Any] = {
+                "marker": MARKERS[one.key.precision],
+                "fillstyle": FACTS[one.key.format].fill,
+                "markerfacecoloralt": "white",
+                "ls": "none",
+                "color": colour,
+            }
             axes.errorbar(
                 spends.value / divisor,
                 accuracy.measure.scale(accuracy.value),
                 xerr=_reach(spends, divisor),
                 yerr=_margins(accuracy),
-                fmt=FACTS[one.key.format].marker,
-                color=colour,
                 elinewidth=1.2,
                 capsize=3,
-                ms=_MOST_POINTS * (one.size_bytes / largest) ** 0.5,
+                ms=_POINTS,
                 alpha=0.85,
+                **look,
             )
             title = f"{one.key.heading}, {show_bytes(one.size_bytes)}"
-            axes.plot([], [], FACTS[one.key.format].marker, color=colour, ms=7.5, label=title)
+            axes.plot([], [], ms=_POINTS, label=title, **look)
         if max(costs) > _LOGARITHMIC_FROM * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -180,7 +201,7 @@ def draw_latencies(trials: Sequence[Trial], format_: Format) -> str:
 
 
 def draw_ranks(plan: RankPlan) -> str:
-    """Draw the share of its parameters that each layer keeps, and how it is stored; dense layers are hatched."""
+    """Draw the share of its parameters that each layer keeps, and its ranks and bits; dense layers are hatched."""
 
     def draw(axes: "Axes") -> None:
         from matplotlib.patches import Patch
@@ -193,7 +214,7 @@ def draw_ranks(plan: RankPlan) -> str:
                 axes.barh(place, kept, height=0.72, facecolor="white", edgecolor=COLOURS["dense"], hatch="////", lw=0.8)
             else:
                 axes.barh(place, kept, height=0.72, color=COLOURS["compressed"])
-            text = str(layer.factors or "dense")
+            text = str(layer.stored)
             axes.annotate(text, (100, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_xlim(0, 128)
         axes.set_xticks(range(0, 101, 20))

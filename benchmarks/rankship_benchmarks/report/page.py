@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "page.html.j2"
 _FRONT = "Dashed: the front, the best accuracy at or below each cost."
+_SHAPES = "A marker's shape is the type of the weights, its fill the format."
 
 
 @record
@@ -157,20 +158,25 @@ def _draw_charts(summary: Summary) -> list[Chart]:
             svg=charts.draw_accuracy_against_size(summary),
         ),
         Chart(
-            heading=f"{title}, latency and size",
-            reading=f"Left is faster, {up.lower()}, a marker's area is its file's size. {_FRONT} The bars are 95 % "
-            "intervals, over rounds and over test inputs.",
+            heading=f"{title} and bytes",
+            reading=f"Left is smaller, {up.lower()}. {_SHAPES} {_FRONT}{bars}",
+            svg=charts.draw_accuracy_against_bytes(summary),
+        ),
+        Chart(
+            heading=f"{title} and latency",
+            reading=f"Left is faster, {up.lower()}. {_SHAPES} {_FRONT} The bars are 95 % intervals, over rounds and "
+            "over test inputs.",
             svg=charts.draw_accuracy_against_latency(summary),
         ),
         Chart(
-            heading=f"{title}, energy and size",
-            reading=f"Left uses less, {up.lower()}, a marker's area is its file's size. {_FRONT} The meter is named "
-            "with the energy table.",
+            heading=f"{title} and energy",
+            reading=f"Left uses less, {up.lower()}. {_SHAPES} {_FRONT} The meter is named with the energy table.",
             svg=charts.draw_accuracy_against_energy(summary),
         ),
         Chart(
             heading="Rank kept in each layer",
-            reading="A factored layer runs as two or three smaller operators; the number is the width between them.",
+            reading="A factored layer runs as two or three smaller operators; the number is the width between them. "
+            "A type of weights is named where it is not float32.",
             svg=charts.draw_ranks(plan),
         ),
         Chart(

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rankship_benchmarks.study.lines import Line
 
 # Okabe & Ito 2008, safe for the colour-blind; ours is vermilion and thick, markers distinguish the rest in print.
-_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")
-_OURS = "#D55E00"
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#555555")
+OURS = "#D55E00"
 _MARKERS = "osv^D<>PX*hd"
-_HEADINGS = {"perplexity": "perplexity (lower is better)", "%": "right answers (%)"}  # unit → label of the axis
+HEADINGS = {"perplexity": "perplexity (lower is better)", "%": "right answers (%)"}  # unit → label of the axis
 
 
 def draw_quality(lines: Sequence["Line"]) -> str:
@@ -28,7 +28,7 @@ def draw_quality(lines: Sequence["Line"]) -> str:
         for place, name in enumerate(names):
             mine = sorted((line for line in lines if line.name == name), key=lambda line: line.parameters)
             ours = mine[0].ours
-            colour = _OURS if ours else _COLOURS[others % len(_COLOURS)]
+            colour = OURS if ours else COLOURS[others % len(COLOURS)]
             others += not ours
             sizes = [line.parameters / line.cells[0].dense_parameters for line in mine]
             middle = [line.quality for line in mine]
@@ -55,7 +55,7 @@ def draw_quality(lines: Sequence["Line"]) -> str:
             for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 which(LogFormatter(labelOnlyBase=False))  # plain numbers: the page's charts draw no mathematics
         axes.set_xlabel("share of all parameters kept")
-        axes.set_ylabel(_HEADINGS.get(lines[0].unit, lines[0].unit))
+        axes.set_ylabel(HEADINGS.get(lines[0].unit, lines[0].unit))
         axes.grid(visible=True)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 
@@ -71,7 +71,7 @@ def draw_layers(lines: Sequence["Line"]) -> str:
         for place, line in enumerate(lines):
             kept = [100 * one.chosen_parameters / one.dense_parameters for one in line.cells[0].plan.layers]
             spots = [index + place * height for index in range(len(layers))]
-            axes.barh(spots, kept, height=height, color=_COLOURS[place % len(_COLOURS)], label=f"{line.kept:.3g}")
+            axes.barh(spots, kept, height=height, color=COLOURS[place % len(COLOURS)], label=f"{line.kept:.3g}")
         _name(axes, [one.name for one in layers])
         axes.set_xlabel("parameters kept (%)")
         axes.legend(ncols=len(lines), title="budget", **ABOVE)
@@ -87,7 +87,7 @@ def draw_errors(lines: Sequence["Line"]) -> str:
         axes.hlines(range(len(layers)), 0, 1, color=FAINT, lw=0.8, transform=axes.get_yaxis_transform())
         for place, line in enumerate(lines):
             lost = [100 * one.relative_error for one in line.cells[0].plan.layers]
-            colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place]
+            colour, marker = COLOURS[place % len(COLOURS)], _MARKERS[place]
             axes.plot(lost, range(len(layers)), marker, ms=5, color=colour, label=f"{line.kept:.3g}", clip_on=False)
         _name(axes, [one.name for one in layers])
         axes.set_xlim(left=0)

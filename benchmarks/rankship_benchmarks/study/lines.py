@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import exp
 from statistics import mean
 
+from rankship_benchmarks.study.files import FileCell
 from rankship_benchmarks.study.study import Cell
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.quality import Score
@@ -50,10 +51,10 @@ def summarise_cells(cells: Iterable[Cell]) -> list[Line]:
 
 def _summarise(group: Sequence[Cell]) -> Line:
     first = group[0]
-    values = [_read_quality(cell, cell.accuracy) for cell in group]
+    values = [read_quality(cell, cell.accuracy) for cell in group]
     interval = (min(values), max(values))
     low, high = first.accuracy.low, first.accuracy.high
-    if len(group) == 1 and _unit(first) == "%" and low is not None and high is not None:
+    if len(group) == 1 and find_unit(first) == "%" and low is not None and high is not None:
         interval = (100 * low, 100 * high)
     layers = first.plan
     return Line(
@@ -62,11 +63,11 @@ def _summarise(group: Sequence[Cell]) -> Line:
         name=first.row + (" + refined" if first.refine_cpu_seconds else ""),
         ours=first.ours,
         refined=bool(first.refine_cpu_seconds),
-        unit=_unit(first),
+        unit=find_unit(first),
         quality=mean(values),
         low=interval[0],
         high=interval[1],
-        dense=mean(_read_quality(cell, cell.dense) for cell in group),
+        dense=mean(read_quality(cell, cell.dense) for cell in group),
         seeds=len(group),
         parameters=max(cell.plan.total_parameters for cell in group),
         budget=first.plan.budget_cost,
@@ -86,12 +87,13 @@ def _average_by_stage(seeds: Sequence[Sequence[Score]]) -> dict[str, float]:
     return {same[0].stage: 100 * mean(one.value for one in same) for same in zip(*seeds, strict=True)}
 
 
-def _unit(cell: Cell) -> str:
+def find_unit(cell: Cell | FileCell) -> str:
     """Return the unit of quality: perplexity for language models, per cent of right answers for classifiers."""
     return "perplexity" if cell.language else cell.accuracy.measure.unit or cell.accuracy.measure.name
 
 
-def _read_quality(cell: Cell, accuracy: Score) -> float:
+def read_quality(cell: Cell | FileCell, accuracy: Score) -> float:
+    """Return a score of a cell in the unit of its quality."""
     if cell.language:
         return exp(accuracy.cross_entropy or 0.0)
     return accuracy.measure.scale(accuracy.value)

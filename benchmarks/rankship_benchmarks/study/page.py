@@ -1,6 +1,6 @@
 """A study's table for the terminal, and its page: quality against size, what each layer keeps, every number's range."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -8,7 +8,9 @@ from statistics import mean
 from rich.console import Console
 from rich.markup import escape
 
+from rankship_benchmarks.report import words
 from rankship_benchmarks.report.page import read_style
+from rankship_benchmarks.study.files import FileCell
 from rankship_benchmarks.study.lines import Line, summarise_cells
 from rankship_benchmarks.study.study import Cell
 from rankship_pipeline.foundation.codec import encode
@@ -60,18 +62,15 @@ def write_summary(name: str, cells: Sequence[Cell], folder: Path) -> Path:
     """Write the table as JSON beside the cells; returns its path."""
     lines = tuple(replace(line, cells=()) for line in summarise_cells(cells))
     path = folder / SUMMARY
-    write_atomic(path, encode(Summary(name=name, lines=lines, conditions=_join_conditions(cells))).encode() + b"\n")
+    write_atomic(path, encode(Summary(name=name, lines=lines, conditions=join_conditions(cells))).encode() + b"\n")
     return path
 
 
 def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:
     """Draw the page beside the cells; returns its path."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from rankship_benchmarks.study import charts as study_charts
 
     lines = summarise_cells(cells)
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
     sections = []
     for subject in dict.fromkeys(line.subject for line in lines):
         mine = [line for line in lines if line.subject == subject]
@@ -86,20 +85,28 @@ def write_page(name: str, cells: Sequence[Cell], folder: Path) -> Path:
                 "errors": study_charts.draw_errors(chosen) if chosen else "",
             }
         )
-    page = environment.get_template("page.html.j2").render(
-        name=name,
-        sections=sections,
-        conditions=_join_conditions(cells),
-        show_count=show_count,
-        show_bytes=show_bytes,
-        style=read_style(),
-    )
     path = folder / PAGE
-    write_atomic(path, page.encode())
+    write_atomic(path, render("page.html.j2", name, sections, join_conditions(cells)).encode())
     return path
 
 
-def _join_conditions(cells: Sequence[Cell]) -> dict[str, str]:
+def render(template: str, name: str, sections: Sequence[Mapping[str, object]], conditions: Mapping[str, str]) -> str:
+    """Fill a page's template; every text is escaped, only the charts are markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(
+        name=name,
+        sections=sections,
+        conditions=conditions,
+        show_count=show_count,
+        show_bytes=show_bytes,
+        words=words,
+        style=read_style(),
+    )
+
+
+def join_conditions(cells: Sequence[Cell] | Sequence[FileCell]) -> dict[str, str]:
     """Return every condition with all its values over the cells."""
     names = dict.fromkeys(key for cell in cells for key in cell.conditions)
     return {key: ", ".join(sorted({cell.conditions.get(key, "–") for cell in cells})) for key in names}

@@ -178,18 +178,37 @@ def study(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from rankship_benchmarks.study.page import print_cells, write_page, write_summary
-    from rankship_benchmarks.study.study import read_study, run_study
+    from rankship_benchmarks.study.choices import read_study
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
 
     wanted = read_study(arguments.study)
     ensure_writable(arguments.results, "--results")
     ensure_writable(arguments.store, "--store")
-    folder = arguments.results / f"study-{wanted.name}"
-    cells = run_study(wanted, arguments.study.resolve().parent, folder, Store(arguments.store), Steps())
-    print_cells(cells, Console(highlight=False))
-    if cells:
-        write_summary(wanted.name, cells, folder)
-        Console(stderr=True).print(f"page: {write_page(wanted.name, cells, folder)}", soft_wrap=True, markup=False)
+    folder, at = arguments.results / f"study-{wanted.name}", arguments.study.resolve().parent
+    console, steps, store = Console(highlight=False), Steps(), Store(arguments.store)
+    page: Path | None = None
+    if wanted.files:
+        from rankship_benchmarks.study.file_lines import summarise_files
+        from rankship_benchmarks.study.file_page import print_files, write_files
+        from rankship_benchmarks.study.files import run_files
+        from rankship_benchmarks.study.times import time_files
+        from rankship_targets.session.runner import HostRunner
+
+        files = run_files(wanted, at, folder, store, steps, HostRunner(wanted.threads))
+        latency = time_files(files, folder, steps, rounds=wanted.rounds, threads=wanted.threads)
+        lines = summarise_files(files, latency)
+        print_files(lines, console)
+        page = write_files(wanted.name, lines, folder) if lines else None
+    else:
+        from rankship_benchmarks.study.page import print_cells, write_page, write_summary
+        from rankship_benchmarks.study.study import run_study
+
+        cells = run_study(wanted, at, folder, store, steps)
+        print_cells(cells, console)
+        if cells:
+            write_summary(wanted.name, cells, folder)
+            page = write_page(wanted.name, cells, folder)
+    if page is not None:
+        Console(stderr=True).print(f"page: {page}", soft_wrap=True, markup=False)
     return 0

@@ -47,11 +47,12 @@ class FormatFacts:
     On a device, `device_packages` are what its interpreter needs to run the format, and `device_note` is a remark on
     installing them. `kit_series` is the runtime's release series in a kit; with `kit_compiles` the kit holds a program
     compiled from it instead of a Python package. `kit_check` is Python code that fails if the kit's runtime does not
-    run. `load_example` shows how an application loads a file, with {path!r} or {json_path} to fill in. `marker` is the
-    format's marker in charts, as matplotlib names it. `seconds_a_module` is about how many CPU seconds an export takes
-    for each module without children, as measured of networks of 40 to 170 of them; it says only whether exports are
-    worth processes of their own. `takes_ranges` says whether one file takes inputs of any length in a range;
-    litert-torch 0.10 cannot convert even a linear layer of any batch size.
+    run. `load_example` shows how an application loads a file, with {path!r} or {json_path} to fill in. `fill` is how
+    the format's markers are filled in charts, as matplotlib names it; a marker's shape is that of a precision.
+    `seconds_a_module` is about how many CPU seconds an export takes for each module without children, as measured of
+    networks of 40 to 170 of them; it says only whether exports are worth processes of their own. `takes_ranges` says
+    whether one file takes inputs of any length in a range; litert-torch 0.10 cannot convert even a linear layer of any
+    batch size.
     """
 
     suffix: str
@@ -67,7 +68,7 @@ class FormatFacts:
     kit_compiles: bool = False
     kit_check: str
     load_example: str
-    marker: str
+    fill: str
     seconds_a_module: float
     takes_ranges: bool = True
 
@@ -91,7 +92,7 @@ FACTS: dict[Format, FormatFacts] = {
         kit_series="1.31",
         kit_check="import onnxruntime",
         load_example=_LOAD_ONNX,
-        marker="o",
+        fill="full",
         seconds_a_module=0.02,
     ),
     "tflite": FormatFacts(
@@ -106,7 +107,7 @@ FACTS: dict[Format, FormatFacts] = {
         kit_series="2.3",
         kit_check="import ai_edge_litert.interpreter",
         load_example=_LOAD_TFLITE,
-        marker="s",
+        fill="left",
         seconds_a_module=0.11,
         takes_ranges=False,
     ),
@@ -123,7 +124,7 @@ FACTS: dict[Format, FormatFacts] = {
         kit_compiles=True,
         kit_check=_START_RUNNER,
         load_example=_LOAD_EXECUTORCH,
-        marker="^",
+        fill="none",
         seconds_a_module=0.11,
     ),
 }

@@ -11,10 +11,11 @@ from rankship_pipeline.foundation.records import RunOutput
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick
 from rankship_targets.devices.device import Device, describe_this_machine
-from rankship_targets.session.agent_requests import ask_to_infer
+from rankship_targets.session.agent_requests import ask_to_infer, ask_to_measure
 from rankship_targets.session.session import INFER_TIMEOUT_S, Session
 from rankship_targets.transport.local import LocalTransport
-from rankship_targets.trials.events import Done, Opened
+from rankship_targets.trials.events import Done, Opened, Samples
+from rankship_targets.trials.request import MeasureRequest
 from rankship_targets.trials.trial import RuntimeReading
 
 
@@ -43,6 +44,13 @@ class HostRunner:
         count = pick(events, Done, self._device).outputs
         files = [into / f"output.{position}.npy" for position in range(count)]
         return _describe(files, pick(events, Opened, self._device).runtime)
+
+    def time(self, request: MeasureRequest) -> tuple[int, ...]:
+        """Time an artifact in a fresh process, in ns, proven or not: files of other toolchains have no proof."""
+        asked = ask_to_measure(request, self._device)
+        with LocalTransport() as transport:
+            events = list(call_agent(transport, self._device, str(find_agent()), asked, timeout_s=request.timeout_s))
+        return pick(events, Samples, self._device).ns
 
 
 class DeviceRunner:

@@ -137,6 +137,21 @@ def test_charts_keep_their_text_as_text() -> None:
     assert "compressed: 8 rounds" in charts.draw_latencies(make_run().trials, "tflite")
 
 
+def test_files_of_several_precisions_are_drawn_by_bytes_and_a_plan_shows_bits_beside_ranks() -> None:
+    summary = summarise(make_run())
+    assert charts.draw_accuracy_against_bytes(summary) == ""
+    *others, last = summary.results
+    rounded = dataclasses.replace(last, key=dataclasses.replace(last.key, precision="int8"))
+    drawing = charts.draw_accuracy_against_bytes(dataclasses.replace(summary, results=(*others, rounded)))
+    assert "size of the file (MB)" in drawing
+    assert f"{rounded.key.heading}, " in drawing
+    plan = summary.header.build.plan
+    layers = tuple(dataclasses.replace(one, weights="int8" if one.factors else "int4") for one in plan.layers)
+    drawing = charts.draw_ranks(dataclasses.replace(plan, layers=layers))
+    assert "svd 57, int8" in drawing
+    assert "dense, int4" in drawing
+
+
 def test_energy_has_a_front_of_its_own_where_a_meter_told_one() -> None:
     summary = summarise(make_run())
     assert charts.draw_accuracy_against_energy(summary) == ""

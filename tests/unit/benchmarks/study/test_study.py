@@ -10,9 +10,10 @@ import pytest
 
 from make.recipes import state_model, state_rest
 from rankship_benchmarks.study import study as study_room
+from rankship_benchmarks.study.choices import Row, Study, read_study
 from rankship_benchmarks.study.lines import summarise_cells
 from rankship_benchmarks.study.page import print_cells, write_page, write_summary
-from rankship_benchmarks.study.study import CELLS, Cell, Row, Study, read_cells, read_study, run_study
+from rankship_benchmarks.study.study import CELLS, Cell, read_cells, run_study
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.store import Store
