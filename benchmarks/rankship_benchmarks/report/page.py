@@ -12,6 +12,7 @@ from rankship_benchmarks.judge.summary import TIMES, Summary, find_accuracy, sum
 from rankship_benchmarks.judge.validity import keep_valid
 from rankship_benchmarks.measure.profiles import Profiles, read_profiles
 from rankship_benchmarks.report import charts
+from rankship_benchmarks.report import delegate_words as delegate_table
 from rankship_benchmarks.report import energy_words as energy_table
 from rankship_benchmarks.report import words as table
 from rankship_benchmarks.report.earlier_runs import list_histories
@@ -92,6 +93,9 @@ def render_report(
         charts=_draw_charts(summary),
         spreads=_draw_latencies(bundle, summary),
         energies=energy_table.list_energies(summary.results),
+        delegated=delegate_table.list_delegated(summary.results),
+        aggregates=delegate_table.list_aggregates(summary),
+        delegate_words=delegate_table,
         energy_refusals=list(energy_table.state_refusals(summary)),
         energy_words=energy_table,
         earlier=_draw_histories(histories),

@@ -142,6 +142,7 @@ def _prepare_night(
 ) -> "tuple[str, Measure]":
     """Build and verify once; returns the build's digest and the function that measures one device."""
     from rankship_benchmarks.fleet.measure import plan_measuring
+    from rankship_benchmarks.measure.cases import list_wanted
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -155,8 +156,10 @@ def _prepare_night(
     build, _ = build_recipe(prepared, store, steps)
     plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
 
+    wanted = list_wanted(suite, prepared.recipe.export.formats)
+
     def check_and_measure(device: str, own: "Steps") -> Path:
-        lab.check(device, prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
+        lab.check(device, wanted, own, with_energy=suite.energy is not None)
         return lab.measure(plan, device, own)
 
     return digest(build), check_and_measure

@@ -96,6 +96,7 @@ def _measure(
     from rankship_benchmarks.bundle.suite import default_suite
     from rankship_benchmarks.fleet.measure import measure_devices, plan_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
+    from rankship_benchmarks.measure.cases import list_wanted
     from rankship_benchmarks.verbs.where import open_lab
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
@@ -114,8 +115,9 @@ def _measure(
         ensure_writable(arguments.store, "--store")
         ensure_writable(arguments.results, "--results")
         store.sweep()
+        wanted = list_wanted(suite, prepared.recipe.export.formats)
         for device in list_devices(jobs):
-            lab.check(device, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
+            lab.check(device, wanted, steps, with_energy=suite.energy is not None)
         if make_missing and prepared.recipe.budget.on is not None:
             from rankship_benchmarks.costs.landing import land_missing
 
@@ -152,6 +154,7 @@ def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = 
 
     from rankship_benchmarks.bundle.bundle import open_bundle
     from rankship_benchmarks.judge.summary import summarise
+    from rankship_benchmarks.report.delegate_words import print_delegates
     from rankship_benchmarks.report.energy_words import print_energy
     from rankship_benchmarks.report.page import write_report
     from rankship_benchmarks.report.words import print_summary
@@ -162,6 +165,7 @@ def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = 
     console = Console(highlight=False)
     print_summary(summary, console, verbose=verbose)
     print_energy(summary, console)
+    print_delegates(summary, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 
 
