@@ -62,6 +62,17 @@ class GenerationChoice:
 
 
 @record
+class AccuracyChoice:
+    """Scores every case on the device, beside the host's runtime, by the recipe's own measure.
+
+    Keys:
+        samples: how many of the recipe's labelled test inputs, evenly spaced
+    """
+
+    samples: int
+
+
+@record
 class DelegateChoice:
     """What computes the files on the device: each is timed with every delegate of its format.
 
@@ -115,6 +126,7 @@ class Suite:
         energy: reads the device's meter in separate trials, after all others
         generation: how files that generate are timed
         delegates: what computes the files on the device
+        accuracy: runs a part of the test set on the device, after all trials
     """
 
     recipe: str
@@ -128,6 +140,7 @@ class Suite:
     energy: EnergyChoice | None = None
     generation: GenerationChoice = GenerationChoice()
     delegates: DelegateChoice = DelegateChoice()
+    accuracy: AccuracyChoice | None = None
 
 
 def default_suite(recipe: str) -> Suite:
@@ -151,6 +164,9 @@ def check_suite(suite: Suite, where: str) -> None:
             )
     if suite.energy is not None:
         _check_energy(suite.energy, where)
+    if suite.accuracy is not None and suite.accuracy.samples < 1:
+        message = f"{where}: accuracy.samples must be at least 1, got {suite.accuracy.samples}"
+        raise InputError(message, hint="correct the suite, or leave [accuracy] out")
     for name in FORMATS:
         chosen = suite.delegates.list_chosen(name)
         if chosen is not None and all(one.asked == "benchmark_model" for one in chosen):

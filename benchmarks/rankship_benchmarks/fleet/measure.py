@@ -93,12 +93,17 @@ def plan_measuring(
     profile: bool = False,
 ) -> RunPlan:
     """Verify a build, and the suite's canary; returns what is to be measured, and profiled, on each device."""
+    exam = None
+    if suite.accuracy is not None:
+        from rankship_benchmarks.measure.exam import set_exam  # now: this imports torch
+
+        exam = set_exam(prepared, suite.accuracy.samples)
     list_cases(build.artifacts, suite)  # refuses delegates that no file was made for
     canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)
-    return RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile)
+    return RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile, exam=exam)
 
 
 def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:

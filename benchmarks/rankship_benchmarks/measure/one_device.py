@@ -25,6 +25,7 @@ from rankship_benchmarks.measure.aggregates import take_aggregates
 from rankship_benchmarks.measure.cases import list_cases, make_inputs
 from rankship_benchmarks.measure.continuations import continue_prompt
 from rankship_benchmarks.measure.delegated import look_at_delegates
+from rankship_benchmarks.measure.device_accuracy import examine_device
 from rankship_benchmarks.measure.device_gate import list_unproven, verify_on_device
 from rankship_benchmarks.measure.energy_rounds import measure_energy
 from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
@@ -82,6 +83,7 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
                 planned = list(plan_rounds(cases, suite.energy.rounds))
                 measure_energy(folder, planned, make_request, suite.energy, session, steps)
             take_aggregates(folder, build.artifacts, make_request, suite, session, steps)
+            examine_device(folder, cases, plan, remote, session, steps)
             if plan.profile:
                 profiled = [one for one in build.artifacts if one.generation is None]
                 profile_run(folder, [make_request(0, one) for one in profiled], session, steps)

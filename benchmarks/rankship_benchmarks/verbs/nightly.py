@@ -101,7 +101,7 @@ def nightly(argv: list[str]) -> int:
     from rankship_benchmarks.nightly.night import Tonight, run_night
     from rankship_benchmarks.nightly.page import PAGE
     from rankship_benchmarks.nightly.records import list_nights
-    from rankship_benchmarks.verbs.where import open_lab
+    from rankship_benchmarks.verbs.where import open_lab, refuse_exam
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
@@ -112,6 +112,7 @@ def nightly(argv: list[str]) -> int:
     addresses = read_addresses()
     suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)
+    refuse_exam(suite, arguments.scheduler)
     ensure_writable(arguments.store, "--store")
     ensure_writable(arguments.results, "--results")
     steps = Steps()
