@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rankship.recipe import Recipe
     from rankship.saved import load
     from rankship.streamed import stream
-    from rankship_benchmarks.bundle.suite import EnergyChoice, Suite
+    from rankship_benchmarks.bundle.suite import AccuracyChoice, DelegateChoice, EnergyChoice, Suite
     from rankship_pipeline.foundation.errors import RankshipError
     from rankship_pipeline.recipe.budget import Budget
     from rankship_pipeline.recipe.choices import (
@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     from rankship_pipeline.recipe.precision import PrecisionChoice
 
 __all__ = [
+    "AccuracyChoice",
     "AxisChoice",
     "Budget",
     "Built",
     "Comparison",
     "Compressed",
     "DataChoice",
+    "DelegateChoice",
     "EnergyChoice",
     "ExportChoice",
     "FactoriseChoice",
@@ -84,7 +86,7 @@ _HOMES = {
     "rankship.recipe": ("Recipe",),
     "rankship.saved": ("load",),
     "rankship.streamed": ("stream",),
-    "rankship_benchmarks.bundle.suite": ("EnergyChoice", "Suite"),
+    "rankship_benchmarks.bundle.suite": ("AccuracyChoice", "DelegateChoice", "EnergyChoice", "Suite"),
     "rankship_pipeline.foundation.errors": ("RankshipError",),
     "rankship_pipeline.recipe.export_choices": ("AxisChoice", "ExportChoice", "ParityChoice"),
     "rankship_pipeline.recipe.precision": ("PrecisionChoice",),

@@ -12,6 +12,7 @@ from rankship_benchmarks.bundle.suite import Suite, check_suite, default_suite
 from rankship_benchmarks.fleet.measure import Here, measure_devices, plan_measuring, raise_first
 from rankship_benchmarks.fleet.schedule import Job
 from rankship_benchmarks.judge.summary import Result, Summary, summarise
+from rankship_benchmarks.measure.cases import list_wanted
 from rankship_benchmarks.report.page import write_report
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.files import ensure_writable
@@ -86,7 +87,7 @@ def measure(
     device = find_device(on, None if inventory is None else Path(inventory))
     ensure_writable(to, "results")
     lab, origin = Here({on: device}), built.origin
-    lab.check(on, built.recipe.export.formats, steps, with_energy=chosen.energy is not None)
+    lab.check(on, list_wanted(chosen, built.recipe.export.formats), steps, with_energy=chosen.energy is not None)
     plan = plan_measuring(built.build, origin.prepared, chosen, origin.store, to, steps, profile=True)
     ended = measure_devices([Job(name=on, devices=(on,))], partial(lab.measure, plan), steps, pauses_s=())
     raise_first(ended, steps)

@@ -56,7 +56,7 @@ def run(path: Path, format_: Format, *arrays: Any) -> Any:  # noqa: ANN401 - num
     """The output of a file in the format's own runtime, for one sample."""
     found = find_runtime(format_)
     assert found is not None
-    loaded = found[2]()(str(path), 1)
+    loaded = found[2](None)(str(path), 1)
     return np.array(loaded.unpack(loaded.infer(loaded.prepare(list(arrays))))[0])
 
 

@@ -1,6 +1,6 @@
 """A run's results: one folder with one append-only file of JSON lines, readable after any crash.
 
-    <results>/<run_id>/trials.jsonl     lines of the kinds header, trial*, metered*, end?
+    <results>/<run_id>/trials.jsonl     lines of the kinds header, trial*, metered*, aggregate*, end?
 
 A writer killed in mid-line leaves a partial last line. Readers ignore exactly that, and the next append cuts it off. A
 wrong line anywhere else is an error, because a crash does not cause it.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rankship_benchmarks.bundle.delegated import Delegated
 from rankship_benchmarks.bundle.suite import EnergyPlan
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.codec import decode, digest, encode
@@ -23,6 +24,8 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import publish_folder
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
+from rankship_targets.devices.device import THIS_MACHINE
+from rankship_targets.trials.aggregate import Aggregate
 from rankship_targets.trials.trial import MeteredTrial, Trial
 
 BUNDLE_FILE = "trials.jsonl"
@@ -39,7 +42,8 @@ class Header:
     read when the build is gone. `verified` are the host's proofs, `verified_on_device` those of the device's own
     runtimes: empty if the device is the host itself, and in bundles of releases that did not compare there.
     `rounds` is the suite's number. `canary` is the reference model timed in each round, None if the suite has none; its
-    proofs are among the others. `energy` is how a meter is read, None if the suite has no energy.
+    proofs are among the others. `energy` is how a meter is read, None if the suite has no energy. `delegated` is what
+    delegates take on the device: of no file in bundles of releases that did not look.
     """
 
     run_id: str
@@ -57,6 +61,13 @@ class Header:
     verified_on_device: tuple[Verified, ...] = ()
     canary: Artifact | None = None
     energy: EnergyPlan | None = None
+    delegated: tuple[Delegated, ...] = ()
+
+    def list_proofs(self) -> list[tuple[Verified, ...]]:
+        """Return the proofs of each place: this host's, then the device's, if it is another machine."""
+        if self.device == THIS_MACHINE:
+            return [(*self.verified, *self.verified_on_device)]
+        return [self.verified, self.verified_on_device]
 
 
 @record
@@ -66,19 +77,21 @@ class End:
     trials: int
     finished_utc: str
     metered: int = 0
+    aggregates: int = 0
 
 
 @record
 class Bundle:
     """One run, read from its folder; `finished` is False while trials may still be appended.
 
-    `metered` are the trials that a meter watched; their times are no latencies.
+    `metered` are the trials that a meter watched; their times are no latencies. `aggregates` have no samples at all.
     """
 
     header: Header
     trials: tuple[Trial, ...]
     finished: bool
     metered: tuple[MeteredTrial, ...] = ()
+    aggregates: tuple[Aggregate, ...] = ()
 
 
 def create_bundle(folder: Path, header: Header) -> None:
@@ -115,11 +128,17 @@ def append_metered(folder: Path, metered: MeteredTrial) -> None:
     _append(folder / BUNDLE_FILE, _line("metered", metered))
 
 
+def append_aggregate(folder: Path, aggregate: Aggregate) -> None:
+    """Add one run of a program that gives no samples, and flush it to disk; call it inside `writing(folder)`."""
+    _append(folder / BUNDLE_FILE, _line("aggregate", aggregate))
+
+
 def finish_bundle(folder: Path) -> None:
     """Add the end line, after which nothing can be appended; call it inside `writing(folder)`."""
     bundle = open_bundle(folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    end = End(trials=len(bundle.trials), finished_utc=now, metered=len(bundle.metered))
+    trials, metered, aggregates = len(bundle.trials), len(bundle.metered), len(bundle.aggregates)
+    end = End(trials=trials, finished_utc=now, metered=metered, aggregates=aggregates)
     _append(folder / BUNDLE_FILE, _line("end", end))
 
 
@@ -130,6 +149,7 @@ def open_bundle(folder: Path) -> Bundle:
     trials: list[Trial] = []
     end: End | None = None
     metered: list[MeteredTrial] = []
+    aggregates: list[Aggregate] = []
     seen: set[tuple[str, int, ArtifactKey]] = set()
     for number, line in enumerate(_whole_lines(_read(path)), start=1):
         where = f"{path}:{number}"
@@ -144,19 +164,28 @@ def open_bundle(folder: Path) -> Bundle:
         elif kind == "metered":
             metered.append(_decode_metered(text, where))
             _refuse_second(kind, metered[-1].trial, seen, where)
+        elif kind == "aggregate":
+            aggregates.append(decode(Aggregate, text, where=where))
+            _refuse_second(kind, aggregates[-1], seen, where)
         else:
             end = decode(End, text, where=where)
     if header is None:
         raise InputError(f"{path}: no header line", hint="delete the folder, run again")
-    held = len(trials), len(metered)
-    if end is not None and (end.trials, end.metered) != held:
-        stated = f"{end.trials} and {end.metered}"
+    held = len(trials), len(metered), len(aggregates)
+    if end is not None and (end.trials, end.metered, end.aggregates) != held:
+        stated = f"{end.trials} and {end.metered}" + (f" and {end.aggregates}" if end.aggregates != held[2] else "")
         message = f"{path}: holds {held[0]} trials and {held[1]} metered ones, its end line says {stated}"
         raise InputError(message, hint=_DAMAGED)
-    return Bundle(header=header, trials=tuple(trials), finished=end is not None, metered=tuple(metered))
+    return Bundle(
+        header=header,
+        trials=tuple(trials),
+        finished=end is not None,
+        metered=tuple(metered),
+        aggregates=tuple(aggregates),
+    )
 
 
-def _refuse_second(kind: str, trial: Trial, seen: set[tuple[str, int, ArtifactKey]], where: str) -> None:
+def _refuse_second(kind: str, trial: Trial | Aggregate, seen: set[tuple[str, int, ArtifactKey]], where: str) -> None:
     place = (kind, trial.round, trial.key)
     if place in seen:
         raise InputError(f"{where}: {trial.key.title} round {trial.round} again", hint=_DAMAGED)
@@ -192,10 +221,10 @@ def find_unfinished(results_dir: Path, suite_sha256: str, build_sha256: str, dev
 
 
 _DAMAGED = "a crash does not cause this: restore the file from a copy, or delete the folder and measure again"
-_KINDS = ("header", "trial", "metered", "end")
+_KINDS = ("header", "trial", "metered", "aggregate", "end")
 
 
-def _line(kind: str, thing: Header | Trial | MeteredTrial | End) -> bytes:
+def _line(kind: str, thing: Header | Trial | MeteredTrial | Aggregate | End) -> bytes:
     return f'{{"kind":"{kind}",{encode(thing)[1:]}\n'.encode()
 
 

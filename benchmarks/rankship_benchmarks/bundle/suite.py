@@ -1,9 +1,12 @@
 """A suite: what to measure, how often and how long. One TOML file, or the defaults for one recipe."""
 
 from pathlib import Path
+from typing import Literal
 
 from rankship_pipeline.foundation.codec import read_toml
+from rankship_pipeline.foundation.delegates import DELEGATES, DelegateFacts, find_word
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.meter_choice import MeterChoice, MeterName
 
@@ -58,6 +61,42 @@ class GenerationChoice:
     new_tokens: int = 128
 
 
+@record
+class AccuracyChoice:
+    """Scores every case on the device, beside the host's runtime, by the recipe's own measure.
+
+    Keys:
+        samples: how many of the recipe's labelled test inputs, evenly spaced
+    """
+
+    samples: int
+
+
+@record
+class DelegateChoice:
+    """What computes the files on the device: each is timed with every delegate of its format.
+
+    Where a device's runtime lacks one, nothing is measured there. Of files that generate, and of those for a recipe's
+    further shapes, only the first is used with `benchmark_model`.
+
+    Keys:
+        onnx: "cpu" is onnxruntime's own; "xnnpack" and "nnapi" are providers that few builds of it have
+        tflite: "xnnpack" is what LiteRT uses by itself, "plain" its own kernels; "gpu" and "nnapi" are measured with
+            the inventory's `benchmark_model`, which reports no samples
+        executorch: "xnnpack", "plain", "vulkan", which the recipe's `export.executorch` made files for; left out, all
+            that it made
+    """
+
+    onnx: tuple[Literal["cpu", "xnnpack", "nnapi"], ...] = ("cpu",)
+    tflite: tuple[Literal["xnnpack", "plain", "gpu", "nnapi"], ...] = ("xnnpack",)
+    executorch: tuple[Literal["xnnpack", "plain", "vulkan"], ...] | None = None
+
+    def list_chosen(self, artifact_format: Format) -> tuple[DelegateFacts, ...] | None:
+        """Return the delegates that a format's files are timed with; None for all that there are files for."""
+        words: tuple[str, ...] | None = getattr(self, artifact_format)
+        return None if words is None else tuple(find_word(artifact_format, word) for word in dict.fromkeys(words))
+
+
 def plan_energy(choice: EnergyChoice, meter: MeterChoice) -> EnergyPlan:
     """Join the suite's choice with the inventory's entry for the meter, without the path of the meter's file."""
     return EnergyPlan(
@@ -86,6 +125,8 @@ class Suite:
             change of the build
         energy: reads the device's meter in separate trials, after all others
         generation: how files that generate are timed
+        delegates: what computes the files on the device
+        accuracy: runs a part of the test set on the device, after all trials
     """
 
     recipe: str
@@ -98,6 +139,8 @@ class Suite:
     canary: bool = True
     energy: EnergyChoice | None = None
     generation: GenerationChoice = GenerationChoice()
+    delegates: DelegateChoice = DelegateChoice()
+    accuracy: AccuracyChoice | None = None
 
 
 def default_suite(recipe: str) -> Suite:
@@ -121,6 +164,14 @@ def check_suite(suite: Suite, where: str) -> None:
             )
     if suite.energy is not None:
         _check_energy(suite.energy, where)
+    if suite.accuracy is not None and suite.accuracy.samples < 1:
+        message = f"{where}: accuracy.samples must be at least 1, got {suite.accuracy.samples}"
+        raise InputError(message, hint="correct the suite, or leave [accuracy] out")
+    for name in FORMATS:
+        chosen = suite.delegates.list_chosen(name)
+        if chosen is not None and all(one.asked == "benchmark_model" for one in chosen):
+            message = f"{where}: delegates.{name} names nothing that is timed with samples"
+            raise InputError(message, hint=f'add "{DELEGATES[name][0].word}", or leave the key out')
     choice = suite.generation
     numbers = {"min_prompts": choice.min_prompts, "new_tokens": choice.new_tokens}
     numbers["prompt_tokens"] = min(choice.prompt_tokens, default=0)

@@ -1,6 +1,6 @@
 """Measures several devices at once, each with its own progress lines; a failure on one does not stop the others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_benchmarks.fleet.threads import PAUSES_S, Ended, run_fleet
+from rankship_benchmarks.measure.cases import list_cases
 from rankship_benchmarks.measure.host_gate import verify_on_host
 from rankship_benchmarks.measure.one_device import measure_build
 from rankship_benchmarks.measure.ready import check_ready
 from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_pipeline.export.canary import make_canary
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.records import Build
@@ -29,7 +31,9 @@ Measure = Callable[[str, Steps], Path]
 class Lab(Protocol):
     """The devices that a command names, and who holds them: this machine, or the hosts of a rack."""
 
-    def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
+    def check(
+        self, device: str, wanted: Mapping[Format, Collection[Delegate]], steps: Steps, *, with_energy: bool
+    ) -> None:
         """Raise TargetError unless a device answers and can run what will be pushed."""
 
     def measure(self, plan: RunPlan, device: str, steps: Steps) -> Path:
@@ -42,9 +46,11 @@ class Here:
 
     devices: Mapping[str, Device]
 
-    def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
+    def check(
+        self, device: str, wanted: Mapping[Format, Collection[Delegate]], steps: Steps, *, with_energy: bool
+    ) -> None:
         """Open a session on a device and probe it."""
-        check_ready([self.devices[device]], formats, steps, with_energy=with_energy)
+        check_ready([self.devices[device]], wanted, steps, with_energy=with_energy)
 
     def measure(self, plan: RunPlan, device: str, steps: Steps) -> Path:
         """Measure a build in a session of this process."""
@@ -87,11 +93,17 @@ def plan_measuring(
     profile: bool = False,
 ) -> RunPlan:
     """Verify a build, and the suite's canary; returns what is to be measured, and profiled, on each device."""
+    exam = None
+    if suite.accuracy is not None:
+        from rankship_benchmarks.measure.exam import set_exam  # now: this imports torch
+
+        exam = set_exam(prepared, suite.accuracy.samples)
+    list_cases(build.artifacts, suite)  # refuses delegates that no file was made for
     canary = make_canary(build.artifacts[0].key.format, store, steps) if suite.canary else None
     timed = replace(build, artifacts=(*build.artifacts, canary)) if canary else build
     limits = prepared.recipe.parity
     verified = verify_on_host(timed, store, limits, steps)
-    return RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile)
+    return RunPlan(build, verified, store, suite, results, limits, canary=canary, profile=profile, exam=exam)
 
 
 def raise_first(ended: Mapping[str, Ended[Path]], steps: Steps) -> None:

@@ -24,6 +24,7 @@ from rankship_benchmarks.stats.estimates import (
 )
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.commands import show_command
+from rankship_pipeline.foundation.delegates import find_facts
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.devices.device import THIS_MACHINE
 from rankship_targets.trials.trial import Trial
@@ -113,6 +114,10 @@ def _distrust_run(bundle: Bundle, groups: dict[ArtifactKey, list[Trial]]) -> Ite
     for key, trials in groups.items():
         if trials[0].artifact_sha256 not in proven:
             yield f"{key.title} was timed without a proof of parity."
+    for one in bundle.header.delegated:
+        if one.took_nothing and one.key in groups:
+            what = f"{find_facts(one.key).title} takes nothing of {one.key.title}"
+            yield f"{what}: its times are those of the processor without it."
     yield from _distrust_gaps(bundle.trials)
     retries = sum(trial.retries for trial in bundle.trials)
     if retries:

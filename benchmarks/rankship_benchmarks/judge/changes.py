@@ -13,6 +13,7 @@ from typing import Literal
 from rankship_benchmarks.bundle.bundle import Bundle
 from rankship_benchmarks.judge.comparability import find_differences
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.delegates import find_facts
 from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.records import Artifact, RankPlan, TensorSpec
@@ -134,7 +135,8 @@ def list_file_changes(
 
 def list_device_changes(baseline: Bundle, candidate: Bundle, key: ArtifactKey) -> tuple[Change, ...]:
     """List what differs in the device: what changes times by itself, then its state in this case's trials, the rest."""
-    skipped = {f"{name} runtime" for name in FORMATS if name != key.format}
+    others = [name for name in FORMATS if name != key.format]
+    skipped = {f"{name} {what}" for name in others for what in ("runtime", "process", "binary")}
     found = [one for one in find_differences(baseline, candidate) if one.aspect not in skipped]
     forbid, caution = (
         [
@@ -145,7 +147,15 @@ def list_device_changes(baseline: Bundle, candidate: Bundle, key: ArtifactKey) -
         for weight in ("forbids", "cautions")
     )
     mine = [[trial for trial in bundle.trials if trial.key == key] for bundle in (baseline, candidate)]
-    return (*forbid, *_list_states(*mine), *caution)
+    return (*forbid, *_list_taken(baseline, candidate, key), *_list_states(*mine), *caution)
+
+
+def _list_taken(baseline: Bundle, candidate: Bundle, key: ArtifactKey) -> Iterator[Change]:
+    """Yield what the case's delegate takes of its file, where both runs know it and it differs."""
+    looked = [next((one for one in run.header.delegated if one.key == key), None) for run in (baseline, candidate)]
+    before, after = (None if one is None else str(one) for one in looked)
+    if before is not None and after is not None and before != after:
+        yield Change(about="device", what=f"what {find_facts(key).title} takes", before=before, after=after)
 
 
 def _judge_same_file(device: tuple[Change, ...]) -> str:

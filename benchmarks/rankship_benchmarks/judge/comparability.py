@@ -7,7 +7,7 @@ from rankship_benchmarks.bundle.bundle import TIMED_TOKENS, Bundle
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.formats import FORMATS
 from rankship_pipeline.foundation.frozen import record
-from rankship_targets.trials.trial import Trial
+from rankship_targets.trials.trial import RuntimeReading, Trial
 
 Weight = Literal["forbids", "cautions"]  # no comparison at all; a comparison with a caution
 
@@ -45,6 +45,16 @@ def _read_runtime(name: str) -> Callable[[Bundle], str | None]:
     return _read_trials(read)
 
 
+def _read_of(name: str, read: Callable[[RuntimeReading], str | None]) -> Callable[[Bundle], str | None]:
+    return _read_trials(lambda trial: read(trial.runtime) if trial.key.format == name else None)
+
+
+def _name_binary(runtime: RuntimeReading) -> str | None:
+    return (
+        None if runtime.binary_sha256 is None else ", ".join(filter(None, (runtime.binary_sha256[:12], runtime.build)))
+    )
+
+
 # aspect → the function that reads it (None: unknown, which is no difference), and what a difference means: aspects that
 # change the time of an inference by themselves forbid, those that may change it, or only name the software, caution.
 ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
@@ -59,6 +69,8 @@ ASPECTS: dict[str, tuple[Callable[[Bundle], str | None], Weight]] = {
     TIMED_TOKENS: (_read_condition(TIMED_TOKENS), "forbids"),
     "agent": (_read_trials(lambda trial: trial.agent_sha256[:12]), "forbids"),
     **{f"{name} runtime": (_read_runtime(name), "forbids") for name in FORMATS},
+    **{f"{name} process": (_read_of(name, lambda one: one.process), "forbids") for name in FORMATS},
+    **{f"{name} binary": (_read_of(name, _name_binary), "forbids") for name in FORMATS},
     "unmet": (_read_trials(lambda trial: "; ".join(trial.conditions.unmet) or "nothing"), "cautions"),
     "kernel": (_read_condition("kernel"), "cautions"),
     "python": (_read_condition("python"), "cautions"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from rankship_benchmarks.bundle.bundle import Bundle, Header, find_cases
+from rankship_benchmarks.bundle.delegated import Delegated
 from rankship_benchmarks.judge.cautions import CautionGroup, group_cautions, name_rounds
 from rankship_benchmarks.judge.energy_figures import NOT_ASKED, CaseEnergy, judge_energy
 from rankship_benchmarks.judge.validity import keep_valid, refuse_trials
@@ -21,6 +22,7 @@ from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.quality import Score
 from rankship_pipeline.foundation.records import Artifact, Build, LayerRank, Verified
+from rankship_targets.trials.aggregate import Aggregate
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
 # Limits that make a factored layer suspect when the compressed model is not faster.
@@ -41,6 +43,7 @@ class Result:
     peak less the runtime's own memory; both memory figures are the largest over rounds. `parity` is the host's proof,
     `device_parity` that of the device's own runtime (None: not compared there, or the device is the host). `drift` is
     how much longer, as a share, a token took in the last tenth of a trial than in the first (None for all else).
+    `delegated` is what its delegate takes of it (None: it has none, or nothing tells).
     """
 
     key: ArtifactKey
@@ -63,6 +66,7 @@ class Result:
     device_parity: Verified | None
     energy: CaseEnergy | None
     drift: Estimate | None = None
+    delegated: Delegated | None = None
 
     @property
     def tokens_per_second(self) -> Estimate | None:
@@ -79,7 +83,8 @@ class Summary:
     """A run's results, its cautions, and where compression did not make it faster.
 
     `energy_note` says why there is no energy at all; empty if there is some. `slower_notes` has one sentence for
-    every format whose ratio is not shown to be below 1.
+    every format whose ratio is not shown to be below 1. `aggregates` are figures without samples, of which no result
+    and no verdict is made.
     """
 
     header: Header
@@ -91,6 +96,7 @@ class Summary:
     threads: int
     agent_sha256: str
     runtimes: dict[Format, RuntimeReading]
+    aggregates: tuple[Aggregate, ...] = ()
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -125,6 +131,7 @@ def summarise(bundle: Bundle) -> Summary:
         energy_note="" if energies else NOT_ASKED if bundle.header.energy is None else "its trials have not run yet",
         threads=trials[0].threads,
         agent_sha256=trials[0].agent_sha256,
+        aggregates=bundle.aggregates,
         runtimes={format_: runtime for format_ in FORMATS for runtime in _runtimes(valid, format_)[:1]},
     )
 
@@ -183,6 +190,7 @@ def _judge(
     energies: dict[ArtifactKey, CaseEnergy],
 ) -> Result:
     trials = groups[artifact.key]
+    here = bundle.header.list_proofs()[0]
     medians = median_by_round(trials)
     dense = median_by_round(groups.get(artifact.key.dense, []))
     cold = [trial.warmup_ns[0] for trial in trials if trial.warmup_ns]
@@ -209,8 +217,9 @@ def _judge(
         fewest_samples=min(len(trial.samples_ns) for trial in trials),
         most_samples=max(len(trial.samples_ns) for trial in trials),
         retries=sum(trial.retries for trial in trials),
-        parity=_find_proof(bundle.header.verified, artifact),
+        parity=_find_proof(here, artifact) or _find_proof(here, replace(artifact, key=artifact.key.exported)),
         device_parity=_find_proof(bundle.header.verified_on_device, artifact),
+        delegated=next((one for one in bundle.header.delegated if one.key == artifact.key), None),
         energy=energies.get(artifact.key),
         drift=_measure_drift(trials) if artifact.key.phase == "decode" else None,
     )
@@ -222,7 +231,9 @@ def _measure_drift(trials: list[Trial]) -> Estimate | None:
 
 
 def _find_proof(proofs: Iterable[Verified], artifact: Artifact) -> Verified | None:
-    return next((one for one in proofs if one.artifact_sha256 == artifact.sha256), None)
+    """Find the proof of a file as this case's delegate computes it; one of another precision has another file."""
+    same = (one for one in proofs if one.artifact_sha256 == artifact.sha256)
+    return next((one for one in same if one.key.delegate == artifact.key.delegate), None)
 
 
 def find_accuracy(build: Build, variant: Variant, precision: Precision = "float32") -> Score | None:

@@ -4,8 +4,9 @@ The device's own runtime computes them. A proof is kept in the user's state fold
 its inputs, the limits, the agent and the device's runtime and interpreter stay the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rankship_pipeline.export.artifact import find_proofs
@@ -15,7 +16,7 @@ from rankship_pipeline.foundation.commands import show_command
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, ParityFailed
 from rankship_pipeline.foundation.files import hash_file, write_atomic
-from rankship_pipeline.foundation.records import Artifact, Build, Verified
+from rankship_pipeline.foundation.records import Artifact, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.foundation.toolchain import hash_code
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -25,8 +26,18 @@ from rankship_targets.session.session import Session
 from rankship_targets.trials.events import Probe
 
 
+def list_unproven(files: Sequence[Artifact], cases: Sequence[Artifact], device: Device) -> list[Artifact]:
+    """List what is to be proven on a device: every file, and every case whose runtime is asked for a delegate.
+
+    On this machine only the latter: the host's gate has proven the files, by the same agent under the same interpreter.
+    """
+    asked = {replace(one.key, part=one.key.exported.part): one for one in cases if one.key.asked is not None}
+    own = [] if device.name == THIS_MACHINE else files
+    return [*own, *(replace(one, key=key) for key, one in asked.items())]
+
+
 def verify_on_device(
-    build: Build,
+    artifacts: Sequence[Artifact],
     store: Store,
     session: Session,
     pushed: Mapping[str, str],
@@ -34,16 +45,17 @@ def verify_on_device(
     threads: int,
     steps: Steps,
 ) -> tuple[Verified, ...]:
-    """Verify every file on the device, heads last; empty for this machine, which the host's gate covers.
+    """Verify artifacts on the device, each as its key's delegate computes it.
 
     `pushed` maps SHA-256 to the path on the device. ParityFailed names the device; a failure to reach it is a
     TargetError.
     """
-    if session.device.name == THIS_MACHINE:  # the host's gate: the same agent under the same interpreter
+    if not artifacts:
         return ()
-    probe, runner = session.probe(), DeviceRunner(session, threads, pushed)
+    probe = session.probe()
     proofs = []
-    for artifact in build.files:
+    for artifact in artifacts:
+        runner = DeviceRunner(session, threads, pushed, artifact.key.asked)
         path, (timed, *_) = find_proofs(artifact, store)
         known = {
             "artifact": artifact.sha256,
@@ -55,6 +67,7 @@ def verify_on_device(
             "device": _identify(session.device),
             "system": [probe.machine, probe.cpu_model, session.device.python, probe.python, probe.numpy],
             "runtime": probe.runtimes.get(artifact.key.format),
+            **({} if artifact.key.asked is None else {"delegate": artifact.key.asked}),
         }
         target = user_folder("XDG_STATE_HOME", ".local/state") / "rankship" / "proofs" / f"{digest(known)[:32]}.json"
         proof = _read(target, artifact)

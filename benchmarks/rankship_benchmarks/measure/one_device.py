@@ -21,9 +21,12 @@ from rankship_benchmarks.bundle.bundle import (
     writing,
 )
 from rankship_benchmarks.bundle.suite import Suite, plan_energy
+from rankship_benchmarks.measure.aggregates import take_aggregates
 from rankship_benchmarks.measure.cases import list_cases, make_inputs
 from rankship_benchmarks.measure.continuations import continue_prompt
-from rankship_benchmarks.measure.device_gate import verify_on_device
+from rankship_benchmarks.measure.delegated import look_at_delegates
+from rankship_benchmarks.measure.device_accuracy import examine_device
+from rankship_benchmarks.measure.device_gate import list_unproven, verify_on_device
 from rankship_benchmarks.measure.energy_rounds import measure_energy
 from rankship_benchmarks.measure.pending import Pending, forget_pending, note_pending, read_pending
 from rankship_benchmarks.measure.profiles import profile_run
@@ -61,22 +64,26 @@ def measure_build(plan: RunPlan, device: Device, steps: Steps) -> Path:
                 proof.artifact_sha256: session.push(store.root / artifact.file, proof, on_progress=on_progress)
                 for artifact, proof in zip(timed.files, plan.verified, strict=True)
             }
-            cases = list_cases(timed.artifacts, suite.generation)
+            cases = list_cases(timed.artifacts, suite)
             inputs: dict[ArtifactKey, tuple[str, ...]] = {}
             for case in cases:
                 with TemporaryDirectory() as made:
                     paths = make_inputs(case, store, suite.generation, Path(made))
                     inputs[case.key] = tuple(session.push_file(path, on_progress=on_progress) for path in paths)
-        on_device = verify_on_device(timed, store, session, remote, plan.limits, suite.threads, steps)
+        make_request = partial(_make_request, remote, inputs, suite)
+        wanted = list_unproven(timed.files, cases, device)
+        on_device = verify_on_device(wanted, store, session, remote, plan.limits, suite.threads, steps)
+        delegated = look_at_delegates(cases, make_request, store, session, steps)
         header = _describe(build, (tuple(plan.verified), on_device), device, suite, session)
-        header = replace(header, canary=canary, energy=energy)
+        header = replace(header, canary=canary, energy=energy, delegated=delegated)
         folder = _find_or_create(header, plan.results, session, steps)
         with writing(folder):
-            make_request = partial(_make_request, remote, inputs, suite)
             _run_rounds(folder, cases, make_request, suite, session, steps)
             if suite.energy:
                 planned = list(plan_rounds(cases, suite.energy.rounds))
                 measure_energy(folder, planned, make_request, suite.energy, session, steps)
+            take_aggregates(folder, build.artifacts, make_request, suite, session, steps)
+            examine_device(folder, cases, plan, remote, session, steps)
             if plan.profile:
                 profiled = [one for one in build.artifacts if one.generation is None]
                 profile_run(folder, [make_request(0, one) for one in profiled], session, steps)
@@ -94,6 +101,7 @@ def _find_or_create(header: Header, results: Path, session: Session, steps: Step
         changed = [name for name, value in header.conditions.items() if before.get(name) != value]
         changed += ["the canary"] if begun.canary != header.canary else []
         changed += ["the meter"] if begun.energy != header.energy else []
+        changed += ["what a delegate takes"] if begun.delegated != header.delegated else []
         changed += ["the proof on the device"] if begun.verified_on_device != header.verified_on_device else []
         if not changed:
             steps.note(f"continuing {folder.name}")
@@ -153,7 +161,7 @@ def _make_request(
         key=artifact.key,
         artifact=remote[artifact.sha256],
         artifact_sha256=artifact.sha256,
-        inputs=inputs[artifact.key],
+        inputs=inputs.get(artifact.key, ()),  # a program that has inputs of its own needs none
         threads=suite.threads,
         min_samples=suite.generation.min_prompts if artifact.key.phase == "prefill" else suite.min_samples,
         min_duration_ms=suite.min_duration_ms,

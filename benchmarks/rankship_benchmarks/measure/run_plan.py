@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankship_benchmarks.bundle.suite import Suite
 from rankship_pipeline.foundation.records import Artifact, Build, Verified
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
+
+if TYPE_CHECKING:
+    from rankship_benchmarks.measure.exam import Exam
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class RunPlan:
     verified and not timed. With `profile`, a pass under the runtimes' own profilers follows (see profiles.py), without
     the canary. Files that generate then continue the `prompt`, token ids (see continuations.py; (): none). The run's
     bundle is made below `results`. `signers` are the public keys, besides this user's own, whose
-    signed manifests are believed.
+    signed manifests are believed. With an `exam` every case is scored on the device.
     """
 
     build: Build
@@ -32,3 +36,4 @@ class RunPlan:
     profile: bool = False
     signers: tuple[str, ...] = ()
     prompt: tuple[int, ...] = ()
+    exam: "Exam | None" = None

@@ -11,6 +11,7 @@ from typing import Literal
 
 from rankship_benchmarks.bundle.bundle import Header, open_bundle
 from rankship_benchmarks.judge.compare import Outcome
+from rankship_benchmarks.nightly.pair import is_file_of
 from rankship_benchmarks.nightly.records import NightRecord
 from rankship_benchmarks.stats.estimates import Estimate
 from rankship_pipeline.export.artifact import find_proof
@@ -136,7 +137,7 @@ def _find_kept(results: Path, night: NightRecord, device: str, key: ArtifactKey,
             bundle = open_bundle(results / one.run)
             threads = next((trial.threads for trial in bundle.trials), 1)
             for artifact in bundle.header.build.artifacts:
-                if artifact.key == key:
+                if is_file_of(artifact, key):
                     yield Kept(
                         night=night.number,
                         run=one.run,

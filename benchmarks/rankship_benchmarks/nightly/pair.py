@@ -111,7 +111,13 @@ def _open(folder: Path, side: str) -> Bundle:
 
 
 def _find(header: Header, key: ArtifactKey) -> Artifact:
-    return next(one for one in header.build.artifacts if one.key == key)
+    artifact = next(one for one in header.build.artifacts if is_file_of(one, key))
+    return replace(artifact, key=key)
+
+
+def is_file_of(artifact: Artifact, key: ArtifactKey) -> bool:
+    """Return whether a file is what a case times, with any delegate; phases of generating are not measured again."""
+    return key.phase is None and artifact.key == key.exported
 
 
 def _push(bench: Bench, artifact: Artifact) -> MeasureRequest:
@@ -135,10 +141,11 @@ def _push(bench: Bench, artifact: Artifact) -> MeasureRequest:
 
 def _describe(header: Header, artifact: Artifact, run_id: str) -> Header:
     """Make a bundle's header from the night's: of this file alone; both are measured under the conditions of now."""
+    file = replace(artifact, key=artifact.key.exported)
     return replace(
         header,
         run_id=run_id,
-        build=replace(header.build, artifacts=(artifact,), heads=(), shapes=()),
+        build=replace(header.build, artifacts=(file,), heads=(), shapes=()),
         verified=(),
         verified_on_device=(),
         rounds=LOOKS[-1],

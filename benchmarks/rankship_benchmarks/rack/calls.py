@@ -9,6 +9,7 @@ from typing import Any
 
 from rankship_benchmarks.rack.errand import Maker
 from rankship_benchmarks.rack.host import Answer, Host
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.formats import Format
 
@@ -44,11 +45,11 @@ async def follow(device: str, ticket: str) -> Answer:
         return await HOSTS[device].follow(device, ticket)
 
 
-def check(device: str, maker: str, formats: Collection[Format], with_energy: bool) -> None:  # noqa: FBT001 - it travels
+def check(device: str, maker: str, wanted: dict[Format, tuple[Delegate, ...]], with_energy: bool) -> None:  # noqa: FBT001 - it travels
     """Check that a device is ready."""
     sender = decode(Maker, maker, where="an errand's sender")
     with HOSTS[device].naming_itself():
-        HOSTS[device].check(device, sender, formats, with_energy=with_energy)
+        HOSTS[device].check(device, sender, wanted, with_energy=with_energy)
 
 
 def list_missing(device: str, hashes: Collection[str]) -> tuple[str, ...]:

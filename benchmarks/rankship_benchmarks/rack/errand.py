@@ -52,7 +52,10 @@ def refuse_other(maker: Maker, host: str) -> None:
 
 
 def write_errand(plan: RunPlan) -> Errand:
-    """Describe a plan, with the content of every file of its artifacts' entries in the store."""
+    """Describe a plan, with the content of every file of its artifacts' entries in the store.
+
+    Its exam does not travel: `rankship_benchmarks.verbs.where` refuses one.
+    """
     artifacts = plan.build.files if plan.canary is None else (*plan.build.files, plan.canary)
     folders = dict.fromkeys((plan.store.root / one.file).parent for one in artifacts)
     paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from rankship_benchmarks.rack.errand import Errand, describe_maker, write_errand
 from rankship_benchmarks.rack.host import Answer
 from rankship_benchmarks.rack.keys import Way
 from rankship_benchmarks.rack.tickets import return_ticket, take_ticket
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import ConnectionLost, InputError, TargetError, Unreachable
@@ -91,10 +92,12 @@ class Rack:
         self._bringing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by host
         self._sender = secrets.token_hex(8)
 
-    def check(self, device: str, formats: Sequence[Format], steps: Steps, *, with_energy: bool) -> None:
+    def check(
+        self, device: str, wanted: Mapping[Format, Collection[Delegate]], steps: Steps, *, with_energy: bool
+    ) -> None:
         """Let a device's host check that it answers and can run what will be pushed."""
         with steps.step(f"check that {device} is ready"):
-            arguments = (encode(describe_maker()), tuple(formats), with_energy)
+            arguments = (encode(describe_maker()), {name: tuple(some) for name, some in wanted.items()}, with_energy)
             self._call(device, calls.check, *arguments, patience_s=_CHECK_PATIENCE_S)
 
     def measure(self, plan: RunPlan, device: str, steps: Steps) -> Path:
@@ -275,7 +278,7 @@ def land(plan: RunPlan, device: str, answer: Answer) -> Path:
 
 
 def _count_parts(plan: RunPlan) -> int:
-    timed = len(list_cases(plan.build.artifacts, plan.suite.generation)) + (plan.canary is not None)
+    timed = len(list_cases(plan.build.artifacts, plan.suite)) + (plan.canary is not None)
     return timed * (plan.suite.rounds + (plan.suite.energy.rounds if plan.suite.energy else 0))
 
 

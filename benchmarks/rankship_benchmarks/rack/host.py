@@ -23,6 +23,7 @@ from rankship_benchmarks.measure.ready import check_ready
 from rankship_benchmarks.measure.run_plan import RunPlan
 from rankship_benchmarks.rack.content import Content
 from rankship_benchmarks.rack.errand import Errand, Maker, read_plan, refuse_other
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError, RankshipError, TargetError
@@ -132,14 +133,16 @@ class Host:
             return Answer(host=self.name, unknown=True)
         return Answer(host=self.name, files=_read_files(going.ended.result()))
 
-    def check(self, device: str, maker: Maker, formats: Collection[Format], *, with_energy: bool) -> None:
+    def check(
+        self, device: str, maker: Maker, wanted: Mapping[Format, Collection[Delegate]], *, with_energy: bool
+    ) -> None:
         """Raise TargetError unless the device can run what will be pushed; one that is at work can."""
         refuse_other(maker, self.name)
         going = self._going.get(device)
         if going is None or going.ended.done():
             with self._checking[device]:
                 steps = Steps(quiet=True)
-                check_ready([self.devices[device]], tuple(formats), steps, with_energy=with_energy)
+                check_ready([self.devices[device]], wanted, steps, with_energy=with_energy)
 
     def forget(self, ticket: str) -> None:
         """Delete an errand's folder: its bundle is home."""

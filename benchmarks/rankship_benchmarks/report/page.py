@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 from rankship_benchmarks.bundle.bundle import Bundle, open_bundle
 from rankship_benchmarks.judge.summary import TIMES, Summary, find_accuracy, summarise
 from rankship_benchmarks.judge.validity import keep_valid
+from rankship_benchmarks.measure.device_accuracy import DeviceScore, read_device_scores
 from rankship_benchmarks.measure.profiles import Profiles, read_profiles
+from rankship_benchmarks.report import accuracy_words as accuracy_table
 from rankship_benchmarks.report import charts
+from rankship_benchmarks.report import delegate_words as delegate_table
 from rankship_benchmarks.report import energy_words as energy_table
 from rankship_benchmarks.report import words as table
 from rankship_benchmarks.report.earlier_runs import list_histories
@@ -65,7 +68,8 @@ def write_report(bundle_folder: Path, path: Path | None = None) -> Path:
     bundle = open_bundle(bundle_folder)
     target = path or bundle_folder / "report.html"
     histories = list_histories(bundle_folder, bundle)
-    write_atomic(target, render_report(bundle, read_profiles(bundle_folder), histories).encode())
+    scores = read_device_scores(bundle_folder)
+    write_atomic(target, render_report(bundle, read_profiles(bundle_folder), histories, scores).encode())
     return target
 
 
@@ -73,6 +77,7 @@ def render_report(
     bundle: Bundle,
     profiles: Profiles | None = None,
     histories: Mapping[ArtifactKey, Sequence[Night]] = MappingProxyType({}),
+    device_scores: Sequence[DeviceScore] = (),
 ) -> str:
     """Fill the page's template; every text is escaped, only the charts are markup."""
     from jinja2 import Environment, StrictUndefined
@@ -93,6 +98,11 @@ def render_report(
         charts=_draw_charts(summary),
         spreads=_draw_latencies(bundle, summary),
         energies=energy_table.list_energies(summary.results),
+        delegated=delegate_table.list_delegated(summary.results),
+        aggregates=delegate_table.list_aggregates(summary),
+        delegate_words=delegate_table,
+        device_scores=device_scores,
+        accuracy_words=accuracy_table,
         energy_refusals=list(energy_table.state_refusals(summary)),
         energy_words=energy_table,
         earlier=_draw_histories(histories),

@@ -170,9 +170,14 @@ def list_places(header: Header) -> list[str]:
     return ["this host"] if header.device == THIS_MACHINE else ["this host", header.device]
 
 
+def list_proven(results: Iterable[Result]) -> list[Result]:
+    """Keep one result for each file and each delegate that computes it: phases of generating share a proof."""
+    return list({(one.key.exported, one.key.delegate): one for one in reversed(list(results))}.values())[::-1]
+
+
 def state_parity(header: Header) -> Iterator[str]:
     """Yield a line per place: how well the artifacts agree with torch there."""
-    for place, proofs in zip(list_places(header), (header.verified, header.verified_on_device), strict=False):
+    for place, proofs in zip(list_places(header), header.list_proofs(), strict=True):
         if not proofs:
             yield f"Parity on {place}: not proven."
             continue

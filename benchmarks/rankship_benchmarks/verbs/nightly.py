@@ -101,7 +101,7 @@ def nightly(argv: list[str]) -> int:
     from rankship_benchmarks.nightly.night import Tonight, run_night
     from rankship_benchmarks.nightly.page import PAGE
     from rankship_benchmarks.nightly.records import list_nights
-    from rankship_benchmarks.verbs.where import open_lab
+    from rankship_benchmarks.verbs.where import open_lab, refuse_exam
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.files import ensure_writable
@@ -112,6 +112,7 @@ def nightly(argv: list[str]) -> int:
     addresses = read_addresses()
     suite, recipe = read_suite(arguments.suite)  # `recipe` is the path of the suite's recipe
     jobs = read_jobs(arguments.on)
+    refuse_exam(suite, arguments.scheduler)
     ensure_writable(arguments.store, "--store")
     ensure_writable(arguments.results, "--results")
     steps = Steps()
@@ -142,6 +143,7 @@ def _prepare_night(
 ) -> "tuple[str, Measure]":
     """Build and verify once; returns the build's digest and the function that measures one device."""
     from rankship_benchmarks.fleet.measure import plan_measuring
+    from rankship_benchmarks.measure.cases import list_wanted
     from rankship_pipeline.foundation.codec import digest
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe
@@ -155,8 +157,10 @@ def _prepare_night(
     build, _ = build_recipe(prepared, store, steps)
     plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
 
+    wanted = list_wanted(suite, prepared.recipe.export.formats)
+
     def check_and_measure(device: str, own: "Steps") -> Path:
-        lab.check(device, prepared.recipe.export.formats, own, with_energy=suite.energy is not None)
+        lab.check(device, wanted, own, with_energy=suite.energy is not None)
         return lab.measure(plan, device, own)
 
     return digest(build), check_and_measure

@@ -96,13 +96,16 @@ def _measure(
     from rankship_benchmarks.bundle.suite import default_suite
     from rankship_benchmarks.fleet.measure import measure_devices, plan_measuring, raise_first
     from rankship_benchmarks.fleet.schedule import list_devices, read_jobs
-    from rankship_benchmarks.verbs.where import open_lab
+    from rankship_benchmarks.measure.cases import list_wanted
+    from rankship_benchmarks.verbs.where import open_lab, refuse_exam
     from rankship_pipeline.foundation.console import Steps
     from rankship_pipeline.foundation.store import Store
     from rankship_pipeline.verbs import prepare_recipe
     from rankship_targets.devices.device import find_device
 
     jobs, steps, store = read_jobs(arguments.on), Steps(), Store(arguments.store)
+    if suite is not None:
+        refuse_exam(suite, arguments.scheduler)
     with open_lab(jobs, arguments) as lab:
         prepared = prepare_recipe(recipe, steps, store)
         suite = suite or default_suite(prepared.recipe.name)
@@ -114,8 +117,9 @@ def _measure(
         ensure_writable(arguments.store, "--store")
         ensure_writable(arguments.results, "--results")
         store.sweep()
+        wanted = list_wanted(suite, prepared.recipe.export.formats)
         for device in list_devices(jobs):
-            lab.check(device, prepared.recipe.export.formats, steps, with_energy=suite.energy is not None)
+            lab.check(device, wanted, steps, with_energy=suite.energy is not None)
         if make_missing and prepared.recipe.budget.on is not None:
             from rankship_benchmarks.costs.landing import land_missing
 
@@ -152,6 +156,9 @@ def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = 
 
     from rankship_benchmarks.bundle.bundle import open_bundle
     from rankship_benchmarks.judge.summary import summarise
+    from rankship_benchmarks.measure.device_accuracy import read_device_scores
+    from rankship_benchmarks.report.accuracy_words import print_device_scores
+    from rankship_benchmarks.report.delegate_words import print_delegates
     from rankship_benchmarks.report.energy_words import print_energy
     from rankship_benchmarks.report.page import write_report
     from rankship_benchmarks.report.words import print_summary
@@ -162,6 +169,8 @@ def _report(folder: Path, page: Path | None, steps: "Steps", *, verbose: bool = 
     console = Console(highlight=False)
     print_summary(summary, console, verbose=verbose)
     print_energy(summary, console)
+    print_delegates(summary, console)
+    print_device_scores(read_device_scores(folder), summary.header.device, console)
     console.print(f"report: {written}", soft_wrap=True, markup=False)
 
 

@@ -4,10 +4,18 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rankship_benchmarks.bundle.suite import Suite
 from rankship_benchmarks.fleet.measure import Here, Lab
 from rankship_benchmarks.fleet.schedule import Job, list_devices
 from rankship_pipeline.foundation.errors import InputError
 from rankship_targets.devices.device import find_device
+
+
+def refuse_exam(suite: Suite, scheduler: str | None) -> None:
+    """Raise InputError for a suite that scores devices of a rack: what scores them is code, which does not travel."""
+    if suite.accuracy is not None and scheduler is not None:
+        message = "the suite's [accuracy] is not measured over a scheduler"
+        raise InputError(message, hint="leave it out, or measure on the host that holds the device")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from rankship_pipeline.export.shapes import (
     list_fixed_points,
     list_points,
 )
-from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Precision, Variant
+from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Delegate, Precision, Variant
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.errors import BuildError
 from rankship_pipeline.foundation.files import hash_file
@@ -65,6 +65,7 @@ class Part:
     graph says nothing of them. `reference` computes what the file must, where the module does not; `plain` is the
     module whose activations are not rounded. A file with `generation` goes on with texts, which are its samples: their
     first `prompt_tokens` are given at once, and proven are the logits from the last of these on.
+    `delegate` is what its file is made for.
     """
 
     variant: Variant
@@ -85,6 +86,7 @@ class Part:
     plain: nn.Module | None = None
     generation: Generation | None = None
     prompt_tokens: int = 0
+    delegate: Delegate = "cpu"
 
     @property
     def proven(self) -> nn.Module:
@@ -106,12 +108,18 @@ class Part:
         """Its name in progress and errors."""
         named = self.variant if self.part == WHOLE else f"{self.variant} {self.part}"
         named = named if self.precision == "float32" else f"{named}, {self.precision}"
+        named = named if self.delegate == "cpu" else f"{named}, {self.delegate}"
         return f"{named}, {self.shape}" if self.shape else named
 
     def name_artifact(self, format_: Format) -> ArtifactKey:
         """The artifact key of the part in one format."""
         return ArtifactKey(
-            variant=self.variant, format=format_, precision=self.precision, part=self.part, shape=self.shape
+            variant=self.variant,
+            format=format_,
+            precision=self.precision,
+            delegate=self.delegate,
+            part=self.part,
+            shape=self.shape,
         )
 
 
@@ -146,10 +154,18 @@ def _fix(part: Part, point: Point) -> Part:
     return replace(part, samples=fit_samples(part.samples, part.axes, point, whole), axes=(), rows=rows)
 
 
-def export_file(graph: ExportedProgram, format_: Format, path: Path, axes: Axes = ()) -> None:
+def export_file(
+    graph: ExportedProgram, format_: Format, path: Path, axes: Axes = (), delegate: Delegate = "cpu"
+) -> None:
     """Write a graph's file in one format, with the exporter's output hidden."""
     with keep_stdout_clean(), pause_collector():
-        load_exporter(format_).export_graph(graph, path, axes)
+        exporter = load_exporter(format_)
+        if delegate == "cpu":
+            exporter.export_graph(graph, path, axes)
+        else:
+            from rankship_pipeline.export.executorch import export_for  # no other format's files know their delegate
+
+            export_for(delegate, graph, path)
 
 
 def read_operators(format_: Format, path: Path) -> tuple[Operator, ...]:

@@ -1,4 +1,4 @@
-"""Exports to ExecuTorch with the XNNPACK delegate."""
+"""Exports to ExecuTorch with the XNNPACK delegate; where that is asked for, with Vulkan's or with none."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import pi, prod, sqrt
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import executorch
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
+from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 from executorch.exir.schema import KernelCall
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -22,6 +24,7 @@ from torch.export import ExportedProgram
 from rankship_pipeline.export import Operator
 from rankship_pipeline.export.eight_bits import fold_weights
 from rankship_pipeline.export.shapes import Axes
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import BuildError, UnsupportedOp
 
 _GELU = torch.ops.aten.gelu.default
@@ -38,21 +41,42 @@ def export_graph(graph: ExportedProgram, path: Path, _axes: Axes = ()) -> None:
     path.write_bytes(lower_graph(graph))
 
 
+def export_for(delegate: Delegate, graph: ExportedProgram, path: Path) -> None:
+    """Write the .pte for Vulkan, or for ExecuTorch's own kernels, with what is constant computed beforehand."""
+    with _explaining():
+        edge = to_edge(graph) if delegate == "plain" else _lower_to_vulkan(graph)
+        constant_prop_pass(edge.exported_program())
+        path.write_bytes(edge.to_executorch().buffer)
+
+
+def _lower_to_vulkan(graph: ExportedProgram) -> EdgeProgramManager:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    return to_edge_transform_and_lower(graph, partitioner=[VulkanPartitioner()])
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Turn what a converter's passes raise, errors of any type, into UnsupportedOp."""
+    try:
+        yield
+    except Exception as failure:
+        raise UnsupportedOp(
+            f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
+        ) from failure
+
+
 def lower_graph(graph: ExportedProgram, told: dict[str, Any] | None = None) -> bytes:
     """The .pte of a graph, lowered to XNNPACK where possible.
 
     `told` are constants that it answers, by method, of a graph with buffers that it writes: in place then.
     """
-    try:
+    with _explaining():
         lowered = to_edge_transform_and_lower(
             spell_gelu(fold_weights(graph)), partitioner=[XnnpackPartitioner()], constant_methods=told
         )
         settings = ExecutorchBackendConfig(run_reinplace_pass=told is not None)
         return bytes(lowered.to_executorch(settings).buffer)
-    except Exception as failure:  # a converter's passes raise errors of any type
-        raise UnsupportedOp(
-            f"ExecuTorch cannot express the model: {type(failure).__name__}: {failure}", hint="see the operator above"
-        ) from failure
 
 
 def spell_gelu(graph: ExportedProgram) -> ExportedProgram:

@@ -31,8 +31,9 @@ from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.stages import Model
-from rankship_pipeline.foundation.artifact_key import Precision, Variant, head_of
+from rankship_pipeline.foundation.artifact_key import WHOLE, Precision, Variant, head_of
 from rankship_pipeline.foundation.console import Steps
+from rankship_pipeline.foundation.delegates import find_word
 from rankship_pipeline.foundation.formats import FACTS, Format
 from rankship_pipeline.foundation.generation import TOKENIZER
 from rankship_pipeline.foundation.records import Artifact, RankPlan
@@ -172,7 +173,7 @@ def _find_or_make(prepared: Prepared, store: Store, steps: Steps, one: _File) ->
             part = one.traced.part
             if part.generation is not None:
                 return write_decoder(part.module, one.format_, path, part.generation)
-            export_file(one.traced.graph, one.format_, path, part.axes)
+            export_file(one.traced.graph, one.format_, path, part.axes, part.delegate)
             return None
 
         with steps.step(one.title):
@@ -193,6 +194,9 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
         taken = [(_Traced(part), ranged), *((_Traced(one), fixed) for one in (fix_shapes(part) if fixed else ()))]
     if part.weights:  # each format rounds activations in its own way
         taken = [(_Traced(one.bare, name), (name,)) for one, names in taken for name in names]
+    made_for = (find_word("executorch", word).delegate for word in dict.fromkeys(prepared.recipe.export.executorch))
+    if "executorch" in formats and part.precision == "float32" and part.part == WHOLE and part.generation is None:
+        taken += [(_Traced(replace(part, delegate=delegate)), ("executorch",)) for delegate in made_for]
     return [
         _File(
             traced,
@@ -214,7 +218,8 @@ def _list_files(prepared: Prepared, content: str, part: Part) -> list[_File]:
 
 def _export_apart(prepared: Prepared, store: Store, steps: Steps, files: Sequence[_File]) -> None:
     """Make those files in processes of their own that can be, if that ends sooner; nothing if not."""
-    alone = [one for one in files if not one.traced.bare.dimensions and one.traced.bare.generation is None]
+    usual = (one for one in files if one.traced.bare.generation is None and one.traced.bare.delegate == "cpu")
+    alone = [one for one in usual if not one.traced.bare.dimensions]
     missing = [one for one in alone if store.find("artifact", one.made_from) is None]
     costs_s = {one.title: one.cost_s for one in missing}
     cores = count_cores()
@@ -268,7 +273,7 @@ def _keep(
         if floats := store_bits(part, own, one.format_, path):
             changed = ", ".join(floats)
             steps.note(f"{part.title} {one.format_}: the converter changed the weights of {changed}: they stay float32")
-        if part.plan is not None:
+        if part.plan is not None and part.delegate != "vulkan":  # nothing reads Vulkan's graphs back
             found = read_operators(one.format_, path)
             check_factors(part.plan, own_expected or one.traced.expected, found, where=f"{part.title} {one.format_}")
         if part.generation is not None:

@@ -29,6 +29,16 @@ def check_toolchains(recipe: Recipe) -> None:
                 hint=f"pip install '{facts.extra}', or leave {name} out",
             )
 
+    if "vulkan" in recipe.export.executorch and "executorch" in recipe.export.formats:
+        from rankship_pipeline.export.delegation import runs_vulkan
+
+        if not runs_vulkan():
+            message = "export.executorch names vulkan: this machine's ExecuTorch makes such files and cannot run them"
+            hint = (
+                "leave it out: no file is pushed that was not proven here; or install an ExecuTorch built with Vulkan"
+            )
+            raise InputError(message, hint=hint)
+
 
 def check_weights(_recipe: Recipe, sources: Mapping[str, OpenedSource]) -> None:
     """Check that checkpoints and adapters fit their models and hold finite numbers."""

@@ -3,12 +3,13 @@
 from dataclasses import fields, replace
 from typing import Literal, get_args
 
-from rankship_pipeline.foundation.formats import FORMATS, Format
+from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 
 Variant = Literal["dense", "compressed", "canary"]  # the last: a frozen reference model that no build makes
 Precision = Literal["float32", "float16", "int8", "int4"]  # the type of the stored weights; builds make the first
-Delegate = Literal["cpu", "gpu", "nnapi"]  # what computes it; builds are measured with the first
+# what computes it: what the runtime does by itself, then what has to be asked for (see delegates.py)
+Delegate = Literal["cpu", "gpu", "nnapi", "xnnpack", "plain", "vulkan"]
 VARIANTS: tuple[Variant, ...] = ("dense", "compressed")  # the variants that a build makes
 Phase = Literal["prefill", "decode"]  # of a file that generates: the prompt at once, then one token after the other
 WHOLE, DECODE, _HEAD, _PREFILL = "whole", "decode", "head of ", "prefill "
@@ -18,9 +19,10 @@ WHOLE, DECODE, _HEAD, _PREFILL = "whole", "decode", "head of ", "prefill "
 class ArtifactKey:
     """The name of one artifact of a recipe.
 
-    `delegate` is what runs it: "cpu" is ONNX Runtime's CPU provider, and XNNPACK in TFLite and ExecuTorch. `part` is
-    the part of the model in the file: "whole" (also for the backbone that tasks share), or a task's head (`head_of`).
-    A file that generates is one whole, and timed as two parts: `DECODE`, a token, and prompts of stated lengths
+    `delegate` is what runs it: "cpu" is ONNX Runtime's CPU provider, and XNNPACK in TFLite and ExecuTorch; "plain" is
+    these two's own kernels. A file of ExecuTorch is made for its delegate, other files are not. `part` is the part of
+    the model in the file: "whole" (also for the backbone that tasks share), or a task's head (`head_of`). A file
+    that generates is one whole, and timed as two parts: `DECODE`, a token, and prompts of stated lengths
     (`prefill_of`). `shape` names the lengths of a file for other lengths than the data's ("batch 8, sequence 128").
     """
 
@@ -67,13 +69,20 @@ class ArtifactKey:
 
     @property
     def way(self) -> str:
-        """How it is run, with the phase that it times: "onnx", "onnx, decode"."""
-        return self.format if self.phase is None else f"{self.format}, {self.part}"
+        """How it is run, with its delegate and the phase that it times: "onnx", "tflite, plain", "onnx, decode"."""
+        delegate = [] if self.delegate == "cpu" else [self.delegate]
+        return ", ".join([self.format, *delegate, *([] if self.phase is None else [self.part])])
 
     @property
     def exported(self) -> "ArtifactKey":
         """The key of the file that it is timed in."""
-        return self if self.phase is None else replace(self, part=WHOLE)
+        part = self.part if self.phase is None else WHOLE
+        return replace(self, part=part, delegate=self.delegate if FACTS[self.format].holds_delegate else "cpu")
+
+    @property
+    def asked(self) -> Delegate | None:
+        """The delegate that its runtime is asked for; None where that is what it does with the file by itself."""
+        return None if self.delegate == self.exported.delegate else self.delegate
 
     @property
     def dense(self) -> "ArtifactKey":

@@ -52,7 +52,8 @@ class FormatFacts:
     `seconds_a_module` is about how many CPU seconds an export takes for each module without children, as measured of
     networks of 40 to 170 of them; it says only whether exports are worth processes of their own. `takes_ranges` says
     whether one file takes inputs of any length in a range; litert-torch 0.10 cannot convert even a linear layer of any
-    batch size.
+    batch size. `holds_delegate` says whether a file is made for the delegate that computes it; other runtimes are asked
+    for theirs when they load a file.
     """
 
     suffix: str
@@ -71,6 +72,7 @@ class FormatFacts:
     fill: str
     seconds_a_module: float
     takes_ranges: bool = True
+    holds_delegate: bool = False
 
     @property
     def pip_packages(self) -> str:
@@ -126,6 +128,7 @@ FACTS: dict[Format, FormatFacts] = {
         load_example=_LOAD_EXECUTORCH,
         fill="none",
         seconds_a_module=0.11,
+        holds_delegate=True,
     ),
 }
 FORMATS: tuple[Format, ...] = tuple(FACTS)

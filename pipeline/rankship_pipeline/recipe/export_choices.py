@@ -1,5 +1,7 @@
 """What a recipe exports, and how closely the files must agree with torch."""
 
+from typing import Literal
+
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 
@@ -36,6 +38,8 @@ class ExportChoice:
         formats: the formats to write; left out, all three
         batch: the smallest and the largest number of samples at once, such as `[1, 8]`; the smallest is 1
         axes: further axes that may vary
+        executorch: what whole models in float32 that do not generate text get a further ExecuTorch file for, beside the
+            one for XNNPACK: "plain" (ExecuTorch's own kernels), "vulkan" (this machine's must be able to prove it)
         context: the most tokens of a text, prompt included, that the files of a "causal-lm" go on with; left out, 512
             or what the model takes
     """
@@ -43,6 +47,7 @@ class ExportChoice:
     formats: tuple[Format, ...] = FORMATS
     batch: tuple[int, int] | None = None
     axes: tuple[AxisChoice, ...] = ()
+    executorch: tuple[Literal["plain", "vulkan"], ...] = ()
     context: int | None = None
 
 

@@ -5,12 +5,13 @@ What each format's file takes is described where it is written, in the pipeline'
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
+from .delegates import open_interpreter, open_onnx_session
 from .protocol import Fault
-from .runtimes import find_runtime
+from .runtimes import LITERT_MODULES, find_runtime
 
 Array = Any  # of numpy
 CONTEXT = "context"  # the name under which an ONNX file says how many tokens it takes
@@ -35,14 +36,12 @@ class Decoder(Protocol):
 class Grown:
     """onnxruntime: the cache goes in and out of every run, and stays in the runtime's memory."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, delegate: str | None = None) -> None:
         import numpy as np
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         self._numpy, self._values = np, onnxruntime.OrtValue.ortvalue_from_numpy
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = open_onnx_session(path, threads, delegate)
         told = self._session.get_modelmeta().custom_metadata_map.get(CONTEXT)
         self.context: int | None = int(told) if told else None
         self._inputs = [one.name for one in self._session.get_inputs()]
@@ -96,11 +95,11 @@ class Signed:
     goes through `decode`.
     """
 
-    def __init__(self, module: str, path: str, threads: int) -> None:
+    def __init__(self, module: str, path: str, threads: int, delegate: str | None = None) -> None:
         import numpy as np
 
         self._numpy = np
-        interpreter = importlib.import_module(module).Interpreter(model_path=path, num_threads=threads)
+        interpreter = open_interpreter(module, path, threads, delegate)
         names = interpreter.get_signature_list()
         self._interpreter = interpreter  # its signatures live as long as it does
         self._decode = interpreter.get_signature_runner("decode")
@@ -150,7 +149,7 @@ class Signed:
 class Kept:
     """ExecuTorch's C++ binding: the cache is inside the file's method, which writes at the places that it is told."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, _: str | None = None) -> None:
         import torch
         from executorch.extension.pybindings import _C as binding  # noqa: N811 - a module
 
@@ -192,16 +191,14 @@ def check_rewind(decoder: Decoder, position: int) -> None:
 
 
 # A runtime's distribution, as in runtimes.py, and what drives its files that generate.
-DRIVERS: dict[str, Callable[[str, int], Decoder]] = {
+DRIVERS: dict[str, Callable[[str, int, str | None], Decoder]] = {
     "onnxruntime": Grown,
-    "ai-edge-litert": lambda path, threads: Signed("ai_edge_litert.interpreter", path, threads),
-    "tflite-runtime": lambda path, threads: Signed("tflite_runtime.interpreter", path, threads),
-    "tensorflow": lambda path, threads: Signed("tensorflow.lite", path, threads),
+    **{name: partial(Signed, module) for name, module in LITERT_MODULES.items()},
     "executorch": Kept,
 }
 
 
-def open_decoder(artifact_format: str, path: str, threads: int) -> Decoder:
+def open_decoder(artifact_format: str, path: str, threads: int, delegate: str | None = None) -> Decoder:
     """Open a file that generates in the best installed runtime, nothing seen yet.
 
     Fault lacks_runtime without a runtime, bad_artifact where it cannot load the file.
@@ -211,7 +208,9 @@ def open_decoder(artifact_format: str, path: str, threads: int) -> Decoder:
         raise Fault("lacks_runtime", f"no runtime for {artifact_format} is installed")
     name, version, _ = found
     try:
-        return DRIVERS[name](path, threads)
+        return DRIVERS[name](path, threads, delegate)
+    except Fault:
+        raise
     except ImportError as failure:
         raise Fault("lacks_runtime", f"{name} {version} cannot be imported: {failure}") from failure
     except Exception as failure:

@@ -25,7 +25,7 @@ def generate(request: Request) -> Iterator[Event]:
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
 
     def load(path: str, threads: int) -> Decoder:
-        return open_decoder(request["format"], path, threads)
+        return open_decoder(request["format"], path, threads, request.get("delegate"))
 
     decoder, loaded = load_timed(load, request)
     yield loaded

@@ -24,6 +24,7 @@ from .runs import cancel, fetch
 from .runtimes import RUNTIMES
 from .spool import spool
 from .sweep import sweep
+from .taken import inspect, list_delegates
 from .timing import infer, load, measure
 
 NOISE = {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -35,15 +36,17 @@ LIMITS = "min_samples min_duration_ms max_warmup_ms cpus? cool_below_mc? max_coo
 # command → its function and the fields of its request; a field that ends in "?" may be absent or null.
 COMMANDS: dict[str, tuple[Command, str]] = {
     "probe": (probe, "workdir"),
-    "load": (load, "format artifact threads"),
-    "infer": (infer, "format artifact inputs output threads rows? generation?"),
+    "delegates": (list_delegates, "format"),
+    "inspect": (inspect, "format artifact inputs threads delegate?"),
+    "load": (load, "format artifact threads delegate?"),
+    "infer": (infer, "format artifact inputs output threads rows? generation? delegate?"),
     "measure": (
         lambda request: settle(request, lambda calm: rest_around(calm, measure)),
-        f"format artifact inputs threads {LIMITS} idle_ms? generation? phase? beside_bytes?",
+        f"format artifact inputs threads {LIMITS} idle_ms? generation? phase? beside_bytes? delegate?",
     ),
-    "generate": (generate, "format artifact inputs threads generation new_tokens ends"),
+    "generate": (generate, "format artifact inputs threads generation new_tokens ends delegate?"),
     "profile": (profile, "format artifact inputs threads runs"),
-    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS} own?"),
+    "sweep": (lambda request: settle(request, sweep), f"format artifacts inputs threads {LIMITS} own? delegate?"),
     "meters": (list_meters, "period_us current_unit? voltage_unit?"),
     "meter": (sample_meter, "meter period_us duration_ms current_unit? voltage_unit?"),
     "spool": (lambda request: spool(request, answer), "workdir run request"),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .delegates import open_onnx_session
 from .litert_profile import profile_litert
 from .programs import Program, find_program, infer_with
 from .protocol import Event, Fault, Request
@@ -67,13 +68,8 @@ def trace(program: Program, request: Request) -> Iterator[Event]:
 
 def profile_onnxruntime(request: Request, sample: Arrays, folder: str) -> tuple[Operators, list[int]]:
     """Profile through a trace file with one event for each run of each node."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = request["threads"], 1
-    options.log_severity_level = 3
-    options.enable_profiling, options.profile_file_prefix = True, os.path.join(folder, "trace")  # noqa: PTH118
-    session = onnxruntime.InferenceSession(request["artifact"], options, providers=["CPUExecutionProvider"])
+    trace_file = os.path.join(folder, "trace")  # noqa: PTH118 - a string
+    session = open_onnx_session(request["artifact"], request["threads"], trace=trace_file)
     feed = dict(pair([spec.name for spec in session.get_inputs()], sample))
     taken = time_runs(lambda: session.run(None, feed), request["runs"])
     with open(session.end_profiling(), encoding="utf-8") as stream:  # noqa: PTH123 - as in the agent's other modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -41,6 +42,15 @@ def find_program(artifact_format: str) -> Program | None:
         raise Fault("lacks_runtime", f"{path} does not run here: {failure}") from failure
 
 
+def hash_program(path: str) -> str | None:
+    """Return the SHA-256 of a program's file; None if it cannot be read."""
+    try:
+        with open(path, "rb") as stream:  # noqa: PTH123 - a name, not a path
+            return hashlib.sha256(stream.read()).hexdigest()
+    except OSError:
+        return None
+
+
 def load_with(program: Program, request: Request) -> Iterator[Event]:
     """Load the artifact with the program, without an inference."""
     yield from _follow(program, "load", {**request, "inputs": []}, [])
@@ -76,6 +86,7 @@ def _follow(program: Program, verb: str, request: Request, options: list[str]) -
     options = ["--threads", str(request["threads"]), *options, *_limit_tokens(request)]
     argv = [program.path, verb, *options, "--", request["artifact"], *request["inputs"]]
     last, loaded = "", False
+    identity = {"process": "program", "binary_sha256": hash_program(program.path)}
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         for line in process.stdout or ():
             event = json.loads(line)
@@ -84,7 +95,7 @@ def _follow(program: Program, verb: str, request: Request, options: list[str]) -
             if last == "error":
                 raise Fault(event["kind"], event["message"])
             if last == "opened":
-                event["runtime"] = {"name": program.name, "version": program.version, **SYSTEM}
+                event["runtime"] = {"name": program.name, "version": program.version, **SYSTEM, **identity}
             yield event
     if last != "done":
         code = process.returncode

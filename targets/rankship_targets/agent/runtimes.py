@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import re
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from .delegates import open_interpreter, open_onnx_session
 from .protocol import Event, Fault, Request
 from .system import SYSTEM
 
@@ -25,17 +29,20 @@ class Loaded(NamedTuple):
 
 Model = TypeVar("Model")
 Loader = Callable[[str, int], Loaded]
-Opener = Callable[[], Loader]
+Opener = Callable[["str | None"], Loader]  # of a delegate, None for what the runtime does by itself
+LITERT_MODULES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "tensorflow": "tensorflow.lite",
+}
 
 
-def open_onnxruntime() -> Loader:
-    """Open ONNX Runtime on the CPU; inputs are bound before timing, because `run` would wrap them each time (4 µs)."""
-    import onnxruntime
+def open_onnxruntime(delegate: str | None) -> Loader:
+    """Open ONNX Runtime; inputs are bound before timing, because `run` would wrap them each time (4 µs)."""
+    importlib.import_module("onnxruntime")
 
     def load(path: str, threads: int) -> Loaded:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_onnx_session(path, threads, delegate)
         names = [spec.name for spec in session.get_inputs()]
         outputs = [spec.name for spec in session.get_outputs()]
 
@@ -56,12 +63,12 @@ def open_onnxruntime() -> Loader:
     return load
 
 
-def open_litert(module: str) -> Loader:
+def open_litert(module: str, delegate: str | None) -> Loader:
     """Open an interpreter with TensorFlow Lite's Python interface; int64 inputs become int32, as exporters do it."""
-    interpreter_class = importlib.import_module(module).Interpreter
+    importlib.import_module(module)
 
     def load(path: str, threads: int) -> Loaded:
-        interpreter = interpreter_class(model_path=path, num_threads=threads)
+        interpreter = open_interpreter(module, path, threads, delegate)
         interpreter.allocate_tensors()
         inputs = sort_by_position(interpreter.get_input_details())
         outputs = [detail["index"] for detail in sort_by_position(interpreter.get_output_details())]
@@ -80,10 +87,10 @@ def open_litert(module: str) -> Loader:
     return load
 
 
-def open_executorch() -> Loader:
+def open_executorch(_: str | None) -> Loader:
     """Open ExecuTorch's C++ binding: `executorch.runtime` would import the exporter and take four times as long.
 
-    Delegates are set up at the first inference, not while loading.
+    A file is made for its delegate, which is set up at the first inference, not while loading.
     """
     import torch
     from executorch.extension.pybindings import _C as binding  # noqa: N811 - a module
@@ -105,11 +112,7 @@ def open_executorch() -> Loader:
 # format → its runtimes, best first: the distributions that each needs (the first is its name), and its opener.
 RUNTIMES: dict[str, list[tuple[tuple[str, ...], Opener]]] = {
     "onnx": [(("onnxruntime",), open_onnxruntime)],
-    "tflite": [
-        (("ai-edge-litert",), lambda: open_litert("ai_edge_litert.interpreter")),
-        (("tflite-runtime",), lambda: open_litert("tflite_runtime.interpreter")),
-        (("tensorflow",), lambda: open_litert("tensorflow.lite")),
-    ],
+    "tflite": [((name,), partial(open_litert, module)) for name, module in LITERT_MODULES.items()],
     "executorch": [(("executorch", "torch"), open_executorch)],
 }
 
@@ -130,7 +133,7 @@ def find_version(distribution: str) -> str | None:
         return None
 
 
-def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
+def open_runtime(artifact_format: str, delegate: str | None = None) -> tuple[Loader, Event]:
     """Import the format's runtime; returns its loader, and its name and version on this device."""
     found = find_runtime(artifact_format)
     if found is None:
@@ -138,10 +141,22 @@ def open_runtime(artifact_format: str) -> tuple[Loader, Event]:
     name, version, opener = found
     try:
         importlib.import_module("numpy")
-        loader = opener()
+        loader = opener(delegate)
     except ImportError as failure:
         raise Fault("lacks_runtime", f"{name} {version} cannot be imported: {failure}") from failure
-    return loader, {"name": name, "version": version, **SYSTEM}
+    return loader, {"name": name, "version": version, **SYSTEM, **identify(name)}
+
+
+def identify(distribution: str) -> Event:
+    """Say what kind of process runs the files, and which binaries: two builds of one version may differ."""
+    libraries = [
+        f"{path} {path.hash.value}"
+        for path in importlib.metadata.files(distribution) or ()
+        if path.hash and ".so" in path.suffixes
+    ]
+    binary = hashlib.sha256("\n".join(sorted(libraries)).encode()).hexdigest() if libraries else None
+    tell = getattr(sys.modules.get(distribution), "get_build_info", None)  # only onnxruntime has it
+    return {"process": "python", "binary_sha256": binary, "build": tell() if tell else None}
 
 
 def load_artifact(loader: Callable[[str, int], Model], request: Request) -> Model:

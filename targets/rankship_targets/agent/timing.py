@@ -27,7 +27,7 @@ def load(request: Request) -> Iterator[Event]:
     if program is not None:
         yield from load_with(program, request)
         return
-    loader, reading = open_runtime(request["format"])
+    loader, reading = open_runtime(request["format"], request.get("delegate"))
     yield {"event": "opened", "runtime": reading, "rss_bytes": read_kilobytes(OWN_STATUS, "VmRSS")}
     _, loaded = load_timed(loader, request)
     yield loaded
@@ -85,7 +85,7 @@ def measure(request: Request) -> Iterator[Event]:
 
 def open_model(request: Request) -> tuple[Loader, Event]:
     """Import the format's runtime; the loader is a decoder's where the request says how the file generates."""
-    loader, reading = open_runtime(request["format"])
+    loader, reading = open_runtime(request["format"], request.get("delegate"))
     return open_tokens(request) if request.get("generation") else loader, reading
 
 

@@ -25,7 +25,7 @@ def open_tokens(request: Request) -> Loader:
         raise Fault("bad_request", f"wrong in the request: phase {phase!r}")
 
     def load(path: str, threads: int) -> Loaded:
-        decoder = open_decoder(request["format"], path, threads)
+        decoder = open_decoder(request["format"], path, threads, request.get("delegate"))
         return PHASES[phase](decoder, fit_limits(limits, decoder))
 
     return load

@@ -49,6 +49,7 @@ class Device:
         twin: an emulated stand-in, started when it is used
         meter: what measures its power, read when a suite measures energy
         label: free text for tables
+        benchmark_model: the path on the device of LiteRT's own program, for its GPU and NNAPI delegates
     """
 
     name: str
@@ -70,6 +71,7 @@ class Device:
     twin: Literal["pi4", "pixel6"] | None = None
     meter: MeterChoice | None = None
     label: str = ""
+    benchmark_model: str | None = None
 
 
 def find_device(name: str, inventory: Path | None = None) -> Device:

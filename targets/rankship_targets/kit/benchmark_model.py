@@ -1,20 +1,18 @@
 """LiteRT's own `benchmark_model`, supplied by the user, for delegates that no package offers: GPU and NNAPI.
 
-It prints a summary and no samples, so its figures cannot become a Trial or be compared with confidence. The format of
+It prints a summary and no samples, so its figures become an Aggregate and no Trial. The format of
 its output is taken from its sources and published logs; this code was never tried on a phone.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import CommandFailed, Lacks
-from rankship_pipeline.foundation.frozen import record
 from rankship_targets.transport.protocol import NOT_EXECUTABLE, NOT_FOUND, Transport, explain_failure
+from rankship_targets.trials.aggregate import BenchmarkSummary, Share
 
-Share = Literal["completely", "partially", "not"]
-DELEGATES: dict[Delegate, tuple[str, ...]] = {
+FLAGS: dict[Delegate, tuple[str, ...]] = {
     "cpu": ("--use_xnnpack=true",),
     "gpu": ("--use_gpu=true",),
     "nnapi": ("--use_nnapi=true",),
@@ -31,30 +29,11 @@ _ABSURD = 1e15  # microseconds: thirty years
 _LEAST_RUNS = 2  # the warm-up and the measurement each print a line of figures
 
 
-@record
-class BenchmarkSummary:
-    """The program's figures for its timed inferences, in whole nanoseconds from its microseconds, without raw samples.
-
-    `delegated` is how much of the graph each delegate runs, as far as the program reports it; `median_ns` is None for
-    releases that do not print it, `std_ns` if every inference took equally long.
-    """
-
-    count: int
-    mean_ns: int
-    min_ns: int
-    max_ns: int
-    std_ns: int | None
-    median_ns: int | None
-    init_ns: int
-    first_ns: int
-    delegated: dict[str, Share]
-
-
 def run_benchmark(
     transport: Transport, binary: str, model: str, delegate: Delegate, *, threads: int, runs: int, timeout_s: float
 ) -> BenchmarkSummary:
     """Run the program on a model; both paths are on the device."""
-    argv = [binary, f"--graph={model}", f"--num_threads={threads}", f"--num_runs={runs}", *DELEGATES[delegate]]
+    argv = [binary, f"--graph={model}", f"--num_threads={threads}", f"--num_runs={runs}", *FLAGS[delegate]]
     done = transport.run(argv, timeout_s=timeout_s)
     if done.code in {NOT_EXECUTABLE, NOT_FOUND}:
         message = f"{binary} cannot be started: {done.stderr.strip()}"

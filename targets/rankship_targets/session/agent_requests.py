@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.client.calls import pick
 from rankship_targets.client.detached import Ticket
 from rankship_targets.devices.device import Device
 from rankship_targets.trials.events import Event, Idle, Loaded, Opened, Samples, Settled, State, Warmed
-from rankship_targets.trials.request import GenerateRequest, MeasureRequest
+from rankship_targets.trials.request import GenerateRequest, InferWay, MeasureRequest
 from rankship_targets.trials.trial import Conditions, Span, Trial
 
 LONGEST_COOLING_S = 900.0
@@ -16,24 +17,19 @@ AgentRequest = dict[str, object]
 
 
 def ask_to_infer(
-    artifact_format: Format,
-    artifact: str,
-    inputs: Sequence[str],
-    output: str,
-    threads: int,
-    rows: int = 1,
-    generation: Generation | None = None,
+    artifact_format: Format, artifact: str, inputs: Sequence[str], output: str, way: InferWay
 ) -> AgentRequest:
-    """Return the request to run every sample, `rows` at once; the agent writes `output`.0.npy and so on."""
+    """Return the request to run every sample; the agent writes `output`.0.npy and so on."""
     return {
         "command": "infer",
         "format": artifact_format,
         "artifact": artifact,
         "inputs": list(inputs),
         "output": output,
-        "threads": threads,
-        **({} if rows == 1 else {"rows": rows}),
-        **_limit_tokens(generation),
+        "threads": way.threads,
+        **({} if way.rows == 1 else {"rows": way.rows}),
+        **_limit_tokens(way.generation),
+        **_name_delegate(way.delegate),
     }
 
 
@@ -48,6 +44,7 @@ def ask_to_generate(request: GenerateRequest) -> AgentRequest:
         "new_tokens": request.new_tokens,
         "ends": list(request.generation.ends),
         **_limit_tokens(request.generation),
+        **_name_delegate(request.key.asked),
     }
 
 
@@ -55,6 +52,22 @@ def _limit_tokens(generation: Generation | None) -> AgentRequest:
     if generation is None:
         return {}
     return {"generation": {"prompt_tokens": generation.prompt_tokens, "context": generation.context}}
+
+
+def _name_delegate(delegate: Delegate | None) -> AgentRequest:
+    return {} if delegate is None else {"delegate": delegate}
+
+
+def ask_to_inspect(request: MeasureRequest) -> AgentRequest:
+    """Return the request to say what the delegate takes of an artifact."""
+    return {
+        "command": "inspect",
+        "format": request.key.format,
+        "artifact": request.artifact,
+        "inputs": list(request.inputs),
+        "threads": request.threads,
+        **_name_delegate(request.key.asked),
+    }
 
 
 def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
@@ -72,6 +85,7 @@ def ask_to_measure(request: MeasureRequest, device: Device) -> AgentRequest:
         "cool_below_mc": device.cool_below_mc,
         "max_cooling_ms": round(LONGEST_COOLING_S * 1000),
         **({} if request.idle_ms is None else {"idle_ms": request.idle_ms}),
+        **_name_delegate(request.key.asked),
         **_list_own(request),
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.errors import CommandFailed
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
@@ -15,7 +16,7 @@ from rankship_targets.session.agent_requests import ask_to_infer, ask_to_measure
 from rankship_targets.session.session import INFER_TIMEOUT_S, Session
 from rankship_targets.transport.local import LocalTransport
 from rankship_targets.trials.events import Done, Opened, Samples
-from rankship_targets.trials.request import MeasureRequest
+from rankship_targets.trials.request import InferWay, MeasureRequest
 from rankship_targets.trials.trial import RuntimeReading
 
 
@@ -38,7 +39,8 @@ class HostRunner:
         """Run every sample, `rows` at once; `into` gets one .npy file per output."""
         output = str(into.resolve() / "output")
         paths = [str(path.resolve()) for path in inputs]
-        request = ask_to_infer(format, str(artifact.resolve()), paths, output, self._threads, rows, generation)
+        way = InferWay(threads=self._threads, rows=rows, generation=generation)
+        request = ask_to_infer(format, str(artifact.resolve()), paths, output, way)
         with LocalTransport() as transport:
             events = list(call_agent(transport, self._device, str(find_agent()), request, timeout_s=INFER_TIMEOUT_S))
         count = pick(events, Done, self._device).outputs
@@ -57,12 +59,20 @@ class DeviceRunner:
     """Runs artifacts, verified or not, on a device that a session holds.
 
     `pushed` is SHA-256 → path on the device of files that the session has already copied: these are not copied again.
+    `delegate` is what the runtime is asked for, None for what it does by itself.
     """
 
-    def __init__(self, session: Session, threads: int = 1, pushed: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        threads: int = 1,
+        pushed: Mapping[str, str] | None = None,
+        delegate: Delegate | None = None,
+    ) -> None:
         self._session = session
         self._threads = threads
         self._pushed = pushed or {}
+        self._delegate = delegate
 
     def run(
         self,
@@ -76,7 +86,8 @@ class DeviceRunner:
         """Copy the files, run every sample on the device, and fetch the outputs into `into`."""
         remote = self._pushed.get(hash_file(artifact)) or self._session.push_file(artifact)
         remotes = [self._session.push_file(path) for path in inputs]
-        files, reading = self._session.infer(format, remote, remotes, into, self._threads, rows, generation)
+        way = InferWay(threads=self._threads, rows=rows, generation=generation, delegate=self._delegate)
+        files, reading = self._session.infer(format, remote, remotes, into, way)
         return _describe(files, reading)
 
 

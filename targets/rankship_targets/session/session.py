@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rankship_pipeline.foundation.errors import AgentDied, PersistentTargetError, TargetError
+from rankship_pipeline.foundation.artifact_key import Delegate
+from rankship_pipeline.foundation.errors import AgentDied, Lacks, PersistentTargetError, TargetError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import Format
-from rankship_pipeline.foundation.generation import Generation
 from rankship_pipeline.foundation.records import Verified
 from rankship_targets.client.agent_file import find_agent
 from rankship_targets.client.calls import call_agent, pick, split_turns
@@ -18,11 +18,13 @@ from rankship_targets.client.detached import DetachedRuns, Ticket, make_ticket
 from rankship_targets.client.etdump import read_etdump
 from rankship_targets.devices.device import Device
 from rankship_targets.devices.meter_choice import MeterChoice
+from rankship_targets.kit.benchmark_model import run_benchmark
 from rankship_targets.meters.meter import Meter, Reach, open_meter
 from rankship_targets.session.agent_requests import (
     AgentRequest,
     ask_to_generate,
     ask_to_infer,
+    ask_to_inspect,
     ask_to_measure,
     ask_to_profile,
     ask_to_sweep,
@@ -35,12 +37,25 @@ from rankship_targets.session.pushed import PushedFiles
 from rankship_targets.transport.copying import OnProgress
 from rankship_targets.transport.lease import STALE_S, Lease, describe_owner
 from rankship_targets.transport.link import Link
-from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, run_checked
-from rankship_targets.trials.events import Done, Event, Generated, Loaded, Opened, Probe, Profiled, Traced
-from rankship_targets.trials.request import GenerateRequest, LoadReading, MeasureRequest
+from rankship_targets.transport.protocol import STEP_TIMEOUT_S, Transport, hash_remote, run_checked
+from rankship_targets.trials.aggregate import Aggregate, BenchmarkSummary
+from rankship_targets.trials.events import (
+    Delegates,
+    Done,
+    Event,
+    Generated,
+    Loaded,
+    Opened,
+    Probe,
+    Profiled,
+    Taken,
+    Traced,
+)
+from rankship_targets.trials.request import GenerateRequest, InferWay, LoadReading, MeasureRequest
 from rankship_targets.trials.trial import RuntimeReading, Trial
 
 INFER_TIMEOUT_S = 600.0
+_ONE_AT_A_TIME = InferWay()
 
 
 def stay_silent(_: str) -> None:
@@ -115,6 +130,19 @@ class Session:
         request = {"command": "probe", "workdir": self._workdir}
         return pick(self._link.call(lambda link: self._ask(link, request), patient=True), Probe, self.device)
 
+    def list_delegates(self, artifact_format: Format) -> tuple[Delegate, ...]:
+        """Return the delegates that a format's runtime has on the device."""
+        request = {"command": "delegates", "format": artifact_format}
+        events = self._link.call(lambda link: self._ask(link, request, INFER_TIMEOUT_S), patient=True)
+        return pick(events, Delegates, self.device).known
+
+    def inspect(self, request: MeasureRequest) -> Taken:
+        """Return what the delegate of a pushed artifact's key takes of it; Lacks if the runtime does not say."""
+        self._files.refuse_unproven(request)
+        asked = ask_to_inspect(request)
+        events = self._link.call(lambda link: self._ask(link, asked, request.timeout_s), patient=True)
+        return pick(events, Taken, self.device)
+
     def push(self, artifact: Path, verified: Verified, *, on_progress: OnProgress | None = None) -> str:
         """Copy a verified and signed artifact; returns its path on the device.
 
@@ -132,13 +160,11 @@ class Session:
         artifact: str,
         inputs: Sequence[str],
         into: Path,
-        threads: int = 1,
-        rows: int = 1,
-        generation: Generation | None = None,
+        way: InferWay = _ONE_AT_A_TIME,
     ) -> tuple[list[Path], RuntimeReading]:
-        """Run all samples on the device, `rows` at once, and fetch one .npy file per output, samples on axis 0."""
+        """Run all samples on the device, and fetch one .npy file per output, samples on axis 0."""
         folder = f"{self._workdir}/outputs/{secrets.token_hex(8)}"
-        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", threads, rows, generation)
+        request = ask_to_infer(artifact_format, artifact, inputs, f"{folder}/output", way)
 
         def step(transport: Transport) -> tuple[list[Path], RuntimeReading]:
             run_checked(transport, ["mkdir", "-p", "--", folder])
@@ -229,6 +255,44 @@ class Session:
         if any(isinstance(one, Traced) for one in events):
             return read_etdump(pick(events, Traced, self.device).etdump, runs)
         return pick(events, Profiled, self.device)
+
+    def benchmark(self, request: MeasureRequest) -> Aggregate:
+        """Run the inventory's `benchmark_model` once on a pushed artifact; Lacks if it is not on the device."""
+        self._files.refuse_unproven(request)
+        binary, started = self.find_program(), make_ticket().started_utc
+
+        def step(transport: Transport) -> BenchmarkSummary:
+            self._lease.renew(transport)
+            return run_benchmark(
+                transport,
+                self.device.benchmark_model or "",
+                request.artifact,
+                request.key.delegate,
+                threads=request.threads,
+                runs=request.min_samples,
+                timeout_s=request.timeout_s,
+            )
+
+        return Aggregate(
+            round=request.round,
+            key=request.key,
+            artifact_sha256=request.artifact_sha256,
+            device=self.device.name,
+            started_utc=started,
+            threads=request.threads,
+            summary=self._link.call(step, retry_timeouts=False),
+            binary_sha256=binary,
+        )
+
+    def find_program(self) -> str:
+        """Return the SHA-256 of the inventory's `benchmark_model`; Lacks if there is none."""
+        path = self.device.benchmark_model
+        found = None if path is None else self._link.call(lambda transport: hash_remote(transport, path))
+        if found is None:
+            message = f"{self.device.name} has no benchmark_model: {path or 'the inventory names none'}"
+            hint = f"copy LiteRT's for its ABI there; in the inventory's [{self.device.name}]: benchmark_model = \"/…\""
+            raise Lacks(message, hint=hint)
+        return found
 
     def forget(self, ticket: Ticket) -> None:
         """End a measurement if it is still going on, and remove its files from the device."""

@@ -3,6 +3,7 @@
 import json
 from typing import Any, Literal
 
+from rankship_pipeline.foundation.artifact_key import Delegate
 from rankship_pipeline.foundation.codec import decode
 from rankship_pipeline.foundation.errors import AgentMismatch, InputError
 from rankship_pipeline.foundation.formats import Format
@@ -184,6 +185,24 @@ class Idle:
 
 
 @record
+class Delegates:
+    """The delegates that a format's runtime has on the device."""
+
+    event: Literal["delegates"]
+    known: tuple[Delegate, ...]
+
+
+@record
+class Taken:
+    """What a delegate took of a file: operators in so many partitions; `left` has how many of each kind it did not."""
+
+    event: Literal["taken"]
+    partitions: int
+    operators: int
+    left: dict[str, int]
+
+
+@record
 class OperatorTime:
     """One operator under the runtime's own profiler: `name` as the runtime gives it, `ns` for each inference."""
 
@@ -266,6 +285,8 @@ Event = (
     | Samples
     | Generated
     | Idle
+    | Delegates
+    | Taken
     | Profiled
     | Traced
     | Meters
@@ -288,6 +309,8 @@ _RECORDS: dict[str, type[Event]] = {
     "samples": Samples,
     "generated": Generated,
     "idle": Idle,
+    "delegates": Delegates,
+    "taken": Taken,
     "profiled": Profiled,
     "traced": Traced,
     "meters": Meters,

@@ -1,9 +1,19 @@
 """The requests for one measurement and for one text, and the result of loading an artifact without running it."""
 
-from rankship_pipeline.foundation.artifact_key import ArtifactKey
+from rankship_pipeline.foundation.artifact_key import ArtifactKey, Delegate
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.generation import Generation
 from rankship_targets.trials.trial import RuntimeReading
+
+
+@record
+class InferWay:
+    """How samples are run: `rows` at once, and asked of the runtime is a `delegate` (None: what it does by itself)."""
+
+    threads: int = 1
+    rows: int = 1
+    generation: Generation | None = None
+    delegate: Delegate | None = None
 
 
 @record

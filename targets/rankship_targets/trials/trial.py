@@ -1,5 +1,7 @@
 """The record of one measurement on a device: every raw sample and the conditions it was taken under."""
 
+from typing import Literal
+
 from rankship_pipeline.foundation.artifact_key import ArtifactKey
 from rankship_pipeline.foundation.frozen import record
 from rankship_targets.trials.trace import PowerTrace
@@ -45,13 +47,22 @@ class Conditions:
 
 @record
 class RuntimeReading:
-    """A runtime as the agent found it on the device."""
+    """A runtime as the agent found it on the device.
+
+    `process` is what runs the files: the agent's own Python, or a program that it starts; in both cases started by a
+    shell, not by an Android app. `binary_sha256` is the program's, or the digest of the hashes of all shared libraries
+    in the Python package as its installer recorded them. `build` is what the runtime says of how it was built. None
+    where nothing says it.
+    """
 
     name: str
     version: str
     python: str
     machine: str
     kernel: str
+    process: Literal["python", "program"] | None = None
+    binary_sha256: str | None = None
+    build: str | None = None
 
 
 @record

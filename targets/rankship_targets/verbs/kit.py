@@ -2,15 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
-from rankship_pipeline.foundation.artifact_key import Delegate
+from rankship_pipeline.foundation.delegates import DELEGATES
 from rankship_pipeline.foundation.errors import InputError, UnlikeConditions
 from rankship_pipeline.foundation.flags import parse, parse_formats, share, start_parser
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_targets.devices.device import Device, find_device, inventory_path
 
 BENCHMARK_TIMEOUT_S = 600.0
+MEASURED = ("cpu", *(one.delegate for one in DELEGATES["tflite"] if one.asked == "benchmark_model"))
 _VERBS = {
     "build": "build a kit for DEVICE on this host (needs a package index)",
     "install": "copy the kit to DEVICE, unpack it and check that it runs there (needs no internet on the device)",
@@ -30,7 +30,7 @@ def kit(argv: list[str]) -> int:
     measuring.add_argument(
         "--model", required=True, help="path of a .tflite on the device (`rankship deploy` prints it)"
     )
-    measuring.add_argument("--delegate", choices=get_args(Delegate), default="cpu")
+    measuring.add_argument("--delegate", choices=MEASURED, default="cpu")
     measuring.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     measuring.add_argument("--runs", type=int, default=50, help="least number of timed inferences (default: 50)")
     formats = f"formats to run, separated by commas, of {', '.join(FORMATS)} (default: all)"

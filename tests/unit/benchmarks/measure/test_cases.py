@@ -26,7 +26,7 @@ CHOICE = GenerationChoice(prompt_tokens=(12, 4, 500), new_tokens=6, min_prompts=
 
 
 def name_parts(artifact: Artifact, choice: GenerationChoice = CHOICE) -> list[tuple[str, int]]:
-    cases = list_cases([artifact], choice)
+    cases = list_cases([artifact], Suite(recipe="r", generation=choice))
     return [(one.key.part, one.generation.prompt_tokens) for one in cases if one.generation is not None]
 
 
@@ -36,13 +36,13 @@ def test_prompts_that_the_context_holds_come_first_then_a_token_after_the_shorte
     short = replace(artifact, generation=replace(GENERATION, context=3))
     assert name_parts(short) == [("prefill 3", 3)]  # the proof's, and nothing fits behind it
     plain = replace(artifact, generation=None)
-    assert list_cases([plain], CHOICE) == (plain,)
+    assert list_cases([plain], Suite(recipe="r", generation=CHOICE)) == (plain,)
 
 
 def test_a_phase_is_timed_on_as_many_tokens_as_it_takes(tmp_path: Path) -> None:
     store, context = Store(tmp_path / "store"), replace(GENERATION, context=9)
     for known, lengths in ((GENERATION, [4, 12, 10]), (context, [4, 9])):
-        cases = list_cases([store_decoder(store, generation=known)], CHOICE)
+        cases = list_cases([store_decoder(store, generation=known)], Suite(recipe="r", generation=CHOICE))
         made = [np.load(make_inputs(one, store, CHOICE, tmp_path)[0]) for one in cases]
         assert [array.shape for array in made] == [(1, length) for length in lengths]
         assert {array.dtype for array in made} == {np.dtype(np.int64)}

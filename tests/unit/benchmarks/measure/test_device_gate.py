@@ -166,7 +166,7 @@ def test_looser_or_tighter_limits_are_asked_anew(built: Built, runs: list[str]) 
     with open_session(built.device) as session:
         pushed = {built.proof.artifact_sha256: session.push(path, built.proof)}
         for limits in (LIMITS, LIMITS, replace(LIMITS, max_relative_error=1e-3)):
-            verify_on_device(built.build, built.store, session, pushed, limits, 1, STEPS)
+            verify_on_device(built.build.files, built.store, session, pushed, limits, 1, STEPS)
     assert len(runs) == 2
 
 

@@ -1,0 +1,83 @@
+"""A part of a recipe's test set that devices are examined with, and how their files' outputs are scored."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.quality import Score
+from rankship_pipeline.models.outputs import Outputs
+
+if TYPE_CHECKING:
+    from rankship_pipeline.flow.judging import Court
+    from rankship_pipeline.flow.prepared import Prepared
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Test inputs and labels, samples first, evenly spaced over the `of` inputs of the recipe's test set.
+
+    `names` are the inputs' names in the model's own code, by which masks of padding are found.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor
+    of: int
+    court: "Court"
+    names: tuple[str, ...]
+
+    def score(self, outputs: Sequence[Tensor], stage: str) -> Score:
+        """Score outputs, in the file's order, as the recipe's final models are scored on the host."""
+        return self.court.score(_Replayed(self.name(outputs), self.names), self.inputs, self.labels, stage)
+
+    def name(self, outputs: Sequence[Tensor]) -> Outputs:
+        """Return outputs by the names that the model's own code gives them."""
+        return dict(zip(self.court.judging.outputs, outputs, strict=True))
+
+    def choose(self, outputs: Sequence[Tensor]) -> Tensor | None:
+        """Return the class that each answer of the judged output chooses; None where it holds no classes' scores."""
+        judged = self.court.judging.judged[0]
+        axis = self.court.judging.classes.get(judged)
+        return None if axis is None else self.name(outputs)[judged].argmax(axis).flatten()
+
+
+class _Replayed(nn.Module):
+    """Gives back outputs that were computed elsewhere, batch by batch in the samples' order."""
+
+    def __init__(self, outputs: Outputs, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._outputs, self._place, self.inputs = outputs, 0, names
+
+    def forward(self, *batch: Tensor) -> Outputs:
+        """Return the next outputs, as many as there are samples; after the last, the first again."""
+        begin, end = self._place, self._place + len(batch[0])
+        self._place = end % len(next(iter(self._outputs.values())))
+        return {name: one[begin:end] for name, one in self._outputs.items()}
+
+
+def set_exam(prepared: "Prepared", samples: int) -> Exam:
+    """Take so many of the recipe's test inputs, or all if there are fewer; InputError where nothing can be scored."""
+    data, labels = prepared.data, prepared.data.test_labels
+    why = (
+        "its tasks have heads of their own" if data.tasks
+        else "its files generate: `rankship eval` scores them" if prepared.generation is not None
+        else "its data have no labels that fit an output" if prepared.court.needs_reference or labels is None
+        else ""
+    )  # fmt: skip
+    if why or labels is None:
+        message = f"recipe {prepared.recipe.name} cannot be scored on a device: {why}"
+        raise InputError(message, hint="leave [accuracy] out of the suite")
+    count = len(labels)
+    places = torch.linspace(0, count - 1, min(samples, count)).round().long()
+    named = getattr(prepared.model, "inputs", None) or inspect.signature(prepared.model.forward).parameters
+    return Exam(
+        inputs=tuple(tensor[places] for tensor in data.test_inputs),
+        labels=labels[places],
+        of=count,
+        court=prepared.court,
+        names=tuple(named),
+    )
