@@ -231,7 +231,7 @@ def draw_ranks(plan: RankPlan) -> str:
 
 
 def draw_errors(plan: RankPlan) -> str:
-    """Draw the predicted share of each layer's output energy that its rank discards."""
+    """Draw the predicted share of each layer's output energy that its ranks and bits lose."""
 
     def draw(axes: "Axes") -> None:
         errors = [100 * layer.relative_error for layer in plan.layers]
@@ -242,7 +242,8 @@ def draw_errors(plan: RankPlan) -> str:
             [errors[place] for place in factored], factored, "o", ms=6.5, c=_LOSS, label="factored", clip_on=False
         )
         hollow: dict[str, Any] = {"mfc": "white", "mec": COLOURS["dense"], "ls": "none", "clip_on": False}
-        axes.plot([errors[place] for place in dense], dense, "o", ms=6.5, label="stays dense: no loss", **hollow)
+        label = "stays dense" if any(errors[place] for place in dense) else "stays dense: no loss"  # unless rounded
+        axes.plot([errors[place] for place in dense], dense, "o", ms=6.5, label=label, **hollow)
         most = max(*errors, 1e-9)
         axes.set_xlim(-0.015 * most, 1.08 * most)
         axes.set_xlabel("output energy lost (%), predicted")

@@ -190,8 +190,8 @@ def _draw_charts(summary: Summary) -> list[Chart]:
             svg=charts.draw_ranks(plan),
         ),
         Chart(
-            heading="What the ranks cost",
-            reading="The share of each layer's output energy that its rank discards, predicted on calibration data.",
+            heading="What ranks and bits cost",
+            reading="Each layer's output energy that its ranks and bits lose, predicted on calibration data.",
             svg=charts.draw_errors(plan),
         ),
     ]
