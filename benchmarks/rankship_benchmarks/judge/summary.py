@@ -176,7 +176,9 @@ def _refuse_mixed(run_id: str, what: str, trials: Iterable[Trial], read: Callabl
 
 
 def _describe(runtime: RuntimeReading) -> str:
-    return f"{runtime.name} {runtime.version}, Python {runtime.python}, {runtime.machine}, kernel {runtime.kernel}"
+    where = f"Python {runtime.python}, {runtime.machine}, kernel {runtime.kernel}"
+    identity = filter(None, (runtime.process, (runtime.binary_sha256 or "")[:12]))
+    return ", ".join([f"{runtime.name} {runtime.version}", where, *identity])
 
 
 def _runtimes(trials: Iterable[Trial], format_: Format) -> list[RuntimeReading]:

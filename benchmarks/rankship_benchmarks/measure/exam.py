@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.quality import Score
-from rankship_pipeline.models.outputs import Outputs
 
 if TYPE_CHECKING:
     from rankship_pipeline.flow.judging import Court
@@ -34,7 +33,7 @@ class Exam:
         """Score outputs, in the file's order, as the recipe's final models are scored on the host."""
         return self.court.score(_Replayed(self.name(outputs), self.names), self.inputs, self.labels, stage)
 
-    def name(self, outputs: Sequence[Tensor]) -> Outputs:
+    def name(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return outputs by the names that the model's own code gives them."""
         return dict(zip(self.court.judging.outputs, outputs, strict=True))
 
@@ -48,11 +47,11 @@ class Exam:
 class _Replayed(nn.Module):
     """Gives back outputs that were computed elsewhere, batch by batch in the samples' order."""
 
-    def __init__(self, outputs: Outputs, names: tuple[str, ...]) -> None:
+    def __init__(self, outputs: dict[str, Tensor], names: tuple[str, ...]) -> None:
         super().__init__()
         self._outputs, self._place, self.inputs = outputs, 0, names
 
-    def forward(self, *batch: Tensor) -> Outputs:
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         """Return the next outputs, as many as there are samples; after the last, the first again."""
         begin, end = self._place, self._place + len(batch[0])
         self._place = end % len(next(iter(self._outputs.values())))

@@ -1,6 +1,6 @@
 """Accuracy on the device beside the host's, for the terminal and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rankship_benchmarks.measure.device_accuracy import DeviceScore
@@ -21,6 +21,17 @@ def print_device_scores(scores: Sequence[DeviceScore], device: str, console: "Co
         there, here = (f"{score.show()}\n{score.show_interval()}" for score in (one.device, one.host))
         table.add_row(f"{one.key.format}\n{one.key.model}", here, there, show_differing(one))
     console.print(table)
+
+
+def state_changes(before: Sequence[DeviceScore], after: Sequence[DeviceScore]) -> Iterator[str]:
+    """Yield both runs' scores on the device for each case that both scored on the same part; no verdict is made."""
+    earlier = {(one.key, one.samples, one.of): one for one in before}
+    for one in after:
+        other = earlier.get((one.key, one.samples, one.of))
+        if other is not None:
+            scores = f"{other.device.show()} → {one.device.show()} {one.device.show_interval()}".strip()
+            differing = f"{show_differing(other)} → {show_differing(one)}"
+            yield f"{one.key.heading} on the device: {scores}; predictions other than the host's: {differing}"
 
 
 def state_part(score: DeviceScore) -> str:

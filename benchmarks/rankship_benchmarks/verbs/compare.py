@@ -35,6 +35,8 @@ def compare(argv: list[str]) -> int:
     from rankship_benchmarks.judge.comparability import refuse_unlike_runs
     from rankship_benchmarks.judge.compare import Rule, compare_bundles
     from rankship_benchmarks.judge.compare_energy import compare_energies
+    from rankship_benchmarks.measure.device_accuracy import read_device_scores
+    from rankship_benchmarks.report.accuracy_words import state_changes
     from rankship_pipeline.foundation.errors import InputError
 
     if not 0 < arguments.effect < 1:
@@ -53,6 +55,8 @@ def compare(argv: list[str]) -> int:
     print_verdicts(verdicts, cautions, console)
     if energies:
         print_verdicts(energies, (), console)
+    for line in state_changes(*map(read_device_scores, (arguments.baseline, arguments.candidate))):
+        console.print(line, markup=False)
     outcomes = {one.key: one.verdict for one in verdicts}
     for one in (*verdicts, *energies):
         if one.verdict == "worse":

@@ -8,7 +8,7 @@ import pytest
 
 from make.artifacts import CANARY, DENSE, describe_file, make_artifact, sign
 from make.builds import make_build
-from make.bundles import change_header, change_trials, make_header
+from make.bundles import change_header, change_trial, change_trials, make_header
 from make.devices import make_local
 from make.onnx_files import save_product
 from make.trials import make_reading, make_trial
@@ -27,7 +27,7 @@ from rankship_benchmarks.report.delegate_words import list_delegated, state_aggr
 from rankship_benchmarks.report.page import render_report
 from rankship_pipeline.foundation.artifact_key import ArtifactKey, Delegate
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import InputError, Lacks
+from rankship_pipeline.foundation.errors import InputError, Lacks, UnlikeConditions
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
@@ -169,6 +169,9 @@ def test_unlike_binaries_are_not_compared_and_another_partition_is_a_change() ->
     found = {one.aspect: one.weight for one in find_differences(known, other)}
     assert found == {"tflite process": "forbids", "tflite binary": "forbids"}
     assert find_differences(before, other) == (), "what an older release did not note is no difference"
+    known = change_header(known, build=make_build(make_artifact(TFLITE)))
+    with pytest.raises(UnlikeConditions, match=r"tflite runtime differs between trials: .* python, a{12} in round"):
+        summarise(change_trial(known, 2, runtime=other.trials[0].runtime))
     after = change_header(before, delegated=(look(2),))
     (change,) = list_device_changes(before, after, TFLITE)
     assert str(change).startswith("what XNNPACK takes: 1 of 3 operators in 1 partition; left: 2 CUMSUM → 2 of 4")

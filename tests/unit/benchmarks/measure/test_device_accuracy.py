@@ -16,7 +16,7 @@ from rankship_benchmarks.bundle.suite import AccuracyChoice, Suite, read_suite
 from rankship_benchmarks.measure.device_accuracy import examine_device, read_device_scores
 from rankship_benchmarks.measure.exam import Exam, set_exam
 from rankship_benchmarks.measure.run_plan import RunPlan
-from rankship_benchmarks.report.accuracy_words import show_differing, state_part
+from rankship_benchmarks.report.accuracy_words import show_differing, state_changes, state_part
 from rankship_benchmarks.verbs.where import refuse_exam
 from rankship_pipeline.evaluate.judging import Judging
 from rankship_pipeline.evaluate.likelihood import Answer
@@ -70,6 +70,10 @@ def test_like_kernels_score_alike_and_no_prediction_differs(plan: RunPlan, tmp_p
     assert (found.host.correct, found.device.correct, found.device.samples) == (5, 5, 5)
     assert found.device.low is not None
     assert (state_part(found), show_differing(found)) == ("5 of 50 test inputs", "0 of 5")
+    (line,) = state_changes([found], [replace(found, differing=2)])
+    assert line.startswith("onnx dense on the device: 100.0 % → 100.0 % [56.6 %, 100.0 %]; ")
+    assert line.endswith("0 of 5 → 2 of 5")
+    assert list(state_changes([found], [replace(found, samples=4)])) == [], "another part of the test set"
 
 
 def test_other_kernels_show_in_the_score_and_in_the_predictions(plan: RunPlan, tmp_path: Path) -> None:
