@@ -108,10 +108,15 @@ def round_by_neural_compressor(given: Given, path: Path) -> None:
 
 
 def round_by_aimet(given: Given, path: Path) -> None:
-    """Round a module's layers by AIMET, batch normalisation folded before, with ranges from samples."""
+    """Round a module's layers by AIMET, batch normalisation folded before, with ranges from samples.
+
+    Modules of a class that is not torch's own stay float32, as AIMET knows none of them.
+    """
     import aimet_torch
     from aimet_torch.batch_norm_fold import fold_all_batch_norms
+    from aimet_torch.nn import QuantizationMixin
 
+    QuantizationMixin.ignore_unknown_modules()
     module = copy.deepcopy(given.module).eval()
     shapes = [tuple(one.shape) for one in given.example]
     fold_all_batch_norms(module, shapes[0] if len(shapes) == 1 else shapes, given.example)
