@@ -70,11 +70,20 @@ def set_exam(prepared: "Prepared", samples: int) -> Exam:
     if why or labels is None:
         message = f"recipe {prepared.recipe.name} cannot be scored on a device: {why}"
         raise InputError(message, hint="leave [accuracy] out of the suite")
+    return _draw(prepared, labels, samples)
+
+
+def set_whole_exam(prepared: "Prepared") -> Exam:
+    """Take all of the recipe's test inputs; InputError where the data have no labels."""
+    return _draw(prepared, prepared.data.labels, len(prepared.data.labels))
+
+
+def _draw(prepared: "Prepared", labels: Tensor, samples: int) -> Exam:
     count = len(labels)
     places = torch.linspace(0, count - 1, min(samples, count)).round().long()
     named = getattr(prepared.model, "inputs", None) or inspect.signature(prepared.model.forward).parameters
     return Exam(
-        inputs=tuple(tensor[places] for tensor in data.test_inputs),
+        inputs=tuple(tensor[places] for tensor in prepared.data.test_inputs),
         labels=labels[places],
         of=count,
         court=prepared.court,

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from rankship_benchmarks.costs.probes import prove
+from rankship_benchmarks.measure.exam import set_whole_exam
 from rankship_benchmarks.study.choices import FileRow, Study
 from rankship_benchmarks.study.effort import Effort, describe_conditions, watch_effort
 from rankship_benchmarks.study.journal import append_line, cut_torn_line, read_lines
@@ -325,26 +325,12 @@ class _Bench:
 
     def _score(self, path: Path, format_: Format) -> tuple[Score, str]:
         """The score of a file's answers to all test inputs, and the name and version of what ran it."""
-        data, court = self.prepared.data, self.prepared.court
+        exam = set_whole_exam(self.prepared)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            inputs = [folder / f"input.{place}.npy" for place in range(len(data.test_inputs))]
-            for place, tensor in zip(inputs, data.test_inputs, strict=True):
+            inputs = [folder / f"input.{place}.npy" for place in range(len(exam.inputs))]
+            for place, tensor in zip(inputs, exam.inputs, strict=True):
                 np.save(place, tensor.contiguous().numpy())
             found = self.runner.run(format_, path, inputs, folder)
             outputs = [torch.from_numpy(np.load(one, allow_pickle=False)) for one in found.outputs]
-        answers = _Answers(dict(zip(court.judging.outputs, outputs, strict=True)))
-        rows = torch.arange(len(data.test_inputs[0]))
-        return court.score(answers, (rows,), data.labels, "file"), f"{found.runtime} {found.runtime_version}"
-
-
-class _Answers(nn.Module):
-    """Answers that are known: maps the numbers of test samples to the outputs that a file gave for them."""
-
-    def __init__(self, outputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._outputs = outputs
-
-    def forward(self, rows: Tensor) -> dict[str, Tensor]:
-        """Look up these samples' outputs by name."""
-        return {name: one[rows] for name, one in self._outputs.items()}
+        return exam.score(outputs, "file"), f"{found.runtime} {found.runtime_version}"

@@ -198,27 +198,26 @@ _KINDS: Mapping[int, type[np.generic]] = {0: np.uint8, 1: np.int8, 6: np.float32
 
 
 def _read_embeddings(program: Any) -> Iterator[RoundedWeight]:  # noqa: ANN401 - ExecuTorch's record
-    """Pairs of look-ups in a constant of integers and one of scales, at the same places."""
+    """Every look-up in a constant of integers, with that in its scales, which is the next one at the same places."""
     for plan in program.execution_plan:
-        tables: dict[int, dict[type[np.generic], NDArray[Any]]] = {}
-        for call in (one.instr_args for chain in plan.chains for one in chain.instructions):
-            if isinstance(call, KernelCall) and plan.operators[call.op_index].name == "aten::embedding":
-                table = plan.values[call.args[0]].val
-                kind = _KINDS.get(int(table.scalar_type))
-                if table.data_buffer_idx and kind is not None:
-                    raw = bytes(program.constant_buffer[table.data_buffer_idx].storage)
-                    array = np.frombuffer(raw, kind, count=int(np.prod(table.sizes)))
-                    tables.setdefault(call.args[1], {})[kind] = array.reshape(table.sizes)
-        for at, found in tables.items():
-            yield from _pair(f"embedding at {at}", found)
+        waiting: dict[int, NDArray[Any]] = {}
+        for number, call in enumerate(one.instr_args for chain in plan.chains for one in chain.instructions):
+            if not isinstance(call, KernelCall) or plan.operators[call.op_index].name != "aten::embedding":
+                continue
+            table, places = plan.values[call.args[0]].val, call.args[1]
+            kind = _KINDS.get(int(table.scalar_type))
+            if not table.data_buffer_idx or kind is None:
+                continue
+            raw = bytes(program.constant_buffer[table.data_buffer_idx].storage)
+            array = np.frombuffer(raw, kind, count=int(np.prod(table.sizes))).reshape(table.sizes)
+            if kind is not np.float32:
+                waiting[places] = array
+            elif places in waiting:
+                yield _pair(f"embedding {number} at {places}", waiting.pop(places), array)
 
 
-def _pair(name: str, tables: Mapping[type[np.generic], NDArray[Any]]) -> Iterator[RoundedWeight]:
-    scales = tables.get(np.float32)
-    if scales is None:
-        return
-    if (integers := tables.get(np.int8)) is not None:
-        yield RoundedWeight(name=name, precision="int8", integers=integers, scales=scales)
-    if (packed := tables.get(np.uint8)) is not None:
-        halves = np.concatenate([packed & 15, packed >> 4], 1).astype(np.int16) - 8
-        yield RoundedWeight(name=name, precision="int4", integers=halves.astype(np.int8), scales=scales)
+def _pair(name: str, integers: NDArray[Any], scales: NDArray[Any]) -> RoundedWeight:
+    if integers.dtype == np.int8:
+        return RoundedWeight(name=name, precision="int8", integers=integers, scales=scales)
+    halves = np.concatenate([integers & 15, integers >> 4], 1).astype(np.int16) - 8
+    return RoundedWeight(name=name, precision="int4", integers=halves.astype(np.int8), scales=scales)

@@ -7,6 +7,7 @@ import pytest
 
 from rankship_benchmarks.costs.probes import LIMITS, Probe, make_probes, prove
 from rankship_pipeline.export import onnx_read
+from rankship_pipeline.export.executorch_bits import read_weights
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.errors import ParityFailed
 from rankship_pipeline.foundation.formats import Format
@@ -53,6 +54,14 @@ def test_probes_of_fewer_bits_hold_integers_and_are_proven(
     assert len({one.integers.tobytes() for one in stored}) == 3 * 2, "copies share no weights"
     for one in (dense, factored):
         assert prove(one, Store(tmp_path), HostRunner(), LIMITS)[2].max_relative_error < 0.02
+
+
+def test_rounded_embeddings_at_the_same_places_are_read_one_by_one(tmp_path: Path) -> None:
+    """ExecuTorch looks integers and scales up by themselves: copies differ in nothing but their numbers."""
+    site = Site(kind="embedding", rows=8, columns=12, bias=False, input_shape=(1, 5))
+    (probe,) = make_probes([Probe(site, Stored(weights="int8"), 2, "dynamic")], "executorch", Store(tmp_path))
+    tables = [one.integers.tobytes() for one in read_weights(tmp_path / probe.file)]
+    assert len(set(tables)) == 2
 
 
 class _Unused:

@@ -41,7 +41,7 @@ def ask(host: Host, text: str, ticket: str = "t") -> Answer:
 
 
 def test_a_plan_travels_whole(tmp_path: Path) -> None:
-    ends = {"store", "results", "signers"}  # each end has its own
+    ends = {"store", "results", "signers", "exam"}  # each end has its own; an exam is refused before it would travel
     assert {one.name for one in fields(RunPlan)} - ends == {one.name for one in fields(Errand)} - {"maker", "files"}
     plan = plan_run(tmp_path)
     errand = decode(Errand, encode(write_errand(plan)), where="here")
