@@ -82,7 +82,8 @@ def measure(
         ['dense', 'compressed']
 
     """
-    chosen, steps, to = suite or default_suite(built.build.recipe), Steps(quiet=not progress), Path(results)
+    chosen = suite or default_suite(built.build.recipe, built.recipe.budget)
+    steps, to = Steps(quiet=not progress), Path(results)
     check_suite(chosen, "the suite")
     device = find_device(on, None if inventory is None else Path(inventory))
     ensure_writable(to, "results")

@@ -8,6 +8,7 @@ from rankship_pipeline.foundation.delegates import DELEGATES, DelegateFacts, fin
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.recipe.budget import TOKEN_TIMES, Budget
 from rankship_targets.devices.meter_choice import MeterChoice, MeterName
 
 FEWEST_ENERGY_ROUNDS = 5
@@ -143,9 +144,14 @@ class Suite:
     accuracy: AccuracyChoice | None = None
 
 
-def default_suite(recipe: str) -> Suite:
-    """The suite where none is given, by the recipe's own name: `rankship run` and `measure` go on with one run."""
-    return Suite(recipe=recipe)
+def default_suite(recipe: str, budget: Budget | None = None) -> Suite:
+    """The suite where none is given, by the recipe's own name: `rankship run` and `measure` go on with one run.
+
+    Under a budget for tokens they are timed with its prompt.
+    """
+    if budget is None or not budget.amounts.keys() & TOKEN_TIMES:
+        return Suite(recipe=recipe)
+    return Suite(recipe=recipe, generation=GenerationChoice(prompt_tokens=(budget.prompt,)))
 
 
 def read_suite(path: Path) -> tuple[Suite, Path]:

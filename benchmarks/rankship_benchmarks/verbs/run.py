@@ -108,7 +108,7 @@ def _measure(
         refuse_exam(suite, arguments.scheduler)
     with open_lab(jobs, arguments) as lab:
         prepared = prepare_recipe(recipe, steps, store)
-        suite = suite or default_suite(prepared.recipe.name)
+        suite = suite or default_suite(prepared.recipe.name, prepared.recipe.budget)
 
         from rankship_pipeline.flow.build import build_recipe, find_build  # now: this imports torch
         from rankship_pipeline.flow.prompt import continue_dense, read_prompt

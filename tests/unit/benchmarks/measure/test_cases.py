@@ -10,7 +10,7 @@ from make.builds import make_build
 from make.devices import make_local
 from make.token_files import GENERATION, TOKENS, store_decoder
 from rankship_benchmarks.bundle.bundle import TIMED_TOKENS, open_bundle
-from rankship_benchmarks.bundle.suite import GenerationChoice, Suite
+from rankship_benchmarks.bundle.suite import GenerationChoice, Suite, default_suite
 from rankship_benchmarks.judge.summary import summarise
 from rankship_benchmarks.measure.cases import list_cases, make_inputs
 from rankship_benchmarks.measure.host_gate import verify_on_host
@@ -20,6 +20,7 @@ from rankship_benchmarks.report.page import render_report
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Artifact
 from rankship_pipeline.foundation.store import Store
+from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.export_choices import ParityChoice
 
 CHOICE = GenerationChoice(prompt_tokens=(12, 4, 500), new_tokens=6, min_prompts=3)
@@ -70,3 +71,10 @@ def test_a_build_that_generates_is_proven_as_a_whole_and_timed_by_phase(tmp_path
     assert [one.ratio is not None for one in results] == [False] * 3 + [True] * 3
     assert all(one.parity and one.device_parity and one.peak_rss_bytes for one in results)
     assert "compressed, prefill 12" in render_report(bundle)
+
+
+def test_without_a_suite_a_budget_for_tokens_is_timed_with_its_prompt() -> None:
+    usual = default_suite("r").generation.prompt_tokens
+    assert default_suite("r", Budget(latency_ms=3.0)).generation.prompt_tokens == usual
+    assert default_suite("r", Budget(token_ms=3.0, prompt_tokens=7)).generation.prompt_tokens == (7,)
+    assert default_suite("r", Budget(time_to_first_token_ms=3.0)).generation.prompt_tokens == (128,)
