@@ -55,6 +55,7 @@ _ROW_IN = 0.27
 _DRAWN_QUANTILES = 120
 _LOGARITHMIC_FROM = 20
 _MEGABYTE = 10**6
+_IN_MILLIONS = 10**7  # parameters; below, an axis in thousands has readable numbers
 _DRAWN_SHARE = 0.99  # the axis ends where this share of every curve is inside
 
 
@@ -68,25 +69,27 @@ def draw_accuracy_against_size(summary: Summary) -> str:
             label = "dense" if variant == "dense" else f"compressed: {build.plan.method}"
             points.append((label, found.parameters, found.accuracy, COLOURS[found.key.variant], True))
     points += [(one.method, one.plan.total_parameters, one.accuracy, GREY, False) for one in build.alternatives]
+    largest = max((parameters for _, parameters, *_ in points), default=0)
+    unit, count = ("millions", 1e6) if largest >= _IN_MILLIONS else ("thousands", 1e3)
 
     def draw(axes: "Axes") -> None:
         for _, parameters, accuracy, colour, solid in points:
             face = colour if solid else "white"
             bar: dict[str, Any] = {"mfc": face, "mec": colour, "ecolor": colour, "elinewidth": 1.2, "capsize": 3}
             axes.errorbar(
-                parameters / 1e3,
+                parameters / count,
                 accuracy.measure.scale(accuracy.value),
                 yerr=_margins(accuracy),
                 fmt="o",
                 ms=7.5,
                 **bar,
             )
-        axes.set_xlim(0, 1.12 * max(point[1] for point in points) / 1e3)
-        _draw_front(axes, [(parameters / 1e3, accuracy) for _, parameters, accuracy, _, _ in points])
-        axes.set_xlabel("parameters (thousands)")
+        axes.set_xlim(0, 1.12 * largest / count)
+        _draw_front(axes, [(parameters / count, accuracy) for _, parameters, accuracy, _, _ in points])
+        axes.set_xlabel(f"parameters ({unit})")
         axes.set_ylabel(_label_score(points[0][2]))
         _label_apart(
-            axes, [(label, x / 1e3, accuracy.measure.scale(accuracy.value)) for label, x, accuracy, _, _ in points]
+            axes, [(label, x / count, accuracy.measure.scale(accuracy.value)) for label, x, accuracy, _, _ in points]
         )
         axes.grid(visible=True)
 
