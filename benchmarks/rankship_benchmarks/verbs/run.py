@@ -117,6 +117,7 @@ def _measure(
         ensure_writable(arguments.store, "--store")
         ensure_writable(arguments.results, "--results")
         store.sweep()
+        build = None if make_missing else find_build(prepared, store)[0]
         wanted = list_wanted(suite, prepared.recipe.export.formats)
         for device in list_devices(jobs):
             lab.check(device, wanted, steps, with_energy=suite.energy is not None)
@@ -126,7 +127,7 @@ def _measure(
             land_missing(
                 prepared, store, find_device(prepared.recipe.budget.on, arguments.inventory), arguments.results, steps
             )
-        build, _ = build_recipe(prepared, store, steps) if make_missing else find_build(prepared, store)
+        build = build or build_recipe(prepared, store, steps)[0]
         plan = plan_measuring(build, prepared, suite, store, arguments.results, steps, profile=True)
         plan = replace(plan, prompt=prompt.tokens if prompt else ())
         ended = measure_devices(jobs, partial(lab.measure, plan), steps, pauses_s=())

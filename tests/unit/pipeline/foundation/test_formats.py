@@ -18,7 +18,7 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 def test_every_format_that_may_be_named_has_its_line() -> None:
     assert get_args(Format) == FORMATS
-    for sign in ("suffix", "marker"):
+    for sign in ("suffix", "fill"):
         assert len({getattr(facts, sign) for facts in FACTS.values()}) == len(FORMATS), sign
 
 
