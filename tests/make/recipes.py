@@ -50,6 +50,19 @@ def load():
 def load_one():
     return load() | {"calibration": {"a": load()["calibration"]["a"]}}
 """
+# Data of a net of three classes called "net", which is not trained; another half calibrates for each seed.
+LITTLE_DATA = """
+def train(model, seed):
+    pass
+
+def load(seed=0):
+    images = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(seed))[:30]
+    return {
+        "calibration": {"net": images[chosen]}, "unlabelled": {"net": images},
+        "test_inputs": images, "test_labels": torch.arange(60) % 3,
+    }
+"""
 TINY_RECIPE = """
 name = "tiny"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from make.recipes import state_model, state_rest
+from make.recipes import LITTLE_DATA, state_model, state_rest
 from rankship_benchmarks.study import files as files_room
 from rankship_benchmarks.study.choices import read_study
 from rankship_benchmarks.study.files import FILES, FileCell, find_file, read_files, run_files
@@ -28,17 +28,6 @@ def make():
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
         nn.Linear(8 * 16, 64), nn.ReLU(), nn.Linear(64, 3),
     )
-
-def train(model, seed):
-    pass
-
-def load(seed=0):
-    images = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(seed))[:30]
-    return {
-        "calibration": {"net": images[chosen]}, "unlabelled": {"net": images},
-        "test_inputs": images, "test_labels": torch.arange(60) % 3,
-    }
 """
 RECIPE = 'name = "net"\n' + state_model("net", train="net.py:train") + state_rest(0.8)
 PARAMETERS = 9_115
@@ -74,7 +63,7 @@ ours = true
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(TOOLCHAINS, "nncf", replace(TOOLCHAINS["nncf"], distribution="rankship-lacks-this"))
-    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.py").write_text(NET + LITTLE_DATA)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "study.toml").write_text(STUDY)
     return tmp_path

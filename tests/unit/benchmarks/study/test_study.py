@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from make.recipes import state_model, state_rest
+from make.recipes import LITTLE_DATA, state_model, state_rest
 from rankship_benchmarks.study import study as study_room
 from rankship_benchmarks.study.choices import Row, Study, read_study
 from rankship_benchmarks.study.lines import summarise_cells
@@ -25,17 +25,6 @@ from torch import nn
 def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3))
-
-def train(model, seed):
-    pass
-
-def load(seed=0):
-    images = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(seed))[:30]
-    return {
-        "calibration": {"net": images[chosen]}, "unlabelled": {"net": images},
-        "test_inputs": images, "test_labels": torch.arange(60) % 3,
-    }
 """
 RECIPE = 'name = "net"\n' + state_model("net", train="net.py:train") + state_rest(0.8)
 STUDY = """
@@ -89,7 +78,7 @@ HEADS_RECIPE = f'name = "heads"\n{HEADS_MODELS}[merge]\nhead = "head"\n{state_re
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.py").write_text(NET + LITTLE_DATA)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "study.toml").write_text(STUDY)
     return tmp_path
