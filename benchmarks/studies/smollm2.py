@@ -33,8 +33,9 @@ from rankship_pipeline.models.huggingface import ByPosition
 from rankship_pipeline.models.layers import Layer, as_matrix, count_parameters, find_layers, get_layer
 from rankship_pipeline.ranks.plan import allocate
 from rankship_pipeline.ranks.stats import gather_stats
-from rankship_pipeline.recipe.choices import RankChoice
+from rankship_pipeline.recipe.choices import RankChoice, RefineChoice
 from rankship_pipeline.recover.reconstruct import reconstruct
+from rankship_pipeline.recover.refine import refine
 
 WIDTH = 256  # tokens of one sample
 SCORED_WIDTH = 512
@@ -44,12 +45,16 @@ EXCLUDED = ("*embed_tokens*", "*lm_head*")
 
 @dataclass(frozen=True)
 class Way:
-    """A way to choose ranks; whether errors are weighed by their effect on the predictions, and layers refitted."""
+    """A way to choose ranks; whether errors are weighed by their effect on the predictions, and layers refitted.
+
+    `refined_s` processor seconds of training block by block follow, without labels.
+    """
 
     name: str
     ranks: RankChoice
     is_curved: bool = True
     is_refitted: bool = False
+    refined_s: float = 0.0
 
 
 WAYS = (
@@ -57,6 +62,12 @@ WAYS = (
     Way("knapsack", RankChoice(sensitivity="gradient", forms=("svd",))),
     Way("knapsack, neurons too", RankChoice(sensitivity="gradient", forms=("svd", "width"))),
     Way("the same, refitted", RankChoice(sensitivity="gradient", forms=("svd", "width")), is_refitted=True),
+    Way(
+        "the same, blocks refined",
+        RankChoice(sensitivity="gradient", forms=("svd", "width")),
+        is_refitted=True,
+        refined_s=600.0,
+    ),
 )
 
 
@@ -120,6 +131,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--scored", type=int, default=12_288)
+    parser.add_argument("--step-size", type=float, default=1e-3, help="of refinement")
     parser.add_argument("--moments", type=Path, help="a file that keeps what the samples showed for the next run")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -156,6 +168,10 @@ def main() -> None:
             with count_seconds(own, "filling"):
                 refit = way.is_refitted
                 small = reconstruct(analysis, plan.factors, (inputs,)) if refit else fill(analysis, plan.factors)
+            if way.refined_s:
+                with count_seconds(own, "refining"):
+                    choice = RefineChoice(cpu_seconds=way.refined_s, by="blocks", step_size=given.step_size)
+                    small, _ = refine(small, [(model, (inputs,))], choice, given.seed)
             forms = [one.factors.form if one.factors else "dense" for one in plan.layers]
             counts = {form: forms.count(form) for form in dict.fromkeys(forms)}
             score(small, way=way.name, kept=kept, cpu_seconds=dict(own), layers=counts)

@@ -16,6 +16,7 @@ from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.opened import OpenedSource
 from rankship_pipeline.recipe.budget import PROMPT_TOKENS, TOKEN_TIMES
 from rankship_pipeline.recipe.choices import Recipe
+from rankship_pipeline.recover.refine.by_blocks import find_blocks
 
 
 def check_toolchains(recipe: Recipe) -> None:
@@ -149,6 +150,16 @@ def check_compared(prepared: Prepared) -> None:
         )
 
 
+def check_blocks(prepared: Prepared) -> None:
+    """Check that a model to be refined block by block has blocks."""
+    refine = prepared.recipe.refine
+    if refine is not None and refine.by == "blocks" and not find_blocks(prepared.model, prepared.data.test_inputs):
+        raise InputError(
+            'refine.by = "blocks": the model has no list of modules of one class that run one after the other',
+            hint='give by = "outputs", which trains the whole network',
+        )
+
+
 # In running order; the first that fails raises. Checks that need no data run before the loader is called.
 BEFORE_DATA: tuple[Callable[[Recipe, Mapping[str, OpenedSource]], None], ...] = (
     check_writers,
@@ -162,4 +173,5 @@ WITH_DATA: tuple[Callable[[Prepared], None], ...] = (
     check_excluded,
     check_layers,
     check_compared,
+    check_blocks,
 )

@@ -7,6 +7,7 @@ be right within a factor of two. `--profile` writes them beside what was measure
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from rankship_pipeline.evaluate.calibrate import fit_batch
 from rankship_pipeline.factors.analysis import DECOMPOSED_BYTES
 from rankship_pipeline.flow.pace import Pace
 from rankship_pipeline.foundation.artifact_key import Precision
@@ -14,9 +15,11 @@ from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.quantise.in_order import HELD_BYTES
-from rankship_pipeline.recipe.choices import Comparison, Recipe, choose, find_unit
+from rankship_pipeline.recipe.choices import Comparison, Recipe, RefineChoice, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
+from rankship_pipeline.recover.refine.draw import BATCH
+from rankship_pipeline.recover.refine.teach import OUTPUT_BYTES
 
 # What counting operations does not tell: set on x86-64 by `--profile` of small and middling models.
 COSTS = {
@@ -35,12 +38,13 @@ COSTS = {
     "exact columns": 1024.0,  # beyond, no eigen-decomposition of a Gram
     "probed columns": 2.0e4,  # operations for each of its n² elements instead
     "grid": 16.0,  # widths of a Tucker form that are tried
+    "telling samples": 32.0,  # that tell two plans apart
     "candidates": 6.0,  # ways to store a layer whose divergence is measured
     "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
     "rounding": 10.0,  # rounding a layer over a product of its weight and its Gram
     "rounded samples": 512.0,
     "comparing": 2.0,  # passes over the calibration samples that compare a model with a source
-    "refined batch": 128.0,
+    "blocks": 12.0,  # of a transformer
     "stage seconds": 0.1,  # reading, hashing and writing, whatever the size
     "byte seconds": 4e-9,  # the same for each byte of a model or a Gram
 }
@@ -117,11 +121,7 @@ def _list_stages(work: Work) -> Iterator[StageEstimate]:
         yield _weigh_outputs(work)
     yield _compress(work, way)
     if recipe.refine is not None:
-        choice = recipe.refine
-        one = COSTS["refined batch"] * work.pace.forward_seconds * (1 + COSTS["backward"] + len(recipe.models))
-        seconds = choice.cpu_seconds if choice.cpu_seconds is not None else (choice.steps or 0) * one
-        held = int(COSTS["refined batch"] * work.pace.activation_bytes)
-        yield _stage(work, "refine without labels", seconds, held + 6 * _model_bytes(work))
+        yield _refine(work, recipe.refine)
     models = 2 + (recipe.refine is not None)
     passes = (len(recipe.models) + models + len(recipe.compare)) * work.tests
     yield _stage(work, "score", passes * work.pace.forward_seconds, 2 * _model_bytes(work))
@@ -246,10 +246,22 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
     if RANK_METHODS[way.ranks].reads == "model":
         trained = recipe.ranks.steps * pace.forward_seconds * (1 + COSTS["backward"])
     elif way.sensitivity == "auto":
-        trained = 3 * probes * pace.forward_seconds  # two plans and the dense model
+        trained = 3 * min(probes, COSTS["telling samples"]) * pace.forward_seconds  # two plans and the dense model
     return _stage(
         work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
     )
+
+
+def _refine(work: Work, choice: RefineChoice) -> StageEstimate:
+    """So many steps of a batch through all models, or of one through a block of two."""
+    pace = work.pace
+    batch = fit_batch(pace.output_bytes, OUTPUT_BYTES, BATCH)
+    one = batch * pace.forward_seconds * (1 + COSTS["backward"] + len(work.recipe.models))
+    held = int(batch * pace.activation_bytes)
+    if choice.by == "blocks":
+        one, held = one / COSTS["blocks"], int(held / COSTS["blocks"])
+    seconds = choice.cpu_seconds if choice.cpu_seconds is not None else (choice.steps or 0) * one
+    return _stage(work, "refine without labels", seconds, held + 6 * _model_bytes(work))
 
 
 def _round(work: Work, precision: Precision) -> StageEstimate:

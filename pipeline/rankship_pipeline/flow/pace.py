@@ -26,14 +26,15 @@ _TRIES = 3  # the fastest counts: others may be at work here
 class Pace:
     """How fast this machine runs one model, and what of its size no layer's shape tells.
 
-    `forward_seconds` and `activation_bytes` are of one sample, `positions` the rows of one sample's input to each
-    module that computes with a layer's weight, by its name. `operators` counts the nodes of the traced graph, None for
-    a model without one. The rates are floating-point operations a second: products of float64 and of float32 matrices,
-    and 9·n³ for an eigen-decomposition of n × n.
+    `forward_seconds`, `activation_bytes` and `output_bytes` are of one sample, `positions` the rows of one sample's
+    input to each module that computes with a layer's weight, by its name. `operators` counts the nodes of the traced
+    graph, None for a model without one. The rates are floating-point operations a second: products of float64 and of
+    float32 matrices, and 9·n³ for an eigen-decomposition of n × n.
     """
 
     forward_seconds: float
     activation_bytes: int
+    output_bytes: int
     positions: dict[str, int]
     product64_flops: float
     product32_flops: float
@@ -63,6 +64,7 @@ def measure_pace(model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> P
     return Pace(
         forward_seconds=seconds / rows,
         activation_bytes=written.bytes // rows,
+        output_bytes=sum(one.nbytes for one in second if isinstance(one, Tensor)) // rows,
         positions={name: max(1, count // rows) for name, count in positions.items()},
         product64_flops=_rate_product(torch.float64),
         product32_flops=_rate_product(torch.float32),

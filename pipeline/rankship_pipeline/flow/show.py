@@ -108,8 +108,9 @@ def describe_likeness(one: Fidelity) -> str:
 
 def describe_refinement(taken: Refinement) -> str:
     """One sentence: the exported files hold the refined model, and what refining took."""
+    blocks = " block by block" if taken.by == "blocks" else ""
     return (
-        f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels,"
+        f"the compressed files hold the refined model: {show_count(taken.steps)} steps without labels{blocks},"
         f" {taken.cpu_seconds:.0f} CPU-seconds, augment = {taken.augment}"
     )
 

@@ -338,11 +338,15 @@ class Alternative:
 
 @record
 class Refinement:
-    """The steps and time that label-free refinement took; `cpu_seconds` add all threads, without interruptions."""
+    """The steps and time that label-free refinement took; `cpu_seconds` add all threads, without interruptions.
+
+    `by` says what was compared with the dense model: its outputs, or those of its blocks.
+    """
 
     steps: int
     cpu_seconds: float
     augment: str
+    by: str = "outputs"
 
 
 @record

@@ -1,7 +1,8 @@
 """Reads the inputs and outputs of a model's layers while it runs; the only place that registers hooks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,29 @@ def fork_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         yield
 
 
+SeeCall = Callable[[str, tuple[Any, ...], Mapping[str, Any]], None]
+
+
+@contextmanager
+def watch_calls(model: nn.Module, names: Iterable[str], see: SeeCall) -> Iterator[None]:
+    """Call `see(name, arguments, named arguments)` before every call of one of the named modules, until the end."""
+
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _module, args, named: see(name, args, named)
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_pre_hook(make_hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
 def _pick_input(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
     """The first argument, by position or as `input`, else the first by any name."""
     return args[0] if args else named["input"] if "input" in named else next(iter(named.values()))
 
 
-class _Reached(Exception):
+class Ended(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
@@ -66,9 +84,9 @@ def run_until(model: nn.Module, name: str, inputs: Inputs) -> tuple[Tensor, Tens
 
     def see(_name: str, x: Tensor, y: Tensor) -> None:
         seen.extend((x, y))
-        raise _Reached
+        raise Ended
 
-    with watch(model, [name], see), suppress(_Reached):
+    with watch(model, [name], see), suppress(Ended):
         model(*inputs)
     x, y = seen
     return x, y

@@ -272,6 +272,8 @@ class RefineChoice:
         cpu_seconds: seconds of processor time; how many steps fit depends on the machine
         steps: number of steps; only this limit gives the same bytes on every run
         augment: how inputs are augmented
+        by: what is compared with the dense model: "outputs" trains the whole network at once, "blocks" each block of a
+            transformer for itself, in a fraction of the time and memory; what is outside the blocks then stays
         step_size: Adam's largest step size; the default suits convolutions, transformers need a fifth or less
         rounding: of the types that a budget chose: "after" rounds the refined model by its data; "through" begins with
             the rounded one and learns through the rounding
@@ -280,6 +282,7 @@ class RefineChoice:
     cpu_seconds: float | None = None
     steps: int | None = None
     augment: Augmentation = "none"
+    by: Literal["outputs", "blocks"] = "outputs"
     step_size: float = 3e-3
     rounding: Literal["after", "through"] = "after"
 

@@ -367,6 +367,8 @@ def check_refinement(choice: RefineChoice | None) -> list[str]:
         return []
     if not 0 < choice.step_size <= 1:
         return [f"refine.step_size must lie in (0, 1], got {choice.step_size}"]
+    if choice.by == "blocks" and choice.augment != "none":
+        return ['refine.augment changes images; with by = "blocks" it must be "none"']
     amounts = [one for one in (choice.cpu_seconds, choice.steps) if one is not None]
     if len(amounts) == 1 and amounts[0] > 0:
         return []

@@ -16,10 +16,14 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def draw_batches(
-    pools: Sequence[Inputs], augmentation: Augmentation, model: nn.Module, generator: torch.Generator
+    pools: Sequence[Inputs],
+    augmentation: Augmentation,
+    model: nn.Module,
+    generator: torch.Generator,
+    size: int = BATCH,
 ) -> tuple[Inputs, list[Inputs]]:
-    """Draw BATCH samples, an equal share from every pool; returns one batch for `model`, and its part of each pool."""
-    augment, count = AUGMENTS[augmentation], BATCH // len(pools)
+    """Draw `size` samples, an equal share from every pool; returns one batch for `model`, and its part of each pool."""
+    augment, count = AUGMENTS[augmentation], size // len(pools)
     drawn = [_draw(pool, count, augment, generator) for pool in pools]
     joined = _arrange(model, tuple(torch.cat(parts) for parts in zip(*drawn, strict=True)))
     sizes = [len(one[0]) for one in drawn]

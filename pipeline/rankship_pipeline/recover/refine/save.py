@@ -13,13 +13,14 @@ from rankship_pipeline.models.weights import copy_state
 
 @dataclass
 class Training:
-    """A student, its optimizer, its random generator, and the steps and seconds done so far."""
+    """A student, its optimizer, its random generator, the steps and seconds done so far, and the block in training."""
 
     student: nn.Module
     optimizer: torch.optim.Adam
     generator: torch.Generator
     steps: int = 0
     cpu_seconds: float = 0.0
+    block: int = 0
 
 
 def keep(training: Training, file: Path) -> None:
@@ -28,7 +29,7 @@ def keep(training: Training, file: Path) -> None:
     for index, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam/{index}/{name}": value.clone() for name, value in moments.items()}
     tensors["generator"] = training.generator.get_state()
-    tensors["so_far"] = torch.tensor((training.steps, training.cpu_seconds), dtype=torch.float64)
+    tensors["so_far"] = torch.tensor((training.steps, training.cpu_seconds, training.block), dtype=torch.float64)
     write_atomic(file, save(tensors))
 
 
@@ -46,5 +47,5 @@ def restore(training: Training, file: Path) -> None:
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     training.generator.set_state(tensors["generator"])
-    steps, training.cpu_seconds = tensors["so_far"].tolist()
-    training.steps = int(steps)
+    steps, training.cpu_seconds, block = tensors["so_far"].tolist()
+    training.steps, training.block = int(steps), int(block)

@@ -6,18 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.calibrate import fit_outputs, predict
 from rankship_pipeline.evaluate.likelihood import Answer, Likelihood, assume_logits, measure_scales
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import open_logits
 from rankship_pipeline.models.outputs import Outputs, call
+from rankship_pipeline.recover.refine.draw import BATCH
 
 _SCALED_ON = 512  # inputs on which the variance of a teacher's outputs is measured
+OUTPUT_BYTES = (
+    2**28
+)  # of a batch: a step holds them about six times, and a language model's are far larger than all else
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A dense model, how its outputs are distributed, and the variance of each: the unit of its errors.
+
+    `batch` is the number of samples whose outputs fit in memory, several times over.
 
     Classes' scores have one variance (), other numbers one for each column, shaped to fit the output.
     """
@@ -25,11 +31,13 @@ class Teacher:
     model: nn.Module
     likelihood: Likelihood
     variances: Outputs
+    batch: int
 
 
 def measure_teacher(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None = None) -> Teacher:
     """The model with its outputs' variances over its own inputs, spread evenly; without a likelihood all are logits."""
-    step = -(-len(inputs[0]) // _SCALED_ON)
+    batch = fit_outputs(predict(model, tuple(tensor[:1] for tensor in inputs)), BATCH, OUTPUT_BYTES)
+    step = -(-len(inputs[0]) // min(_SCALED_ON, 4 * batch))
     outputs = predict(model, tuple(tensor[::step] for tensor in inputs))
     likelihood = assume_logits(outputs) if likelihood is None else likelihood
     scales = measure_scales(outputs, likelihood)
@@ -39,7 +47,7 @@ def measure_teacher(model: nn.Module, inputs: Inputs, likelihood: Likelihood | N
             variances[name] = outputs[name][open_logits(outputs[name])].var()
         else:
             variances[name] = _spread(scales[name].square().float(), outputs[name], answer)
-    return Teacher(model, likelihood, variances)
+    return Teacher(model, likelihood, variances, batch)
 
 
 def _spread(columns: Tensor, output: Tensor, answer: Answer) -> Tensor:
@@ -57,10 +65,9 @@ def measure_loss(student: nn.Module, teachers: Sequence[Teacher], joined: Inputs
     Several outputs add up. `joined` are the `parts` of all teachers, one after the other (see draw.draw_batches).
     Matrix products are in bfloat16 if the processor supports it.
     """
-    products = torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
-    with torch.no_grad(), products:
+    with torch.no_grad(), products():
         wanted = [call(teacher.model, part) for teacher, part in zip(teachers, parts, strict=True)]
-    with products:
+    with products():
         found = call(student, joined)
     sizes = [len(part[0]) for part in parts]
     given = {name: torch.split(found[name].float(), sizes) for name in teachers[0].likelihood}
@@ -82,6 +89,11 @@ def _add_up(teacher: Teacher, given: Outputs, wanted: Outputs) -> Tensor:
             columns = min(variance.shape[-1], own.shape[-1])  # fewer positions where all samples are padded
             errors.append(((own - logits).square() / variance[..., :columns]).mean())
     return torch.stack(errors).sum()
+
+
+def products() -> torch.autocast:
+    """Where matrix products are in bfloat16 if the processor supports it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 def has_bfloat16() -> bool:

@@ -4,7 +4,7 @@ Adam's steps have one size for all weights, which suits networks whose outputs a
 last layers have the units of its targets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ def list_units(model: nn.Module) -> dict[nn.Parameter, Tensor]:
 
 
 @contextmanager
-def stepping(units: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+def stepping(units: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Scale the step that is taken inside by the units."""
     before = {parameter: parameter.detach().clone() for parameter in units}
     yield

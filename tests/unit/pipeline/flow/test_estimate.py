@@ -37,6 +37,7 @@ def make_work(*layers: Layer, samples: int = 64, forward_seconds: float = 1e-3, 
         pace=Pace(
             forward_seconds=forward_seconds,
             activation_bytes=1_000_000,
+            output_bytes=4_000,
             positions={layer.name: 49 for layer in layers},
             product64_flops=4e10,
             product32_flops=8e10,
