@@ -1,5 +1,7 @@
 """Of two plans, by relative errors and by second-order effects, the one that changes the predictions less."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
+from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks import sensitivity
 from rankship_pipeline.ranks.allocators import allocate_knapsack
@@ -63,15 +66,29 @@ def test_the_plan_that_diverges_less_is_taken() -> None:
 
 
 def test_the_other_one_is_taken_where_it_diverges_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, seen = sensitivity._measure_plan, list[float]()
-
-    def turn_round(*given: object) -> float:
-        seen.append(-measure(*given))  # type: ignore[arg-type]  # passed on as they came
-        return seen[-1]
-
-    monkeypatch.setattr(sensitivity, "_measure_plan", turn_round)
+    measure = sensitivity.measure_divergence
+    monkeypatch.setattr(sensitivity, "measure_divergence", lambda *given: -measure(*given))
     assert choose(take_apart()) == "relative"
-    assert len(seen) == 2
+
+
+def count_samples(monkeypatch: pytest.MonkeyPatch, leads: Callable[[int], float]) -> int:
+    """How many samples two plans are compared on, if the second leads by so much in each part."""
+    seen: list[int] = []
+
+    def measure(_model: nn.Module, part: Inputs, *_given: object) -> float:
+        seen.append(len(part[0]))
+        parts = len(seen) // 2
+        return leads(parts) if len(seen) % 2 else 0.0
+
+    monkeypatch.setattr(sensitivity, "measure_divergence", measure)
+    choose(take_apart())
+    return sum(seen) // 2
+
+
+def test_as_few_samples_are_taken_as_tell_the_plans_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_samples(monkeypatch, lambda part: 1 + 0.1 * (part % 3)) == 16
+    assert count_samples(monkeypatch, lambda part: 1 + 3.0 * (part % 2)) == 32
+    assert count_samples(monkeypatch, lambda part: (-1.0) ** part) == 150, "all, where they do not"
 
 
 @pytest.mark.parametrize(
@@ -80,5 +97,5 @@ def test_the_other_one_is_taken_where_it_diverges_less(monkeypatch: pytest.Monke
 def test_it_is_relative_without_curvature_and_with_batchnorm(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity, "_measure_plan", None)  # not called
+    monkeypatch.setattr(sensitivity, "_compare", None)  # not called
     assert choose(analysis) == "relative"
