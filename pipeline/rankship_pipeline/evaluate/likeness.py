@@ -33,23 +33,14 @@ class Likeness:
 
 
 @torch.inference_mode()
-def measure_likeness(
-    model: nn.Module,
-    inputs: Inputs,
-    other: nn.Module | Outputs,
-    likelihood: Likelihood,
-    answers_of_other: Outputs | None = None,
-) -> Likeness:
-    """How alike a model's outputs are to those of another, which stand for the truth.
-
-    What the other answers may be given in its place, or besides where it is known already.
-    """
+def measure_likeness(model: nn.Module, inputs: Inputs, other: nn.Module | Outputs, likelihood: Likelihood) -> Likeness:
+    """How alike a model's outputs are to those of another, which stand for the truth and may be given instead."""
     choices = {name: answer for name, answer in likelihood.items() if answer.is_choice}
     plain = {name: Answer(family="values", axis=answer.axis) for name, answer in likelihood.items()}
     sums = {name: _Sums() for name in likelihood}
     agreed = answers = 0
     same = isinstance(other, nn.Module) and _are_same(model, other)  # as where one model alone is "merged"
-    for batch, wanted in _answer(other if answers_of_other is None else answers_of_other, inputs):
+    for batch, wanted in _answer(other, inputs):
         own, masks = wanted if same else call(model, batch), find_masks(model, batch)
         for _, mine, theirs in take_answers(own, wanted, choices, masks):
             agreed += int((mine.argmax(-1) == theirs.argmax(-1)).sum())

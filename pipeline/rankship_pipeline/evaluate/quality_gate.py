@@ -1,7 +1,6 @@
 """Measures what each specialist lost by merging or compressing, and refuses more than the recipe allows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from rankship_pipeline.foundation.errors import QualityLost
 from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 from rankship_pipeline.models.data import Data, Inputs
-from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.recipe.choices import QualityChoice
 
 _SHOWN_LAYERS = 5
@@ -34,40 +32,32 @@ _GATES: dict[Gate, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Specialist:
-    """A trained model, and its outputs on its own calibration inputs where they are known."""
-
-    name: str
-    model: nn.Module
-    answers: Outputs | None = None
-
-
 def compare_with_source(
     model: nn.Module,
-    source: Specialist,
+    source: nn.Module,
+    name: str,
     data: Data,
     stage: str,
     rate: Rate,
     likelihood: Likelihood | None = None,
 ) -> Fidelity:
-    """Compare a stage's model with a specialist on that specialist's own data; `rate` scores its own tests.
+    """Compare a stage's model with the specialist `name` on that specialist's own data; `rate` scores its own tests.
 
     The `likelihood` says how the outputs are distributed (None: all hold logits).
     """
-    inputs = data.calibration[source.name]
+    inputs = data.calibration[name]
     if likelihood is None:
-        likelihood = assume_logits(predict(source.model, tuple(tensor[:1] for tensor in inputs)))
-    alike = measure_likeness(model, inputs, source.model, likelihood, source.answers)
-    tests = data.tests.get(source.name)
+        likelihood = assume_logits(predict(source, tuple(tensor[:1] for tensor in inputs)))
+    alike = measure_likeness(model, inputs, source, likelihood)
+    tests = data.tests.get(name)
     before, after = (
-        (rate(one, *tests, stage) for one, stage in ((source.model, f"source:{source.name}"), (model, stage)))
+        (rate(one, *tests, stage) for one, stage in ((source, f"source:{name}"), (model, stage)))
         if tests is not None
         else (None, None)
     )
     return Fidelity(
         stage=stage,
-        source=source.name,
+        source=name,
         answers=alike.answers or len(inputs[0]),
         agreement=alike.agreed / alike.answers if alike.answers else None,
         before=before,

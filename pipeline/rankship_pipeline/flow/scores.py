@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankship_pipeline.evaluate.calibrate import predict
-from rankship_pipeline.evaluate.quality_gate import Specialist, compare_with_source
+from rankship_pipeline.evaluate.quality_gate import compare_with_source
 from rankship_pipeline.flow.cached_stage import Form, as_record, cached_stage
 from rankship_pipeline.flow.stages import Model, Stages
 from rankship_pipeline.foundation.codec import digest
@@ -17,7 +17,7 @@ from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Source
 
 _SCORE: Form[Score] = as_record(Score, "score.json")
-_KEPT_BYTES = 2**28  # of a dense model's outputs that stay in memory from one score to the next
+_KEPT_BYTES = 2**28  # of the dense model's outputs that stay in memory from one score to the next
 _FIDELITY: Form[Fidelity] = as_record(Fidelity, "fidelity.json")
 
 
@@ -100,20 +100,14 @@ class Scores:
             _FIDELITY,
             lambda: compare_with_source(
                 model.module,
-                Specialist(source.name, specialist.module, self._answer(source.name, specialist.module)),
+                specialist.module,
+                source.name,
                 prepared.data,
                 stage,
                 prepared.court.score,
                 prepared.likelihood,
             ),
         ).value
-
-    def _answer(self, name: str, specialist: nn.Module) -> Outputs | None:
-        """A specialist's outputs on its own calibration data; None where they are too large to stay in memory."""
-        inputs = self.stages.prepared.data.calibration[name]
-        first = predict(specialist, tuple(tensor[:1] for tensor in inputs))
-        is_small = sum(one.nbytes for one in first.values()) * len(inputs[0]) <= _KEPT_BYTES
-        return self.stages.answer(name) if is_small else None
 
     def _judged_sha256(self) -> str:
         court = self.stages.prepared.court

@@ -338,7 +338,7 @@ class Stages:
 
         def distance(candidate: nn.Module) -> float:
             return sum(
-                measure_divergence(candidate, data.calibration[one.name], self.answer(one.name), kinds)
+                measure_divergence(candidate, data.calibration[one.name], self._answer(one.name), kinds)
                 for one in recipe.models
             )
 
@@ -377,7 +377,7 @@ class Stages:
         models = self.prepared.recipe.models
         return [self.calibrate(model, source.name) for model, source in zip(sources, models, strict=True)]
 
-    def answer(self, name: str) -> Outputs:
+    def _answer(self, name: str) -> Outputs:
         """A source's outputs on its own calibration data, computed once."""
         if name not in self._answers:
             self._answers[name] = predict(self.load_source(name).module, self.prepared.data.calibration[name])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.accuracy import measure_accuracy
-from rankship_pipeline.evaluate.quality_gate import Specialist, compare_with_source, describe_loss, refuse_lost
+from rankship_pipeline.evaluate.quality_gate import compare_with_source, describe_loss, refuse_lost
 from rankship_pipeline.foundation.errors import QualityLost
 from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.models.data import Data, Inputs
@@ -43,7 +43,7 @@ def make_data(*, with_tests: bool) -> Data:
 
 def test_a_model_compared_with_itself_lost_nothing() -> None:
     same = make_selector((0, 1, 2, 3))
-    found = compare_with_source(same, Specialist("a", same), make_data(with_tests=True), "merged", rate)
+    found = compare_with_source(same, same, "a", make_data(with_tests=True), "merged", rate)
     assert (found.agreement, found.answers, found.lost_points) == (1, 20, 0)
     assert found.before is not None
     assert found.before.value == 1
@@ -51,10 +51,10 @@ def test_a_model_compared_with_itself_lost_nothing() -> None:
 
 def test_agreement_needs_no_labels_and_accuracy_is_on_the_models_own_tests() -> None:
     source, other = make_selector((0, 1, 2, 3)), make_selector((0, 1, 3, 2))
-    found = compare_with_source(other, Specialist("a", source), make_data(with_tests=False), "merged", rate)
+    found = compare_with_source(other, source, "a", make_data(with_tests=False), "merged", rate)
     assert (found.agreement, found.before, found.after) == (0.5, None, None)
     assert found.lost_points == 50
-    tested = compare_with_source(source, Specialist("a", other), make_data(with_tests=True), "compressed", rate)
+    tested = compare_with_source(source, other, "a", make_data(with_tests=True), "compressed", rate)
     assert tested.agreement == 0.5
     assert tested.lost_points == -50, "the later model does better"
     assert tested.before is not None
