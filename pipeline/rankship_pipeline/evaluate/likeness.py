@@ -39,7 +39,7 @@ def measure_likeness(model: nn.Module, inputs: Inputs, other: nn.Module | Output
     plain = {name: Answer(family="values", axis=answer.axis) for name, answer in likelihood.items()}
     sums = {name: _Sums() for name in likelihood}
     agreed = answers = 0
-    same = isinstance(other, nn.Module) and _are_same(model, other)  # as where one model alone is "merged"
+    same = isinstance(other, nn.Module) and are_same(model, other)  # as where one model alone is "merged"
     for batch, wanted in _answer(other, inputs):
         own, masks = wanted if same else call(model, batch), find_masks(model, batch)
         for _, mine, theirs in take_answers(own, wanted, choices, masks):
@@ -61,7 +61,7 @@ def _answer(other: nn.Module | Outputs, inputs: Inputs) -> Iterator[tuple[Inputs
         yield both[: len(inputs)], dict(zip(other, both[len(inputs) :], strict=True))
 
 
-def _are_same(model: nn.Module, other: nn.Module) -> bool:
+def are_same(model: nn.Module, other: nn.Module) -> bool:
     """Whether two models are of one kind with the same tensors."""
     states = model.state_dict(), other.state_dict()
     return (

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
@@ -66,7 +67,7 @@ def test_the_plan_that_diverges_less_is_taken() -> None:
 
 
 def test_the_other_one_is_taken_where_it_diverges_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = sensitivity.measure_divergence
+    measure = measure_divergence
     monkeypatch.setattr(sensitivity, "measure_divergence", lambda *given: -measure(*given))
     assert choose(take_apart()) == "relative"
 
