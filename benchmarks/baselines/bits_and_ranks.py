@@ -124,10 +124,11 @@ class Subject:
         }
 
     def _settle(self, model: nn.Module) -> tuple[nn.Module, bool]:
-        def distance(candidate: nn.Module) -> float:
-            return measure_divergence(candidate, self.inputs, self.teacher)
+        def lead(first: nn.Module, second: nn.Module) -> float:
+            own, other = (measure_divergence(one, self.inputs, self.teacher) for one in (first, second))
+            return own - other
 
-        return settle_batchnorm(model, self.inputs, "auto", distance)
+        return settle_batchnorm(model, self.inputs, "auto", lead)
 
     def _score(self, model: nn.Module) -> float:
         """The percentage of the test images that it gets right."""

@@ -12,10 +12,10 @@ from torch import nn
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
-from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, predict, thin
+from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, thin
 from rankship_pipeline.evaluate.curvature import SAMPLES, collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
+from rankship_pipeline.evaluate.lead import measure_lead
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
@@ -43,7 +43,6 @@ from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
-from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.ranks.losses import measure_losses
@@ -91,7 +90,6 @@ class Stages:
     steps: Steps
     keep: Keep = cached_stage
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
-    _answers: dict[str, Outputs] = field(default_factory=dict)
 
     def load_source(self, name: str) -> Model:
         """A trained model of the recipe, made like the others."""
@@ -334,15 +332,13 @@ class Stages:
 
     def settle(self, module: nn.Module) -> tuple[nn.Module, bool]:
         """Keep or re-estimate batch-norm, whichever is closer to each source's outputs on its calibration data."""
-        data, recipe, kinds = self.prepared.data, self.prepared.recipe, self.prepared.likelihood
+        data, recipe = self.prepared.data, self.prepared.recipe
 
-        def distance(candidate: nn.Module) -> float:
-            return sum(
-                measure_divergence(candidate, data.calibration[one.name], self._answer(one.name), kinds)
-                for one in recipe.models
-            )
+        def lead(first: nn.Module, second: nn.Module) -> float:
+            teachers = [(self.load_source(one.name).module, data.calibration[one.name]) for one in recipe.models]
+            return measure_lead(first, second, teachers, self.prepared.likelihood)
 
-        return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, distance)
+        return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, lead)
 
     def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
         """The metric of each layer, none for "plain", and its hash: the sources' summed Grams or the merged model's."""
@@ -376,12 +372,6 @@ class Stages:
     def _calibrate_sources(self, sources: list[Model]) -> list[Kept[Grams]]:
         models = self.prepared.recipe.models
         return [self.calibrate(model, source.name) for model, source in zip(sources, models, strict=True)]
-
-    def _answer(self, name: str) -> Outputs:
-        """A source's outputs on its own calibration data, computed once."""
-        if name not in self._answers:
-            self._answers[name] = predict(self.load_source(name).module, self.prepared.data.calibration[name])
-        return self._answers[name]
 
     def _keep(
         self, kind: str, made_from: Mapping[str, object], form: Form[T], compute: Callable[[], T], title: str

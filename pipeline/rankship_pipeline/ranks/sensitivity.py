@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankship_pipeline.evaluate.accuracy import measure_divergence
-from rankship_pipeline.evaluate.calibrate import predict, split
+from rankship_pipeline.evaluate.calibrate import predict
+from rankship_pipeline.evaluate.lead import measure_lead
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
 from rankship_pipeline.foundation.records import Stored
 from rankship_pipeline.models.data import Inputs
-from rankship_pipeline.models.outputs import Outputs, call
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.ranks.allocators import ALLOCATORS, Allocator, allocate_knapsack, total_cost
 from rankship_pipeline.ranks.probing import Changes, Ratings, prepare_prober, write
 from rankship_pipeline.ranks.stats import Choices, Curve, LayerStats, Offer
@@ -36,9 +37,6 @@ _FIRST = 8  # samples of the first round
 _HALVES = (slice(0, None, 2), slice(1, None, 2))
 # The plan that either half of the samples asks for may lose this much more than that of all, by the curves of all.
 _REGRET = 0.01
-# Two plans are compared on so many samples after another, after as many parts at least and whenever they have doubled,
-# until chance would give one of them such a lead with this probability.
-_PART, _FEWEST, _DOUBT = 4, 4, 0.01
 _LEAST = 1e-9  # nats: damages below are noise of float32
 
 IsSure = Callable[[Sequence[LayerStats], Sequence[Sequence[LayerStats]]], bool]
@@ -219,23 +217,8 @@ def try_sensitivities(
     plans = [ALLOCATORS[choice.method](stats, available, one) for one in choices]
     if plans[0] == plans[1]:
         return choices[0]
-    gains = _compare(analysis.model, [_apply_plan(analysis, stats, plan) for plan in plans], inputs, likelihood)
-    return choices[0 if gains <= 0 else 1]
-
-
-@torch.inference_mode()
-def _compare(dense: nn.Module, models: Sequence[nn.Module], inputs: Inputs, likelihood: Likelihood | None) -> float:
-    """By how many nats the first of two models diverges more from the dense one than the second."""
-    from scipy.stats import ttest_1samp
-
-    gains: list[float] = []
-    for part in split(inputs, _PART):
-        teacher = call(dense, part)
-        first, second = (measure_divergence(one, part, teacher, likelihood) for one in models)
-        gains.append(first - second)
-        if len(gains) >= _FEWEST and len(gains).bit_count() == 1 and ttest_1samp(gains, 0).pvalue < _DOUBT:
-            break
-    return sum(gains)
+    first, second = (_apply_plan(analysis, stats, plan) for plan in plans)
+    return choices[0 if measure_lead(first, second, [(analysis.model, inputs)], likelihood) <= 0 else 1]
 
 
 def _measure_plan(

@@ -1,18 +1,15 @@
 """Of two plans, by relative errors and by second-order effects, the one that changes the predictions less."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.curvature import collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
+from rankship_pipeline.evaluate.lead import measure_lead
 from rankship_pipeline.factors.analysis import Analysis, analyse
 from rankship_pipeline.factors.decompose import Metric
-from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.ranks import sensitivity
 from rankship_pipeline.ranks.allocators import allocate_knapsack
@@ -67,29 +64,8 @@ def test_the_plan_that_diverges_less_is_taken() -> None:
 
 
 def test_the_other_one_is_taken_where_it_diverges_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = measure_divergence
-    monkeypatch.setattr(sensitivity, "measure_divergence", lambda *given: -measure(*given))
+    monkeypatch.setattr(sensitivity, "measure_lead", lambda *given: -measure_lead(*given))
     assert choose(take_apart()) == "relative"
-
-
-def count_samples(monkeypatch: pytest.MonkeyPatch, leads: Callable[[int], float]) -> int:
-    """How many samples two plans are compared on, if the second leads by so much in each part."""
-    seen: list[int] = []
-
-    def measure(_model: nn.Module, part: Inputs, *_given: object) -> float:
-        seen.append(len(part[0]))
-        parts = len(seen) // 2
-        return leads(parts) if len(seen) % 2 else 0.0
-
-    monkeypatch.setattr(sensitivity, "measure_divergence", measure)
-    choose(take_apart())
-    return sum(seen) // 2
-
-
-def test_as_few_samples_are_taken_as_tell_the_plans_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert count_samples(monkeypatch, lambda part: 1 + 0.1 * (part % 3)) == 16
-    assert count_samples(monkeypatch, lambda part: 1 + 3.0 * (part % 2)) == 32
-    assert count_samples(monkeypatch, lambda part: (-1.0) ** part) == 150, "all, where they do not"
 
 
 @pytest.mark.parametrize(
@@ -98,5 +74,5 @@ def test_as_few_samples_are_taken_as_tell_the_plans_apart(monkeypatch: pytest.Mo
 def test_it_is_relative_without_curvature_and_with_batchnorm(
     analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity, "_compare", None)  # not called
+    monkeypatch.setattr(sensitivity, "measure_lead", None)  # not called
     assert choose(analysis) == "relative"

@@ -33,13 +33,15 @@ def is_same(net: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 def choose_net(net: nn.Module, *, prefer_fresh: bool) -> tuple[nn.Module, bool]:
-    def distance(candidate: nn.Module) -> float:
-        return float((candidate is net) == prefer_fresh)
+    def lead(first: nn.Module, second: nn.Module) -> float:
+        assert first is net
+        assert second is not net
+        return 1.0 if prefer_fresh else -1.0
 
-    return settle_batchnorm(net, (make_images(8),), "auto", distance)
+    return settle_batchnorm(net, (make_images(8),), "auto", lead)
 
 
-def refuse(_model: nn.Module) -> float:
+def refuse(_first: nn.Module, _second: nn.Module) -> float:
     pytest.fail("nothing to compare")
 
 
@@ -135,7 +137,7 @@ def test_auto_keeps_the_nearer(*, prefer_fresh: bool) -> None:
 
 def test_auto_keeps_what_is_equally_near() -> None:
     net = make_net()
-    assert settle_batchnorm(net, (make_images(8),), "auto", lambda _model: 1.0) == (net, False)
+    assert settle_batchnorm(net, (make_images(8),), "auto", lambda _first, _second: 0.0) == (net, False)
 
 
 @pytest.mark.parametrize("mode", ["auto", "reestimate", "keep"])
