@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rankship_targets.devices.device import Device
     from rankship_targets.enrol.doctor import Check
     from rankship_targets.session.session import Session
+    from rankship_targets.trials.events import Probe
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -91,7 +92,7 @@ def _examine(device: "Device") -> "list[Check]":
             asked_ns = time.time_ns()
             probe = session.probe()
             answered_ns = time.time_ns()
-            meter = _examine_meter(session)
+            found = [*_examine_delegates(session, probe), *_examine_meter(session)]
     except TargetError as failure:
         finding = f"{type(failure).__name__}: {failure}"
         name = "equipment" if isinstance(failure, Lacks) else "reachable"
@@ -105,7 +106,19 @@ def _examine(device: "Device") -> "list[Check]":
     if troubles:
         quarantine.clear(device)
         checks.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
-    return [*checks, *examine(device, probe), *meter, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+    return [*checks, *examine(device, probe), *found, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
+
+
+def _examine_delegates(session: "Session", probe: "Probe") -> "list[Check]":
+    """Say which delegates each runtime has, by the words that suites and recipes use."""
+    from rankship_pipeline.foundation.delegates import DELEGATES
+    from rankship_targets.enrol.doctor import Check
+
+    lines = []
+    for known in (one for one, found in probe.runtimes.items() if found):
+        there = session.list_delegates(known)
+        lines.append(f"{known} {', '.join(one.word for one in DELEGATES[known] if one.delegate in there)}")
+    return [Check(name="delegates", verdict="ok", finding="; ".join(lines))] if lines else []
 
 
 def _examine_meter(session: "Session") -> "list[Check]":

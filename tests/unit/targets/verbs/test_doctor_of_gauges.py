@@ -33,4 +33,5 @@ def test_the_doctor_says_what_it_believes_and_why(
     assert doctor(["phone", "--inventory", str(inventory)]) in {0, 4}
     printed = capsys.readouterr().out
     assert said in printed
+    assert "onnx cpu; tflite xnnpack, plain; executorch xnnpack, plain" in printed
     assert "41.2 °C by mtktscpu; not believed: mtkts_bts1 tells 125.0 °C" in printed
