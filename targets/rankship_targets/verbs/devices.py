@@ -116,7 +116,10 @@ def _examine_delegates(session: "Session", probe: "Probe") -> "list[Check]":
 
     lines = []
     for known in (one for one, found in probe.runtimes.items() if found):
-        there = session.list_delegates(known)
+        try:
+            there = session.list_delegates(known)
+        except Lacks as failure:
+            return [Check(name="delegates", verdict="warn", finding=f"{known}: {failure}", advice=failure.hint)]
         lines.append(f"{known} {', '.join(one.word for one in DELEGATES[known] if one.delegate in there)}")
     return [Check(name="delegates", verdict="ok", finding="; ".join(lines))] if lines else []
 
