@@ -62,12 +62,7 @@ WAYS = (
     Way("knapsack", RankChoice(sensitivity="gradient", forms=("svd",))),
     Way("knapsack, neurons too", RankChoice(sensitivity="gradient", forms=("svd", "width"))),
     Way("the same, refitted", RankChoice(sensitivity="gradient", forms=("svd", "width")), is_refitted=True),
-    Way(
-        "the same, blocks refined",
-        RankChoice(sensitivity="gradient", forms=("svd", "width")),
-        is_refitted=True,
-        refined_s=600.0,
-    ),
+    Way("neurons too, blocks refined", RankChoice(sensitivity="gradient", forms=("svd", "width")), refined_s=400.0),
 )
 
 
