@@ -3,6 +3,8 @@
 import argparse
 import io
 import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rankship_pipeline.foundation.errors import InputError
@@ -40,7 +42,7 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
             "models": [model],
             "data": data,
             "budget": take_budget(arguments, folder),
-            "ranks": {"method": "knapsack", "step": 8},
+            "ranks": {"method": "knapsack", "step": 8, **suit_forms([arguments.huggingface])},
             **take_precision(arguments),
             "export": {"formats": list(choose_formats(arguments.formats))},
         },
@@ -52,6 +54,17 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
         *(f"to do: {one}" for one in todo),
         f"next: rankship build {shlex.quote(str(recipe))}",
     ]
+
+
+def suit_forms(models: Sequence[str | None]) -> dict[str, object]:
+    """The `forms` of [ranks] that suit language models in folders here, whose MLPs may lose neurons; {} for others."""
+    from rankship_pipeline.models.model_config import read_task
+
+    folders = [one for one in models if one is not None and Path(one).is_dir()]
+    with suppress(InputError):  # what is wrong with a model is told when it is opened
+        tasks = {read_task(Source(name=one, huggingface=one), Path()) for one in folders}
+        return {"forms": ["svd", "width"]} if tasks == {"causal-lm"} else {}
+    return {}
 
 
 def _describe_model(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, object]:

@@ -30,6 +30,7 @@ _COMMENTS = {
     "merge.method": "how several models become one; docs/merging.md lists the ways",
     "ranks.method": "who gets how much of the budget",
     "ranks.step": "ranks are multiples of this",
+    "ranks.forms": "a layer may become two factors, or lose neurons between linear layers",
     "precision.weights": "of float32, int8 and int4; with size_bytes chosen for each layer, else one file for each",
     "export.formats": "of onnx, tflite and executorch",
 }
@@ -153,7 +154,7 @@ def _write_keys(table: str, content: Mapping[str, object]) -> list[str]:
     for key, value in content.items():
         pair = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         comment = _COMMENTS.get(key, _COMMENTS.get(f"{table}.{key}"))
-        lines.append(f"{pair:<32}# {comment}" if comment else pair)
+        lines.append(f"{pair:<31} # {comment}" if comment else pair)
     hints = (_OPTIONS[kind] for kind in DATA_KINDS if kind in content)
     return [*lines, *(hint for hint in hints if hint)]
 
