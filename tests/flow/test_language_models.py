@@ -24,6 +24,11 @@ tokens = 16
 kept_parameters = 0.8
 [ranks]
 step = 4
+forms = ["svd", "width"]
+[refine]
+steps = 12
+by = "blocks"
+step_size = 1e-3
 [precision]
 weights = ["int8"]
 [export]
