@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
-from rankship_pipeline.quantise.grid import BITS, Grid, find_scales, read_integers, read_rows
+from rankship_pipeline.quantise.grid import BITS, BLOCK, Grid, find_scales, read_integers, read_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers, round_nearest
 from rankship_pipeline.quantise.sizes import Offered
 from rankship_pipeline.ranks.call_sites import Branches, Copies
@@ -158,7 +158,8 @@ def _list_exceptions(types: Mapping[str, Precision], grids: Mapping[str, Grid]) 
         if found != wanted:
             instead.setdefault((wanted, found), []).append(layer)
     for (wanted, found), layers in instead.items():
-        yield f"no format of the recipe runs these in {wanted}, they have {found}: {', '.join(layers)}"
+        line = f"no format of the recipe runs these in {wanted}, they have {found}: {', '.join(layers)}"
+        yield f"{line}; int4 takes ranks that are multiples of {BLOCK} ([ranks] step)" if wanted == "int4" else line
 
 
 def _read_weights(model: nn.Module, name: str, grid: Grid) -> Iterator[RoundedWeight]:

@@ -11,6 +11,7 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe import templates
 from rankship_pipeline.recipe.choices import Source
 from rankship_pipeline.recipe.draft import (
+    INT4_STEP,
     choose_formats,
     place,
     take_budget,
@@ -42,7 +43,11 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
             "models": [model],
             "data": data,
             "budget": take_budget(arguments, folder),
-            "ranks": {"method": "knapsack", "step": 8, **suit_forms([arguments.huggingface])},
+            "ranks": {
+                "method": "knapsack",
+                "step": INT4_STEP if "int4" in arguments.precision and arguments.huggingface is not None else 8,
+                **suit_forms([arguments.huggingface]),
+            },
             **take_precision(arguments),
             "export": {"formats": list(choose_formats(arguments.formats))},
         },
