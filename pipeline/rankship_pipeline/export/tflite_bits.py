@@ -6,7 +6,7 @@ It keeps the scales of blocks in bfloat16, so those of a grid must fit it.
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def quantise_file(
     as they run; convolutions, and all with "float32", have their weights made float32.
     """
     model = _load(source)
-    recipe = recipe_manager.RecipeManager()
+    alike: dict[tuple[str, bool, Precision, int | None], list[str]] = {}
     stored: list[RoundedWeight] = []
     for one in _list_weighted(model):
         matrix = _read_floats(model, one)
@@ -126,25 +126,33 @@ def quantise_file(
             continue
         stored.append(weight)
         alone = activations == "float32" or one.kind in _CONVOLUTIONS
-        add = recipe.add_weight_only_config if alone else recipe.add_dynamic_config
-        try:
-            add(
-                f"^{re.escape(one.scope)}$",
-                qtyping.TFLOperationName(one.kind),
-                BITS[weight.precision],
-                granularity=_BLOCKS[weight.block]
-                if weight.scales.shape[1] > 1
-                else qtyping.QuantGranularity.CHANNELWISE,
-            )
-        except ValueError as failure:
-            raise BuildError(
-                f"{weight.name}: TFLite cannot store it in {weight.precision}: {failure}", hint="leave it float32"
-            ) from failure
+        block = weight.block if weight.scales.shape[1] > 1 else None
+        alike.setdefault((one.kind, alone, weight.precision, block), []).append(one.scope)
     _unmark(model)
     plain = flatbuffer_utils.convert_object_to_bytearray(model)
-    rounder = quantizer.Quantizer(bytearray(plain), recipe.get_quantization_recipe())
+    rounder = quantizer.Quantizer(bytearray(plain), _write_recipe(alike).get_quantization_recipe())
     target.write_bytes(bytes(rounder.quantize().quantized_model))
     return list_stored(weights, stored)
+
+
+def _write_recipe(alike: Mapping[tuple[str, bool, Precision, int | None], Sequence[str]]) -> Any:  # noqa: ANN401 - its own
+    """One rule for all operators alike: of one kind, type and block, with activations rounded or not.
+
+    The quantiser tries every rule on every operator, and Python keeps 512 patterns compiled: with a rule for each
+    operator it was not done with a language model of 30 blocks in five minutes.
+    """
+    recipe = recipe_manager.RecipeManager()
+    for (kind, alone, precision, block), scopes in alike.items():
+        add = recipe.add_weight_only_config if alone else recipe.add_dynamic_config
+        granularity = qtyping.QuantGranularity.CHANNELWISE if block is None else _BLOCKS[block]
+        pattern = f"^(?:{'|'.join(map(re.escape, dict.fromkeys(scopes)))})$"
+        try:
+            add(pattern, qtyping.TFLOperationName(kind), BITS[precision], granularity=granularity)
+        except ValueError as failure:
+            raise BuildError(
+                f"{scopes[0]}: TFLite cannot store it in {precision}: {failure}", hint="leave it float32"
+            ) from failure
+    return recipe
 
 
 def read_weights(path: Path) -> tuple[RoundedWeight, ...]:
