@@ -5,6 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.models.data import Inputs
 
 Masks = tuple[Tensor, ...]  # (samples, positions) as booleans: of the encoder, or the only one; of the decoder
@@ -17,6 +18,7 @@ def find_masks(model: nn.Module, batch: Inputs) -> Masks:
     They are known by their names: in `inputs` of a wrapped transformers model, else in `forward`'s signature; there
     they must hold only zeros and ones, too, and be as long as whole numbers beside them, the tokens that they mask.
     """
+    model = model.module if isinstance(model, Remembered) else model
     named = getattr(model, "inputs", None)
     names = inspect.signature(model.forward).parameters if named is None else named
     found = {name: one for name, one in zip(names, batch, strict=False) if name in _NAMES}

@@ -1,7 +1,5 @@
 """A model that runs once: its outputs on a set of inputs are known, and given back for every part of them."""
 
-import inspect
-
 from torch import Tensor, nn
 
 from rankship_pipeline.models.data import Inputs
@@ -9,15 +7,11 @@ from rankship_pipeline.models.outputs import Outputs
 
 
 class Remembered(nn.Module):
-    """A model with its outputs, samples first, on inputs of which batches are slices; on other batches the model runs.
-
-    `inputs` has the names of its inputs, by which masks of padding are found.
-    """
+    """A model with its outputs, samples first, on inputs of which batches are slices; the model runs on others."""
 
     def __init__(self, module: nn.Module, known: Inputs, outputs: Outputs) -> None:
         super().__init__()
         self.module, self._known, self._outputs = module, known, outputs
-        self.inputs = getattr(module, "inputs", None) or tuple(inspect.signature(module.forward).parameters)
 
     def forward(self, *batch: Tensor) -> object:
         """Return the known outputs of a slice of the known inputs, else the model's."""

@@ -41,7 +41,10 @@ def test_slices_of_the_known_inputs_are_not_computed_again(inputs: tuple[Tensor,
             assert len(found["logits"]) == len(batch[0]), place
     assert net.calls == before
     assert torch.equal(predict(known, inputs)["logits"], wanted["logits"])
-    assert [one.shape for one in find_masks(known, inputs)] == [(20, 4)]
+    floats = (inputs[0], inputs[1] + 0.5)
+    for some in (inputs, floats, (inputs[1].long(), inputs[1])):  # of unnamed inputs not all are masks
+        assert len(find_masks(known, some)) == len(find_masks(net, some))
+    assert [one.shape for one in find_masks(known, (inputs[1].long() + 7, inputs[1]))] == [(20, 4)]
 
 
 def test_anything_else_is_computed(inputs: tuple[Tensor, Tensor]) -> None:
