@@ -23,12 +23,12 @@ from rankship_pipeline.foundation.toolchain import list_versions
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import get_layer
 from rankship_pipeline.models.weights import State, copy_state, load_into
-from rankship_pipeline.quantise.grid import BITS, BLOCK, Grid, find_scales, read_integers, read_rows
+from rankship_pipeline.quantise.grid import BITS, Grid, find_scales, read_integers, read_rows
 from rankship_pipeline.quantise.in_order import find_grids, round_layers, round_nearest
 from rankship_pipeline.quantise.sizes import Offered
 from rankship_pipeline.ranks.call_sites import Branches, Copies
 from rankship_pipeline.recipe.choices import Recipe, find_unit
-from rankship_pipeline.recipe.precision import Computed
+from rankship_pipeline.recipe.precision import BLOCK, Computed
 
 _TENSORS = as_tensors("state.safetensors")
 _SAMPLES = 128  # of calibration data, for the ranges of activations

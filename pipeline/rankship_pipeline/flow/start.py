@@ -11,7 +11,6 @@ from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.recipe import templates
 from rankship_pipeline.recipe.choices import Source
 from rankship_pipeline.recipe.draft import (
-    INT4_STEP,
     choose_formats,
     place,
     take_budget,
@@ -20,6 +19,7 @@ from rankship_pipeline.recipe.draft import (
     write_new,
     write_recipe,
 )
+from rankship_pipeline.recipe.precision import BLOCK
 
 _NOISES = 32
 _NOISE_PIXELS = 64
@@ -45,7 +45,7 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
             "budget": take_budget(arguments, folder),
             "ranks": {
                 "method": "knapsack",
-                "step": INT4_STEP if "int4" in arguments.precision and arguments.huggingface is not None else 8,
+                "step": BLOCK if "int4" in arguments.precision and arguments.huggingface is not None else 8,
                 **suit_forms([arguments.huggingface]),
             },
             **take_precision(arguments),

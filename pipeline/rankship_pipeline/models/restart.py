@@ -17,15 +17,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs, call
-from rankship_pipeline.models.watch import watch
+from rankship_pipeline.models.watch import Ended, watch
 
 
 class DivergedError(Exception):
     """A pass called other modules than the one that was recorded."""
-
-
-class _ReachedError(Exception):
-    """Ends a pass whose rest is not needed."""
 
 
 @dataclass
@@ -67,7 +63,7 @@ class Restart:
         self._stops, self._is_recording = stops, True
         try:
             self.run()
-        except _ReachedError:
+        except Ended:
             return
         finally:
             self._stops, self._is_recording = (), False
@@ -113,7 +109,7 @@ class Restart:
                 raise DivergedError
             return _copy(known.output) if known.frame is None else self._enter(known.frame, forward, args, named)
         if module in self._stops:
-            raise _ReachedError
+            raise Ended
         inner = frame.inner if place == len(frame.returned) else None
         if not self._is_recording:
             return self._enter(inner, forward, args, named)

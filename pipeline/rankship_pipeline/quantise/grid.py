@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.layers import Factorable, Kind, stores_inputs_first
+from rankship_pipeline.recipe.precision import BLOCK
 
 LARGEST: dict[Precision, int] = {"int8": 127, "int4": 7}  # the largest integer of a symmetric grid
 BITS: dict[Precision, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
-BLOCK = 32  # columns that share a scale where runtimes run 4 bits
 
 
 @record

@@ -23,7 +23,7 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import describe, find_kind, get_layer, is_factorable
 from rankship_pipeline.models.restart import DivergedError, Restart
-from rankship_pipeline.models.watch import watch
+from rankship_pipeline.models.watch import Ended, watch
 from rankship_pipeline.quantise.basis import choose_bases
 from rankship_pipeline.quantise.grid import Grid, find_block, is_on_grid, read_rows, write_rows
 from rankship_pipeline.quantise.rounding import round_matrix
@@ -148,10 +148,6 @@ def _round(student: nn.Module, name: str, grid: Grid, seen: Seen | None) -> None
         bias += (before @ seen.mean - found @ seen.own_mean).to(bias.dtype)
 
 
-class _ReachedError(Exception):
-    """Ends a pass whose rest is not needed."""
-
-
 class _Run:
     """Both models on all samples, batch by batch, each batch stopped at the operator that is looked at."""
 
@@ -198,9 +194,9 @@ def _read(model: nn.Module, restart: Restart, name: str) -> Tensor:
 
     def see(_name: str, x: Tensor, _y: Tensor) -> None:
         found.append(x)
-        raise _ReachedError
+        raise Ended
 
-    with watch(model, [name], see), suppress(_ReachedError):
+    with watch(model, [name], see), suppress(Ended):
         restart.run()
     return found[0]
 

@@ -8,8 +8,8 @@ from rankship_pipeline.factors.operators import Operator
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.records import Factors, Stored
 from rankship_pipeline.models.layers import Kind, Layer
-from rankship_pipeline.quantise.grid import BITS, BLOCK, find_block
-from rankship_pipeline.recipe.precision import Activations, Computed
+from rankship_pipeline.quantise.grid import BITS, find_block
+from rankship_pipeline.recipe.precision import BLOCK, Activations, Computed
 
 _SCALE_BYTES = 4  # float32
 

@@ -12,9 +12,9 @@ from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.toolchain import can_export
 from rankship_pipeline.recipe.budget import AMOUNTS
 from rankship_pipeline.recipe.choices import DATA_KINDS, DataKind
+from rankship_pipeline.recipe.precision import BLOCK
 
 Tables = dict[str, Mapping[str, object] | Sequence[Mapping[str, object]]]
-INT4_STEP = 32  # ranks whose multiples runtimes run in int4
 KEPT = 0.5  # of the parameters, where no budget is given
 _DATA_KEYS = ("label", "columns", "size", "channels", "tokens", "calibration_samples", "test_samples")
 _WHOLE = {"parameters", "size_bytes", "flops", "latency_us", "energy_uj"}
@@ -30,7 +30,7 @@ _COMMENTS = {
     "kept_parameters": "the share kept; or parameters, size_bytes, kept_flops, flops, a time and on",
     "merge.method": "how several models become one; docs/merging.md lists the ways",
     "ranks.method": "who gets how much of the budget",
-    "ranks.step": "ranks are multiples of this; int4 takes multiples of 32",
+    "ranks.step": f"ranks are multiples of this; int4 takes multiples of {BLOCK}",
     "ranks.forms": "a layer may become two factors, or lose neurons between linear layers",
     "precision.weights": "of float32, int8 and int4; with size_bytes chosen for each layer, else one file for each",
     "export.formats": "of onnx, tflite and executorch",

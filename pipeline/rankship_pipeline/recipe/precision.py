@@ -9,6 +9,7 @@ from rankship_pipeline.foundation.frozen import record
 Computed = Literal["float32", "static", "dynamic"]
 Activations = Literal["auto", Computed]
 
+BLOCK = 32  # columns that share a scale where runtimes run 4 bits
 TYPES: tuple[Precision, ...] = ("float32", "int8", "int4")  # that weights may be asked to have
 
 

@@ -19,15 +19,11 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer
 from rankship_pipeline.models.outputs import call
 from rankship_pipeline.models.restart import DivergedError, Restart
-from rankship_pipeline.models.watch import watch
+from rankship_pipeline.models.watch import Ended, watch
 
 _BYTES = 2**32  # of both models' records of all samples
 _RECENT = 48  # inputs and outputs among which what is carried past a layer is looked for
 _CLOSE = 1e-4  # of the largest number
-
-
-class _ReachedError(Exception):
-    """Ends a pass whose rest is not needed."""
 
 
 @dataclass
@@ -105,14 +101,14 @@ def _read(
     def see(which: str, x: Tensor, _y: Tensor) -> None:
         found.setdefault(which, x)
         if which == last:
-            raise _ReachedError
+            raise Ended
 
     try:
         if restart is not None:
             restart.advance([model.get_submodule(name)])
     except DivergedError:  # this batch takes another way through the model
         restart = None
-    with watch(model, {name, last}, see), suppress(_ReachedError):
+    with watch(model, {name, last}, see), suppress(Ended):
         if restart is None:
             model(*batch)
         else:

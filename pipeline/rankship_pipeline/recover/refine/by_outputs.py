@@ -12,9 +12,7 @@ from rankship_pipeline.recover.refine.teach import measure_loss, measure_teacher
 from rankship_pipeline.recover.refine.units import list_units
 
 
-def learn_outputs(
-    course: Course, teachers: Sequence[tuple[nn.Module, Inputs]], likelihood: Likelihood | None = None
-) -> None:
+def learn_outputs(course: Course, teachers: Sequence[tuple[nn.Module, Inputs]], likelihood: Likelihood | None) -> None:
     """Train the student to the end of its course, each step on a batch with equally many samples of every teacher."""
     training = course.training
     measured = [measure_teacher(*teacher, likelihood) for teacher in teachers]

@@ -14,9 +14,8 @@ from rankship_pipeline.models.outputs import Outputs, call
 from rankship_pipeline.recover.refine.draw import BATCH
 
 _SCALED_ON = 512  # inputs on which the variance of a teacher's outputs is measured
-OUTPUT_BYTES = (
-    2**28
-)  # of a batch: a step holds them about six times, and a language model's are far larger than all else
+# Of a batch, of which a step holds several: a language model's outputs are far larger than all else.
+OUTPUT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
