@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.quality import Score
@@ -31,7 +31,7 @@ class Exam:
 
     def score(self, outputs: Sequence[Tensor], stage: str) -> Score:
         """Score outputs, in the file's order, as the recipe's final models are scored on the host."""
-        return self.court.score(_Replayed(self.name(outputs), self.names), self.inputs, self.labels, stage)
+        return self.court.score_outputs(self.name(outputs), self.names, self.inputs, self.labels, stage)
 
     def name(self, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return outputs by the names that the model's own code gives them."""
@@ -42,20 +42,6 @@ class Exam:
         judged = self.court.judging.judged[0]
         axis = self.court.judging.classes.get(judged)
         return None if axis is None else self.name(outputs)[judged].argmax(axis).flatten()
-
-
-class _Replayed(nn.Module):
-    """Gives back outputs that were computed elsewhere, batch by batch in the samples' order."""
-
-    def __init__(self, outputs: dict[str, Tensor], names: tuple[str, ...]) -> None:
-        super().__init__()
-        self._outputs, self._place, self.inputs = outputs, 0, names
-
-    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
-        """Return the next outputs, as many as there are samples; after the last, the first again."""
-        begin, end = self._place, self._place + len(batch[0])
-        self._place = end % len(next(iter(self._outputs.values())))
-        return {name: one[begin:end] for name, one in self._outputs.items()}
 
 
 def set_exam(prepared: "Prepared", samples: int) -> Exam:

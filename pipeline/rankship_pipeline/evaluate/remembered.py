@@ -30,3 +30,16 @@ class Remembered(nn.Module):
             place, rest = divmod(int(part.storage_offset() - whole.storage_offset()), max(1, whole.stride(0)))
             places.add(place if rest == 0 and 0 <= place <= len(whole) - len(part) else -1)
         return places.pop() if len(places) == 1 and -1 not in places else None
+
+
+class Elsewhere(nn.Module):
+    """A model that ran elsewhere, of which only the names of its inputs are here."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.inputs = names
+
+    def forward(self, *_batch: Tensor) -> dict[str, Tensor]:
+        """Refuse: only the outputs of known inputs are here."""
+        message = "outputs were asked for of other inputs than theirs"
+        raise RuntimeError(message)

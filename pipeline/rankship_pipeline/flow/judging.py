@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.judging import Judging, Known, decide_judging
 from rankship_pipeline.evaluate.quality import MEASURES, score, score_by_function
+from rankship_pipeline.evaluate.remembered import Elsewhere, Remembered
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.quality import Measure, Score
@@ -158,3 +159,9 @@ class Court:
             message = "a score needs labels or the dense model's outputs"
             raise TypeError(message)
         return score(model, inputs, target, self.judging, stage)
+
+    def score_outputs(
+        self, outputs: Outputs, names: tuple[str, ...], inputs: Inputs, target: Tensor, stage: str
+    ) -> Score:
+        """The score of outputs that were computed elsewhere from these inputs, which the model's code calls `names`."""
+        return self.score(Remembered(Elsewhere(names), inputs, outputs), inputs, target, stage)

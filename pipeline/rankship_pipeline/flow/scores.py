@@ -93,8 +93,6 @@ class Scores:
         Equal inputs are brought to the same tensors. Of the stages' models the latest is remembered, and the sources.
         """
         inputs = self._inputs.setdefault(sha256, inputs)
-        if self.stages.prepared.court.own is not None:  # it may call the model in any way
-            return _Known(model.module, inputs)
         if (known := self._known.get((model.content, sha256))) is not None:
             return _Known(known, inputs)
         sources = [self.stages.load_source(one.name) for one in self.stages.prepared.recipe.models]

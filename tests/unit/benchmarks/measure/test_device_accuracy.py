@@ -20,9 +20,10 @@ from rankship_benchmarks.report.accuracy_words import show_differing, state_chan
 from rankship_benchmarks.verbs.where import refuse_exam
 from rankship_pipeline.evaluate.judging import Judging
 from rankship_pipeline.evaluate.likelihood import Answer
-from rankship_pipeline.flow.judging import Court
+from rankship_pipeline.flow.judging import Court, OwnScore
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.quality import ACCURACY
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.export_choices import ParityChoice
 from rankship_targets.session.session import open_session
@@ -94,6 +95,23 @@ def test_outputs_are_scored_batch_by_batch_in_the_samples_order(plan: RunPlan) -
     exam = replace(plan.exam, inputs=(inputs,), labels=outputs.argmax(1))
     assert exam.score([outputs], "first").correct == many
     assert exam.score([outputs.roll(1, 0)], "shifted").correct != many
+
+
+def test_a_function_of_the_users_own_sees_every_output_at_its_place(plan: RunPlan) -> None:
+    assert plan.exam is not None
+    outputs = torch.from_numpy(SAMPLES @ WEIGHT)
+    seen: list[torch.Tensor] = []
+
+    def judge(given: object, labels: torch.Tensor) -> float:
+        assert isinstance(given, torch.Tensor)
+        seen.extend((given, labels))
+        return 1.0
+
+    own = OwnScore(judge, ACCURACY, "hash")
+    exam = replace(plan.exam, court=replace(plan.exam.court, own=own))
+    assert exam.score([outputs], "device").value == 1
+    assert torch.equal(seen[0], outputs)
+    assert torch.equal(seen[1], exam.labels)
 
 
 def test_the_exam_is_spread_over_the_whole_test_set(tmp_path: Path) -> None:
