@@ -36,7 +36,7 @@ def measure_divergence(
     """
     teacher = flatten(teacher)
     likelihood = assume_logits(teacher) if likelihood is None else likelihood
-    scales = measure_scales(teacher, likelihood)
+    scales = measure_scales([teacher], likelihood)
     totals, counts = dict.fromkeys(likelihood, 0.0), dict.fromkeys(likelihood, 0)
     for name, own, wanted in _pair_answers(model, inputs, teacher, likelihood):
         totals[name] += float(sum_nats(own, wanted, scales.get(name)))

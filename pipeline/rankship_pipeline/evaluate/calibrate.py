@@ -1,6 +1,6 @@
 """Runs a model over calibration samples batch by batch, and keeps what two halves of them give apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,21 @@ def find_scales(model: nn.Module, inputs: Inputs, likelihood: Likelihood | None)
         likelihood = assume_logits(predict(model, tuple(tensor[:1] for tensor in inputs)))
     if all(answer.is_choice for answer in likelihood.values()):
         return likelihood, {}
-    return likelihood, measure_scales(predict(model, inputs), likelihood)
+    return likelihood, measure_scales(_run(model, inputs), likelihood)
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, inputs: Inputs) -> Outputs:
     """The model's outputs by name, samples first, computed batch by batch."""
+    return join_batches(list(_run(model, inputs)))
+
+
+@torch.inference_mode()
+def _run(model: nn.Module, inputs: Inputs) -> Iterator[Outputs]:
+    """The model's outputs by name, batch by batch."""
     size = fit_outputs(call(model, tuple(tensor[:1] for tensor in inputs)))
-    return join_batches([call(model, batch) for batch in split(inputs, size)])
+    for batch in split(inputs, size):
+        yield call(model, batch)
 
 
 def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:

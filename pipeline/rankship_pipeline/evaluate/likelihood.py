@@ -5,7 +5,7 @@ the dense model's own outputs, column by column: a column in metres weighs as it
 are a mean over its columns, so that an embedding of 512 numbers does not outweigh ten classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ _POSITIONS = 3  # dimensions of (samples, positions, classes or columns)
 IMAGE = 4  # dimensions of (samples, channels, height, width)
 _LEAST = 1e-30  # a probability whose logarithm float32 still holds
 LEAST_VARIANCE = 1e-6  # of a column's mean square: the least variance that it counts with
+_SUMMED = 2**22  # numbers that are summed in float64 at once
 # The size of the Hadamard matrix: the most draws that make a difference, a power of two.
 _EXACT = 16
 
@@ -67,19 +68,41 @@ def take_columns(output: Tensor, answer: Answer) -> Tensor:
     return output[:, None] if output.ndim == 1 else output.movedim(answer.axis, -1)
 
 
-def measure_scales(outputs: Outputs, likelihood: Likelihood) -> Outputs:
+def measure_scales(batches: Iterable[Outputs], likelihood: Likelihood) -> Outputs:
     """The standard deviation of each column, (columns,), of the outputs that are no classes' scores.
 
     A column that hardly varies counts with a thousandth of its size, one that is zero with one.
     """
-    scales = {}
-    for name, answer in likelihood.items():
-        if answer.is_choice:
-            continue
-        columns = take_columns(outputs[name].double(), answer).flatten(0, -2)
-        variance = columns.var(0, correction=0) + LEAST_VARIANCE * columns.square().mean(0)
-        scales[name] = torch.where(variance > 0, variance, 1).sqrt()
-    return scales
+    names = [name for name, answer in likelihood.items() if not answer.is_choice]
+    sums: dict[str, _Sums] = {}
+    for outputs in batches if names else ():
+        for name in names:
+            columns = take_columns(outputs[name], likelihood[name]).flatten(0, -2)
+            sums.setdefault(name, _Sums(columns[0].double())).add(columns)
+    return {name: found.measure_scale() for name, found in sums.items()}
+
+
+class _Sums:
+    """Sums over the rows of columns (rows, columns), float64, around an `origin` (columns,) for exactness."""
+
+    def __init__(self, origin: Tensor) -> None:
+        self._origin, self._count = origin, 0
+        self._first, self._second = torch.zeros_like(origin), torch.zeros_like(origin)
+
+    def add(self, columns: Tensor) -> None:
+        """Add rows, a part at a time: a language model's logits in float64 are twice the largest tensor there is."""
+        for part in columns.split(max(1, _SUMMED // columns.shape[1])):
+            off = part.double().sub_(self._origin)
+            self._first += off.sum(0)
+            self._second += off.square_().sum(0)
+        self._count += len(columns)
+
+    def measure_scale(self) -> Tensor:
+        """The standard deviations, (columns,), as `measure_scales` gives them."""
+        off = self._first / self._count
+        variance = (self._second / self._count - off.square()).clamp_min(0)
+        variance += LEAST_VARIANCE * (variance + (self._origin + off).square())
+        return torch.where(variance > 0, variance, 1).sqrt()
 
 
 def take_answers(

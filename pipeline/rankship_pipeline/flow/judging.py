@@ -21,8 +21,10 @@ from rankship_pipeline.models.model_config import name_task
 from rankship_pipeline.models.outputs import Outputs, call, flatten, list_dropped
 from rankship_pipeline.models.recipe_imports import list_imported
 from rankship_pipeline.models.source import load_function
+from rankship_pipeline.models.watch import watch
 from rankship_pipeline.recipe.choices import QualityChoice, Recipe
 
+_POSITIONS = 3  # dimensions of (samples, positions, words)
 _SAMPLES = 8  # that the model's outputs are looked at on
 
 
@@ -69,7 +71,7 @@ def find_judging(recipe: Recipe, model: nn.Module, data: Data) -> Judging:
     known = Known(
         choice=recipe.quality,
         task=first.task or (name_task(type(model.model).__name__) if isinstance(model, ByPosition) else None),
-        classes=_find_classes(model, first.labels),
+        classes=_find_classes(model, first.labels) or _find_words(model, data.test_inputs, kept),
         bounded=_find_bounded(model, data.test_inputs, kept),
     )
     tested = next(iter(data.tests.values()), (data.test_inputs, None))
@@ -117,6 +119,30 @@ def _find_classes(model: nn.Module, labels: tuple[str, ...]) -> int | None:
     """The number of classes that a recipe or a model states; None where none does."""
     stated = getattr(model, "num_classes", None)
     return len(labels) or (stated if isinstance(stated, int) and stated > 1 else None)
+
+
+def _find_words(model: nn.Module, inputs: Inputs, outputs: Outputs) -> int | None:
+    """The number of words of a language model: numbers for each token, one for every word of the table it is read by.
+
+    Features have no more numbers than a word's vector, so that as many as there are words are scores. None without.
+    """
+    lengths = {one.shape[-1] for one in outputs.values() if one.ndim == _POSITIONS and one.is_floating_point()}
+    tables = {
+        name: table
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and table.embedding_dim < table.num_embeddings in lengths
+    }
+    found: list[int] = []
+
+    def see(name: str, x: Tensor, _y: Tensor) -> None:
+        if any(x.shape == one.shape and torch.equal(x, one) for one in given):
+            found.append(tables[name].num_embeddings)
+
+    given = tuple(tensor[:1] for tensor in inputs)
+    if tables:
+        with watch(model, tables, see):
+            call(model, given)
+    return next(iter(found), None)
 
 
 def _check_class_names(recipe: Recipe, model: nn.Module, outputs: Outputs, judging: Judging) -> None:

@@ -115,7 +115,7 @@ def prepare_prober(
     likelihood = assume_logits(teacher) if likelihood is None else likelihood
     trial = tuple(tensor[:_TRIAL] for tensor in inputs)
     restarts = tuple(_find_restarts(model, analysis, names, trial))
-    return Prober(model, analysis, inputs, teacher, likelihood, measure_scales(teacher, likelihood), restarts)
+    return Prober(model, analysis, inputs, teacher, likelihood, measure_scales([teacher], likelihood), restarts)
 
 
 def _find_restarts(model: nn.Module, analysis: Analysis, names: Sequence[str], batch: Inputs) -> Iterator[str]:

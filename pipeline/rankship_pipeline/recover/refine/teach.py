@@ -39,7 +39,7 @@ def measure_teacher(model: nn.Module, inputs: Inputs, likelihood: Likelihood | N
     step = -(-len(inputs[0]) // min(_SCALED_ON, 4 * batch))
     outputs = predict(model, tuple(tensor[::step] for tensor in inputs))
     likelihood = assume_logits(outputs) if likelihood is None else likelihood
-    scales = measure_scales(outputs, likelihood)
+    scales = measure_scales([outputs], likelihood)
     variances = {}
     for name, answer in likelihood.items():
         if answer.is_choice:

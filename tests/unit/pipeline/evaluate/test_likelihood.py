@@ -43,8 +43,15 @@ def test_numbers_have_no_class_to_agree_on() -> None:
 
 
 def test_a_column_that_never_changes_counts_with_its_size() -> None:
-    scales = measure_scales({"output": torch.tensor([[5.0, 0.0], [5.0, 0.0]])}, VALUES)
+    scales = measure_scales([{"output": torch.tensor([[5.0, 0.0], [5.0, 0.0]])}], VALUES)
     torch.testing.assert_close(scales["output"].float(), torch.tensor([0.005, 1.0]))
+
+
+def test_the_spread_of_columns_is_summed_batch_by_batch() -> None:
+    outputs = make_numbers(0, 70, 3) * UNITS + 1e4
+    scales = measure_scales([{"output": part} for part in outputs.split(16)], VALUES)["output"]
+    exact = outputs.double()
+    torch.testing.assert_close(scales, (exact.var(0, correction=0) + 1e-6 * exact.square().mean(0)).sqrt())
 
 
 @pytest.mark.parametrize("family", ["logits", "probabilities"])

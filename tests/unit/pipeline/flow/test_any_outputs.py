@@ -158,3 +158,27 @@ def test_a_small_number_is_no_probability(last: nn.Module, family: str) -> None:
     recipe = Recipe(name="any", models=(Source(name="a", held=True),), data=DataChoice(held=True))
     data = make_data({"calibration": {"a": x}, "test_inputs": x, "test_labels": labels}, recipe, "the call")
     assert find_judging(recipe, net, data).answer.family == family
+
+
+class Words(nn.Module):
+    """A language model by hand, or the features of one."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(40, width), nn.Linear(width, outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens))
+
+
+@pytest.mark.parametrize(
+    ("width", "outputs", "family"), [(16, 40, "logits"), (16, 32, "values"), (48, 40, "values")], ids=str
+)
+def test_as_many_numbers_for_each_token_as_there_are_words_are_their_scores(
+    width: int, outputs: int, family: str
+) -> None:
+    tokens = torch.randint(0, 40, (12, 6), generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(name="any", models=(Source(name="a", held=True),), data=DataChoice(held=True))
+    data = make_data({"calibration": {"a": tokens}, "test_inputs": tokens}, recipe, "the call")
+    judging = find_judging(recipe, Words(width, outputs).eval(), data)
+    assert (judging.answer.family, judging.kind) == (family, "fidelity")
