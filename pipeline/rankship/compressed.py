@@ -258,12 +258,15 @@ def make_compressed(origin: Origin) -> Compressed:
         final, refinement = stages.refine(final, plan, recipe.refine)
         stage = "refined"
     rounded = [(one, round_model(stages, final, plan, one).scored) for one in list_rounded(recipe, plan)]
+    fidelities = (*scores.judge(final, stage), *(some for name, one in rounded for some in scores.judge(one, name)))
+    if len(recipe.models) == 1:  # an export asks for the dense model's too, whose outputs are at hand here
+        scores.judge(stages.merge(recipe.merge.method)[0], "merged")
     module = unwrap(final.module)
     return Compressed(
         module=module,
         plan=unwrap_plan(plan, final.module),
         dense_parameters=origin.prepared.dense_parameters,
-        fidelities=(*scores.judge(final, stage), *(some for name, one in rounded for some in scores.judge(one, name))),
+        fidelities=fidelities,
         accuracies=(
             *sources,
             *scores.evaluate(final, stage),

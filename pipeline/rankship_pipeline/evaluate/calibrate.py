@@ -1,6 +1,6 @@
 """Runs a model over calibration samples batch by batch, and keeps what two halves of them give apart."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer
 from rankship_pipeline.models.outputs import Outputs, call, join_batches
 
-Grams = dict[str, Tensor]
+Grams = Mapping[str, Tensor]
 Collect = Callable[[nn.Module, Inputs, Sequence[Layer]], Grams]
 BATCH = 64
 OUTPUT_BYTES = 2**29  # of a model's outputs in a batch: a language model's are far larger than all else
@@ -50,7 +50,7 @@ def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: S
     """
     if len(inputs[0]) == 1:
         return {name: torch.stack([one * 2, 0 * one]) for name, one in collect(model, inputs, layers).items()}
-    even, odd = (collect(model, tuple(tensor[at::2] for tensor in inputs), layers) for at in (0, 1))
+    even, odd = (dict(collect(model, tuple(tensor[at::2] for tensor in inputs), layers)) for at in (0, 1))
     return {name: torch.stack([even.pop(name), odd.pop(name)]) for name in list(even)}  # never all of them twice
 
 

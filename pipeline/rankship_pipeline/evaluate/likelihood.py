@@ -91,7 +91,7 @@ class _Sums:
 
     def add(self, columns: Tensor) -> None:
         """Add rows, a part at a time: a language model's logits in float64 are twice the largest tensor there is."""
-        for part in columns.split(max(1, _SUMMED // columns.shape[1])):
+        for part in torch.split(columns, max(1, _SUMMED // columns.shape[1])):
             off = part.double().sub_(self._origin)
             self._first += off.sum(0)
             self._second += off.square_().sum(0)

@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import Outputs, call
 
-_BYTES = 2**28  # of one model's outputs in a batch
+_BYTES = 2**26  # of one model's outputs in a batch, which are several times as many in float64
 
 
 @record

@@ -1,7 +1,7 @@
 """Turns a merged model into compressed ones: decomposes its layers once, then fills any number of plans."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -13,41 +13,50 @@ from rankship_pipeline.factors.rebuild import fill_factors, rebuild
 from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
-DECOMPOSED_BYTES = 2**31  # of what is computed from layers' weights and metrics that stays: all of a small model's
+# Of weights, metrics and what is computed from them that stays: all of a small model's.
+DECOMPOSED_BYTES = 3 * 2**29
 
 
 class Decompositions(Mapping[str, Decomposition]):
-    """Layers' decompositions by name, of which only those used last keep what is computed from weight and metric.
+    """Layers' decompositions by name, each made when it is asked for; as many stay as there is place for.
 
-    A vocabulary of 49,152 words, or 200 layers, would hold several times the model in float64.
+    A vocabulary of 49,152 words, or 200 layers, would hold several times the model in float64. Layers are gone through
+    in the same order again and again: the one used last is needed last, and is the first to go. `described` are the
+    layers themselves.
     """
 
-    def __init__(self, layers: Mapping[str, Decomposition], most_bytes: int = DECOMPOSED_BYTES) -> None:
-        self._layers, self._most_bytes = layers, most_bytes
-        self._used: dict[str, None] = {}  # names, the last used last
+    def __init__(
+        self, layers: Sequence[Layer], make: Callable[[Layer], Decomposition], most_bytes: int = DECOMPOSED_BYTES
+    ) -> None:
+        self.described = {layer.name: layer for layer in layers}
+        self._make, self._most_bytes = make, most_bytes
+        self._held: dict[str, Decomposition] = {}  # the last used last
 
     def __getitem__(self, name: str) -> Decomposition:
-        """One layer's decomposition; others forget, the longest unused first, while all hold too much."""
-        found = self._layers[name]
-        self._used.pop(name, None)
-        held = {other: self._layers[other].held_bytes for other in self._used}
-        excess = sum(held.values()) - self._most_bytes
+        """One layer's decomposition; others go while all hold too much."""
+        found = self._held.pop(name, None)
+        held = {other: one.held_bytes for other, one in reversed(self._held.items())}
+        excess = sum(held.values()) + (0 if found is None else found.held_bytes) - self._most_bytes
         for other, nbytes in held.items():
             if excess <= 0:
                 break
-            self._layers[other].forget()
-            del self._used[other]
+            del self._held[other]
             excess -= nbytes
-        self._used[name] = None
+        found = self._make(self.described[name]) if found is None else found
+        self._held[name] = found
         return found
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a layer, which is not decomposed for that."""
+        return name in self.described
 
     def __iter__(self) -> Iterator[str]:
         """The names in the model's order."""
-        return iter(self._layers)
+        return iter(self.described)
 
     def __len__(self) -> int:
         """The number of layers."""
-        return len(self._layers)
+        return len(self.described)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Analysis:
     """A merged model with every factorable layer decomposed, in the model's order."""
 
     model: nn.Module
-    layers: Mapping[str, Decomposition]
+    layers: Decompositions
 
 
 def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
@@ -65,15 +74,16 @@ def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, M
     Where neurons may be left out (see Layer.fed_by), the model is one with its neurons in order.
     """
     model, metrics = sort_neurons(model, layers, metrics)
-    layers_taken = {}
-    for layer in layers:
-        heads = [metrics[head.name] for head in layer.tied if head.name in metrics]
-        metric, weight = join_metrics(metrics.get(layer.name, Metric()), heads), as_matrix(get_layer(model, layer.name))
-        taken = Decomposition(layer=layer, weight=weight, metric=metric, whitening=whitening)
+
+    def make(layer: Layer) -> Decomposition:
+        own = metrics[layer.name] if layer.name in metrics else Metric()
+        metric = join_metrics(own, [metrics[head.name] for head in layer.tied if head.name in metrics])
+        weight = as_matrix(get_layer(model, layer.name))
         if metric.inner is not None:
-            taken = replace(taken, weight=metric.inner, outer=weight.float())
-        layers_taken[layer.name] = taken
-    return Analysis(model=model, layers=Decompositions(layers_taken))
+            return Decomposition(layer, metric.inner, metric, whitening, outer=weight.float())
+        return Decomposition(layer, weight, metric, whitening)
+
+    return Analysis(model, Decompositions(layers, make))
 
 
 def fill(analysis: Analysis, plan: Mapping[str, Factors]) -> nn.Module:

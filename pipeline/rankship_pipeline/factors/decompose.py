@@ -15,7 +15,7 @@ from rankship_pipeline.factors.eigen import (
     find_root,
     find_singular,
 )
-from rankship_pipeline.factors.shrink import Shrunk, pool, shrink, shrink_curvature, whiten
+from rankship_pipeline.factors.shrink import Doubt, Shrunk, doubt_curvature, pool, shrink, shrink_curvature, whiten
 
 # Eigenvalues of a Gram with columns of equal energy below this share of the largest count as zero.
 EIGEN_FLOOR = 1e-10
@@ -28,6 +28,14 @@ CURVATURE_RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
+class Doubts:
+    """How much of a layer's Gram and of its curvature the samples do not bear out; takes long to find."""
+
+    gram: Doubt
+    curvature: Doubt | None
+
+
+@dataclass(frozen=True)
 class Metric:
     """The size of an error in a weight (rows, columns): ‖R ΔW S‖² with S·Sᵀ = `gram` and Rᵀ·R = `curvature`.
 
@@ -35,13 +43,21 @@ class Metric:
     at the outputs, (rows, rows); None stands for the identity. `evidence` has the halves of samples that the Gram was
     shrunk by, for errors on unseen samples. With `inner`, L, square and of the smaller side, the layer is seen as L·Q
     on inputs reduced to Q·x, or as L whose outputs Q makes the layer's (see `reduce_side`): the Gram or the curvature
-    is that of L.
+    is that of L. `doubts` are None where nothing was shrunk.
     """
 
     gram: Tensor | None = None
     curvature: Tensor | None = None
     evidence: Shrunk | None = field(default=None, compare=False)
+    doubts: Doubts | None = field(default=None, compare=False)
     inner: Tensor | None = field(default=None, compare=False)
+
+    def list_held(self) -> list[Tensor]:
+        """Its matrices, and what was computed from them so far."""
+        halves = None if self.evidence is None else self.evidence.halves
+        return [
+            one for one in (self.gram, self.curvature, self.inner, halves, vars(self).get("root")) if one is not None
+        ]
 
     @cached_property
     def root(self) -> Tensor | None:
@@ -50,21 +66,29 @@ class Metric:
 
 
 def make_metric(
-    gram: Tensor, curvature: Tensor | None, samples: int, *, units: Tensor | None = None, shrunk: bool = True
+    gram: Tensor,
+    curvature: Tensor | None,
+    samples: int,
+    *,
+    units: Tensor | None = None,
+    shrunk: bool = True,
+    doubts: Doubts | None = None,
 ) -> Metric:
     """The metric from a Gram's and a curvature's halves, (2, n, n) or (2, n); unshrunk, their means.
 
     `units` (rows,) are what one of each output is small or large against, where outputs have units of their own: the
-    curvature is shrunk where all of them are one.
+    curvature is shrunk where all of them are one. `doubts` are those of the same metric, if it was made before.
     """
     if not shrunk:
         return Metric(gram=pool(gram), curvature=None if curvature is None else pool(curvature))
-    evidence = shrink(gram, samples)
+    evidence = shrink(gram, samples, None if doubts is None else doubts.gram)
     if curvature is None:
-        return Metric(gram=evidence.matrix, evidence=evidence)
+        return Metric(gram=evidence.matrix, evidence=evidence, doubts=Doubts(evidence.doubt, None))
     scale = torch.ones(curvature.shape[1], dtype=curvature.dtype) if units is None else units
-    weighed = shrink_curvature(curvature * scale[:, None] * scale, samples) / scale[:, None] / scale
-    return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence)
+    scaled = curvature * scale[:, None] * scale
+    doubt = (None if doubts is None else doubts.curvature) or doubt_curvature(scaled, samples)
+    weighed = shrink_curvature(scaled, samples, doubt) / scale[:, None] / scale
+    return Metric(gram=evidence.matrix, curvature=weighed, evidence=evidence, doubts=Doubts(evidence.doubt, doubt))
 
 
 def fit_metric(
@@ -75,11 +99,12 @@ def fit_metric(
     *,
     units: Tensor | None = None,
     shrunk: bool = True,
+    doubts: Doubts | None = None,
 ) -> Metric:
     """The metric of a weight (rows, columns), from halves of which one may be of its smaller side instead.
 
     A Gram (2, rows, rows) is that of the outputs, W·G·Wᵀ; a curvature (2, columns, columns) that at the inputs, Wᵀ·H·W,
-    which has the inputs' units: `units` are for one at the outputs.
+    which has the inputs' units: `units` are for one at the outputs. The rest is as in `make_metric`.
     """
     rows, columns = weight.shape
     inner = None
@@ -88,7 +113,8 @@ def fit_metric(
     if curvature is not None and curvature.shape[-1] != rows:
         inner, curvature = reduce_side(weight, curvature)
         units = None
-    return replace(make_metric(gram, curvature, samples, units=units, shrunk=shrunk), inner=inner)
+    made = make_metric(gram, curvature, samples, units=units, shrunk=shrunk, doubts=doubts)
+    return replace(made, inner=inner)
 
 
 def reduce_side(weight: Tensor, halves: Tensor) -> tuple[Tensor, Tensor]:

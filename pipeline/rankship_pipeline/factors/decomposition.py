@@ -114,18 +114,11 @@ class Decomposition:
 
     @property
     def held_bytes(self) -> int:
-        """The memory of what was computed from the weight and the metric so far, and is kept."""
+        """The memory of the weight, the metric and what was computed from them so far."""
         spectrum: Spectrum | None = vars(self).get("spectrum")
-        found = [*self._found.values(), vars(self).get("_weighted"), vars(self.metric).get("root")]
-        found += [] if spectrum is None else [spectrum.U, spectrum.right]
-        return sum(one.nbytes for one in found if one is not None)
-
-    def forget(self) -> None:
-        """Let go of it; what is needed again is computed again, the same."""
-        for name in ("spectrum", *_COMPUTED):
-            vars(self).pop(name, None)
-        vars(self.metric).pop("root", None)
-        self._found.clear()
+        found = [self.weight, self.outer, *self._found.values(), *(vars(self).get(name) for name in _COMPUTED)]
+        found += [*self.metric.list_held(), *(() if spectrum is None else (spectrum.U, spectrum.right))]
+        return sum({one.data_ptr(): one.nbytes for one in found if one is not None}.values())
 
     def remember(self, find: Callable[["Decomposition"], Tensor]) -> Tensor:
         """The result of `find(self)`, such as a form's basis, computed once."""

@@ -1,7 +1,7 @@
 """Puts the neurons between layers in order of what they add to the layer that reads them, which changes no output."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,26 +16,51 @@ _DAMPING = 1e-5
 _ROUNDS = 192  # in which neurons are left out, as many at once in each
 
 
+class _Ordered(Mapping[str, Metric]):
+    """Layers' metrics with their neurons in order: those that some read, and those that some make."""
+
+    def __init__(self, metrics: Mapping[str, Metric], read: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+        self._metrics, self._read, self._made = metrics, read, made
+
+    def __getitem__(self, name: str) -> Metric:
+        metric, made = self._metrics[name], self._made.get(name)
+        if name in self._read:
+            metric = _permute_inputs(metric, self._read[name])
+        if made is not None and metric.curvature is not None:
+            metric = replace(metric, curvature=metric.curvature[made][:, made])
+        return metric
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+
 def sort_neurons(
     model: nn.Module, layers: Sequence[Layer], metrics: Mapping[str, Metric]
-) -> tuple[nn.Module, dict[str, Metric]]:
+) -> tuple[nn.Module, Mapping[str, Metric]]:
     """A copy of the model with its neurons in order, and the layers' metrics with it; the model itself without any."""
-    metrics, feeders = dict(metrics), {layer.name: layer for layer in layers if layer.feeds is not None}
-    seen = {name for name, metric in metrics.items() if metric.gram is not None}
-    readers = [one for one in layers if one.fed_by and one.name in seen and feeders.keys() >= set(one.fed_by)]
-    if not readers:
+    feeders = {layer.name: layer for layer in layers if layer.feeds is not None}
+    readers = [one for one in layers if one.fed_by and one.name in metrics and feeders.keys() >= set(one.fed_by)]
+    orders = {}
+    for layer in readers:
+        metric = metrics[layer.name]
+        if metric.gram is not None:
+            orders[layer] = order_neurons(as_matrix(get_layer(model, layer.name)), metric)
+    if not orders:
         return model, metrics
     model = copy.deepcopy(model)
-    for layer in readers:
-        order = order_neurons(as_matrix(get_layer(model, layer.name)), metrics[layer.name])
+    for layer, order in orders.items():
         _permute(model, layer, order, rows=False)
-        metrics[layer.name] = _permute_inputs(metrics[layer.name], order)
         for name in layer.fed_by:
             _permute(model, feeders[name], order, rows=True)
-            curvature = metrics.get(name, Metric()).curvature
-            if curvature is not None:
-                metrics[name] = replace(metrics[name], curvature=curvature[order][:, order])
-    return model, metrics
+    read = {layer.name: order for layer, order in orders.items()}
+    made = {name: order for layer, order in orders.items() for name in layer.fed_by}
+    return model, _Ordered(metrics, read, made)
 
 
 def order_neurons(weight: Tensor, metric: Metric) -> Tensor:

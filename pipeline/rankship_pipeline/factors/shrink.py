@@ -25,24 +25,37 @@ _STEPS = 64
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """How much of a matrix the samples do not bear out, 0 to 1.
+
+    `intensity` is that share of its off-diagonal elements, `evened` that of the differences between its diagonal ones.
+    """
+
+    intensity: float
+    evened: float
+
+
+@dataclass(frozen=True)
 class Shrunk:
     """A second-moment matrix (n, n), positive definite, or (n,) where it is diagonal, and what it was made from.
 
-    `intensity` is the share, 0 to 1, of its off-diagonal elements that the samples do not bear out, `evened` that of
-    the differences between its diagonal elements. `halves` are the matrices of two halves of the `samples`, (2, n, n)
-    or (2, n).
+    `halves` are the matrices of two halves of the `samples`, (2, n, n) or (2, n).
     """
 
     matrix: Tensor
-    intensity: float
-    evened: float
+    doubt: Doubt
     halves: Tensor
     samples: int
 
+    @property
+    def intensity(self) -> float:
+        """The share of the off-diagonal elements that the samples do not bear out."""
+        return self.doubt.intensity
+
     def shrink_half(self, index: int) -> Tensor:
         """The matrix as one half of the samples alone would give it: its variance is twice that of the whole."""
-        intensity, evened = (2 * share / (1 + share) for share in (self.intensity, self.evened))
-        return _blend(self.halves[index].double(), intensity, evened, self.samples // 2)
+        intensity, evened = (2 * share / (1 + share) for share in (self.doubt.intensity, self.doubt.evened))
+        return _blend(self.halves[index].double(), Doubt(intensity, evened), self.samples // 2)
 
 
 def pool(halves: Tensor) -> Tensor:
@@ -50,8 +63,10 @@ def pool(halves: Tensor) -> Tensor:
     return halves.double().mean(0)
 
 
-def shrink(halves: Tensor, samples: int) -> Shrunk:
+def shrink(halves: Tensor, samples: int, doubt: Doubt | None = None) -> Shrunk:
     """The Gram (n, n) of `samples` samples, from those of their two halves (2, n, n), shrunk without regard to units.
+
+    A `doubt` that was found before need not be found again.
 
     With D its diagonal and C = D^-½·G·D^-½, the result is D̂^½·((1 − λ)·C + λ·I)·D̂^½. λ is the intensity under which
     either half, shrunk, makes the other most likely as that of Gaussian inputs; the variance rule of
@@ -62,21 +77,27 @@ def shrink(halves: Tensor, samples: int) -> Shrunk:
     only the logarithms move.
     """
     gram = pool(halves)
-    intensity = 0.0 if gram.ndim == 1 else _find_intensity(*(_scale(half.double(), gram.diagonal()) for half in halves))
-    evened = _find_evening(halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2), samples)
-    return Shrunk(_blend(gram, intensity, evened, samples), intensity, evened, halves, samples)
+    if doubt is None:
+        flat, energies = gram.ndim == 1, halves if gram.ndim == 1 else halves.diagonal(dim1=1, dim2=2)
+        intensity = 0.0 if flat else _find_intensity(*(_scale(half.double(), gram.diagonal()) for half in halves))
+        doubt = Doubt(intensity, _find_evening(energies, samples))
+    return Shrunk(_blend(gram, doubt, samples), doubt, halves, samples)
 
 
-def shrink_curvature(halves: Tensor, samples: int) -> Tensor:
-    """A curvature (n, n) shrunk like a Gram, with λ = Σ Var(c_ij) / Σ c_ij² over i ≠ j, and D at least by λ.
+def doubt_curvature(halves: Tensor, samples: int) -> Doubt:
+    """How much of a curvature is shrunk, from its halves: λ = Σ Var(c_ij) / Σ c_ij² over i ≠ j, and D at least by λ.
 
     That λ has the least expected squared error (Ledoit and Wolf 2004; for correlations Schäfer and Strimmer 2005). A
     few samples near a decision make up most of a curvature, so that no likelihood fits it; the variance sees that the
     halves disagree.
     """
-    curvature, intensity = pool(halves), _weigh_variance(halves)
-    evened = max(intensity, _find_evening(halves.diagonal(dim1=1, dim2=2), samples))
-    return _blend(curvature, intensity, evened, samples)
+    intensity = _weigh_variance(halves)
+    return Doubt(intensity, max(intensity, _find_evening(halves.diagonal(dim1=1, dim2=2), samples)))
+
+
+def shrink_curvature(halves: Tensor, samples: int, doubt: Doubt | None = None) -> Tensor:
+    """A curvature (n, n) shrunk like a Gram, by `doubt_curvature` unless that was found before."""
+    return _blend(pool(halves), doubt or doubt_curvature(halves, samples), samples)
 
 
 def shrink_outputs(weight: Tensor, outputs: Tensor, energies: Tensor, samples: int) -> tuple[Tensor, float]:
@@ -87,7 +108,7 @@ def shrink_outputs(weight: Tensor, outputs: Tensor, energies: Tensor, samples: i
     needed. λ is found as there, where inputs without correlations, W·D̂·Wᵀ, take the place of the identity.
     """
     energy, seen = energies.mean(0), energies.mean(0) > 0
-    even = _blend(energy, 0.0, _find_evening(energies, samples), samples)
+    even = _blend(energy, Doubt(0.0, _find_evening(energies, samples)), samples)
     apart = (weight * even) @ weight.T
     L = find_damped_cholesky(apart, _DAMPING)
     intensity = _find_intensity(*(whiten(half, L) for half in outputs))
@@ -168,7 +189,7 @@ def _shrink_values(values: Tensor) -> Tensor:
     return (1 - _INTENSITIES)[:, None] * values.clamp_min(0) + _INTENSITIES[:, None]
 
 
-def _blend(gram: Tensor, intensity: float, evened: float, samples: int) -> Tensor:
+def _blend(gram: Tensor, doubt: Doubt, samples: int) -> Tensor:
     """The shrunk matrix, of the same mean energy.
 
     A column that was zero in all samples counts as one of mean energy that one sample more would have shown once.
@@ -179,12 +200,12 @@ def _blend(gram: Tensor, intensity: float, evened: float, samples: int) -> Tenso
         return gram + (1 if gram.ndim == 1 else torch.eye(len(gram), dtype=gram.dtype))
     logs = energies[seen].log()
     even = torch.full_like(energies, float(logs.mean().exp()) / (samples + 1))
-    even[seen] = (logs.mean() + (1 - evened) * (logs - logs.mean())).exp()
+    even[seen] = (logs.mean() + (1 - doubt.evened) * (logs - logs.mean())).exp()
     even *= energies.mean() / even.mean()
     if gram.ndim == 1:
         return even
     root = even.sqrt()
-    matrix = (1 - intensity) * _scale(gram, energies) * root[:, None] * root
+    matrix = (1 - doubt.intensity) * _scale(gram, energies) * root[:, None] * root
     matrix.diagonal().copy_(even)
     return matrix
 

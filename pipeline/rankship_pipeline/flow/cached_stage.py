@@ -1,12 +1,14 @@
 """Computes a stage's result once and then reads it from the store, by the hash of everything it depends on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.codec import decode, encode
@@ -128,6 +130,39 @@ def as_tensors(file: str) -> Form[State]:
     return Form(
         lambda value, folder: save_file(value, folder / file),
         lambda entry: load_file(entry.read(file)),
+    )
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for, and no longer in memory than it is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "pt") as file:
+            self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        with safe_open(self._path, "pt") as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def as_matrices(file: str) -> Form[Mapping[str, Tensor]]:
+    """Store tensors by name as safetensors, of which few are needed at a time."""
+    return Form(
+        lambda value, folder: save_file(dict(value), folder / file),
+        lambda entry: _Stored(entry.read(file)),
     )
 
 

@@ -4,7 +4,6 @@ Every formula counts the operations that a stage is made of; COSTS has what no c
 be right within a factor of two. `--profile` writes them beside what was measured, which is how COSTS is set.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from rankship_pipeline.evaluate.calibrate import fit_batch
@@ -219,7 +218,7 @@ def _merge(work: Work, way: Comparison) -> StageEstimate:
 
 def _compress(work: Work, way: Comparison) -> StageEstimate:
     recipe, pace = work.recipe, work.pace
-    seconds, held, computed = {}, Counter[str](), dict[str, int]()
+    seconds, computed = {}, dict[str, int]()
     probes = min(recipe.ranks.probes, work.samples)
     rounds = (way.sensitivity == "kl") + way.passes
     weighed = way.whitening != "plain"
@@ -231,25 +230,21 @@ def _compress(work: Work, way: Comparison) -> StageEstimate:
         if way.reconstruct:
             one += _refit_seconds(work, layer, work.samples, 4 / len(work.layers))  # both models run on
         seconds[layer.name] = one
-        curved = _curved_side(layer) ** 2 if way.curvature else 0
-        held[layer.name] += 8 * layer.parameters + 16 * curved  # the weight in float64, halves and what was shrunk
-        computed[layer.name] = 8 * (layer.parameters + min(layer.rows, layer.columns) * (layer.rows + layer.columns))
-        computed[layer.name] += 8 * curved
+        sides = layer.rows + layer.columns
+        computed[layer.name] = 8 * (2 * layer.parameters + min(layer.rows, layer.columns) * sides)
+        computed[layer.name] += 16 * _curved_side(layer) ** 2 if way.curvature else 0
+        computed[layer.name] += 2 * sum(map(_gram_bytes, layer.uses)) if weighed else 0  # halves, and what was shrunk
     kept = min(1.0, DECOMPOSED_BYTES / max(1, sum(computed.values())))
-    held.update({name: int(kept * nbytes) for name, nbytes in computed.items()})
+    held = {name: int(kept * nbytes) for name, nbytes in computed.items()}
     if weighed:
-        for use in work.uses:  # the halves, their sum over the sources, and what was shrunk from it
-            held[use.name] += (len(recipe.models) + 1) * _gram_bytes(use)  # halves in float32, and what was shrunk
         largest = max(work.layers, key=_gram_bytes)
-        held[largest.name] += 3 * _gram_bytes(largest)
+        held[largest.name] += (len(recipe.models) + 2) * _gram_bytes(largest)  # while its own is made
     trained = 0.0
     if RANK_METHODS[way.ranks].reads == "model":
         trained = recipe.ranks.steps * pace.forward_seconds * (1 + COSTS["backward"])
     elif way.sensitivity == "auto":
         trained = 3 * min(probes, COSTS["telling samples"]) * pace.forward_seconds  # two plans and the dense model
-    return _stage(
-        work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, dict(held)
-    )
+    return _stage(work, f"compress: {way.name}", trained + _settle_seconds(work), 3 * _model_bytes(work), seconds, held)
 
 
 def _refine(work: Work, choice: RefineChoice) -> StageEstimate:

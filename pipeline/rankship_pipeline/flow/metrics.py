@@ -1,13 +1,13 @@
 """Makes the metric of every layer from what was measured on the calibration samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.calibrate import Grams
-from rankship_pipeline.factors.decompose import Metric, fit_metric
+from rankship_pipeline.factors.decompose import Doubts, Metric, fit_metric
 from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import Kept
 from rankship_pipeline.flow.prepared import Prepared
@@ -36,28 +36,51 @@ class Measured:
         return "+".join(one.content for one in self.grams) + curved + ("" if self.shrunk else " whole")
 
 
-def make_metrics(prepared: Prepared, model: nn.Module, measured: Measured) -> dict[str, Metric]:
-    """The metrics from the halves of Grams and curvatures; a layer without a curvature, as a tied head, has none."""
-    if not measured.grams:
-        return {}
-    wide = {layer.name for layer in prepared.layers if layer.is_wide}
-    first, *others = [one.read() for one in measured.grams]
-    grams = {name: sum((one[name] for one in others), gram) for name, gram in first.items()}
-    if measured.own is not None:
-        own = measured.own.read()
-        grams.update({name: own[name] for name in wide})
-    curvatures = {} if measured.curvatures is None else measured.curvatures.read()
-    samples = len(prepared.data.pool_calibration()[0])
-    choices = all(answer.is_choice for answer in prepared.likelihood.values())
-    units = {} if choices else _measure_units(model, grams)
-    metrics = {}
-    for name, halves in grams.items():
+class Metrics(Mapping[str, Metric]):
+    """Every layer's metric, made when it is asked for from the halves of Grams and curvatures in the store.
+
+    All together would hold several times the model. What takes long to find about each is kept, and is small. A layer
+    without a curvature, as a tied head, has none.
+    """
+
+    def __init__(self, prepared: Prepared, model: nn.Module, measured: Measured) -> None:
+        self._model, self._shrunk = model, measured.shrunk
+        self._wide = {layer.name for layer in prepared.layers if layer.is_wide}
+        self._grams = [one.read() for one in measured.grams]
+        self._own = None if measured.own is None else measured.own.read()
+        self._curvatures = {} if measured.curvatures is None else measured.curvatures.read()
+        self._samples = len(prepared.data.pool_calibration()[0])
+        self._choices = all(answer.is_choice for answer in prepared.likelihood.values())
+        self._doubts: dict[str, Doubts | None] = {}
+
+    def __getitem__(self, name: str) -> Metric:
         with profile.layer(name):
-            weight, curvature = as_matrix(get_layer(model, name)), curvatures.get(name)
-            metrics[name] = fit_metric(
-                weight, halves, curvature, samples, units=units.get(name), shrunk=measured.shrunk
+            module = get_layer(self._model, name)
+            weight, halves, curvature = as_matrix(module), self._read_halves(name), self._curvatures.get(name)
+            metric = fit_metric(
+                *(weight, halves, curvature, self._samples),
+                units=None if self._choices else _measure_units(weight, pool(halves)),
+                shrunk=self._shrunk,
+                doubts=self._doubts.get(name),
             )
-    return metrics
+            self._doubts[name] = metric.doubts
+            return metric
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self._grams) and name in self._grams[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._grams[0] if self._grams else ())
+
+    def __len__(self) -> int:
+        return len(self._grams[0]) if self._grams else 0
+
+    def _read_halves(self, name: str) -> Tensor:
+        """The Gram's halves, summed over the sources; a wide layer's are of its own outputs."""
+        if self._own is not None and name in self._wide:
+            return self._own[name]
+        first, *others = (one[name] for one in self._grams)
+        return sum(others, first)
 
 
 def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
@@ -66,20 +89,14 @@ def pool_inputs(grams: Grams, layers: Sequence[Layer]) -> Grams:
     return {name: pool(halves) for name, halves in grams.items() if name not in wide}
 
 
-def _measure_units(model: nn.Module, grams: Grams) -> dict[str, Tensor]:
-    """The root of each layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
+def _measure_units(weight: Tensor, gram: Tensor) -> Tensor:
+    """The root of a layer's outputs' energy, row by row, without biases; a row of zeros has the layer's mean.
 
-    `grams` are those of two halves of the samples; of a wide layer they are of its outputs.
+    The Gram is that of the inputs, or of the outputs.
     """
-    units = {}
-    for name, halves in grams.items():
-        gram = pool(halves)
-        module = get_layer(model, name)
-        matrix = as_matrix(module)
-        if gram.shape[-1] != matrix.shape[1]:
-            energy = gram.diagonal()
-        else:
-            energy = ((matrix * gram if gram.ndim == 1 else matrix @ gram) * matrix).sum(1).clamp_min(0)
-        mean = energy.mean() if bool(energy.any()) else torch.ones(())
-        units[name] = torch.where(energy > 0, energy, mean).sqrt()
-    return units
+    if gram.shape[-1] != weight.shape[1]:
+        energy = gram.diagonal()
+    else:
+        energy = ((weight * gram if gram.ndim == 1 else weight @ gram) * weight).sum(1).clamp_min(0)
+    mean = energy.mean() if bool(energy.any()) else torch.ones(())
+    return torch.where(energy > 0, energy, mean).sqrt()

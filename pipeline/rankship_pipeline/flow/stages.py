@@ -25,13 +25,14 @@ from rankship_pipeline.flow.cached_stage import (
     Keep,
     Kept,
     Trained,
+    as_matrices,
     as_model,
     as_record,
     as_tensors,
     cached_stage,
     stamp,
 )
-from rankship_pipeline.flow.metrics import Measured, make_metrics, pool_inputs
+from rankship_pipeline.flow.metrics import Measured, Metrics, pool_inputs
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -58,6 +59,7 @@ T = TypeVar("T")
 
 _UNFINISHED = "state.safetensors"  # of a refinement to resume after a kill
 _TENSORS = as_tensors("tensors.safetensors")
+_MATRICES = as_matrices("tensors.safetensors")
 _MERGED: Form[Trained[dict[str, float]]] = as_model(as_record(dict[str, float], "interference.json"))
 _COMPRESSED: Form[Trained[RankPlan]] = as_model(as_record(RankPlan, "plan.json"))
 _REFINED: Form[Trained[Refinement]] = as_model(as_record(Refinement, "refinement.json"))
@@ -156,7 +158,7 @@ class Stages:
         def collect() -> Grams:
             return collect_halves(collect_grams, model.module, inputs, self.prepared.layers)
 
-        return self._keep("grams", made_from, _TENSORS, collect, title)
+        return self._keep("grams", made_from, _MATRICES, collect, title)
 
     def weigh_outputs(self, model: Model) -> Kept[Grams]:
         """Curvature at every layer's output, from a model's own predictions on two halves of all calibration data."""
@@ -174,7 +176,7 @@ class Stages:
             draw = partial(collect_curvatures, seed=prepared.recipe.seed, likelihood=prepared.likelihood)
             return collect_halves(draw, model.module, inputs, prepared.layers)
 
-        return self._keep("curvatures", made_from, _TENSORS, collect, "weigh outputs by their effect on predictions")
+        return self._keep("curvatures", made_from, _MATRICES, collect, "weigh outputs by their effect on predictions")
 
     def weigh_parameters(self, model: Model, name: str, samples: int) -> Kept[State]:
         """The diagonal Fisher information of one source on its own calibration data."""
@@ -211,7 +213,7 @@ class Stages:
             "likelihood": prepared.likelihood_sha256,
             "models": [source.content for source in sources],
             "base": None if base is None else base.content,
-            "grams": [one.content for one in (*grams, *fishers)],
+            "grams": [*(one.content for one in grams), *(one.content for one in fishers)],
             "layers": [layer.name for layer in layers],
         }
 
@@ -259,7 +261,7 @@ class Stages:
         def compress() -> Trained[RankPlan]:
             place = (merged.content + measured.key, way.whitening)
             if (analysis := self._analyses.get(place)) is None:
-                metrics = make_metrics(prepared, merged.module, measured)
+                metrics = Metrics(prepared, merged.module, measured)
                 analysis = analyse(merged.module, prepared.layers, metrics, way.whitening)
             if recipe.compare or recipe.budget.on is not None:  # other plans are made from it
                 self._analyses[place] = analysis
@@ -340,10 +342,10 @@ class Stages:
 
         return settle_batchnorm(module, data.pool_calibration(), recipe.merge.batchnorm, lead)
 
-    def choose_metrics(self, merged: Model, way: Comparison) -> tuple[dict[str, Metric], str]:
+    def choose_metrics(self, merged: Model, way: Comparison) -> tuple[Mapping[str, Metric], str]:
         """The metric of each layer, none for "plain", and its hash: the sources' summed Grams or the merged model's."""
         measured = self._measure(merged, way)
-        return make_metrics(self.prepared, merged.module, measured), measured.key
+        return Metrics(self.prepared, merged.module, measured), measured.key
 
     def _measure(self, merged: Model, way: Comparison) -> Measured:
         if way.whitening == "plain":

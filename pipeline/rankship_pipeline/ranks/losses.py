@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.held_out import measure_held_out
 from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.records import LayerRank, RankPlan
@@ -15,16 +16,16 @@ _DOUBTFUL = 0.1
 
 def measure_losses(plan: RankPlan, analysis: Analysis, samples: int) -> RankPlan:
     """The plan with every factored layer's loss on unseen samples, from two halves of the calibration samples."""
-    weighed = any(taken.metric.gram is not None for taken in analysis.layers.values())
-    layers = []
+    layers, weighed = [], False
     for layer in plan.layers:
         with profile.layer(layer.name):
-            layers.append(_measure(layer, analysis))
+            taken = analysis.layers[layer.name]
+            layers.append(_measure(layer, taken))
+            weighed |= taken.metric.gram is not None
     return replace(plan, layers=tuple(layers), calibration_samples=samples if weighed else None)
 
 
-def _measure(layer: LayerRank, analysis: Analysis) -> LayerRank:
-    taken = analysis.layers[layer.name]
+def _measure(layer: LayerRank, taken: Decomposition) -> LayerRank:
     evidence = taken.metric.evidence
     makes_fewer = layer.factors is not None and layer.factors.form == "width" and layer.factors.input_rank is None
     return replace(

@@ -9,6 +9,8 @@ from torch import nn
 from rankship_pipeline.evaluate.calibrate import fit_outputs
 from rankship_pipeline.evaluate.likelihood import Likelihood
 from rankship_pipeline.factors.analysis import Analysis
+from rankship_pipeline.factors.decompose import Spectrum
+from rankship_pipeline.factors.decomposition import Decomposition
 from rankship_pipeline.factors.forms import count_parameters, list_operators
 from rankship_pipeline.foundation.records import LayerRank, RankPlan, Stored
 from rankship_pipeline.models.data import Inputs
@@ -77,11 +79,7 @@ def _train_ara(
 ) -> Choices:
     """Train ARA: a language model on the calibration text's next tokens, others on the dense model's predictions."""
     settings = ara.AraChoice(steps=choice.steps, repaired=choice.method == "ara")
-    taken = {entry.layer.name: analysis.layers[entry.layer.name] for entry in stats}
-    spectra = {
-        name: replace(one.spectrum, U=one.restore_outputs(one.spectrum.U), right=one.restore_inputs(one.spectrum.right))
-        for name, one in taken.items()
-    }
+    spectra = {entry.layer.name: _restore(analysis.layers[entry.layer.name]) for entry in stats}
     kept = available / sum(entry.layer.parameters for entry in stats)
     task = (
         ara.match_next(analysis.model, inputs)
@@ -90,6 +88,12 @@ def _train_ara(
     )
     ratios = ara.train_ratios(analysis.model, spectra, task, kept, settings, 0, lambda _done, _total: None)
     return ara.finalise(ratios, stats, available, repaired=settings.repaired)
+
+
+def _restore(taken: Decomposition) -> Spectrum:
+    """The spectrum of the layer's own weight."""
+    found = taken.spectrum
+    return replace(found, U=taken.restore_outputs(found.U), right=taken.restore_inputs(found.right))
 
 
 @torch.inference_mode()

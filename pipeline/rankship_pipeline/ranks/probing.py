@@ -90,7 +90,9 @@ class Prober:
             passes = full
             if name in self.restarts:
                 try:
-                    restart.advance([get_layer(self.model, use.name) for use in self.analysis.layers[name].layer.uses])
+                    restart.advance(
+                        [get_layer(self.model, use.name) for use in self.analysis.layers.described[name].uses]
+                    )
                     passes = restart
                 except DivergedError:  # this batch takes another way through the model
                     passes = full
@@ -120,7 +122,7 @@ def prepare_prober(
 
 def _find_restarts(model: nn.Module, analysis: Analysis, names: Sequence[str], batch: Inputs) -> Iterator[str]:
     """Yield the layers at which a pass may begin: with the layer changed it gives what a full pass gives."""
-    owners = {use.name: name for name in names for use in analysis.layers[name].layer.uses}
+    owners = {use.name: name for name in names for use in analysis.layers.described[name].uses}
     restart = Restart(model, batch)
     for name in dict.fromkeys(owners[use] for use in order_calls(model, list(owners), batch)):
         stops = [get_layer(model, use) for use, owner in owners.items() if owner == name]

@@ -154,11 +154,11 @@ def _find_trust(lack: Lack) -> float:
 def _order(analysis: Analysis, inputs: Inputs) -> list[tuple[Layer, int]]:
     """The layers in the order in which one sample runs through them, each with its number of calls."""
     order: dict[str, int] = {}
-    owners = {use.name: name for name, taken in analysis.layers.items() for use in taken.layer.uses}
+    owners = {use.name: name for name, layer in analysis.layers.described.items() for use in layer.uses}
 
     def see(name: str, _x: Tensor, _y: Tensor) -> None:
         order[owners[name]] = order.get(owners[name], 0) + 1
 
     with watch(analysis.model, owners, see):
         analysis.model(*(tensor[:1] for tensor in inputs))
-    return [(analysis.layers[name].layer, calls) for name, calls in order.items()]
+    return [(analysis.layers.described[name], calls) for name, calls in order.items()]

@@ -49,7 +49,7 @@ def test_a_column_that_never_changes_counts_with_its_size() -> None:
 
 def test_the_spread_of_columns_is_summed_batch_by_batch() -> None:
     outputs = make_numbers(0, 70, 3) * UNITS + 1e4
-    scales = measure_scales([{"output": part} for part in outputs.split(16)], VALUES)["output"]
+    scales = measure_scales([{"output": part} for part in torch.split(outputs, 16)], VALUES)["output"]
     exact = outputs.double()
     torch.testing.assert_close(scales, (exact.var(0, correction=0) + 1e-6 * exact.square().mean(0)).sqrt())
 

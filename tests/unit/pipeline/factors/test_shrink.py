@@ -72,7 +72,7 @@ def test_a_shrunk_gram_is_positive_definite_and_keeps_its_mean_energy(seed: int,
     halves = halve(draw_inputs(random, samples, draw_mixing(random)))
     shrunk = shrink(halves, samples)
     assert 0 <= shrunk.intensity <= 1
-    assert 0 <= shrunk.evened <= 1
+    assert 0 <= shrunk.doubt.evened <= 1
     torch.testing.assert_close(shrunk.matrix.diagonal().mean(), pool(halves).diagonal().mean())
     scale = shrunk.matrix.diagonal().rsqrt()
     assert float(torch.linalg.eigvalsh(shrunk.matrix * scale[:, None] * scale).min()) >= 0.5 * shrunk.intensity

@@ -168,7 +168,8 @@ class Words(nn.Module):
         self.table, self.head = nn.Embedding(40, width), nn.Linear(width, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.table(tokens))
+        scores: Tensor = self.head(self.table(tokens))
+        return scores
 
 
 @pytest.mark.parametrize(
