@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from rankship_pipeline.foundation import profile
 from rankship_pipeline.foundation.codec import decode, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.frozen import record
+from rankship_pipeline.foundation.spare import give_back_memory
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.models.weights import State
@@ -91,7 +92,9 @@ def cached_stage(
     if entry is None:
         with profile.stage(kind) if steps is None else steps.step(title):
             value = compute()  # before a folder is made: one that nothing is written into for a day is swept away
-            entry = store.produce(kind, ingredients, lambda target: form.write(value, target))
+            entry = store.produce(kind, ingredients, partial(form.write, value))
+            del value
+            give_back_memory()
     return Kept(entry, form)
 
 
