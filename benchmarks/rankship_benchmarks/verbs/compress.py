@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rankship_benchmarks.verbs.stream import add_stream_flags, refuse_stream_flags, stream_model
-from rankship_pipeline.flow.start import suit_forms
+from rankship_pipeline.flow.start import suit_ranks
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable, write_atomic
 from rankship_pipeline.foundation.flags import parse, start_parser
@@ -110,13 +110,13 @@ def draft_recipe(arguments: argparse.Namespace) -> str:
         raise InputError(
             "--merge is for several models, got one", hint="name more than one model, or leave --merge out"
         )
-    pairs, forms = zip(names, arguments.models, strict=True), suit_forms(arguments.models)
+    pairs, ranks = zip(names, arguments.models, strict=True), suit_ranks(arguments.models, arguments.precision)
     tables: Tables = {
         "models": [{"name": name, "huggingface": place(one, folder)} for name, one in pairs],
         "data": data,
         **({"merge": {"method": arguments.merge or "joint"}} if len(names) > 1 else {}),
         "budget": take_budget(arguments, folder),
-        **({"ranks": forms} if forms else {}),
+        **({"ranks": ranks} if ranks else {}),
         **take_precision(arguments),
         "export": {"formats": list(choose_formats(arguments.formats))},
     }

@@ -45,8 +45,8 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
             "budget": take_budget(arguments, folder),
             "ranks": {
                 "method": "knapsack",
-                "step": BLOCK if "int4" in arguments.precision and arguments.huggingface is not None else 8,
-                **suit_forms([arguments.huggingface]),
+                "step": 8,
+                **suit_ranks([arguments.huggingface], arguments.precision),
             },
             **take_precision(arguments),
             "export": {"formats": list(choose_formats(arguments.formats))},
@@ -61,15 +61,19 @@ def start_recipe(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def suit_forms(models: Sequence[str | None]) -> dict[str, object]:
-    """The `forms` of [ranks] that suit language models in folders here, whose MLPs may lose neurons; {} for others."""
+def suit_ranks(models: Sequence[str | None], weights: Sequence[str]) -> dict[str, object]:
+    """The keys of [ranks] that suit models of Hugging Face and types of weights; {} where the defaults do.
+
+    int4 has blocks of columns. Language models in folders here have MLPs that may lose neurons.
+    """
     from rankship_pipeline.models.model_config import read_task
 
+    step: dict[str, object] = {"step": BLOCK} if "int4" in weights and any(models) else {}
     folders = [one for one in models if one is not None and Path(one).is_dir()]
     with suppress(InputError):  # what is wrong with a model is told when it is opened
         tasks = {read_task(Source(name=one, huggingface=one), Path()) for one in folders}
-        return {"forms": ["svd", "width"]} if tasks == {"causal-lm"} else {}
-    return {}
+        return {**step, "forms": ["svd", "width"]} if tasks == {"causal-lm"} else step
+    return step
 
 
 def _describe_model(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, object]:

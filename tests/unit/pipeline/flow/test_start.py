@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rankship_pipeline.cli import main
-from rankship_pipeline.flow.start import suit_forms
+from rankship_pipeline.flow.start import suit_ranks
 from rankship_pipeline.recipe.rules import read_recipe
 
 
@@ -30,11 +30,12 @@ def test_only_language_models_get_forms_of_their_own(
     tmp_path: Path, architectures: list[str], forms: list[str] | None
 ) -> None:
     folders = [make_folder(tmp_path / str(place), one) for place, one in enumerate(architectures)]
-    assert suit_forms(folders).get("forms") == forms
+    assert suit_ranks(folders, ()).get("forms") == forms
 
 
 def test_what_is_no_folder_here_is_left_to_the_recipes_defaults() -> None:
-    assert suit_forms([None, "org/model"]) == {}
+    assert suit_ranks([None, "org/model"], ("int8",)) == {}
+    assert suit_ranks(["org/model"], ("int8", "int4")) == {"step": 32}
 
 
 @pytest.mark.parametrize(("precision", "step"), [("int8,int4", 32), ("int8", 8)])
