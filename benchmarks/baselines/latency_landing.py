@@ -30,7 +30,7 @@ from rankship_benchmarks.stats.estimates import Estimate, estimate_median, estim
 from rankship_pipeline import __version__
 from rankship_pipeline.evaluate.accuracy import measure_accuracy
 from rankship_pipeline.flow.budget import price_recipe
-from rankship_pipeline.flow.landed_budget import allow
+from rankship_pipeline.flow.landed_budget import price_tables
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
 from rankship_pipeline.flow.stages import Model, Stages
@@ -125,12 +125,12 @@ def compare(bench: Bench, table: CostTable, shares: Sequence[float], keep: Calla
         asked = Budget(latency_ms=round(share * table.dense / 1e6, 4), on=bench.place.device)
         prepared = bench.prepare(asked)
         try:
-            landing = land(prepared, bench.store, bench.place, table, bench.steps)
+            landing = land(prepared, bench.store, [bench.place], [table], bench.steps)
         except BudgetInfeasible as refused:
             landings[f"{share}"] = {"refused": str(refused)}
             continue
         landings[f"{share}"] = {**json.loads(encode(landing)), "error": landing.error}
-        allowed = allow(prepared, table, landing.shipped.asked_ns)
+        allowed = price_tables(prepared, [table]).allow([landing.shipped.asked_ns])
         model, plan = bench.make(allowed)
         right = bench.count_right(model, prepared)
         name = f"measured {share}"

@@ -84,6 +84,7 @@ def list_parts(prepared: "Prepared", prompt_tokens: int | None, *, with_energy: 
     from rankship_pipeline.flow.checks import check_prompt
     from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE, prefill_of
     from rankship_pipeline.foundation.errors import InputError
+    from rankship_pipeline.recipe.budget import TOKEN_TIMES
 
     budget, generation = prepared.recipe.budget, prepared.generation
     if generation is None:
@@ -96,9 +97,8 @@ def list_parts(prepared: "Prepared", prompt_tokens: int | None, *, with_energy: 
             hint="its energy in each phase is measured by a suite with [energy]",
         )
     length = prompt_tokens or budget.prompt
-    phases = [prefill_of(length), DECODE] if budget.part == WHOLE else [budget.part]
-    if prompt_tokens is not None and budget.part not in {WHOLE, DECODE, prefill_of(length)}:
-        phases = [prefill_of(length)]
+    parts = dict(zip(TOKEN_TIMES, (prefill_of(length), DECODE), strict=True))
+    phases = [part for key, part in parts.items() if key in budget.amounts] or list(parts.values())
     for part in phases:
         check_prompt(generation, length, "--prompt-tokens", further=part == DECODE)
     return [(part, length) for part in phases]

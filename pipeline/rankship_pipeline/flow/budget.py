@@ -109,10 +109,10 @@ def price_measured(prepared: Prepared, table: CostTable, where: str) -> Price:
 
 def _refuse_other_part(budget: Budget, table: CostTable, where: str) -> None:
     """Raise InputError if a table has the times of something else than the budget is for."""
-    own = (budget.part, None if budget.part == WHOLE else budget.prompt)
-    if (table.part, table.prompt_tokens) != own:
+    asked = [(one.part, None if one.part == WHOLE else one.prompt) for one in budget.limits]
+    if (table.part, table.prompt_tokens) not in asked:
         raise InputError(
             f"{where} has times of {describe_timed(table.part, table.prompt_tokens)}, the budget is for"
-            f" {describe_timed(*own)}",
+            f" {' and '.join(describe_timed(*one) for one in asked)}",
             hint="name the table of the same phase: `rankship costs` measures those of both",
         )

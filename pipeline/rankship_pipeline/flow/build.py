@@ -14,7 +14,8 @@ from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import decode, digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
-from rankship_pipeline.foundation.records import Alternative, Build, Landing
+from rankship_pipeline.foundation.landing import Landing
+from rankship_pipeline.foundation.records import Alternative, Build
 from rankship_pipeline.foundation.store import Entry, Store
 from rankship_pipeline.foundation.toolchain import hash_code, list_versions
 from rankship_pipeline.ranks.losses import list_doubts

@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.files import hash_file
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.generation import TOKENIZER, Generation
-from rankship_pipeline.foundation.records import Landing
+from rankship_pipeline.foundation.landing import Landing
 from rankship_pipeline.models.causal_lm import describe_generation
 from rankship_pipeline.models.data import Data
 from rankship_pipeline.models.huggingface import find_snapshot

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from rankship_pipeline.foundation.artifact_key import describe_timed
 from rankship_pipeline.foundation.console import start_table
+from rankship_pipeline.foundation.landing import Landing
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
-from rankship_pipeline.foundation.records import PLAN_HEADING, Build, Landing, RankPlan, Refinement
+from rankship_pipeline.foundation.records import PLAN_HEADING, Build, RankPlan, Refinement
 from rankship_pipeline.foundation.store import Entry
 from rankship_pipeline.foundation.units import show_bytes, show_count, show_ns, show_percent
 from rankship_pipeline.ranks.losses import list_doubts
@@ -50,17 +51,31 @@ def print_build(build: Build, entry: Entry) -> None:
 
 def state_landing(landing: Landing) -> str:
     """How a latency budget was met, in one sentence."""
-    one, count = landing.shipped, len(landing.tries)
-    prompt = landing.prompt_tokens
-    timed = "" if prompt is None else f" for {describe_timed(landing.part, prompt)}"
-    where = f"{show_ns(landing.budget_ns)}{timed} in {landing.format} on {landing.device}"
+    count = len(landing.tries)
+    limits = " and ".join(f"{show_ns(one.budget_ns)}{_name_phase(one, ' for ')}" for one in landing.phases)
+    budget = "Latency budget" if landing.beside is None else "Latency budgets"
+    where = f"{budget} {limits} in {landing.format} on {landing.device}"
     if landing.verdict == "dense fits":
-        return f"Latency budget {where}: the dense model takes {show_ns(one.measured_ns)}, so nothing was compressed"
+        times = " and ".join(show_ns(one.shipped.measured_ns) for one in landing.phases)
+        return f"{where}: the dense model takes {times}, so nothing was compressed"
+    tries = f"after {count} {'try' if count == 1 else 'tries'}"
+    if landing.beside is None:
+        return f"{where}: {landing.verdict}; {_state_times(landing, f' {tries}')}"
+    told = [f"{_name_phase(one)} {_state_times(one)}" for one in landing.phases]
+    return f"{where}: {landing.verdict} {tries}; {'; '.join(told)}"
+
+
+def _name_phase(landing: Landing, before: str = "") -> str:
+    prompt = landing.prompt_tokens
+    return "" if prompt is None else f"{before}{describe_timed(landing.part, prompt)}"
+
+
+def _state_times(landing: Landing, after: str = "") -> str:
+    one = landing.shipped
     span = f" [{show_ns(one.low_ns)}, {show_ns(one.high_ns)}]" if one.low_ns and one.high_ns else ""
     return (
-        f"Latency budget {where}: {landing.verdict}; predicted {show_ns(one.predicted_ns)}, measured"
-        f" {show_ns(one.measured_ns)}{span}, error {100 * landing.error:+.1f} % after {count}"
-        f" {'try' if count == 1 else 'tries'}; the dense model takes {show_ns(one.dense_ns)}, ratio {one.ratio:.2f}"
+        f"predicted {show_ns(one.predicted_ns)}, measured {show_ns(one.measured_ns)}{span}, error"
+        f" {100 * landing.error:+.1f} %{after}; the dense model takes {show_ns(one.dense_ns)}, ratio {one.ratio:.2f}"
     )
 
 

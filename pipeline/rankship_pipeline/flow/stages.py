@@ -46,6 +46,7 @@ from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
+from rankship_pipeline.ranks.effort import Say
 from rankship_pipeline.ranks.losses import measure_losses
 from rankship_pipeline.ranks.plan import make_plan
 from rankship_pipeline.recipe.choices import Comparison, RefineChoice, find_base, rank_choice
@@ -259,37 +260,45 @@ class Stages:
         }
 
         def compress() -> Trained[RankPlan]:
-            place = (merged.content + measured.key, way.whitening)
-            if (analysis := self._analyses.get(place)) is None:
-                metrics = Metrics(prepared, merged.module, measured)
-                analysis = analyse(merged.module, prepared.layers, metrics, way.whitening)
-            if recipe.compare or recipe.budget.on is not None:  # other plans are made from it
-                self._analyses[place] = analysis
-            module, plan = self.make_compressed(budgeted, analysis, way, interference)
+            module, plan = self.make_compressed(budgeted, self._analyse(merged, measured, way), way, interference)
             return self._train(*self.settle(module), plan)
 
         kept = self._keep("compressed", made_from, _COMPRESSED, compress, f"compress: {way.name}")
         plan = kept.value.found
         return self._make(rebuild(prepared.model, plan.factors), kept), plan
 
+    def plan(self, budgeted: Budgeted, way: Comparison) -> RankPlan:
+        """The plan of `compress` without the model that it makes, and without the store."""
+        merged, interference = self.merge(way.merge)
+        measured = self._measure(merged, way)
+        with self.steps.step(f"plan: {way.name}"):
+            return self._plan(budgeted, self._analyse(merged, measured, way), way, interference, lambda _line: None)
+
+    def _analyse(self, merged: Model, measured: Measured, way: Comparison) -> Analysis:
+        prepared, place = self.prepared, (merged.content + measured.key, way.whitening)
+        if (analysis := self._analyses.get(place)) is None:
+            metrics = Metrics(prepared, merged.module, measured)
+            analysis = analyse(merged.module, prepared.layers, metrics, way.whitening)
+        if prepared.recipe.compare or prepared.recipe.budget.on is not None:  # other plans are made from it
+            self._analyses[place] = analysis
+        return analysis
+
+    def _plan(
+        self, budgeted: Budgeted, analysis: Analysis, way: Comparison, interference: dict[str, float], say: Say
+    ) -> RankPlan:
+        prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
+        plan = make_plan(
+            *(analysis, rank_choice(prepared.recipe, way), prepared.fixed_parameters, budgeted.budget, inputs),
+            *(interference, budgeted.price, prepared.likelihood, say),
+        )
+        return measure_losses(plan, analysis, len(inputs[0]))
+
     def make_compressed(
         self, budgeted: Budgeted, analysis: Analysis, way: Comparison, interference: dict[str, float]
     ) -> tuple[nn.Module, RankPlan]:
         """Allocate and fill, without the store; batch-norm statistics are the merged model's."""
-        prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
-        choice = rank_choice(prepared.recipe, way)
-        plan = make_plan(
-            analysis,
-            choice,
-            prepared.fixed_parameters,
-            budgeted.budget,
-            inputs,
-            interference,
-            budgeted.price,
-            prepared.likelihood,
-            self.steps.note,
-        )
-        plan = measure_losses(plan, analysis, len(inputs[0]))
+        inputs = self.prepared.data.pool_calibration()
+        plan = self._plan(budgeted, analysis, way, interference, self.steps.note)
         if way.reconstruct and way.merge == "sequential":
             return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
         if way.reconstruct:

@@ -7,13 +7,13 @@ from rankship_pipeline.foundation.artifact_key import WHOLE, ArtifactKey, Precis
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.generation import Generation
+from rankship_pipeline.foundation.landing import Landing
 from rankship_pipeline.foundation.quality import ACCURACY, Fidelity, Measure, Score
 from rankship_pipeline.foundation.units import show_count, show_percent
 
 Form = Literal["svd", "spatial", "tucker", "width"]
 CostUnit = Literal["parameters", "bytes", "flops", "ns", "uj"]  # of one sample, the last two measured on a device
 Answers = Literal["labels", "predictions"]  # what counts as right: true labels, or the dense model's predictions
-LandingVerdict = Literal["landed", "dense fits", "nearest below"]
 
 
 @record
@@ -180,59 +180,6 @@ class CostTable:
     activations: str | None = None
     part: str = WHOLE
     prompt_tokens: int | None = None
-
-
-@record
-class LandingTry:
-    """One allocation on the way to a latency budget: the time asked for, the time predicted, the time measured.
-
-    `measured_ns` is the whole compressed model's median over rounds on the device, `low_ns` and `high_ns` its 95 %
-    interval. `dense_ns` is the dense model's median in the same rounds. `ratio` is compressed over dense, paired by
-    rounds, with its interval.
-    """
-
-    asked_ns: int
-    predicted_ns: int
-    measured_ns: int
-    low_ns: int | None
-    high_ns: int | None
-    dense_ns: int
-    ratio: float
-    ratio_low: float | None
-    ratio_high: float | None
-
-
-@record
-class Landing:
-    """How a latency budget was met on its device: every try in order, and the index of the `chosen` one.
-
-    `verdict` is "landed" when the chosen try is within the tolerance; "dense fits" when the dense model is fast enough
-    and nothing was compressed; "nearest below" when no try was within it and the chosen one is the nearest faster one.
-    `part` and `prompt_tokens` are those of the table.
-    """
-
-    budget_ns: int
-    device: str
-    format: Format
-    runtime: str
-    threads: int
-    table_sha256: str
-    rounds: int
-    tries: tuple[LandingTry, ...]
-    chosen: int
-    verdict: LandingVerdict
-    part: str = WHOLE
-    prompt_tokens: int | None = None
-
-    @property
-    def shipped(self) -> LandingTry:
-        """The try whose ranks are used."""
-        return self.tries[self.chosen]
-
-    @property
-    def error(self) -> float:
-        """Distance of the shipped model's measured time from the budget, as a share of the budget; above 0: slower."""
-        return self.shipped.measured_ns / self.budget_ns - 1
 
 
 @record

@@ -45,6 +45,10 @@ class Price:
         """The cost of the whole dense model in float32; `layers` are all that may be factored."""
         return self.fixed + sum(self.price_layer(layer, Stored()) or 0 for layer in layers)
 
+    def price_ways(self, layers: Sequence[Layer], ways: Mapping[str, Stored]) -> int:
+        """The cost of the whole model with every layer stored in some way."""
+        return self.fixed + sum(self.price_layer(layer, ways[layer.name]) or 0 for layer in layers)
+
     def list_types(self, layer: Layer) -> list[Precision]:
         """The types that a layer's weights may have, float32 where it can have no other; the most exact first."""
         found = [one for one in self.weights if self._is_priced(layer, one)]

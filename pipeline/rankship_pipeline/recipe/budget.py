@@ -1,5 +1,7 @@
 """The budget of a recipe: its amount, its unit, and the device for measured units."""
 
+from dataclasses import replace
+
 from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE, prefill_of
 from rankship_pipeline.foundation.formats import Format
 from rankship_pipeline.foundation.frozen import record
@@ -15,7 +17,7 @@ AMOUNTS = ("kept_parameters", "parameters", "size_bytes", "kept_flops", "flops",
 
 @record
 class Budget:
-    """Exactly one amount: of size, operations, time or energy.
+    """Exactly one amount: of size, operations, time or energy; or both times of tokens, on a device.
 
     Operations, time and energy are those of one sample. Time and energy need a cost table measured on a device: `costs`
     names its file, or `on` names a device to measure. The time of a "causal-lm" is that of one of its phases.
@@ -56,7 +58,7 @@ class Budget:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """The amounts given, by key; a valid budget has exactly one."""
+        """The amounts given, by key; a valid budget has one, or both times of tokens."""
         return {key: value for key in AMOUNTS if (value := getattr(self, key)) is not None}
 
     @property
@@ -74,8 +76,15 @@ class Budget:
         return PROMPT_TOKENS if self.prompt_tokens is None else self.prompt_tokens
 
     @property
+    def limits(self) -> "tuple[Budget, ...]":
+        """A budget for each amount: itself, or that of the prompt and that of a token where both are given."""
+        if self.time_to_first_token_ms is None or self.token_ms is None:
+            return (self,)
+        return replace(self, token_ms=None), replace(self, time_to_first_token_ms=None)
+
+    @property
     def part(self) -> str:
-        """What is timed, as a key's part: the whole model, or a phase of one that generates."""
+        """What a budget of one amount times, as a key's part: the whole model, or a phase of one that generates."""
         if self.token_ms is not None:
             return DECODE
         return WHOLE if self.time_to_first_token_ms is None else prefill_of(self.prompt)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
 from rankship_pipeline.foundation.toolchain import can_export
-from rankship_pipeline.recipe.budget import AMOUNTS
+from rankship_pipeline.recipe.budget import AMOUNTS, TOKEN_TIMES
 from rankship_pipeline.recipe.choices import DATA_KINDS, DataKind
 from rankship_pipeline.recipe.precision import BLOCK
 
@@ -45,7 +45,7 @@ _OPTIONS: dict[DataKind, str] = {
 
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     """Every key of [budget] as a flag; `--kept` is short for `--kept-parameters`."""
-    group = parser.add_argument_group("budget", f"one of these; default: --kept {KEPT}")
+    group = parser.add_argument_group("budget", f"one of these, or both times of tokens; default: --kept {KEPT}")
     for key in AMOUNTS:
         names = [f"--{key.replace('_', '-')}", *(["--kept"] if key == "kept_parameters" else [])]
         group.add_argument(*names[::-1], type=int if key in _WHOLE else float, metavar="N", dest=key)
@@ -98,10 +98,10 @@ def take_data(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def take_budget(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """The one amount that was given and where its cost is known from, else half of the parameters."""
+    """The amount that was given, or both times of tokens, and where costs are known from, else half the parameters."""
     given = {key: value for key in AMOUNTS if (value := getattr(arguments, key)) is not None}
-    if len(given) > 1:
-        raise InputError(f"two budgets: {' and '.join(given)}", hint="give one")
+    if len(given) > 1 and given.keys() != set(TOKEN_TIMES):
+        raise InputError(f"two budgets: {' and '.join(given)}", hint=f"give one, or {' and '.join(TOKEN_TIMES)}")
     costs = {} if arguments.costs is None else {"costs": place(str(arguments.costs), folder)}
     on = {} if arguments.on is None else {"on": arguments.on}
     prompt = {} if arguments.prompt_tokens is None else {"prompt_tokens": arguments.prompt_tokens}

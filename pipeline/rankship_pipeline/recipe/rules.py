@@ -231,10 +231,15 @@ def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
     """Rules on the keys that a time or energy budget needs and no other may have."""
     budget, formats = recipe.budget, recipe.export.formats
     costs, on, measured = budget.costs is not None, budget.on is not None, budget.unit in {"ns", "uj"}
+    both, both_times = len(budget.limits) > 1, " and ".join(TOKEN_TIMES)
     return [
         (
-            costs or on if measured else not costs,
+            costs or on or both if measured else not costs,
             "budget.costs, a table measured on the device, belongs to latency and energy, which need it (or budget.on)",
+        ),
+        (
+            not both or (on and not costs),
+            f"budget: {both_times} need `on`, where both are measured, and no `costs`: a table is of one phase",
         ),
         (not on or budget.unit == "ns", f"budget.on belongs to {', '.join(TIMES)}"),
         *(
@@ -244,7 +249,7 @@ def _rule_measured(recipe: Recipe) -> list[tuple[bool, str]]:
         ),
         (
             budget.prompt_tokens is None or bool(budget.amounts.keys() & TOKEN_TIMES),
-            f"budget.prompt_tokens belongs to {' and '.join(TOKEN_TIMES)}",
+            f"budget.prompt_tokens belongs to {both_times}",
         ),
         (budget.prompt >= 1, f"budget.prompt_tokens must be at least 1, got {budget.prompt_tokens}"),
         (budget.format is None or on, "budget.format belongs to budget.on"),
@@ -258,9 +263,8 @@ def _check_numbers(recipe: Recipe) -> list[str]:
     rules = [
         (threshold is None or ranks.method == "arp", "ranks.threshold belongs to method 'arp' only"),
         (
-            len(given) == (1 if threshold is None else 0),
-            f"[budget] needs exactly one of {', '.join(AMOUNTS)} (none with ranks.threshold)"
-            + (": ranks are found under one limit" if given.keys() >= set(TOKEN_TIMES) else ""),
+            len(given) == (1 if threshold is None else 0) or (threshold is None and given.keys() == set(TOKEN_TIMES)),
+            f"[budget] needs exactly one of {', '.join(AMOUNTS)}, or both times of tokens (none with ranks.threshold)",
         ),
         (
             all(0 < value < inf for value in given.values()),

@@ -12,7 +12,16 @@ from make.devices import make_local
 from make.recipes import write_priced_recipe
 from rankship_benchmarks.costs import landing as land
 from rankship_benchmarks.costs import landing_search as landing
-from rankship_benchmarks.costs.landing_search import CORRECTIONS, TOLERANCE, Range, approach, choose_try, correct
+from rankship_benchmarks.costs.landing_search import (
+    CORRECTIONS,
+    TOLERANCE,
+    Goal,
+    Range,
+    Try,
+    approach,
+    choose_try,
+    correct,
+)
 from rankship_benchmarks.costs.runtime_on_device import Place, Subject, choose_place
 from rankship_pipeline.flow.build import build_recipe, find_build
 from rankship_pipeline.flow.preflight import prepare
@@ -22,16 +31,8 @@ from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
-from rankship_pipeline.foundation.records import (
-    Artifact,
-    CostTable,
-    Factors,
-    Landing,
-    LandingTry,
-    LandingVerdict,
-    LayerCost,
-    Stored,
-)
+from rankship_pipeline.foundation.landing import Landing, LandingTry, LandingVerdict
+from rankship_pipeline.foundation.records import Artifact, CostTable, Factors, LayerCost, Stored
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.budget import Budget
 from rankship_pipeline.recipe.rules import read_recipe
@@ -62,17 +63,23 @@ class World:
         self.asked: list[int] = []
         self._seen: set[int] = set()
 
-    def attempt(self, asked_ns: int) -> LandingTry | None:
+    def attempt(self, all_asked: tuple[int, ...]) -> Try | None:
+        (asked_ns,) = all_asked
         assert TABLE.least_ns <= asked_ns <= TABLE.dense_ns
         self.asked.append(asked_ns)
         plan = asked_ns // self.step * self.step
         if plan in self._seen:
             return None
         self._seen.add(plan)
-        return make_try(plan, self.true(plan))
+        return (make_try(plan, self.true(plan)),)
 
-    def land(self, budget_ns: int) -> tuple[list[LandingTry], str]:
-        return approach(budget_ns, make_try(TABLE.dense_ns, self.true(TABLE.dense_ns)), TABLE, self.attempt)
+    def land(self, budget_ns: int) -> tuple[list[Try], str]:
+        dense = make_try(TABLE.dense_ns, self.true(TABLE.dense_ns))
+        return approach([Goal(budget_ns, TABLE)], (dense,), self.attempt)
+
+
+def find_shipped(tries: list[Try], budget_ns: int) -> LandingTry:
+    return tries[choose_try(tries, [Goal(budget_ns, TABLE)])][0]
 
 
 @pytest.mark.parametrize("budget_ns", [350_000, 500_000, 800_000, 930_000])
@@ -94,7 +101,7 @@ def test_every_device_that_can_is_landed_on(budget_ns: int, true: Callable[[floa
             world.land(budget_ns)
         return
     tries, word = world.land(budget_ns)
-    shipped = tries[choose_try(tries, budget_ns)]
+    shipped = find_shipped(tries, budget_ns)
     assert word in {"landed", "dense fits"}
     assert len(tries) <= 1 + CORRECTIONS
     if word == "landed":
@@ -122,7 +129,7 @@ def test_noise_of_three_per_cent_lands_almost_always() -> None:
 def test_a_coarse_staircase_ships_the_nearest_below_and_says_so() -> None:
     tries, word = World(lambda p: p, step=200_000).land(700_000)
     assert word == "nearest below"
-    assert tries[choose_try(tries, 700_000)].measured_ns == 600_000
+    assert find_shipped(tries, 700_000).measured_ns == 600_000
 
 
 def test_a_budget_out_of_reach_names_the_range_that_is_not() -> None:

@@ -126,8 +126,19 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(tmp_path: Path) -> None
         ((MODEL, DATA, "[budget]\ntoken_ms = 1e-7\non = 'pi4'"), "budget.token_ms must be at least 0.001"),
         ((MODEL, DATA, "[budget]\ntoken_ms = 4"), "budget.costs, a table measured on the device"),
         (
-            (MODEL, DATA, "[budget]\ntoken_ms = 4\ntime_to_first_token_ms = 40\non = 'pi4'"),
-            "exactly one of .*: ranks are found under one limit",
+            (MODEL, DATA, "[budget]\ntoken_ms = 4\ntime_to_first_token_ms = 40\nlatency_ms = 9\non = 'pi4'"),
+            "exactly one of .*, or both times of tokens",
+        ),
+        (
+            (MODEL, DATA, "[budget]\ntoken_ms = 4\nlatency_ms = 9\non = 'pi4'"),
+            "exactly one of .*, or both times of tokens",
+        ),
+        *(
+            (
+                (MODEL, DATA, f"[budget]\ntoken_ms = 4\ntime_to_first_token_ms = 40\n{where}"),
+                "and token_ms need `on`, where both are measured, and no `costs`: a table is of one phase",
+            )
+            for where in ("", "costs = 'c.json'", "costs = 'c.json'\non = 'pi4'")
         ),
         ((MODEL, DATA, BUDGET + "prompt_tokens = 9"), "budget.prompt_tokens belongs to time_to_first_token_ms and"),
         (

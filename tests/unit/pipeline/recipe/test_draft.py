@@ -40,6 +40,10 @@ def test_half_of_the_parameters_is_the_default_and_kept_is_short_for_them(tmp_pa
     assert where == {"latency_ms": 12, "costs": "/c.json", "on": "pi4"}
     asked = take_budget(read_flags("--token-ms", "4", "--prompt-tokens", "64", "--on", "pi4"), tmp_path)
     assert asked == {"token_ms": 4, "prompt_tokens": 64, "on": "pi4"}
+    both = take_budget(read_flags("--token-ms", "4", "--time-to-first-token-ms", "90", "--on", "pi4"), tmp_path)
+    assert both == {"time_to_first_token_ms": 90, "token_ms": 4, "on": "pi4"}
+    with pytest.raises(InputError, match="two budgets: latency_ms and token_ms"):
+        take_budget(read_flags("--token-ms", "4", "--latency-ms", "90", "--on", "pi4"), tmp_path)
 
 
 def test_paths_are_written_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
