@@ -32,7 +32,7 @@ class Budget:
         latency_ms: milliseconds
         latency_us: microseconds
         time_to_first_token_ms: milliseconds from a prompt to its first token, of a "causal-lm"
-        token_ms: milliseconds for each further token, of a "causal-lm"
+        token_ms: milliseconds for each further token, of a "causal-lm"; both together need `on` and take no `costs`
         energy_uj: microjoules
         prompt_tokens: the length of the prompt for these two; left out, 128
         costs: the path of a cost table, relative to the recipe

@@ -1,5 +1,6 @@
 """Landing a language model's budget for a token: a table of one phase, and the file timed in that phase."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,9 @@ from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.show import state_landing
 from rankship_pipeline.foundation.artifact_key import DECODE, prefill_of
-from rankship_pipeline.foundation.codec import encode
+from rankship_pipeline.foundation.codec import digest, encode
 from rankship_pipeline.foundation.console import Steps
-from rankship_pipeline.foundation.errors import InputError
+from rankship_pipeline.foundation.errors import BudgetInfeasible, InputError
 from rankship_pipeline.foundation.records import CostTable, Factors, LayerCost
 from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.recipe.budget import Budget
@@ -56,18 +57,23 @@ samples = 2
 formats = ["onnx"]
 context = 40
 """
-READER = "model.model.layers.0.mlp.down_proj"
-FEEDERS = tuple(f"model.model.layers.0.mlp.{one}_proj" for one in ("gate", "up"))
+MLP = tuple(f"model.model.layers.0.mlp.{one}_proj" for one in ("gate", "up", "down"))
+NEXT_MLP = tuple(name.replace("layers.0", "layers.1") for name in MLP)
 
 
-def make_table(prepared: Prepared, place: Place) -> CostTable:
-    """A table in which the first block's MLP is nearly all of a token's time, and cheap with 16 neurons."""
-    ways = dict.fromkeys(FEEDERS, Factors(form="width", rank=16))
-    ways[READER] = Factors(form="width", rank=32, input_rank=16)
+def make_table(
+    prepared: Prepared, place: Place, costly: Sequence[str] = MLP, others: Sequence[str] = (), part: str = DECODE
+) -> CostTable:
+    """A table in which one block's MLP is nearly all of the time; it, and other layers, are cheap with 16 neurons."""
     layers = {}
     for layer in prepared.layers:
-        narrow = (LayerCost(factors=ways[layer.name], cost=9_000),) if layer.name in ways else ()
-        layers[layer.name] = (LayerCost(factors=None, cost=90_000 if narrow else 10), *narrow)
+        dense, narrow = (90_000, 9_000) if layer.name in costly else (10, 9)
+        ways: tuple[LayerCost, ...] = ()
+        if layer.name in {*costly, *others}:
+            reads = layer.name.endswith("down_proj")
+            width = Factors(form="width", rank=32 if reads else 16, input_rank=16 if reads else None)
+            ways = (LayerCost(factors=width, cost=narrow),)
+        layers[layer.name] = (LayerCost(factors=None, cost=dense), *ways)
     return CostTable(
         unit="ns",
         device="here",
@@ -77,13 +83,26 @@ def make_table(prepared: Prepared, place: Place) -> CostTable:
         agent_sha256=place.session.agent_sha256,
         measured_utc="2026-11-29T00:00:00Z",
         rounds=9,
-        model_sha256=prepared.hash_model(DECODE, "onnx"),
+        model_sha256=prepared.hash_model(part, "onnx"),
         dense=280_000,
         fixed=280_000 - sum(options[0].cost for options in layers.values()),
         layers=layers,
-        part=DECODE,
+        part=part,
         prompt_tokens=8,
     )
+
+
+def watch_timing(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """All trials of places from now on."""
+    timed: list[Trial] = []
+    real = Place.time
+
+    def time(place: Place, *given: object) -> list[Trial]:
+        timed.extend(real(place, *given))  # type: ignore[arg-type]
+        return timed[-len(given[0]) :]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Place, "time", time)
+    return timed
 
 
 @pytest.mark.slow
@@ -111,23 +130,60 @@ def test_neurons_are_left_out_until_a_token_is_fast_enough(tmp_path: Path, monke
     assert list_parts(prepared, None, with_energy=False) == [(DECODE, 8)]
     monkeypatch.setattr(land, "ROUNDS", 2)
     monkeypatch.setattr(landing_search, "has_landed", lambda *_: True)
-    timed: list[Trial] = []
-    real = Place.time
-
-    def time(place: Place, *given: object) -> list[Trial]:
-        timed.extend(real(place, *given))  # type: ignore[arg-type]
-        return timed[-len(given[0]) :]  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Place, "time", time)
+    timed = watch_timing(monkeypatch)
     land.land_missing(prepared, store, here, tmp_path, steps)
     assert {one.key.part for one in timed} == {DECODE}
     build, _ = build_recipe(prepared, store, steps)
     assert build.landing is not None
-    assert build.plan.factors.keys() == {READER, *FEEDERS}
+    assert build.plan.factors.keys() == set(MLP)
     assert build.landing.shipped.predicted_ns == build.plan.total_cost == 280_000 - 3 * 81_000
     assert "for a token after a prompt of 8 in onnx on here: landed" in state_landing(build.landing)
     compressed = next(one for one in build.artifacts if one.key.variant == "compressed")
     assert compressed.sha256 in {one.artifact_sha256 for one in timed}, "the file that was timed is the one that ships"
+
+
+@pytest.mark.slow
+def test_a_prompt_and_a_token_are_landed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its time in another block, so that a plan for either alone leaves the other as slow as it was."""
+    save_writer(tmp_path / "writer")
+    write_text(tmp_path / "corpus.txt")
+    both = RECIPE.replace("[budget]", "[budget]\ntime_to_first_token_ms = 0.001").replace(
+        'costs = "cost-table.json"', ""
+    )
+    (tmp_path / "recipe.toml").write_text(both)
+    prepared, here = prepare(read_recipe(tmp_path / "recipe.toml"), tmp_path), make_local(tmp_path / "work")
+    store, steps, parts = Store(tmp_path / "store"), Steps(quiet=True), [prefill_of(8), DECODE]
+    assert list_parts(prepared, None, with_energy=False) == [(part, 8) for part in parts]
+    tables: list[CostTable] = []
+
+    def measure(prepared: Prepared, _store: Store, place: Place, *_rest: object) -> CostTable:
+        layers = (MLP, NEXT_MLP) if place.part == DECODE else (NEXT_MLP, MLP)
+        tables.append(make_table(prepared, place, *layers, place.part))
+        return tables[-1]
+
+    monkeypatch.setattr(land, "measure_costs", measure)
+    monkeypatch.setattr(land, "ROUNDS", 2)
+    with pytest.raises(BudgetInfeasible, match=r"the budget is 1\.0 µs for (a|the first) token after a prompt of 8; "):
+        land.land_missing(prepared, store, here, tmp_path, steps)
+    monkeypatch.setattr(landing_search, "has_landed", lambda *_: True)
+    timed = watch_timing(monkeypatch)
+    land.land_missing(prepared, store, here, tmp_path, steps)
+    build, _ = build_recipe(prepared, store, steps)
+    assert build.landing is not None
+    assert [one.part for one in build.landing.phases] == parts == [one.part for one in tables[-2:]]
+    assert [one.table_sha256 for one in build.landing.phases] == [digest(one) for one in tables[-2:]]
+    assert [one.shipped.predicted_ns for one in build.landing.phases] == [280_000 - 3 * (81_000 + 1)] * 2
+    assert {one.shipped.weight for one in build.landing.phases} == {0.5}
+    assert build.plan.factors.keys() == {*MLP, *NEXT_MLP}
+    compressed = next(one for one in build.artifacts if one.key.variant == "compressed")
+    assert {"costs on here, prefill 8", "costs on here, decode", "costs on here, weight"} < set(
+        compressed.source_sha256
+    )
+    files = {(one.artifact_sha256, one.key.part) for one in timed}
+    assert {(compressed.sha256, part) for part in parts} < files, "the file that was timed is the one that ships"
+    assert "1.0 µs for the first token after a prompt of 8 and 1.0 µs for a token" in state_landing(build.landing)
+    monkeypatch.setattr(land, "open_session", lambda *_, **__: pytest.fail("it was landed before"))
+    land.land_missing(prepared, store, here, tmp_path, steps)
 
 
 def test_a_prompt_is_timed_fewer_times_than_a_token() -> None:
