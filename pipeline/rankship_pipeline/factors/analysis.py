@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
 # Of weights, metrics and what is computed from them that stays: all of a small model's.
-DECOMPOSED_BYTES = 3 * 2**29
+DECOMPOSED_BYTES = 2**30
 
 
 class Decompositions(Mapping[str, Decomposition]):
