@@ -259,8 +259,8 @@ def make_compressed(origin: Origin) -> Compressed:
         stage = "refined"
     rounded = [(one, round_model(stages, final, plan, one).scored) for one in list_rounded(recipe, plan)]
     fidelities = (*scores.judge(final, stage), *(some for name, one in rounded for some in scores.judge(one, name)))
-    if len(recipe.models) == 1:  # an export asks for the dense model's too, whose outputs are at hand here
-        scores.judge(stages.merge(recipe.merge.method)[0], "merged")
+    if len(recipe.models) == 1:
+        scores.judge_at_hand(stages.merge(recipe.merge.method)[0], "merged")  # an export asks for it
     module = unwrap(final.module)
     return Compressed(
         module=module,

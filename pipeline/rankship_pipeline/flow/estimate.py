@@ -17,6 +17,7 @@ from rankship_pipeline.quantise.in_order import HELD_BYTES
 from rankship_pipeline.recipe.choices import Comparison, Recipe, RefineChoice, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
+from rankship_pipeline.recover.refine.by_blocks import HIDDEN_BYTES
 from rankship_pipeline.recover.refine.draw import BATCH
 from rankship_pipeline.recover.refine.teach import OUTPUT_BYTES
 
@@ -255,6 +256,7 @@ def _refine(work: Work, choice: RefineChoice) -> StageEstimate:
     held = int(batch * pace.activation_bytes)
     if choice.by == "blocks":
         one, held = one / COSTS["blocks"], int(held / COSTS["blocks"])
+        held += min(HIDDEN_BYTES, int(work.samples * pace.activation_bytes / COSTS["blocks"]))
     seconds = choice.cpu_seconds if choice.cpu_seconds is not None else (choice.steps or 0) * one
     return _stage(work, "refine without labels", seconds, held + 6 * _model_bytes(work))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.quality_gate import compare_with_source
+from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.flow.cached_stage import Form, as_record, cached_stage
 from rankship_pipeline.flow.stage_model import Model
 from rankship_pipeline.flow.stages import Stages
@@ -61,7 +62,7 @@ class Scores:
 
         def rate() -> Score:
             target: Tensor | Outputs | None = labels
-            known = self.stages.recalled.find(model, inputs, sha256)
+            known = self.stages.recall(model, inputs, sha256)
             if reference:
                 target = self._predict_reference()
             return prepared.court.score(known.module, known.inputs, target, stage)
@@ -72,12 +73,18 @@ class Scores:
         """The dense model's outputs on the test inputs."""
         prepared = self.stages.prepared
         dense = self.stages.load_source(prepared.recipe.models[0].name)
-        known = self.stages.recalled.find(dense, prepared.data.test_inputs, prepared.test_sha256)
+        known = self.stages.recall(dense, prepared.data.test_inputs, prepared.test_sha256)
         return predict(known.module, known.inputs)
 
     def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
         """How well a stage's model does each specialist's own task."""
         return tuple(self._compare(model, stage, source) for source in self.stages.prepared.recipe.models)
+
+    def judge_at_hand(self, model: Model, stage: str) -> None:
+        """Keep for a later build how well a model does each specialist's task, where no model has to run for it."""
+        data, hashes = self.stages.prepared.data.calibration, self.stages.prepared.calibration_sha256
+        if all(isinstance(self.stages.recall(model, data[name], hashes[name]).module, Remembered) for name in data):
+            self.judge(model, stage)
 
     def _compare(self, model: Model, stage: str, source: Source) -> Fidelity:
         specialist, prepared = self.stages.load_source(source.name), self.stages.prepared
@@ -93,8 +100,7 @@ class Scores:
         def compare() -> Fidelity:
             sha256 = prepared.calibration_sha256[source.name]
             known, dense = (
-                self.stages.recalled.find(one, prepared.data.calibration[source.name], sha256)
-                for one in (model, specialist)
+                self.stages.recall(one, prepared.data.calibration[source.name], sha256) for one in (model, specialist)
             )
             data = replace(prepared.data, calibration={source.name: known.inputs})
             rate, likelihood = prepared.court.score, prepared.likelihood

@@ -35,7 +35,7 @@ from rankship_pipeline.flow.cached_stage import (
 )
 from rankship_pipeline.flow.metrics import Measured, Metrics, pool_inputs
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
-from rankship_pipeline.flow.recalled import Known, Recalled
+from rankship_pipeline.flow.recalled import Recalled, Runnable
 from rankship_pipeline.flow.stage_model import Model
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
@@ -78,10 +78,7 @@ class Stages:
     steps: Steps
     keep: Keep = cached_stage
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Begin without any outputs of models."""
-        self.recalled = Recalled(self.load_sources)
+    _recalled: Recalled = field(default_factory=Recalled)
 
     def load_source(self, name: str) -> Model:
         """A trained model of the recipe, made like the others."""
@@ -171,10 +168,10 @@ class Stages:
     def _measure_scales(self, model: Model) -> Outputs:
         """The spread of the outputs that are no classes' scores, where it can be from a pass that scores need too."""
         prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
-        known = Known(model.module, thin(inputs, SAMPLES))
+        known = Runnable(model.module, thin(inputs, SAMPLES))
         hashes = list(prepared.calibration_sha256.values())
         if len(hashes) == 1 and not all(one.is_choice for one in prepared.likelihood.values()):
-            found = self.recalled.find(model, inputs, hashes[0])
+            found = self.recall(model, inputs, hashes[0])
             known = found if isinstance(found.module, Remembered) else known
         return find_scales(known.module, known.inputs, prepared.likelihood)[1]
 
@@ -197,7 +194,7 @@ class Stages:
         """The merged model, with batch-norm re-estimated if the recipe says so, and each layer's interference."""
         prepared, recipe, needs = self.prepared, self.prepared.recipe, METHODS[method]
         settings = fill_settings(method, recipe.merge.given)
-        sources = self.load_sources()
+        sources = self._load_sources()
         is_alone = len(sources) == 1 and not needs.base  # every such merge of one model is that model
         grams = [] if is_alone else self._calibrate_sources(sources)
         base_source = find_base(recipe) if needs.base else None
@@ -302,7 +299,7 @@ class Stages:
         prepared, types = self.prepared, plan.weights if choice.rounding == "through" else {}
         made_from = {
             "compressed": compressed.content,
-            "sources": [source.content for source in self.load_sources()],
+            "sources": [source.content for source in self._load_sources()],
             "data": prepared.unlabelled_sha256,
             "choice": digest(choice),
             "seed": prepared.recipe.seed,
@@ -354,7 +351,7 @@ class Stages:
         if self.prepared.recipe.factorise.grams == "merged":
             grams = [self.calibrate(merged, None)]
         else:
-            grams = self._calibrate_sources(self.load_sources())
+            grams = self._calibrate_sources(self._load_sources())
         wide = len(grams) > 1 and any(layer.is_wide for layer in self.prepared.layers)
         own = self.calibrate(merged, None) if wide else None
         curved = self.weigh_outputs(merged) if way.curvature else None
@@ -365,12 +362,15 @@ class Stages:
     ) -> nn.Module:
         """The merged model solved layer by layer for the sources' outputs, with planned layers as factors."""
         samples = int(fill_settings("sequential", self.prepared.recipe.merge.given)["samples"])
-        pairs = zip(self.load_sources(), self.prepared.data.calibration.values(), strict=True)
+        pairs = zip(self._load_sources(), self.prepared.data.calibration.values(), strict=True)
         teachers = [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
         return refit(merged, find_layers(merged, (HEADS,) if self.prepared.data.tasks else ()), teachers, plan, taken)
 
-    def load_sources(self) -> list[Model]:
-        """All trained models of the recipe, made like the others."""
+    def recall(self, model: Model, inputs: Inputs, sha256: str) -> Runnable:
+        """A model on inputs of this hash, with outputs that are known or stay known (see recalled.py)."""
+        return self._recalled.find(model, inputs, sha256, self._load_sources)
+
+    def _load_sources(self) -> list[Model]:
         return [self.load_source(source.name) for source in self.prepared.recipe.models]
 
     def _calibrate_sources(self, sources: list[Model]) -> list[Kept[Grams]]:
