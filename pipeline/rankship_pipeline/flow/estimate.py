@@ -40,7 +40,7 @@ COSTS = {
     "grid": 16.0,  # widths of a Tucker form that are tried
     "telling samples": 32.0,  # that tell two plans apart
     "candidates": 6.0,  # ways to store a layer whose divergence is measured
-    "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
+    "batch-norm": 2.0,  # passes over the calibration samples that settle the statistics: one, and parts of three
     "rounding": 10.0,  # rounding a layer over a product of its weight and its Gram
     "rounded samples": 512.0,
     "comparing": 2.0,  # passes over the calibration samples that compare a model with a source
