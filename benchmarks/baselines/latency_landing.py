@@ -33,7 +33,8 @@ from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.landed_budget import price_tables
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible

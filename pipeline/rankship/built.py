@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rankship_pipeline.foundation.records import Artifact, Build, RankPlan, Veri
 from rankship_pipeline.recipe.export_choices import AxisChoice, ParityChoice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Built:
     """Exported files and their proofs: the records of a recipe's build.
 
@@ -37,7 +37,7 @@ class Built:
     build: Build
     verified: tuple[Verified, ...]
     folder: Path | None
-    origin: Origin = field(repr=False)
+    origin: Origin
 
     @property
     def plan(self) -> RankPlan:
@@ -75,6 +75,10 @@ class Built:
         """Where a file lies: its copy, else the store's own."""
         kept = self.origin.store.root / artifact.file
         return kept if self.folder is None else self.folder / name_copies(self.build)[artifact.file]
+
+    def __repr__(self) -> str:
+        """What `report` says."""
+        return self.report()
 
     def report(self) -> str:
         """Every file with its size and the lengths it takes, and how far its outputs are from torch's, as text."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rankship_pipeline.foundation.artifact_key import Precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressed:
     """A compressed model, how each layer is stored, and what that costs.
 
@@ -56,13 +56,17 @@ class Compressed:
     fidelities: tuple[Fidelity, ...] = ()
     accuracies: tuple[Score, ...] = ()
     refinement: Refinement | None = None
-    origin: Origin | None = field(default=None, repr=False)
-    made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
+    origin: Origin | None = None
+    made_sha256: str | None = None  # of the module's tensors as they were made
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that was followed; what it holds of this session is marked `held`."""
         return self.find_origin().recipe
+
+    def __repr__(self) -> str:
+        """What `report` says."""
+        return self.report()
 
     def report(self) -> str:
         """Parameters before and after, how well the model agrees, and what every layer loses, as text."""
@@ -259,8 +263,8 @@ def make_compressed(origin: Origin) -> Compressed:
         stage = "refined"
     rounded = [(one, round_model(stages, final, plan, one).scored) for one in list_rounded(recipe, plan)]
     fidelities = (*scores.judge(final, stage), *(some for name, one in rounded for some in scores.judge(one, name)))
-    if len(recipe.models) == 1:  # an export asks for the dense model's too, whose outputs are at hand here
-        scores.judge(stages.merge(recipe.merge.method)[0], "merged")
+    if len(recipe.models) == 1:
+        scores.judge_at_hand(stages.merge(recipe.merge.method)[0], "merged")  # an export asks for it
     module = unwrap(final.module)
     return Compressed(
         module=module,

@@ -1,7 +1,7 @@
 """Exported files measured on a device."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rankship_pipeline.foundation.flags import RESULTS
 from rankship_targets.devices.device import find_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measured:
     """A run on one device.
 
@@ -30,12 +30,16 @@ class Measured:
 
     folder: Path
     page: Path
-    summary: Summary = field(repr=False)
+    summary: Summary
 
     @property
     def results(self) -> tuple[Result, ...]:
         """One result per artifact; times are in nanoseconds."""
         return self.summary.results
+
+    def __repr__(self) -> str:
+        """What `report` says."""
+        return self.report()
 
     def report(self) -> str:
         """The tables that `rankship bench` prints, as text."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rankship.calibration import Calibration, Tests
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Merged:
     """One model made of several, and what merging cost.
 
@@ -39,13 +39,17 @@ class Merged:
     interference: Mapping[str, float]
     fidelities: tuple[Fidelity, ...]
     accuracies: tuple[Score, ...]
-    origin: Origin = field(repr=False)
-    made_sha256: str | None = field(default=None, repr=False)  # of the module's tensors as they were made
+    origin: Origin
+    made_sha256: str | None = None  # of the module's tensors as they were made
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that was followed; what it holds of this session is marked `held`."""
         return self.origin.recipe
+
+    def __repr__(self) -> str:
+        """What `report` says."""
+        return self.report()
 
     def report(self) -> str:
         """What merging cost, as text."""

@@ -18,7 +18,7 @@ from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.files import ensure_writable
-from rankship_pipeline.foundation.store import Store, default_root
+from rankship_pipeline.foundation.store import Store, default_root, parse_folder
 from rankship_pipeline.models.data import Data, Held, make_data
 from rankship_pipeline.recipe.choices import DataChoice, MergeChoice, Source
 from rankship_pipeline.recipe.export_choices import ExportChoice
@@ -82,7 +82,7 @@ class Origin:
 
 def open_store(given: str | os.PathLike[str] | None) -> Store:
     """The artifact store in this folder; None: $RANKSHIP_STORE, else the user's cache."""
-    store = Store(default_root() if given is None else Path(given))
+    store = Store(default_root() if given is None else parse_folder(str(given)))
     ensure_writable(store.root, "store")
     store.sweep()
     return store

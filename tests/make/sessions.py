@@ -7,7 +7,8 @@ from torch import nn
 
 from rankship_pipeline.flow.landed_budget import settle_budget
 from rankship_pipeline.flow.preflight import prepare
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import RankPlan
 from rankship_pipeline.foundation.store import Store

@@ -10,7 +10,8 @@ from rankship_benchmarks.costs.probes import prove
 from rankship_benchmarks.measure.cases import make_inputs
 from rankship_pipeline.flow.artifacts import Bits, export_variants
 from rankship_pipeline.flow.prepared import Prepared
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.artifact_key import DECODE, WHOLE, Variant
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import Lacks

@@ -1,6 +1,5 @@
 """A part of a recipe's test set that devices are examined with, and how their files' outputs are scored."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rankship_pipeline.flow.judging import name_inputs
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.quality import Score
 
@@ -67,11 +67,11 @@ def set_whole_exam(prepared: "Prepared") -> Exam:
 def _draw(prepared: "Prepared", labels: Tensor, samples: int) -> Exam:
     count = len(labels)
     places = torch.linspace(0, count - 1, min(samples, count)).round().long()
-    named = getattr(prepared.model, "inputs", None) or inspect.signature(prepared.model.forward).parameters
+    inputs = tuple(tensor[places] for tensor in prepared.data.test_inputs)
     return Exam(
-        inputs=tuple(tensor[places] for tensor in prepared.data.test_inputs),
+        inputs=inputs,
         labels=labels[places],
         of=count,
         court=prepared.court,
-        names=tuple(named),
+        names=name_inputs(prepared.model, inputs),
     )

@@ -33,7 +33,8 @@ from rankship_pipeline.flow.preflight import redraw
 from rankship_pipeline.flow.prepared import Prepared
 from rankship_pipeline.flow.rounded import list_precisions, round_model
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps

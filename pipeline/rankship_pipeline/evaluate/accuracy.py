@@ -27,16 +27,21 @@ Teacher = Tensor | Outputs  # another model's outputs; a bare tensor holds logit
 
 @torch.inference_mode()
 def measure_divergence(
-    model: nn.Module, inputs: Inputs, teacher: Teacher, likelihood: Likelihood | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    teacher: Teacher,
+    likelihood: Likelihood | None = None,
+    scales: Outputs | None = None,
 ) -> float:
     """Mean divergence from the teacher's outputs to the model's, in nats per answer, added up over the outputs.
 
     It is Kullback and Leibler's between categorical distributions of classes, between Gaussian ones of other numbers
-    (see likelihood.py). An answer is a sample, or a position that the model's attention mask does not hide.
+    (see likelihood.py), whose standard deviations are the `scales` (None: the teacher's). An answer is a sample, or a
+    position that the model's attention mask does not hide.
     """
     teacher = flatten(teacher)
     likelihood = assume_logits(teacher) if likelihood is None else likelihood
-    scales = measure_scales([teacher], likelihood)
+    scales = measure_scales([teacher], likelihood) if scales is None else scales
     totals, counts = dict.fromkeys(likelihood, 0.0), dict.fromkeys(likelihood, 0)
     for name, own, wanted in _pair_answers(model, inputs, teacher, likelihood):
         totals[name] += float(sum_nats(own, wanted, scales.get(name)))

@@ -36,10 +36,10 @@ def predict(model: nn.Module, inputs: Inputs) -> Outputs:
 
 @torch.inference_mode()
 def _run(model: nn.Module, inputs: Inputs) -> Iterator[Outputs]:
-    """The model's outputs by name, batch by batch."""
+    """The model's outputs of one row for each sample, by name, batch by batch; no others can be joined."""
     size = fit_outputs(call(model, tuple(tensor[:1] for tensor in inputs)))
     for batch in split(inputs, size):
-        yield call(model, batch)
+        yield {name: one for name, one in call(model, batch).items() if one.ndim and len(one) == len(batch[0])}
 
 
 def collect_halves(collect: Collect, model: nn.Module, inputs: Inputs, layers: Sequence[Layer]) -> Grams:

@@ -22,7 +22,7 @@ from rankship_pipeline.evaluate.masks import Masks, find_masks, pick_mask
 from rankship_pipeline.evaluate.rows import as_rows, count_rows, sample_outputs, sample_rows
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.layers import Layer, get_layer
-from rankship_pipeline.models.outputs import call
+from rankship_pipeline.models.outputs import Outputs, call
 from rankship_pipeline.models.watch import fork_inputs, watch
 
 # Samples that tell enough: a ResNet-20 at 40 % lost as much with 256 as with 1,000, and a point more with 128.
@@ -38,11 +38,13 @@ def collect_curvatures(
     seed: int = 0,
     likelihood: Likelihood | None = None,
     draws: int = 1,
+    scales: Outputs | None = None,
 ) -> Grams:
     """The Fisher information H of the model's own predictions at every layer's output, (rows, rows).
 
     E_x E_{y~p(y|x)} Σ g·gᵀ / positions with g = ∂ log p(y|x) / ∂ output: it needs no labels, only the model's own
-    predictions, distributed by the `likelihood` (None: every output holds logits). With a Gram G from
+    predictions, distributed by the `likelihood` (None: every output holds logits), with the standard deviations
+    `scales` (None: of these inputs) of outputs that are no classes' scores. With a Gram G from
     `collect_grams`, ½·tr(H·Δ·G·Δᵀ) is the Kronecker-factored estimate of the divergence in nats that an error Δ in
     the weight causes (Martens and Grosse 2015). Of layers tied to each other it is that of the embeddings, of a layer
     that `is_tall` that at its inputs, Wᵀ·H·W (columns, columns).
@@ -59,7 +61,8 @@ def collect_curvatures(
     tall = {layer.name for layer in layers if layer.is_tall}
     generator = torch.Generator().manual_seed(seed)
     positions, turns, samples = Counter[str](), Counter[str](), len(inputs[0])
-    likelihood, scales = find_scales(model, inputs, likelihood)
+    if likelihood is None or scales is None:
+        likelihood, scales = find_scales(model, inputs, likelihood)
     batch, masks = inputs, Masks()  # those that are running
 
     def add(name: str, gradient: Tensor) -> None:

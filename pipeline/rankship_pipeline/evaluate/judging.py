@@ -78,13 +78,14 @@ class Judging:
 class Known:
     """What is known besides the data: [quality], the model's task, its number of classes, its outputs' range.
 
-    `bounded` names the outputs that lie between 0 and 1 whatever the weights.
+    `bounded` names the outputs that lie between 0 and 1 whatever the weights, `scores` those that score words.
     """
 
     choice: QualityChoice = QualityChoice()
     task: Task | None = None
     classes: int | None = None
     bounded: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
 
 
 def decide_judging(known: Known, outputs: Outputs, labels: Tensor | None, inputs: Inputs) -> Judging:
@@ -95,7 +96,9 @@ def decide_judging(known: Known, outputs: Outputs, labels: Tensor | None, inputs
             "the model returns no floating-point tensor with samples first",
             hint="wrap it in one that returns its logits, features or values",
         )
-    seen = {name: see_answer(name, one, known.classes) for name, one in floats.items()}
+    seen = {
+        name: Answer() if name in known.scores else see_answer(name, one, known.classes) for name, one in floats.items()
+    }
     kind = known.choice.kind or _read_kind(known.task, floats, labels)
     if kind == "question-answering" or (kind is None and set(SPAN) <= set(floats) and known.choice.output is None):
         judged = _pick_span(floats)

@@ -78,7 +78,7 @@ def measure_scales(batches: Iterable[Outputs], likelihood: Likelihood) -> Output
     for outputs in batches if names else ():
         for name in names:
             columns = take_columns(outputs[name], likelihood[name]).flatten(0, -2)
-            sums.setdefault(name, _Sums(columns[0].double())).add(columns)
+            sums.setdefault(name, _Sums(columns[0].double().clone())).add(columns)
     return {name: found.measure_scale() for name, found in sums.items()}
 
 
@@ -92,7 +92,7 @@ class _Sums:
     def add(self, columns: Tensor) -> None:
         """Add rows, a part at a time: a language model's logits in float64 are twice the largest tensor there is."""
         for part in torch.split(columns, max(1, _SUMMED // columns.shape[1])):
-            off = part.double().sub_(self._origin)
+            off = part.double() - self._origin
             self._first += off.sum(0)
             self._second += off.square_().sum(0)
         self._count += len(columns)

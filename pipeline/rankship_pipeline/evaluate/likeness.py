@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate.calibrate import fit_batch, split
 from rankship_pipeline.evaluate.likelihood import LEAST_VARIANCE, Answer, Likelihood, take_answers
 from rankship_pipeline.evaluate.masks import find_masks
+from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.models.data import Inputs
+from rankship_pipeline.models.layers import has_hooks
 from rankship_pipeline.models.outputs import Outputs, call
 
 _BYTES = 2**26  # of one model's outputs in a batch, which are several times as many in float64
@@ -62,7 +64,10 @@ def _answer(other: nn.Module | Outputs, inputs: Inputs) -> Iterator[tuple[Inputs
 
 
 def are_same(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two models are of one kind with the same tensors."""
+    """Whether two models are of one kind with the same tensors, and nothing hooked to them that changes outputs."""
+    model, other = (one.module if isinstance(one, Remembered) else one for one in (model, other))
+    if any(has_hooks(module) for one in (model, other) for module in one.modules()):
+        return False
     states = model.state_dict(), other.state_dict()
     return (
         type(model) is type(other)

@@ -13,6 +13,11 @@ class Remembered(nn.Module):
         super().__init__()
         self.module, self._known, self._outputs = module, known, outputs
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the known outputs."""
+        return sum(one.nbytes for one in self._outputs.values())
+
     def forward(self, *batch: Tensor) -> object:
         """Return the known outputs of a slice of the known inputs, else the model's."""
         place = self._find(batch)

@@ -14,7 +14,7 @@ from rankship_pipeline.foundation.records import Factors
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
 # Of weights, metrics and what is computed from them that stays: all of a small model's.
-DECOMPOSED_BYTES = 3 * 2**29
+DECOMPOSED_BYTES = 2**30
 
 
 class Decompositions(Mapping[str, Decomposition]):
@@ -61,14 +61,14 @@ class Decompositions(Mapping[str, Decomposition]):
 
 @dataclass(frozen=True)
 class Analysis:
-    """A merged model with every factorable layer decomposed, in the model's order."""
+    """A merged model with the decompositions of its factorable layers, in the model's order."""
 
     model: nn.Module
     layers: Decompositions
 
 
 def analyse(model: nn.Module, layers: tuple[Layer, ...], metrics: Mapping[str, Metric], whitening: str) -> Analysis:
-    """Decompose every layer; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain.
+    """The layers to decompose; `whitening` is a key of decompose.WHITENINGS, a layer without a metric is plain.
 
     Heads that are tied to an embedding have metrics under their own names, which are joined with the embedding's.
     Where neurons may be left out (see Layer.fed_by), the model is one with its neurons in order.

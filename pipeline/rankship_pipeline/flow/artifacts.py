@@ -30,7 +30,7 @@ from rankship_pipeline.export.graph import expect_operators, trace_graph, trace_
 from rankship_pipeline.export.rounded_weight import RoundedWeight
 from rankship_pipeline.export.shapes import find_axes
 from rankship_pipeline.flow.prepared import Prepared
-from rankship_pipeline.flow.stages import Model
+from rankship_pipeline.flow.stage_model import Model
 from rankship_pipeline.foundation.artifact_key import WHOLE, Precision, Variant, head_of
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.delegates import find_word

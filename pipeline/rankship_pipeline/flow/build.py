@@ -70,7 +70,7 @@ def read_build(entry: Entry) -> Build:
 
 
 def _is_whole(build: Build, store: Store) -> bool:
-    return all((store.root / artifact.file).is_file() for artifact in build.files)
+    return all(store.holds(artifact.file) for artifact in build.files)
 
 
 def _ingredients(prepared: Prepared, landing: Landing | None) -> dict[str, object]:

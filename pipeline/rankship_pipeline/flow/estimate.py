@@ -17,6 +17,7 @@ from rankship_pipeline.quantise.in_order import HELD_BYTES
 from rankship_pipeline.recipe.choices import Comparison, Recipe, RefineChoice, choose, find_unit
 from rankship_pipeline.recipe.merge_methods import METHODS, fill_settings
 from rankship_pipeline.recipe.rank_methods import RANK_METHODS
+from rankship_pipeline.recover.refine.by_blocks import HIDDEN_BYTES
 from rankship_pipeline.recover.refine.draw import BATCH
 from rankship_pipeline.recover.refine.teach import OUTPUT_BYTES
 
@@ -39,7 +40,7 @@ COSTS = {
     "grid": 16.0,  # widths of a Tucker form that are tried
     "telling samples": 32.0,  # that tell two plans apart
     "candidates": 6.0,  # ways to store a layer whose divergence is measured
-    "batch-norm": 4.0,  # passes over the calibration samples that settle the statistics
+    "batch-norm": 2.0,  # passes over the calibration samples that settle the statistics: one, and parts of three
     "rounding": 10.0,  # rounding a layer over a product of its weight and its Gram
     "rounded samples": 512.0,
     "comparing": 2.0,  # passes over the calibration samples that compare a model with a source
@@ -255,6 +256,7 @@ def _refine(work: Work, choice: RefineChoice) -> StageEstimate:
     held = int(batch * pace.activation_bytes)
     if choice.by == "blocks":
         one, held = one / COSTS["blocks"], int(held / COSTS["blocks"])
+        held += min(HIDDEN_BYTES, int(work.samples * pace.activation_bytes / COSTS["blocks"]))
     seconds = choice.cpu_seconds if choice.cpu_seconds is not None else (choice.steps or 0) * one
     return _stage(work, "refine without labels", seconds, held + 6 * _model_bytes(work))
 

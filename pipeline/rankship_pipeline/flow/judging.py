@@ -1,6 +1,7 @@
 """Runs a prepared model on some samples: whether it takes the data, what it answers, and how that is judged."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankship_pipeline.evaluate.judging import Judging, Known, decide_judging
+from rankship_pipeline.evaluate.masks import find_masks
 from rankship_pipeline.evaluate.quality import MEASURES, score, score_by_function
 from rankship_pipeline.evaluate.remembered import Elsewhere, Remembered
 from rankship_pipeline.foundation.errors import InputError
@@ -21,7 +23,7 @@ from rankship_pipeline.models.model_config import name_task
 from rankship_pipeline.models.outputs import Outputs, call, flatten, list_dropped
 from rankship_pipeline.models.recipe_imports import list_imported
 from rankship_pipeline.models.source import load_function
-from rankship_pipeline.models.watch import watch
+from rankship_pipeline.models.token_table import find_token_table
 from rankship_pipeline.recipe.choices import QualityChoice, Recipe
 
 _POSITIONS = 3  # dimensions of (samples, positions, words)
@@ -71,7 +73,8 @@ def find_judging(recipe: Recipe, model: nn.Module, data: Data) -> Judging:
     known = Known(
         choice=recipe.quality,
         task=first.task or (name_task(type(model.model).__name__) if isinstance(model, ByPosition) else None),
-        classes=_find_classes(model, first.labels) or _find_words(model, data.test_inputs, kept),
+        classes=_find_classes(model, first.labels),
+        scores=_find_words(model, data.test_inputs, kept),
         bounded=_find_bounded(model, data.test_inputs, kept),
     )
     tested = next(iter(data.tests.values()), (data.test_inputs, None))
@@ -115,34 +118,32 @@ def _is_share(output: Tensor) -> bool:
     return bool(((output >= 0) & (output <= 1)).all())
 
 
+def name_inputs(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The inputs' names in the model's own code, by which masks of padding are found; () where none is a mask."""
+    named = getattr(model, "inputs", None)
+    if named is None:  # an input that is only called "mask" hides nothing
+        named = inspect.signature(model.forward).parameters if find_masks(model, inputs) else ()
+    return tuple(named)
+
+
 def _find_classes(model: nn.Module, labels: tuple[str, ...]) -> int | None:
     """The number of classes that a recipe or a model states; None where none does."""
     stated = getattr(model, "num_classes", None)
     return len(labels) or (stated if isinstance(stated, int) and stated > 1 else None)
 
 
-def _find_words(model: nn.Module, inputs: Inputs, outputs: Outputs) -> int | None:
-    """The number of words of a language model: numbers for each token, one for every word of the table it is read by.
+def _find_words(model: nn.Module, inputs: Inputs, outputs: Outputs) -> tuple[str, ...]:
+    """The outputs of a language model that score words: as many numbers for each token as its table has rows.
 
-    Features have no more numbers than a word's vector, so that as many as there are words are scores. None without.
+    Features have no more numbers than a row of the table, so that only more are scores.
     """
-    lengths = {one.shape[-1] for one in outputs.values() if one.ndim == _POSITIONS and one.is_floating_point()}
-    tables = {
-        name: table
-        for name, table in model.named_modules()
-        if isinstance(table, nn.Embedding) and table.embedding_dim < table.num_embeddings in lengths
-    }
-    found: list[int] = []
-
-    def see(name: str, x: Tensor, _y: Tensor) -> None:
-        if any(x.shape == one.shape and torch.equal(x, one) for one in given):
-            found.append(tables[name].num_embeddings)
-
-    given = tuple(tensor[:1] for tensor in inputs)
-    if tables:
-        with watch(model, tables, see):
-            call(model, given)
-    return next(iter(found), None)
+    lengths = {one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)}
+    wide = {name: one.shape[1:] for name, one in outputs.items() if one.ndim == _POSITIONS and one.shape[-1] in lengths}
+    read = find_token_table(model, inputs) if wide else None
+    if read is None or read[1].num_embeddings <= read[1].embedding_dim:
+        return ()
+    tokens, table = read
+    return tuple(name for name, shape in wide.items() if shape == (tokens.shape[1], table.num_embeddings))
 
 
 def _check_class_names(recipe: Recipe, model: nn.Module, outputs: Outputs, judging: Judging) -> None:

@@ -11,7 +11,6 @@ from rankship_pipeline.factors.decompose import Doubts, Metric, fit_metric
 from rankship_pipeline.factors.shrink import pool
 from rankship_pipeline.flow.cached_stage import Kept
 from rankship_pipeline.flow.prepared import Prepared
-from rankship_pipeline.foundation import profile
 from rankship_pipeline.models.layers import Layer, as_matrix, get_layer
 
 
@@ -54,17 +53,17 @@ class Metrics(Mapping[str, Metric]):
         self._doubts: dict[str, Doubts | None] = {}
 
     def __getitem__(self, name: str) -> Metric:
-        with profile.layer(name):
-            module = get_layer(self._model, name)
-            weight, halves, curvature = as_matrix(module), self._read_halves(name), self._curvatures.get(name)
-            metric = fit_metric(
-                *(weight, halves, curvature, self._samples),
-                units=None if self._choices else _measure_units(weight, pool(halves)),
-                shrunk=self._shrunk,
-                doubts=self._doubts.get(name),
-            )
-            self._doubts[name] = metric.doubts
-            return metric
+        weight, halves = as_matrix(get_layer(self._model, name)), self._read_halves(name)
+        curvature = self._curvatures.get(name)
+        has_units = self._shrunk and curvature is not None and not self._choices
+        metric = fit_metric(
+            *(weight, halves, curvature, self._samples),
+            units=_measure_units(weight, pool(halves)) if has_units else None,
+            shrunk=self._shrunk,
+            doubts=self._doubts.get(name),
+        )
+        self._doubts[name] = metric.doubts
+        return metric
 
     def __contains__(self, name: object) -> bool:
         return bool(self._grams) and name in self._grams[0]

@@ -14,7 +14,8 @@ from rankship_pipeline.export.eight_bits import make_eight_bits, separate
 from rankship_pipeline.export.rounded_weight import RoundedWeight, store
 from rankship_pipeline.flow.artifacts import Bits
 from rankship_pipeline.flow.cached_stage import as_tensors
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.artifact_key import Precision
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.formats import FORMATS

@@ -1,17 +1,16 @@
 """Scores the stages' models: on tests, and by fidelity to each specialist; stored like every stage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankship_pipeline.evaluate.calibrate import predict
-from rankship_pipeline.evaluate.likeness import are_same
 from rankship_pipeline.evaluate.quality_gate import compare_with_source
 from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.flow.cached_stage import Form, as_record, cached_stage
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.quality import Fidelity, Score
 from rankship_pipeline.models.data import Inputs
@@ -20,15 +19,7 @@ from rankship_pipeline.models.weights import hash_tensors
 from rankship_pipeline.recipe.choices import Source
 
 _SCORE: Form[Score] = as_record(Score, "score.json")
-_KEPT_BYTES = 2**28  # of a model's outputs that stay in memory from one score to the next
 _FIDELITY: Form[Fidelity] = as_record(Fidelity, "fidelity.json")
-
-
-class _Known(NamedTuple):
-    """A model to be run on inputs, of which it may remember its outputs."""
-
-    module: nn.Module
-    inputs: Inputs
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,6 @@ class Scores:
     """The scores of one recipe's models."""
 
     stages: Stages
-    _inputs: dict[str, Inputs] = field(default_factory=dict, repr=False, compare=False)
-    _known: dict[tuple[str, str], Remembered] = field(default_factory=dict, repr=False, compare=False)
 
     def evaluate_sources(self) -> list[Score]:
         """Every specialist's score on the whole test set, or on its own tests if it has its own head."""
@@ -73,7 +62,7 @@ class Scores:
 
         def rate() -> Score:
             target: Tensor | Outputs | None = labels
-            known = self._recall(model, inputs, sha256)
+            known = self.stages.recall(model, inputs, sha256)
             if reference:
                 target = self._predict_reference()
             return prepared.court.score(known.module, known.inputs, target, stage)
@@ -84,33 +73,18 @@ class Scores:
         """The dense model's outputs on the test inputs."""
         prepared = self.stages.prepared
         dense = self.stages.load_source(prepared.recipe.models[0].name)
-        known = self._recall(dense, prepared.data.test_inputs, prepared.test_sha256)
+        known = self.stages.recall(dense, prepared.data.test_inputs, prepared.test_sha256)
         return predict(known.module, known.inputs)
-
-    def _recall(self, model: Model, inputs: Inputs, sha256: str) -> _Known:
-        """The model with its outputs on these inputs, computed once; as it is where they are too large to stay.
-
-        Equal inputs are brought to the same tensors. Of the stages' models the latest is remembered, and the sources.
-        """
-        inputs = self._inputs.setdefault(sha256, inputs)
-        if (known := self._known.get((model.content, sha256))) is not None:
-            return _Known(known, inputs)
-        sources = [self.stages.load_source(one.name) for one in self.stages.prepared.recipe.models]
-        model = next((one for one in sources if are_same(one.module, model.module)), model)
-        place = (model.content, sha256)
-        if place not in self._known:
-            needed = sum(one.nbytes for one in predict(model.module, tuple(tensor[:1] for tensor in inputs)).values())
-            if needed * len(inputs[0]) > _KEPT_BYTES:
-                return _Known(model.module, inputs)
-            kept = {one.content for one in (model, *sources)}
-            for other in [one for one in self._known if one[0] not in kept]:
-                del self._known[other]
-            self._known[place] = Remembered(model.module, inputs, predict(model.module, inputs))
-        return _Known(self._known[place], inputs)
 
     def judge(self, model: Model, stage: str) -> tuple[Fidelity, ...]:
         """How well a stage's model does each specialist's own task."""
         return tuple(self._compare(model, stage, source) for source in self.stages.prepared.recipe.models)
+
+    def judge_at_hand(self, model: Model, stage: str) -> None:
+        """Keep for a later build how well a model does each specialist's task, where no model has to run for it."""
+        data, hashes = self.stages.prepared.data.calibration, self.stages.prepared.calibration_sha256
+        if all(isinstance(self.stages.recall(model, data[name], hashes[name]).module, Remembered) for name in data):
+            self.judge(model, stage)
 
     def _compare(self, model: Model, stage: str, source: Source) -> Fidelity:
         specialist, prepared = self.stages.load_source(source.name), self.stages.prepared
@@ -126,7 +100,7 @@ class Scores:
         def compare() -> Fidelity:
             sha256 = prepared.calibration_sha256[source.name]
             known, dense = (
-                self._recall(one, prepared.data.calibration[source.name], sha256) for one in (model, specialist)
+                self.stages.recall(one, prepared.data.calibration[source.name], sha256) for one in (model, specialist)
             )
             data = replace(prepared.data, calibration={source.name: known.inputs})
             rate, likelihood = prepared.court.score, prepared.likelihood

@@ -12,10 +12,11 @@ from torch import nn
 from rankship_pipeline.align.make_alike import Mend, mend_model
 from rankship_pipeline.align.match_neurons import align_neurons
 from rankship_pipeline.align.padding import fill_rows
-from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, thin
+from rankship_pipeline.evaluate.calibrate import Grams, collect_halves, find_scales, thin
 from rankship_pipeline.evaluate.curvature import SAMPLES, collect_curvatures
 from rankship_pipeline.evaluate.grams import collect_grams
 from rankship_pipeline.evaluate.lead import measure_lead
+from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.factors.analysis import Analysis, analyse, fill
 from rankship_pipeline.factors.decompose import Metric
 from rankship_pipeline.factors.decomposition import Decomposition
@@ -34,16 +35,19 @@ from rankship_pipeline.flow.cached_stage import (
 )
 from rankship_pipeline.flow.metrics import Measured, Metrics, pool_inputs
 from rankship_pipeline.flow.prepared import Budgeted, Prepared
+from rankship_pipeline.flow.recalled import Recalled, Runnable
+from rankship_pipeline.flow.stage_model import Model
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.records import Factors, RankPlan, Refinement
-from rankship_pipeline.foundation.store import Entry, Store
+from rankship_pipeline.foundation.store import Store
 from rankship_pipeline.merge import Sources, merge_states
 from rankship_pipeline.merge.fisher import measure_fisher
 from rankship_pipeline.merge.grams import measure_interference
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.heads import HEADS, Headed, separate, specialise
 from rankship_pipeline.models.layers import find_layers
+from rankship_pipeline.models.outputs import Outputs
 from rankship_pipeline.models.weights import State, copy_state, load_into
 from rankship_pipeline.quantise.in_order import find_grids, round_layers
 from rankship_pipeline.ranks.effort import Say
@@ -66,24 +70,6 @@ _COMPRESSED: Form[Trained[RankPlan]] = as_model(as_record(RankPlan, "plan.json")
 _REFINED: Form[Trained[Refinement]] = as_model(as_record(Refinement, "refinement.json"))
 
 
-@dataclass(frozen=True)
-class Model:
-    """A torch module in evaluation mode, the store entry with its tensors, and the hash of its own files.
-
-    `batchnorm_reestimated` says whether its batch-norm statistics were re-estimated.
-    """
-
-    module: nn.Module
-    entry: Entry
-    files_sha256: str
-    batchnorm_reestimated: bool = False
-
-    @property
-    def content(self) -> str:
-        """The hash that later stages depend on: of its tensors and its code."""
-        return digest([self.entry.content, self.files_sha256])
-
-
 @dataclass
 class Stages:
     """The stages of one prepared recipe; each method makes its result or reads it from the store, as `keep` does."""
@@ -93,6 +79,7 @@ class Stages:
     steps: Steps
     keep: Keep = cached_stage
     _analyses: dict[tuple[str, str], Analysis] = field(default_factory=dict)
+    _recalled: Recalled = field(default_factory=Recalled)
 
     def load_source(self, name: str) -> Model:
         """A trained model of the recipe, made like the others."""
@@ -173,11 +160,21 @@ class Stages:
         }
 
         def collect() -> Grams:
+            known = partial(collect_curvatures, likelihood=prepared.likelihood, scales=self._measure_scales(model))
             inputs = thin(prepared.data.pool_calibration(), SAMPLES)
-            draw = partial(collect_curvatures, seed=prepared.recipe.seed, likelihood=prepared.likelihood)
-            return collect_halves(draw, model.module, inputs, prepared.layers)
+            return collect_halves(partial(known, seed=prepared.recipe.seed), model.module, inputs, prepared.layers)
 
         return self._keep("curvatures", made_from, _MATRICES, collect, "weigh outputs by their effect on predictions")
+
+    def _measure_scales(self, model: Model) -> Outputs:
+        """The spread of the outputs that are no classes' scores, where it can be from a pass that scores need too."""
+        prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
+        known = Runnable(model.module, thin(inputs, SAMPLES))
+        hashes = list(prepared.calibration_sha256.values())
+        if len(hashes) == 1 and not all(one.is_choice for one in prepared.likelihood.values()):
+            found = self.recall(model, inputs, hashes[0])
+            known = found if isinstance(found.module, Remembered) else known
+        return find_scales(known.module, known.inputs, prepared.likelihood)[1]
 
     def weigh_parameters(self, model: Model, name: str, samples: int) -> Kept[State]:
         """The diagonal Fisher information of one source on its own calibration data."""
@@ -297,12 +294,11 @@ class Stages:
         self, budgeted: Budgeted, analysis: Analysis, way: Comparison, interference: dict[str, float]
     ) -> tuple[nn.Module, RankPlan]:
         """Allocate and fill, without the store; batch-norm statistics are the merged model's."""
-        inputs = self.prepared.data.pool_calibration()
         plan = self._plan(budgeted, analysis, way, interference, self.steps.note)
         if way.reconstruct and way.merge == "sequential":
             return self._solve_in_order(analysis.model, plan.factors, analysis.layers), plan
         if way.reconstruct:
-            return reconstruct(analysis, plan.factors, inputs), plan
+            return reconstruct(analysis, plan.factors, self.prepared.data.pool_calibration()), plan
         return fill(analysis, plan.factors), plan
 
     def refine(self, compressed: Model, plan: RankPlan, choice: RefineChoice) -> tuple[Model, Refinement]:
@@ -376,6 +372,10 @@ class Stages:
         pairs = zip(self._load_sources(), self.prepared.data.calibration.values(), strict=True)
         teachers = [(source.module, tuple(tensor[:samples] for tensor in inputs)) for source, inputs in pairs]
         return refit(merged, find_layers(merged, (HEADS,) if self.prepared.data.tasks else ()), teachers, plan, taken)
+
+    def recall(self, model: Model, inputs: Inputs, sha256: str) -> Runnable:
+        """A model on inputs of this hash, with outputs that are known or stay known (see recalled.py)."""
+        return self._recalled.find(model, inputs, sha256, self._load_sources)
 
     def _load_sources(self) -> list[Model]:
         return [self.load_source(source.name) for source in self.prepared.recipe.models]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rankship_pipeline.foundation.errors import InputError
 from rankship_pipeline.foundation.formats import FORMATS, Format
-from rankship_pipeline.foundation.store import default_root
+from rankship_pipeline.foundation.store import default_root, parse_folder
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
@@ -46,7 +46,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "FOLDER",
         "help": "a rack's keys (default: $RANKSHIP_RACK, else the user's own, if they exist)",
     },
-    "--results": {"type": Path, "default": RESULTS, "metavar": "FOLDER", "help": "default: %(default)s"},
+    "--results": {"type": parse_folder, "default": RESULTS, "metavar": "FOLDER", "help": "default: %(default)s"},
     "--formats": {
         "type": parse_formats,
         "metavar": "A,B",
@@ -58,7 +58,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "write where time and memory went, by stage and by layer (JSON)",
     },
-    "--store": {"type": Path, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
+    "--store": {"type": parse_folder, "metavar": "FOLDER", "help": "artifact store (default: %(default)s)"},
 }
 Verb = Callable[[list[str]], int]
 _finding_parser: ContextVar[bool] = ContextVar("finding_parser", default=False)

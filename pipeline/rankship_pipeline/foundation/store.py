@@ -7,22 +7,33 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankship_pipeline.foundation.codec import digest
 from rankship_pipeline.foundation.errors import BuildError, InputError
 from rankship_pipeline.foundation.files import hash_file, publish_folder
+from rankship_pipeline.foundation.shared_store import SharedStore, find_shared
 
 MANIFEST = "manifest.json"
 _DAY_S = 24 * 60 * 60
 _SHOWN = 20  # characters of a key in a folder's name: 80 bits, enough against accidental collision
 
 
+def parse_folder(text: str) -> Path:
+    """A folder of this machine; InputError for an address, which would become a folder of that name."""
+    if "://" in text:
+        raise InputError(
+            f"{text} is an address, and this is a folder of this machine",
+            hint="machines share a store by RANKSHIP_SHARED_STORE=ADDRESS; results are copied after their command",
+        )
+    return Path(text)
+
+
 def default_root() -> Path:
     """The store's default folder: RANKSHIP_STORE, else rankship/store in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("RANKSHIP_STORE") or cache / "rankship" / "store")
+    return parse_folder(os.environ.get("RANKSHIP_STORE") or str(cache / "rankship" / "store"))
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of entries `<kind>-<key>`; entries appear whole, in one rename, and are never changed."""
+    """A folder of entries `<kind>-<key>`; entries appear whole, in one rename, and are never changed.
+
+    What is not there may be in a store that machines `shared`, and what is made is sent there.
+    """
 
     root: Path
+    shared: SharedStore | None = field(default_factory=find_shared)
 
     def find(self, kind: str, ingredients: Mapping[str, object]) -> Entry | None:
         """The finished entry made from these ingredients, None if there is none."""
         folder = self.root / self.name(kind, ingredients)
-        return self.open(folder) if folder.is_dir() else None
+        there = folder.is_dir() or (self.shared is not None and self.shared.fetch(folder, MANIFEST))
+        return self.open(folder) if there else None
 
     def name(self, kind: str, ingredients: Mapping[str, object]) -> str:
         """The folder's name for these ingredients."""
@@ -84,7 +100,10 @@ class Store:
             }
             manifest = {"kind": kind, "key": key, "ingredients": dict(ingredients), "files": files}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        return self.open(folder)
+        entry = self.open(folder)
+        if self.shared is not None:
+            self.shared.send(folder, list(entry.files), MANIFEST)
+        return entry
 
     def keep_unfinished(self, kind: str, ingredients: Mapping[str, object]) -> Path:
         """A hidden folder where `make` saves its progress; `sweep` deletes it a day after its last change."""
@@ -95,6 +114,15 @@ class Store:
         hidden = self.root / f".{entry.folder.name}.{secrets.token_hex(4)}.tmp"
         entry.folder.rename(hidden)
         shutil.rmtree(hidden)
+        if self.shared is not None:
+            self.shared.discard(entry.folder)
+
+    def holds(self, file: str) -> bool:
+        """Whether a file of an entry is there, by its path from the store; one that machines share is fetched."""
+        path = self.root / file
+        if not path.parent.is_dir() and self.shared is not None:
+            self.shared.fetch(self.root / Path(file).parts[0], MANIFEST)
+        return path.is_file()
 
     def sweep(self) -> None:
         """Delete the temporary folders of killed builds that are more than a day old."""

@@ -122,7 +122,7 @@ def find_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> tuple[Layer,
         and is_factorable(module)
         and name not in followers
         and (name in ties or id(module) not in shared)
-        and not _has_hooks(module)
+        and not has_hooks(module)
     )
     return tuple(
         layer
@@ -162,7 +162,7 @@ def find_ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _may_tie(module: nn.Module, names: Mapping[int, int]) -> bool:
     plain = isinstance(module, nn.Embedding | nn.Linear) and is_factorable(module)
-    return plain and names[id(module)] == 1 and not _has_hooks(module)
+    return plain and names[id(module)] == 1 and not has_hooks(module)
 
 
 def is_factorable(module: nn.Module) -> TypeGuard[Factorable]:
@@ -213,7 +213,7 @@ def _find_shared(model: nn.Module) -> set[int]:
     }
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether something runs before or after its forward, which may change what it computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
@@ -221,7 +221,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _explain(module: nn.Module, *, shared: bool) -> str | None:
     """Why this layer stays dense; None for one that need not, and for what is no layer with a matrix."""
     if is_factorable(module):
-        hooked = "hooks may change what it computes" if _has_hooks(module) else None
+        hooked = "hooks may change what it computes" if has_hooks(module) else None
         return "it is used twice or shares its weight" if shared else hooked
     if isinstance(module, _WITHOUT_FORM):
         return f"{type(module).__name__} has no form"

@@ -15,6 +15,7 @@ from rankship_pipeline.factors.forms import count_parameters, list_operators
 from rankship_pipeline.foundation.records import LayerRank, RankPlan, Stored
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.outputs import call
+from rankship_pipeline.models.token_table import find_token_table
 from rankship_pipeline.ranks import ara
 from rankship_pipeline.ranks.allocators import ALLOCATORS, total_cost
 from rankship_pipeline.ranks.budget import check_feasible, keep_to_method
@@ -109,10 +110,10 @@ def is_language_model(model: nn.Module, inputs: Inputs) -> bool:
 
     A classifier of tokens has fewer classes than words; in a masked model a later token changes earlier outputs.
     """
-    tokens = inputs[0][:1]
-    words = max((one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)), default=0)
+    read = find_token_table(model, inputs)
+    tokens, words = inputs[0][:1], 0 if read is None else read[1].num_embeddings
     output = next(iter(call(model, (tokens, *(tensor[:1] for tensor in inputs[1:]))).values()))
-    if tokens.is_floating_point() or tokens.ndim != 2 or output.shape[1:] != (tokens.shape[1], words):  # noqa: PLR2004
+    if not words or tokens.ndim != 2 or output.shape[1:] != (tokens.shape[1], words):  # noqa: PLR2004
         return False
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % words

@@ -123,9 +123,9 @@ def gather_stats(
     """
     price = price or price_parameters(0)
     stats = []
-    for name, layer in analysis.layers.items():
+    for name in analysis.layers:
         with profile.layer(name):
-            stats.append(_gather(layer, choice, interference.get(name), price))
+            stats.append(_gather(analysis.layers[name], choice, interference.get(name), price))
     return tuple(stats)
 
 

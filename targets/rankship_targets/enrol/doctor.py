@@ -1,9 +1,12 @@
 """Checks what could spoil a device's numbers, from its answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from rankship_pipeline.foundation.formats import FACTS, FORMATS
+from rankship_pipeline.foundation.artifact_key import Delegate
+from rankship_pipeline.foundation.delegates import DELEGATES
+from rankship_pipeline.foundation.errors import TargetError
+from rankship_pipeline.foundation.formats import FACTS, FORMATS, Format
 from rankship_pipeline.foundation.frozen import record
 from rankship_pipeline.foundation.units import show_bytes, show_celsius
 from rankship_targets.devices.device import Device
@@ -144,6 +147,19 @@ def _examine_battery(percent: int | None, status: str | None) -> Iterator[Check]
         yield Check(name="battery", verdict="warn", finding=finding, advice=advice)
     else:
         yield Check(name="battery", verdict="ok", finding=finding)
+
+
+def examine_delegates(probe: Probe, list_delegates: Callable[[Format], Sequence[Delegate]]) -> list[Check]:
+    """Say which delegates each runtime has, by the words of suites and recipes; a runtime that fails is a warning."""
+    lines, failed = list[str](), list[Check]()
+    for known in (one for one, found in probe.runtimes.items() if found):
+        try:
+            there = list_delegates(known)
+        except TargetError as failure:
+            failed.append(Check(name="delegates", verdict="warn", finding=f"{known}: {failure}", advice=failure.hint))
+        else:
+            lines.append(f"{known} {', '.join(one.word for one in DELEGATES[known] if one.delegate in there)}")
+    return [*([Check(name="delegates", verdict="ok", finding="; ".join(lines))] if lines else []), *failed]
 
 
 def examine_clock(clock_utc_ns: int | None, asked_ns: int, answered_ns: int) -> Check:

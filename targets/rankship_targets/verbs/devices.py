@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rankship_targets.devices.device import Device
     from rankship_targets.enrol.doctor import Check
     from rankship_targets.session.session import Session
-    from rankship_targets.trials.events import Probe
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -82,7 +81,7 @@ def _show_verdict(check: "Check") -> str:
 def _examine(device: "Device") -> "list[Check]":
     """Return all checks, those of the connection first; a device that answers leaves its quarantine."""
     from rankship_targets.devices import quarantine
-    from rankship_targets.enrol.doctor import Check, examine, examine_clock
+    from rankship_targets.enrol.doctor import Check, examine, examine_clock, examine_delegates
     from rankship_targets.session.session import open_session
 
     troubles = quarantine.read_troubles(device)
@@ -92,7 +91,7 @@ def _examine(device: "Device") -> "list[Check]":
             asked_ns = time.time_ns()
             probe = session.probe()
             answered_ns = time.time_ns()
-            found = [*_examine_delegates(session, probe), *_examine_meter(session)]
+            found = [*examine_delegates(probe, session.list_delegates), *_examine_meter(session)]
     except TargetError as failure:
         finding = f"{type(failure).__name__}: {failure}"
         name = "equipment" if isinstance(failure, Lacks) else "reachable"
@@ -107,21 +106,6 @@ def _examine(device: "Device") -> "list[Check]":
         quarantine.clear(device)
         checks.append(Check(name="quarantine", verdict="ok", finding=f"cleared; {quarantine.describe(troubles)}"))
     return [*checks, *examine(device, probe), *found, examine_clock(probe.clock_utc_ns, asked_ns, answered_ns)]
-
-
-def _examine_delegates(session: "Session", probe: "Probe") -> "list[Check]":
-    """Say which delegates each runtime has, by the words that suites and recipes use."""
-    from rankship_pipeline.foundation.delegates import DELEGATES
-    from rankship_targets.enrol.doctor import Check
-
-    lines = []
-    for known in (one for one, found in probe.runtimes.items() if found):
-        try:
-            there = session.list_delegates(known)
-        except Lacks as failure:
-            return [Check(name="delegates", verdict="warn", finding=f"{known}: {failure}", advice=failure.hint)]
-        lines.append(f"{known} {', '.join(one.word for one in DELEGATES[known] if one.delegate in there)}")
-    return [Check(name="delegates", verdict="ok", finding="; ".join(lines))] if lines else []
 
 
 def _examine_meter(session: "Session") -> "list[Check]":

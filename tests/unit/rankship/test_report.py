@@ -16,6 +16,7 @@ def small(net: nn.Module, inputs: Tensor) -> rs.Compressed:
 
 def test_the_report_says_what_every_layer_loses(small: rs.Compressed) -> None:
     text = small.report()
+    assert repr(small) == text, "a session shows it"
     assert f"{small.dense_parameters:,} → {small.plan.total_parameters:,} parameters" in text
     for layer in small.plan.layers:
         assert re.search(rf"^ {layer.name} +{layer.rows}×{layer.columns} ", text, re.MULTILINE)

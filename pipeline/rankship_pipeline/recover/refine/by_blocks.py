@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from rankship_pipeline.evaluate.calibrate import fit_batch, split
+from rankship_pipeline.evaluate.calibrate import fit_batch, split, thin
 from rankship_pipeline.evaluate.masks import find_masks, pick_mask
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.models.decoder import Call
@@ -23,6 +23,7 @@ from rankship_pipeline.recover.refine.course import Course
 from rankship_pipeline.recover.refine.teach import products
 
 _NUMBERS = 2**19  # hidden numbers of a batch: enough for full products, few enough for many steps
+HIDDEN_BYTES = 2**31  # of both models' hidden states on all samples
 _LEAST = 1e-12
 _TOKENS = 3  # dimensions of hidden states (samples, positions, width)
 
@@ -32,7 +33,7 @@ def learn_blocks(course: Course, teachers: Sequence[tuple[nn.Module, Inputs]]) -
 
     The loss is the squared error of the block's output over the square of the dense one's, position by position
     (of other data sample by sample): a few tokens whose hidden states are a thousand times as large weigh no more.
-    Masked positions do not count.
+    Masked positions do not count. Of more samples than HIDDEN_BYTES hold some are left out, evenly spread.
     """
     training = course.training
     names = find_blocks(training.student, teachers[0][1])
@@ -122,7 +123,8 @@ def _start(student: nn.Module, names: list[str], teachers: Sequence[tuple[nn.Mod
     passages = []
     for teacher, inputs in teachers:
         one, _ = _reach(teacher, names, tuple(tensor[:1] for tensor in inputs))
-        for batch in split(inputs, fit_batch(one.numel(), _NUMBERS)):
+        few = thin(inputs, max(1, HIDDEN_BYTES // (2 * one.nbytes * len(teachers))))
+        for batch in split(few, fit_batch(one.numel(), _NUMBERS)):
             hidden, calls = _reach(student, names, batch)
             wanted, teacher_calls = _reach(teacher, names, batch)
             counted = pick_mask(find_masks(student, batch), hidden.shape)

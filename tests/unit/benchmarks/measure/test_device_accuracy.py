@@ -117,6 +117,7 @@ def test_a_function_of_the_users_own_sees_every_output_at_its_place(plan: RunPla
 def test_the_exam_is_spread_over_the_whole_test_set(tmp_path: Path) -> None:
     prepared = make_stages(write_untrained_recipe(tmp_path, "a"), Store(tmp_path / "store")).prepared
     exam = set_exam(prepared, 5)
+    assert exam.names == (), "no input of the model is a mask"
     assert (len(exam.labels), exam.of) == (5, len(prepared.data.labels))
     assert torch.equal(exam.labels, prepared.data.labels[[0, 8, 16, 23, 31]])
     assert torch.equal(exam.inputs[0], prepared.data.test_inputs[0][[0, 8, 16, 23, 31]])

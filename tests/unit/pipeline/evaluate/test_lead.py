@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankship_pipeline.evaluate import lead
 from rankship_pipeline.evaluate.accuracy import measure_divergence
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.lead import measure_lead
+from rankship_pipeline.evaluate.likelihood import Answer
 from rankship_pipeline.models.data import Inputs
 
 X = (torch.randn(150, 6, generator=torch.Generator().manual_seed(3)),)
@@ -23,22 +24,40 @@ def make_net(noise: float, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
-def test_it_is_the_difference_of_the_divergences_over_all_dense_models() -> None:
+def test_it_is_the_difference_of_the_mean_divergences_from_all_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, dense = make_net(0.2, 1), make_net(0.2, 2), make_net(0.0)
     other = (X[0][:60] * 2,)
 
     def add_up(model: nn.Module) -> float:
-        found = 0.0
-        for inputs in (X, other):
-            whole = len(inputs[0]) / 4
-            found += whole * measure_divergence(model, inputs, predict(dense, inputs))
-        return found
+        return sum(measure_divergence(model, inputs, predict(dense, inputs)) for inputs in (X, other))
 
-    wanted = (add_up(first) - add_up(second)) / (150 / 4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lead, "_DOUBT", 0.0)  # every sample
-        assert measure_lead(first, second, [(dense, X), (dense, other)]) == pytest.approx(wanted, rel=0.1)
+    wanted = add_up(first) - add_up(second)
     assert measure_lead(second, first, [(dense, X)]) * wanted < 0
+    monkeypatch.setattr(lead, "_DOUBT", 0.0)  # every sample
+    assert measure_lead(first, second, [(dense, X), (dense, other)]) == pytest.approx(wanted, rel=0.1)
+
+
+class Wrong(nn.Module):
+    """Numbers that are off where they are zero, or by a share elsewhere."""
+
+    def __init__(self, at_zero: float, share: float) -> None:
+        super().__init__()
+        self.at_zero, self.share = at_zero, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clamp_min(0)
+        return torch.where(y == 0, y + self.at_zero, y * (1 + self.share))
+
+
+def test_samples_that_come_sorted_mislead_nobody() -> None:
+    outputs = (torch.linspace(-850, 150, 1000)[:, None],)  # most are zero, and come first
+    first, second, dense = Wrong(5.0, 0.0), Wrong(0.0, 0.3), Wrong(0.0, 0.0)
+    values = {"output": Answer(family="values")}
+    known = predict(dense, outputs)
+    wanted = [measure_divergence(one, outputs, known, values) for one in (first, second)]
+    found = measure_lead(first, second, [(dense, outputs)], values)
+    assert found * (wanted[0] - wanted[1]) > 0
+    assert found == pytest.approx(wanted[0] - wanted[1], rel=0.5), "the spread is that of many samples"
 
 
 def count_samples(monkeypatch: pytest.MonkeyPatch, leads: Callable[[int], float]) -> int:

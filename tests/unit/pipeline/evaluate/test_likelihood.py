@@ -47,11 +47,14 @@ def test_a_column_that_never_changes_counts_with_its_size() -> None:
     torch.testing.assert_close(scales["output"].float(), torch.tensor([0.005, 1.0]))
 
 
-def test_the_spread_of_columns_is_summed_batch_by_batch() -> None:
-    outputs = make_numbers(0, 70, 3) * UNITS + 1e4
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_spread_of_columns_is_summed_batch_by_batch(dtype: torch.dtype) -> None:
+    outputs = make_numbers(0, 70, 3).to(dtype) * UNITS + 1e4
+    before = outputs.clone()
     scales = measure_scales([{"output": part} for part in torch.split(outputs, 16)], VALUES)["output"]
     exact = outputs.double()
     torch.testing.assert_close(scales, (exact.var(0, correction=0) + 1e-6 * exact.square().mean(0)).sqrt())
+    assert torch.equal(outputs, before)
 
 
 @pytest.mark.parametrize("family", ["logits", "probabilities"])

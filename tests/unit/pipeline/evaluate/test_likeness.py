@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from rankship_pipeline.evaluate import likeness
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.likelihood import Answer
-from rankship_pipeline.evaluate.likeness import measure_likeness
+from rankship_pipeline.evaluate.likeness import are_same, measure_likeness
+from rankship_pipeline.evaluate.remembered import Remembered
 
 LOGITS = {"output": Answer()}
 
@@ -56,3 +57,13 @@ def test_each_model_runs_once_and_one_with_the_same_tensors_not_at_all() -> None
     assert (model.samples, other.samples) == (150, 151)  # one more sample tells how large the outputs are
     alike = measure_likeness(same, inputs, other, LOGITS)
     assert (alike.agreed, alike.error, same.samples) == (150, 0, 0)
+
+
+def test_models_are_the_same_by_their_tensors_unless_something_is_hooked_to_one() -> None:
+    model, twin, inputs = Counting(0), Counting(0), draw_inputs()
+    known = Remembered(model, inputs, predict(model, inputs))
+    assert are_same(model, twin)
+    assert are_same(known, twin)
+    assert not are_same(known, Remembered(nn.Identity(), inputs, predict(twin, inputs)))
+    twin.layer.register_forward_pre_hook(lambda _module, args: (args[0].round(),))
+    assert not are_same(model, twin), "as where activations are rounded"

@@ -98,7 +98,8 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, object]:
         y = self.rest(self.body(x).tanh()).tanh()
-        return {"classes": self.classes(y), "sizes": self.sizes(y) * 1000, "cache": None, "steps": 1}
+        whole = y.mean(0, keepdim=True)  # one row for all samples
+        return {"classes": self.classes(y), "sizes": self.sizes(y) * 1000, "whole": whole, "cache": None, "steps": 1}
 
 
 def test_a_model_of_several_outputs_is_judged_by_the_one_that_labels_fit(tmp_path: Path) -> None:
@@ -172,6 +173,26 @@ class Words(nn.Module):
         return scores
 
 
+class Remembering(Words):
+    """One that keeps what it computed at its first call."""
+
+    turns: Tensor | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.turns is None:
+            self.turns = torch.arange(16.0).cos()
+        scores: Tensor = self.head(self.table(tokens) * self.turns)
+        return scores
+
+
+class Forecast(Words):
+    """Numbers for each of the next 40 hours from the hours of 6."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hours: Tensor = self.head(self.table(tokens))[:, :3]
+        return hours
+
+
 @pytest.mark.parametrize(
     ("width", "outputs", "family"), [(16, 40, "logits"), (16, 32, "values"), (48, 40, "values")], ids=str
 )
@@ -183,3 +204,5 @@ def test_as_many_numbers_for_each_token_as_there_are_words_are_their_scores(
     data = make_data({"calibration": {"a": tokens}, "test_inputs": tokens}, recipe, "the call")
     judging = find_judging(recipe, Words(width, outputs).eval(), data)
     assert (judging.answer.family, judging.kind) == (family, "fidelity")
+    assert find_judging(recipe, Remembering(16, 40).eval(), data).answer.family == "logits"
+    assert find_judging(recipe, Forecast(16, 40).eval(), data).answer.family == "values", "no row for each token"

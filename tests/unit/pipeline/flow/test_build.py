@@ -11,7 +11,7 @@ from make.recipes import TRAIN, state_model, state_rest
 from rankship_pipeline.evaluate.calibrate import predict
 from rankship_pipeline.evaluate.remembered import Remembered
 from rankship_pipeline.flow import build as build_module
-from rankship_pipeline.flow import scores as scores_room
+from rankship_pipeline.flow import recalled, scores
 from rankship_pipeline.flow.budget import price_recipe
 from rankship_pipeline.flow.build import build_recipe, find_build, is_built
 from rankship_pipeline.flow.preflight import identify, prepare
@@ -266,17 +266,18 @@ def test_outputs_that_stand_for_labels_are_predicted_once(store: Store, monkeypa
             calls.append(1)
         return predict(model, inputs)
 
-    monkeypatch.setattr(scores_room, "predict", count)
-    scores, model = Scores(stages), stages.load_source("a")
-    first, second = ((scores.evaluate(model, stage)[0]) for stage in ("merged", "compressed"))
+    for room in (scores, recalled):
+        monkeypatch.setattr(room, "predict", count)
+    own, model = Scores(stages), stages.load_source("a")
+    first, second = ((own.evaluate(model, stage)[0]) for stage in ("merged", "compressed"))
     assert len(calls) == 1
-    assert scores.judge(model, "merged")[0].relative_error == 0
+    assert own.judge(model, "merged")[0].relative_error == 0
     assert len(calls) == 2, "of other inputs"
     assert first.value == second.value == 0, "nothing is lost"
-    monkeypatch.setattr(scores_room, "_KEPT_BYTES", 10)
-    scores = Scores(stages)
+    monkeypatch.setattr(recalled, "_KEPT_BYTES", 10)
+    anew = Scores(Stages(prepared, store, Steps(quiet=True)))
     for stage in ("large", "larger"):
-        scores.evaluate(model, stage)
+        anew.evaluate(model, stage)
     assert len(calls) == 4
 
 

@@ -11,7 +11,8 @@ from make.recipes import make_stages as open_stages
 from rankship_pipeline.flow.budget import check_budget, price_recipe
 from rankship_pipeline.flow.preflight import prepare
 from rankship_pipeline.flow.scores import Scores
-from rankship_pipeline.flow.stages import Model, Stages
+from rankship_pipeline.flow.stage_model import Model
+from rankship_pipeline.flow.stages import Stages
 from rankship_pipeline.foundation.codec import encode
 from rankship_pipeline.foundation.console import Steps
 from rankship_pipeline.foundation.errors import BudgetInfeasible

@@ -93,3 +93,9 @@ def test_nothing_is_hidden_where_the_environment_asks_for_all(monkeypatch: pytes
     quiet.silence()
     assert warnings.filters == before
     assert logging.getLogger().isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("flag", ["--store", "--results"])
+def test_an_address_is_no_folder(flag: str) -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/x is an address, and this is a folder of this machine"):
+        share(flag).parse_args([flag, "s3://bucket/x"])

@@ -73,6 +73,18 @@ def test_ara_reads_a_language_models_own_text() -> None:
     assert 0 <= plan.gap < 40
 
 
+class Placed(Reader):
+    """One with a larger table, of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(64, self.table.embedding_dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = self.table(ids) + self.places(torch.arange(ids.shape[1]))
+        return torch.as_tensor(self.head(torch.relu(self.body(words))))
+
+
 class Tagger(nn.Module):
     """Classes of words, from all words of the text; a masked model where there are as many classes as words."""
 
@@ -85,7 +97,9 @@ class Tagger(nn.Module):
         return torch.as_tensor(self.head(words + words.mean(1, keepdim=True)))
 
 
-@pytest.mark.parametrize(("net", "language"), [(Reader(), True), (Tagger(3), False), (Tagger(11), False)])
+@pytest.mark.parametrize(
+    ("net", "language"), [(Reader(), True), (Placed(), True), (Tagger(3), False), (Tagger(11), False)]
+)
 def test_only_a_model_of_the_next_token_is_a_language_model(net: nn.Module, *, language: bool) -> None:
     assert is_language_model(net.eval(), (torch.randint(11, (6, 9)),)) is language
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from make.nets import is_same
 from rankship_pipeline.models.data import Inputs
 from rankship_pipeline.recipe.choices import RefineChoice
-from rankship_pipeline.recover.refine import Saving, refine
+from rankship_pipeline.recover.refine import Saving, by_blocks, refine
 from rankship_pipeline.recover.refine.by_blocks import find_blocks
 
 CHOICE = RefineChoice(steps=90, by="blocks", step_size=3e-3)
@@ -146,3 +146,16 @@ def test_blocks_are_the_longest_chain_of_one_class() -> None:
     assert find_blocks(plain, (torch.zeros(2, 4),)) == [], "modules of several classes"
     narrowing = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     assert find_blocks(narrowing, (torch.zeros(2, 4),)) == [], "shapes differ"
+
+
+def test_of_more_samples_than_there_is_memory_for_some_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, _ = inputs = make_inputs()
+    dense = Network(0)
+    names = find_blocks(dense, inputs)
+
+    def count() -> int:
+        return sum(len(one.hidden) for one in by_blocks._start(blur(dense), names, [(dense, inputs)]))
+
+    assert count() == len(ids)
+    monkeypatch.setattr(by_blocks, "HIDDEN_BYTES", 2 * 10 * 6 * 8 * 4)  # of ten samples of both models
+    assert count() == 10

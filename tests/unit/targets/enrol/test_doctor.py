@@ -3,6 +3,7 @@
 import os
 import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankship_pipeline.foundation.artifact_key import Delegate
+from rankship_pipeline.foundation.delegates import DELEGATES
+from rankship_pipeline.foundation.errors import AgentDied
+from rankship_pipeline.foundation.formats import Format
 from rankship_targets.agent import probe, system
 from rankship_targets.devices.device import Device
-from rankship_targets.enrol.doctor import Check, decode_throttled, examine, examine_attached, examine_clock
+from rankship_targets.enrol.doctor import (
+    Check,
+    decode_throttled,
+    examine,
+    examine_attached,
+    examine_clock,
+    examine_delegates,
+)
 from rankship_targets.trials.events import Probe
 from rankship_targets.trials.trial import DeviceState
 
@@ -236,3 +248,15 @@ def test_a_program_that_hangs_or_fails_is_an_empty_answer(tmp_path: Path, monkey
     monkeypatch.setattr(system, "PROGRAM_TIMEOUT_S", 0.2)
     assert [system.run_program(name) for name in ("hangs", "fails", "noise", "absent")] == ["", "", "", ""]
     assert system.run_program(sys.executable, "-c", "print('said')") == "said\n"
+
+
+def test_a_runtime_whose_delegates_cannot_be_listed_leaves_the_others_theirs() -> None:
+    def list_delegates(known: Format) -> Sequence[Delegate]:
+        if known == "tflite":
+            raise AgentDied("the agent died of SIGILL", hint="install another build")
+        return [one.delegate for one in DELEGATES[known]]
+
+    listed, failed = examine_delegates(PROBE, list_delegates)
+    assert (listed.verdict, listed.finding.count(";")) == ("ok", 1)
+    assert listed.finding.startswith("onnx cpu")
+    assert (failed.verdict, failed.finding) == ("warn", "tflite: the agent died of SIGILL")
