@@ -76,16 +76,14 @@ class Built:
         kept = self.origin.store.root / artifact.file
         return kept if self.folder is None else self.folder / name_copies(self.build)[artifact.file]
 
-    def __repr__(self) -> str:
-        """What `report` says."""
-        return self.report()
-
     def report(self) -> str:
         """Every file with its size and the lengths it takes, and how far its outputs are from torch's, as text."""
         from rankship_benchmarks.report.words import print_parity
         from rankship_pipeline.flow.show import describe_lengths, tabulate_files
 
         return render([tabulate_files(self.build), *describe_lengths(self.build), partial(print_parity, self.verified)])
+
+    __repr__ = report
 
 
 def export(

@@ -64,15 +64,13 @@ class Compressed:
         """The recipe that was followed; what it holds of this session is marked `held`."""
         return self.find_origin().recipe
 
-    def __repr__(self) -> str:
-        """What `report` says."""
-        return self.report()
-
     def report(self) -> str:
         """Parameters before and after, how well the model agrees, and what every layer loses, as text."""
         return describe_result(
             self.plan, self.dense_parameters, self.fidelities, self.accuracies, {}, refinement=self.refinement
         )
+
+    __repr__ = report
 
     def state_dict(self) -> "dict[str, Tensor]":
         """The module's tensors by their names: `<layer>.0.weight`, `<layer>.1.weight`, … for planned layers."""

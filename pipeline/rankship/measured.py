@@ -37,15 +37,13 @@ class Measured:
         """One result per artifact; times are in nanoseconds."""
         return self.summary.results
 
-    def __repr__(self) -> str:
-        """What `report` says."""
-        return self.report()
-
     def report(self) -> str:
         """The tables that `rankship bench` prints, as text."""
         from rankship_benchmarks.report.words import print_summary
 
         return render([partial(print_summary, self.summary)])
+
+    __repr__ = report
 
 
 def measure(

@@ -47,15 +47,13 @@ class Merged:
         """The recipe that was followed; what it holds of this session is marked `held`."""
         return self.origin.recipe
 
-    def __repr__(self) -> str:
-        """What `report` says."""
-        return self.report()
-
     def report(self) -> str:
         """What merging cost, as text."""
         return describe_result(
             None, self.origin.prepared.dense_parameters, self.fidelities, self.accuracies, self.interference
         )
+
+    __repr__ = report
 
     def state_dict(self) -> "dict[str, Tensor]":
         """The module's tensors by their names."""

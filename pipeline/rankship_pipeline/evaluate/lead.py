@@ -48,12 +48,13 @@ class _Exam:
         self._dense, self._inputs = dense, inputs
         order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(0))
         self._places: tuple[Tensor, ...] = order.tensor_split(parts)
-        self._answers: dict[int, Outputs] = {}
+        self._looked_at: dict[int, Outputs] = {}  # the first parts alone: all outputs may have no place in memory
         self._sum, self._count = 0.0, 0
         likelihood = assume_logits(self._answer(0)) if likelihood is None else likelihood
         self._likelihood, self._scales = likelihood, Outputs()
         if not all(one.is_choice for one in likelihood.values()):
-            self._scales = measure_scales([self._answer(part) for part in range(min(_SCALED, parts))], likelihood)
+            self._looked_at = {part: self._answer(part) for part in range(min(_SCALED, parts))}
+            self._scales = measure_scales(self._looked_at.values(), likelihood)
 
     def compare(self, first: nn.Module, second: nn.Module, part: int) -> float:
         """The first model's mean divergence less the second's."""
@@ -71,6 +72,4 @@ class _Exam:
         return tuple(tensor[self._places[part]] for tensor in self._inputs)
 
     def _answer(self, part: int) -> Outputs:
-        if part not in self._answers:
-            self._answers[part] = call(self._dense, self._take(part))
-        return self._answers[part]
+        return self._looked_at[part] if part in self._looked_at else call(self._dense, self._take(part))

@@ -160,19 +160,19 @@ class Stages:
         }
 
         def collect() -> Grams:
-            known = partial(collect_curvatures, likelihood=prepared.likelihood, scales=self._measure_scales(model))
             inputs = thin(prepared.data.pool_calibration(), SAMPLES)
-            return collect_halves(partial(known, seed=prepared.recipe.seed), model.module, inputs, prepared.layers)
+            scales = self._measure_scales(model, inputs)
+            draw = partial(collect_curvatures, seed=prepared.recipe.seed, likelihood=prepared.likelihood, scales=scales)
+            return collect_halves(draw, model.module, inputs, prepared.layers)
 
         return self._keep("curvatures", made_from, _MATRICES, collect, "weigh outputs by their effect on predictions")
 
-    def _measure_scales(self, model: Model) -> Outputs:
+    def _measure_scales(self, model: Model, few: Inputs) -> Outputs:
         """The spread of the outputs that are no classes' scores, where it can be from a pass that scores need too."""
-        prepared, inputs = self.prepared, self.prepared.data.pool_calibration()
-        known = Runnable(model.module, thin(inputs, SAMPLES))
+        prepared, known = self.prepared, Runnable(model.module, few)
         hashes = list(prepared.calibration_sha256.values())
         if len(hashes) == 1 and not all(one.is_choice for one in prepared.likelihood.values()):
-            found = self.recall(model, inputs, hashes[0])
+            found = self.recall(model, prepared.data.pool_calibration(), hashes[0])
             known = found if isinstance(found.module, Remembered) else known
         return find_scales(known.module, known.inputs, prepared.likelihood)[1]
 

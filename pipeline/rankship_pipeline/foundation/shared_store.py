@@ -35,14 +35,16 @@ class SharedStore:
             place = f"{root}/{folder.name}"
             if not files.exists(f"{place}/{manifest}"):
                 return False
-            hashes = json.loads(files.cat_file(f"{place}/{manifest}"))["files"]
+            text = files.cat_file(f"{place}/{manifest}")  # once: another machine may send it anew
+            hashes = json.loads(text)["files"]
             with suppress(_Unfinished), publish_folder(folder) as temporary:
-                for name in [*hashes, manifest]:
+                for name in hashes:
                     target = temporary / _refuse_outside(name)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     files.get_file(f"{place}/{name}", str(target))
                 if any(hash_file(temporary / name) != sha256 for name, sha256 in hashes.items()):
                     raise _Unfinished
+                (temporary / manifest).write_bytes(text)
         return folder.is_dir()
 
     def send(self, folder: Path, names: Sequence[str], manifest: str) -> None:

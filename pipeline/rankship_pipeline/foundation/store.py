@@ -75,8 +75,11 @@ class Store:
     def find(self, kind: str, ingredients: Mapping[str, object]) -> Entry | None:
         """The finished entry made from these ingredients, None if there is none."""
         folder = self.root / self.name(kind, ingredients)
-        there = folder.is_dir() or (self.shared is not None and self.shared.fetch(folder, MANIFEST))
-        return self.open(folder) if there else None
+        return self.open(folder) if self._has(folder) else None
+
+    def _has(self, folder: Path) -> bool:
+        """Whether an entry is there, fetched if machines share it."""
+        return folder.is_dir() or (self.shared is not None and self.shared.fetch(folder, MANIFEST))
 
     def name(self, kind: str, ingredients: Mapping[str, object]) -> str:
         """The folder's name for these ingredients."""
@@ -119,10 +122,7 @@ class Store:
 
     def holds(self, file: str) -> bool:
         """Whether a file of an entry is there, by its path from the store; one that machines share is fetched."""
-        path = self.root / file
-        if not path.parent.is_dir() and self.shared is not None:
-            self.shared.fetch(self.root / Path(file).parts[0], MANIFEST)
-        return path.is_file()
+        return self._has(self.root / Path(file).parts[0]) and (self.root / file).is_file()
 
     def sweep(self) -> None:
         """Delete the temporary folders of killed builds that are more than a day old."""
