@@ -43,7 +43,7 @@ class Price:
 
     def price_dense(self, layers: Sequence[Layer]) -> int:
         """The cost of the whole dense model in float32; `layers` are all that may be factored."""
-        return self.fixed + sum(self.price_layer(layer, Stored()) or 0 for layer in layers)
+        return self.price_ways(layers, {layer.name: Stored() for layer in layers})
 
     def price_ways(self, layers: Sequence[Layer], ways: Mapping[str, Stored]) -> int:
         """The cost of the whole model with every layer stored in some way."""
